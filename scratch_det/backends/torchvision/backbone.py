@@ -1,0 +1,75 @@
+"""ResNet and ResNeXt bodies with a feature pyramid."""
+
+from fvcore.common.config import CfgNode
+from torch import nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from scratch_det.modeling.norm import NORMS
+
+BLOCKS = {
+    18: (BasicBlock, [2, 2, 2, 2]),
+    34: (BasicBlock, [3, 4, 6, 3]),
+    50: (Bottleneck, [3, 4, 6, 3]),
+    101: (Bottleneck, [3, 4, 23, 3]),
+    152: (Bottleneck, [3, 8, 36, 3]),
+}
+STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
+LEVELS = {"layer1": "p2", "layer2": "p3", "layer3": "p4", "layer4": "p5"}
+
+
+def build_backbone(cfg: CfgNode) -> BackboneWithFPN:
+    """ResNet-FPN: maps p2 ... p5 with strides 4 ... 32 and ``pool`` (p6) with stride 64."""
+    body = build_resnet(cfg)
+    freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT)
+    res2 = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
+    return BackboneWithFPN(
+        body,
+        return_layers=LEVELS,
+        in_channels_list=[res2 * 2**level for level in range(len(LEVELS))],
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        extra_blocks=LastLevelMaxPool(),
+        norm_layer=NORMS[cfg.MODEL.FPN.NORM],
+    )
+
+
+def build_resnet(cfg: CfgNode) -> ResNet:
+    """MODEL.RESNETS as torchvision's ResNet; convolutions have no bias, with or without norm, as in detectron2."""
+    block, layers = BLOCKS[cfg.MODEL.RESNETS.DEPTH]
+    body = ResNet(
+        block,
+        layers,
+        groups=cfg.MODEL.RESNETS.NUM_GROUPS,
+        width_per_group=cfg.MODEL.RESNETS.WIDTH_PER_GROUP,
+        norm_layer=NORMS[cfg.MODEL.RESNETS.NORM] or nn.Identity,
+    )
+    if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+        _stride_in_1x1(body)
+    return body
+
+
+def _stride_in_1x1(body: ResNet) -> None:
+    """Stride in the first 1x1 convolution of a bottleneck, where the original (MSRA) ResNets have it."""
+    for layer in body.modules():
+        if isinstance(layer, Bottleneck):
+            layer.conv1.stride, layer.conv2.stride = layer.conv2.stride, layer.conv1.stride
+
+
+def freeze(body: ResNet, freeze_at: int) -> None:
+    """Freeze the first ``freeze_at`` stages (stem, res2, ...); their BN layers become FrozenBN, as in detectron2."""
+    for stage in STAGES[:freeze_at]:
+        for name in stage:
+            getattr(body, name).requires_grad_(False)
+            setattr(body, name, _freeze_batch_norm(getattr(body, name)))
+
+
+def _freeze_batch_norm(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen.load_state_dict({k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"})
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, _freeze_batch_norm(child))
+    return module

@@ -1,0 +1,90 @@
+"""Which values of detectron2's keys this backend can honour."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import flatten
+from scratch_det.errors import ConfigError
+
+LEVELS = ["res2", "res3", "res4", "res5"]
+PYRAMID = ["p2", "p3", "p4", "p5"]
+
+# Keys with few honoured values; a key that is not listed is either used by model.py or not the backend's business.
+HONOURED: dict[str, tuple[Any, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.FPN.IN_FEATURES": (LEVELS,),
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.OUT_FEATURES": (LEVELS,),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": (64,),
+    "MODEL.RESNETS.RES5_DILATION": (1,),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.RPN.CONV_DIMS": ([-1],),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
+    "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
+    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+    "MODEL.KEYPOINT_ON": (False,),
+    "MODEL.LOAD_PROPOSALS": (False,),
+    "INPUT.CROP.ENABLED": (False,),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "TEST.AUG.ENABLED": (False,),
+    "TEST.PRECISE_BN.ENABLED": (False,),
+}
+
+
+def check(cfg: CfgNode) -> None:
+    """Raise ConfigError, one line per key, where the recipe asks for what this backend does not have."""
+    problems = list(_problems(flatten(cfg)))
+    if problems:
+        raise ConfigError("the torchvision backend cannot honour this recipe:\n  " + "\n  ".join(problems))
+
+
+def _problems(keys: dict[str, Any]) -> Iterator[str]:
+    mask_keys = not keys["MODEL.MASK_ON"]
+    for key, honoured in HONOURED.items():
+        if mask_keys and key.startswith("MODEL.ROI_MASK_HEAD"):
+            continue
+        if keys[key] not in honoured:
+            yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in honoured)}"
+    yield from _widths(keys)
+    yield from _anchors(keys)
+
+
+def _widths(keys: dict[str, Any]) -> Iterator[str]:
+    basic = keys["MODEL.RESNETS.DEPTH"] in (18, 34)
+    res2, groups = keys["MODEL.RESNETS.RES2_OUT_CHANNELS"], keys["MODEL.RESNETS.NUM_GROUPS"]
+    if res2 != (64 if basic else 256):
+        yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2}; ResNet-18 and -34 have 64, the deeper ones 256"
+    if basic and (groups, keys["MODEL.RESNETS.WIDTH_PER_GROUP"]) != (1, 64):
+        yield "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP are fixed at 1 and 64 for ResNet-18 and -34"
+
+
+def _anchors(keys: dict[str, Any]) -> Iterator[str]:
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+        lists, levels = keys[key], len(keys["MODEL.RPN.IN_FEATURES"])
+        if len(lists) not in (1, levels):
+            yield f"{key} has {len(lists)} lists; expected one for all levels or one for each of the {levels}"
+        if len({len(values) for values in lists}) > 1:
+            yield f"{key} is {lists!r}; every level needs the same number of values"

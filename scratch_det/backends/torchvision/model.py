@@ -1,0 +1,111 @@
+"""The torchvision backend: see ``scratch_det.backends`` for the contract."""
+
+from typing import Any
+
+import torch
+import torchvision
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import clip_boxes_to_image
+
+from scratch_det.backends.torchvision.backbone import build_backbone
+from scratch_det.backends.torchvision.paste import paste_masks
+from scratch_det.backends.torchvision.roi_heads import RoIHeads
+from scratch_det.backends.torchvision.rpn import RPN
+from scratch_det.data.image import encode_masks
+from scratch_det.modeling.init import initialize
+
+SIZE_DIVISIBILITY = 32  # the stride of p5: every level of the pyramid halves exactly
+
+LAYER_TYPES = {
+    "backbone.body": "backbone",
+    "backbone.fpn": "fpn",
+    "rpn.head": "rpn",
+    "roi_heads.box_head": "box_conv",
+    "roi_heads.box_predictor.cls_score": "cls_score",
+    "roi_heads.box_predictor.bbox_pred": "bbox_pred",
+    "roi_heads.mask_head": "mask_conv",
+    "roi_heads.mask_predictor.conv5_mask": "mask_conv",
+    "roi_heads.mask_predictor.mask_fcn_logits": "mask_predictor",
+}
+
+
+class GeneralizedRCNN(nn.Module):
+    """Backbone, proposals, heads. Pixels become (value - PIXEL_MEAN) / PIXEL_STD, per channel in INPUT.FORMAT order."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.rpn = RPN(cfg, self.backbone.out_channels)
+        self.roi_heads = RoIHeads(cfg, self.backbone.out_channels)
+        for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: list[dict[str, Any]]) -> Any:
+        """Losses in training mode, else detections in pixels of the network's input (``RoIHeads.detect``)."""
+        images = self._images(batch)
+        features = self.backbone(images.tensors)
+        if not self.training:
+            proposals, _ = self.rpn(images, features)
+            return self.roi_heads.detect(features, proposals, images.image_sizes)
+        targets = [self._target(sample) for sample in batch]
+        proposals, rpn_losses = self.rpn(images, features, targets)
+        loss_rpn_cls, loss_rpn_loc = rpn_losses["loss_objectness"], rpn_losses["loss_rpn_box_reg"]
+        losses = self.roi_heads.losses(features, proposals, targets)
+        return {**losses, "loss_rpn_cls": loss_rpn_cls, "loss_rpn_loc": loss_rpn_loc}
+
+    def _images(self, batch: list[dict[str, Any]]) -> ImageList:
+        """Normalise and pad with zeros, right and below, to one size divisible by 32."""
+        images = [(self._to_device(sample["image"]) - self.pixel_mean) / self.pixel_std for sample in batch]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        height, width = (-(-max(side) // SIZE_DIVISIBILITY) * SIZE_DIVISIBILITY for side in zip(*sizes, strict=True))
+        padded = images[0].new_zeros((len(images), 3, height, width))
+        for canvas, image in zip(padded, images, strict=True):
+            canvas[:, : image.shape[1], : image.shape[2]] = image
+        return ImageList(padded, sizes)
+
+    def _target(self, sample: dict[str, Any]) -> dict[str, Tensor]:
+        target = {key: self._to_device(sample[key]) for key in ("boxes", "labels", "masks") if key in sample}
+        return {**target, "labels": target["labels"] + 1}
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.pixel_mean.device, non_blocking=True)
+
+
+def build(cfg: CfgNode) -> nn.Module:
+    """See the contract."""
+    model = GeneralizedRCNN(cfg)
+    box_head = [n for n, m in model.named_modules() if n.startswith("roi_heads.box_head.") and isinstance(m, nn.Linear)]
+    initialize(model, {**LAYER_TYPES, **dict.fromkeys(box_head, "box_fc")})
+    return model
+
+
+def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """See the contract. Puts the model into training mode."""
+    return model.train()(batch)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """See the contract. Puts the model into evaluation mode."""
+    found = model.eval()(batch)
+    return [_to_original(sample, image) for sample, image in zip(batch, found, strict=True)]
+
+
+def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:
+    """Scale detections to the original image, drop boxes without area, paste masks; labels become 0-based."""
+    height, width = sample["height"], sample["width"]
+    scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
+    boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
+    boxes = clip_boxes_to_image(boxes, (height, width))
+    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
+    result = {"boxes": boxes[keep], "scores": found["scores"].cpu()[keep], "labels": found["labels"].cpu()[keep] - 1}
+    if "masks" in found:
+        result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[keep], boxes[keep], height, width))
+    return result
+
+
+def library() -> str:
+    """See the contract."""
+    return f"torchvision {torchvision.__version__}"

@@ -1,0 +1,100 @@
+"""Region proposals: torchvision's RPN with detectron2's anchors, loss normalisation and configurable betas."""
+
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+STRIDES = (4, 8, 16, 32, 64)  # p2 ... p6
+
+
+class Anchors(nn.Module):
+    """Anchors as detectron2 lays them: unrounded, sizes before ratios, strides fixed by level.
+
+    torchvision rounds the corners to whole pixels and derives p6's stride from its rounded-up size; under autocast it
+    also computes in half precision.
+
+    Args:
+        sizes: side of a square anchor in pixels, per level.
+        aspect_ratios: height / width, per level.
+        offset: position of an anchor's centre in its cell, 0 = top left corner, as a fraction of the stride.
+    """
+
+    def __init__(self, sizes: list[list[float]], aspect_ratios: list[list[float]], offset: float):
+        super().__init__()
+        self.offset = offset
+        for level, level_sizes in enumerate(_per_level(sizes)):
+            cell = _cell_anchors(level_sizes, _per_level(aspect_ratios)[level])
+            self.register_buffer(f"cell{level}", cell, persistent=False)
+        self.per_location = len(cell)
+
+    def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
+        """Anchors [sum of H * W * A over levels, 4] (x1 y1 x2 y2, pixels), the same for every image of the batch."""
+        anchors = torch.cat([self._grid(level, feature.shape[-2:]) for level, feature in enumerate(features)])
+        return [anchors] * len(images.image_sizes)
+
+    def _grid(self, level: int, size: torch.Size) -> Tensor:
+        cell = getattr(self, f"cell{level}")
+        rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * STRIDES[level] for n in size)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+        return (centres + cell).reshape(-1, 4)
+
+
+def _per_level(values: list[list[float]]) -> list[list[float]]:
+    return values * len(STRIDES) if len(values) == 1 else values
+
+
+def _cell_anchors(sizes: list[float], aspect_ratios: list[float]) -> Tensor:
+    shapes = torch.tensor([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in aspect_ratios])
+    return torch.cat([-shapes, shapes], dim=1) / 2
+
+
+class Float32RPNHead(RPNHead):
+    """torchvision's RPN head; box arithmetic after it stays in float32 under autocast."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class RPN(RegionProposalNetwork):
+    """torchvision's RPN; losses are summed over anchors and divided by the nominal sample size, as in detectron2."""
+
+    def __init__(self, cfg: CfgNode, in_channels: int):
+        keys = cfg.MODEL.RPN
+        anchors = cfg.MODEL.ANCHOR_GENERATOR
+        generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, anchors.OFFSET)
+        super().__init__(
+            generator,
+            Float32RPNHead(in_channels, generator.per_location),
+            fg_iou_thresh=keys.IOU_THRESHOLDS[1],
+            bg_iou_thresh=keys.IOU_THRESHOLDS[0],
+            batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
+            positive_fraction=keys.POSITIVE_FRACTION,
+            pre_nms_top_n={"training": keys.PRE_NMS_TOPK_TRAIN, "testing": keys.PRE_NMS_TOPK_TEST},
+            post_nms_top_n={"training": keys.POST_NMS_TOPK_TRAIN, "testing": keys.POST_NMS_TOPK_TEST},
+            nms_thresh=keys.NMS_THRESH,
+        )
+        self.box_coder = BoxCoder(weights=tuple(keys.BBOX_REG_WEIGHTS))
+        self.sample_size = keys.BATCH_SIZE_PER_IMAGE
+        self.beta = keys.SMOOTH_L1_BETA
+        self.loss_weight, self.box_loss_weight = keys.LOSS_WEIGHT, keys.BBOX_REG_LOSS_WEIGHT
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Objectness (binary cross-entropy) and box (smooth L1) loss over the sampled anchors of the batch."""
+        positive, negative = (torch.cat(chosen).bool() for chosen in self.fg_bg_sampler(labels))
+        sampled = positive | negative
+        loss_cls = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
+        )
+        loss_loc = F.smooth_l1_loss(
+            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=self.beta, reduction="sum"
+        )
+        scale = self.loss_weight / (self.sample_size * len(labels))
+        return loss_cls * scale, loss_loc * scale * self.box_loss_weight

@@ -1,0 +1,93 @@
+"""Cross-field rules: what cannot train as written is refused before iteration 1, with the change that mends it.
+
+A rule is a generator of problems, one line each: what was found, what is expected, the key, the mend.
+"""
+
+from collections.abc import Callable, Iterator
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import norm_rules, solver_rules
+from scratch_det.config.keys import flatten
+from scratch_det.errors import ConfigError, did_you_mean
+
+CHOICES = {
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+}
+
+
+def check_config(cfg: CfgNode, num_processes: int = 1) -> list[str]:
+    """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written."""
+    if num_processes < 1:
+        raise ValueError(f"num_processes must be 1 or more, not {num_processes}")
+    problems = [problem for rule in RULES for problem in rule(cfg)]
+    problems += [problem for rule in PROCESS_RULES for problem in rule(cfg, num_processes)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return list(norm_rules.sync_bn_notices(cfg, num_processes))
+
+
+def known_choices(cfg: CfgNode) -> Iterator[str]:
+    values = flatten(cfg)
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            expected = " or ".join(f"'{choice}'" for choice in choices)
+            yield f"{key} is '{values[key]}', expected {expected}{did_you_mean(values[key], list(choices))}"
+
+
+def training_sizes(cfg: CfgNode) -> Iterator[str]:
+    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
+    if not sizes or min(sizes) < 1:
+        yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one or more sides in pixels such as (800,)"
+    elif cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but sampling from a range needs its two ends; "
+            f'set INPUT.MIN_SIZE_TRAIN "{min(sizes), max(sizes)}" or INPUT.MIN_SIZE_TRAIN_SAMPLING choice'
+        )
+
+
+def has_training_data(cfg: CfgNode) -> Iterator[str]:
+    if not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
+
+
+def resnet_depth(cfg: CfgNode) -> Iterator[str]:
+    """ResNet-18 and 34 have no bottlenecks, so their res2 is as narrow as the stem (He et al. 2016, Table 1)."""
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH not in (18, 34, 50, 101, 152):
+        yield f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}, expected 18, 34, 50, 101 or 152"
+    elif resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
+        yield (
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, but a ResNet of DEPTH {resnets.DEPTH} "
+            "has 64; set MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+        )
+
+
+def roi_thresholds(cfg: CfgNode) -> Iterator[str]:
+    thresholds = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+    if not thresholds or not all(0 < threshold < 1 for threshold in thresholds):
+        yield f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, expected IoUs between 0 and 1 such as [0.5]"
+
+
+RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
+    norm_rules.nothing_random_is_frozen,
+    norm_rules.known_norms,
+    norm_rules.gn_channels_divide,
+    resnet_depth,
+    roi_thresholds,
+    known_choices,
+    training_sizes,
+    has_training_data,
+    solver_rules.positive_numbers,
+    solver_rules.drops_happen,
+    solver_rules.warmup_ends,
+    solver_rules.clipping_is_known,
+)
+PROCESS_RULES: tuple[Callable[[CfgNode, int], Iterator[str]], ...] = (
+    solver_rules.batch_divides,
+    norm_rules.bn_has_images,
+)

@@ -1,0 +1,47 @@
+"""Dotted keys such as ``SOLVER.BASE_LR``: list them, set one, name the one that was meant."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.errors import did_you_mean
+
+# Sections of detectron2 that the defaults leave out on purpose.
+OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its value, in the order of the configuration."""
+    flat: dict[str, Any] = {}
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def set_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set one existing dotted key; the value is stored as it is."""
+    *sections, name = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    if name not in node or isinstance(node[name], CfgNode):
+        raise KeyError(key)
+    setattr(node, name, value)  # unlike node[name] = value, refuses on a frozen configuration
+
+
+def explain_unknown(key: str, known: list[str]) -> str:
+    """What to write instead of ``key``: the same name in its right section first, then the closest spelling."""
+    below = [other for other in known if other.startswith(key + ".")]
+    if below:
+        return f"{key} is a section, not a value; it holds keys such as {below[0]}"
+    if key.startswith(OUTSIDE_OUR_SUBSET):
+        return f"key {key} belongs to a part of detectron2 that this repository does not use: remove it"
+    name = key.rpartition(".")[2]
+    namesakes = get_close_matches(key, [other for other in known if other.rpartition(".")[2] == name], n=3, cutoff=0)
+    if namesakes:
+        return f"unknown key {key}; did you mean {' or '.join(repr(other) for other in namesakes)}?"
+    return f"unknown key {key}{did_you_mean(key, known) or '; see scratch_det/config/defaults.yaml for all keys'}"

@@ -1,0 +1,81 @@
+"""Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
+
+A recipe that loads here means the same to stock detectron2 (``get_cfg().merge_from_file``): bases in their order, then
+the file itself, each value decoded and coerced by yacs's rules.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config.defaults import get_cfg
+from scratch_det.config.keys import explain_unknown, flatten, set_key
+from scratch_det.config.source import BASE_KEY, Entry, Source, base_path, read_source
+from scratch_det.config.values import accept
+from scratch_det.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+
+class LoadedConfig(NamedTuple):
+    """A configuration and the dotted keys that a recipe or an override set, as opposed to defaults."""
+
+    cfg: CfgNode
+    explicit: frozenset[str]
+
+
+def load_config(config_file: str | Path, overrides: Sequence[Any] = ()) -> LoadedConfig:
+    """The defaults, changed by ``config_file`` and its bases, then by ``overrides`` (``KEY VALUE KEY VALUE ...``).
+
+    Raises one ConfigError that names every unknown key and every wrong type with file and line.
+    """
+    recipe = [entry for source in _chain(Path(config_file), COMMAND_LINE, ()) for entry in source.entries]
+    return _apply([*recipe, *_override_entries(overrides)])
+
+
+def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Source]:
+    """The sources in merging order: all bases of a file before the file."""
+    if path.resolve() in ancestors:
+        raise ConfigError(f"{asked_by}: {BASE_KEY} {path} leads back to itself: remove it from one of the files")
+    source = read_source(path, asked_by)
+    for base in source.bases:
+        yield from _chain(base_path(source, base), base.where, (*ancestors, path.resolve()))
+    yield source
+
+
+def _apply(entries: list[Entry]) -> LoadedConfig:
+    cfg = get_cfg()
+    defaults = flatten(cfg)
+    problems: list[str] = []
+    for entry in entries:
+        try:
+            set_key(cfg, entry.key, _checked(entry, defaults))
+        except ConfigError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return LoadedConfig(cfg, frozenset(entry.key for entry in entries))
+
+
+def _checked(entry: Entry, defaults: dict[str, Any]) -> Any:
+    if entry.key not in defaults:
+        raise ConfigError(f"{entry.where}: {explain_unknown(entry.key, list(defaults))}")
+    return accept(entry.key, entry.value, defaults[entry.key], entry.where)
+
+
+def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
+    for token in overrides:
+        if isinstance(token, str) and token.startswith("--"):
+            raise ConfigError(f"{COMMAND_LINE}: flag {token} must come before the first KEY VALUE pair")
+    keys = [str(token) for token in overrides[::2]]
+    for key in keys:
+        if "=" in key:
+            name, _, value = key.partition("=")
+            raise ConfigError(f"{COMMAND_LINE}: '{key}' joins key and value: write {name} {value}")
+    if len(overrides) % 2:
+        raise ConfigError(
+            f"{COMMAND_LINE}: '{keys[-1]}' has no value: overrides come in pairs, KEY VALUE KEY VALUE ..."
+        )
+    return [Entry(key, value, COMMAND_LINE) for key, value in zip(keys, overrides[1::2], strict=True)]

@@ -1,0 +1,61 @@
+"""Rules on the schedule and the batch."""
+
+from collections.abc import Iterator
+
+from fvcore.common.config import CfgNode
+
+
+def positive_numbers(cfg: CfgNode) -> Iterator[str]:
+    solver = cfg.SOLVER
+    for name in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        if solver[name] < 1:
+            yield f"SOLVER.{name} is {solver[name]}, expected 1 or more"
+    if solver.BASE_LR <= 0:
+        yield f"SOLVER.BASE_LR is {solver.BASE_LR}, expected above 0; the paper's is 0.02 at batch 16"
+    if not 0 < solver.GAMMA <= 1:
+        yield f"SOLVER.GAMMA is {solver.GAMMA}, expected above 0 and at most 1; the paper's is 0.1"
+
+
+def drops_happen(cfg: CfgNode) -> Iterator[str]:
+    steps, max_iter = tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
+        yield (
+            f"SOLVER.STEPS is {steps}, expected positive and strictly increasing iterations; "
+            f'set SOLVER.STEPS "{tuple(sorted({step for step in steps if step > 0}))}"'
+        )
+    late = [step for step in steps if step >= max_iter]
+    if late and max_iter >= 1:
+        kept = tuple(step for step in steps if step < max_iter)
+        yield (
+            f"SOLVER.STEPS has {', '.join(map(str, late))}, but training ends at SOLVER.MAX_ITER {max_iter}: "
+            f'drop them (set SOLVER.STEPS "{kept}") or train longer'
+        )
+
+
+def warmup_ends(cfg: CfgNode) -> Iterator[str]:
+    warmup, max_iter = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if warmup < 0:
+        yield f"SOLVER.WARMUP_ITERS is {warmup}, expected 0 or more"
+    if warmup >= max_iter >= 1:
+        yield (
+            f"SOLVER.WARMUP_ITERS is {warmup}, as long as the run of SOLVER.MAX_ITER {max_iter}; "
+            f"set SOLVER.WARMUP_ITERS {max_iter // 10} or train longer"
+        )
+    if not 0 <= cfg.SOLVER.WARMUP_FACTOR <= 1:
+        yield f"SOLVER.WARMUP_FACTOR is {cfg.SOLVER.WARMUP_FACTOR}, expected a part of the learning rate from 0 to 1"
+
+
+def clipping_is_known(cfg: CfgNode) -> Iterator[str]:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
+        yield f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', expected 'value' or 'norm'"
+
+
+def batch_divides(cfg: CfgNode, num_processes: int) -> Iterator[str]:
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch >= 1 and batch % num_processes:
+        nearest = max(1, round(batch / num_processes)) * num_processes
+        yield (
+            f"SOLVER.IMS_PER_BATCH is {batch} in total, which {num_processes} processes cannot share evenly; "
+            f"set SOLVER.IMS_PER_BATCH {nearest}"
+        )

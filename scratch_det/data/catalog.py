@@ -1,0 +1,88 @@
+"""Names of data sets: from a YAML catalog to the json file and image folder on disk."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scratch_det.errors import DataError, did_you_mean
+
+BUILT_IN = Path(__file__).with_name("catalog.yaml")
+ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
+KNOWN_FIELDS = {"json", "images", "drop_empty_boxes"}
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One catalog entry, its paths resolved against the datasets root."""
+
+    name: str
+    json_file: Path
+    image_root: Path
+    drop_empty_boxes: bool = False
+
+
+def datasets_root() -> Path:
+    """The folder that catalog paths start from: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
+    return Path(os.environ.get(ROOT_VARIABLE, "datasets"))
+
+
+def lookup(name: str) -> DatasetEntry:
+    """Resolve a data set name.
+
+    Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
+    malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
+    """
+    root = datasets_root()
+    own = root / "catalog.yaml"
+    entries = {key: (value, BUILT_IN) for key, value in _read(BUILT_IN).items()}
+    if own.is_file():
+        entries.update({key: (value, own) for key, value in _read(own).items()})
+    if name not in entries:
+        raise DataError(
+            f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
+            f"  known: {', '.join(sorted(entries))}\n"
+            f"  to add it, write into {own}:  {name}: {{json: PATH, images: FOLDER}}"
+        )
+    fields, source = entries[name]
+    entry = _parse(name, fields, source, root)
+    _check_on_disk(entry, root)
+    return entry
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise DataError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
+    return content
+
+
+def _parse(name: str, fields: Any, source: Path, root: Path) -> DatasetEntry:
+    if not isinstance(fields, dict) or not {"json", "images"} <= fields.keys() <= KNOWN_FIELDS:
+        raise DataError(
+            f"{source}: entry '{name}' is {fields!r}; expected {{json: PATH, images: FOLDER}}, "
+            f"known fields: {', '.join(sorted(KNOWN_FIELDS))}"
+        )
+    drop = bool(fields.get("drop_empty_boxes", False))
+    return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop)
+
+
+def _check_on_disk(entry: DatasetEntry, root: Path) -> None:
+    missing_json, missing_images = not entry.json_file.is_file(), not entry.image_root.is_dir()
+    if not (missing_json or missing_images):
+        return
+    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
+    hint = "; make it with: python tools/prepare_digits.py" if entry.name.startswith("digits_") else ""
+    raise DataError(
+        f"data set '{entry.name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
+        f"  {'missing ' if missing_json else 'found   '} {entry.json_file}\n"
+        f"  {'missing ' if missing_images else 'found   '} {entry.image_root}/\n"
+        f"  {root} " + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
+    )

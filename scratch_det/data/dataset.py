@@ -1,0 +1,153 @@
+"""From a validated COCO data set to samples: the training set by stream position, the test set by image.
+
+A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0-based class indices:
+    image        uint8 [3, H, W], channels in INPUT.FORMAT order
+    image_id     the json's id
+    height, width   the original image's size, pixels
+    boxes        float32 [N, 4], x1 y1 x2 y2                 (training only)
+    labels       int64 [N]                                   (training only)
+    masks        uint8 [N, H, W] of 0 and 1                  (training only, with MODEL.MASK_ON)
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch.utils.data import DataLoader, Dataset
+
+from scratch_det.data.coco import CocoDataset
+from scratch_det.data.image import decode_masks, read_image
+from scratch_det.data.stream import Stream
+from scratch_det.data.transforms import Sample, augment, resize
+from scratch_det.errors import DataError
+
+
+class Records:
+    """Read-only list of Python objects in two flat arrays, so that forked workers share its memory."""
+
+    def __init__(self, items: list[Any]):
+        pickled = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
+        self._ends = np.cumsum([len(item) for item in pickled])
+        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
+
+
+class TrainingSet(Dataset):
+    """Training samples addressed by stream position.
+
+    A DataError becomes the item instead of an exception, so that it leaves a worker process as the message it is.
+    """
+
+    def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
+        self.cfg = cfg
+        every = [
+            (data.entry.image_root, image, data.training_annotations(image["id"]))
+            for data in datasets
+            for image in data.images
+        ]
+        usable = [record for record in every if record[2] or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS]
+        if not usable:
+            raise DataError(
+                f"{datasets[0].entry.json_file}: data set is empty for training: none of its {len(every)} images has "
+                "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+            )
+        self.num_dropped = len(every) - len(usable)
+        self.records = Records(usable)
+        portrait = np.array([image["height"] > image["width"] for _, image, _ in usable])
+        self.stream = Stream(cfg.SEED, len(usable), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, position: int) -> Sample | DataError:
+        image_root, image, annotations = self.records[self.stream.index(position)]
+        try:
+            sample = self._load(image_root, image, annotations)
+        except DataError as error:
+            return error
+        return _keep_non_empty(augment(sample, self.cfg, self.stream.rng(position)))
+
+    def _load(self, image_root: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Sample:
+        sample = _load_image(self.cfg, image_root, image)
+        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        sample["boxes"] = boxes
+        sample["labels"] = torch.tensor([a["label"] for a in annotations], dtype=torch.int64)
+        if self.cfg.MODEL.MASK_ON:
+            segmentations = [a["segmentation"] for a in annotations]
+            sample["masks"] = decode_masks(segmentations, image["height"], image["width"])
+        return sample
+
+
+class TestSet(Dataset):
+    """Test samples in the json's order, without truth; resized to MIN_SIZE_TEST."""
+
+    def __init__(self, cfg: CfgNode, data: CocoDataset):
+        self.cfg, self.image_root = cfg, data.entry.image_root
+        self.records = Records(data.images)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            sample = _load_image(self.cfg, self.image_root, self.records[index])
+        except DataError as error:
+            return error
+        return resize(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+
+
+def _load_image(cfg: CfgNode, image_root: Path, image: dict[str, Any]) -> Sample:
+    pixels = read_image(image_root / image["file_name"], image["width"], image["height"])
+    if cfg.INPUT.FORMAT == "BGR":
+        pixels = pixels[:, :, ::-1]
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return {"image": tensor, "image_id": image["id"], "height": image["height"], "width": image["width"]}
+
+
+def _keep_non_empty(sample: Sample) -> Sample:
+    """Clip boxes to the image and drop objects whose box has no area left."""
+    height, width = sample["image"].shape[-2:]
+    boxes = sample["boxes"]
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
+    return {key: value[keep] if key in ("boxes", "labels", "masks") else value for key, value in sample.items()}
+
+
+def training_batches(dataset: TrainingSet, cfg: CfgNode, start_iteration: int) -> Iterator[list[Sample]]:
+    """Batches from ``start_iteration`` to MAX_ITER: iteration i holds positions i * IMS_PER_BATCH and following.
+
+    Raises DataError for the first image that cannot be read as the json describes it.
+    """
+    size = cfg.SOLVER.IMS_PER_BATCH
+    positions = [range(i * size, (i + 1) * size) for i in range(start_iteration, cfg.SOLVER.MAX_ITER)]
+    return _checked(_loader(dataset, cfg, batch_sampler=positions))
+
+
+def test_batches(dataset: TestSet, cfg: CfgNode) -> Iterator[list[Sample]]:
+    """Every test image once, one per batch, in the json's order. Raises DataError as ``training_batches`` does."""
+    return _checked(_loader(dataset, cfg, batch_size=1))
+
+
+def _loader(dataset: Dataset, cfg: CfgNode, **batching: Any) -> DataLoader:
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return DataLoader(dataset, num_workers=workers, collate_fn=list, generator=torch.Generator(), **batching)
+
+
+def _checked(loader: DataLoader) -> Iterator[list[Sample]]:
+    for batch in loader:
+        for sample in batch:
+            if isinstance(sample, DataError):
+                raise sample
+        yield batch

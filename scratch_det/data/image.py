@@ -1,0 +1,55 @@
+"""Images and masks as they lie on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from scratch_det.errors import DataError
+
+
+def read_image(path: Path, width: int, height: int) -> np.ndarray:
+    """Decode one image to RGB uint8 [H, W, 3], turned upright as its EXIF tag says.
+
+    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``.
+    """
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            image = np.asarray(upright.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: image file is missing") from None
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or drop it from the json") from None
+    if image.shape[:2] != (height, width):
+        raise DataError(
+            f"{path}: image is {image.shape[1]} x {image.shape[0]} px, the json says {width} x {height}; "
+            "correct width and height in the json, or replace the file"
+        )
+    return image
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """COCO's three ways to write a mask (polygons, uncompressed and compressed RLE) as one compressed RLE."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def decode_masks(segmentations: list[Any], height: int, width: int) -> torch.Tensor:
+    """Rasterise masks to uint8 [N, H, W] of 0 and 1."""
+    if not segmentations:
+        return torch.zeros((0, height, width), dtype=torch.uint8)
+    decoded = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
+    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Compress uint8 [N, H, W] masks to COCO RLE with text counts (json-ready)."""
+    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]

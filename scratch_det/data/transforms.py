@@ -1,0 +1,65 @@
+"""INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+Sample = dict[str, Any]
+
+
+def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
+    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then RANDOM_FLIP with probability 1/2."""
+    short_side = _draw_short_side(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, rng)
+    sample = resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN)
+    if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
+        sample = flip(sample, cfg.INPUT.RANDOM_FLIP)
+    return sample
+
+
+def _draw_short_side(sizes: tuple[int, ...], sampling: str, rng: np.random.Generator) -> int:
+    if sampling == "range":
+        return int(rng.integers(sizes[0], sizes[1] + 1))
+    return int(rng.choice(sizes))
+
+
+def output_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
+    """Height and width after scaling the short side to ``short_side``, the long one capped (detectron2's rounding)."""
+    if short_side == 0:  # detectron2: 0 leaves test images as they are
+        return height, width
+    scale = short_side / min(height, width)
+    if max(height, width) * scale > max_size:
+        scale = max_size / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
+    """Scale image (bilinear, antialiased), boxes (xyxy px), masks (nearest pixel centre) and keypoints together."""
+    height, width = sample["image"].shape[-2:]
+    size = output_size(height, width, short_side, max_size)
+    if size == (height, width):
+        return sample
+    resized = {**sample, "image": F.resize(sample["image"], list(size), antialias=True)}
+    scale_x, scale_y = size[1] / width, size[0] / height
+    if "boxes" in sample:
+        resized["boxes"] = sample["boxes"] * torch.tensor([scale_x, scale_y, scale_x, scale_y])
+    if "masks" in sample:
+        resized["masks"] = F.resize(sample["masks"], list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return resized
+
+
+def flip(sample: Sample, direction: str) -> Sample:
+    """Mirror image, boxes and masks left-right ("horizontal") or upside down ("vertical")."""
+    axis, low, high = (-1, 0, 2) if direction == "horizontal" else (-2, 1, 3)
+    flipped = {**sample, "image": sample["image"].flip(axis)}
+    if "boxes" in sample:
+        extent = sample["image"].shape[axis]
+        flipped["boxes"] = sample["boxes"].clone()
+        flipped["boxes"][:, low] = extent - sample["boxes"][:, high]
+        flipped["boxes"][:, high] = extent - sample["boxes"][:, low]
+    if "masks" in sample:
+        flipped["masks"] = sample["masks"].flip(axis)
+    return flipped

@@ -1,0 +1,36 @@
+"""Mistakes that the user can mend: one clear message, exit code 2, nothing half-written."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """What was found, what was expected, where, and the change that mends it."""
+
+
+class ConfigError(UserError):
+    """A recipe or an override that cannot be trained as written."""
+
+
+class DataError(UserError):
+    """A data set, json entry or image that is not what it claims to be."""
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a UserError into ``error: message`` on stderr and exit code 2; let every other exception through."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``; did you mean 'X'?`` for the closest known word, or an empty string when nothing is close."""
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,297 @@
+"""Predictions to COCO's AP, one code path for every backend: score, print, and explain a score that is too low.
+
+Results are COCO result dicts: ``image_id``, ``category_id`` (the id in the json, not the contiguous label), ``score``,
+``bbox`` [x, y, w, h] in px of the original image, ``segmentation`` (compressed RLE), ``keypoints`` [x, y, v] * K.
+Metrics are ``{task: {name: value}}`` with detectron2's names, in percent; nan where there is no truth to score against.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as mask_api
+
+from scratch_det.errors import DataError
+
+Metrics = dict[str, dict[str, float]]
+Result = Mapping[str, Any]
+
+IOU_TYPES = ("bbox", "segm", "keypoints")
+RESULT_KEY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+AREA_NAMES = {"bbox": ("APs", "APm", "APl"), "segm": ("APs", "APm", "APl"), "keypoints": ("APm", "APl")}
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def evaluate_predictions(
+    json_file: str | Path,
+    results: Sequence[Result],
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    image_ids: Iterable[int] | None = None,
+    oks_sigmas: Sequence[float] | None = None,
+) -> Metrics:
+    """COCO AP of ``results`` against the truth in ``json_file``.
+
+    ``image_ids`` restricts the evaluation to these images (default: all of the json; results on others are left out).
+    ``oks_sigmas``: one fall-off per keypoint; default: COCO's 17 of a person. The results are not changed.
+    Raises DataError where results and json do not belong together.
+    """
+    truth = load_truth(json_file)
+    chosen = sorted(truth.imgs) if image_ids is None else sorted(set(image_ids))
+    _check_ids(truth, results, chosen)
+    return {task: _metrics(score(truth, results, task, chosen, oks_sigmas), task) for task in iou_types}
+
+
+def load_truth(json_file: str | Path) -> COCO:
+    """The annotations of a COCO json, indexed.
+
+    COCO's matching takes annotation id 0 for "unmatched", so the ids are renumbered from 1. A missing ``iscrowd``
+    counts as 0, a missing ``area`` as that of the box.
+    """
+    dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
+    for number, annotation in enumerate(dataset.setdefault("annotations", []), start=1):
+        annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    return COCO(dataset, print_function=_silent)
+
+
+def score(
+    truth: COCO,
+    results: Sequence[Result],
+    iou_type: str,
+    image_ids: Sequence[int],
+    oks_sigmas: Sequence[float] | None = None,
+) -> COCOeval_faster:
+    """The finished COCOeval of one task ("bbox", "segm" or "keypoints"): read ``eval["precision"]`` [T, R, K, A, M]."""
+    if iou_type not in IOU_TYPES:
+        raise DataError(f"unknown iou type '{iou_type}'; expected one of {', '.join(IOU_TYPES)}")
+    chosen = set(image_ids)
+    found = [result for result in results if result["image_id"] in chosen and RESULT_KEY[iou_type] in result]
+    if results and not any(RESULT_KEY[iou_type] in result for result in results):
+        raise DataError(f"no result holds '{RESULT_KEY[iou_type]}': leave '{iou_type}' out, or predict it")
+    detections = {**truth.dataset, "annotations": _detections(found, iou_type)}
+    scorer = COCOeval_faster(
+        truth, COCO(detections, print_function=_silent), iou_type, print_function=_silent, kpt_oks_sigmas=oks_sigmas
+    )
+    scorer.params.imgIds = list(image_ids)
+    scorer.params.catIds = _categories(truth, iou_type)
+    _check_truth(truth, scorer, iou_type)
+    scorer.evaluate()
+    scorer.accumulate()
+    return scorer
+
+
+def format_table(metrics: Metrics) -> str:
+    """A Markdown table: one row per task, the six numbers in percent with one decimal, '-' for nan or absent."""
+    rows = [[task, *(_cell(values.get(name, math.nan)) for name in COLUMNS)] for task, values in metrics.items()]
+    return _markdown(["task", *COLUMNS], rows)
+
+
+def format_per_class(metrics: Metrics, pairs_per_row: int = 3) -> str:
+    """A Markdown table of AP per class (one column per task), ``pairs_per_row`` classes side by side, read downwards.
+
+    An empty string for a single class, where the per-class AP is the AP.
+    """
+    names = [key for key in next(iter(metrics.values()), {}) if key.startswith("AP-")]
+    if not names:
+        return ""
+    cells = [[name[3:], *(_cell(v.get(name, math.nan)) for v in metrics.values())] for name in names]
+    pairs = min(pairs_per_row, len(cells))
+    height = math.ceil(len(cells) / pairs)
+    cells += [[""] * (1 + len(metrics))] * (pairs * height - len(cells))
+    rows = [list(chain.from_iterable(cells[start::height])) for start in range(height)]
+    return _markdown(["class", *metrics] * pairs, rows)
+
+
+def to_json_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The same nested mapping with None for nan and infinities, which ``json.dump(..., allow_nan=False)`` accepts."""
+    return {name: to_json_numbers(v) if isinstance(v, Mapping) else _finite(v) for name, v in metrics.items()}
+
+
+def explain_low_ap(
+    json_file: str | Path, results: Sequence[Result], metrics: Metrics, image_ids: Iterable[int] | None = None
+) -> str:
+    """At most eight lines on why box AP is below 1 or nan, from the predictions themselves; else an empty string."""
+    box_ap = metrics.get("bbox", {}).get("AP", math.nan)
+    if box_ap >= 1:
+        return ""
+    truth = load_truth(json_file)
+    chosen = set(truth.imgs) if image_ids is None else set(image_ids)
+    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in chosen and not a["iscrowd"]]
+    found = [result for result in results if result["image_id"] in chosen]
+    scores = np.array([result["score"] for result in found])
+    inside, any_class, own_class = _share_inside(truth, found), _recall(objects, found, False), _recall(objects, found)
+    lines = [
+        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(chosen)} images. What was predicted:",
+        f"  predictions: {len(found)}; score above 0.05: {(scores > 0.05).sum()}, above 0.5: {(scores > 0.5).sum()}",
+        f"  images without a prediction: {len(chosen - {r['image_id'] for r in found})} of {len(chosen)}",
+        f"  predicted classes: {_top_classes(truth, found)}",
+        f"  true classes: {_top_classes(truth, objects)}",
+        f"  boxes inside their image: {inside:.0%}",
+        f"  objects met by a box (IoU 0.5): {any_class:.0%} by any class, {own_class:.0%} by their own class",
+        f"  most likely: {_cause(objects, found, scores, inside, any_class, own_class)}",
+    ]
+    return "\n".join(lines if found else [*lines[:3], lines[4], lines[-1]])
+
+
+def _cause(
+    objects: Sequence[Result], found: Sequence[Result], scores: np.ndarray, inside: float, any_class: float, own: float
+) -> str:
+    """The first branch of the decision tree that holds, in words."""
+    predicted, true = (Counter(item["category_id"] for item in items) for items in (found, objects))
+    if not objects:
+        return "these images hold no objects, so AP is undefined (nan): evaluate on annotated images"
+    if not found:
+        return "the model finds nothing: too few iterations, weights not loaded, or a loss that became nan"
+    if inside < 0.5:
+        return "boxes are not [x, y, w, h] in px of the original image (corners as sizes, or the resized image's px)"
+    if any_class > 0.3 and own < any_class / 3:
+        return "boxes fit but classes do not: labels mapped to the wrong category ids of the json"
+    if scores.max() < 0.05:
+        return "all scores are tiny: too few iterations, too low a learning rate, or weights not loaded"
+    if len(true) > 1 and max(predicted.values()) > 0.95 * len(found) and max(true.values()) < 0.8 * len(objects):
+        return "one class is predicted everywhere: early in training, or the learning rate is too high for this batch"
+    return "boxes miss the objects: early in training, weights not loaded, or layers frozen at random values"
+
+
+def _share_inside(truth: COCO, found: Sequence[Result]) -> float:
+    """The share of boxes that lie within their image (2 px tolerance) and are not empty; 0 without boxes."""
+    sizes = {key: (image["width"], image["height"]) for key, image in truth.imgs.items()}
+    boxes = np.array([[*r["bbox"], *sizes[r["image_id"]]] for r in found if "bbox" in r], float).reshape(-1, 6)
+    x, y, w, h, width, height = boxes.T
+    inside = (x > -2) & (y > -2) & (x + w < width + 2) & (y + h < height + 2) & (w > 0) & (h > 0)
+    return float(inside.mean()) if len(boxes) else 0.0
+
+
+def _recall(objects: Sequence[Result], found: Sequence[Result], same_class: bool = True) -> float:
+    """The share of objects that some predicted box meets with IoU 0.5 or more; of the same class, or of any."""
+    boxes: dict[Any, list] = {}
+    for result in found:
+        if "bbox" in result:
+            boxes.setdefault((result["image_id"], same_class and result["category_id"]), []).append(result["bbox"])
+    wanted: dict[Any, list] = {}
+    for thing in objects:
+        wanted.setdefault((thing["image_id"], same_class and thing["category_id"]), []).append(thing["bbox"])
+    hits = sum(
+        int((mask_api.iou(np.array(boxes[key], float), np.array(truth, float), [0] * len(truth)).max(0) >= 0.5).sum())
+        for key, truth in wanted.items()
+        if key in boxes
+    )
+    return hits / max(1, len(objects))
+
+
+def _top_classes(truth: COCO, items: Sequence[Result]) -> str:
+    """``person 71%, car 12%, dog 3%``: the three most frequent classes."""
+    counts = Counter(item["category_id"] for item in items)
+    return ", ".join(f"{truth.cats[key]['name']} {n / len(items):.0%}" for key, n in counts.most_common(3)) or "none"
+
+
+def _detections(results: Sequence[Result], iou_type: str) -> list[dict[str, Any]]:
+    """New annotations with the area that COCO's size ranges go by: of the box, or for "segm" of the mask."""
+    key = RESULT_KEY[iou_type]
+    if iou_type == "segm":
+        areas = mask_api.area([result[key] for result in results]) if results else []
+    else:
+        areas = [_box_area(result) for result in results]
+    return [
+        {name: result[name] for name in ("image_id", "category_id", "score", key)}
+        | {"id": number, "area": float(area), "iscrowd": 0}
+        for number, (result, area) in enumerate(zip(results, areas, strict=True), start=1)
+    ]
+
+
+def _box_area(result: Result) -> float:
+    """The area of the box in px, or where there is none the extent of the keypoints (as COCO's loadRes has it)."""
+    if "bbox" in result:
+        return result["bbox"][2] * result["bbox"][3]
+    return float(np.ptp(result["keypoints"][0::3]) * np.ptp(result["keypoints"][1::3]))
+
+
+def _categories(truth: COCO, iou_type: str) -> list[int]:
+    """Sorted category ids; for keypoints those whose category names its keypoints, if any does."""
+    named = [key for key, category in truth.cats.items() if category.get("keypoints")]
+    return sorted(named if iou_type == "keypoints" and named else truth.cats)
+
+
+def _metrics(scorer: COCOeval_faster, iou_type: str) -> dict[str, float]:
+    """AP, AP50, AP75, the size ranges and AP-<class> in percent, from precision [IoU, recall, class, area, maxDets]."""
+    precision = scorer.eval["precision"][..., -1]
+    every = precision[..., 0]
+    metrics = {"AP": _mean(every), "AP50": _mean(every[0]), "AP75": _mean(every[5])}
+    metrics |= {name: _mean(precision[..., i]) for i, name in enumerate(AREA_NAMES[iou_type], start=1)}
+    ids = scorer.params.catIds
+    if len(ids) > 1:
+        metrics |= {f"AP-{scorer.cocoGt.cats[key]['name']}": _mean(every[:, :, k]) for k, key in enumerate(ids)}
+    return metrics
+
+
+def _mean(precision: np.ndarray) -> float:
+    """The mean in percent over the entries that have truth (COCO marks the others -1); nan when none has."""
+    valid = precision[precision > -1]
+    return float(valid.mean()) * 100 if valid.size else math.nan
+
+
+def _check_ids(truth: COCO, results: Sequence[Result], image_ids: Sequence[int]) -> None:
+    """Raise DataError for image or category ids that the json does not know."""
+    asked = set(image_ids) | {result["image_id"] for result in results}
+    if strangers := sorted(asked - truth.imgs.keys(), key=str):
+        raise DataError(
+            f"{len(strangers)} image ids are not in the json, the first is {strangers[0]!r}: "
+            "score predictions against the json of the data set they were made on"
+        )
+    if strangers := sorted({result["category_id"] for result in results} - truth.cats.keys(), key=str):
+        raise DataError(
+            f"category_id {strangers[0]!r} of the results is not among the json's {len(truth.cats)} category ids "
+            f"({', '.join(map(str, sorted(truth.cats)[:5]))}, ...): results carry the json's ids, not contiguous labels"
+        )
+
+
+def _check_truth(truth: COCO, scorer: COCOeval_faster, iou_type: str) -> None:
+    """Raise DataError where the json cannot serve the task: no masks, no keypoints, a wrong number of sigmas."""
+    images, classes, key = set(scorer.params.imgIds), set(scorer.params.catIds), RESULT_KEY[iou_type]
+    used = [a for a in truth.dataset["annotations"] if a["image_id"] in images and a["category_id"] in classes]
+    if lacking := next((a for a in used if not a.get(key)), None):
+        raise DataError(
+            f"{iou_type} AP needs '{key}' in every annotation, but one of image {lacking['image_id']} has none; "
+            f"add it, or leave '{iou_type}' out"
+        )
+    if iou_type == "keypoints" and used and len(used[0][key]) != 3 * len(scorer.params.kpt_oks_sigmas):
+        raise DataError(
+            f"{len(used[0][key]) // 3} keypoints in the json but {len(scorer.params.kpt_oks_sigmas)} OKS sigmas; "
+            "set TEST.KEYPOINT_OKS_SIGMAS to one number per keypoint"
+        )
+
+
+def _finite(value: Any) -> Any:
+    """None for a float that JSON has no word for, a plain float for numpy's, everything else as it is."""
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _cell(value: float) -> str:
+    """One decimal, or '-' for nan."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text too; numbers to the right, words to the left."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    words = [title in ("task", "class") for title in header]
+    rule = [":".ljust(w, "-") if word else ":".rjust(w, "-") for w, word in zip(widths, words, strict=True)]
+    lines = [
+        [cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(cells, widths, words, strict=True)]
+        for cells in [header, rule, *rows]
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _silent(*_: object) -> None:
+    """Swallow the progress lines of COCO's API."""

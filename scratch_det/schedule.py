@@ -1,0 +1,82 @@
+"""The paper's learning-rate schedules as plain arithmetic (section 4 of *Rethinking ImageNet Pre-training*).
+
+All lengths are iterations at a total batch of 16 images. The learning rate is a function of the iteration alone, never
+of the length of the run, so two runs that differ only in length are the same run up to their first differing drop.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PAPER_BATCH = 16  # images: 8 GPUs x 2
+ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
+FIRST_DROP_BEFORE_END = 60_000
+SECOND_DROP_BEFORE_END = 20_000
+ONE_X_STEPS = (60_000, 80_000)  # 1x predates the rule above: Detectron and detectron2 drop here
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run of ``max_iter`` iterations whose learning rate drops at each iteration of ``steps``."""
+
+    max_iter: int
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        if self.max_iter < 1 or any(step >= self.max_iter for step in self.steps):
+            raise ValueError(f"steps {self.steps} must lie inside a run of {self.max_iter} >= 1 iterations")
+
+
+def kx_schedule(k: int) -> Schedule:
+    """The paper's ``k``x schedule: 90k * k iterations that drop for the last 60k and again for the last 20k."""
+    if k < 1:
+        raise ValueError(f"a kx schedule needs k >= 1, not {k}")
+    max_iter = ITERATIONS_PER_X * k
+    if k == 1:
+        return Schedule(max_iter, ONE_X_STEPS)
+    return Schedule(max_iter, (max_iter - FIRST_DROP_BEFORE_END, max_iter - SECOND_DROP_BEFORE_END))
+
+
+def lr_at(
+    iteration: int,
+    *,
+    base_lr: float,
+    steps: Sequence[int],
+    gamma: float,
+    warmup_iters: int,
+    warmup_factor: float,
+    warmup_method: str = "linear",
+) -> float:
+    """The learning rate of iteration ``iteration`` (from 0), with the meaning of detectron2's WarmupMultiStepLR."""
+    if iteration < 0 or base_lr <= 0 or gamma <= 0:
+        raise ValueError(f"iteration {iteration} must be >= 0, base_lr {base_lr} and gamma {gamma} above 0")
+    _check_steps(steps)
+    drops = bisect_right(steps, iteration)  # a step counts from its own iteration on
+    return base_lr * warmup_at(iteration, warmup_iters, warmup_factor, warmup_method) * gamma**drops
+
+
+def warmup_at(iteration: int, warmup_iters: int, warmup_factor: float, method: str = "linear") -> float:
+    """The factor on the learning rate: ``warmup_factor`` at iteration 0, 1 from ``warmup_iters`` on."""
+    if method not in ("linear", "constant"):
+        raise ValueError(f"warm-up method must be 'linear' or 'constant', not {method!r}")
+    if warmup_iters < 0 or not 0 <= warmup_factor <= 1:
+        raise ValueError(f"warm-up needs iterations >= 0 and a factor in [0, 1], not {warmup_iters}, {warmup_factor}")
+    if iteration >= warmup_iters:
+        return 1.0
+    if method == "constant":
+        return warmup_factor
+    progress = iteration / warmup_iters
+    return warmup_factor * (1 - progress) + progress
+
+
+def shared_prefix(a: Schedule, b: Schedule) -> int:
+    """How many first iterations ``a`` and ``b`` have in common: up to the earliest drop that only one of them has."""
+    differing_drops = set(a.steps) ^ set(b.steps)
+    return min({a.max_iter, b.max_iter} | differing_drops)
+
+
+def _check_steps(steps: Sequence[int]) -> None:
+    """Drops are positive and strictly increasing."""
+    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
+        raise ValueError(f"steps must be positive and strictly increasing, not {tuple(steps)}")

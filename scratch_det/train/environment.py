@@ -1,0 +1,51 @@
+"""What a run was made with: versions, hardware, git state, data, command."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scratch_det.data.coco import CocoDataset
+
+PACKAGES = ("scratch_det", "torch", "torchvision", "fvcore", "numpy", "pycocotools", "faster-coco-eval", "pillow")
+
+
+def describe(backend: str, library: str, datasets: list[CocoDataset]) -> dict[str, Any]:
+    """The content of environment.json."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "backend": backend,
+        "library": library,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": _git_state(),
+        "datasets": {data.entry.name: {"json_sha256": data.sha256(), "images": len(data.images)} for data in datasets},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout that holds this package; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,70 @@
+"""Losses and AP as they come: metrics.json, TensorBoard, log lines."""
+
+import json
+import logging
+import math
+import statistics
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from scratch_det.progress import clock
+from scratch_det.train.rundir import RunDir
+
+logger = logging.getLogger("scratch_det")
+PERIOD = 20  # iterations per line, as detectron2's writers have it
+
+
+class Metrics:
+    """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format)."""
+
+    def __init__(self, run_dir: RunDir, max_iter: int):
+        self.max_iter = max_iter
+        self.window: list[dict[str, float]] = []
+        self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
+        self.board = SummaryWriter(str(run_dir.path / "tensorboard"))
+
+    def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
+        """Take one iteration's scalars; at the end of a window (and of training) write and return their medians."""
+        self.window.append(scalars)
+        if (iteration + 1) % PERIOD and iteration + 1 != self.max_iter:
+            return None
+        medians = {key: statistics.median(one[key] for one in self.window) for key in scalars}
+        self.window.clear()
+        medians["lr"] = scalars["lr"]
+        medians["eta_seconds"] = medians["time"] * (self.max_iter - iteration - 1)
+        self.write(iteration, medians)
+        return medians
+
+    def write(self, iteration: int, scalars: dict[str, float]) -> None:
+        """One line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
+        line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
+        self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
+        self.file.flush()
+        for key, value in scalars.items():
+            self.board.add_scalar(key, value, iteration)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self.file.close()
+        self.board.close()
+
+
+def as_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
+    """A window's medians for the log."""
+    losses = "  ".join(f"{key} {value:.4f}" for key, value in medians.items() if key.startswith("loss_"))
+    return (
+        f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"
+        f"  {losses}  lr {medians['lr']:.6f}  {medians['time']:.3f} s/iter  data {medians['data_time']:.3f} s"
+    )
+
+
+def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """{"bbox": {"AP": 1.0}} -> {"bbox/AP": 1.0}, detectron2's keys; deeper for several test sets."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}/{name}": number for name, number in flat_metrics(value).items()})
+        else:
+            flat[key] = value
+    return flat

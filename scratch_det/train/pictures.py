@@ -1,0 +1,63 @@
+"""The pictures that every run leaves in its folder."""
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from scratch_det.data.coco import CocoDataset
+from scratch_det.data.image import read_image, to_rle
+from scratch_det.evaluation.inference import RESULTS_FILE
+from scratch_det.train.rundir import RunDir
+from scratch_det.visualization.curves import draw_curves
+from scratch_det.visualization.predictions import draw_predictions
+
+IMAGES_SHOWN = 12
+
+
+def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
+    """curves.png from metrics.json and predictions.png from the last evaluation of the first test set."""
+    draw_curves(run_dir.metrics, run_dir.path / "curves.png", title=str(run_dir.path))
+    if not test:
+        return
+    folder = run_dir.path / "inference"
+    results_file = folder / RESULTS_FILE if len(test) == 1 else folder / test[0].entry.name / RESULTS_FILE
+    samples = _samples(test[0], json.loads(results_file.read_text()))
+    draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
+
+
+def _samples(data: CocoDataset, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Truth and prediction of a few images that hold objects, spread evenly over the set."""
+    by_image = defaultdict(list)
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    labels = {category: label for label, category in enumerate(data.category_ids)}
+    with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
+    chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
+    return [_sample(data, with_objects[i], by_image[with_objects[i]["id"]], labels) for i in chosen]
+
+
+def _sample(
+    data: CocoDataset, image: dict[str, Any], results: list[dict[str, Any]], labels: dict[int, int]
+) -> dict[str, Any]:
+    return {
+        "title": image["file_name"],
+        "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
+        "truth": _objects(data.training_annotations(image["id"]), image, labels),
+        "prediction": _objects(results, image, labels),
+    }
+
+
+def _objects(items: list[dict[str, Any]], image: dict[str, Any], labels: dict[int, int]) -> dict[str, Any]:
+    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, scores, RLE masks."""
+    boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = [to_rle(item["segmentation"], image["height"], image["width"]) for item in items if "segmentation" in item]
+    return {
+        "boxes": boxes,
+        "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
+        "scores": np.array([item.get("score", 1.0) for item in items]),
+        "masks": masks if len(masks) == len(items) else None,
+    }

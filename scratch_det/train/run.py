@@ -1,0 +1,168 @@
+"""One run: build, train, evaluate, draw, report."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from scratch_det import backends
+from scratch_det.config import get_cfg
+from scratch_det.data.coco import CocoDataset
+from scratch_det.data.dataset import TrainingSet
+from scratch_det.errors import UserError
+from scratch_det.evaluation.coco import format_per_class, format_table, to_json_numbers
+from scratch_det.evaluation.inference import evaluate
+from scratch_det.progress import clock
+from scratch_det.train.checkpoint import last_checkpoint, load_weights, read_checkpoint
+from scratch_det.train.environment import describe
+from scratch_det.train.log import log_to_file, logger
+from scratch_det.train.loop import train
+from scratch_det.train.metrics import Metrics, flat_metrics
+from scratch_det.train.pictures import draw
+from scratch_det.train.rundir import RunDir, write_atomically
+from scratch_det.train.state import State
+
+
+def train_and_evaluate(
+    cfg: CfgNode, backend_name: str, training: list[CocoDataset], test: list[CocoDataset], run_dir: RunDir, resume: bool
+) -> None:
+    """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes."""
+    if resume and run_dir.result.exists():
+        return report_finished(run_dir)
+    settle_seed(cfg, run_dir)
+    backend = backends.load(backend_name)
+    dataset = TrainingSet(cfg, training)
+    state = build_state(cfg, backend)
+    restore(cfg, state, run_dir, resume)
+
+    run_dir.create()
+    log_to_file(run_dir.path / "log.txt")
+    write_atomically(run_dir.config, cfg.dump())
+    run_dir.write_json("environment.json", describe(backend_name, backend.library(), training + test))
+    log_start(cfg, backend, state, dataset)
+
+    metrics = Metrics(run_dir, cfg.SOLVER.MAX_ITER)
+
+    def evaluate_now(iteration: int) -> dict[str, Any]:
+        run_dir.set_status("evaluating", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
+        found = evaluate_all(cfg, backend, state.model, test, run_dir.path / "inference")
+        metrics.write(iteration, flat_metrics(found))
+        return found
+
+    try:
+        train(cfg, backend, state, dataset, run_dir, metrics, evaluate_now)
+        final = evaluate_now(cfg.SOLVER.MAX_ITER)
+    except BaseException as error:
+        run_dir.set_status("failed", iteration=state.iteration, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        metrics.close()
+    finish(cfg, backend_name, state, test, run_dir, final)
+
+
+def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_dir: RunDir, resume: bool) -> None:
+    """Evaluate MODEL.WEIGHTS, or with ``resume`` the folder's last checkpoint; writes inference/ alone."""
+    if not test:
+        raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
+    backend = backends.load(backend_name)
+    state = build_state(cfg, backend)
+    restore(cfg, state, run_dir, resume)
+    if not cfg.MODEL.WEIGHTS and not state.iteration:
+        logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
+    out = run_dir.path / "inference"
+    metrics = evaluate_all(cfg, backend, state.model, test, out)
+    result = {"backend": backend_name, "weights": cfg.MODEL.WEIGHTS, "metrics": to_json_numbers(metrics)}
+    write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n")
+    logger.info(f"wrote {out}/result.json")
+
+
+def settle_seed(cfg: CfgNode, run_dir: RunDir) -> None:
+    """SEED -1 means: draw one, or take the one that this folder's run has drawn."""
+    if cfg.SEED < 0 and run_dir.holds_run():
+        earlier = get_cfg()
+        earlier.merge_from_file(str(run_dir.config))
+        cfg.SEED = earlier.SEED
+    elif cfg.SEED < 0:
+        cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+
+
+def build_state(cfg: CfgNode, backend: ModuleType) -> State:
+    """The model with weights initialised from SEED, on its device, and everything that trains it."""
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    torch.manual_seed(max(cfg.SEED, 0))
+    device = pick_device(cfg.MODEL.DEVICE)
+    return State(cfg, backend.build(cfg).to(device), device)
+
+
+def pick_device(name: str) -> torch.device:
+    """MODEL.DEVICE; "cuda", detectron2's default, becomes the CPU on a machine without a GPU."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
+        return torch.device("cpu")
+    return torch.device(name)
+
+
+def restore(cfg: CfgNode, state: State, run_dir: RunDir, resume: bool) -> None:
+    """With ``resume``, continue from the last checkpoint; without one, start from MODEL.WEIGHTS or at random."""
+    checkpoint = last_checkpoint(run_dir) if resume else None
+    if checkpoint:
+        state.load_state_dict(read_checkpoint(checkpoint))
+        logger.info(f"resumed from {checkpoint}: {state.iteration} iterations are done")
+    elif cfg.MODEL.WEIGHTS:
+        logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
+    if resume and not checkpoint:
+        logger.info(f"--resume: no checkpoint in {run_dir.path} yet, starting at iteration 0")
+
+
+def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
+    """What is about to happen, in numbers."""
+    parameters = list(state.model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    logger.info(
+        f"{backend.library()}, torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
+        f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable, "
+        f"{'weights ' + cfg.MODEL.WEIGHTS if cfg.MODEL.WEIGHTS else 'random initialisation'}"
+    )
+    batch, iters, images = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, len(dataset)
+    logger.info(
+        f"{images:,} training images ({dataset.num_dropped:,} without objects left out); {iters:,} iterations x {batch} "
+        f"images = {iters * batch / images:.1f} epochs, learning rate {cfg.SOLVER.BASE_LR:g}, drops at {cfg.SOLVER.STEPS}"
+    )
+
+
+def evaluate_all(
+    cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[CocoDataset], out: Path
+) -> dict[str, Any]:
+    """Metrics by task; with several test sets, by their names first."""
+    if len(test) == 1:
+        return evaluate(backend, model, cfg, test[0], out)
+    return {data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name) for data in test}
+
+
+def finish(
+    cfg: CfgNode, backend: str, state: State, test: list[CocoDataset], run_dir: RunDir, metrics: dict[str, Any]
+) -> None:
+    """Pictures, then result.json as the sign that the run is complete."""
+    draw(cfg, run_dir, test)
+    result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
+    run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
+    run_dir.set_status("finished", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
+    if len(test) == 1:
+        logger.info(f"per class:\n{format_per_class(metrics)}")
+    logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; see {run_dir.path}/: result.json, "
+                "curves.png, predictions.png, checkpoints/model_final.pth")  # fmt: skip
+
+
+def report_finished(run_dir: RunDir) -> None:
+    """What --resume says of a run that is complete."""
+    result = json.loads(run_dir.result.read_text())
+    logger.info(f"{run_dir.path} holds a finished run of {result['iteration']} iterations; nothing to do")
+    if "bbox" in result["metrics"]:
+        logger.info("\n" + format_table(result["metrics"]))

@@ -1,0 +1,73 @@
+"""The run folder: the contract between a run and whoever starts, watches or reports it.
+
+config.yaml        the recipe, resolved: every key with its value
+environment.json   versions, hardware, git state, data set digests, the exact command
+metrics.json       JSON lines in detectron2's format
+checkpoints/       model_0000499.pth, ..., model_final.pth, last_checkpoint
+inference/         predictions of the last evaluation as COCO results
+status.json        what the run is doing
+result.json        written last: backend, iteration, seconds, metrics
+log.txt, tensorboard/, curves.png, predictions.png
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scratch_det.errors import UserError
+
+
+class RunDir:
+    """Paths inside OUTPUT_DIR, and whole-file writes that are never seen half done."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.result = self.path / "result.json"
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here before."""
+        return self.config.exists()
+
+    def check(self, allow_existing: bool) -> None:
+        """Refuse, without leaving a trace, a folder that cannot be written to or that already holds a run.
+
+        Raises UserError. ``allow_existing``: holding a run is no fault.
+        """
+        if self.holds_run() and not allow_existing:
+            raise UserError(
+                f"OUTPUT_DIR {self.path} already holds a run; continue it with --resume, "
+                "or name another folder: OUTPUT_DIR PATH"
+            )
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_DIR {self.path} cannot be written to ({existing}: {error.strerror}); "
+                "name another folder: OUTPUT_DIR PATH"
+            ) from None
+
+    def create(self) -> None:
+        """Make the folder and the one for checkpoints."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Replace a json file in one step."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Record what the run is doing: training, evaluating, finished or failed."""
+        self.write_json("status.json", {"state": state, "pid": os.getpid(), **details})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place, then rename it there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,97 @@
+"""From a command line to a run: everything that can be refused is refused here, before torch is imported."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratch_det import backends
+from scratch_det.config import LoadedConfig, check_config, load_config
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import CocoDataset, read_coco
+from scratch_det.errors import ConfigError, DataError, UserError
+from scratch_det.train.log import close_logging, logger, set_up_logging
+from scratch_det.train.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see ``tools/train_net.py --help``."""
+
+    config_file: str
+    overrides: list[str]
+    backend: str = backends.AUTO
+    resume: bool = False
+    eval_only: bool = False
+
+
+def start(request: Request) -> None:
+    """Check the request, then train and evaluate (or only evaluate). Raises UserError for what the user can mend."""
+    set_up_logging()
+    try:
+        recipe = load_config(request.config_file, request.overrides)
+        cfg, backend = recipe.cfg, backends.choose(request.backend)
+        notices = check_config(cfg)
+        backends.check_keys(backend, cfg)
+        run_dir = RunDir(cfg.OUTPUT_DIR)
+        run_dir.check(allow_existing=request.resume or request.eval_only)
+        check_weights_path(cfg.MODEL.WEIGHTS)
+        training, test = read_datasets(recipe)
+        logger.info(f"recipe {request.config_file}, backend {backend}")
+        for notice in notices:
+            logger.warning(notice)
+
+        from scratch_det.train.run import evaluate_only, train_and_evaluate
+
+        if request.eval_only:
+            evaluate_only(cfg, backend, test, run_dir, request.resume)
+        else:
+            train_and_evaluate(cfg, backend, training, test, run_dir, request.resume)
+    finally:
+        sys.stdout.flush()
+        close_logging()
+
+
+def check_weights_path(weights: str) -> None:
+    """Refuse, early, what MODEL.WEIGHTS cannot be."""
+    if "://" in weights:
+        raise ConfigError(
+            f"MODEL.WEIGHTS is {weights}; weights are read from local .pth files. Download them, convert a .pkl to a "
+            "state dict with torchvision's ResNet names, and give the path: MODEL.WEIGHTS PATH"
+        )
+    in_run = Path(weights).parent / "checkpoints" / Path(weights).name
+    if weights and not Path(weights).is_file() and not in_run.is_file():
+        raise UserError(f"MODEL.WEIGHTS: file {weights} is missing")
+
+
+def read_datasets(recipe: LoadedConfig) -> tuple[list[CocoDataset], list[CocoDataset]]:
+    """Read DATASETS.TRAIN and TEST and settle the number of classes, which the json decides.
+
+    Sets MODEL.ROI_HEADS.NUM_CLASSES. Raises ConfigError when the recipe names another number, DataError when the data
+    sets do not have the same categories.
+    """
+    cfg = recipe.cfg
+    training, test = (
+        [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in names]
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    )
+    first = training[0]
+    for other in [*training[1:], *test]:
+        if (other.category_ids, other.classes) != (first.category_ids, first.classes):
+            raise DataError(
+                f"{other.entry.json_file} has {_categories(other)}\n"
+                f"  {first.entry.json_file} has {_categories(first)}\n"
+                "  training and test data need the same category ids and names"
+            )
+    key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if key in recipe.explicit and found != len(first.classes):
+        raise ConfigError(
+            f"{key} is {found}, but {first.entry.json_file} has {len(first.classes)} categories; "
+            "leave the key out: the json decides"
+        )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
+    return training, test
+
+
+def _categories(data: CocoDataset) -> str:
+    pairs = [f"{i} {name}" for i, name in zip(data.category_ids, data.classes, strict=True)]
+    return f"{len(pairs)} categories: " + ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")

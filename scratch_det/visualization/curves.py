@@ -1,0 +1,189 @@
+"""Learning curves of a run as one PNG: losses, learning rate and AP against the iteration."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from scratch_det.errors import DataError
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; each also has its own marker or label.
+PARTS = {
+    "loss_cls": ("class", "#0072B2"),
+    "loss_box_reg": ("box", "#D55E00"),
+    "loss_mask": ("mask", "#009E73"),
+    "loss_keypoint": ("keypoints", "#8B6914"),
+    "loss_rpn_cls": ("proposal objectness", "#CC79A7"),
+    "loss_rpn_loc": ("proposal box", "#56B4E9"),
+}
+TASKS = {
+    "bbox/AP": ("box AP", "#0072B2", "o"),
+    "segm/AP": ("mask AP", "#D55E00", "s"),
+    "keypoints/AP": ("keypoint AP", "#009E73", "D"),
+}
+MOST_POINTS = 1500  # per line: more than the picture has columns
+
+
+def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Path:
+    """Draw the run's ``metrics.json`` (detectron2's JSON lines) and return the path of the PNG, replaced atomically.
+
+    Raises DataError when the file holds no row at all.
+    """
+    series = read_series(metrics_file)
+    figure = Figure(figsize=(9, 8.4), dpi=120, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    losses, rate, scores = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
+    _draw_losses(losses, series)
+    _draw_rate(rate, series)
+    _draw_scores(scores, series)
+    for axes in (losses, rate, scores):
+        _dress(axes)
+    scores.set_xlabel("iteration")
+    scores.set_xlim(left=0)
+    figure.align_ylabels()
+    return save_figure(figure, out_png)
+
+
+def read_series(metrics_file: str | Path) -> Series:
+    """``{key: (iterations [N], values [N])}`` in the order of iterations.
+
+    After a resume an iteration may occur twice: the last one counts. Null, nan and text are left out, and so is a line
+    that was cut off when the run was killed. Raises DataError when no row is left.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
+        row = _parse(line)
+        for key, value in row.items():
+            if "iteration" in row and isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault(key, {})[row["iteration"]] = value
+    if not values:
+        raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
+    return {key: _sorted_arrays(points) for key, points in values.items()}
+
+
+def save_figure(figure: Figure, out_png: str | Path) -> Path:
+    """Write the PNG beside its place and move it there, so that a reader never meets half a picture."""
+    path = Path(out_png)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        FigureCanvasAgg(figure).print_png(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _parse(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _sorted_arrays(points: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    iterations = sorted(points)
+    return np.array(iterations, float), np.array([points[i] for i in iterations], float)
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MOST_POINTS points: the medians of equally many neighbours."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([np.median(x[part]) for part in parts]), np.array([np.median(y[part]) for part in parts])
+
+
+def _draw_losses(axes: Axes, series: Series) -> None:
+    """The total bold and its parts thin, on a log axis where the small parts are as readable as the large."""
+    lines = {"total_loss": ("total", "black"), **PARTS}
+    for key in [key for key in lines if key in series]:
+        label, color = lines[key]
+        x, y = _thin(*series[key])
+        marker = "o" if len(x) == 1 else None
+        axes.plot(x, y, color=color, label=label, lw=2.2 if key == "total_loss" else 1.2, marker=marker, ms=5)
+    axes.set_ylabel("loss (log scale)")
+    if axes.lines:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        _legend(axes)
+    else:
+        _say(axes, "no training row yet")
+
+
+def _draw_rate(axes: Axes, series: Series) -> None:
+    axes.set_ylabel("learning rate")
+    if "lr" not in series:
+        return _say(axes, "no learning rate yet")
+    x, y = series["lr"]
+    keep = np.unique(np.concatenate([np.linspace(0, len(x) - 1, MOST_POINTS).astype(int), _corners(y)]))
+    axes.plot(x[keep], y[keep], color="#444444", lw=1.6, marker="o" if len(x) == 1 else None, ms=5)
+    axes.set_ylim(0, 1.15 * y.max() or None)
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    return None
+
+
+def _corners(values: np.ndarray) -> np.ndarray:
+    """Indices on both sides of every drop, which thinning must not round off."""
+    drops = np.flatnonzero(np.diff(values) < -0.2 * values[:-1])
+    return np.concatenate([drops, drops + 1])
+
+
+def _draw_scores(axes: Axes, series: Series) -> None:
+    axes.set_ylabel("AP (%)")
+    tasks = [key for key in TASKS if key in series]
+    if not tasks:
+        return _say(axes, "no evaluation yet")
+    for key in tasks:
+        label, color, marker = TASKS[key]
+        x, y = series[key]
+        size = 6 if len(x) < 40 else 3
+        axes.plot(x, y, color=color, marker=marker, ms=size, clip_on=False, label=f"{label}, best {y.max():.1f}")
+    top = max(series[key][1].max() for key in tasks)
+    axes.set_ylim(0, max(1.0, 1.3 * top))
+    _number_last_points(axes, [(*series[key], TASKS[key][1]) for key in tasks])
+    _legend(axes)
+    return None
+
+
+def _number_last_points(axes: Axes, curves: list[tuple[np.ndarray, np.ndarray, str]]) -> None:
+    """Write the last value of each curve: the highest above its point, the others below theirs."""
+    highest = max(y[-1] for _, y, _ in curves)
+    for x, y, color in curves:
+        above = y[-1] == highest
+        axes.annotate(
+            f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(0, 7 if above else -7), textcoords="offset points",
+            ha="center", va="bottom" if above else "top", color=color, fontsize=9, fontweight="bold",
+        )  # fmt: skip
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the panel, where it covers no data."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False, fontsize=9)
+
+
+def _say(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#666666", fontsize=12)
+    axes.set_yticks([])
+
+
+def _dress(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

@@ -1,0 +1,282 @@
+"""The digits demo set: same bytes for the same seed, no leak from train to val, annotations that fit what was drawn."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from scratch_det.data.digits import make_digits
+from scratch_det.data.digits_annotation import annotation_entries, extreme_pixels
+from scratch_det.data.digits_folder import build
+from scratch_det.data.digits_scene import MAX_DIGITS, MIN_VISIBLE, compose_scene, fill_holes
+from scratch_det.data.digits_source import load_material, split_scans
+from scratch_det.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+TRAIN, VAL = 12, 6
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A tiny set of seed 3; digits_pretrain lies beside it."""
+    out = tmp_path_factory.mktemp("root") / "digits"
+    make_digits(out, 3, TRAIN, VAL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Sixty val scenes as drawn, with the annotations they get."""
+    material = load_material("val")
+    drawn = [compose_scene(material, 0, "val", index) for index in range(60)]
+    return [(scene, annotation_entries(scene, 1)) for scene in drawn]
+
+
+def read(out: Path, split: str) -> dict:
+    return json.loads((out / "annotations" / f"instances_{split}.json").read_text())
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder with its bytes and time of change."""
+    return {
+        str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def pixels(annotation: dict, shape: tuple[int, int]) -> np.ndarray:
+    """The mask that pycocotools makes of an annotation's polygons."""
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(annotation["segmentation"], *shape))).astype(bool)
+
+
+def run_tool(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "tools/prepare_digits.py", *arguments],
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_same_seed_same_bytes(digits, tmp_path):
+    make_digits(tmp_path / "digits", 3, TRAIN, VAL)
+    for name in ("digits", "digits_pretrain"):
+        first, second = snapshot(digits.parent / name), snapshot(tmp_path / name)
+        assert {k: v[0] for k, v in first.items()} == {k: v[0] for k, v in second.items()}
+
+
+def test_another_seed_differs_and_a_longer_set_starts_the_same(digits, tmp_path):
+    make_digits(tmp_path / "other", 4, 1, 1)
+    make_digits(tmp_path / "short", 3, 2, 1)
+    first = (digits / "train" / "0000001.jpg").read_bytes()
+    assert (tmp_path / "other" / "train" / "0000001.jpg").read_bytes() != first
+    assert (tmp_path / "short" / "train" / "0000001.jpg").read_bytes() == first
+    assert read(tmp_path / "short", "train")["images"] == read(digits, "train")["images"][:2]
+
+
+def test_val_shares_nothing_with_train(digits):
+    train, val = read(digits, "train"), read(digits, "val")
+    assert train["info"]["scans"] == val["info"]["scans"]
+    for data, side in ((train, "train"), (val, "val")):
+        assert {image["photograph"] for image in data["images"]} <= set(data["info"]["photographs"][side])
+        assert {annotation["scan"] for annotation in data["annotations"]} <= set(data["info"]["scans"][side])
+    for kind in ("scans", "photographs"):
+        assert not set(train["info"][kind]["train"]) & set(train["info"][kind]["val"])
+    assert len(train["info"]["scans"]["train"]) + len(train["info"]["scans"]["val"]) == 1797
+
+
+def test_pretraining_uses_train_material_only(digits):
+    scans = split_scans()
+    assert set(scans["pretrain_train"]) | set(scans["pretrain_val"]) == set(scans["train"])
+    assert not set(scans["pretrain_train"]) & set(scans["pretrain_val"])
+    assert set(load_material("pretrain_val").photographs) == set(load_material("train").photographs)
+    folder = digits.with_name("digits_pretrain")
+    for split, count in (("train", 30), ("val", 24)):
+        images = list((folder / split).glob("*/*.jpg"))
+        assert len(images) == count
+        assert {path.parent.name for path in images} == set("0123456789")
+        assert cv2.imread(str(images[0])).shape == (64, 64, 3)
+
+
+def test_json_is_coco(digits, capsys):
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        coco = COCO(str(digits / "annotations" / f"instances_{split}.json"))
+        assert len(coco.imgs) == count
+        assert [(c["id"], c["name"]) for c in coco.dataset["categories"]] == [(i + 1, str(i)) for i in range(10)]
+        for image in coco.imgs.values():
+            assert cv2.imread(str(digits / split / image["file_name"])).shape == (image["height"], image["width"], 3)
+            annotations = coco.imgToAnns[image["id"]]
+            assert 1 <= len(annotations) <= MAX_DIGITS
+            assert all(coco.annToMask(a).any() and a["num_keypoints"] == 4 for a in annotations)
+    shapes = {(i["width"], i["height"]) for i in read(digits, "train")["images"]}
+    assert shapes == {(160, 128), (128, 160)}
+
+
+def test_polygons_reproduce_the_drawn_masks(scenes):
+    overlaps = []
+    for scene, annotations in scenes:
+        for digit, annotation in zip(scene.digits, annotations, strict=True):
+            again = pixels(annotation, scene.image.shape[:2])
+            overlaps.append((again & digit.visible).sum() / (again | digit.visible).sum())
+            assert annotation["area"] == digit.visible.sum()
+            assert all(len(polygon) >= 6 for polygon in annotation["segmentation"])
+    assert np.mean(overlaps) > 0.97
+    assert min(overlaps) > 0.85
+
+
+def test_boxes_are_tight(scenes):
+    for scene, annotations in scenes:
+        for digit, annotation in zip(scene.digits, annotations, strict=True):
+            x, y, width, height = annotation["bbox"]
+            points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in annotation["segmentation"]])
+            assert [x, y] == points.min(axis=0).tolist()
+            assert [x + width, y + height] == points.max(axis=0).tolist()
+            assert np.abs(np.array(annotation["bbox"]) - cv2.boundingRect(digit.visible.astype(np.uint8))).max() <= 1
+
+
+def test_keypoints_are_the_extremes_and_know_what_covers_them(scenes):
+    seen = []
+    for scene, annotations in scenes:
+        for order, annotation in enumerate(annotations):
+            points = np.reshape(annotation["keypoints"], (4, 3))
+            silhouette = scene.digits[order].silhouette
+            ys, xs = np.nonzero(silhouette)
+            assert silhouette[points[:, 1], points[:, 0]].all()
+            assert [points[0, 1], points[1, 1], points[2, 0], points[3, 0]] == [ys.min(), ys.max(), xs.min(), xs.max()]
+            for x, y, v in points:
+                assert v == (1 if any(later.silhouette[y, x] for later in scene.digits[order + 1 :]) else 2)
+            seen += points[:, 2].tolist()
+    assert set(seen) == {1, 2}
+
+
+def test_every_digit_stays_recognisable(scenes):
+    counts = [len(scene.digits) for scene, _ in scenes]
+    assert set(counts) == set(range(1, MAX_DIGITS + 1))
+    digits = [digit for scene, _ in scenes for digit in scene.digits]
+    assert any(digit.visible.sum() < digit.silhouette.sum() for digit in digits), "nothing is ever occluded"
+    for digit in digits:
+        assert digit.visible.sum() >= MIN_VISIBLE * digit.silhouette.sum()
+        assert (fill_holes(digit.visible) == digit.visible).all()
+    for scene, _ in scenes:
+        assert all((a.visible & b.silhouette).sum() == 0 for a, b in pairwise(scene.digits))
+
+
+def test_extreme_pixels_of_a_known_shape():
+    mask = np.zeros((10, 12), bool)
+    mask[2:7, 3:8] = True
+    assert extreme_pixels(mask) == [(5, 2), (5, 6), (3, 4), (7, 4)]
+
+
+def test_rerun_leaves_a_finished_set_alone(digits):
+    (digits / "annotations" / "of_a_user.json").write_text("{}")
+    before = snapshot(digits)
+    assert not any(make_digits(digits, 3, TRAIN, VAL).values())
+    assert snapshot(digits) == before
+    (digits / "annotations" / "of_a_user.json").unlink()
+
+
+def test_other_parameters_and_altered_files_need_force(tmp_path):
+    out = tmp_path / "digits"
+    make_digits(out, 3, 2, 1)
+    with pytest.raises(UserError, match=r"seed 3, not 5.*--force"):
+        make_digits(out, 5, 2, 1)
+    sums = (out / "SHA256SUMS").read_text()
+    (out / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"altered SHA256SUMS.*--force"):
+        make_digits(out, 3, 2, 1)
+    (out / "SHA256SUMS").write_text(sums)
+    (out / "val" / "1000001.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 missing or altered.*1000001.jpg.*--force"):
+        make_digits(out, 3, 2, 1)
+    assert all(make_digits(out, 5, 2, 1, force=True).values())
+    assert json.loads((out / "manifest.json").read_text())["parameters"]["seed"] == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits_pretrain"]
+
+
+def test_force_never_deletes_what_it_did_not_make(tmp_path):
+    out = tmp_path / "digits"
+    make_digits(out, 3, 1, 1)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        make_digits(out, 4, 1, 1, force=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_foreign_folder_is_refused_and_untouched(tmp_path, force):
+    out = tmp_path / "photos"
+    out.mkdir()
+    (out / "holiday.jpg").write_bytes(b"precious")
+    result = run_tool("--out", str(out), "--train", "1", "--val", "1", *force)
+    assert result.returncode == 2
+    assert str(out) in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "holiday.jpg"]
+
+
+def test_unwritable_place_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        make_digits(tmp_path / "file" / "digits", 0, 1, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_interruption_leaves_the_old_set_whole_and_no_half_one(tmp_path, error):
+    out = tmp_path / "digits"
+    make_digits(out, 3, 1, 1)
+    before = snapshot(out)
+
+    def interrupted(folder: Path) -> dict:
+        (folder / "half.jpg").write_bytes(b"half")
+        raise error
+
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises(error):
+            build(folder, {}, interrupted)
+    assert snapshot(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits_pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "seed", "word"), [(0, 1, 0, "--train"), (1, 0, 0, "--val"), (1, 1, -1, "--seed")]
+)
+def test_impossible_numbers_are_refused(tmp_path, train, val, seed, word):
+    with pytest.raises(UserError, match=word):
+        make_digits(tmp_path / "digits", seed, train, val)
+
+
+def test_tool_says_what_it_made_in_plain_lines(tmp_path):
+    arguments = ("--out", str(tmp_path / "digits"), "--train", "2", "--val", "1")
+    first, second = run_tool(*arguments), run_tool(*arguments)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "train scenes: 2 in" in first.stdout
+    assert f"{tmp_path / 'digits_pretrain'}: made" in first.stdout
+    assert second.stdout.count("already there, nothing to do") == 2
+    assert "\r" not in first.stdout
+    assert "\x1b" not in first.stdout
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    started = time.monotonic()
+    result = run_tool("--help")
+    assert time.monotonic() - started < 2
+    assert "--force" in result.stdout
+    code = "import sys; sys.argv = ['x', '--help']; import runpy, atexit;"
+    code += "atexit.register(lambda: print([m for m in ('sklearn', 'cv2', 'numpy', 'torch') if m in sys.modules]));"
+    code += "runpy.run_path('tools/prepare_digits.py', run_name='__main__')"
+    probe = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert probe.stdout.rstrip().endswith("[]"), probe.stdout + probe.stderr

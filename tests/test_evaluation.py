@@ -1,0 +1,340 @@
+"""AP: the truth scores 100, numbers equal pycocotools', and what a user may get wrong is said rather than scored."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from scratch_det.errors import DataError
+from scratch_det.evaluation.coco import (
+    evaluate_predictions,
+    explain_low_ap,
+    format_per_class,
+    format_table,
+    load_truth,
+    score,
+    to_json_numbers,
+)
+
+TINY_COCO = Path(os.environ.get("TINY_COCO", Path(__file__).parents[2] / "shared" / "tiny_coco"))
+WIDTH, HEIGHT = 320, 240
+SIZES = (12, 50, 130)  # px: one object in each of COCO's size ranges
+
+
+def polygon(x: float, y: float, w: float, h: float) -> list[list[float]]:
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def compressed(segmentation, height: int, width: int) -> dict:
+    """Polygons or RLE as RLE with str counts."""
+    rle = segmentation
+    if isinstance(rle, list):
+        rle = mask_api.merge(mask_api.frPyObjects(rle, height, width))
+    elif isinstance(rle["counts"], list):
+        rle = mask_api.frPyObjects(rle, height, width)
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def annotation(number: int, image: int, category: int, box: tuple, kind: str = "polygon") -> dict:
+    """One truth object; ``kind`` is polygon, rle, or crowd (uncompressed RLE, as COCO stores crowds)."""
+    mask = polygon(*box)
+    if kind != "polygon":
+        mask = compressed(mask, HEIGHT, WIDTH)
+    if kind == "crowd":
+        flat = mask_api.decode(mask).ravel(order="F").astype(int)
+        cuts = np.flatnonzero(np.diff(flat)) + 1
+        mask = {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *cuts, flat.size]).tolist()}
+    entry = {"id": number, "image_id": image, "category_id": category, "bbox": list(box), "area": box[2] * box[3]}
+    return entry | {"iscrowd": int(kind == "crowd"), "segmentation": mask}
+
+
+def small_coco(**changes) -> dict:
+    """Twelve images, three classes with gaps in their ids, all sizes, a crowd, RLEs, and an image without objects."""
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image in range(1, 12):
+        for slot, size in enumerate(SIZES):
+            x, y = (float(rng.integers(0, WIDTH - size)), float(rng.integers(0, HEIGHT - size)))
+            kind = "rle" if slot == image % 3 else "polygon"
+            annotations.append(
+                annotation(len(annotations) + 1, image, (2, 5, 9)[(image + slot) % 3], (x, y, size, size), kind)
+            )
+    annotations.append(annotation(len(annotations) + 1, 3, 5, (10.0, 20.0, 100.0, 60.0), "crowd"))
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT} for i in range(1, 13)]
+    categories = [{"id": 2, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "owl"}]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories} | changes
+
+
+def write(folder: Path, coco: dict) -> Path:
+    path = folder / "truth.json"
+    path.write_text(json.dumps(coco))
+    return path
+
+
+def results_of(coco: dict, noise: float = 0.0) -> list[dict]:
+    """The truth as predictions; with noise (px) boxes and masks are moved and false positives added."""
+    rng = np.random.default_rng(1)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    categories = [category["id"] for category in coco["categories"]]
+    results = []
+    for entry in (entry for entry in coco["annotations"] if not entry["iscrowd"]):
+        height, width = sizes[entry["image_id"]]
+        box, rle = entry["bbox"], compressed(entry["segmentation"], height, width)
+        if noise:
+            box = [float(value) for value in np.add(box, rng.normal(0, noise, 4))]
+            moved = np.roll(mask_api.decode(rle), rng.integers(-noise, noise + 1, 2), (0, 1))
+            rle = compressed(mask_api.encode(np.asfortranarray(moved)), height, width)
+        base = {"image_id": entry["image_id"], "bbox": box, "segmentation": rle}
+        results.append(base | {"category_id": entry["category_id"], "score": float(rng.uniform(0.3, 1))})
+        if noise and rng.random() < 0.5:
+            results.append(base | {"category_id": int(rng.choice(categories)), "score": float(rng.uniform(0, 0.9))})
+    return results
+
+
+def pycocotools_eval(path: Path, results: list[dict], task: str) -> COCOeval:
+    """The reference, treated as detectron2 treats it: without boxes for masks, so that areas are the masks'."""
+    results = copy.deepcopy(results)
+    for result in results if task == "segm" else []:
+        del result["bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        evaluator = COCOeval(truth, truth.loadRes(results), task)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+@pytest.fixture
+def truth_file(tmp_path):
+    return write(tmp_path, small_coco())
+
+
+@pytest.fixture
+def tiny_file():
+    path = TINY_COCO / "annotations" / "instances_val2017.json"
+    if not path.is_file():
+        pytest.skip(f"needs tiny_coco at {TINY_COCO} (or set TINY_COCO)")
+    return path
+
+
+def assert_perfect(metrics: dict) -> None:
+    for task, values in metrics.items():
+        for name, value in values.items():
+            assert math.isnan(value) or value == pytest.approx(100), (task, name, value)
+        assert values["AP"] == pytest.approx(100)
+
+
+def test_truth_scores_100(truth_file):
+    metrics = evaluate_predictions(truth_file, results_of(small_coco()))
+    assert_perfect(metrics)
+    assert list(metrics["bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-dog", "AP-owl"]
+    assert not any(math.isnan(value) for values in metrics.values() for value in values.values())
+
+
+def test_truth_of_tiny_coco_scores_100(tiny_file):
+    assert_perfect(evaluate_predictions(tiny_file, results_of(json.loads(tiny_file.read_text()))))
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("source", ["truth_file", "tiny_file"])
+def test_numbers_equal_pycocotools(request, source, task):
+    path = request.getfixturevalue(source)
+    results = results_of(json.loads(path.read_text()), noise=4)
+    reference = pycocotools_eval(path, results, task)
+    truth = load_truth(path)
+    ours = score(truth, results, task, sorted(truth.imgs))
+    ours.summarize()
+    np.testing.assert_allclose(ours.stats[:12], reference.stats, atol=1e-6)
+    metrics = evaluate_predictions(path, results, (task,))[task]
+    expected = [value if value > -1 else math.nan for value in reference.stats[:6]]
+    np.testing.assert_allclose(list(metrics.values())[:6], np.multiply(expected, 100), atol=1e-4)
+    assert 1 < metrics["AP"] < 99
+    for k, category in enumerate(reference.params.catIds):
+        precision = reference.eval["precision"][:, :, k, 0, -1]
+        expected = precision[precision > -1].mean() * 100 if (precision > -1).any() else math.nan
+        name = reference.cocoGt.cats[category]["name"]
+        assert metrics[f"AP-{name}"] == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_segm_areas_come_from_masks_not_boxes(truth_file):
+    results = results_of(small_coco(), noise=2)
+    with_boxes = evaluate_predictions(truth_file, results, ("segm",))
+    wrong_boxes = [result | {"bbox": [0.0, 0.0, 300.0, 200.0]} for result in results]
+    assert evaluate_predictions(truth_file, wrong_boxes, ("segm",)) == with_boxes
+
+
+def test_annotation_ids_may_start_at_zero(tmp_path):
+    coco = small_coco()
+    for entry in coco["annotations"]:
+        entry["id"] -= 1
+    assert_perfect(evaluate_predictions(write(tmp_path, coco), results_of(coco)))
+
+
+def test_no_predictions_score_zero_and_are_explained(truth_file):
+    metrics = evaluate_predictions(truth_file, [])
+    assert set(metrics["bbox"].values()) == set(metrics["segm"].values()) == {0.0}
+    assert "finds nothing" in explain_low_ap(truth_file, [], metrics)
+
+
+def test_no_truth_in_a_size_range_is_nan(tmp_path):
+    coco = small_coco()
+    coco["annotations"] = [entry for entry in coco["annotations"] if entry["area"] > 32**2]
+    path = write(tmp_path, coco)
+    for results in (results_of(coco), []):
+        metrics = evaluate_predictions(path, results)["bbox"]
+        assert math.isnan(metrics["APs"])
+        assert not math.isnan(metrics["APm"])
+
+
+def test_no_truth_at_all_is_nan(tmp_path):
+    coco = small_coco(annotations=[])
+    path = write(tmp_path, coco)
+    metrics = evaluate_predictions(path, results_of(small_coco()))
+    assert all(math.isnan(value) for value in metrics["bbox"].values())
+    assert "no objects" in explain_low_ap(path, [], metrics)
+
+
+def test_single_class_has_no_per_class_ap(tmp_path):
+    coco = small_coco(categories=[{"id": 2, "name": "cat"}])
+    coco["annotations"] = [entry | {"category_id": 2} for entry in coco["annotations"]]
+    metrics = evaluate_predictions(write(tmp_path, coco), results_of(coco))
+    assert list(metrics["segm"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert format_per_class(metrics) == ""
+
+
+def test_image_ids_restrict_truth_and_results(tmp_path):
+    coco, chosen = small_coco(), {2, 3, 12}
+    path = write(tmp_path, coco)
+    results = [result for result in results_of(coco) if result["image_id"] in {2, 5}]
+    half = evaluate_predictions(path, results, image_ids=iter(sorted(chosen)))
+    kept = [entry for entry in coco["annotations"] if entry["image_id"] in chosen]
+    subset = coco | {"annotations": kept, "images": [i for i in coco["images"] if i["id"] in chosen]}
+    expected = evaluate_predictions(write(tmp_path, subset), [r for r in results if r["image_id"] in chosen])
+    assert half == expected
+    assert half["bbox"]["AP"] < 100
+    assert_perfect(evaluate_predictions(write(tmp_path, coco), results, image_ids=[2]))
+
+
+def test_results_are_not_changed_and_nothing_is_printed(truth_file, capsys):
+    results = results_of(small_coco(), noise=3)
+    before = copy.deepcopy(results)
+    metrics = evaluate_predictions(truth_file, results)
+    explain_low_ap(truth_file, results, {"bbox": {"AP": 0.0}})
+    assert results == before
+    assert capsys.readouterr().out == ""
+    assert evaluate_predictions(truth_file, results) == metrics
+
+
+def keypoint_coco(count: int) -> dict:
+    coco = small_coco(categories=[{"id": 1, "name": "person", "keypoints": [f"k{i}" for i in range(count)]}])
+    for entry in coco["annotations"]:
+        x, y, w, h = entry["bbox"]
+        points = [[x + w * i / count, y + h * (i % 3) / 3, 2] for i in range(count)]
+        entry.update(category_id=1, keypoints=np.ravel(points).tolist(), num_keypoints=count)
+    return coco
+
+
+def keypoint_results(coco: dict) -> list[dict]:
+    people = [entry for entry in coco["annotations"] if not entry["iscrowd"]]
+    keys = ("image_id", "category_id", "bbox", "keypoints")
+    return [{key: entry[key] for key in keys} | {"score": 0.9} for entry in people]
+
+
+def test_keypoints(tmp_path):
+    coco = keypoint_coco(17)
+    metrics = evaluate_predictions(write(tmp_path, coco), keypoint_results(coco), ("keypoints",))
+    assert_perfect(metrics)
+    assert list(metrics["keypoints"]) == ["AP", "AP50", "AP75", "APm", "APl"]
+    assert "-" in format_table(metrics).splitlines()[-1]
+
+
+def test_keypoint_sigmas_must_match(tmp_path):
+    coco = keypoint_coco(5)
+    path, results = write(tmp_path, coco), keypoint_results(coco)
+    assert_perfect(evaluate_predictions(path, results, ("keypoints",), oks_sigmas=[0.05] * 5))
+    with pytest.raises(DataError, match="5 keypoints in the json but 17 OKS sigmas"):
+        evaluate_predictions(path, results, ("keypoints",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "image ids are not in the json"),
+        ({"category_id": 0}, "not contiguous labels"),
+    ],
+)
+def test_ids_unknown_to_the_json_are_refused(truth_file, change, message):
+    results = results_of(small_coco())
+    with pytest.raises(DataError, match=message):
+        evaluate_predictions(truth_file, [results[0] | change, *results[1:]])
+
+
+def test_missing_masks_are_refused(tmp_path):
+    coco = small_coco()
+    boxes = [{k: v for k, v in result.items() if k != "segmentation"} for result in results_of(coco)]
+    with pytest.raises(DataError, match="leave 'segm' out"):
+        evaluate_predictions(write(tmp_path, coco), boxes)
+    assert_perfect(evaluate_predictions(write(tmp_path, coco), boxes, ("bbox",)))
+    for entry in coco["annotations"]:
+        del entry["segmentation"]
+    with pytest.raises(DataError, match="needs 'segmentation' in every annotation"):
+        evaluate_predictions(write(tmp_path, coco), results_of(small_coco()))
+
+
+def test_unknown_iou_type_is_refused(truth_file):
+    with pytest.raises(DataError, match="unknown iou type 'box'"):
+        evaluate_predictions(truth_file, [], ("box",))
+
+
+def test_tables():
+    metrics = {"bbox": {"AP": 37.44, "APs": math.nan} | {f"AP-c{i}": float(i) for i in range(5)}}
+    header, rule, row = format_table(metrics).splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["bbox", "37.4", "-", "-", "-", "-", "-"]
+    assert len(header) == len(rule) == len(row)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_per_class(metrics).splitlines()]
+    assert lines[0] == ["class", "bbox"] * 3
+    assert lines[2:] == [["c0", "0.0", "c2", "2.0", "c4", "4.0"], ["c1", "1.0", "c3", "3.0", "", ""]]
+
+
+def test_json_numbers_are_strict():
+    numbers = to_json_numbers({"bbox": {"AP": np.float64(1.5), "APs": math.nan}, "n": 3, "time": math.inf})
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == {"bbox": {"AP": 1.5, "APs": None}, "n": 3, "time": None}
+
+
+def corners(result: dict) -> dict:
+    x, y, w, h = result["bbox"]
+    return {"bbox": [x * 3, y * 3, x * 3 + w, y * 3 + h]}
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (corners, "not [x, y, w, h]"),
+        (lambda result: {"category_id": {2: 5, 5: 9, 9: 2}[result["category_id"]]}, "wrong category ids"),
+        (lambda result: {"bbox": [5.0, 5.0, 3.0, 3.0], "score": 0.01}, "scores are tiny"),
+        (lambda result: {"bbox": [5.0, 5.0, 3.0, 3.0], "category_id": 2}, "one class is predicted everywhere"),
+        (lambda result: {"bbox": [5.0, 5.0, 3.0, 3.0]}, "boxes miss the objects"),
+    ],
+)
+def test_a_low_ap_is_explained(truth_file, change, cause):
+    results = [result | change(result) for result in results_of(small_coco())]
+    metrics = evaluate_predictions(truth_file, results, ("bbox",))
+    words = explain_low_ap(truth_file, results, metrics)
+    assert cause in words.splitlines()[-1]
+    assert "predictions: 33" in words
+    assert len(words.splitlines()) <= 8
+
+
+def test_a_good_ap_needs_no_explanation(truth_file):
+    assert explain_low_ap(truth_file, [], {"bbox": {"AP": 1.0}}) == ""
