@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 DEPENDENCIES = [
     "torch>=2.6",  # training; 2.6 is the first to load checkpoints with weights_only by default
     "torchvision>=0.21",  # models, RoIAlign, NMS, transforms; the release that matches torch 2.6
-    "fvcore>=0.1.5",  # CfgNode with _BASE_, He and Xavier fills as Detectron has them
+    "fvcore>=0.1.5",  # CfgNode: detectron2's kind of configuration
     "iopath>=0.1.7",  # needed by fvcore
     "numpy>=1.24",
     "pillow>=10",  # decodes images and refuses truncated ones

@@ -4,12 +4,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 Item = TypeVar("Item")
+say_now = partial(print, flush=True)  # a pipe sees each line when it is written
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -21,7 +23,7 @@ class Progress:
         say: receives the plain lines where standard output is no terminal; None when the caller has its own lines.
     """
 
-    def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = print):
+    def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
         self.description, self.total, self.start, self.done, self.say = description, total, start, start, say
         self.bar = _bar(description, total, start) if sys.stdout.isatty() else None
 
@@ -51,7 +53,7 @@ class Progress:
 
 
 def track(
-    items: Iterable[Item], description: str, total: int, say: Callable[[str], object] | None = print
+    items: Iterable[Item], description: str, total: int, say: Callable[[str], object] | None = say_now
 ) -> Iterator[Item]:
     """Pass ``items`` on and show how many of ``total`` have been worked off."""
     with Progress(description, total, say=say) as progress:

@@ -5,7 +5,6 @@ import copy
 import io
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from scratch_det.evaluation.coco import (
     to_json_numbers,
 )
 
-TINY_COCO = Path(os.environ.get("TINY_COCO", Path(__file__).parents[2] / "shared" / "tiny_coco"))
 WIDTH, HEIGHT = 320, 240
 SIZES = (12, 50, 130)  # px: one object in each of COCO's size ranges
 
@@ -121,11 +119,8 @@ def truth_file(tmp_path):
 
 
 @pytest.fixture
-def tiny_file():
-    path = TINY_COCO / "annotations" / "instances_val2017.json"
-    if not path.is_file():
-        pytest.skip(f"needs tiny_coco at {TINY_COCO} (or set TINY_COCO)")
-    return path
+def tiny_file(tiny_coco):
+    return tiny_coco / "annotations" / "instances_val2017.json"
 
 
 def assert_perfect(metrics: dict) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import norm_rules, solver_rules
+from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten
 from scratch_det.errors import ConfigError, did_you_mean
 
@@ -18,6 +19,8 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
+NOT_HONOURED = ("VIS_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE", "TEST.EXPECTED_RESULTS")
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
 def check_config(cfg: CfgNode, num_processes: int = 1) -> list[str]:
@@ -39,6 +42,14 @@ def known_choices(cfg: CfgNode) -> Iterator[str]:
             yield f"{key} is '{values[key]}', expected {expected}{did_you_mean(values[key], list(choices))}"
 
 
+def nothing_is_ignored(cfg: CfgNode) -> Iterator[str]:
+    """detectron2's trainer reads these keys, this one does not: a value that would change nothing is refused."""
+    values, defaults = flatten(cfg), flatten(get_cfg())
+    for key in NOT_HONOURED:
+        if values[key] != defaults[key]:
+            yield f"{key} is {values[key]!r}, which would change nothing here; leave it at {defaults[key]!r}"
+
+
 def training_sizes(cfg: CfgNode) -> Iterator[str]:
     sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
     if not sizes or min(sizes) < 1:
@@ -53,6 +64,28 @@ def training_sizes(cfg: CfgNode) -> Iterator[str]:
 def has_training_data(cfg: CfgNode) -> Iterator[str]:
     if not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
+
+
+def known_device(cfg: CfgNode) -> Iterator[str]:
+    name = cfg.MODEL.DEVICE
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        mend = did_you_mean(kind, list(DEVICES))
+        yield f"MODEL.DEVICE is '{name}', expected {', '.join(DEVICES)} or a numbered one such as cuda:0{mend}"
+
+
+def output_dir_is_named(cfg: CfgNode) -> Iterator[str]:
+    """An empty path means the current folder, which nobody wants filled with a run."""
+    if not cfg.OUTPUT_DIR.strip():
+        yield f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, expected a folder; set OUTPUT_DIR output/NAME"
+
+
+def workers(cfg: CfgNode) -> Iterator[str]:
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        yield (
+            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more; "
+            "set DATALOADER.NUM_WORKERS 0 to read images in the training process"
+        )
 
 
 def resnet_depth(cfg: CfgNode) -> Iterator[str]:
@@ -80,8 +113,12 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     resnet_depth,
     roi_thresholds,
     known_choices,
+    nothing_is_ignored,
     training_sizes,
     has_training_data,
+    workers,
+    known_device,
+    output_dir_is_named,
     solver_rules.positive_numbers,
     solver_rules.drops_happen,
     solver_rules.warmup_ends,

@@ -99,6 +99,8 @@ def _check_content(entry: DatasetEntry, content: dict[str, Any], need_masks: boo
         ("annotations whose segmentation is neither polygons of 3+ points nor RLE",
          (a["id"] for a in annotations if need_masks and not _is_mask(a.get("segmentation"))),
          "mend them, or train without masks (MODEL.MASK_ON False)"),
+        ("annotations whose RLE does not fit the image: size [height, width], counts that add up to height x width",
+         _misfits(annotations, images) if need_masks else iter(()), "mend them, or the image's height and width"),
     ]  # fmt: skip
     for problem, offenders, mend in checks:
         _refuse(entry, problem, list(offenders), mend)
@@ -146,12 +148,25 @@ def _has_area(annotation: dict[str, Any]) -> bool:
 
 def _is_mask(segmentation: Any) -> bool:
     if isinstance(segmentation, dict):
-        return {"counts", "size"} <= segmentation.keys()
+        return isinstance(segmentation.get("counts"), str | list) and isinstance(segmentation.get("size"), list)
     return (
         isinstance(segmentation, list)
         and len(segmentation) > 0
         and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
     )
+
+
+def _misfits(annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> Iterator[Any]:
+    size_of = {image["id"]: [image["height"], image["width"]] for image in images}
+    for annotation in annotations:
+        rle, size = annotation["segmentation"], size_of[annotation["image_id"]]
+        if isinstance(rle, dict) and not (rle["size"] == size and _covers(rle["counts"], *size)):
+            yield annotation["id"]
+
+
+def _covers(counts: Any, height: int, width: int) -> bool:
+    """Whether uncompressed counts reach the last pixel; compressed ones (text) are not looked into."""
+    return isinstance(counts, str) or sum(counts) == height * width
 
 
 def _is_flat(images: list[dict[str, Any]]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
+from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
 
@@ -35,9 +35,9 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """COCO's three ways to write a mask (polygons, uncompressed and compressed RLE) as one compressed RLE."""
     if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
+        return mask_api.frPyObjects(segmentation, height, width)
     return segmentation
 
 
@@ -45,11 +45,11 @@ def decode_masks(segmentations: list[Any], height: int, width: int) -> torch.Ten
     """Rasterise masks to uint8 [N, H, W] of 0 and 1."""
     if not segmentations:
         return torch.zeros((0, height, width), dtype=torch.uint8)
-    decoded = coco_mask.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
+    decoded = mask_api.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
     return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """Compress uint8 [N, H, W] masks to COCO RLE with text counts (json-ready)."""
-    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+    rles = mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]

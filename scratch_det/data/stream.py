@@ -48,7 +48,8 @@ class Stream:
 def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, starts_odd: bool) -> np.ndarray:
     """Reorder one epoch so that its pairs, counted from even global positions, share an orientation.
 
-    What cannot be paired (at most two images) goes to the epoch's ends, where a pair is cut anyway.
+    What cannot be paired goes to the epoch's ends: one image when their number is odd (at the start where that cuts a
+    pair anyway), two of different orientation or none when it is even.
     """
     pairs, left_over = [], []
     for group in (order[portrait], order[~portrait]):
@@ -56,7 +57,5 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
         pairs.append(group[:whole].reshape(-1, GROUP_SIZE))
         left_over.extend(group[whole:])
     shuffled = rng.permutation(np.concatenate(pairs))
-    if starts_odd and not left_over and len(shuffled):
-        left_over, shuffled = list(shuffled[-1]), shuffled[:-1]
     head, tail = (left_over[:1], left_over[1:]) if starts_odd else ([], left_over)
     return np.concatenate([np.array(head, order.dtype), shuffled.reshape(-1), np.array(tail, order.dtype)])

@@ -31,13 +31,13 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
     if short_side == 0:  # detectron2: 0 leaves test images as they are
         return height, width
     scale = short_side / min(height, width)
-    if max(height, width) * scale > max_size:
-        scale = max_size / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    size = (short_side, scale * width) if height < width else (scale * height, short_side)
+    cap = min(1.0, max_size / max(size))  # two factors, not one: it decides where a side ends on half a pixel
+    return int(size[0] * cap + 0.5), int(size[1] * cap + 0.5)
 
 
 def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
-    """Scale image (bilinear, antialiased), boxes (xyxy px), masks (nearest pixel centre) and keypoints together."""
+    """Scale image (bilinear, antialiased), boxes (xyxy px), and masks (nearest pixel centre) together."""
     height, width = sample["image"].shape[-2:]
     size = output_size(height, width, short_side, max_size)
     if size == (height, width):

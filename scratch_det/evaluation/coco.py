@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as mask_api
+from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
 
@@ -276,9 +276,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _cell(value: float) -> str:
-    """One decimal, or '-' for nan."""
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _cell(value: float | None) -> str:
+    """One decimal, or '-' for nan and for None, its form in JSON."""
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,6 @@ detectron2, have He ("MSRA") normal while the released Detectron code had Caffe2
 from collections.abc import Callable
 from functools import partial
 
-from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import nn
 
 from scratch_det.modeling.norm import NORM_LAYERS
@@ -15,23 +14,30 @@ from scratch_det.modeling.norm import NORM_LAYERS
 Fill = Callable[[nn.Module], None]
 
 
+def he_fill(layer: nn.Module) -> None:
+    """Weights from N(0, sqrt(2 / fan_out)), Caffe2's MSRAFill."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def xavier_fill(layer: nn.Module) -> None:
+    """Weights uniform with standard deviation sqrt(1 / fan_in), Caffe2's XavierFill."""
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+
+
 def normal_fill(layer: nn.Module, std: float) -> None:
-    """Weights from N(0, std), bias 0."""
+    """Weights from N(0, std)."""
     nn.init.normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
-# He: N(0, sqrt(2 / fan_out)). Xavier: uniform with standard deviation sqrt(1 / fan_in). Biases 0.
 FILLS: dict[str, Fill] = {
-    "backbone": c2_msra_fill,  # stem, block convolutions and shortcuts
-    "fpn": c2_xavier_fill,  # lateral and output convolutions
+    "backbone": he_fill,  # stem, block convolutions and shortcuts
+    "fpn": xavier_fill,  # lateral and output convolutions
     "rpn": partial(normal_fill, std=0.01),  # 3x3, objectness and box deltas
-    "box_conv": c2_msra_fill,
-    "box_fc": c2_xavier_fill,
+    "box_conv": he_fill,
+    "box_fc": xavier_fill,
     "cls_score": partial(normal_fill, std=0.01),
     "bbox_pred": partial(normal_fill, std=0.001),
-    "mask_conv": c2_msra_fill,  # 3x3 convolutions and the 2x2 deconvolution
+    "mask_conv": he_fill,  # 3x3 convolutions and the 2x2 deconvolution
     "mask_predictor": partial(normal_fill, std=0.001),
 }
 
@@ -39,7 +45,7 @@ FILLS: dict[str, Fill] = {
 def initialize(model: nn.Module, layer_types: dict[str, str]) -> None:
     """Fill every layer that has weights: the longest matching name prefix in ``layer_types`` gives its type in FILLS.
 
-    Normalisation starts as the identity (gamma 1, also in the last norm of a residual block; beta 0). Raises
+    Biases start at 0 and normalisation as the identity (gamma 1, also in the last norm of a residual block). Raises
     ValueError for a layer with weights that no prefix covers: nothing may keep an unintended default.
     """
     for name, layer in model.named_modules():
@@ -47,6 +53,8 @@ def initialize(model: nn.Module, layer_types: dict[str, str]) -> None:
             layer.reset_parameters()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             FILLS[layer_type(name, layer_types)](layer)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif next(layer.parameters(recurse=False), None) is not None:
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) has weights but no rule in FILLS")
 

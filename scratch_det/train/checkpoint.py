@@ -48,8 +48,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights file {path} is not a PyTorch checkpoint of tensors ({first_line})") from None
+        raise UserError(  # not torch's own words, which advise to load it unsafely
+            f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
+            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a checkpoint or state dict")
     return state
@@ -71,7 +73,7 @@ def load_weights(model: nn.Module, path: Path, backbone_prefix: str) -> str:
     if wrong:
         raise UserError(
             f"weights file {path} covers {len(covered) - len(wrong)} of {len(covered)} tensors of "
-            f"{prefix or 'the model'}; first one missing or of another shape: {wrong[0]}\n"
+            f"{'the backbone' if prefix else 'the model'}; first one missing or of another shape: {wrong[0]}\n"
             "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
         )
     model.load_state_dict(values, strict=False)

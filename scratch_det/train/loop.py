@@ -49,7 +49,7 @@ def train(
             scalars = {**losses, "lr": lr, "time": time.perf_counter() - began, "data_time": data_seconds}
             if medians := metrics.add(iteration, scalars):
                 run_dir.set_status("training", iteration=state.iteration, max_iter=max_iter, eta=medians["eta_seconds"])
-                logger.info(as_line(iteration, max_iter, medians), extra={"periodic": True})
+                logger.info(as_line(iteration, max_iter, medians))
             progress.advance(f"loss {losses['total_loss']:.3f}")
 
             if state.iteration == max_iter:

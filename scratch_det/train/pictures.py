@@ -46,18 +46,17 @@ def _sample(
         "title": image["file_name"],
         "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
         "truth": _objects(data.training_annotations(image["id"]), image, labels),
-        "prediction": _objects(results, image, labels),
+        "prediction": {**_objects(results, image, labels), "scores": np.array([r["score"] for r in results])},
     }
 
 
 def _objects(items: list[dict[str, Any]], image: dict[str, Any], labels: dict[int, int]) -> dict[str, Any]:
-    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, scores, RLE masks."""
+    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks."""
     boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     masks = [to_rle(item["segmentation"], image["height"], image["width"]) for item in items if "segmentation" in item]
     return {
         "boxes": boxes,
         "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
-        "scores": np.array([item.get("score", 1.0) for item in items]),
         "masks": masks if len(masks) == len(items) else None,
     }

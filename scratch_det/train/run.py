@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config import get_cfg
+from scratch_det.config import flatten, load_config
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.errors import UserError
@@ -33,8 +33,9 @@ def train_and_evaluate(
 ) -> None:
     """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes."""
     if resume and run_dir.result.exists():
-        return report_finished(run_dir)
+        return report_finished(cfg, run_dir)
     settle_seed(cfg, run_dir)
+    report_changes(cfg, run_dir)
     backend = backends.load(backend_name)
     dataset = TrainingSet(cfg, training)
     state = build_state(cfg, backend)
@@ -51,7 +52,8 @@ def train_and_evaluate(
     def evaluate_now(iteration: int) -> dict[str, Any]:
         run_dir.set_status("evaluating", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
         found = evaluate_all(cfg, backend, state.model, test, run_dir.path / "inference")
-        metrics.write(iteration, flat_metrics(found))
+        if found:
+            metrics.write(iteration, flat_metrics(found))
         return found
 
     try:
@@ -67,8 +69,6 @@ def train_and_evaluate(
 
 def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_dir: RunDir, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the folder's last checkpoint; writes inference/ alone."""
-    if not test:
-        raise UserError("DATASETS.TEST is empty: there is nothing to evaluate")
     backend = backends.load(backend_name)
     state = build_state(cfg, backend)
     restore(cfg, state, run_dir, resume)
@@ -84,11 +84,17 @@ def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_
 def settle_seed(cfg: CfgNode, run_dir: RunDir) -> None:
     """SEED -1 means: draw one, or take the one that this folder's run has drawn."""
     if cfg.SEED < 0 and run_dir.holds_run():
-        earlier = get_cfg()
-        earlier.merge_from_file(str(run_dir.config))
-        cfg.SEED = earlier.SEED
+        cfg.SEED = load_config(run_dir.config).cfg.SEED
     elif cfg.SEED < 0:
         cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+
+
+def report_changes(cfg: CfgNode, run_dir: RunDir) -> None:
+    """Log the keys that have another value than when this folder's run was started."""
+    if run_dir.holds_run():
+        earlier, now = flatten(load_config(run_dir.config).cfg), flatten(cfg)
+        for key in (key for key in now if str(now[key]) != str(earlier[key])):
+            logger.warning(f"{key} was {earlier[key]!r} when this run was started, now it is {now[key]!r}")
 
 
 def build_state(cfg: CfgNode, backend: ModuleType) -> State:
@@ -113,7 +119,13 @@ def restore(cfg: CfgNode, state: State, run_dir: RunDir, resume: bool) -> None:
     """With ``resume``, continue from the last checkpoint; without one, start from MODEL.WEIGHTS or at random."""
     checkpoint = last_checkpoint(run_dir) if resume else None
     if checkpoint:
-        state.load_state_dict(read_checkpoint(checkpoint))
+        try:
+            state.load_state_dict(read_checkpoint(checkpoint))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
+                "resume with the MODEL.* and SOLVER.* keys that the run was started with"
+            ) from None
         logger.info(f"resumed from {checkpoint}: {state.iteration} iterations are done")
     elif cfg.MODEL.WEIGHTS:
         logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
@@ -130,17 +142,19 @@ def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: Training
         f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable, "
         f"{'weights ' + cfg.MODEL.WEIGHTS if cfg.MODEL.WEIGHTS else 'random initialisation'}"
     )
-    batch, iters, images = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, len(dataset)
+    batch, images = cfg.SOLVER.IMS_PER_BATCH, len(dataset)
+    epochs = cfg.SOLVER.MAX_ITER * batch / images
+    logger.info(f"{images:,} training images; {dataset.num_dropped:,} without objects left out")
     logger.info(
-        f"{images:,} training images ({dataset.num_dropped:,} without objects left out); {iters:,} iterations x {batch} "
-        f"images = {iters * batch / images:.1f} epochs, learning rate {cfg.SOLVER.BASE_LR:g}, drops at {cfg.SOLVER.STEPS}"
+        f"{cfg.SOLVER.MAX_ITER:,} iterations x {batch} images = {epochs:.1f} epochs; "
+        f"learning rate {cfg.SOLVER.BASE_LR:g}, drops at {cfg.SOLVER.STEPS}"
     )
 
 
 def evaluate_all(
     cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[CocoDataset], out: Path
 ) -> dict[str, Any]:
-    """Metrics by task; with several test sets, by their names first."""
+    """Metrics by task; with several test sets, by their names first; nothing without a test set."""
     if len(test) == 1:
         return evaluate(backend, model, cfg, test[0], out)
     return {data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name) for data in test}
@@ -160,9 +174,14 @@ def finish(
                 "curves.png, predictions.png, checkpoints/model_final.pth")  # fmt: skip
 
 
-def report_finished(run_dir: RunDir) -> None:
-    """What --resume says of a run that is complete."""
+def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
+    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another length."""
     result = json.loads(run_dir.result.read_text())
+    if result["iteration"] != cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"{run_dir.path} holds a finished run of {result['iteration']} iterations, SOLVER.MAX_ITER is "
+            f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH"
+        )
     logger.info(f"{run_dir.path} holds a finished run of {result['iteration']} iterations; nothing to do")
     if "bbox" in result["metrics"]:
         logger.info("\n" + format_table(result["metrics"]))

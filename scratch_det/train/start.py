@@ -35,7 +35,7 @@ def start(request: Request) -> None:
         run_dir = RunDir(cfg.OUTPUT_DIR)
         run_dir.check(allow_existing=request.resume or request.eval_only)
         check_weights_path(cfg.MODEL.WEIGHTS)
-        training, test = read_datasets(recipe)
+        training, test = read_datasets(recipe, request.eval_only)
         logger.info(f"recipe {request.config_file}, backend {backend}")
         for notice in notices:
             logger.warning(notice)
@@ -60,22 +60,28 @@ def check_weights_path(weights: str) -> None:
         )
     in_run = Path(weights).parent / "checkpoints" / Path(weights).name
     if weights and not Path(weights).is_file() and not in_run.is_file():
-        raise UserError(f"MODEL.WEIGHTS: file {weights} is missing")
+        problem = "is a folder" if Path(weights).is_dir() else "is missing"
+        raise UserError(
+            f"MODEL.WEIGHTS: file {weights} {problem}; give the path of a .pth file, "
+            'or MODEL.WEIGHTS "" to start at random'
+        )
 
 
-def read_datasets(recipe: LoadedConfig) -> tuple[list[CocoDataset], list[CocoDataset]]:
-    """Read DATASETS.TRAIN and TEST and settle the number of classes, which the json decides.
+def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDataset], list[CocoDataset]]:
+    """Read DATASETS.TRAIN (unless ``eval_only``) and TEST and settle the number of classes, which the json decides.
 
-    Sets MODEL.ROI_HEADS.NUM_CLASSES. Raises ConfigError when the recipe names another number, DataError when the data
-    sets do not have the same categories.
+    Sets MODEL.ROI_HEADS.NUM_CLASSES. Raises ConfigError when there is nothing to evaluate or the recipe names another
+    number of classes, DataError when the data sets do not have the same categories.
     """
     cfg = recipe.cfg
+    if eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\"")
     training, test = (
         [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in names]
-        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        for names in (() if eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
-    first = training[0]
-    for other in [*training[1:], *test]:
+    first, *others = training + test
+    for other in others:
         if (other.category_ids, other.classes) != (first.category_ids, first.classes):
             raise DataError(
                 f"{other.entry.json_file} has {_categories(other)}\n"

@@ -15,6 +15,7 @@ PYRAMID = ["p2", "p3", "p4", "p5"]
 HONOURED: dict[str, tuple[Any, ...]] = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
     "MODEL.FPN.IN_FEATURES": (LEVELS,),
     "MODEL.FPN.FUSE_TYPE": ("sum",),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
@@ -52,6 +53,14 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "TEST.AUG.ENABLED": (False,),
     "TEST.PRECISE_BN.ENABLED": (False,),
 }
+LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.RPN.IOU_THRESHOLDS": 2,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": 1,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
+}
 
 
 def check(cfg: CfgNode) -> None:
@@ -68,6 +77,9 @@ def _problems(keys: dict[str, Any]) -> Iterator[str]:
             continue
         if keys[key] not in honoured:
             yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in honoured)}"
+    for key, length in LENGTHS.items():
+        if len(keys[key]) != length:
+            yield f"{key} is {keys[key]!r}; it takes {length} value{'s' * (length > 1)}"
     yield from _widths(keys)
     yield from _anchors(keys)
 

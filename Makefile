@@ -1,0 +1,36 @@
+# Everything works from a fresh clone with python3 and make; see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow lint
+
+quickstart: $(VENV)/.scratch_det
+	$(RUN) tools/prepare_digits.py
+	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
+
+test: $(VENV)/.scratch_det_dev
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.scratch_det_dev
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.scratch_det_dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+# An environment that is already there is reused; pip leaves alone in it what is recent enough.
+$(VENV)/bin/python:
+	@echo "Making a virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.scratch_det: setup.py | $(VENV)/bin/python
+	@echo "Installing scratch_det and what it needs: about 5 GB with PyTorch, a few minutes"
+	$(RUN) -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.scratch_det_dev: setup.py | $(VENV)/bin/python
+	@echo "Installing scratch_det, what it needs and its test tools: about 5 GB with PyTorch, a few minutes"
+	$(RUN) -m pip install --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(VENV)/.scratch_det

@@ -1,0 +1,92 @@
+"""The digits demo: a small detection data set that is made in about a minute, and what to pre-train on for it.
+
+Real handwritten digits drawn over real photographs, with boxes, polygons and keypoints in COCO's format. The same seed
+gives the same bytes (under the same versions of OpenCV, NumPy, scikit-learn and scikit-image).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from scratch_det.data.digits.annotation import VERSION, annotation_entries, coco_json, draw_preview, image_entry
+from scratch_det.data.digits.folder import build, needs_building
+from scratch_det.data.digits.scene import compose_scene, compose_single
+from scratch_det.data.digits.source import NUM_CLASSES, load_material
+from scratch_det.errors import UserError
+from scratch_det.progress import track
+
+JPEG_QUALITY, PREVIEW_SCENES = 92, 12
+SPLITS = ("train", "val")
+
+
+def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False) -> dict[Path, bool]:
+    """Make ``out`` and ``<out>_pretrain``; returns each folder -> whether it had to be made.
+
+    ``train`` and ``val`` count scenes. The pre-training set grows with them: 5/2 of train, 4 times val.
+    Every refusal comes before any work.
+    """
+    for option, value, least in (("--seed", seed, 0), ("--train", train, 1), ("--val", val, 1)):
+        if value < least:
+            raise UserError(f"{option} {value} is too small: at least {least}")
+    out = out.resolve()
+    pretrain = out.with_name(f"{out.name}_pretrain")
+    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val}
+    singles = scenes | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
+    missing = {out: needs_building(out, scenes, force), pretrain: needs_building(pretrain, singles, force)}
+    if missing[out]:
+        build(out, scenes, _write_scenes)
+    if missing[pretrain]:
+        build(pretrain, singles, _write_singles)
+    return missing
+
+
+def _write_scenes(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Fill ``folder`` with train/, val/, annotations/ and preview.png; returns how much of everything there is."""
+    contents: dict[str, Any] = {}
+    (folder / "annotations").mkdir()
+    for split in SPLITS:
+        data = _write_split(folder / split, parameters["seed"], split, parameters[split])
+        compact = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        (folder / "annotations" / f"instances_{split}.json").write_text(compact)
+        contents[split] = {part: len(data[part]) for part in ("images", "annotations")}
+    shown = range(min(parameters["val"], PREVIEW_SCENES))
+    material = load_material("val")
+    preview = draw_preview([compose_scene(material, parameters["seed"], "val", index) for index in shown])
+    _write_image(folder / "preview.png", preview)
+    return contents
+
+
+def _write_split(folder: Path, seed: int, split: str, count: int) -> dict[str, Any]:
+    """Write the images of a split; returns its COCO json."""
+    folder.mkdir()
+    material = load_material(split)
+    parts: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    for index in track(range(count), f"{split} scenes", count):
+        scene = compose_scene(material, seed, split, index)
+        image = image_entry(scene, split, index)
+        parts["images"].append(image)
+        parts["annotations"] += annotation_entries(scene, image["id"])
+        _write_image(folder / image["file_name"], scene.image)
+    return coco_json(split, seed, **parts)
+
+
+def _write_singles(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Fill ``folder`` with train/<digit>/ and val/<digit>/, drawn from the train scans and photographs only."""
+    for split in SPLITS:
+        count, stream = parameters[split], f"pretrain_{split}"
+        material = load_material(stream)
+        for label in range(NUM_CLASSES):
+            (folder / split / str(label)).mkdir(parents=True)
+        for index in track(range(count), f"pre-training {split} images", count):
+            image = compose_single(material, parameters["seed"], stream, index).image
+            _write_image(folder / split / str(index % NUM_CLASSES) / f"{index + 1:07d}.jpg", image)
+    return {split: {"images": parameters[split]} for split in SPLITS}
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Write an H x W x 3 uint8 RGB image in the format of the path's ending."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    path.write_bytes(cv2.imencode(path.suffix, image[..., ::-1], options)[1].tobytes())

@@ -1,0 +1,111 @@
+"""What the digits demo is made of: handwritten scans and photographs, split so that val shares none with train.
+
+Both come inside the wheels of scikit-learn and scikit-image, so nothing is downloaded. Only photographs whose free
+licence those two projects state are used.
+"""
+
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from scratch_det.errors import DataError
+
+NUM_CLASSES = 10
+STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3}  # each split's number in the random seeds
+TRAIN_SHARE = 3 / 4  # of each class's scans, in scikit-learn's order; the rest goes to val
+PRETRAIN_VAL_SHARE = 1 / 6  # of each class's train scans: shown by the pre-training set's val alone
+
+
+class Photograph(NamedTuple):
+    """A package's file, the split it serves (the pretrain splits share train's), its licence and author."""
+
+    file: str
+    split: str
+    license: str
+    author: str
+
+
+LICENSES = {
+    "CC BY 2.0": "https://creativecommons.org/licenses/by/2.0/",
+    "CC0 1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "public domain": "https://creativecommons.org/publicdomain/mark/1.0/",
+}
+PHOTOGRAPHS = {
+    "china": Photograph("sklearn/datasets/images/china.jpg", "train", "CC BY 2.0", "danielbuechele"),
+    "astronaut": Photograph("skimage/data/astronaut.png", "train", "public domain", "NASA"),
+    "coffee": Photograph("skimage/data/coffee.png", "train", "CC0 1.0", "Rachel Michetti"),
+    "hubble_deep_field": Photograph("skimage/data/hubble_deep_field.jpg", "train", "public domain", "NASA"),
+    "camera": Photograph("skimage/data/camera.png", "train", "CC0 1.0", "Lav Varshney"),
+    "brick": Photograph("skimage/data/brick.png", "train", "CC0 1.0", "CC0Textures"),
+    "grass": Photograph("skimage/data/grass.png", "train", "CC0 1.0", "linolafett"),
+    "gravel": Photograph("skimage/data/gravel.png", "train", "CC0 1.0", "CC0Textures"),
+    "flower": Photograph("sklearn/datasets/images/flower.jpg", "val", "CC BY 2.0", "vultilion"),
+    "chelsea": Photograph("skimage/data/chelsea.png", "val", "CC0 1.0", "Stefan van der Walt"),
+    "rocket": Photograph("skimage/data/rocket.jpg", "val", "public domain", "SpaceX"),
+}
+
+
+class Material(NamedTuple):
+    """What a split may draw on: scans (N x 8 x 8, ink 0..1), their indices by class, photographs (RGB) by name."""
+
+    scans: np.ndarray
+    by_class: list[np.ndarray]
+    photographs: dict[str, np.ndarray]
+
+
+def load_material(split: str) -> Material:
+    """Scans and photographs that ``split``, a key of STREAMS, may show."""
+    try:
+        scans, labels = _load_scans()
+        allowed = np.array(split_scans()[split])
+        by_class = [allowed[labels[allowed] == label] for label in range(NUM_CLASSES)]
+        names = photograph_names("val" if split == "val" else "train")
+        return Material(scans, by_class, {name: _read_photograph(PHOTOGRAPHS[name].file) for name in names})
+    except (ImportError, OSError) as error:
+        reinstall = "pip install --force-reinstall scikit-learn 'scikit-image<0.27'"
+        raise DataError(f"what the digits demo is drawn from is not there ({error}): {reinstall}") from None
+
+
+def photograph_names(side: str) -> list[str]:
+    """Names of the photographs of ``side``, train or val."""
+    return [name for name, photograph in PHOTOGRAPHS.items() if photograph.split == side]
+
+
+def split_scans() -> dict[str, list[int]]:
+    """Each split -> ascending scan indices; train and val are disjoint, and the pretrain splits divide train's.
+
+    The division follows scikit-learn's order and no seed: sets of different seeds stay comparable.
+    """
+    parts: dict[str, list[int]] = {split: [] for split in STREAMS}
+    for label in range(NUM_CLASSES):
+        indices = np.flatnonzero(_load_scans()[1] == label).tolist()
+        cut = round(TRAIN_SHARE * len(indices))
+        pretrain_cut = round((1 - PRETRAIN_VAL_SHARE) * cut)
+        parts["train"] += indices[:cut]
+        parts["val"] += indices[cut:]
+        parts["pretrain_train"] += indices[:pretrain_cut]
+        parts["pretrain_val"] += indices[pretrain_cut:cut]
+    return {split: sorted(indices) for split, indices in parts.items()}
+
+
+@cache
+def _load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Scans (1797 x 8 x 8 float32, ink 0..1) and their labels (1797 ints, 0..9)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return (bunch.images / 16).astype(np.float32), bunch.target
+
+
+@cache
+def _read_photograph(file: str) -> np.ndarray:
+    """H x W x 3 uint8 RGB pixels, read from the installed wheel."""
+    package, _, path = file.partition("/")
+    encoded = np.frombuffer(files(package).joinpath(path).read_bytes(), np.uint8)
+    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    if image is None:
+        raise OSError(f"{file} is damaged")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,437 @@
+"""Mistakes on the command line, in recipes, data and weights: exit code 2, a few lines with the mend, no traces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from scratch_det.train.start import Request
+
+MOST_LINES = 6
+TRAIN_NET = ROOT / "tools" / "train_net.py"
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every path below ``folder``, files with their bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def stopped(train_net, capsys):
+    """``stopped(*arguments)``: the message with which the command line exits with code 2."""
+
+    def run(*arguments) -> str:
+        with pytest.raises(SystemExit) as caught:
+            train_net(*arguments)
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert 1 <= len(message.splitlines()) <= MOST_LINES
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+@pytest.fixture
+def refused(stopped, toy_recipe, tmp_path, monkeypatch):
+    """``refused(*arguments)``: the message for ``--config-file toy_recipe *arguments``, which must leave no trace.
+
+    Runs in ``tmp_path``, so that nothing may be left in the current folder either.
+    """
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> str:
+        before = contents(tmp_path)
+        message = stopped("--config-file", toy_recipe, *arguments)
+        assert contents(tmp_path) == before
+        return message
+
+    return run
+
+
+@pytest.fixture
+def failed(stopped, toy_recipe, tmp_path):
+    """As ``refused``, for what only the running training can see: the run folder says that it failed and why."""
+
+    def run(*arguments) -> str:
+        message = stopped("--config-file", toy_recipe, *arguments)
+        status = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert status["state"] == "failed"
+        assert message.removeprefix("error: ").strip() in status["error"]
+        assert not (tmp_path / "run" / "result.json").exists()
+        assert not list((tmp_path / "run").rglob("*.partial"))
+        return message
+
+    return run
+
+
+def edit(path: Path, change) -> None:
+    """Change a json file in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("arguments", "overrides", "flags"),
+        [
+            (["SOLVER.BASE_LR", "0.01", "--resume"], ["SOLVER.BASE_LR", "0.01"], {"resume": True}),
+            (["--eval-only", "MODEL.WEIGHTS", "a.pth"], ["MODEL.WEIGHTS", "a.pth"], {"eval_only": True}),
+            (["SEED", "1", "--backend", "torchvision"], ["SEED", "1"], {"backend": "torchvision"}),
+            (["SEED", "1", "--resume", "OUTPUT_DIR", "x"], ["SEED", "1", "OUTPUT_DIR", "x"], {"resume": True}),
+            (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
+            (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),
+        ],
+    )
+    def test_flags_may_stand_anywhere(self, train_net, train_net_module, monkeypatch, arguments, overrides, flags):
+        requests = []
+        monkeypatch.setattr(train_net_module, "start", requests.append)
+        train_net("--config-file", "a.yaml", *arguments)
+        train_net(*arguments, "--config-file", "a.yaml")
+        assert requests == [Request("a.yaml", overrides, **flags)] * 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ("--foo", "unrecognized arguments: --foo"),
+            ("SOLVER.BASE_LR 0.01 --foo", "unrecognized arguments: --foo"),
+            ("SOLVER.BASE_LR 0.01 --foo=1", "unrecognized arguments: --foo=1"),
+            ("SOLVER.BASE_LR 0.01 -x", "unrecognized arguments: -x"),
+            ("--backend nonsense", "--backend: invalid choice: 'nonsense' (choose from"),
+            ("--num-gpus two", "--num-gpus: invalid int value: 'two'"),
+            ("--config-file", "--config-file: expected one argument"),
+        ],
+    )
+    def test_unknown_flags_and_values(self, train_net, capsys, toy_recipe, tmp_path, arguments, expected):
+        before = contents(tmp_path)
+        with pytest.raises(SystemExit) as caught:
+            train_net("--config-file", toy_recipe, *arguments.split())
+        message = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert len(message.splitlines()) <= MOST_LINES
+        assert expected in message.splitlines()[-1]
+        assert contents(tmp_path) == before
+
+    def test_a_recipe_is_required(self, train_net, capsys):
+        with pytest.raises(SystemExit) as caught:
+            train_net("SOLVER.BASE_LR", "0.01")
+        assert caught.value.code == 2
+        assert "required: --config-file" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--num-gpus", 2],
+            ["--num-gpus", 0],
+            ["--num-machines", 2],
+            ["--machine-rank", 1],
+            ["--dist-url", "tcp://a:1"],
+        ],
+        ids=str,
+    )
+    def test_one_process_only(self, refused, arguments):
+        message = refused(*arguments)
+        assert "trains in one process" in message
+        assert "leave out --num-gpus, --num-machines, --machine-rank and --dist-url" in message
+
+
+OVERRIDES = [
+    # unknown keys
+    (["SOLVER.BASE_LRR", 1], ["command line", "unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?"]),
+    (["MODEL.IMS_PER_BATCH", 1], ["unknown key MODEL.IMS_PER_BATCH; did you mean 'SOLVER.IMS_PER_BATCH'?"]),
+    (["SOLVER", 1], ["SOLVER is a section, not a value"]),
+    (["MODEL.RETINANET.NUM_CLASSES", 1], ["a part of detectron2 that this repository does not use: remove it"]),
+    # pairs
+    (["SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
+    (["SEED", 1, "SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
+    (["SOLVER.BASE_LR=0.1"], ["write SOLVER.BASE_LR 0.1"]),
+    # types
+    (["SOLVER.MAX_ITER", "many"], ["command line: SOLVER.MAX_ITER is 'many' (str), expected int such as 40000"]),
+    (["SOLVER.MAX_ITER", "2.0"], ["SOLVER.MAX_ITER is 2.0 (float), expected int", "write 2"]),
+    (["DATASETS.TRAIN", "toy_train"], ["DATASETS.TRAIN is 'toy_train' (str), expected tuple", "write ('toy_train',)"]),
+    # values
+    (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["NUM_CLASSES is 80, but", "toy_train/annotations.json has 3 categories"]),
+    (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["leave the key out: the json decides"]),
+    (["MODEL.RESNETS.NORM", "FrozenBN"], ["MODEL.RESNETS.NORM is FrozenBN while MODEL.WEIGHTS is", "NORM GN"]),
+    (["MODEL.FPN.NORM", "FrozenBN"], ["MODEL.FPN.NORM is FrozenBN", "set MODEL.FPN.NORM GN"]),
+    (["MODEL.BACKBONE.FREEZE_AT", 2], ["FREEZE_AT is 2 while MODEL.WEIGHTS is", "set MODEL.BACKBONE.FREEZE_AT 0"]),
+    (["MODEL.FPN.NORM", "BN"], ["MODEL.FPN.NORM is BN with 2 images per process", "set MODEL.FPN.NORM GN, or SyncBN"]),
+    (["SOLVER.STEPS", "(1, 2)"], ["SOLVER.STEPS has 2, but training ends at SOLVER.MAX_ITER 2", 'SOLVER.STEPS "(1,)"']),
+    (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, as long as the run of SOLVER.MAX_ITER 2"]),
+    (["SOLVER.BASE_LR", -0.1], ["SOLVER.BASE_LR is -0.1, expected above 0"]),
+    (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
+    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, cuda"]),
+    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "such as cuda:0"]),
+    (["MODEL.KEYPOINT_ON", True], ["the torchvision backend cannot honour", "MODEL.KEYPOINT_ON is True; it has False"]),
+    (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16]]"], ["SIZES has 2 lists", "one for each of the 5"]),
+    # data sets
+    (["DATASETS.TRAIN", "('toy_trian',)"], ["data set 'toy_trian' is not in the catalog; did you mean 'toy_train'?"]),
+    (
+        ["DATASETS.TEST", "('nothing',)"],
+        ["'nothing' is not in the catalog", "write into", "{json: PATH, images: FOLDER}"],
+    ),
+    (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is empty"]),
+    (["--eval-only", "DATASETS.TEST", "()"], ["DATASETS.TEST is empty"]),
+    # weights
+    (["MODEL.WEIGHTS", "/nowhere/a.pth"], ["MODEL.WEIGHTS: file /nowhere/a.pth is missing", "the path of a .pth file"]),
+    (["--eval-only", "MODEL.WEIGHTS", "/nowhere/a.pth"], ["MODEL.WEIGHTS: file /nowhere/a.pth is missing"]),
+    (["MODEL.WEIGHTS", ROOT], [f"MODEL.WEIGHTS: file {ROOT} is a folder"]),
+    (["MODEL.WEIGHTS", "detectron2://a.pkl"], ["MODEL.WEIGHTS is detectron2://a.pkl", "local .pth files"]),
+    # the run folder
+    (["OUTPUT_DIR", ""], ["OUTPUT_DIR is '', expected a folder; set OUTPUT_DIR output/NAME"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), OVERRIDES, ids=[" ".join(map(str, words)) for words, _ in OVERRIDES]
+)
+def test_overrides(refused, overrides, expected):
+    message = refused(*overrides)
+    for part in expected:
+        assert part in message
+
+
+def test_several_mistakes_are_told_at_once(refused):
+    message = refused("SOLVER.BASE_LR", -1.0, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.DEVICE", "gpu")
+    assert all(key in message for key in ("SOLVER.BASE_LR", "MODEL.BACKBONE.FREEZE_AT", "MODEL.DEVICE"))
+
+
+class TestRecipes:
+    @pytest.mark.parametrize(
+        ("old", "new", "expected"),
+        [
+            ("  BASE_LR:", "  BASE_LRR:", "unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?"),
+            ("  MAX_ITER: 2", "  MAX_ITER: soon", "SOLVER.MAX_ITER is 'soon' (str), expected int such as 40000"),
+            ("  MASK_ON: true", "  MASK_ON: 1", "MODEL.MASK_ON is 1 (int), expected bool such as False: write True"),
+            ("SEED: 1", "SEED: [1", "not valid YAML"),
+            ("SEED: 1", "\tSEED: 1", "not valid YAML"),
+            ("SEED: 1", "SEED: 1\nSEED: 2", "SEED is already in line"),
+        ],
+        ids=["unknown key", "wrong type", "wrong type with mend", "bracket", "tab", "twice"],
+    )
+    def test_mistakes_name_file_and_line(self, refused, toy_recipe, old, new, expected):
+        text = toy_recipe.read_text().replace("MODEL:\n", "MODEL:\n  MASK_ON: true\n")
+        assert text.count(old) == 1
+        toy_recipe.write_text(text.replace(old, new))
+        message = refused()
+        assert expected in message
+        line = text[: text.index(old)].count("\n") + 1
+        place = message.removeprefix(f"error: {toy_recipe}:").split(":")[0]
+        assert line <= int(place) <= line + 1
+
+    def test_missing_base(self, refused, toy_recipe):
+        text = toy_recipe.read_text()
+        toy_recipe.write_text(text.replace("init/scratch.yaml", "init/scrtch.yaml"))
+        line = text[: text.index("_BASE_")].count("\n") + 1
+        missing = ROOT / "configs/_base_/init/scrtch.yaml"
+        assert refused() == f"error: {toy_recipe}:{line}: {missing} does not exist\n"
+
+    @pytest.mark.parametrize("text", ["", "# nothing yet\n", "- a list\n", "words\n"])
+    def test_no_recipe_at_all(self, refused, toy_recipe, text):
+        toy_recipe.write_text(text)
+        assert f"error: {toy_recipe}: expected lines such as 'SOLVER:'" in refused()
+
+    def test_missing_recipe(self, stopped, tmp_path):
+        path = tmp_path / "a.yaml"
+        assert f"{path} does not exist" in stopped("--config-file", path)
+
+
+class TestDataSets:
+    @pytest.fixture(params=["toy_train", "toy_val"])
+    def annotations(self, request, toy_recipe, datasets_root) -> Path:
+        """The json of the training set, then of the test set: both are checked before anything runs."""
+        return datasets_root / request.param / "annotations.json"
+
+    def test_missing_json(self, refused, annotations, datasets_root):
+        annotations.unlink()
+        message = refused()
+        assert f"missing  {annotations}\n" in message
+        assert f"found    {annotations.parent / 'images'}/\n" in message
+        assert f"{datasets_root} holds: catalog.yaml, toy_train, toy_val" in message
+
+    def test_missing_image_folder(self, refused, annotations):
+        (annotations.parent / "images").rename(annotations.parent / "photos")
+        message = refused()
+        assert f"found    {annotations}\n" in message
+        assert f"missing  {annotations.parent / 'images'}/\n" in message
+
+    def test_missing_image(self, refused, annotations):
+        (annotations.parent / "images" / "3.jpg").unlink()
+        message = refused()
+        assert f"{annotations}: 1 images that are not in {annotations.parent / 'images'}: id 3" in message
+        assert "complete the folder" in message
+
+    def test_broken_json(self, refused, annotations):
+        annotations.write_text('{"images": [\n{"id": 1,]}')
+        assert f"error: {annotations}:2:10: broken json" in refused()
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            (
+                lambda c: c["annotations"][1].update(image_id=77),
+                ["unknown image_id: id 102 (image_id 77)", "add images"],
+            ),
+            (lambda c: c["annotations"][1].update(category_id=4), ["unknown category_id: id 102", "[2, 5, 9]"]),
+            (
+                lambda c: c["annotations"][1].update(bbox=[1, 2, 0, 9]),
+                ["no width or height: id 102", "drop_empty_boxes"],
+            ),
+            (lambda c: c["annotations"][1].pop("segmentation"), ["RLE: id 102", "MODEL.MASK_ON False"]),
+            (lambda c: c.update(images=[], annotations=[]), ["is empty: 0 images, 3 categories"]),
+        ],
+        ids=["unknown image id", "unknown category id", "zero-width box", "no mask", "no images"],
+    )
+    def test_what_the_json_says(self, refused, annotations, change, expected):
+        edit(annotations, change)
+        message = refused()
+        assert f"error: {annotations}: " in message
+        for part in expected:
+            assert part in message
+
+    def test_no_objects_to_train_on(self, refused, toy_recipe, datasets_root):
+        path = datasets_root / "toy_train" / "annotations.json"
+        edit(path, lambda c: c.update(annotations=[]))
+        message = refused()
+        assert f"{path}: data set is empty for training" in message
+        assert "DATALOADER.FILTER_EMPTY_ANNOTATIONS False" in message
+
+    def test_categories_of_training_and_test_differ(self, refused, toy_recipe, datasets_root):
+        val = datasets_root / "toy_val" / "annotations.json"
+        edit(val, lambda c: c["categories"][0].update(name="other"))
+        message = refused()
+        assert f"error: {val} has 3 categories: 2 other, 5 class5, 9 class9" in message
+        assert "2 class2, 5 class5, 9 class9" in message
+        assert "the same category ids and names" in message
+
+    def test_malformed_catalog_entry(self, refused, toy_recipe, datasets_root):
+        (datasets_root / "catalog.yaml").write_text("toy_train: {json: a.json}\n")
+        assert f"{datasets_root / 'catalog.yaml'}: entry 'toy_train' is {{'json': 'a.json'}}; expected" in refused()
+
+
+class TestImages:
+    """Seen only when the image is read."""
+
+    @pytest.mark.parametrize(("name", "workers"), [("toy_train", 0), ("toy_train", 2), ("toy_val", 0)])
+    def test_truncated_jpeg(self, failed, toy_recipe, datasets_root, name, workers):
+        victim = datasets_root / name / "images" / "2.jpg"
+        victim.write_bytes(victim.read_bytes()[:400])
+        message = failed("DATALOADER.NUM_WORKERS", workers)
+        assert f"error: {victim}: cannot be decoded" in message
+        assert "fetch the file again or drop it from the json" in message
+
+    def test_size_differs_from_the_json(self, failed, toy_recipe, datasets_root):
+        victim = datasets_root / "toy_train" / "images" / "2.jpg"
+        Image.new("RGB", (50, 30)).save(victim)
+        message = failed()
+        assert f"error: {victim}: image is 50 x 30 px, the json says 64 x 96; " in message
+        assert "correct width and height in the json" in message
+
+
+class TestRunFolder:
+    @pytest.mark.parametrize("place", ["blocked", "blocked/below/run"])
+    def test_a_file_is_in_the_way(self, refused, tmp_path, place):
+        (tmp_path / "blocked").write_text("a file")
+        message = refused("OUTPUT_DIR", tmp_path / place)
+        assert f"OUTPUT_DIR {tmp_path / place} cannot be written to ({tmp_path / 'blocked'}: " in message
+        assert "name another folder: OUTPUT_DIR PATH" in message
+
+    @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, which even root cannot write to")
+    def test_no_permission(self, refused):
+        assert "OUTPUT_DIR /proc/run cannot be written to (/proc: " in refused("OUTPUT_DIR", "/proc/run")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; test_no_permission covers root")
+    def test_read_only_folder(self, refused, tmp_path):
+        (tmp_path / "locked").mkdir(mode=0o555)
+        assert f"({tmp_path / 'locked'}: Permission denied)" in refused("OUTPUT_DIR", tmp_path / "locked" / "run")
+
+    def test_holds_a_run(self, refused, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text("SEED: 1\n")
+        message = refused()
+        assert f"OUTPUT_DIR {tmp_path / 'run'} already holds a run; continue it with --resume" in message
+        assert "or name another folder: OUTPUT_DIR PATH" in message
+
+
+class TestWeights:
+    """Files that exist but are no weights of this model."""
+
+    def write(self, path: Path, kind: str) -> Path:
+        if kind in ("text", "empty"):
+            path.write_text("not weights\n" if kind == "text" else "")
+        else:
+            torch.save({"code": {"model": torch.nn.Linear(2, 2)}, "tensor": torch.ones(3)}.get(kind, {}), path)
+        if kind == "truncated":
+            path.write_bytes(path.read_bytes()[:-100])
+        return path
+
+    @pytest.mark.parametrize("flags", [[], ["--eval-only"]], ids=["train", "eval-only"])
+    @pytest.mark.parametrize("kind", ["text", "empty", "code", "truncated"])
+    def test_not_a_checkpoint(self, refused, tmp_path, kind, flags):
+        path = self.write(tmp_path / "a.pth", kind)
+        message = refused(*flags, "MODEL.WEIGHTS", path)
+        assert f"weights file {path} is damaged or not a PyTorch file of plain tensors" in message
+        assert "expected a checkpoint of this repository" in message
+
+    def test_not_a_dictionary(self, refused, tmp_path):
+        path = self.write(tmp_path / "a.pth", "tensor")
+        message = refused("MODEL.WEIGHTS", path)
+        assert f"weights file {path} holds a Tensor; expected a checkpoint or state dict" in message
+
+    def test_of_another_model(self, refused, tmp_path):
+        path = self.write(tmp_path / "a.pth", "nothing of ours")
+        message = refused("MODEL.WEIGHTS", path)
+        assert f"weights file {path} covers 0 of 60 tensors of the backbone;" in message
+        assert "MODEL.WEIGHTS has to come from the same MODEL.* keys" in message
+
+
+class TestProcess:
+    """The same in processes of their own."""
+
+    def run(self, *command) -> subprocess.CompletedProcess:
+        line = [sys.executable, *map(str, command)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    def test_config_error(self, toy_recipe, tmp_path):
+        done = self.run(TRAIN_NET, "--config-file", toy_recipe, "SOLVER.BASE_LRR", "0.1")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: command line: unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?\n"
+        assert not (tmp_path / "run").exists()
+
+    def test_truncated_jpeg(self, toy_recipe, datasets_root, tmp_path):
+        victim = datasets_root / "toy_train" / "images" / "2.jpg"
+        victim.write_bytes(victim.read_bytes()[:400])
+        done = self.run(TRAIN_NET, "--config-file", toy_recipe)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"error: {victim}: cannot be decoded")
+        assert "Traceback" not in done.stderr + done.stdout
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+    @pytest.mark.parametrize(
+        ("arguments", "code"),
+        [
+            ("--help", 0),
+            ("--foo", 2),
+            ("SOLVER.BASE_LRR 1", 2),
+            ("MODEL.BACKBONE.FREEZE_AT 2", 2),
+            ("DATASETS.TRAIN ('nothing',)", 2),
+            ("MODEL.WEIGHTS /nowhere/a.pth", 2),
+        ],
+    )
+    def test_answers_without_torch(self, toy_recipe, arguments, code):
+        script = (
+            "import runpy, sys\nsys.argv.pop(0)\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as stop:\n    print('exit', stop.code, 'torch' in sys.modules)\n"
+        )
+        done = self.run("-c", script, TRAIN_NET, "--config-file", toy_recipe, *arguments.split())
+        assert done.stdout.splitlines()[-1] == f"exit {code} False"

@@ -1,0 +1,659 @@
+"""Training: the optimizer, a whole run and its folder, resuming, checkpoints, evaluation only, imports."""
+
+import ast
+import copy
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from scratch_det.backends.torchvision import model as backend
+from scratch_det.config import flatten, get_cfg, load_config
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.train import checkpoint, loop, metrics, run
+from scratch_det.train.checkpoint import last_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from scratch_det.train.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from scratch_det.train.rundir import RunDir
+from scratch_det.train.start import Request, start
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "scratch_det"
+R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
+LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
+CLOCK = {"time", "data_time", "eta_seconds"}
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(toy_recipe: Path, tmp_path: Path) -> Train:
+    """``train(KEY, VALUE, ..., name="run", resume=False, eval_only=False)`` starts a run, returns its folder."""
+
+    def begin(*overrides: Any, name: str = "run", **request: bool) -> Path:
+        folder = tmp_path / name
+        start(Request(str(toy_recipe), [*map(str, overrides), "OUTPUT_DIR", str(folder)], **request))
+        return folder
+
+    return begin
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(), parse_constant=refuse)
+
+
+def weights(folder: Path, name: str = "model_final.pth") -> dict[str, Tensor]:
+    return read_checkpoint(folder / "checkpoints" / name)["model"]
+
+
+def without_clock(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in CLOCK}
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The run dies in the iteration that follows ``steps`` complete ones."""
+    calls = iter(range(steps))
+
+    def step(*arguments: Any) -> dict[str, float]:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = loop.step
+    monkeypatch.setattr(loop, "step", step)
+
+
+class TestOptimizer:
+    def groups(self, *overrides: str) -> dict[tuple[float, float], tuple[int, int]]:
+        """(factor on the rate, decay) -> (tensors, numbers) for the paper's R50 model."""
+        cfg = load_config(R50, overrides).cfg
+        with torch.device("meta"):
+            model = backend.build(cfg)
+        found = build_optimizer(cfg, model).param_groups
+        sizes = {(g["lr_factor"], g["weight_decay"]): [p.numel() for p in g["params"]] for g in found}
+        assert len(sizes) == len(found)
+        return {group: (len(numbers), sum(numbers)) for group, numbers in sizes.items()}
+
+    def test_groups_with_detectron2s_defaults(self) -> None:
+        """Counted in detectron2: 85 tensors with decay, the 138 of the 69 norms without; plus background slots."""
+        groups = self.groups("SOLVER.WEIGHT_DECAY_BIAS", "None", "SOLVER.BIAS_LR_FACTOR", "1.0")
+        assert groups == {(1.0, 1e-4): (85, 45_649_840 + 4_357), (1.0, 0.0): (138, 61_312)}
+
+    def test_groups_of_the_recipe_are_detectrons(self) -> None:
+        groups = self.groups()
+        unnormed = 3 + 1 + 2 + 2  # RPN, fc, box predictors, deconvolution and mask logits: weight and bias
+        assert {group: tensors for group, (tensors, _) in groups.items()} == {
+            (1.0, 1e-4): 85 - unnormed,
+            (1.0, 0.0): 69,  # scales of the norms
+            (2.0, 0.0): 69 + unnormed,
+        }
+        assert groups[1.0, 0.0] == (69, 61_312 // 2)
+
+    def test_decay_of_norms_and_of_biases(self) -> None:
+        overrides = (
+            "SOLVER.WEIGHT_DECAY_NORM",
+            "0.5",
+            "SOLVER.WEIGHT_DECAY_BIAS",
+            "0.25",
+            "SOLVER.BIAS_LR_FACTOR",
+            "1.0",
+        )
+        groups = self.groups(*overrides)
+        assert groups[1.0, 0.5] == (69, 61_312 // 2)
+        assert set(groups) == {(1.0, 1e-4), (1.0, 0.5), (1.0, 0.25)}
+
+    def test_frozen_parameters_stay_out(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].requires_grad_(False)
+        optimizer = build_optimizer(get_cfg(), model)
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+            id(p) for p in model[1].parameters()
+        }
+
+    def test_momentum_and_nesterov_reach_sgd(self) -> None:
+        cfg = get_cfg()
+        cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV = 0.8, True
+        (group,) = build_optimizer(cfg, nn.Linear(1, 1)).param_groups
+        assert (group["momentum"], group["nesterov"]) == (0.8, True)
+
+    @pytest.mark.parametrize(
+        ("iteration", "rate"),
+        [(0, 0.02 * 0.333333), (250, 0.02 * 0.6666665), (500, 0.02), (209_999, 0.02), (210_000, 0.002),
+         (249_999, 0.002), (250_000, 0.0002), (269_999, 0.0002)],
+    )  # fmt: skip
+    def test_learning_rate(self, iteration: int, rate: float) -> None:
+        cfg = load_config(R50).cfg
+        optimizer = build_optimizer(cfg, nn.Linear(1, 1))
+        assert set_learning_rate(optimizer, cfg, iteration) == pytest.approx(rate)
+        assert {group["lr_factor"]: group["lr"] for group in optimizer.param_groups} == {
+            1.0: pytest.approx(rate),
+            2.0: pytest.approx(2 * rate),
+        }
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [("value", ([1.0, -1.0], [0.5])), ("norm", ([0.6, -0.8], [0.5]))],
+    )
+    def test_clipping_acts_on_each_parameter(self, kind: str, expected: tuple[list, list]) -> None:
+        cfg = get_cfg()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, kind
+        model = nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(1)])
+        model[0].grad, model[1].grad = torch.tensor([3.0, -4.0]), torch.tensor([0.5])
+        clip_gradients(cfg, model)
+        torch.testing.assert_close(model[0].grad, torch.tensor(expected[0]))
+        torch.testing.assert_close(model[1].grad, torch.tensor(expected[1]))
+        assert model[2].grad is None
+
+    def test_no_clipping_unless_asked(self) -> None:
+        model = nn.ParameterList([torch.zeros(1)])
+        model[0].grad = torch.tensor([300.0])
+        clip_gradients(get_cfg(), model)
+        assert model[0].grad.item() == 300
+
+
+class TestRun:
+    def test_folder(self, train: Train, toy_recipe: Path) -> None:
+        folder = train("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
+        self.check_files(folder)
+        self.check_metrics(lines(folder))
+        self.check_json(folder)
+        cfg = load_config(toy_recipe, ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2",
+                                       "OUTPUT_DIR", str(folder), "MODEL.ROI_HEADS.NUM_CLASSES", "3"]).cfg  # fmt: skip
+        assert json.dumps(flatten(load_config(folder / "config.yaml").cfg)) == json.dumps(
+            flatten(cfg)
+        )  # tuples as lists
+        for picture in ("curves.png", "predictions.png"):
+            with Image.open(folder / picture) as image:
+                assert min(image.size) > 200
+
+    @staticmethod
+    def check_files(folder: Path) -> None:
+        assert {path.name for path in folder.iterdir()} == {
+            "config.yaml", "environment.json", "metrics.json", "checkpoints", "inference", "status.json", "result.json",
+            "log.txt", "tensorboard", "curves.png", "predictions.png",
+        }  # fmt: skip
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+            "model_0000001.pth", "model_final.pth", "last_checkpoint",
+        }  # fmt: skip
+        assert [path.name for path in (folder / "inference").iterdir()] == ["coco_instances_results.json"]
+        assert (folder / "checkpoints/last_checkpoint").read_text() == "model_final.pth"
+        assert read_checkpoint(folder / "checkpoints/model_0000001.pth")["iteration"] == 1
+
+    @staticmethod
+    def check_metrics(found: list[dict[str, Any]]) -> None:
+        """An evaluation after two iterations, a line of losses after the fourth, the last evaluation at MAX_ITER."""
+        assert [line["iteration"] for line in found] == [1, 3, 4]
+        middle, losses, final = found
+        assert set(losses) == {"iteration", "total_loss", "lr", *LOSSES, *CLOCK}
+        assert losses["total_loss"] == pytest.approx(sum(losses[key] for key in LOSSES), rel=0.1)  # medians
+        assert (losses["lr"], losses["eta_seconds"]) == (0.01, 0)
+        names = [*AP_NAMES, "AP-class2", "AP-class5", "AP-class9"]
+        for line in (middle, final):
+            assert set(line) == {"iteration", *(f"{task}/{name}" for task in ("bbox", "segm") for name in names)}
+            assert line["bbox/APl"] is None  # no large object: not a number, which JSON cannot say
+
+    @staticmethod
+    def check_json(folder: Path) -> None:
+        result, environment, status = (read(folder, f"{name}.json") for name in ("result", "environment", "status"))
+        assert (result["backend"], result["iteration"]) == ("torchvision", 4)
+        assert result["seconds"] > 0
+        assert result["metrics"]["bbox"]["AP"] == lines(folder)[-1]["bbox/AP"]
+        assert status["state"] == "finished"
+        assert (status["iteration"], status["max_iter"]) == (4, 4)
+        assert environment["packages"]["torch"] in torch.__version__
+        assert {"command", "backend", "library", "python", "platform", "threads", "gpus", "git"} <= environment.keys()
+        assert {name: data["images"] for name, data in environment["datasets"].items()} == {
+            "toy_train": 4,
+            "toy_val": 4,
+        }
+        assert all(re.fullmatch("[0-9a-f]{64}", data["json_sha256"]) for data in environment["datasets"].values())
+
+    def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
+        run_dir = RunDir(tmp_path)
+        writer = metrics.Metrics(run_dir, max_iter=25)
+        written = [writer.add(i, {"total_loss": float(i), "lr": i / 10, "time": 2.0}) for i in range(25)]
+        writer.close()
+        assert [i for i, line in enumerate(written) if line] == [19, 24]
+        assert lines(tmp_path) == [
+            {"iteration": 19, "total_loss": 9.5, "lr": 1.9, "time": 2.0, "eta_seconds": 10.0},
+            {"iteration": 24, "total_loss": 22.0, "lr": 2.4, "time": 2.0, "eta_seconds": 0.0},
+        ]
+
+    def test_log_is_kept(self, train: Train) -> None:
+        log = (train() / "log.txt").read_text()
+        assert "backend torchvision" in log
+        assert "random initialisation" in log
+        assert re.search(r"iter 2/2 .*total_loss \d", log)
+
+    def test_a_folder_that_holds_a_run_is_refused(self, train: Train) -> None:
+        folder = train()
+        before = (folder / "metrics.json").read_bytes()
+        with pytest.raises(UserError, match="already holds a run"):
+            train()
+        assert (folder / "metrics.json").read_bytes() == before
+
+    def test_same_seed_same_weights(self, train: Train) -> None:
+        runs = [("a", 3), ("b", 3), ("c", 4)]
+        first, again, other = (weights(train("SEED", seed, *NO_TEST, name=name)) for name, seed in runs)
+        assert all(first[key].equal(again[key]) for key in first)
+        assert not first["backbone.body.conv1.weight"].equal(other["backbone.body.conv1.weight"])
+
+    def test_length_of_the_schedule_does_not_change_its_start(self, train: Train) -> None:
+        short = weights(train("SOLVER.MAX_ITER", 2, *NO_TEST, name="short"))
+        long = train("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST, name="long")
+        long = weights(long, "model_0000001.pth")
+        assert all(short[key].equal(long[key]) for key in short)
+
+    def test_divergence_is_said_and_recorded(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"loss is not finite at iteration 1 .*nan(?s:.)*lower SOLVER.BASE_LR"):
+            train("SOLVER.BASE_LR", "1e20", "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1)
+        status = read(tmp_path / "run", "status.json")
+        assert (status["state"], status["iteration"]) == ("failed", 1)
+        assert "not finite" in status["error"]
+        assert not (tmp_path / "run/result.json").exists()
+        assert (tmp_path / "run/checkpoints/last_checkpoint").read_text() == "model_0000000.pth"
+
+    def test_bf16(self, train: Train) -> None:
+        folder = train("SOLVER.AMP.ENABLED", True, "SOLVER.CLIP_GRADIENTS.ENABLED", True, *NO_TEST)
+        assert all(math.isfinite(lines(folder)[0][key]) for key in LOSSES)
+        assert {value.dtype for value in weights(folder).values()} == {torch.float32}
+
+
+class TestResume:
+    @pytest.mark.parametrize("sizes", ["(64,)", "(48, 64, 80)"])
+    def test_continues_bit_for_bit(self, sizes: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(metrics, "PERIOD", 1)
+        keys = (
+            "SOLVER.MAX_ITER",
+            4,
+            "SOLVER.CHECKPOINT_PERIOD",
+            2,
+            "SOLVER.STEPS",
+            "(3,)",
+            "INPUT.MIN_SIZE_TRAIN",
+            sizes,
+        )
+        whole = train(*keys, name="whole")
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 2)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys, name="halves")
+        halves = whole.parent / "halves"
+        assert read(halves, "status.json")["state"] == "failed"
+        assert (halves / "checkpoints/last_checkpoint").read_text() == "model_0000001.pth"
+        train(*keys, name="halves", resume=True)
+        one, other = (read_checkpoint(folder / "checkpoints/model_final.pth") for folder in (whole, halves))
+        assert all(value.equal(other["model"][key]) for key, value in one["model"].items())
+        for state, theirs in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
+            assert state["momentum_buffer"].equal(theirs["momentum_buffer"])
+        assert [without_clock(line) for line in lines(halves)] == [without_clock(line) for line in lines(whole)]
+        assert read(halves, "result.json")["metrics"] == read(whole, "result.json")["metrics"]
+        assert "2 iterations are done" in (halves / "log.txt").read_text()
+
+    def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train()
+        folder = train(resume=True)
+        assert read(folder, "result.json")["iteration"] == 2
+        assert [line["iteration"] for line in lines(folder)] == [1, 2]
+
+    def test_a_finished_run_is_left_alone(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        folder = train()
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        train(resume=True)
+        assert "holds a finished run of 2 iterations; nothing to do" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    def test_without_a_checkpoint_it_starts(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        assert read(train(*NO_TEST, resume=True), "result.json")["iteration"] == 2
+        assert "no checkpoint" in capsys.readouterr().out
+
+    def test_a_drawn_seed_is_kept(self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = ("SEED", -1, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 1)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys)
+        drawn = load_config(tmp_path / "run/config.yaml").cfg.SEED
+        assert drawn >= 0
+        folder = train(*keys, resume=True)
+        assert drawn == load_config(folder / "config.yaml").cfg.SEED
+        told = train("SEED", drawn, *NO_TEST, name="told")
+        assert all(value.equal(weights(told)[key]) for key, value in weights(folder).items())
+
+    def test_two_drawn_seeds_differ(self, train: Train) -> None:
+        folders = [train("SEED", -1, "SOLVER.MAX_ITER", 1, *NO_TEST, name=name) for name in ("a", "b")]
+        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in folders}
+        assert len(seeds) == 2
+        assert min(seeds) >= 0
+
+
+class Bomb:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def run_dir(self, tmp_path: Path) -> RunDir:
+        run_dir = RunDir(tmp_path / "run")
+        run_dir.create()
+        return run_dir
+
+    def test_names_are_detectron2s(self) -> None:
+        assert checkpoint.checkpoint_name(499) == "model_0000499.pth"
+        assert checkpoint.FINAL == "model_final.pth"
+
+    def test_none_yet(self, run_dir: RunDir) -> None:
+        assert last_checkpoint(run_dir) is None
+
+    def test_a_crash_while_writing_leaves_the_last_one(self, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+        save_checkpoint(run_dir, "model_0000001.pth", {"iteration": 1})
+
+        def half(state: Any, file: Any) -> None:
+            file.write(b"half a checkpoint")
+            raise OSError("No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", half)
+            for name in ("model_0000003.pth", "model_0000001.pth"):  # a new one, and in place of the old one
+                with pytest.raises(OSError, match="No space"):
+                    save_checkpoint(run_dir, name, {"iteration": 3})
+        path = last_checkpoint(run_dir)
+        assert path is not None
+        assert path.name == "model_0000001.pth"
+        assert read_checkpoint(path) == {"iteration": 1}
+        assert not (run_dir.checkpoints / "model_0000003.pth").exists()
+        save_checkpoint(run_dir, "model_0000003.pth", {"iteration": 3})  # what the crash left is no obstacle
+        assert last_checkpoint(run_dir) == run_dir.checkpoints / "model_0000003.pth"
+
+    def test_a_crash_before_the_pointer_moves(self, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+        save_checkpoint(run_dir, "model_0000001.pth", {"iteration": 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                save_checkpoint(run_dir, "model_0000003.pth", {"iteration": 3})
+        assert last_checkpoint(run_dir) == run_dir.checkpoints / "model_0000001.pth"
+
+    @pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+    def test_code_in_a_checkpoint_is_not_run(self, write: Callable, tmp_path: Path) -> None:
+        write({"model": Bomb(tmp_path / "exploded")}, tmp_path / "evil.pth")
+        with pytest.raises(UserError, match=r"evil\.pth is damaged or not a PyTorch file"):
+            read_checkpoint(tmp_path / "evil.pth")
+        assert not (tmp_path / "exploded").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off", b"<html>404</html>"])
+    def test_garbage(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(UserError, match=r"weights\.pth is damaged or not a PyTorch file"):
+            read_checkpoint(tmp_path / "weights.pth")
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pth"
+        torch.save({"a": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(UserError, match=r"weights\.pth is damaged"):
+            read_checkpoint(path)
+
+    def test_not_a_dictionary(self, tmp_path: Path) -> None:
+        torch.save(torch.zeros(2), tmp_path / "tensor.pth")
+        with pytest.raises(UserError, match=r"tensor\.pth holds a Tensor"):
+            read_checkpoint(tmp_path / "tensor.pth")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"absent\.pth is missing"):
+            read_checkpoint(tmp_path / "absent.pth")
+
+    def test_detectron2s_place_is_understood(self, run_dir: RunDir) -> None:
+        """Its users look for OUTPUT_DIR/model_final.pth."""
+        save_checkpoint(run_dir, "model_final.pth", {"iteration": 7})
+        assert read_checkpoint(run_dir.path / "model_final.pth") == {"iteration": 7}
+
+
+class TestWeights:
+    @pytest.fixture
+    def model(self, toy_recipe: Path) -> nn.Module:
+        torch.manual_seed(0)
+        return backend.build(load_config(toy_recipe, ["MODEL.RESNETS.NORM", "BN"]).cfg)
+
+    def test_own_checkpoint(self, model: nn.Module, tmp_path: Path) -> None:
+        changed = {key: value + 1 for key, value in model.state_dict().items()}
+        torch.save({"model": changed, "iteration": 3}, tmp_path / "own.pth")
+        total = len(changed)
+        assert f"{total} of {total} tensors loaded" in load_weights(model, tmp_path / "own.pth", "backbone.body.")
+        assert all(value.equal(changed[key]) for key, value in model.state_dict().items())
+
+    def test_imagenet_classifier_fills_the_backbone_alone(self, model: nn.Module, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        classifier = resnet18().state_dict()
+        torch.save(classifier, tmp_path / "resnet18.pth")
+        heads = {
+            key: value.clone() for key, value in model.state_dict().items() if not key.startswith("backbone.body.")
+        }
+        said = load_weights(model, tmp_path / "resnet18.pth", "backbone.body.")
+        assert f"{len(classifier) - 2} of {len(classifier) - 2 + len(heads)} tensors loaded (backbone)" in said
+        loaded = model.state_dict()
+        assert all(loaded[f"backbone.body.{key}"].equal(value) for key, value in classifier.items() if key[:3] != "fc.")
+        assert all(loaded[key].equal(value) for key, value in heads.items())
+
+    @pytest.mark.parametrize(
+        ("damage", "named"),
+        [
+            (lambda state: state.pop("rpn.head.cls_logits.bias"), "rpn.head.cls_logits.bias"),
+            (lambda state: state.update({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}), "inner_blocks.0.0"),
+        ],
+        ids=["missing", "other shape"],
+    )
+    def test_whatever_stays_random_is_refused(
+        self, damage: Callable, named: str, model: nn.Module, tmp_path: Path
+    ) -> None:
+        state = model.state_dict()
+        total = len(state)
+        before = copy.deepcopy(model.state_dict())
+        damage(state)
+        torch.save(state, tmp_path / "part.pth")
+        with pytest.raises(UserError, match=rf"covers {total - 1} of {total} tensors.*\n?.*{re.escape(named)}"):
+            load_weights(model, tmp_path / "part.pth", "backbone.body.")
+        assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+    def test_strangers_weights_are_refused(self, model: nn.Module, tmp_path: Path) -> None:
+        torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "other.pth")
+        with pytest.raises(UserError, match=r"other\.pth covers 0 of \d+ tensors of backbone\.body\."):
+            load_weights(model, tmp_path / "other.pth", "backbone.body.")
+
+    @pytest.mark.parametrize("name", ["catalog://ImageNetPretrained/FAIR/R-50-GN", "https://example.org/x.pth"])
+    def test_addresses_are_refused(self, name: str, train: Train) -> None:
+        with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is .*local"):
+            train("MODEL.WEIGHTS", name)
+
+    def test_training_starts_from_them(self, train: Train, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        state = resnet18().state_dict()
+        torch.save(state, tmp_path / "resnet18.pth")
+        keys = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2, *NO_TEST)
+        trained = weights(train("MODEL.WEIGHTS", tmp_path / "resnet18.pth", *keys))
+        moved = {key for key, value in state.items() if not trained.get(f"backbone.body.{key}", value).equal(value)}
+        assert {key.split(".")[0] for key in moved} == {"layer2", "layer3", "layer4"}
+        assert not [key for key in moved if "bn" in key or "num_batches" in key]
+
+
+class TestEvalOnly:
+    def test_reproduces_the_runs_result(self, train: Train) -> None:
+        folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01, "SOLVER.MAX_ITER", 3)
+        keys = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01, "MODEL.WEIGHTS", folder / "checkpoints/model_final.pth")
+        again = train(*keys, name="again", eval_only=True)
+        assert read(again, "inference/result.json")["metrics"] == read(folder, "result.json")["metrics"]
+        results = "inference/coco_instances_results.json"
+        assert read(again, results)
+        assert (again / results).read_bytes() == (folder / results).read_bytes()
+        assert [path.name for path in again.iterdir()] == ["inference"]
+
+    def test_with_resume_takes_the_folders_last_checkpoint(self, train: Train) -> None:
+        folder = train()
+        expected = (folder / "inference/coco_instances_results.json").read_bytes()
+        (folder / "inference/coco_instances_results.json").unlink()
+        train(eval_only=True, resume=True)
+        assert (folder / "inference/coco_instances_results.json").read_bytes() == expected
+
+    def test_untrained_model(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        folder = train(eval_only=True)
+        assert 0 <= read(folder, "inference/result.json")["metrics"]["bbox"]["AP"] < 50
+        assert "evaluates random weights" in capsys.readouterr().out
+
+    def test_untrained_model_that_finds_nothing(self, train: Train) -> None:
+        folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99, eval_only=True)
+        assert read(folder, "inference/coco_instances_results.json") == []
+        assert read(folder, "inference/result.json")["metrics"]["segm"]["AP"] == 0
+
+    def test_missing_weights(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"absent\.pth is missing"):
+            train("MODEL.WEIGHTS", tmp_path / "absent.pth", eval_only=True)
+        assert not (tmp_path / "run").exists()
+
+    def test_nothing_to_evaluate(self, train: Train) -> None:
+        with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
+            train("DATASETS.TEST", "()", eval_only=True)
+
+
+RANKS = {  # a module imports from lower ranks and from its own part only
+    "errors": 0, "progress": 0, "schedule": 0, "config": 1, "data": 2, "modeling": 3,
+    "backends": 4, "evaluation": 4, "visualization": 4, "train": 5,
+}  # fmt: skip
+WITHOUT_TORCH = ("schedule", "config", "data.catalog", "data.coco", "data.stream", "backends", "train.start")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that ``path`` imports, inside functions too; ``from a import b`` counts as a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+class TestImports:
+    @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+    def test_directions(self, path: Path) -> None:
+        own = path.relative_to(PACKAGE).with_suffix("").parts
+        others = {name.split(".")[1] for name in imports(path) if name.startswith("scratch_det.")} & set(RANKS)
+        if own == ("__init__",):
+            assert not others
+            return
+        assert own[0] in RANKS, "a new part of the package: give it a rank"
+        assert {other for other in others if other != own[0] and RANKS[other] >= RANKS[own[0]]} == set()
+
+    def test_backends_do_not_know_each_other(self) -> None:
+        folders = [path for path in (PACKAGE / "backends").iterdir() if (path / "model.py").exists()]
+        assert folders
+        for folder in folders:
+            inside = {name for path in folder.glob("*.py") for name in imports(path) if "scratch_det.backends." in name}
+            assert {name.split(".")[2] for name in inside} <= {folder.name}
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+    def test_tools_import_nothing_but_the_package(self, path: Path) -> None:
+        assert {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names == {"scratch_det"}
+
+    def test_what_a_refusal_needs_does_not_import_torch(self) -> None:
+        code = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module('scratch_det.' + name)\n"
+        code += "    assert 'torch' not in sys.modules, name + ' imports torch'\n"
+        done = subprocess.run([sys.executable, "-c", code, *WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def few_images(tiny_coco: Path, root: Path, number: int) -> None:
+    """Register ``few``: the first images without crowds whose objects each cover a hundredth of the image or more."""
+    content = json.loads((tiny_coco / "annotations/instances_train2017.json").read_text())
+    objects = defaultdict(list)
+    for annotation in content["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+
+    def is_easy(image: dict[str, Any]) -> bool:
+        least = 0.01 * image["width"] * image["height"]
+        found = objects[image["id"]]
+        return bool(found) and all(a["area"] > least and not a["iscrowd"] for a in found)
+
+    content["images"] = [image for image in content["images"] if is_easy(image)][:number]
+    content["annotations"] = [a for image in content["images"] for a in objects[image["id"]]]
+    assert len(content["images"]) == number
+    (root / "few.json").write_text(json.dumps(content))
+    register(root, few={"json": "few.json", "images": str(tiny_coco / "train2017")})
+
+
+def register(root: Path, **entries: dict[str, Any]) -> None:
+    with open(root / "catalog.yaml", "a") as catalog:
+        yaml.safe_dump(entries, catalog)
+
+
+def words(keys: dict[str, Any]) -> list[str]:
+    return [str(word) for pair in keys.items() for word in pair]
+
+
+@pytest.mark.slow
+class TestRealImages:
+    def test_overfits_eight_images(self, tiny_coco: Path, datasets_root: Path, tmp_path: Path) -> None:
+        """A small detector from scratch learns eight images by heart, for which all of the code has to be right."""
+        few_images(tiny_coco, datasets_root, 8)
+        recipe = tmp_path / "overfit.yaml"
+        bases = ["model/mask_rcnn_R_18_FPN_gn_small.yaml", "init/scratch.yaml"]
+        recipe.write_text(yaml.safe_dump({"_BASE_": [str(ROOT / "configs/_base_" / base) for base in bases]}))
+        keys = {
+            "MODEL.DEVICE": "cpu", "MODEL.PIXEL_STD": "[57.375, 57.12, 58.395]", "DATALOADER.NUM_WORKERS": 0, "SEED": 1,
+            "MODEL.ANCHOR_GENERATOR.SIZES": "[[16], [32], [64], [128], [256]]",
+            "DATASETS.TRAIN": "('few',)", "DATASETS.TEST": "('few',)", "INPUT.RANDOM_FLIP": "none",
+            "INPUT.MIN_SIZE_TRAIN": "(160,)", "INPUT.MAX_SIZE_TRAIN": 224, "INPUT.MIN_SIZE_TEST": 160,
+            "INPUT.MAX_SIZE_TEST": 224, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.BASE_LR": 0.02, "SOLVER.WEIGHT_DECAY": 0.0,
+            "SOLVER.MAX_ITER": 200, "SOLVER.STEPS": "(160,)", "SOLVER.WARMUP_ITERS": 20, "SOLVER.WARMUP_FACTOR": 0.1,
+            "OUTPUT_DIR": tmp_path / "run",
+        }  # fmt: skip
+        start(Request(str(recipe), words(keys)))
+        assert read(tmp_path / "run", "result.json")["metrics"]["bbox"]["AP50"] > 80
+
+    def test_the_papers_recipe_starts_and_evaluates(self, tiny_coco: Path, datasets_root: Path, tmp_path: Path) -> None:
+        fields = {"drop_empty_boxes": True}
+        for split in ("train", "val"):
+            json_file, images = tiny_coco / f"annotations/instances_{split}2017.json", tiny_coco / f"{split}2017"
+            register(datasets_root, **{f"coco_2017_{split}": {"json": str(json_file), "images": str(images), **fields}})
+        keys = {
+            "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "SEED": 1, "SOLVER.IMS_PER_BATCH": 2,
+            "INPUT.MIN_SIZE_TRAIN": "(160,)", "INPUT.MAX_SIZE_TRAIN": 256, "INPUT.MIN_SIZE_TEST": 160,
+            "INPUT.MAX_SIZE_TEST": 256, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64, "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
+            "SOLVER.MAX_ITER": 5, "SOLVER.STEPS": "(3, 4)", "SOLVER.WARMUP_ITERS": 1, "OUTPUT_DIR": tmp_path / "run",
+        }  # fmt: skip
+        start(Request(str(R50), words(keys)))
+        result = read(tmp_path / "run", "result.json")
+        assert result["iteration"] == 5
+        assert 0 <= result["metrics"]["bbox"]["AP"] < 50
+        assert 0 <= result["metrics"]["segm"]["AP"] < 50
+        assert all(math.isfinite(lines(tmp_path / "run")[0][key]) for key in LOSSES)
