@@ -1,4 +1,4 @@
-"""Predictions to COCO's AP, one code path for every backend: score, print, and explain a score that is too low.
+"""Predictions to COCO's AP, one code path for every backend.
 
 Results are COCO result dicts: ``image_id``, ``category_id`` (the id in the json, not the contiguous label), ``score``,
 ``bbox`` [x, y, w, h] in px of the original image, ``segmentation`` (compressed RLE), ``keypoints`` [x, y, v] * K.
@@ -7,9 +7,7 @@ Metrics are ``{task: {name: value}}`` with detectron2's names, in percent; nan w
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ Result = Mapping[str, Any]
 IOU_TYPES = ("bbox", "segm", "keypoints")
 RESULT_KEY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 AREA_NAMES = {"bbox": ("APs", "APm", "APl"), "segm": ("APs", "APm", "APl"), "keypoints": ("APm", "APl")}
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def evaluate_predictions(
@@ -86,111 +83,6 @@ def score(
     scorer.evaluate()
     scorer.accumulate()
     return scorer
-
-
-def format_table(metrics: Metrics) -> str:
-    """A Markdown table: one row per task, the six numbers in percent with one decimal, '-' for nan or absent."""
-    rows = [[task, *(_cell(values.get(name, math.nan)) for name in COLUMNS)] for task, values in metrics.items()]
-    return _markdown(["task", *COLUMNS], rows)
-
-
-def format_per_class(metrics: Metrics, pairs_per_row: int = 3) -> str:
-    """A Markdown table of AP per class (one column per task), ``pairs_per_row`` classes side by side, read downwards.
-
-    An empty string for a single class, where the per-class AP is the AP.
-    """
-    names = [key for key in next(iter(metrics.values()), {}) if key.startswith("AP-")]
-    if not names:
-        return ""
-    cells = [[name[3:], *(_cell(v.get(name, math.nan)) for v in metrics.values())] for name in names]
-    pairs = min(pairs_per_row, len(cells))
-    height = math.ceil(len(cells) / pairs)
-    cells += [[""] * (1 + len(metrics))] * (pairs * height - len(cells))
-    rows = [list(chain.from_iterable(cells[start::height])) for start in range(height)]
-    return _markdown(["class", *metrics] * pairs, rows)
-
-
-def to_json_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The same nested mapping with None for nan and infinities, which ``json.dump(..., allow_nan=False)`` accepts."""
-    return {name: to_json_numbers(v) if isinstance(v, Mapping) else _finite(v) for name, v in metrics.items()}
-
-
-def explain_low_ap(
-    json_file: str | Path, results: Sequence[Result], metrics: Metrics, image_ids: Iterable[int] | None = None
-) -> str:
-    """At most eight lines on why box AP is below 1 or nan, from the predictions themselves; else an empty string."""
-    box_ap = metrics.get("bbox", {}).get("AP", math.nan)
-    if box_ap >= 1:
-        return ""
-    truth = load_truth(json_file)
-    chosen = set(truth.imgs) if image_ids is None else set(image_ids)
-    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in chosen and not a["iscrowd"]]
-    found = [result for result in results if result["image_id"] in chosen]
-    scores = np.array([result["score"] for result in found])
-    inside, any_class, own_class = _share_inside(truth, found), _recall(objects, found, False), _recall(objects, found)
-    lines = [
-        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(chosen)} images. What was predicted:",
-        f"  predictions: {len(found)}; score above 0.05: {(scores > 0.05).sum()}, above 0.5: {(scores > 0.5).sum()}",
-        f"  images without a prediction: {len(chosen - {r['image_id'] for r in found})} of {len(chosen)}",
-        f"  predicted classes: {_top_classes(truth, found)}",
-        f"  true classes: {_top_classes(truth, objects)}",
-        f"  boxes inside their image: {inside:.0%}",
-        f"  objects met by a box (IoU 0.5): {any_class:.0%} by any class, {own_class:.0%} by their own class",
-        f"  most likely: {_cause(objects, found, scores, inside, any_class, own_class)}",
-    ]
-    return "\n".join(lines if found else [*lines[:3], lines[4], lines[-1]])
-
-
-def _cause(
-    objects: Sequence[Result], found: Sequence[Result], scores: np.ndarray, inside: float, any_class: float, own: float
-) -> str:
-    """The first branch of the decision tree that holds, in words."""
-    predicted, true = (Counter(item["category_id"] for item in items) for items in (found, objects))
-    if not objects:
-        return "these images hold no objects, so AP is undefined (nan): evaluate on annotated images"
-    if not found:
-        return "the model finds nothing: too few iterations, weights not loaded, or a loss that became nan"
-    if inside < 0.5:
-        return "boxes are not [x, y, w, h] in px of the original image (corners as sizes, or the resized image's px)"
-    if any_class > 0.3 and own < any_class / 3:
-        return "boxes fit but classes do not: labels mapped to the wrong category ids of the json"
-    if scores.max() < 0.05:
-        return "all scores are tiny: too few iterations, too low a learning rate, or weights not loaded"
-    if len(true) > 1 and max(predicted.values()) > 0.95 * len(found) and max(true.values()) < 0.8 * len(objects):
-        return "one class is predicted everywhere: early in training, or the learning rate is too high for this batch"
-    return "boxes miss the objects: early in training, weights not loaded, or layers frozen at random values"
-
-
-def _share_inside(truth: COCO, found: Sequence[Result]) -> float:
-    """The share of boxes that lie within their image (2 px tolerance) and are not empty; 0 without boxes."""
-    sizes = {key: (image["width"], image["height"]) for key, image in truth.imgs.items()}
-    boxes = np.array([[*r["bbox"], *sizes[r["image_id"]]] for r in found if "bbox" in r], float).reshape(-1, 6)
-    x, y, w, h, width, height = boxes.T
-    inside = (x > -2) & (y > -2) & (x + w < width + 2) & (y + h < height + 2) & (w > 0) & (h > 0)
-    return float(inside.mean()) if len(boxes) else 0.0
-
-
-def _recall(objects: Sequence[Result], found: Sequence[Result], same_class: bool = True) -> float:
-    """The share of objects that some predicted box meets with IoU 0.5 or more; of the same class, or of any."""
-    boxes: dict[Any, list] = {}
-    for result in found:
-        if "bbox" in result:
-            boxes.setdefault((result["image_id"], same_class and result["category_id"]), []).append(result["bbox"])
-    wanted: dict[Any, list] = {}
-    for thing in objects:
-        wanted.setdefault((thing["image_id"], same_class and thing["category_id"]), []).append(thing["bbox"])
-    hits = sum(
-        int((mask_api.iou(np.array(boxes[key], float), np.array(truth, float), [0] * len(truth)).max(0) >= 0.5).sum())
-        for key, truth in wanted.items()
-        if key in boxes
-    )
-    return hits / max(1, len(objects))
-
-
-def _top_classes(truth: COCO, items: Sequence[Result]) -> str:
-    """``person 71%, car 12%, dog 3%``: the three most frequent classes."""
-    counts = Counter(item["category_id"] for item in items)
-    return ", ".join(f"{truth.cats[key]['name']} {n / len(items):.0%}" for key, n in counts.most_common(3)) or "none"
 
 
 def _detections(results: Sequence[Result], iou_type: str) -> list[dict[str, Any]]:
@@ -267,30 +159,6 @@ def _check_truth(truth: COCO, scorer: COCOeval_faster, iou_type: str) -> None:
             f"{len(used[0][key]) // 3} keypoints in the json but {len(scorer.params.kpt_oks_sigmas)} OKS sigmas; "
             "set TEST.KEYPOINT_OKS_SIGMAS to one number per keypoint"
         )
-
-
-def _finite(value: Any) -> Any:
-    """None for a float that JSON has no word for, a plain float for numpy's, everything else as it is."""
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _cell(value: float | None) -> str:
-    """One decimal, or '-' for nan and for None, its form in JSON."""
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in plain text too; numbers to the right, words to the left."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    words = [title in ("task", "class") for title in header]
-    rule = [":".ljust(w, "-") if word else ":".rjust(w, "-") for w, word in zip(widths, words, strict=True)]
-    lines = [
-        [cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(cells, widths, words, strict=True)]
-        for cells in [header, rule, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _silent(*_: object) -> None:

@@ -11,7 +11,9 @@ from torch import nn
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TestSet, test_batches
-from scratch_det.evaluation.coco import evaluate_predictions, explain_low_ap, format_table
+from scratch_det.evaluation.coco import evaluate_predictions
+from scratch_det.evaluation.diagnosis import explain_low_ap
+from scratch_det.evaluation.tables import format_table
 from scratch_det.progress import track
 
 logger = logging.getLogger("scratch_det")

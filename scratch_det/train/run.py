@@ -15,8 +15,8 @@ from scratch_det.config import flatten, load_config
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.errors import UserError
-from scratch_det.evaluation.coco import format_per_class, format_table, to_json_numbers
 from scratch_det.evaluation.inference import evaluate
+from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.progress import clock
 from scratch_det.train.checkpoint import last_checkpoint, load_weights, read_checkpoint
 from scratch_det.train.environment import describe
