@@ -23,7 +23,8 @@ lint: $(VENV)/.scratch_det_dev
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
 $(VENV)/bin/python:
 	@echo "Making a virtual environment in $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments; \
+	install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
 $(VENV)/.scratch_det: setup.py | $(VENV)/bin/python
 	@echo "Installing scratch_det and what it needs: about 5 GB with PyTorch, a few minutes"

@@ -6,23 +6,22 @@ DEPENDENCIES = [
     "torch>=2.6",  # training; 2.6 is the first to load checkpoints with weights_only by default
     "torchvision>=0.21",  # models, RoIAlign, NMS, transforms; the release that matches torch 2.6
     "fvcore>=0.1.5",  # CfgNode: detectron2's kind of configuration
-    "iopath>=0.1.7",  # needed by fvcore
-    "numpy>=1.24",
+    "iopath>=0.1.7",  # opens files for fvcore
+    "numpy>=1.24",  # the stream of images, annotations, AP
     "pillow>=10",  # decodes images and refuses truncated ones
     "pyyaml>=6",  # recipes with line numbers, the data set catalog
-    "pycocotools>=2.0.8",  # masks: polygons and RLE; 2.0.8 is the first for NumPy 2
-    "faster-coco-eval>=1.6",  # COCO's AP in C++
+    "faster-coco-eval>=1.6",  # COCO's AP and masks (polygons, RLE) in C++
     "opencv-python-headless>=4.8",  # demo data: warps, contours; needs no display libraries
     "tensorboard>=2.21",  # curves; 2.21 is the first without pkg_resources
     "matplotlib>=3.8",  # curves.png, predictions.png
-    "rich>=13",  # progress bars
+    "rich>=14.1",  # progress bars; 14.1 is the first that shows one inside another
     "scikit-learn>=1.3",  # demo data: the UCI handwritten digits
-    "scikit-image>=0.26,<0.27",  # demo data: photographs; one series, so that the bytes stay the same
+    "scikit-image>=0.22",  # demo data: photographs
 ]
 EXTRAS = {
     "slurm": ["submitit>=1.5"],  # launching studies on a cluster
     "search": ["optuna>=4"],  # grid search over hyper-parameters
-    "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13"],
+    "dev": ["pycocotools>=2.0.8", "pytest>=8", "ruff>=0.9", "mypy>=1.13"],
 }
 
 setup(

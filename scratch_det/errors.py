@@ -22,11 +22,14 @@ class DataError(UserError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError into ``error: message`` on stderr and exit code 2; let every other exception through."""
+    """Turn a UserError, or a file that may not be read, into ``error: message`` on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}; change its permissions or name another", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
 
 

@@ -356,7 +356,7 @@ class TestRunFolder:
 
     def test_holds_a_run(self, refused, tmp_path):
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "config.yaml").write_text("SEED: 1\n")
+        (tmp_path / "run" / "metrics.json").write_text('{"iteration": 19}\n')
         message = refused()
         assert f"OUTPUT_DIR {tmp_path / 'run'} already holds a run; continue it with --resume" in message
         assert "or name another folder: OUTPUT_DIR PATH" in message

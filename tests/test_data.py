@@ -1,6 +1,7 @@
 """Data: names to files, files to checked annotations, positions to samples; whatever is wrong is said with its id."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -534,7 +535,7 @@ class TestSamples:
     def test_format_is_the_order_of_channels(self, coco_factory):
         stored = np.asarray(Image.open(coco_factory().parent / "images" / "1.jpg"))
         for order, pixels in (("RGB", stored), ("BGR", stored[:, :, ::-1])):
-            sample = samples.TestSet(config(INPUT__FORMAT=order, INPUT__MIN_SIZE_TEST=0), read())[0]
+            sample = samples.EvaluationSet(config(INPUT__FORMAT=order, INPUT__MIN_SIZE_TEST=0), read())[0]
             np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
 
     def test_no_masks_without_mask_on(self, coco_factory):
@@ -583,6 +584,11 @@ class TestSamples:
         for batch, other in zip(here, elsewhere, strict=True):
             assert all(same(a, b) for a, b in zip(batch, other, strict=True))
 
+    def test_travels_to_spawned_workers(self, coco_factory):
+        coco_factory()
+        dataset = self.training_set(config())
+        assert same(pickle.loads(pickle.dumps(dataset))[5], dataset[5])
+
     def test_batches_are_addressed_by_iteration(self, coco_factory):
         coco_factory(num_images=6)
         cfg = config()
@@ -606,7 +612,9 @@ class TestSamples:
     def test_test_set_is_every_image_once_in_order(self, coco_factory):
         coco_factory(num_images=4)
         cfg = config()
-        found = [sample for batch in samples.test_batches(samples.TestSet(cfg, read()), cfg) for sample in batch]
+        found = [
+            sample for batch in samples.evaluation_batches(samples.EvaluationSet(cfg, read()), cfg) for sample in batch
+        ]
         assert [sample["image_id"] for sample in found] == [1, 2, 3, 4]
         assert [tuple(sample["image"].shape[1:]) for sample in found] == [(80, 120), (120, 80), (80, 120), (80, 120)]
         assert "boxes" not in found[0]
@@ -620,7 +628,7 @@ class TestSamples:
         if kind == "training":
             batches = samples.training_batches(self.training_set(cfg), cfg, 0)
         else:
-            batches = samples.test_batches(samples.TestSet(cfg, read()), cfg)
+            batches = samples.evaluation_batches(samples.EvaluationSet(cfg, read()), cfg)
         message = refusal(list, batches)
         assert message.startswith(f"{victim}: cannot be decoded")
         assert "Traceback" not in message

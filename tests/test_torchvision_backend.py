@@ -55,7 +55,7 @@ needs_detectron2 = pytest.mark.skipif(
 @pytest.fixture
 def config(small_model: list[str]) -> Config:
     """``config(KEY, VALUE, ...)``: the quickstart's Mask R-CNN made tiny, with ten classes."""
-    return lambda *overrides: load_config(SMALL, [*small_model, *overrides]).cfg
+    return lambda *overrides: load_config(SMALL, [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", *overrides]).cfg
 
 
 @pytest.fixture(scope="module")
@@ -621,6 +621,7 @@ class TestPredictions:
 WRONG = {  # a value of the right type that this backend does not have
     "MODEL.META_ARCHITECTURE": "RetinaNet",
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 6,
     "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
     "MODEL.FPN.FUSE_TYPE": "avg",
     "MODEL.RESNETS.DEPTH": 26,
@@ -683,7 +684,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("overrides", "named"),
         [
-            (("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"), "MODEL.RESNETS.RES2_OUT_CHANNELS is 256"),
+            (("MODEL.RESNETS.DEPTH", "50"), "MODEL.RESNETS.RES2_OUT_CHANNELS is 64"),
+            (("MODEL.PIXEL_STD", "[1.0]"), "MODEL.PIXEL_STD is [1.0]; it takes 3 values"),
+            (("MODEL.RPN.IOU_THRESHOLDS", "[0.5]"), "MODEL.RPN.IOU_THRESHOLDS is [0.5]; it takes 2 values"),
+            (("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5, 0.7]"), "MODEL.ROI_HEADS.IOU_THRESHOLDS is [0.5, 0.7]"),
             (("MODEL.RESNETS.NUM_GROUPS", "32"), "MODEL.RESNETS.NUM_GROUPS"),
             (("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16]]"), "MODEL.ANCHOR_GENERATOR.SIZES has 2 lists"),
             (

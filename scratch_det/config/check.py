@@ -15,7 +15,9 @@ from scratch_det.errors import ConfigError, did_you_mean
 CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
     "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }

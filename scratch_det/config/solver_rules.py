@@ -1,5 +1,6 @@
 """Rules on the schedule and the batch."""
 
+import math
 from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
@@ -10,8 +11,13 @@ def positive_numbers(cfg: CfgNode) -> Iterator[str]:
     for name in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
         if solver[name] < 1:
             yield f"SOLVER.{name} is {solver[name]}, expected 1 or more"
-    if solver.BASE_LR <= 0:
+    if not 0 < solver.BASE_LR < math.inf:
         yield f"SOLVER.BASE_LR is {solver.BASE_LR}, expected above 0; the paper's is 0.02 at batch 16"
+    for name in ("MOMENTUM", "WEIGHT_DECAY"):
+        if not 0 <= solver[name] < 1:
+            yield f"SOLVER.{name} is {solver[name]}, expected 0 or more and below 1"
+    if solver.NESTEROV and not solver.MOMENTUM:
+        yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
     if not 0 < solver.GAMMA <= 1:
         yield f"SOLVER.GAMMA is {solver.GAMMA}, expected above 0 and at most 1; the paper's is 0.1"
 

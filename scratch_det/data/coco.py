@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def _check_content(entry: DatasetEntry, content: dict[str, Any], need_masks: boo
         ("images without id, file_name, width or height", _lacking(images, "id", "file_name", "width", "height"), ""),
         ("annotations without id, image_id, category_id or bbox",
          _lacking(annotations, "id", "image_id", "category_id", "bbox"), ""),
+        ("images whose width or height is not a whole number of pixels above 0, or whose file_name is no text",
+         (i["id"] for i in images if not _is_image(i)), ""),
         ("duplicate category ids", _duplicates(categories), "number categories uniquely"),
         ("duplicate image ids", _duplicates(images), "number images uniquely"),
         ("duplicate annotation ids", _duplicates(annotations), "number annotations uniquely"),
@@ -137,8 +140,17 @@ def _unknown(annotations: list[dict[str, Any]], key: str, known: list[dict[str, 
     return (f"{a['id']} ({key} {a[key]})" for a in annotations if a[key] not in ids)
 
 
+def _is_image(image: dict[str, Any]) -> bool:
+    sides = image["width"], image["height"]
+    return isinstance(image["file_name"], str) and all(isinstance(side, int) and side > 0 for side in sides)
+
+
 def _is_box(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, int | float) for value in bbox)
+    return isinstance(bbox, list) and len(bbox) == 4 and _are_numbers(bbox)
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _has_area(annotation: dict[str, Any]) -> bool:
@@ -153,6 +165,7 @@ def _is_mask(segmentation: Any) -> bool:
         isinstance(segmentation, list)
         and len(segmentation) > 0
         and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
+        and all(_are_numbers(polygon) for polygon in segmentation)
     )
 
 

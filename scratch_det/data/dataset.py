@@ -89,7 +89,7 @@ class TrainingSet(Dataset):
         return sample
 
 
-class TestSet(Dataset):
+class EvaluationSet(Dataset):
     """Test samples in the json's order, without truth; resized to MIN_SIZE_TEST."""
 
     def __init__(self, cfg: CfgNode, data: CocoDataset):
@@ -131,18 +131,24 @@ def training_batches(dataset: TrainingSet, cfg: CfgNode, start_iteration: int) -
     Raises DataError for the first image that cannot be read as the json describes it.
     """
     size = cfg.SOLVER.IMS_PER_BATCH
-    positions = [range(i * size, (i + 1) * size) for i in range(start_iteration, cfg.SOLVER.MAX_ITER)]
+    positions = (range(i * size, (i + 1) * size) for i in range(start_iteration, cfg.SOLVER.MAX_ITER))
     return _checked(_loader(dataset, cfg, batch_sampler=positions))
 
 
-def test_batches(dataset: TestSet, cfg: CfgNode) -> Iterator[list[Sample]]:
+def evaluation_batches(dataset: EvaluationSet, cfg: CfgNode) -> Iterator[list[Sample]]:
     """Every test image once, one per batch, in the json's order. Raises DataError as ``training_batches`` does."""
     return _checked(_loader(dataset, cfg, batch_size=1))
 
 
 def _loader(dataset: Dataset, cfg: CfgNode, **batching: Any) -> DataLoader:
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return DataLoader(dataset, num_workers=workers, collate_fn=list, generator=torch.Generator(), **batching)
+    return DataLoader(
+        dataset,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        generator=torch.Generator(),  # not torch's global one, whose state belongs to the training
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
+        **batching,
+    )
 
 
 def _checked(loader: DataLoader) -> Iterator[list[Sample]]:

@@ -1,12 +1,13 @@
 """Images and masks as they lie on disk."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from faster_coco_eval.core import mask as mask_api
 from PIL import Image, ImageOps
-from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
 
@@ -22,7 +23,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
             image = np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or drop it from the json") from None
     if image.shape[:2] != (height, width):
         raise DataError(

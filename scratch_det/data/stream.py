@@ -4,8 +4,6 @@ Nothing here has state. A resumed run, a run with other workers or another numbe
 schedule length all see the same image with the same augmentation at the same position.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
 GROUP_SIZE = 2  # images that share an orientation; the paper's 2 images per GPU, whatever this run's split
@@ -26,12 +24,14 @@ class Stream:
         if seed < 0 or num_images < 1:
             raise ValueError(f"seed {seed} and num_images {num_images}: expected seed >= 0 and at least one image")
         self.seed, self.num_images, self.portrait = seed, num_images, portrait
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._cached = -1, np.empty(0, int)  # the last epoch asked for and its order
 
     def index(self, position: int) -> int:
         """Index of the image at a global position (0-based count of images since the start of training)."""
         epoch, offset = divmod(position, self.num_images)
-        return int(self._order(epoch)[offset])
+        if self._cached[0] != epoch:
+            self._cached = epoch, self._shuffle(epoch)
+        return int(self._cached[1][offset])
 
     def rng(self, position: int) -> np.random.Generator:
         """The random numbers for the augmentation of the image at a global position."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as mask_api
+from faster_coco_eval.core import mask as mask_api
 
 from scratch_det.errors import DataError
 

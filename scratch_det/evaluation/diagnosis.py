@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO
-from pycocotools import mask as mask_api
+from faster_coco_eval.core import mask as mask_api
 
 from scratch_det.evaluation.coco import Metrics, Result, load_truth
 

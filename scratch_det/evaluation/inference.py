@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.data.coco import CocoDataset
-from scratch_det.data.dataset import TestSet, test_batches
+from scratch_det.data.dataset import EvaluationSet, evaluation_batches
 from scratch_det.evaluation.coco import evaluate_predictions
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.tables import format_table
@@ -39,9 +39,9 @@ def evaluate(backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoData
 
 def predict_dataset(backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset) -> list[dict[str, Any]]:
     """Detections of every image as COCO results: json ids, boxes x y width height in pixels of the original image."""
-    dataset = TestSet(cfg, data)
+    dataset = EvaluationSet(cfg, data)
     results: list[dict[str, Any]] = []
-    batches = test_batches(dataset, cfg)
+    batches = evaluation_batches(dataset, cfg)
     for batch in track(batches, f"predicting {data.entry.name}", len(dataset), say=logger.info):
         for sample, found in zip(batch, backend.predict(model, batch), strict=True):
             results.extend(_as_results(sample["image_id"], found, data.category_ids))
@@ -56,6 +56,7 @@ def _as_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in numbers
     ]
-    for result, mask in zip(results, found.get("masks", []), strict=False):
-        result["segmentation"] = mask
+    if "masks" in found:
+        for result, mask in zip(results, found["masks"], strict=True):
+            result["segmentation"] = mask
     return results

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scratch_det.errors import UserError
-from scratch_det.train.rundir import RunDir
+from scratch_det.train.rundir import RunDir, write_atomically
 
 FINAL = "model_final.pth"
 
@@ -28,9 +28,7 @@ def save_checkpoint(run_dir: RunDir, name: str, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    pointer = run_dir.checkpoints / "last_checkpoint.partial"
-    pointer.write_text(name)
-    os.replace(pointer, run_dir.checkpoints / "last_checkpoint")
+    write_atomically(run_dir.checkpoints / "last_checkpoint", name)
 
 
 def last_checkpoint(run_dir: RunDir) -> Path | None:
@@ -44,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     in_run = path.parent / "checkpoints" / path.name  # detectron2's users look for checkpoints in OUTPUT_DIR itself
     path = in_run if not path.is_file() and in_run.is_file() else path
     if not path.is_file():
-        raise UserError(f"weights file {path} is missing; MODEL.WEIGHTS needs an existing .pth file")
+        raise UserError(f"weights file {path} is missing; expected an existing .pth file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
@@ -70,11 +68,18 @@ def load_weights(model: nn.Module, path: Path, backbone_prefix: str) -> str:
     covered = [key for key in wanted if key.startswith(prefix)]
     values = {key: state.get(key.removeprefix(prefix)) for key in covered}
     wrong = [key for key, value in values.items() if value is None or value.shape != wanted[key].shape]
-    if wrong:
+    unused = [key for key in state if prefix + key not in values and not _may_be_left_out(key)]
+    if wrong or unused:
         raise UserError(
             f"weights file {path} covers {len(covered) - len(wrong)} of {len(covered)} tensors of "
-            f"{'the backbone' if prefix else 'the model'}; first one missing or of another shape: {wrong[0]}\n"
-            "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
+            f"{'the backbone' if prefix else 'the model'}; first one "
+            + (f"missing or of another shape: {wrong[0]}" if wrong else f"that has no place: {unused[0]}")
+            + "\n  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
         )
     model.load_state_dict(values, strict=False)
     return f"{path}: {len(covered)} of {len(wanted)} tensors loaded" + (" (backbone)" if prefix else "")
+
+
+def _may_be_left_out(key: str) -> bool:
+    """An ImageNet classifier's last layer, and the batch counters of BN, which FrozenBN does not have."""
+    return key.startswith("fc.") or key.endswith(".num_batches_tracked")

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
+from scratch_det.data.catalog import datasets_root
 from scratch_det.data.coco import CocoDataset
 
-PACKAGES = ("scratch_det", "torch", "torchvision", "fvcore", "numpy", "pycocotools", "faster-coco-eval", "pillow")
+PACKAGES = ("scratch_det", "torch", "torchvision", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
 def describe(backend: str, library: str, datasets: list[CocoDataset]) -> dict[str, Any]:
     """The content of environment.json."""
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "datasets_root": str(datasets_root()),
         "backend": backend,
         "library": library,
         "python": platform.python_version(),
@@ -43,7 +45,9 @@ def _git_state() -> dict[str, Any] | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", *arguments], cwd=here, check=True, capture_output=True, text=True, errors="replace"
+        ).stdout
 
     try:
         return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}

@@ -18,11 +18,11 @@ PERIOD = 20  # iterations per line, as detectron2's writers have it
 class Metrics:
     """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format)."""
 
-    def __init__(self, run_dir: RunDir, max_iter: int):
+    def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int):
         self.max_iter = max_iter
         self.window: list[dict[str, float]] = []
         self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
-        self.board = SummaryWriter(str(run_dir.path / "tensorboard"))
+        self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
         """Take one iteration's scalars; at the end of a window (and of training) write and return their medians."""

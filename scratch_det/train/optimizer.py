@@ -63,8 +63,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration:
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> None:
     """SOLVER.CLIP_GRADIENTS, parameter by parameter as detectron2 does: by value, or by its own norm."""
     keys = cfg.SOLVER.CLIP_GRADIENTS
-    if not keys.ENABLED:
-        return
     for parameter in model.parameters():
         if parameter.grad is not None and keys.CLIP_TYPE == "value":
             nn.utils.clip_grad_value_(parameter, keys.CLIP_VALUE)

@@ -14,7 +14,7 @@ from scratch_det import backends
 from scratch_det.config import flatten, load_config
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.errors import UserError
+from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.inference import evaluate
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.progress import clock
@@ -46,8 +46,9 @@ def train_and_evaluate(
     write_atomically(run_dir.config, cfg.dump())
     run_dir.write_json("environment.json", describe(backend_name, backend.library(), training + test))
     log_start(cfg, backend, state, dataset)
+    training.clear()  # the parsed json; the data set keeps its own compact copy
 
-    metrics = Metrics(run_dir, cfg.SOLVER.MAX_ITER)
+    metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER)
 
     def evaluate_now(iteration: int) -> dict[str, Any]:
         run_dir.set_status("evaluating", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
@@ -59,12 +60,12 @@ def train_and_evaluate(
     try:
         train(cfg, backend, state, dataset, run_dir, metrics, evaluate_now)
         final = evaluate_now(cfg.SOLVER.MAX_ITER)
+        finish(cfg, backend_name, state, test, run_dir, final)
     except BaseException as error:
-        run_dir.set_status("failed", iteration=state.iteration, error=f"{type(error).__name__}: {error}")
+        run_dir.fail(state.iteration, error)
         raise
     finally:
         metrics.close()
-    finish(cfg, backend_name, state, test, run_dir, final)
 
 
 def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_dir: RunDir, resume: bool) -> None:
@@ -83,7 +84,7 @@ def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_
 
 def settle_seed(cfg: CfgNode, run_dir: RunDir) -> None:
     """SEED -1 means: draw one, or take the one that this folder's run has drawn."""
-    if cfg.SEED < 0 and run_dir.holds_run():
+    if cfg.SEED < 0 and run_dir.holds_run() and run_dir.config.exists():
         cfg.SEED = load_config(run_dir.config).cfg.SEED
     elif cfg.SEED < 0:
         cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
@@ -91,9 +92,9 @@ def settle_seed(cfg: CfgNode, run_dir: RunDir) -> None:
 
 def report_changes(cfg: CfgNode, run_dir: RunDir) -> None:
     """Log the keys that have another value than when this folder's run was started."""
-    if run_dir.holds_run():
+    if run_dir.holds_run() and run_dir.config.exists():
         earlier, now = flatten(load_config(run_dir.config).cfg), flatten(cfg)
-        for key in (key for key in now if str(now[key]) != str(earlier[key])):
+        for key in (key for key in now if json.dumps(now[key]) != json.dumps(earlier[key])):
             logger.warning(f"{key} was {earlier[key]!r} when this run was started, now it is {now[key]!r}")
 
 
@@ -112,7 +113,11 @@ def pick_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
         return torch.device("cpu")
-    return torch.device(name)
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
 
 
 def restore(cfg: CfgNode, state: State, run_dir: RunDir, resume: bool) -> None:
@@ -126,11 +131,16 @@ def restore(cfg: CfgNode, state: State, run_dir: RunDir, resume: bool) -> None:
                 f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
                 "resume with the MODEL.* and SOLVER.* keys that the run was started with"
             ) from None
+        if state.iteration > cfg.SOLVER.MAX_ITER:
+            raise UserError(
+                f"checkpoint {checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is "
+                f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
+            )
         logger.info(f"resumed from {checkpoint}: {state.iteration} iterations are done")
     elif cfg.MODEL.WEIGHTS:
         logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
     if resume and not checkpoint:
-        logger.info(f"--resume: no checkpoint in {run_dir.path} yet, starting at iteration 0")
+        logger.info(f"--resume: no checkpoint in {run_dir.path} yet, nothing to continue")
 
 
 def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
@@ -163,8 +173,11 @@ def evaluate_all(
 def finish(
     cfg: CfgNode, backend: str, state: State, test: list[CocoDataset], run_dir: RunDir, metrics: dict[str, Any]
 ) -> None:
-    """Pictures, then result.json as the sign that the run is complete."""
-    draw(cfg, run_dir, test)
+    """Pictures, then result.json as the sign that the run is complete; a picture that fails does not undo the run."""
+    try:
+        draw(cfg, run_dir, test)
+    except Exception:
+        logger.exception("the pictures could not be drawn")
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
     run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)

@@ -10,9 +10,11 @@ result.json        written last: backend, iteration, seconds, metrics
 log.txt, tensorboard/, curves.png, predictions.png
 """
 
+import contextlib
 import json
 import os
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,23 @@ class RunDir:
         self.result = self.path / "result.json"
 
     def holds_run(self) -> bool:
-        """Whether a run was started here before."""
-        return self.config.exists()
+        """Whether a run has got anywhere here: a line of metrics or a checkpoint. One that failed at once has not."""
+        written = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return written or any(self.checkpoints.glob("*.pth"))
 
     def check(self, allow_existing: bool) -> None:
         """Refuse, without leaving a trace, a folder that cannot be written to or that already holds a run.
 
         Raises UserError. ``allow_existing``: holding a run is no fault.
         """
-        if self.holds_run() and not allow_existing:
-            raise UserError(
-                f"OUTPUT_DIR {self.path} already holds a run; continue it with --resume, "
-                "or name another folder: OUTPUT_DIR PATH"
-            )
-        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        existing = self.path
         try:
+            if self.holds_run() and not allow_existing:
+                raise UserError(
+                    f"OUTPUT_DIR {self.path} already holds a run; continue it with --resume, "
+                    "or name another folder: OUTPUT_DIR PATH"
+                )
+            existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
@@ -61,13 +65,25 @@ class RunDir:
         """Replace a json file in one step."""
         write_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
+    def fail(self, iteration: int, error: BaseException) -> None:
+        """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt."""
+        reason = f"{type(error).__name__}: {error}"
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):
+            self.set_status(state, iteration=iteration, error=reason)
+            with open(self.path / "log.txt", "a") as log:
+                log.write(reason + "\n" if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
+
     def set_status(self, state: str, **details: Any) -> None:
-        """Record what the run is doing: training, evaluating, finished or failed."""
+        """Record what the run is doing: training, evaluating, finished, failed or interrupted."""
         self.write_json("status.json", {"state": state, "pid": os.getpid(), **details})
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it there."""
+    """Write a text file beside its place, flush it to the disk, then rename it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

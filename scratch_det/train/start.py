@@ -34,7 +34,8 @@ def start(request: Request) -> None:
         backends.check_keys(backend, cfg)
         run_dir = RunDir(cfg.OUTPUT_DIR)
         run_dir.check(allow_existing=request.resume or request.eval_only)
-        check_weights_path(cfg.MODEL.WEIGHTS)
+        if not (request.resume and run_dir.holds_run()):
+            check_weights_path(cfg.MODEL.WEIGHTS)
         training, test = read_datasets(recipe, request.eval_only)
         logger.info(f"recipe {request.config_file}, backend {backend}")
         for notice in notices:
@@ -92,7 +93,7 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
     if key in recipe.explicit and found != len(first.classes):
         raise ConfigError(
             f"{key} is {found}, but {first.entry.json_file} has {len(first.classes)} categories; "
-            "leave the key out: the json decides"
+            f"set {key} {len(first.classes)}, or leave the key out: the json decides"
         )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
     return training, test

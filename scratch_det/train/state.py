@@ -20,7 +20,7 @@ class State:
         self.model, self.device = model, device
         self.optimizer = build_optimizer(cfg, model)
         self.amp = cfg.SOLVER.AMP.ENABLED
-        bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+        bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         self.amp_type = torch.bfloat16 if bfloat16 else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
         self.iteration, self.seconds = 0, 0.0

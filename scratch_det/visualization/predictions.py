@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask as mask_api
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
 from scratch_det.visualization.curves import save_figure

@@ -87,8 +87,8 @@ def _problems(keys: dict[str, Any]) -> Iterator[str]:
 def _widths(keys: dict[str, Any]) -> Iterator[str]:
     basic = keys["MODEL.RESNETS.DEPTH"] in (18, 34)
     res2, groups = keys["MODEL.RESNETS.RES2_OUT_CHANNELS"], keys["MODEL.RESNETS.NUM_GROUPS"]
-    if res2 != (64 if basic else 256):
-        yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2}; ResNet-18 and -34 have 64, the deeper ones 256"
+    if not basic and res2 != 256:
+        yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2}; it has 256 at this depth"
     if basic and (groups, keys["MODEL.RESNETS.WIDTH_PER_GROUP"]) != (1, 64):
         yield "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP are fixed at 1 and 64 for ResNet-18 and -34"
 

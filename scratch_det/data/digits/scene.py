@@ -16,6 +16,7 @@ from scratch_det.data.digits.source import NUM_CLASSES, STREAMS, Material
 LANDSCAPE, PORTRAIT, SINGLE = (128, 160), (160, 128), (64, 64)
 MAX_DIGITS = 6
 SCENE_HEIGHTS, SINGLE_HEIGHTS = (28, 80), (28, 56)  # px: least and greatest height of a digit before it is rotated
+LIGHT, CHALK = (0.3, 0.8), (100, 255)  # dimmed photographs, bright digits: a shape is learnt in one polarity only
 MIN_VISIBLE = 0.5  # share of its silhouette that every digit keeps
 MIN_PIECE = 4  # px: smaller separate pieces of what is visible are not annotated
 MIN_CONTRAST = 55  # CIELAB distance between a digit's colour and what it is drawn on (black to white is 100)
@@ -70,7 +71,7 @@ def _background(material: Material, rng: Generator, size: tuple[int, int]) -> Sc
     crop = cv2.resize(photograph[y : y + height, x : x + width], size[::-1], interpolation=cv2.INTER_AREA)
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
-    light = rng.uniform(0.6, 1.3) * rng.uniform(0.88, 1.12, size=3)
+    light = rng.uniform(*LIGHT) * rng.uniform(0.88, 1.12, size=3)
     return Scene(np.clip(crop * light, 0, 255).astype(np.uint8), name)
 
 
@@ -117,7 +118,7 @@ def _contrasting_colour(scene: Scene, silhouette: np.ndarray, rng: Generator) ->
     """A random colour (float32 RGB) that stands out from the image under it and from every digit it overlaps."""
     under = [scene.image[silhouette].mean(axis=0)]
     under += [digit.colour for digit in scene.digits if (digit.silhouette & silhouette).any()]
-    colours = rng.uniform(0, 255, size=(COLOUR_TRIES, 3)).astype(np.float32)
+    colours = rng.uniform(*CHALK, size=(COLOUR_TRIES, 3)).astype(np.float32)
     apart = np.linalg.norm(_lab(colours)[:, None] - _lab(np.array(under, np.float32)), axis=2).min(axis=1)
     good_enough = np.flatnonzero(apart >= MIN_CONTRAST)
     return colours[good_enough[0] if len(good_enough) else apart.argmax()]
