@@ -460,7 +460,8 @@ class TestWeights:
         assert all(loaded[f"backbone.body.{key}"].equal(value) for key, value in classifier.items() if key[:3] != "fc.")
         assert all(loaded[key].equal(value) for key, value in heads.items())
 
-    def test_batch_norm_weights_do_not_pass_for_group_norm(self, model: nn.Module, tmp_path: Path) -> None:
+    def test_batch_norm_weights_do_not_pass_for_group_norm(self, toy_recipe: Path, tmp_path: Path) -> None:
+        model = backend.build(load_config(toy_recipe, ["MODEL.RESNETS.NORM", "GN"]).cfg)
         torch.save(resnet18().state_dict(), tmp_path / "bn.pth")
         with pytest.raises(UserError, match=r"first one that has no place: bn1\.running_mean"):
             load_weights(model, tmp_path / "bn.pth", "backbone.body.")
