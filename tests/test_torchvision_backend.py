@@ -778,7 +778,7 @@ class TestAgainstDetectron2:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        overrides = [*small_model, *self.SAMPLE_ALL]
+        overrides = [*small_model, *self.SAMPLE_ALL, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
         if request.param.startswith("R50"):
             overrides += ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"]
             overrides += ["MODEL.RESNETS.STRIDE_IN_1X1", "True", "MODEL.ROI_BOX_HEAD.NORM", ""]
@@ -871,10 +871,12 @@ class TestAgainstDetectron2:
             expected = [output["instances"] for output in theirs.eval()(self.batch())]
         for one, other in zip(found, expected, strict=True):
             assert len(one["scores"]) == 10
-            torch.testing.assert_close(one["scores"], other.scores, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(one["boxes"], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
-            assert one["labels"].equal(other.pred_classes)
-            masks = np.stack([mask_api.decode(rle) for rle in one["masks"]])
+            n = len(other)  # detectron2 drops boxes without area after the top 10 are chosen, torchvision before
+            assert n >= 5
+            torch.testing.assert_close(one["scores"][:n], other.scores, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one["boxes"][:n], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
+            assert one["labels"][:n].equal(other.pred_classes)
+            masks = np.stack([mask_api.decode(rle) for rle in one["masks"][:n]])
             assert (masks != other.pred_masks.numpy()).mean() < 1e-3
 
     def test_parameter_counts(self) -> None:
