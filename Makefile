@@ -2,36 +2,38 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
 .PHONY: quickstart test test-slow lint
 
-quickstart: $(VENV)/.scratch_det
+quickstart: $(INSTALLED)
 	$(RUN) tools/prepare_digits.py
 	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
 
-test: $(VENV)/.scratch_det_dev
+test: $(INSTALLED)-dev
 	$(RUN) -m pytest -m "not slow"
 
-test-slow: $(VENV)/.scratch_det_dev
+test-slow: $(INSTALLED)-dev
 	$(RUN) -m pytest -m slow
 
-lint: $(VENV)/.scratch_det_dev
+lint: $(INSTALLED)-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
 $(VENV)/bin/python:
+	@test ! -e $(VENV) || { echo "error: VENV $(VENV) is there, but it is no virtual environment"; exit 1; }
 	@echo "Making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments; \
 	install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
-$(VENV)/.scratch_det: setup.py | $(VENV)/bin/python
+$(INSTALLED): setup.py | $(VENV)/bin/python
 	@echo "Installing scratch_det and what it needs: about 5 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.scratch_det_dev: setup.py | $(VENV)/bin/python
+$(INSTALLED)-dev: setup.py | $(VENV)/bin/python
 	@echo "Installing scratch_det, what it needs and its test tools: about 5 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable ".[dev]"
-	@touch $@ $(VENV)/.scratch_det
+	@touch $@ $(INSTALLED)

@@ -89,6 +89,7 @@ class TestFlags:
             (["SEED", "1", "--backend", "torchvision"], ["SEED", "1"], {"backend": "torchvision"}),
             (["SEED", "1", "--resume", "OUTPUT_DIR", "x"], ["SEED", "1", "OUTPUT_DIR", "x"], {"resume": True}),
             (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
+            (["--num-gpus", "0"], [], {}),
             (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),
         ],
     )
@@ -131,7 +132,6 @@ class TestFlags:
         "arguments",
         [
             ["--num-gpus", 2],
-            ["--num-gpus", 0],
             ["--num-machines", 2],
             ["--machine-rank", 1],
             ["--dist-url", "tcp://a:1"],

@@ -40,6 +40,8 @@ def explain_unknown(key: str, known: list[str]) -> str:
         return f"{key} is a section, not a value; it holds keys such as {below[0]}"
     if key.startswith(OUTSIDE_OUR_SUBSET):
         return f"key {key} belongs to a part of detectron2 that this repository does not use: remove it"
+    if key.upper() in known:
+        return f"unknown key {key}; did you mean '{key.upper()}'?"
     name = key.rpartition(".")[2]
     namesakes = get_close_matches(key, [other for other in known if other.rpartition(".")[2] == name], n=3, cutoff=0)
     if namesakes:

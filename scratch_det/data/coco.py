@@ -111,7 +111,7 @@ def _check_content(entry: DatasetEntry, content: dict[str, Any], need_masks: boo
         raise DataError(f"{entry.json_file}: data set '{entry.name}' is empty: {len(images)} images, "
                         f"{len(categories)} categories")  # fmt: skip
     present = {path.name for path in entry.image_root.iterdir()} if _is_flat(images) else None
-    absent = (i["id"] for i in images if not _on_disk(entry, i["file_name"], present))
+    absent = (f"{i['id']} ({i['file_name']})" for i in images if not _on_disk(entry, i["file_name"], present))
     _refuse(entry, f"images that are not in {entry.image_root}", list(absent), "complete the folder")
 
 

@@ -48,6 +48,7 @@ def train_and_evaluate(
     log_start(cfg, backend, state, dataset)
     training.clear()  # the parsed json; the data set keeps its own compact copy
 
+    run_dir.set_status("training", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
     metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER)
 
     def evaluate_now(iteration: int) -> dict[str, Any]:
@@ -147,10 +148,11 @@ def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: Training
     """What is about to happen, in numbers."""
     parameters = list(state.model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "random initialisation"
     logger.info(
         f"{backend.library()}, torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
         f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable, "
-        f"{'weights ' + cfg.MODEL.WEIGHTS if cfg.MODEL.WEIGHTS else 'random initialisation'}"
+        + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
     batch, images = cfg.SOLVER.IMS_PER_BATCH, len(dataset)
     epochs = cfg.SOLVER.MAX_ITER * batch / images
@@ -183,8 +185,8 @@ def finish(
     run_dir.set_status("finished", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
     if len(test) == 1:
         logger.info(f"per class:\n{format_per_class(metrics)}")
-    logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; see {run_dir.path}/: result.json, "
-                "curves.png, predictions.png, checkpoints/model_final.pth")  # fmt: skip
+    pictures = "curves.png, predictions.png" if test else "curves.png"
+    logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
 
 
 def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:

@@ -72,7 +72,8 @@ class RunDir:
         with contextlib.suppress(OSError):
             self.set_status(state, iteration=iteration, error=reason)
             with open(self.path / "log.txt", "a") as log:
-                log.write(reason + "\n" if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
+                foreseen = isinstance(error, UserError | KeyboardInterrupt)
+                log.write(reason + "\n" if foreseen else "".join(traceback.format_exception(error)))
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record what the run is doing: training, evaluating, finished, failed or interrupted."""
