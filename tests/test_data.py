@@ -183,7 +183,7 @@ class TestCoco:
             ),
             (lambda c: c["images"].append(dict(c["images"][2])), "1 duplicate image ids: id 3"),
             (lambda c: c["images"][1].pop("height"), "without id, file_name, width or height: id 2"),
-            (lambda c: c["images"][1].update(file_name="9.jpg"), "images: id 2 (2.jpg)\n  complete the folder"),
+            (lambda c: c["images"][1].update(file_name="9.jpg"), "images: id 2 (9.jpg)\n  complete the folder"),
             (lambda c: c["categories"].append({"id": 5, "name": "again"}), "1 duplicate category ids: id 5"),
             (lambda c: c["categories"][1].pop("name"), "categories without id or name: id 5"),
             (lambda c: c.update(images=[], annotations=[]), "data set 'toy_train' is empty: 0 images, 3 categories"),
