@@ -5,12 +5,12 @@ from collections.abc import Callable
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-GROUPS = 32  # Wu & He, Group Normalization; fixed in Detectron's GN models and in detectron2
+from scratch_det.config.norm_rules import GN_GROUPS
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups, eps 1e-5. Raises ValueError when ``channels`` is not a multiple of 32."""
-    return nn.GroupNorm(GROUPS, channels)
+    return nn.GroupNorm(GN_GROUPS, channels)
 
 
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scratch_det.errors import UserError
-from scratch_det.train.rundir import RunDir, write_atomically
+from scratch_det.train.rundir import RunDir, find_checkpoint, write_atomically
 
 FINAL = "model_final.pth"
 
@@ -39,8 +39,7 @@ def last_checkpoint(run_dir: RunDir) -> Path | None:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU. Raises UserError when the file is missing or no PyTorch file of plain tensors."""
-    in_run = path.parent / "checkpoints" / path.name  # detectron2's users look for checkpoints in OUTPUT_DIR itself
-    path = in_run if not path.is_file() and in_run.is_file() else path
+    path = find_checkpoint(path)
     if not path.is_file():
         raise UserError(f"weights file {path} is missing; expected an existing .pth file")
     try:

@@ -44,9 +44,10 @@ def train(
             torch.manual_seed(seed_of(cfg.SEED, iteration))
             losses = step(cfg, backend, state, batch)
             check_finite(losses, iteration, lr, batch)
-            state.advance(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            state.advance(seconds)
 
-            scalars = {**losses, "lr": lr, "time": time.perf_counter() - began, "data_time": data_seconds}
+            scalars = {**losses, "lr": lr, "time": seconds, "data_time": data_seconds}
             if medians := metrics.add(iteration, scalars):
                 run_dir.set_status("training", iteration=state.iteration, max_iter=max_iter, eta=medians["eta_seconds"])
                 logger.info(as_line(iteration, max_iter, medians))
@@ -54,7 +55,7 @@ def train(
 
             if state.iteration == max_iter:
                 save_checkpoint(run_dir, FINAL, state.state_dict())
-            elif state.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            elif due(state.iteration, cfg.SOLVER.CHECKPOINT_PERIOD):
                 save_checkpoint(run_dir, checkpoint_name(iteration), state.state_dict())
             if due(state.iteration, cfg.TEST.EVAL_PERIOD) and state.iteration < max_iter:
                 evaluate(iteration)

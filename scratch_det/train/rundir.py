@@ -88,3 +88,9 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """``path``, or the file of that name in checkpoints/ beside it: detectron2 has them in OUTPUT_DIR itself."""
+    inside = path.parent / "checkpoints" / path.name
+    return inside if inside.is_file() and not path.is_file() else path

@@ -10,7 +10,7 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.errors import ConfigError, DataError, UserError
 from scratch_det.train.log import close_logging, logger, set_up_logging
-from scratch_det.train.rundir import RunDir
+from scratch_det.train.rundir import RunDir, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def check_weights_path(weights: str) -> None:
             f"MODEL.WEIGHTS is {weights}; weights are read from local .pth files. Download them, convert a .pkl to a "
             "state dict with torchvision's ResNet names, and give the path: MODEL.WEIGHTS PATH"
         )
-    in_run = Path(weights).parent / "checkpoints" / Path(weights).name
-    if weights and not Path(weights).is_file() and not in_run.is_file():
+    if weights and not find_checkpoint(Path(weights)).is_file():
         problem = "is a folder" if Path(weights).is_dir() else "is missing"
         raise UserError(
             f"MODEL.WEIGHTS: file {weights} {problem}; give the path of a .pth file, "
