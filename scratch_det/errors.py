@@ -21,16 +21,22 @@ class DataError(UserError):
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError, or a file that may not be read, into ``error: message`` on stderr and exit code 2."""
+def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
+    """Turn a UserError, or a file that may not be read, into ``error: message`` on stderr and exit code 2.
+
+    Without ``speaks`` into the exit code alone: another process says the same.
+    """
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_CODE) from None
+        message = str(error)
     except PermissionError as error:
-        print(f"error: {error.filename}: {error.strerror}; change its permissions or name another", file=sys.stderr)
-        raise SystemExit(EXIT_CODE) from None
+        message = f"{error.filename}: {error.strerror}; change its permissions or name another"
+    else:
+        return
+    if speaks:
+        print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_CODE)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -1,12 +1,13 @@
 """The paper's learning-rate schedules as plain arithmetic (section 4 of *Rethinking ImageNet Pre-training*).
 
-All lengths are iterations at a total batch of 16 images. The learning rate is a function of the iteration alone, never
-of the length of the run, so two runs that differ only in length are the same run up to their first differing drop.
+The kx lengths are iterations at a total batch of 16 images; ``rescale`` counts them in another batch. The learning
+rate is a function of the iteration alone, never of the length of the run, so two runs that differ only in length are
+the same run up to their first differing drop.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PAPER_BATCH = 16  # images: 8 GPUs x 2
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
@@ -26,6 +27,50 @@ class Schedule:
         _check_steps(self.steps)
         if self.max_iter < 1 or any(step >= self.max_iter for step in self.steps):
             raise ValueError(f"steps {self.steps} must lie inside a run of {self.max_iter} >= 1 iterations")
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What depends on the batch: images in an iteration over all processes, and lengths in such iterations.
+
+    A period of 0 means never.
+    """
+
+    batch: int
+    base_lr: float
+    max_iter: int
+    steps: tuple[int, ...]
+    warmup_iters: int
+    eval_period: int
+    checkpoint_period: int
+
+
+def rescale(settings: BatchSettings, batch: int) -> BatchSettings:
+    """The same training with ``batch`` images in an iteration: as many images are seen, in all and between two drops.
+
+    The learning rate grows with the batch (the linear rule of Goyal et al. 2017, *Accurate, Large Minibatch SGD*);
+    counts of iterations shrink with it, warm-up included, rounded as in detectron2's DefaultTrainer.auto_scale_workers.
+    But a period never becomes 0, which would turn it off. Raises ValueError when rounding lets two drops, or a drop
+    and an end of the run, fall together.
+    """
+    if settings.batch < 1 or batch < 1:
+        raise ValueError(f"a batch must have 1 or more images, not {min(settings.batch, batch)}")
+    ratio = batch / settings.batch
+    run = Schedule(round(settings.max_iter / ratio), tuple(round(step / ratio) for step in settings.steps))
+    return replace(
+        settings,
+        batch=batch,
+        base_lr=settings.base_lr * ratio,
+        max_iter=run.max_iter,
+        steps=run.steps,
+        warmup_iters=round(settings.warmup_iters / ratio),
+        eval_period=_rescale_period(settings.eval_period, ratio),
+        checkpoint_period=_rescale_period(settings.checkpoint_period, ratio),
+    )
+
+
+def _rescale_period(period: int, ratio: float) -> int:
+    return max(1, round(period / ratio)) if period > 0 else period
 
 
 def kx_schedule(k: int) -> Schedule:

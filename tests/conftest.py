@@ -3,6 +3,7 @@
 ``coco_factory``  makes data sets      ``datasets_root``  the temporary folder that they are registered in
 ``toy_recipe``    a recipe for them    ``small_model``    the overrides that make any Mask R-CNN recipe tiny
 ``train_net``     tools/train_net.py   ``tiny_coco``      100 real COCO images, where they are at hand
+``train``         starts a run of ``toy_recipe`` in this process
 """
 
 import importlib.util
@@ -18,6 +19,8 @@ import pytest
 import yaml
 from PIL import Image
 from pycocotools import mask as mask_api
+
+from scratch_det.train.start import Request, start
 
 ROOT = Path(__file__).parents[1]
 TINY_COCO = Path(os.environ.get("TINY_COCO", ROOT.parent / "shared" / "tiny_coco"))
@@ -203,6 +206,21 @@ def toy_recipe(tmp_path: Path, coco_factory: Callable[..., Path]) -> Path:
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture
+def train(toy_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``train(KEY, VALUE, ..., name="run", resume=False, ...)`` starts a run, returns its folder.
+
+    Keyword arguments are those of ``Request``.
+    """
+
+    def begin(*overrides: Any, name: str = "run", **request: Any) -> Path:
+        folder = tmp_path / name
+        start(Request(str(toy_recipe), [*map(str, overrides), "OUTPUT_DIR", str(folder)], **request))
+        return folder
+
+    return begin
 
 
 @pytest.fixture(scope="session")

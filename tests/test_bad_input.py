@@ -90,12 +90,15 @@ class TestFlags:
             (["SEED", "1", "--resume", "OUTPUT_DIR", "x"], ["SEED", "1", "OUTPUT_DIR", "x"], {"resume": True}),
             (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
             (["--num-gpus", "0"], [], {}),
+            (["--keep-at", "27,47", "--keep-last", "1"], [], {"keep_at": (27, 47), "keep_last": 1}),
+            (["--scale-to-batch", "2", "--accumulate", "4"], [], {"scale_to_batch": 2, "accumulate": 4}),
+            (["--branch-from", "a/model_0000026.pth"], [], {"branch_from": "a/model_0000026.pth"}),
             (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),
         ],
     )
     def test_flags_may_stand_anywhere(self, train_net, train_net_module, monkeypatch, arguments, overrides, flags):
         requests = []
-        monkeypatch.setattr(train_net_module, "start", requests.append)
+        monkeypatch.setattr(train_net_module, "start", lambda request, world: requests.append(request))
         train_net("--config-file", "a.yaml", *arguments)
         train_net(*arguments, "--config-file", "a.yaml")
         assert requests == [Request("a.yaml", overrides, **flags)] * 2
@@ -109,6 +112,7 @@ class TestFlags:
             ("SOLVER.BASE_LR 0.01 -x", "unrecognized arguments: -x"),
             ("--backend nonsense", "--backend: invalid choice: 'nonsense' (choose from"),
             ("--num-gpus two", "--num-gpus: invalid int value: 'two'"),
+            ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
             ("--config-file", "--config-file: expected one argument"),
         ],
     )
@@ -127,21 +131,6 @@ class TestFlags:
             train_net("SOLVER.BASE_LR", "0.01")
         assert caught.value.code == 2
         assert "required: --config-file" in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ["--num-gpus", 2],
-            ["--num-machines", 2],
-            ["--machine-rank", 1],
-            ["--dist-url", "tcp://a:1"],
-        ],
-        ids=str,
-    )
-    def test_one_process_only(self, refused, arguments):
-        message = refused(*arguments)
-        assert "trains in one process" in message
-        assert "leave out --num-gpus, --num-machines, --machine-rank and --dist-url" in message
 
 
 OVERRIDES = [

@@ -139,6 +139,13 @@ class TestLoading:
         loaded = load_config(tmp_path / "b.yaml", ["OUTPUT_DIR", "x"])
         assert loaded.explicit == {"SEED", "SOLVER.BASE_LR", "OUTPUT_DIR"}
 
+    def test_the_command_lines_part_is_known(self, tmp_path: Path) -> None:
+        (tmp_path / "recipe.yaml").write_text("SOLVER: {BASE_LR: 0.1, MAX_ITER: 9, STEPS: []}\n")
+        loaded = load_config(tmp_path / "recipe.yaml", ["SOLVER.MAX_ITER", "7", "SEED", "1"])
+        assert loaded.overridden == {"SOLVER.MAX_ITER", "SEED"}
+        assert (loaded.cfg.SOLVER.MAX_ITER, loaded.cfg.SEED) == (7, 1)
+        assert (loaded.file_cfg.SOLVER.MAX_ITER, loaded.file_cfg.SEED, loaded.file_cfg.SOLVER.BASE_LR) == (9, -1, 0.1)
+
     def test_defaults_are_not_shared(self, tmp_path: Path) -> None:
         get_cfg().SOLVER.BASE_LR = 5.0
         assert get_cfg().SOLVER.BASE_LR == 0.001
@@ -253,7 +260,13 @@ class TestRules:
             ("SOLVER.WARMUP_FACTOR", 3.0, "SOLVER.WARMUP_FACTOR is 3.0"),
             ("SOLVER.MAX_ITER", 0, "SOLVER.MAX_ITER is 0"),
             ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0"),
-            ("SOLVER.IMS_PER_BATCH", 12, "which 8 processes cannot share evenly; set SOLVER.IMS_PER_BATCH 16"),
+            ("SOLVER.IMS_PER_BATCH", 12, "which 8 processes cannot share evenly; give --scale-to-batch 16"),
+            ("SOLVER.REFERENCE_WORLD_SIZE", -1, "SOLVER.REFERENCE_WORLD_SIZE is -1"),
+            (
+                "SOLVER.REFERENCE_WORLD_SIZE",
+                5,
+                "share SOLVER.IMS_PER_BATCH 16 evenly; set SOLVER.REFERENCE_WORLD_SIZE 0",
+            ),
             ("SOLVER.BASE_LR", 0.0, "SOLVER.BASE_LR is 0.0"),
             ("SOLVER.GAMMA", -0.1, "SOLVER.GAMMA is -0.1"),
             ("SOLVER.CHECKPOINT_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD is 0"),
@@ -304,6 +317,45 @@ class TestRules:
         assert check_config(scratch_cfg, num_processes=8) == []
         (notice,) = check_config(scratch_cfg, num_processes=1)
         assert notice.startswith("MODEL.RESNETS.NORM: SyncBN in a single process is plain BN")
+
+    @pytest.mark.parametrize(("norm", "seen", "whole"), [("SyncBN", 8, 16), ("BN", 4, 8)])
+    @pytest.mark.parametrize("part", ["RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"])
+    def test_accumulation_needs_norms_without_a_batch(
+        self, scratch_cfg: CfgNode, part: str, norm: str, seen: int, whole: int
+    ) -> None:
+        assert check_config(scratch_cfg, num_processes=2, accumulate=2) == []
+        scratch_cfg.MODEL[part].NORM = norm
+        with pytest.raises(ConfigError) as error:
+            check_config(scratch_cfg, num_processes=2, accumulate=2)
+        assert str(error.value) == (
+            f"MODEL.{part}.NORM is {norm} with --accumulate 2: it would normalise with the statistics of {seen} "
+            f"images, not of {whole}, which is another training; set MODEL.{part}.NORM GN, which normalises each image "
+            "alone, or leave out --accumulate"
+        )
+
+    def test_fixed_statistics_may_accumulate(self) -> None:
+        cfg = load_config(CONFIGS / "COCO-InstanceSegmentation/pretrained_mask_rcnn_R_50_FPN_2x_gn.yaml").cfg
+        cfg.MODEL.RESNETS.NORM = "FrozenBN"
+        assert check_config(cfg, accumulate=8) == []
+
+    @pytest.mark.parametrize(
+        ("num_processes", "accumulate", "expected"),
+        [
+            (1, 3, "which 1 process with --accumulate 3 cannot share evenly; give --accumulate 2"),
+            (2, 32, "which 2 processes with --accumulate 32 cannot share evenly; give --accumulate 8"),
+            (3, 2, "which 3 processes with --accumulate 2 cannot share evenly; give --scale-to-batch 18"),
+            (64, 1, "which 64 processes cannot share evenly; give --scale-to-batch 64"),
+        ],
+    )
+    def test_shares_are_even(self, scratch_cfg: CfgNode, num_processes: int, accumulate: int, expected: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            check_config(scratch_cfg, num_processes, accumulate)
+        assert str(error.value) == f"SOLVER.IMS_PER_BATCH is 16 in total, {expected}"
+
+    @pytest.mark.parametrize(("num_processes", "accumulate"), [(0, 1), (1, 0)])
+    def test_no_processes_or_parts(self, scratch_cfg: CfgNode, num_processes: int, accumulate: int) -> None:
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            check_config(scratch_cfg, num_processes, accumulate)
 
     def test_clipping_type(self, scratch_cfg: CfgNode) -> None:
         scratch_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "global"

@@ -1,8 +1,10 @@
 """The learning-rate schedules, against numbers written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from scratch_det.schedule import Schedule, kx_schedule, lr_at, shared_prefix
+from scratch_det.schedule import BatchSettings, Schedule, kx_schedule, lr_at, rescale, shared_prefix
 
 PAPER = {"base_lr": 0.02, "gamma": 0.1, "warmup_iters": 500, "warmup_factor": 1 / 3}
 PAPER_SCHEDULES = {
@@ -14,6 +16,16 @@ PAPER_SCHEDULES = {
     6: Schedule(540_000, (480_000, 520_000)),
     9: Schedule(810_000, (750_000, 790_000)),
 }
+
+PAPER_3X = BatchSettings(
+    batch=16,
+    base_lr=0.02,
+    max_iter=270_000,
+    steps=(210_000, 250_000),
+    warmup_iters=500,
+    eval_period=10_000,
+    checkpoint_period=5_000,
+)
 
 
 @pytest.mark.parametrize(("k", "schedule"), PAPER_SCHEDULES.items())
@@ -99,3 +111,52 @@ def test_lr_at_refuses_nonsense(wrong: dict[str, object]) -> None:
     arguments: dict[str, object] = {"iteration": 3, "steps": (4, 8), **PAPER, **wrong}
     with pytest.raises(ValueError, match=r"must|needs"):
         lr_at(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (2, BatchSettings(2, 0.0025, 2_160_000, (1_680_000, 2_000_000), 4_000, 80_000, 40_000)),
+        (32, BatchSettings(32, 0.04, 135_000, (105_000, 125_000), 250, 5_000, 2_500)),
+        (64, BatchSettings(64, 0.08, 67_500, (52_500, 62_500), 125, 2_500, 1_250)),
+        (12, BatchSettings(12, 0.015, 360_000, (280_000, 333_333), 667, 13_333, 6_667)),
+    ],
+)
+def test_rescale(batch: int, expected: BatchSettings) -> None:
+    found = rescale(PAPER_3X, batch)
+    assert found.base_lr == pytest.approx(expected.base_lr, rel=1e-12)
+    assert replace(found, base_lr=expected.base_lr) == expected
+
+
+def test_rescale_to_the_same_batch_changes_nothing() -> None:
+    assert rescale(PAPER_3X, 16) == PAPER_3X
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+def test_rescale_there_and_back(batch: int) -> None:
+    assert rescale(rescale(PAPER_3X, batch), 16) == PAPER_3X
+
+
+def test_rescaled_periods_are_never_turned_off_nor_on() -> None:
+    found = rescale(replace(PAPER_3X, eval_period=0, checkpoint_period=3), 1024)
+    assert (found.eval_period, found.checkpoint_period) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "steps", "expected"),
+    [
+        (100, (40, 41), r"strictly increasing, not \(10, 10\)"),
+        (100, (1,), r"positive and strictly increasing, not \(0,\)"),
+        (100, (99,), r"steps \(25,\) must lie inside a run of 25"),
+        (1, (), "inside a run of 0 >= 1"),
+    ],
+)
+def test_rescale_refuses_drops_that_fall_together(max_iter: int, steps: tuple[int, ...], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        rescale(replace(PAPER_3X, max_iter=max_iter, steps=steps), 64)
+
+
+@pytest.mark.parametrize(("old", "new"), [(0, 2), (16, 0), (16, -2)])
+def test_rescale_refuses_empty_batches(old: int, new: int) -> None:
+    with pytest.raises(ValueError, match="1 or more images"):
+        rescale(replace(PAPER_3X, batch=old), new)

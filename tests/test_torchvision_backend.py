@@ -24,9 +24,13 @@ from scratch_det.backends.torchvision.paste import paste_masks
 from scratch_det.backends.torchvision.roi_heads import POOLED_LEVELS, ROIPooler, box_losses, mask_targets
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
 from scratch_det.config import flatten, load_config, set_key
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import StopFlag
+from scratch_det.distributed.world import ALONE
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.init import FILLS, initialize
-from scratch_det.train.loop import step
+from scratch_det.modeling.norm import SyncBatchNorm
+from scratch_det.train.loop import Run, step
 from scratch_det.train.state import State
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -35,7 +39,7 @@ SMALL = CONFIGS / "Digits/quickstart.yaml"
 NORM_CLASSES = {
     "GN": nn.GroupNorm,
     "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
+    "SyncBN": SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
     "": None,
 }
@@ -469,10 +473,11 @@ class TestLosses:
         types = {}
         model.backbone.body.conv1.register_forward_hook(lambda *arguments: types.update(body=arguments[2].dtype))
         model.roi_heads.box_predictor.register_forward_hook(lambda *arguments: types.update(box=arguments[2][0].dtype))
-        with state.autocast():
+        with state.forward():
             assert {loss.dtype for loss in backend.losses(model, [sample()]).values()} == {torch.float32}
         before = model.rpn.head.cls_logits.weight.clone()
-        losses = step(cfg, backend, state, [sample(), sample(objects=0, seed=1)])
+        run = Run(cfg, backend, Group(ALONE, state.device, StopFlag()), state, None, None, None)
+        losses, _ = step(run, 0, 0.01, ([sample(), sample(objects=0, seed=1)],))
         assert types == {"body": torch.bfloat16, "box": torch.float32}
         assert all(math.isfinite(value) for value in losses.values())
         assert losses["total_loss"] == pytest.approx(sum(losses.values()) - losses["total_loss"], rel=1e-5)
@@ -484,7 +489,7 @@ class TestLosses:
         for amp in ("False", "True"):
             cfg = config("SOLVER.AMP.ENABLED", amp, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "4096")
             state = State(cfg, built(cfg), torch.device("cpu"))
-            with state.autocast():
+            with state.forward():
                 losses[amp] = backend.losses(state.model, [sample()])
         for name in ("loss_rpn_cls", "loss_rpn_loc"):
             assert losses["True"][name].item() == pytest.approx(losses["False"][name].item(), rel=0.02)

@@ -4,7 +4,6 @@ import ast
 import copy
 import json
 import math
-import pickle
 import re
 import subprocess
 import sys
@@ -17,14 +16,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor, nn
+from run_folder import CLOCK, NO_TEST, lines, read, weights
+from torch import nn
 from torchvision.models import resnet18
 
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import checkpoint, loop, metrics, run
-from scratch_det.train.checkpoint import last_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from scratch_det.train import metrics
+from scratch_det.train.checkpoint import load_weights, read_checkpoint
 from scratch_det.train.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Request, start
@@ -34,55 +34,8 @@ PACKAGE = ROOT / "scratch_det"
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
-CLOCK = {"time", "data_time", "eta_seconds"}
 
 Train = Callable[..., Path]
-
-
-@pytest.fixture
-def train(toy_recipe: Path, tmp_path: Path) -> Train:
-    """``train(KEY, VALUE, ..., name="run", resume=False, eval_only=False)`` starts a run, returns its folder."""
-
-    def begin(*overrides: Any, name: str = "run", **request: bool) -> Path:
-        folder = tmp_path / name
-        start(Request(str(toy_recipe), [*map(str, overrides), "OUTPUT_DIR", str(folder)], **request))
-        return folder
-
-    return begin
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.json").read_text().splitlines()]
-
-
-def refuse(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
-
-
-def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(), parse_constant=refuse)
-
-
-def weights(folder: Path, name: str = "model_final.pth") -> dict[str, Tensor]:
-    return read_checkpoint(folder / "checkpoints" / name)["model"]
-
-
-def without_clock(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in CLOCK}
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """The run dies in the iteration that follows ``steps`` complete ones."""
-    calls = iter(range(steps))
-
-    def step(*arguments: Any) -> dict[str, float]:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    original = loop.step
-    monkeypatch.setattr(loop, "step", step)
 
 
 class TestOptimizer:
@@ -186,10 +139,10 @@ class TestRun:
     def check_files(folder: Path) -> None:
         assert {path.name for path in folder.iterdir()} == {
             "config.yaml", "environment.json", "metrics.json", "checkpoints", "inference", "status.json", "result.json",
-            "log.txt", "tensorboard", "curves.png", "predictions.png",
+            "log.txt", "tensorboard", "curves.png", "predictions.png", "lock",
         }  # fmt: skip
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {
-            "model_0000001.pth", "model_final.pth", "last_checkpoint",
+            "model_0000001.pth", "model_best.pth", "model_final.pth", "last_checkpoint", "index.json",
         }  # fmt: skip
         assert [path.name for path in (folder / "inference").iterdir()] == ["coco_instances_results.json"]
         assert (folder / "checkpoints/last_checkpoint").read_text() == "model_final.pth"
@@ -226,7 +179,7 @@ class TestRun:
 
     def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
         run_dir = RunDir(tmp_path)
-        writer = metrics.Metrics(run_dir, start_iteration=0, max_iter=25)
+        writer = metrics.Metrics(run_dir, start_iteration=0, max_iter=25, window=[])
         written = [writer.add(i, {"total_loss": float(i), "lr": i / 10, "time": 2.0}) for i in range(25)]
         writer.close()
         assert [i for i, line in enumerate(written) if line] == [19, 24]
@@ -273,165 +226,6 @@ class TestRun:
         folder = train("SOLVER.AMP.ENABLED", True, "SOLVER.CLIP_GRADIENTS.ENABLED", True, *NO_TEST)
         assert all(math.isfinite(lines(folder)[0][key]) for key in LOSSES)
         assert {value.dtype for value in weights(folder).values()} == {torch.float32}
-
-
-class TestResume:
-    @pytest.mark.parametrize("sizes", ["(64,)", "(48, 64, 80)"])
-    def test_continues_bit_for_bit(self, sizes: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metrics, "PERIOD", 1)
-        keys = (
-            "SOLVER.MAX_ITER",
-            4,
-            "SOLVER.CHECKPOINT_PERIOD",
-            2,
-            "SOLVER.STEPS",
-            "(3,)",
-            "INPUT.MIN_SIZE_TRAIN",
-            sizes,
-        )
-        whole = train(*keys, name="whole")
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 2)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys, name="halves")
-        halves = whole.parent / "halves"
-        assert read(halves, "status.json")["state"] == "interrupted"
-        assert (halves / "checkpoints/last_checkpoint").read_text() == "model_0000001.pth"
-        train(*keys, name="halves", resume=True)
-        one, other = (read_checkpoint(folder / "checkpoints/model_final.pth") for folder in (whole, halves))
-        assert all(value.equal(other["model"][key]) for key, value in one["model"].items())
-        for state, theirs in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
-            assert state["momentum_buffer"].equal(theirs["momentum_buffer"])
-        assert [without_clock(line) for line in lines(halves)] == [without_clock(line) for line in lines(whole)]
-        assert read(halves, "result.json")["metrics"] == read(whole, "result.json")["metrics"]
-        assert "2 iterations are done" in (halves / "log.txt").read_text()
-
-    def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                train()
-        folder = train(resume=True)
-        assert read(folder, "result.json")["iteration"] == 2
-        assert [line["iteration"] for line in lines(folder)] == [1, 2]
-
-    def test_a_finished_run_is_left_alone(self, train: Train, capsys: pytest.CaptureFixture) -> None:
-        folder = train()
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        capsys.readouterr()
-        train(resume=True)
-        assert "holds a finished run of 2 iterations; nothing to do" in capsys.readouterr().out
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-    def test_without_a_checkpoint_it_starts(self, train: Train, capsys: pytest.CaptureFixture) -> None:
-        assert read(train(*NO_TEST, resume=True), "result.json")["iteration"] == 2
-        assert "no checkpoint" in capsys.readouterr().out
-
-    def test_a_drawn_seed_is_kept(self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        keys = ("SEED", -1, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 1)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys)
-        drawn = load_config(tmp_path / "run/config.yaml").cfg.SEED
-        assert drawn >= 0
-        folder = train(*keys, resume=True)
-        assert drawn == load_config(folder / "config.yaml").cfg.SEED
-        told = train("SEED", drawn, *NO_TEST, name="told")
-        assert all(value.equal(weights(told)[key]) for key, value in weights(folder).items())
-
-    def test_two_drawn_seeds_differ(self, train: Train) -> None:
-        folders = [train("SEED", -1, "SOLVER.MAX_ITER", 1, *NO_TEST, name=name) for name in ("a", "b")]
-        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in folders}
-        assert len(seeds) == 2
-        assert min(seeds) >= 0
-
-
-class Bomb:
-    """Unpickled, it would leave a file behind."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
-class TestCheckpoint:
-    @pytest.fixture
-    def run_dir(self, tmp_path: Path) -> RunDir:
-        run_dir = RunDir(tmp_path / "run")
-        run_dir.create()
-        return run_dir
-
-    def test_names_are_detectron2s(self) -> None:
-        assert checkpoint.checkpoint_name(499) == "model_0000499.pth"
-        assert checkpoint.FINAL == "model_final.pth"
-
-    def test_none_yet(self, run_dir: RunDir) -> None:
-        assert last_checkpoint(run_dir) is None
-
-    def test_a_crash_while_writing_leaves_the_last_one(self, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-        save_checkpoint(run_dir, "model_0000001.pth", {"iteration": 1})
-
-        def half(state: Any, file: Any) -> None:
-            file.write(b"half a checkpoint")
-            raise OSError("No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "save", half)
-            for name in ("model_0000003.pth", "model_0000001.pth"):  # a new one, and in place of the old one
-                with pytest.raises(OSError, match="No space"):
-                    save_checkpoint(run_dir, name, {"iteration": 3})
-        path = last_checkpoint(run_dir)
-        assert path is not None
-        assert path.name == "model_0000001.pth"
-        assert read_checkpoint(path) == {"iteration": 1}
-        assert not (run_dir.checkpoints / "model_0000003.pth").exists()
-        save_checkpoint(run_dir, "model_0000003.pth", {"iteration": 3})  # what the crash left is no obstacle
-        assert last_checkpoint(run_dir) == run_dir.checkpoints / "model_0000003.pth"
-
-    def test_a_crash_before_the_pointer_moves(self, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-        save_checkpoint(run_dir, "model_0000001.pth", {"iteration": 1})
-        with monkeypatch.context() as patch:
-            patch.setattr("scratch_det.train.checkpoint.write_atomically", lambda *arguments: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                save_checkpoint(run_dir, "model_0000003.pth", {"iteration": 3})
-        assert last_checkpoint(run_dir) == run_dir.checkpoints / "model_0000001.pth"
-
-    @pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
-    def test_code_in_a_checkpoint_is_not_run(self, write: Callable, tmp_path: Path) -> None:
-        write({"model": Bomb(tmp_path / "exploded")}, tmp_path / "evil.pth")
-        with pytest.raises(UserError, match=r"evil\.pth is damaged or not a PyTorch file"):
-            read_checkpoint(tmp_path / "evil.pth")
-        assert not (tmp_path / "exploded").exists()
-
-    @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off", b"<html>404</html>"])
-    def test_garbage(self, content: bytes, tmp_path: Path) -> None:
-        (tmp_path / "weights.pth").write_bytes(content)
-        with pytest.raises(UserError, match=r"weights\.pth is damaged or not a PyTorch file"):
-            read_checkpoint(tmp_path / "weights.pth")
-
-    def test_truncated(self, tmp_path: Path) -> None:
-        path = tmp_path / "weights.pth"
-        torch.save({"a": torch.zeros(1000)}, path)
-        path.write_bytes(path.read_bytes()[:2000])
-        with pytest.raises(UserError, match=r"weights\.pth is damaged"):
-            read_checkpoint(path)
-
-    def test_not_a_dictionary(self, tmp_path: Path) -> None:
-        torch.save(torch.zeros(2), tmp_path / "tensor.pth")
-        with pytest.raises(UserError, match=r"tensor\.pth holds a Tensor"):
-            read_checkpoint(tmp_path / "tensor.pth")
-
-    def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"absent\.pth is missing"):
-            read_checkpoint(tmp_path / "absent.pth")
-
-    def test_detectron2s_place_is_understood(self, run_dir: RunDir) -> None:
-        """Its users look for OUTPUT_DIR/model_final.pth."""
-        save_checkpoint(run_dir, "model_final.pth", {"iteration": 7})
-        assert read_checkpoint(run_dir.path / "model_final.pth") == {"iteration": 7}
 
 
 class TestWeights:
@@ -546,10 +340,14 @@ class TestEvalOnly:
 
 
 RANKS = {  # a module imports from lower ranks and from its own part only
-    "errors": 0, "progress": 0, "schedule": 0, "config": 1, "data": 2, "modeling": 3,
+    "errors": 0, "progress": 0, "schedule": 0, "distributed": 1, "config": 1, "data": 2, "modeling": 3,
     "backends": 4, "evaluation": 4, "visualization": 4, "train": 5,
+    "check": 6, "benchmark": 6,
 }  # fmt: skip
-WITHOUT_TORCH = ("schedule", "config", "data.catalog", "data.coco", "data.stream", "backends", "train.start")
+WITHOUT_TORCH = (
+    "schedule", "distributed.launch", "config", "data.catalog", "data.coco", "data.stream", "backends", "train.disk",
+    "train.start",
+)  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -647,6 +445,7 @@ class TestRealImages:
             register(datasets_root, **{f"coco_2017_{split}": {"json": str(json_file), "images": str(images), **fields}})
         keys = {
             "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "SEED": 1, "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.BASE_LR": 0.0025,
             "INPUT.MIN_SIZE_TRAIN": "(160,)", "INPUT.MAX_SIZE_TRAIN": 256, "INPUT.MIN_SIZE_TEST": 160,
             "INPUT.MAX_SIZE_TEST": 256, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64, "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
             "SOLVER.MAX_ITER": 5, "SOLVER.STEPS": "(3, 4)", "SOLVER.WARMUP_ITERS": 1, "OUTPUT_DIR": tmp_path / "run",

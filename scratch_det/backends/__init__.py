@@ -10,7 +10,6 @@ A backend is a package of two modules, named in ``BACKENDS``:
     ``predict(model, batch) -> list[dict]``: one per image, in pixels of the original image, by falling score:
     ``boxes`` float32 [N, 4] x1 y1 x2 y2, ``scores`` float32 [N], ``labels`` int64 [N] 0-based and, with
     MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs. All on the CPU.
-    ``load_backbone(model, state_dict)``: ImageNet weights into the backbone, in the backend's own layer names.
     ``library() -> str``: the library behind it, with its version.
 
 ``batch`` is a list of samples as ``scratch_det.data.dataset`` describes them.

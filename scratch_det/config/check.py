@@ -21,16 +21,20 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
-NOT_HONOURED = ("VIS_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE", "TEST.EXPECTED_RESULTS")
+NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS")
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
-def check_config(cfg: CfgNode, num_processes: int = 1) -> list[str]:
-    """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written."""
-    if num_processes < 1:
-        raise ValueError(f"num_processes must be 1 or more, not {num_processes}")
+def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1) -> list[str]:
+    """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
+
+    ``accumulate``: how many parts an iteration's images come in, one after another, in each of ``num_processes``.
+    The batch is taken as it stands: ``settle_batch`` comes first.
+    """
+    if min(num_processes, accumulate) < 1:
+        raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
     problems = [problem for rule in RULES for problem in rule(cfg)]
-    problems += [problem for rule in PROCESS_RULES for problem in rule(cfg, num_processes)]
+    problems += [problem for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
     if problems:
         raise ConfigError("\n".join(problems))
     return list(norm_rules.sync_bn_notices(cfg, num_processes))
@@ -124,9 +128,10 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     solver_rules.positive_numbers,
     solver_rules.drops_happen,
     solver_rules.warmup_ends,
+    solver_rules.reference_world_size,
     solver_rules.clipping_is_known,
 )
-PROCESS_RULES: tuple[Callable[[CfgNode, int], Iterator[str]], ...] = (
+PROCESS_RULES: tuple[Callable[[CfgNode, int, int], Iterator[str]], ...] = (
     solver_rules.batch_divides,
     norm_rules.bn_has_images,
 )

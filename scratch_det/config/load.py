@@ -20,10 +20,17 @@ COMMAND_LINE = "command line"
 
 
 class LoadedConfig(NamedTuple):
-    """A configuration and the dotted keys that a recipe or an override set, as opposed to defaults."""
+    """A configuration and where its values come from.
+
+    explicit: the dotted keys that a recipe or an override set, as opposed to defaults.
+    overridden: those of them that the command line set.
+    file_cfg: the configuration without the command line's overrides.
+    """
 
     cfg: CfgNode
     explicit: frozenset[str]
+    overridden: frozenset[str]
+    file_cfg: CfgNode
 
 
 def load_config(config_file: str | Path, overrides: Sequence[Any] = ()) -> LoadedConfig:
@@ -31,8 +38,16 @@ def load_config(config_file: str | Path, overrides: Sequence[Any] = ()) -> Loade
 
     Raises one ConfigError that names every unknown key and every wrong type with file and line.
     """
-    recipe = [entry for source in _chain(Path(config_file), COMMAND_LINE, ()) for entry in source.entries]
-    return _apply([*recipe, *_override_entries(overrides)])
+    in_files = [entry for source in _chain(Path(config_file), COMMAND_LINE, ()) for entry in source.entries]
+    in_command = _override_entries(overrides)
+    cfg = get_cfg()
+    problems = _apply(cfg, in_files)
+    file_cfg = cfg.clone()
+    problems += _apply(cfg, in_command)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
+    return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
 
 
 def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Source]:
@@ -45,18 +60,16 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[S
     yield source
 
 
-def _apply(entries: list[Entry]) -> LoadedConfig:
-    cfg = get_cfg()
-    defaults = flatten(cfg)
+def _apply(cfg: CfgNode, entries: list[Entry]) -> list[str]:
+    """Set what can be set; the problems of the others."""
+    defaults = flatten(get_cfg())
     problems: list[str] = []
     for entry in entries:
         try:
             set_key(cfg, entry.key, _checked(entry, defaults))
         except ConfigError as problem:
             problems.append(str(problem))
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return LoadedConfig(cfg, frozenset(entry.key for entry in entries))
+    return problems
 
 
 def _checked(entry: Entry, defaults: dict[str, Any]) -> Any:

@@ -59,10 +59,18 @@ def gn_channels_divide(cfg: CfgNode) -> Iterator[str]:
                 )
 
 
-def bn_has_images(cfg: CfgNode, num_processes: int) -> Iterator[str]:
+def bn_has_images(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator[str]:
+    """BN sees the images of one process at a time, SyncBN those of all processes: neither sees an accumulated batch."""
     images = cfg.SOLVER.IMS_PER_BATCH // num_processes
     for key, norm in norms(cfg).items():
-        if norm == "BN" and images < SMALLEST_BN_BATCH:
+        if norm in ("BN", "SyncBN") and accumulate > 1:
+            whole = images if norm == "BN" else cfg.SOLVER.IMS_PER_BATCH
+            yield (
+                f"{key} is {norm} with --accumulate {accumulate}: it would normalise with the statistics of "
+                f"{whole // accumulate} images, not of {whole}, which is another training; "
+                f"set {key} GN, which normalises each image alone, or leave out --accumulate"
+            )
+        elif norm == "BN" and images < SMALLEST_BN_BATCH:
             yield (
                 f"{key} is BN with {images} images per process: BN's error grows steeply below {SMALLEST_BN_BATCH} "
                 f"(Wu & He 2018, Group Normalization, Fig. 1); set {key} GN, or SyncBN with several processes"

@@ -57,11 +57,26 @@ def clipping_is_known(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', expected 'value' or 'norm'"
 
 
-def batch_divides(cfg: CfgNode, num_processes: int) -> Iterator[str]:
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if batch >= 1 and batch % num_processes:
-        nearest = max(1, round(batch / num_processes)) * num_processes
+def reference_world_size(cfg: CfgNode) -> Iterator[str]:
+    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference < 0 or (reference and batch % reference):
         yield (
-            f"SOLVER.IMS_PER_BATCH is {batch} in total, which {num_processes} processes cannot share evenly; "
-            f"set SOLVER.IMS_PER_BATCH {nearest}"
+            f"SOLVER.REFERENCE_WORLD_SIZE is {reference}, expected a number of processes that share "
+            f"SOLVER.IMS_PER_BATCH {batch} evenly; set SOLVER.REFERENCE_WORLD_SIZE 0 to keep the batch in any number"
         )
+
+
+def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator[str]:
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, num_processes * accumulate
+    if batch < 1 or batch % parts == 0:
+        return
+    processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
+    if batch % num_processes:
+        mend = f"--scale-to-batch {max(1, round(batch / parts)) * parts}"
+    else:
+        share = batch // num_processes
+        mend = f"--accumulate {max(k for k in range(1, accumulate) if share % k == 0)}"
+    yield (
+        f"SOLVER.IMS_PER_BATCH is {batch} in total, which {processes}"
+        f"{f' with --accumulate {accumulate}' if accumulate > 1 else ''} cannot share evenly; give {mend}"
+    )

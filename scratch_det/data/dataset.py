@@ -3,6 +3,7 @@
 A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0-based class indices:
     image        uint8 [3, H, W], channels in INPUT.FORMAT order
     image_id     the json's id
+    position     place in the stream                         (training only)
     height, width   the original image's size, pixels
     boxes        float32 [N, 4], x1 y1 x2 y2                 (training only)
     labels       int64 [N]                                   (training only)
@@ -10,7 +11,7 @@ A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from scratch_det.data.coco import CocoDataset
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
 from scratch_det.data.transforms import Sample, augment, resize
+from scratch_det.distributed.stop import follow_parent
+from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import DataError
 
 
@@ -75,7 +78,7 @@ class TrainingSet(Dataset):
             sample = self._load(image_root, image, annotations)
         except DataError as error:
             return error
-        return _keep_non_empty(augment(sample, self.cfg, self.stream.rng(position)))
+        return {"position": position, **_keep_non_empty(augment(sample, self.cfg, self.stream.rng(position)))}
 
     def _load(self, image_root: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Sample:
         sample = _load_image(self.cfg, image_root, image)
@@ -125,29 +128,43 @@ def _keep_non_empty(sample: Sample) -> Sample:
     return {key: value[keep] if key in ("boxes", "labels", "masks") else value for key, value in sample.items()}
 
 
-def training_batches(dataset: TrainingSet, cfg: CfgNode, start_iteration: int) -> Iterator[list[Sample]]:
-    """Batches from ``start_iteration`` to MAX_ITER: iteration i holds positions i * IMS_PER_BATCH and following.
+def training_batches(
+    dataset: TrainingSet, cfg: CfgNode, start_iteration: int, world: World = ALONE, accumulate: int = 1
+) -> Iterator[list[Sample]]:
+    """This process's share of the batches from ``start_iteration`` to MAX_ITER, ``accumulate`` parts an iteration.
 
-    Raises DataError for the first image that cannot be read as the json describes it.
+    Iteration i holds positions i * IMS_PER_BATCH and following, whatever the split: the processes take consecutive
+    shares of them, and cut these into consecutive parts. Raises DataError for the first image that cannot be read as
+    the json describes it.
     """
-    size = cfg.SOLVER.IMS_PER_BATCH
-    positions = (range(i * size, (i + 1) * size) for i in range(start_iteration, cfg.SOLVER.MAX_ITER))
-    return _checked(_loader(dataset, cfg, batch_sampler=positions))
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    size = batch // (world.size * accumulate)
+    first_part = world.rank * accumulate
+    starts = (
+        iteration * batch + part * size
+        for iteration in range(start_iteration, cfg.SOLVER.MAX_ITER)
+        for part in range(first_part, first_part + accumulate)
+    )
+    return _checked(_loader(dataset, cfg, batch_sampler=(range(start, start + size) for start in starts)))
 
 
-def evaluation_batches(dataset: EvaluationSet, cfg: CfgNode) -> Iterator[list[Sample]]:
-    """Every test image once, one per batch, in the json's order. Raises DataError as ``training_batches`` does."""
-    return _checked(_loader(dataset, cfg, batch_size=1))
+def evaluation_batches(dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE) -> Iterator[list[Sample]]:
+    """This process's share of the test images, one a batch: number rank, rank + size, ... in the json's order.
+
+    Raises DataError as ``training_batches`` does.
+    """
+    return _checked(_loader(dataset, cfg, batch_sampler=[[i] for i in range(world.rank, len(dataset), world.size)]))
 
 
-def _loader(dataset: Dataset, cfg: CfgNode, **batching: Any) -> DataLoader:
+def _loader(dataset: Dataset, cfg: CfgNode, batch_sampler: Iterable[Sequence[int]]) -> DataLoader:
     return DataLoader(
         dataset,
+        batch_sampler=batch_sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        worker_init_fn=follow_parent,
         generator=torch.Generator(),  # not torch's global one, whose state belongs to the training
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
-        **batching,
     )
 
 

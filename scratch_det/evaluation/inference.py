@@ -2,31 +2,40 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, evaluation_batches
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import Stopped
 from scratch_det.evaluation.coco import evaluate_predictions
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.tables import format_table
 from scratch_det.progress import track
 
 logger = logging.getLogger("scratch_det")
+Item = TypeVar("Item")
 RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
-def evaluate(backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path) -> dict[str, Any]:
-    """Predict every image of ``data`` and score it.
+def evaluate(
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
+) -> dict[str, Any]:
+    """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
 
     Writes the predictions into ``out`` as COCO results. Returns AP numbers in percent by task ("bbox", "segm") and
-    detectron2's metric names.
+    detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to stop.
     """
-    results = predict_dataset(backend, model, cfg, data)
+    results = predict_dataset(backend, model, cfg, data, group)
+    if not group.is_main:
+        return {}
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
@@ -37,15 +46,31 @@ def evaluate(backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoData
     return metrics
 
 
-def predict_dataset(backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset) -> list[dict[str, Any]]:
-    """Detections of every image as COCO results: json ids, boxes x y width height in pixels of the original image."""
+def predict_dataset(
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, group: Group
+) -> list[dict[str, Any]]:
+    """Detections of every image as COCO results: json ids, boxes x y width height in pixels of the original image.
+
+    Each image is predicted once, in one of the processes of ``group``; the main one has all, in the json's order.
+    """
     dataset = EvaluationSet(cfg, data)
-    results: list[dict[str, Any]] = []
-    batches = evaluation_batches(dataset, cfg)
-    for batch in track(batches, f"predicting {data.entry.name}", len(dataset), say=logger.info):
+    group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
+    own: list[list[dict[str, Any]]] = []
+    batches = evaluation_batches(dataset, cfg, group.world)
+    for batch in track(batches, f"predicting {data.entry.name}", len(dataset) // group.size, say=logger.info):
+        if group.stop.requested:
+            break
         for sample, found in zip(batch, backend.predict(model, batch), strict=True):
-            results.extend(_as_results(sample["image_id"], found, data.category_ids))
-    return results
+            own.append(_as_results(sample["image_id"], found, data.category_ids))
+    if group.any(group.stop.requested):
+        raise Stopped(group.stop)
+    return [result for image in _in_order(group.gather(own)) for result in image]
+
+
+def _in_order(shares: list[list[Item]]) -> Iterator[Item]:
+    """Images 0, n, 2n, ... come first in share 0, images 1, n + 1, ... in share 1, and so on."""
+    for turn in zip_longest(*shares, fillvalue=None):
+        yield from (item for item in turn if item is not None)
 
 
 def _as_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -> list[dict[str, Any]]:

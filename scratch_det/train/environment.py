@@ -11,25 +11,29 @@ from typing import Any
 import torch
 
 from scratch_det.data.catalog import datasets_root
-from scratch_det.data.coco import CocoDataset
+from scratch_det.train.start import Plan
 
 PACKAGES = ("scratch_det", "torch", "torchvision", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
-def describe(backend: str, library: str, datasets: list[CocoDataset]) -> dict[str, Any]:
-    """The content of environment.json."""
+def describe(plan: Plan, library: str, processes: int) -> dict[str, Any]:
+    """The content of environment.json; ``library`` is the one behind the backend, with its version."""
+    data_sets = plan.training + plan.test
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
         "datasets_root": str(datasets_root()),
-        "backend": backend,
+        "backend": plan.backend,
         "library": library,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
+        "processes": processes,
+        "accumulate": plan.request.accumulate,
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": _git_state(),
-        "datasets": {data.entry.name: {"json_sha256": data.sha256(), "images": len(data.images)} for data in datasets},
+        "trained_on": [data.entry.name for data in plan.training],
+        "datasets": {data.entry.name: {"json_sha256": data.digest, "images": len(data.images)} for data in data_sets},
     }
 
 

@@ -10,9 +10,10 @@ logger = logging.getLogger("scratch_det")
 CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
 
 
-def set_up_logging() -> None:
-    """Log to the console and keep the lines for ``log_to_file``."""
+def set_up_logging(speaks: bool = True) -> None:
+    """Log to the console and keep the lines for ``log_to_file``; without ``speaks`` this process stays silent."""
     close_logging()
+    logger.disabled = not speaks
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in (ConsoleHandler(), MemoryHandler(CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=False)):

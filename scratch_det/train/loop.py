@@ -2,83 +2,144 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
-from scratch_det.errors import UserError
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import Stopped
 from scratch_det.progress import Progress
-from scratch_det.train.checkpoint import FINAL, checkpoint_name, save_checkpoint
+from scratch_det.train.divergence import MOST_LINES, Moment, report_divergence
 from scratch_det.train.log import logger
 from scratch_det.train.metrics import Metrics, as_line
 from scratch_det.train.optimizer import clip_gradients, set_learning_rate
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.state import State
+from scratch_det.train.store import CheckpointStore
 
 
-def train(
-    cfg: CfgNode,
-    backend: ModuleType,
-    state: State,
-    dataset: TrainingSet,
-    run_dir: RunDir,
-    metrics: Metrics,
-    evaluate: Callable[[int], object],
-) -> None:
-    """Train from ``state.iteration`` to MAX_ITER.
+@dataclass
+class Run:
+    """One run, as one of its processes holds it. ``accumulate``: parts that an iteration's share is worked off in."""
+
+    cfg: CfgNode
+    backend: ModuleType
+    group: Group
+    state: State
+    run_dir: RunDir
+    checkpoints: CheckpointStore
+    metrics: Metrics
+    accumulate: int = 1
+    history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {**self.state.state_dict(), "window": self.metrics.window}
+
+    def save(self) -> None:
+        """Write a checkpoint of the completed iterations; the main process does, the others go on."""
+        if self.group.is_main:
+            final = self.state.iteration == self.cfg.SOLVER.MAX_ITER
+            self.checkpoints.save(self.content(), self.state.iteration, final)
+
+
+def train(run: Run, dataset: TrainingSet, evaluate: Callable[[int], object]) -> None:
+    """Train from ``run.state.iteration`` to MAX_ITER.
 
     Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, the last one excepted, and leaves model_final.pth.
-    Raises UserError when a loss is not finite, DataError when an image cannot be read.
+    Raises Stopped, after a checkpoint, when a process of the group was asked to stop; UserError in all processes when a
+    loss is not finite; DataError when an image cannot be read.
     """
-    max_iter = cfg.SOLVER.MAX_ITER
-    batches = timed(training_batches(dataset, cfg, state.iteration))
+    cfg, state, max_iter = run.cfg, run.state, run.cfg.SOLVER.MAX_ITER
+    batches = timed(training_batches(dataset, cfg, state.iteration, run.group.world, run.accumulate))
     with Progress("training", max_iter, state.iteration, say=None) as progress:
         for iteration in range(state.iteration, max_iter):
-            began = time.perf_counter()
-            batch, data_seconds = next(batches)
-            lr = set_learning_rate(state.optimizer, cfg, iteration)
-            torch.manual_seed(seed_of(cfg.SEED, iteration))
-            losses = step(cfg, backend, state, batch)
-            check_finite(losses, iteration, lr, batch)
-            seconds = time.perf_counter() - began
-            state.advance(seconds)
-
-            scalars = {**losses, "lr": lr, "time": seconds, "data_time": data_seconds}
-            if medians := metrics.add(iteration, scalars):
-                run_dir.set_status("training", iteration=state.iteration, max_iter=max_iter, eta=medians["eta_seconds"])
-                logger.info(as_line(iteration, max_iter, medians))
-            progress.advance(f"loss {losses['total_loss']:.3f}")
-
-            if state.iteration == max_iter:
-                save_checkpoint(run_dir, FINAL, state.state_dict())
-            elif due(state.iteration, cfg.SOLVER.CHECKPOINT_PERIOD):
-                save_checkpoint(run_dir, checkpoint_name(iteration), state.state_dict())
+            total_loss, stopping = iterate(run, iteration, batches)
+            progress.advance(f"loss {total_loss:.3f}")
+            if stopping or state.iteration == max_iter or wants_checkpoint(run):
+                run.save()
+            if stopping and state.iteration < max_iter:
+                raise Stopped(run.group.stop)
             if due(state.iteration, cfg.TEST.EVAL_PERIOD) and state.iteration < max_iter:
                 evaluate(iteration)
 
 
-def step(cfg: CfgNode, backend: ModuleType, state: State, batch: list[Sample]) -> dict[str, float]:
-    """One update of the weights; returns every loss and ``total_loss`` as numbers."""
-    with state.autocast():
-        losses = backend.losses(state.model, batch)
-    losses["total_loss"] = sum(losses.values())
+def iterate(run: Run, iteration: int, batches: Iterator[tuple[list[Sample], float]]) -> tuple[float, bool]:
+    """One iteration and its record; returns the total loss and whether the run has to stop."""
+    began = time.perf_counter()
+    parts, data_seconds = zip(*(next(batches) for _ in range(run.accumulate)), strict=True)
+    lr = set_learning_rate(run.state.optimizer, run.cfg, iteration)
+    losses, stopping = step(run, iteration, lr, parts)
+    seconds = time.perf_counter() - began
+    run.state.advance(seconds)
+
+    scalars = {**losses, "lr": lr, "time": seconds, "data_time": sum(data_seconds)}
+    if medians := run.metrics.add(iteration, scalars):
+        max_iter, eta = run.cfg.SOLVER.MAX_ITER, medians["eta_seconds"]
+        run.run_dir.set_status("training", iteration=run.state.iteration, max_iter=max_iter, eta=eta)
+        logger.info(as_line(iteration, max_iter, medians))
+    return losses["total_loss"], stopping
+
+
+def step(run: Run, iteration: int, lr: float, parts: tuple[list[Sample], ...]) -> tuple[dict[str, float], bool]:
+    """One update of the weights, in all processes at once.
+
+    Returns every loss and ``total_loss``, averaged over parts and processes, and whether one of them has to stop.
+    Raises UserError in all of them when a loss is not finite.
+    """
+    state, group = run.state, run.group
     state.optimizer.zero_grad()
-    state.scaler.scale(losses["total_loss"]).backward()
-    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+    found = [backward(run, iteration, parts, number) for number in range(len(parts))]
+    state.average_gradients(group)
+    if run.cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         state.scaler.unscale_(state.optimizer)
-        clip_gradients(cfg, state.model)
+        clip_gradients(run.cfg, state.model)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+
+    own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)
+    *means, stopping = group.mean(torch.cat([own, own.new_tensor([group.stop.requested])])).tolist()
+    losses = dict(zip(found[0], means, strict=True))
+    if not math.isfinite(losses["total_loss"]):
+        moment = Moment(iteration, lr, run.cfg.SOLVER.WARMUP_ITERS, list(run.history))
+        own_losses = dict(zip(losses, own.tolist(), strict=True))
+        batch = [sample for part in parts for sample in part]
+        raise report_divergence(run.run_dir, group, state.model, moment, own_losses, batch)
+    run.history.append(losses)
+    return losses, stopping > 0
 
 
-def seed_of(seed: int, iteration: int) -> int:
-    """Seed of torch's generators (proposal and anchor sampling) in one iteration: a function of both numbers alone."""
-    return int(np.random.SeedSequence([seed, iteration]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def backward(run: Run, iteration: int, parts: tuple[list[Sample], ...], number: int) -> dict[str, Tensor]:
+    """Add the gradients of one part; with the last one the processes average theirs. Returns the part's losses."""
+    torch.manual_seed(seed_of(run.cfg.SEED, iteration, run.group.rank * len(parts) + number))
+    with run.state.forward(synchronize=number == len(parts) - 1):
+        losses = run.backend.losses(run.state.parallel, parts[number])
+    losses["total_loss"] = sum(losses.values())
+    run.state.scaler.scale(losses["total_loss"] / len(parts)).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def seed_of(seed: int, iteration: int, part: int = 0) -> int:
+    """Seed of torch's generators (proposal and anchor sampling) for one part of an iteration's batch.
+
+    A function of the three numbers alone; parts count through all processes, so 2 processes and 2 accumulated parts
+    draw the same.
+    """
+    return int(np.random.SeedSequence([seed, iteration, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def wants_checkpoint(run: Run) -> bool:
+    """Whether the completed iterations are a multiple of SOLVER.CHECKPOINT_PERIOD or were named by --keep-at."""
+    completed = run.state.iteration
+    return due(completed, run.cfg.SOLVER.CHECKPOINT_PERIOD) or completed in run.checkpoints.keep_at
 
 
 def due(completed: int, period: int) -> bool:
@@ -95,15 +156,3 @@ def timed(items: Iterator[list[Sample]]) -> Iterator[tuple[list[Sample], float]]
         except StopIteration:
             return
         yield item, time.perf_counter() - began
-
-
-def check_finite(losses: dict[str, float], iteration: int, lr: float, batch: list[Sample]) -> None:
-    """Stop at the first loss that is not a number."""
-    if not math.isfinite(losses["total_loss"]):
-        parts = ", ".join(f"{key} {value}" for key, value in losses.items())
-        images = ", ".join(str(sample["image_id"]) for sample in batch)
-        raise UserError(
-            f"the loss is not finite at iteration {iteration} (learning rate {lr:g}): {parts}\n  images: {images}\n"
-            "  training diverged: lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True; earlier checkpoints are kept"
-        )

@@ -1,28 +1,39 @@
 """Losses and AP as they come: metrics.json, TensorBoard, log lines."""
 
+import contextlib
 import json
 import logging
 import math
 import statistics
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.progress import clock
-from scratch_det.train.rundir import RunDir
+from scratch_det.train.rundir import RunDir, write_atomically
 
 logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it
 
 
 class Metrics:
-    """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format)."""
+    """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format).
 
-    def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int):
-        self.max_iter = max_iter
-        self.window: list[dict[str, float]] = []
-        self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
-        self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
+    Args:
+        start_iteration: completed iterations; what an earlier start wrote about later ones is dropped.
+        window: ``window`` of the checkpoint that the run continues from.
+    """
+
+    def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
+        self.max_iter, self.window = max_iter, window
+        self.run_dir = run_dir
+        self.board: SummaryWriter | None = None
+        if run_dir.writes:
+            keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
+            self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
+            self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
         """Take one iteration's scalars; at the end of a window (and of training) write and return their medians."""
@@ -38,6 +49,8 @@ class Metrics:
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """One line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
+        if self.board is None:
+            return
         line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
         self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
         self.file.flush()
@@ -46,8 +59,27 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close both."""
-        self.file.close()
-        self.board.close()
+        if self.board:
+            self.file.close()
+            self.board.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a metrics.json; a last one cut off by a crash is no line. Nothing when there is no file."""
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(text)
+
+
+def keep_lines(source: Path, target: Path, completed: int) -> None:
+    """Write to ``target`` what ``source`` has about the first ``completed`` iterations."""
+    kept = [json.dumps(line, sort_keys=True) + "\n" for line in read_lines(source) if line["iteration"] < completed]
+    write_atomically(target, "".join(kept))
+
+
+def is_evaluated(path: Path, iteration: int) -> bool:
+    """Whether metrics.json has AP numbers of ``iteration``; their keys have a task and a slash."""
+    return any(line["iteration"] == iteration and any("/" in key for key in line) for line in read_lines(path))
 
 
 def as_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:

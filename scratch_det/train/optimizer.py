@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.modeling.norm import NORM_LAYERS
-from scratch_det.schedule import lr_at
+from scratch_det.train.changes import rate
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -45,16 +45,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, bool]]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration: int) -> float:
     """Give every group the rate of ``iteration`` times its factor; returns the rate before factors."""
-    keys = cfg.SOLVER
-    lr = lr_at(
-        iteration,
-        base_lr=keys.BASE_LR,
-        steps=keys.STEPS,
-        gamma=keys.GAMMA,
-        warmup_iters=keys.WARMUP_ITERS,
-        warmup_factor=keys.WARMUP_FACTOR,
-        warmup_method=keys.WARMUP_METHOD,
-    )
+    lr = rate(cfg, iteration)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr

@@ -1,6 +1,9 @@
 """One run: build, train, evaluate, draw, report."""
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,140 +11,154 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from scratch_det import backends
-from scratch_det.config import flatten, load_config
-from scratch_det.data.coco import CocoDataset
+from scratch_det.config.curve import learning_rate_line
+from scratch_det.data.coco import CocoDataset, collection_paused
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.errors import ConfigError, UserError
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.distributed.world import World
+from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import evaluate
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.progress import clock
-from scratch_det.train.checkpoint import last_checkpoint, load_weights, read_checkpoint
+from scratch_det.train.disk import check_free_space, checkpoint_bytes
 from scratch_det.train.environment import describe
 from scratch_det.train.log import log_to_file, logger
-from scratch_det.train.loop import train
-from scratch_det.train.metrics import Metrics, flat_metrics
+from scratch_det.train.loop import Run, due, train
+from scratch_det.train.metrics import Metrics, flat_metrics, is_evaluated
 from scratch_det.train.pictures import draw
-from scratch_det.train.rundir import RunDir, write_atomically
-from scratch_det.train.state import State
+from scratch_det.train.resume import Origin, begin_branch, check_changes, find_origin, restore, settle_seed
+from scratch_det.train.rundir import RunDir
+from scratch_det.train.start import Plan
+from scratch_det.train.state import State, build_state, pick_device
+from scratch_det.train.store import CheckpointStore
 
 
-def train_and_evaluate(
-    cfg: CfgNode, backend_name: str, training: list[CocoDataset], test: list[CocoDataset], run_dir: RunDir, resume: bool
-) -> None:
-    """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes."""
-    if resume and run_dir.result.exists():
+def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
+    """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes.
+
+    Raises UserError, with nothing written, when the run cannot start like this; Stopped, after a checkpoint, when it
+    was asked to stop.
+    """
+    cfg, run_dir, request = plan.cfg, plan.run_dir, plan.request
+    if request.resume and run_dir.result.exists():
         return report_finished(cfg, run_dir)
-    settle_seed(cfg, run_dir)
-    report_changes(cfg, run_dir)
-    backend = backends.load(backend_name)
-    dataset = TrainingSet(cfg, training)
-    state = build_state(cfg, backend)
-    restore(cfg, state, run_dir, resume)
+    backend = backends.load(plan.backend)
+    device = pick_device(cfg.MODEL.DEVICE, world)
+    with Group(world, device, stop) as group:
+        store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.keep_at)
+        branch_from = Path(request.branch_from) if request.branch_from else None
+        origin = find_origin(run_dir, store, group, request.resume, branch_from)
+        settle_seed(cfg, origin, run_dir, group.broadcast(int(np.random.SeedSequence().generate_state(1)[0] >> 1)))
+        environment = describe(plan, backend.library(), group.size)
+        with collection_paused():
+            dataset = TrainingSet(cfg, plan.training)
+            plan.training.clear()  # the parsed json; the data set keeps its own compact copy
+        state = build_state(cfg, backend, device)
+        window = restore(cfg, state, origin)
+        check_changes(cfg, environment, origin, state.iteration)
+        check_disk(cfg, state, store)
 
+        open_folder(run_dir, cfg, environment, origin, state.iteration)
+        log_start(cfg, backend, state, dataset)
+        state.spread(group)
+        metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
+        run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate)
+        with recording_failure(run):
+            evaluate_if_missing(run, plan.test)
+            train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration))
+            final = evaluate_now(run, plan.test, cfg.SOLVER.MAX_ITER)
+            if group.is_main:
+                finish(run, plan.backend, plan.test, final)
+
+
+def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
+    """Evaluate MODEL.WEIGHTS, or with --resume the folder's last checkpoint; writes inference/ alone."""
+    cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
+    device = pick_device(cfg.MODEL.DEVICE, world)
+    with Group(world, device, stop) as group:
+        state = build_state(cfg, backend, device)
+        origin = find_origin(run_dir, CheckpointStore(run_dir.checkpoints), group, plan.request.resume, None)
+        restore(cfg, state, origin)
+        if origin.checkpoint:
+            logger.info(f"evaluating {origin.checkpoint}, {state.iteration} iterations are done")
+        elif not cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
+        out = run_dir.path / "inference"
+        metrics = evaluate_all(cfg, backend, state, plan.test, out, group)
+        if group.is_main:
+            result = {"backend": plan.backend, "weights": cfg.MODEL.WEIGHTS, "metrics": to_json_numbers(metrics)}
+            run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
+            logger.info(f"wrote {out}/result.json")
+
+
+def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
+    """Raise UserError when this run's checkpoints will not fit."""
+    weights = sum(value.numel() for value in state.model.state_dict().values())
+    trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(weights, trainable)
+    check_free_space(
+        store.folder, bytes_each, solver.MAX_ITER, solver.CHECKPOINT_PERIOD, store.keep_last, store.keep_at
+    )
+
+
+def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+    """Take the run folder and write what the run is; from here on a failure is recorded in it."""
     run_dir.create()
-    log_to_file(run_dir.path / "log.txt")
-    write_atomically(run_dir.config, cfg.dump())
-    run_dir.write_json("environment.json", describe(backend_name, backend.library(), training + test))
-    log_start(cfg, backend, state, dataset)
-    training.clear()  # the parsed json; the data set keeps its own compact copy
+    begin_branch(run_dir, origin, completed)
+    if run_dir.writes:
+        log_to_file(run_dir.path / "log.txt")
+    run_dir.write_text(run_dir.config, cfg.dump())
+    earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
+    starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
+    run_dir.write_json(run_dir.environment.name, {**environment, "earlier_starts": starts})
+    run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
-    run_dir.set_status("training", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
-    metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER)
 
-    def evaluate_now(iteration: int) -> dict[str, Any]:
-        run_dir.set_status("evaluating", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
-        found = evaluate_all(cfg, backend, state.model, test, run_dir.path / "inference")
-        if found:
-            metrics.write(iteration, flat_metrics(found))
-        return found
-
+@contextmanager
+def recording_failure(run: Run) -> Iterator[None]:
+    """Leave the reason in the run folder when this or another process of the run ends early."""
+    run.group.on_failure(lambda reason: run.run_dir.record_end("failed", run.state.iteration, reason, reason))
     try:
-        train(cfg, backend, state, dataset, run_dir, metrics, evaluate_now)
-        final = evaluate_now(cfg.SOLVER.MAX_ITER)
-        finish(cfg, backend_name, state, test, run_dir, final)
+        yield
     except BaseException as error:
-        run_dir.fail(state.iteration, error)
+        run.run_dir.fail(run.state.iteration, error)
         raise
     finally:
-        metrics.close()
+        run.metrics.close()
 
 
-def evaluate_only(cfg: CfgNode, backend_name: str, test: list[CocoDataset], run_dir: RunDir, resume: bool) -> None:
-    """Evaluate MODEL.WEIGHTS, or with ``resume`` the folder's last checkpoint; writes inference/ alone."""
-    backend = backends.load(backend_name)
-    state = build_state(cfg, backend)
-    restore(cfg, state, run_dir, resume)
-    if not cfg.MODEL.WEIGHTS and not state.iteration:
-        logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
-    out = run_dir.path / "inference"
-    metrics = evaluate_all(cfg, backend, state.model, test, out)
-    result = {"backend": backend_name, "weights": cfg.MODEL.WEIGHTS, "metrics": to_json_numbers(metrics)}
-    write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n")
-    logger.info(f"wrote {out}/result.json")
-
-
-def settle_seed(cfg: CfgNode, run_dir: RunDir) -> None:
-    """SEED -1 means: draw one, or take the one that this folder's run has drawn."""
-    if cfg.SEED < 0 and run_dir.holds_run() and run_dir.config.exists():
-        cfg.SEED = load_config(run_dir.config).cfg.SEED
-    elif cfg.SEED < 0:
-        cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-
-
-def report_changes(cfg: CfgNode, run_dir: RunDir) -> None:
-    """Log the keys that have another value than when this folder's run was started."""
-    if run_dir.holds_run() and run_dir.config.exists():
-        earlier, now = flatten(load_config(run_dir.config).cfg), flatten(cfg)
-        for key in (key for key in now if json.dumps(now[key]) != json.dumps(earlier[key])):
-            logger.warning(f"{key} was {earlier[key]!r} when this run was started, now it is {now[key]!r}")
-
-
-def build_state(cfg: CfgNode, backend: ModuleType) -> State:
-    """The model with weights initialised from SEED, on its device, and everything that trains it."""
-    if cfg.FLOAT32_PRECISION:
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    torch.manual_seed(max(cfg.SEED, 0))
-    device = pick_device(cfg.MODEL.DEVICE)
-    return State(cfg, backend.build(cfg).to(device), device)
-
-
-def pick_device(name: str) -> torch.device:
-    """MODEL.DEVICE; "cuda", detectron2's default, becomes the CPU on a machine without a GPU."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
-        return torch.device("cpu")
+def evaluate_now(run: Run, test: list[CocoDataset], iteration: int) -> dict[str, Any]:
+    """Evaluate the weights as they are; a run that is asked to stop meanwhile leaves a checkpoint first."""
+    completed, max_iter = run.state.iteration, run.cfg.SOLVER.MAX_ITER
+    run.run_dir.set_status("evaluating", iteration=completed, max_iter=max_iter)
     try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
+        found = evaluate_all(run.cfg, run.backend, run.state, test, run.run_dir.path / "inference", run.group)
+    except Stopped:
+        run.save()
+        raise
+    if found:
+        keep_if_best(run, found if len(test) == 1 else found[test[0].entry.name])
+        run.metrics.write(iteration, flat_metrics(found))  # last: the sign that this evaluation is done
+    return found
 
 
-def restore(cfg: CfgNode, state: State, run_dir: RunDir, resume: bool) -> None:
-    """With ``resume``, continue from the last checkpoint; without one, start from MODEL.WEIGHTS or at random."""
-    checkpoint = last_checkpoint(run_dir) if resume else None
-    if checkpoint:
-        try:
-            state.load_state_dict(read_checkpoint(checkpoint))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
-                "resume with the MODEL.* and SOLVER.* keys that the run was started with"
-            ) from None
-        if state.iteration > cfg.SOLVER.MAX_ITER:
-            raise UserError(
-                f"checkpoint {checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is "
-                f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
-            )
-        logger.info(f"resumed from {checkpoint}: {state.iteration} iterations are done")
-    elif cfg.MODEL.WEIGHTS:
-        logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
-    if resume and not checkpoint:
-        logger.info(f"--resume: no checkpoint in {run_dir.path} yet, nothing to continue")
+def evaluate_if_missing(run: Run, test: list[CocoDataset]) -> None:
+    """The evaluation of the checkpoint that the run continues from, if it was cut off after the checkpoint."""
+    completed = run.state.iteration
+    if test and 0 < completed < run.cfg.SOLVER.MAX_ITER and due(completed, run.cfg.TEST.EVAL_PERIOD):
+        missing = run.group.is_main and not is_evaluated(run.run_dir.metrics, completed - 1)
+        if run.group.any(missing):
+            evaluate_now(run, test, completed - 1)
+
+
+def keep_if_best(run: Run, metrics: dict[str, Any]) -> None:
+    """With evaluations on the way, keep the weights of the best box AP as model_best.pth."""
+    ap = metrics["bbox"]["AP"]
+    if run.cfg.TEST.EVAL_PERIOD > 0 and not math.isnan(ap) and ap > run.checkpoints.best_ap():
+        run.checkpoints.save_best(run.content(), ap, run.state.iteration)
 
 
 def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
@@ -154,35 +171,30 @@ def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: Training
         f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
-    batch, images = cfg.SOLVER.IMS_PER_BATCH, len(dataset)
-    epochs = cfg.SOLVER.MAX_ITER * batch / images
-    logger.info(f"{images:,} training images; {dataset.num_dropped:,} without objects left out")
-    logger.info(
-        f"{cfg.SOLVER.MAX_ITER:,} iterations x {batch} images = {epochs:.1f} epochs; "
-        f"learning rate {cfg.SOLVER.BASE_LR:g}, drops at {cfg.SOLVER.STEPS}"
-    )
+    logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without objects left out")
+    logger.info(learning_rate_line(cfg, len(dataset)))
 
 
 def evaluate_all(
-    cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[CocoDataset], out: Path
+    cfg: CfgNode, backend: ModuleType, state: State, test: list[CocoDataset], out: Path, group: Group
 ) -> dict[str, Any]:
-    """Metrics by task; with several test sets, by their names first; nothing without a test set."""
+    """Metrics by task, in the main process; with several test sets, by their names first."""
     if len(test) == 1:
-        return evaluate(backend, model, cfg, test[0], out)
-    return {data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name) for data in test}
+        return evaluate(backend, state.model, cfg, test[0], out, group)
+    found = {data.entry.name: evaluate(backend, state.model, cfg, data, out / data.entry.name, group) for data in test}
+    return found if group.is_main else {}
 
 
-def finish(
-    cfg: CfgNode, backend: str, state: State, test: list[CocoDataset], run_dir: RunDir, metrics: dict[str, Any]
-) -> None:
+def finish(run: Run, backend: str, test: list[CocoDataset], metrics: dict[str, Any]) -> None:
     """Pictures, then result.json as the sign that the run is complete; a picture that fails does not undo the run."""
+    state, run_dir = run.state, run.run_dir
     try:
-        draw(cfg, run_dir, test)
+        draw(run.cfg, run_dir, test)
     except Exception:
         logger.exception("the pictures could not be drawn")
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
     run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
-    run_dir.set_status("finished", iteration=state.iteration, max_iter=cfg.SOLVER.MAX_ITER)
+    run_dir.set_status("finished", iteration=state.iteration, max_iter=run.cfg.SOLVER.MAX_ITER)
     if len(test) == 1:
         logger.info(f"per class:\n{format_per_class(metrics)}")
     pictures = "curves.png, predictions.png" if test else "curves.png"
@@ -195,7 +207,8 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     if result["iteration"] != cfg.SOLVER.MAX_ITER:
         raise UserError(
             f"{run_dir.path} holds a finished run of {result['iteration']} iterations, SOLVER.MAX_ITER is "
-            f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH"
+            f"{cfg.SOLVER.MAX_ITER}; name another folder, and branch off a checkpoint before its first drop of the "
+            "learning rate: --branch-from FILE OUTPUT_DIR PATH"
         )
     logger.info(f"{run_dir.path} holds a finished run of {result['iteration']} iterations; nothing to do")
     if "bbox" in result["metrics"]:

@@ -3,14 +3,17 @@
 config.yaml        the recipe, resolved: every key with its value
 environment.json   versions, hardware, git state, data set digests, the exact command
 metrics.json       JSON lines in detectron2's format
-checkpoints/       model_0000499.pth, ..., model_final.pth, last_checkpoint
+checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last_checkpoint, index.json
 inference/         predictions of the last evaluation as COCO results
 status.json        what the run is doing
+parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics
 log.txt, tensorboard/, curves.png, predictions.png
+lock               held while a process trains here
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -18,18 +21,24 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 
 
 class RunDir:
-    """Paths inside OUTPUT_DIR, and whole-file writes that are never seen half done."""
+    """Paths inside OUTPUT_DIR, and whole-file writes that are never seen half done.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    ``writes``: whether this is the process that writes here; in the others of a run every write is left out.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.checkpoints = self.path / "checkpoints"
         self.result = self.path / "result.json"
+        self.environment = self.path / "environment.json"
+        self.parent = self.path / "parent.json"
 
     def holds_run(self) -> bool:
         """Whether a run has got anywhere here: a line of metrics or a checkpoint. One that failed at once has not."""
@@ -58,25 +67,48 @@ class RunDir:
             ) from None
 
     def create(self) -> None:
-        """Make the folder and the one for checkpoints."""
+        """Make the folder and the one for checkpoints, and lock it for as long as this process lives.
+
+        Raises UserError when another process trains here.
+        """
+        if not self.writes:
+            return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path / "lock", "w")  # noqa: SIM115 - the lock goes with the process
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in OUTPUT_DIR {self.path} (its status.json has the pid); wait for it, "
+                "end it, or name another folder: OUTPUT_DIR PATH"
+            ) from None
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Replace a text file in one step."""
+        if self.writes:
+            write_atomically(path, text)
 
     def write_json(self, name: str, content: Any) -> None:
         """Replace a json file in one step."""
-        write_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def fail(self, iteration: int, error: BaseException) -> None:
         """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt."""
-        reason = f"{type(error).__name__}: {error}"
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with contextlib.suppress(OSError):
-            self.set_status(state, iteration=iteration, error=reason)
-            with open(self.path / "log.txt", "a") as log:
-                foreseen = isinstance(error, UserError | KeyboardInterrupt)
-                log.write(reason + "\n" if foreseen else "".join(traceback.format_exception(error)))
+        foreseen = isinstance(error, UserError | Stopped | KeyboardInterrupt)
+        detail = str(error) if foreseen else "".join(traceback.format_exception(error))
+        state = "failed" if not isinstance(error, Stopped | KeyboardInterrupt) else "stopped"
+        self.record_end(state, iteration, f"{type(error).__name__}: {error}", detail)
+
+    def record_end(self, state: str, iteration: int, reason: str, detail: str) -> None:
+        """Write ``reason`` into status.json and ``detail`` into log.txt, as far as the disk takes it."""
+        if self.writes:
+            with contextlib.suppress(OSError):
+                self.set_status(state, iteration=iteration, error=reason)
+                with open(self.path / "log.txt", "a") as log:
+                    log.write(detail.rstrip() + "\n")
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Record what the run is doing: training, evaluating, finished, failed or interrupted."""
+        """Record what the run is doing: training, evaluating, finished, failed or stopped."""
         self.write_json("status.json", {"state": state, "pid": os.getpid(), **details})
 
 

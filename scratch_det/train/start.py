@@ -1,13 +1,20 @@
 """From a command line to a run: everything that can be refused is refused here, before torch is imported."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
 from scratch_det import backends
-from scratch_det.config import LoadedConfig, check_config, load_config
+from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
+from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
+from scratch_det.distributed.stop import StopFlag
+from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import ConfigError, DataError, UserError
 from scratch_det.train.log import close_logging, logger, set_up_logging
 from scratch_det.train.rundir import RunDir, find_checkpoint
@@ -22,34 +29,76 @@ class Request:
     backend: str = backends.AUTO
     resume: bool = False
     eval_only: bool = False
+    branch_from: str | None = None
+    keep_at: tuple[int, ...] = ()
+    keep_last: int = 3
+    scale_to_batch: int | None = None
+    accumulate: int = 1
 
 
-def start(request: Request) -> None:
-    """Check the request, then train and evaluate (or only evaluate). Raises UserError for what the user can mend."""
-    set_up_logging()
+@dataclass(frozen=True)
+class Plan:
+    """A request that nothing speaks against so far: its recipe, resolved, its data sets, read, and its folder."""
+
+    request: Request
+    cfg: CfgNode
+    backend: str
+    training: list[CocoDataset]
+    test: list[CocoDataset]
+    run_dir: RunDir
+
+
+def start(request: Request, world: World = ALONE) -> None:
+    """Check the request, then train and evaluate (or only evaluate), as one of the processes of ``world``.
+
+    Raises UserError for what the user can mend, Stopped when the run was asked to stop.
+    """
+    set_up_logging(speaks=world.is_main)
+    stop = StopFlag()
     try:
-        recipe = load_config(request.config_file, request.overrides)
-        cfg, backend = recipe.cfg, backends.choose(request.backend)
-        notices = check_config(cfg)
-        backends.check_keys(backend, cfg)
-        run_dir = RunDir(cfg.OUTPUT_DIR)
-        run_dir.check(allow_existing=request.resume or request.eval_only)
-        if not (request.resume and run_dir.holds_run()):
-            check_weights_path(cfg.MODEL.WEIGHTS)
-        training, test = read_datasets(recipe, request.eval_only)
-        logger.info(f"recipe {request.config_file}, backend {backend}")
-        for notice in notices:
-            logger.warning(notice)
+        plan = make_plan(request, world)
 
         from scratch_det.train.run import evaluate_only, train_and_evaluate
 
-        if request.eval_only:
-            evaluate_only(cfg, backend, test, run_dir, request.resume)
-        else:
-            train_and_evaluate(cfg, backend, training, test, run_dir, request.resume)
+        with stop.listening():
+            (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
     finally:
         sys.stdout.flush()
         close_logging()
+
+
+def make_plan(request: Request, world: World) -> Plan:
+    """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
+    recipe = load_config(request.config_file, request.overrides)
+    cfg, backend = recipe.cfg, backends.choose(request.backend)
+    batch = [] if request.eval_only else settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
+    notices = check_config(cfg, world.size, request.accumulate)
+    backends.check_keys(backend, cfg)
+    run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
+    run_dir.check(allow_existing=request.resume or request.eval_only)
+    check_kept(request, cfg.SOLVER.MAX_ITER)
+    if not (request.resume and run_dir.holds_run()):
+        check_weights_path(cfg.MODEL.WEIGHTS)
+    training, test = read_datasets(recipe, request.eval_only)
+
+    logger.info(f"recipe {request.config_file}, backend {backend}, writing to {run_dir.path}/")
+    for line in batch:
+        logger.info(line)
+    for notice in [*notices, *data_notices(training, test)]:
+        logger.warning(notice)
+    return Plan(request, cfg, backend, training, test, run_dir)
+
+
+def check_kept(request: Request, max_iter: int) -> None:
+    """Refuse numbers of iterations that no checkpoint will ever have."""
+    wrong = [number for number in request.keep_at if not 0 < number <= max_iter]
+    if wrong:
+        raise ConfigError(
+            f"--keep-at has {', '.join(map(str, wrong))}, expected numbers of completed iterations from 1 to "
+            f"SOLVER.MAX_ITER {max_iter}"
+        )
+    if request.keep_last < 0:
+        raise ConfigError(f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint")
 
 
 def check_weights_path(weights: str) -> None:
@@ -82,22 +131,17 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
     )
     first, *others = training + test
     for other in others:
-        if (other.category_ids, other.classes) != (first.category_ids, first.classes):
-            raise DataError(
-                f"{other.entry.json_file} has {_categories(other)}\n"
-                f"  {first.entry.json_file} has {_categories(first)}\n"
-                "  training and test data need the same category ids and names"
-            )
-    key, found = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if key in recipe.explicit and found != len(first.classes):
-        raise ConfigError(
-            f"{key} is {found}, but {first.entry.json_file} has {len(first.classes)} categories; "
-            f"set {key} {len(first.classes)}, or leave the key out: the json decides"
-        )
+        if mismatch := category_mismatch(first, other):
+            raise DataError(mismatch)
+    if conflict := class_count_conflict(recipe, first):
+        raise ConfigError(conflict)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
     return training, test
 
 
-def _categories(data: CocoDataset) -> str:
-    pairs = [f"{i} {name}" for i, name in zip(data.category_ids, data.classes, strict=True)]
-    return f"{len(pairs)} categories: " + ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
+def data_notices(training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
+    """What is worth knowing about the data sets, though it is no reason to refuse them."""
+    for data in training + test:
+        yield from (f"{data.entry.name}: {notice}" for notice in data.notices)
+    for one, other in product(training, test):
+        yield from (f"{other.entry.name}: {notice}" for notice in shared_images(one, other))

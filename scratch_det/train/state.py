@@ -1,12 +1,19 @@
 """What a run is made of between two iterations."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.world import World
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.train.log import logger
 from scratch_det.train.optimizer import build_optimizer
 
 
@@ -18,6 +25,7 @@ class State:
 
     def __init__(self, cfg: CfgNode, model: nn.Module, device: torch.device):
         self.model, self.device = model, device
+        self.parallel = model  # what the loop calls; see ``spread``
         self.optimizer = build_optimizer(cfg, model)
         self.amp = cfg.SOLVER.AMP.ENABLED
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -25,9 +33,31 @@ class State:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
         self.iteration, self.seconds = 0, 0.0
 
-    def autocast(self) -> AbstractContextManager:
-        """The precision of the forward pass."""
-        return torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp)
+    def spread(self, group: Group) -> None:
+        """Train together with the other processes of ``group``, which hold the same weights, from now on.
+
+        On GPUs DistributedDataParallel averages gradients while they are computed. It arranges them anew after its
+        first iteration, and sums of three or more change with that in the last digits, so on the CPU, where a resumed
+        run is to be exact, ``average_gradients`` does it in a fixed order.
+        """
+        if group.size > 1 and self.device.type == "cuda":
+            self.parallel = DistributedDataParallel(self.model)
+
+    def average_gradients(self, group: Group) -> None:
+        """The mean over the processes, unless DistributedDataParallel has it already."""
+        if group.size > 1 and self.parallel is self.model:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            means = group.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+    @contextmanager
+    def forward(self, synchronize: bool = True) -> Iterator[None]:
+        """Precision of the forward pass; without ``synchronize`` gradients are only added up in this process."""
+        model = self.parallel
+        waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
+        with waiting, torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp):
+            yield
 
     def advance(self, seconds: float) -> None:
         """One more iteration is complete."""
@@ -35,7 +65,10 @@ class State:
         self.seconds += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers; ``iteration`` is the last completed one, 0-based as in detectron2."""
+        """Tensors and plain numbers; ``iteration`` is the last completed one, 0-based as in detectron2.
+
+        No random state: what is drawn in an iteration depends on SEED and the iteration alone.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -50,3 +83,40 @@ class State:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
+
+
+def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device) -> State:
+    """The model with weights initialised from SEED, on its device, and everything that trains it."""
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    torch.manual_seed(max(cfg.SEED, 0))
+    return State(cfg, backend.build(cfg).to(device), device)
+
+
+def pick_device(name: str, world: World) -> torch.device:
+    """MODEL.DEVICE; "cuda" is this process's GPU, or the CPU on a machine without any.
+
+    Raises ConfigError for a device that is not there, UserError for more processes than GPUs.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
+        return torch.device("cpu")
+    if name == "cuda" and world.size > 1:
+        return torch.device("cuda", _own_gpu(world, torch.cuda.device_count()))
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
+
+
+def _own_gpu(world: World, visible: int) -> int:
+    if visible == 1 and world.by_srun:
+        return 0  # SLURM shows every task its own
+    if world.local_size > visible:
+        raise UserError(
+            f"{world.local_size} processes on this machine, but {visible} visible GPUs; start one process a GPU, "
+            "or train on the CPU: MODEL.DEVICE cpu"
+        )
+    return world.local_rank

@@ -133,12 +133,15 @@ class RoIHeads(TorchvisionRoIHeads):
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, beta: float) -> dict[str, Tensor]:
     """Softmax loss over all sampled boxes; smooth L1 of the true class's deltas, divided by the same count.
 
+    Without any box (no object and no proposal in this process) both are zeros that keep their gradients.
+
     Shapes: logits [N, 1 + classes], deltas [N, 4 * (1 + classes)], labels [N], targets [N, 4].
     """
     foreground = (labels > 0).nonzero()[:, 0]
-    of_class = deltas.reshape(len(deltas), -1, 4)[foreground, labels[foreground]]
+    of_class = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]
     distance = F.smooth_l1_loss(of_class, targets[foreground], beta=beta, reduction="sum")
-    return {"loss_cls": F.cross_entropy(logits, labels), "loss_box_reg": distance / max(len(labels), 1)}
+    loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
+    return {"loss_cls": loss_cls, "loss_box_reg": distance / max(len(labels), 1)}
 
 
 def mask_targets(masks: Tensor, matched: Tensor, boxes: Tensor, resolution: int) -> Tensor:

@@ -1,0 +1,76 @@
+"""What the training loop costs beside the forward pass, the backward pass and the update."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from scratch_det import backends
+from scratch_det.benchmark.pairs import Pairs, time_pairs
+from scratch_det.config import load_config
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import read_coco
+from scratch_det.data.dataset import Sample, TrainingSet, training_batches
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import StopFlag
+from scratch_det.distributed.world import ALONE
+from scratch_det.train.loop import Run, iterate, timed
+from scratch_det.train.metrics import Metrics
+from scratch_det.train.rundir import RunDir
+from scratch_det.train.state import build_state, pick_device
+from scratch_det.train.store import CheckpointStore
+
+BATCHES = 20
+
+
+def loop_against_bare(config_file: str, overrides: list[str], pairs: int) -> Pairs:
+    """Time ``pairs`` iterations of the loop, records included, each beside the bare work on the same batch.
+
+    Both go through the same batches, which are loaded before, with two models of the same weights. Raises UserError for
+    what a run would refuse.
+    """
+    cfg = load_config(config_file, overrides).cfg
+    batches = load_batches(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        run, other = new_run(cfg, Path(folder) / "loop"), new_run(cfg, Path(folder) / "bare")
+        count, feed = itertools.count(), timed(itertools.cycle(batches))
+        bare_feed = itertools.cycle(batches)
+        try:
+            return time_pairs(lambda: iterate(run, next(count), feed), lambda: bare(other, next(bare_feed)), pairs)
+        finally:
+            run.metrics.close()
+            other.metrics.close()
+
+
+def load_batches(cfg: CfgNode) -> list[list[Sample]]:
+    """The first batches of the recipe's stream. Sets MODEL.ROI_HEADS.NUM_CLASSES, as a run does."""
+    data = [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in cfg.DATASETS.TRAIN]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data[0].classes)
+    cfg.SEED = max(cfg.SEED, 0)
+    return list(itertools.islice(training_batches(TrainingSet(cfg, data), cfg, 0), BATCHES))
+
+
+def new_run(cfg: CfgNode, folder: Path) -> Run:
+    """A run in one process, of its own weights."""
+    backend = backends.load(backends.choose(backends.AUTO))
+    device = pick_device(cfg.MODEL.DEVICE, ALONE)
+    run_dir = RunDir(folder)
+    run_dir.create()
+    metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
+    group, state = Group(ALONE, device, StopFlag()), build_state(cfg, backend, device)
+    return Run(cfg, backend, group, state, run_dir, CheckpointStore(run_dir.checkpoints), metrics)
+
+
+def bare(run: Run, batch: list[Sample]) -> None:
+    """What no loop can do without."""
+    state = run.state
+    state.optimizer.zero_grad()
+    with state.forward():
+        losses = run.backend.losses(state.model, batch)
+    state.scaler.scale(sum(losses.values())).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.device.type == "cuda":
+        torch.cuda.synchronize()

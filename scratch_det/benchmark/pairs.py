@@ -1,0 +1,40 @@
+"""Two ways to do the same work, timed pair by pair in one process, so that a slow moment of the machine hits both."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds of both ways, pair by pair."""
+
+    first: list[float]
+    second: list[float]
+
+    def overhead(self) -> float:
+        """Median over the pairs of first / second - 1, in percent."""
+        return 100 * (statistics.median(a / b for a, b in zip(self.first, self.second, strict=True)) - 1)
+
+    def describe(self, first: str, second: str) -> str:
+        """Both medians with their quartiles, and the overhead."""
+        lines = [f"{len(self.first)} pairs, median (quartiles) in ms"]
+        for name, seconds in ((first, self.first), (second, self.second)):
+            low, middle, high = (1000 * quartile for quartile in statistics.quantiles(seconds, n=4))
+            lines.append(f"  {name:<40} {middle:8.2f} ({low:.2f} - {high:.2f})")
+        lines.append(f"  {'overhead, median over the pairs':<40} {self.overhead():+8.2f} %")
+        return "\n".join(lines)
+
+
+def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs: int, warmup: int = 3) -> Pairs:
+    """Call both ``pairs`` times, taking turns in who begins; ``warmup`` pairs before do not count."""
+    times: tuple[list[float], list[float]] = [], []
+    for number in range(-warmup, pairs):
+        order = (0, 1) if number % 2 else (1, 0)
+        for which in order:
+            began = time.perf_counter()
+            (first, second)[which]()
+            if number >= 0:
+                times[which].append(time.perf_counter() - began)
+    return Pairs(*times)

@@ -1,0 +1,33 @@
+"""The learning rate of a whole run in one line."""
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.schedule import warmup_at
+
+
+def learning_rate_line(cfg: CfgNode, num_images: int | None = None) -> str:
+    """Warm-up, every drop and the end: ``0.00667 -> 0.02 over 500 it, 0.002 from 210,000, ..., end 270,000``.
+
+    num_images: of the training set, for the number of epochs. ``cfg`` has passed ``check_config``.
+    """
+    solver = cfg.SOLVER
+    parts = [_beginning(cfg)]
+    for drops, step in enumerate(solver.STEPS, start=1):
+        parts.append(f"{_rate(solver.BASE_LR * solver.GAMMA**drops)} from {step:,}")
+    epochs = f" ({solver.MAX_ITER * solver.IMS_PER_BATCH / num_images:.1f} epochs)" if num_images else ""
+    return f"learning rate {', '.join(parts)}, end {solver.MAX_ITER:,}{epochs}"
+
+
+def _beginning(cfg: CfgNode) -> str:
+    solver = cfg.SOLVER
+    base = _rate(solver.BASE_LR)
+    first = _rate(solver.BASE_LR * warmup_at(0, solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD))
+    if not solver.WARMUP_ITERS:
+        return base
+    if solver.WARMUP_METHOD == "constant":
+        return f"{first} for {solver.WARMUP_ITERS:,} it, then {base}"
+    return f"{first} -> {base} over {solver.WARMUP_ITERS:,} it"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,137 @@
+"""Several processes on this machine: the same command line once a process, each with its rank in the environment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from scratch_det.distributed.stop import SIGNALS
+from scratch_det.distributed.world import World
+from scratch_det.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+SECONDS_TO_END = 10.0  # what the others get to end by themselves after one has failed
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> bool:
+    """Whether the flags ask this process to start others. Raises UserError when flags or launcher contradict."""
+    asked = max(num_gpus, 1) * num_machines
+    if num_gpus < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise UserError(
+            f"--num-gpus {num_gpus} --num-machines {num_machines} --machine-rank {machine_rank}: expected 1 or more "
+            "processes and machines, and a rank from 0 to the number of machines - 1"
+        )
+    if world.size > 1 and asked not in (1, world.size):
+        raise UserError(
+            f"torchrun or srun has started {world.size} processes, --num-gpus x --num-machines asks for {asked}; "
+            "use one of both: leave out the flags, or the launcher"
+        )
+    return asked > world.size
+
+
+def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> int:
+    """Run this very command line in ``num_gpus`` processes and return the exit code for the whole.
+
+    The flags have detectron2's meaning; ``dist_url`` "auto" takes a free port and stands for one machine. Signals that
+    stop a run are passed on. When a process fails the others end too, and its exit code is returned. Raises UserError
+    for a meeting point that is none or that is taken.
+    """
+    num_processes = max(num_gpus, 1)
+    address, port = _meeting_point(num_machines, dist_url)
+    store = _serve(address, port) if machine_rank == 0 else None
+    shared = {
+        "WORLD_SIZE": num_processes * num_machines,
+        "LOCAL_WORLD_SIZE": num_processes,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": store.port if store else port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // num_processes)),
+    }
+    processes: list[subprocess.Popen] = []
+    with _passing_signals_on(processes):
+        for local_rank in range(num_processes):
+            own = {"RANK": machine_rank * num_processes + local_rank, "LOCAL_RANK": local_rank}
+            environment = os.environ | {name: str(value) for name, value in (shared | own).items()}
+            processes.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
+        return _wait(processes, store)
+
+
+def _meeting_point(num_machines: int, dist_url: str) -> tuple[str, int]:
+    if dist_url == "auto" and num_machines == 1:
+        return "127.0.0.1", 0
+    url = urlparse(dist_url)
+    if url.scheme != "tcp" or not url.hostname or not url.port:
+        raise UserError(
+            f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
+        )
+    return url.hostname, url.port
+
+
+def _serve(address: str, port: int) -> "TCPStore":
+    """The store where the processes meet. Held by the launcher, so it outlives each of them; port 0 is a free one."""
+    from torch.distributed import TCPStore  # here, so that refusals come at once
+
+    try:
+        return TCPStore(address, port, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot open {address}:{port} for the processes to meet ({reason}); give another: --dist-url tcp://HOST:PORT"
+        ) from None
+
+
+@contextmanager
+def _passing_signals_on(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """Hand SIGTERM and SIGUSR1 to the processes; Ctrl-C reaches them from the terminal."""
+
+    def hand_on(number: int, _frame: object) -> None:
+        for process in processes:
+            if number != signal.SIGINT and process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: list[subprocess.Popen], store: "TCPStore | None") -> int:
+    """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code."""
+    code, deadline = 0, float("inf")
+    while any(process.poll() is None for process in processes):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        failed = next((i for i, process in enumerate(processes) if process.poll()), None)
+        if failed is not None and not code:
+            code, deadline = _explain(failed, processes[failed].returncode), time.monotonic() + SECONDS_TO_END
+            if store and processes[failed].returncode < 0:
+                _tell_the_others(store, failed, code)
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+    return code or next((_explain(i, p.returncode) for i, p in enumerate(processes) if p.returncode), 0)
+
+
+def _tell_the_others(store: "TCPStore", local_rank: int, code: int) -> None:
+    from scratch_det.distributed.group import announce_failure, prefixed
+
+    announce_failure(prefixed(store), None, f"process {local_rank} was killed", code)
+
+
+def _explain(local_rank: int, returncode: int) -> int:
+    """The exit code, and a line on standard error where the process could not write one itself."""
+    if returncode > 0:
+        return returncode
+    name = signal.Signals(-returncode).name
+    hint = " (out of memory?)" if -returncode == signal.SIGKILL else ""
+    print(f"error: process {local_rank} of this machine was ended by {name}{hint}", file=sys.stderr, flush=True)
+    return 128 - returncode

@@ -1,0 +1,118 @@
+"""What may change between the two parts of one run, and what that does.
+
+A resumed run continues its past, and a branch takes over another run's. So a change may only touch what is still to
+come: whatever shaped the completed iterations has to be as it was.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import flatten
+from scratch_det.schedule import lr_at
+
+EVALUATION = "evaluations from now on"
+ROUNDING = "the same computation, last digits may differ"
+EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights of completed iterations
+    "OUTPUT_DIR": "the folder has moved",
+    "DATALOADER.NUM_WORKERS": "speed only",
+    "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
+    "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
+    "MODEL.DEVICE": ROUNDING,
+    "FLOAT32_PRECISION": ROUNDING,
+    "CUDNN_BENCHMARK": ROUNDING,
+    "DATASETS.TEST": EVALUATION,
+    "TEST.": EVALUATION,
+    "INPUT.MIN_SIZE_TEST": EVALUATION,
+    "INPUT.MAX_SIZE_TEST": EVALUATION,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": EVALUATION,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": EVALUATION,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": EVALUATION,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": EVALUATION,
+}
+SCHEDULE = ("MAX_ITER", "BASE_LR", "STEPS", "GAMMA", "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference: ``refused`` when completed iterations would have been others with it."""
+
+    what: str
+    earlier: Any
+    now: Any
+    effect: str
+    refused: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
+
+
+def config_changes(earlier: CfgNode, now: CfgNode, completed: int) -> list[Change]:
+    """The keys that differ, as far as they matter after ``completed`` iterations under ``earlier``."""
+    first = first_other_rate(earlier, now, completed)
+    old, new = flatten(earlier), flatten(now)
+    return [
+        _judge(key, old[key], value, first)
+        for key, value in new.items()
+        if _plain(value) != _plain(old.get(key, value))
+    ]
+
+
+def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
+    """The first of the completed iterations whose learning rate would have been another one; None when all agree."""
+    solvers = earlier.SOLVER, now.SOLVER
+    warmup = max(solver.WARMUP_ITERS for solver in solvers)
+    drops = {step for solver in solvers for step in solver.STEPS}
+    where_rates_change = sorted({*range(min(completed, warmup + 1)), *drops})  # between these the rates are constant
+    return next((i for i in where_rates_change if i < completed and rate(earlier, i) != rate(now, i)), None)
+
+
+def rate(cfg: CfgNode, iteration: int) -> float:
+    """The learning rate of an iteration under SOLVER.*."""
+    solver = cfg.SOLVER
+    return lr_at(
+        iteration,
+        base_lr=solver.BASE_LR,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )
+
+
+def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+    """Differences of two environment.json: data, backend, number of processes, versions."""
+    for name in sorted(earlier["datasets"].keys() & now["datasets"].keys()):
+        old, new = (content["datasets"][name]["json_sha256"] for content in (earlier, now))
+        if old != new:
+            trained = name in earlier["trained_on"]
+            effect = "other images from now on" if trained else EVALUATION
+            yield Change(f"the json of {name} (sha256)", old[:12], new[:12], effect, refused=trained)
+    if earlier["backend"] != now["backend"]:
+        yield Change("the backend", earlier["backend"], now["backend"], "another model", refused=True)
+    old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))
+    if old != new:
+        yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
+    for name in ("torch", "torchvision"):
+        old, new = (content["packages"].get(name) for content in (earlier, now))
+        if old != new:
+            yield Change(name, old, new, ROUNDING)
+
+
+def _judge(key: str, earlier: Any, now: Any, first_other: int | None) -> Change:
+    for known, effect in EFFECTS.items():
+        if key == known or (known.endswith(".") and key.startswith(known)):
+            return Change(key, earlier, now, effect)
+    if key.startswith("SOLVER.") and key.removeprefix("SOLVER.") in SCHEDULE:
+        if first_other is None:
+            return Change(key, earlier, now, "iterations still to come")
+        return Change(key, earlier, now, f"the learning rate of iteration {first_other} would be another one", True)
+    return Change(key, earlier, now, "completed iterations were trained with the earlier value", refused=True)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: a configuration that was saved and read again has lists."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,154 @@
+"""Where a run starts: at its own last checkpoint, at another run's (a branch), at given weights, or at random."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import load_config
+from scratch_det.distributed.group import Group
+from scratch_det.errors import UserError
+from scratch_det.train.changes import Change, config_changes, environment_changes, first_other_rate, rate
+from scratch_det.train.checkpoint import damage, load_weights, read_checkpoint
+from scratch_det.train.index import Index
+from scratch_det.train.log import logger
+from scratch_det.train.metrics import keep_lines
+from scratch_det.train.rundir import RunDir, find_checkpoint
+from scratch_det.train.state import State
+from scratch_det.train.store import CheckpointStore
+
+MOST_CHANGES = 4  # named in a refusal
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run starts from, and the run that wrote it; both None for a run from its beginning."""
+
+    checkpoint: Path | None = None
+    run: RunDir | None = None
+    is_branch: bool = False
+
+
+def find_origin(
+    run_dir: RunDir, store: CheckpointStore, group: Group, resume: bool, branch_from: Path | None
+) -> Origin:
+    """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``; else nothing.
+
+    A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
+    not a branch of ``branch_from``, or when no checkpoint is left undamaged.
+    """
+    if resume and run_dir.holds_run():
+        branch_from = _recorded_parent(run_dir, branch_from)
+        own = group.broadcast(store.newest_valid() if group.is_main else None)
+        if own:
+            return Origin(own, run_dir)
+    elif resume and not branch_from:
+        logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
+    if not branch_from:
+        return Origin()
+    checkpoint = find_checkpoint(branch_from)
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    parent = RunDir(folder, writes=False)
+    if not (checkpoint.is_file() and parent.config.is_file() and parent.environment.is_file()):
+        raise UserError(
+            f"--branch-from {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
+        )
+    if group.is_main and (reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name))):
+        raise UserError(f"--branch-from {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}")
+    return Origin(checkpoint, parent, is_branch=True)
+
+
+def _recorded_parent(run_dir: RunDir, branch_from: Path | None) -> Path | None:
+    """The checkpoint that this folder's run branched from; raises UserError when ``branch_from`` names another."""
+    recorded = Path(json.loads(run_dir.parent.read_text())["checkpoint"]) if run_dir.parent.exists() else None
+    if branch_from and (recorded is None or find_checkpoint(branch_from).resolve() != recorded):
+        raise UserError(
+            f"--branch-from {branch_from}: {run_dir.path} holds a run that "
+            + (f"branched from {recorded}" if recorded else "is not a branch")
+            + "; leave the flag out to continue it, or name another folder: OUTPUT_DIR PATH"
+        )
+    return recorded
+
+
+def settle_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir, drawn: int) -> None:
+    """SEED -1 means: the one of the run that this one continues, else ``drawn``."""
+    source = origin.run or (run_dir if run_dir.holds_run() else None)
+    if cfg.SEED < 0 and source and source.config.exists():
+        cfg.SEED = load_config(source.config).cfg.SEED
+    elif cfg.SEED < 0:
+        cfg.SEED = drawn
+
+
+def restore(cfg: CfgNode, state: State, origin: Origin) -> list[dict[str, float]]:
+    """Fill ``state`` and return the unfinished window of metrics that belongs to it.
+
+    Raises UserError for a checkpoint that does not fit or lies beyond MAX_ITER.
+    """
+    if origin.checkpoint is None:
+        if cfg.MODEL.WEIGHTS:
+            logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
+        return []
+    saved = read_checkpoint(origin.checkpoint)
+    try:
+        state.load_state_dict(saved)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {origin.checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
+            "resume with the MODEL.* and SOLVER.* keys that the run was started with"
+        ) from None
+    if state.iteration > cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"checkpoint {origin.checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is "
+            f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
+        )
+    return saved.get("window", [])
+
+
+def check_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+    """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
+    if origin.run is None or origin.checkpoint is None:
+        return
+    earlier = load_config(origin.run.config).cfg
+    changes = config_changes(earlier, cfg, completed)
+    changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
+    if origin.is_branch:
+        changes = [change for change in changes if change.what != "OUTPUT_DIR"]
+    refused = [change for change in changes if change.refused]
+    if refused:
+        raise UserError(_refusal(refused, origin, completed) + _branch_hint(earlier, cfg, origin, completed))
+    verb = "branching off" if origin.is_branch else "resuming from"
+    logger.info(
+        f"{verb} {origin.checkpoint}: {completed:,} of {cfg.SOLVER.MAX_ITER:,} iterations are done, "
+        f"the learning rate continues at {rate(cfg, min(completed, cfg.SOLVER.MAX_ITER - 1)):g}"
+    )
+    for change in changes:
+        logger.warning(f"  {change}")
+
+
+def _refusal(refused: Iterable[Change], origin: Origin, completed: int) -> str:
+    lines = [f"  {change}" for change in refused]
+    more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+    head = f"{origin.checkpoint} cannot be continued so after {completed} iterations:"
+    mend = "  keep the earlier values, or start another run: OUTPUT_DIR PATH"
+    return "\n".join([head, *lines[:MOST_CHANGES], *more, mend])
+
+
+def _branch_hint(earlier: CfgNode, now: CfgNode, origin: Origin, completed: int) -> str:
+    """How far the two schedules agree, when only the rates stand against a branch."""
+    first = first_other_rate(earlier, now, completed)
+    return f"; or branch off after {first} iterations or fewer" if origin.is_branch and first else ""
+
+
+def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:
+    """Record the parent, and take over what it wrote about the shared iterations."""
+    if origin.is_branch and origin.checkpoint and origin.run and run_dir.writes:
+        digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()
+        run_dir.write_json("parent.json", {
+            "checkpoint": str(origin.checkpoint.resolve()), "sha256": digest, "completed_iterations": completed,
+        })  # fmt: skip
+        keep_lines(origin.run.metrics, run_dir.metrics, completed)

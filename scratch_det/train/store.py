@@ -1,0 +1,184 @@
+"""A run's checkpoints/: every file in it is complete, and damage is found before a checkpoint is used."""
+
+import errno
+import math
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scratch_det.errors import UserError
+from scratch_det.train.checkpoint import (
+    BEST,
+    FINAL,
+    REGULAR,
+    checkpoint_name,
+    completed_iterations,
+    damage,
+    rename_synced,
+    tensor_bytes,
+    write_synced,
+)
+from scratch_det.train.disk import free_bytes, size
+from scratch_det.train.index import Index
+from scratch_det.train.log import logger
+from scratch_det.train.rundir import write_atomically
+
+LAST = "last_checkpoint"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Saved(NamedTuple):
+    """A checkpoint that this process has written."""
+
+    completed: int
+    path: Path
+    digest: str
+
+
+class CheckpointStore:
+    """The checkpoints of one run; one process at a time may write them.
+
+    model_0000499.pth  after 500 completed iterations: the last ``keep_last`` (0: all) and those of ``keep_at``
+    model_final.pth    after the last iteration
+    model_best.pth     of the best AP; where the file system can do that, another name of the same file
+    last_checkpoint    the name of the newest, for detectron2; not read here
+    index.json         SHA-256 of the files, ``keep_at`` of every part of the run, and the best AP
+
+    A checkpoint gets its name when it is on the disk with its checksum in the index; only then do older ones go. So
+    whenever the process is killed, the newest file with a name is complete.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 3, keep_at: Collection[int] = ()):
+        self.folder, self.keep_last = folder, keep_last
+        self.index = Index(folder)
+        self._asked = frozenset(keep_at)
+        self._saved: Saved | None = None
+
+    @cached_property
+    def keep_at(self) -> frozenset[int]:
+        """Completed iterations whose checkpoints stay: those asked for now and in earlier parts of the run."""
+        return self._asked.union(self.index.keep_at())
+
+    def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
+        """Write the state after ``completed`` iterations, then delete what need not be kept.
+
+        That includes regular checkpoints of later iterations: the run has gone back to before them, because they were
+        damaged, and will come to them again. Raises UserError when the disk is full; what was there before stays.
+        """
+        regular = self.folder / checkpoint_name(completed - 1)
+        path = self.folder / FINAL if final else regular
+        with self._writing(path, state):
+            self._saved = None
+            self._put(path, state, completed)
+            if final and completed in self.keep_at:
+                self._put(regular, state, completed)
+            write_atomically(self.folder / LAST, path.name)
+        self._prune(completed)
+        return path
+
+    def save_best(self, state: dict[str, Any], ap: float, completed: int) -> None:
+        """Make the state after ``completed`` iterations, with its AP, model_best.pth. Raises UserError as ``save``."""
+        with self._writing(self.folder / BEST, state):
+            self._put(self.folder / BEST, state, completed)
+            self.index.set_best(BEST, completed, ap)
+
+    def best_ap(self) -> float:
+        """AP of model_best.pth, of this and earlier parts of the run; -inf when there is none or it is damaged."""
+        best = self.index.best_ap()
+        return -math.inf if math.isinf(best) or self._damage(self.folder / BEST) else best
+
+    def holds(self, completed: int) -> bool:
+        """Whether an undamaged checkpoint of exactly ``completed`` iterations is there, the best one excepted."""
+        paths = [self.folder / checkpoint_name(completed - 1), self.folder / FINAL]
+        return any(p.is_file() and completed_iterations(p) == completed and not self._damage(p) for p in paths)
+
+    def newest_valid(self) -> Path | None:
+        """The undamaged checkpoint with the most iterations behind it; None when no checkpoint was ever completed.
+
+        Logs each damaged one that it passes over. Raises UserError when all of them are damaged.
+        """
+        candidates = self._newest_first()
+        for place, path in enumerate(candidates):
+            if reason := self._damage(path):
+                logger.warning(f"checkpoint {path} is damaged ({reason})")
+                continue
+            if place:
+                logger.warning(f"using {path} instead, the newest checkpoint that is not damaged")
+            return path
+        if candidates:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged: {', '.join(path.name for path in candidates)}\n"
+                "  restore one from a copy, or delete them to start this run from its beginning, "
+                "or name another folder: OUTPUT_DIR PATH"
+            )
+        return None
+
+    def _damage(self, path: Path) -> str | None:
+        return damage(path, self.index.digests(path.name))
+
+    def _regular(self) -> dict[int, Path]:
+        """Completed iterations -> file, oldest first."""
+        matches = [(REGULAR.fullmatch(path.name), path) for path in sorted(self.folder.glob("model_*.pth"))]
+        return {int(match[1]) + 1: path for match, path in matches if match}
+
+    def _newest_first(self) -> list[Path]:
+        """Every checkpoint. A final one that does not tell its iterations counts as the newest, such a best as oldest.
+
+        Of two with equally many iterations the best one comes last: it may be the same file.
+        """
+        places = [(float(completed), 1, path) for completed, path in self._regular().items()]
+        for path, rank, unknown in ((self.folder / FINAL, 2, math.inf), (self.folder / BEST, 0, 0.0)):
+            if path.is_file():
+                places.append((completed_iterations(path) or unknown, rank, path))
+        return [path for _, _, path in sorted(places, reverse=True)]
+
+    def _prune(self, newest: int) -> None:
+        regular = self._regular()
+        past = [completed for completed in regular if completed <= newest]
+        kept = {*past[-self.keep_last :], *self.keep_at.intersection(past)}  # [-0:] is all of them
+        for completed in regular.keys() - kept:
+            regular[completed].unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
+        """Remove unfinished files before, and after an error; explain a full disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self._remove_unfinished()
+            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the first error
+            if not isinstance(cause, OSError) or cause.errno not in FULL:
+                raise
+            last = next(iter(self._newest_first()), "none")
+            raise UserError(
+                f"disk full at {path} ({cause.strerror}): it needs about {size(tensor_bytes(state))}, "
+                f"{size(free_bytes(self.folder))} are free; the last complete checkpoint is {last}\n"
+                "  free space and continue with --resume"
+            ) from None
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob("*.partial"):
+            path.unlink(missing_ok=True)
+
+    def _put(self, path: Path, state: dict[str, Any], completed: int) -> None:
+        """Write ``state``, or link to the file with the same iterations that was written last, and name it ``path``."""
+        partial = path.with_name(path.name + ".partial")
+        if not (self._saved and self._saved.completed == completed and linked(self._saved.path, partial)):
+            self._saved = Saved(completed, path, write_synced(partial, state))
+        self.index.add(path.name, self._saved.digest, self.keep_at)
+        rename_synced(partial, path)
+        partial.unlink(missing_ok=True)  # it is left when both names were one file already
+
+
+def linked(source: Path, path: Path) -> bool:
+    """Make ``path`` a second name of ``source``; whether the file system can do that."""
+    try:
+        os.link(source, path)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,54 @@
+"""Reading a run folder in tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from scratch_det.train import loop
+from scratch_det.train.checkpoint import read_checkpoint
+
+CLOCK = {"time", "data_time", "eta_seconds"}
+NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(), parse_constant=refuse)
+
+
+def weights(folder: Path, name: str = "model_final.pth") -> dict[str, Tensor]:
+    return read_checkpoint(folder / "checkpoints" / name)["model"]
+
+
+def without_clock(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in CLOCK}
+
+
+def is_same(folder: Path, other: Path) -> bool:
+    """Whether final weights are bitwise equal and metrics.json has the same lines but for the clock."""
+    ours, theirs = weights(folder), weights(other)
+    same_weights = ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in theirs)
+    return same_weights and [*map(without_clock, lines(folder))] == [*map(without_clock, lines(other))]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The run dies in the iteration that follows ``steps`` complete ones."""
+    calls = iter(range(steps))
+
+    def step(*arguments: Any) -> tuple[dict[str, float], bool]:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = loop.step
+    monkeypatch.setattr(loop, "step", step)

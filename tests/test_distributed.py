@@ -1,0 +1,142 @@
+"""Several processes: who is who, how they start, agree, stop and fail."""
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from scratch_det.distributed import launch, stop
+from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.distributed.world import World, first_host, read_world
+from scratch_det.errors import UserError
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",
+            "MASTER_PORT": "29500"}  # fmt: skip
+SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+        "SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+        "SLURM_JOB_ID": "4012345"}  # fmt: skip
+
+
+class TestWorld:
+    def test_nothing_set_is_a_single_process(self) -> None:
+        assert read_world({}) == World()
+        assert World().is_main
+
+    def test_torchrun(self) -> None:
+        world = read_world(TORCHRUN)
+        assert world == World(5, 8, 1, 4, "node0", 29500)
+        assert not world.is_main
+        assert read_world({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}).served
+
+    def test_torchrun_with_one_process_is_a_single_process(self) -> None:
+        assert read_world({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) == World()
+
+    def test_srun(self) -> None:
+        assert read_world(SRUN) == World(5, 6, 1, 2, "gpu07", 20_000 + 4012345 % 12_000, by_srun=True)
+
+    def test_srun_with_uneven_nodes_and_given_meeting_point(self) -> None:
+        environment = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1,2(x2),1", "MASTER_ADDR": "head", "MASTER_PORT": "7"}
+        world = read_world({**environment, "SLURM_NODEID": "1"})
+        assert (world.local_size, world.address, world.port) == (2, "head", 7)
+
+    def test_a_batch_script_outside_srun_is_a_single_process(self) -> None:
+        assert read_world({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == World()
+
+    def test_torchrun_inside_srun_counts(self) -> None:
+        assert read_world({**SRUN, **TORCHRUN}).size == 8
+
+    @pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+    def test_incomplete(self, missing: str) -> None:
+        with pytest.raises(UserError, match=rf"incomplete .*{missing}"):
+            read_world({key: value for key, value in TORCHRUN.items() if key != missing})
+
+    @pytest.mark.parametrize("change", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"LOCAL_WORLD_SIZE": "9"}, {"RANK": "x"}])
+    def test_contradiction(self, change: dict[str, str]) -> None:
+        with pytest.raises(UserError, match="environment"):
+            read_world({**TORCHRUN, **change})
+
+    @pytest.mark.parametrize(
+        ("nodelist", "host"),
+        [("gpu7", "gpu7"), ("gpu[07-09,11]", "gpu07"), ("gpu[3],cpu1", "gpu3"), ("n[1-2]-ib,m1", "n1-ib"),
+         ("a.b.c,d", "a.b.c"), ("rack1-gpu[001-002]", "rack1-gpu001")],
+    )  # fmt: skip
+    def test_first_host(self, nodelist: str, host: str) -> None:
+        assert first_host(nodelist) == host
+
+
+FLAGS: dict[str, Any] = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("world", "change", "expected"),
+        [
+            (World(), {}, False),
+            (World(), {"num_gpus": 0}, False),
+            (World(), {"num_gpus": 2}, True),
+            (World(), {"num_machines": 2, "dist_url": "tcp://a:1"}, True),
+            (World(1, 2, 1, 2), {"num_gpus": 2}, False),  # one of the processes that were launched
+            (World(1, 4, 1, 2), {"num_gpus": 2, "num_machines": 2, "machine_rank": 1}, False),
+        ],
+    )
+    def test_who_launches(self, world: World, change: dict[str, Any], expected: bool) -> None:
+        assert launch.several_to_launch(world, **{**FLAGS, **change}) == expected
+
+    @pytest.mark.parametrize(
+        ("world", "change", "message"),
+        [
+            (World(), {"num_gpus": -1}, "--num-gpus -1"),
+            (World(), {"num_machines": 0}, "--num-machines 0"),
+            (World(), {"num_machines": 2, "machine_rank": 2}, "--machine-rank 2"),
+            (World(0, 4, 0, 4), {"num_gpus": 8}, "started 4 processes, .* asks for 8"),
+        ],
+    )
+    def test_contradictions(self, world: World, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            launch.several_to_launch(world, **{**FLAGS, **change})
+
+    @pytest.mark.parametrize("url", ["auto", "tcp://host", "env://", "host:1"])
+    def test_several_machines_need_a_meeting_point(self, url: str) -> None:
+        with pytest.raises(UserError, match="expected tcp://HOST:PORT"):
+            launch.launch(2, 2, 0, url)
+
+    def test_a_port_that_is_taken(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(UserError, match=r"cannot open 127\.0\.0\.1:\d+ .*give another: --dist-url"):
+                launch.launch(2, 1, 0, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+
+
+class TestStop:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
+        before = signal.getsignal(number)
+        flag = StopFlag()
+        with flag.listening():
+            assert not flag.requested
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # the same request, handed on by a launcher as well
+            assert flag.requested
+        assert signal.getsignal(number) == before
+        assert Stopped(flag).exit_code == code
+        assert number.name in str(Stopped(flag))
+
+    def test_another_process_was_asked(self) -> None:
+        flag = StopFlag()
+        flag.requested = True
+        assert Stopped(flag).exit_code == 75
+
+    def test_a_second_signal_ends_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ended = []
+        monkeypatch.setattr(os, "_exit", ended.append)
+        monkeypatch.setattr(stop, "SAME_REQUEST", 0.0)
+        flag = StopFlag()
+        with flag.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert ended == [128 + signal.SIGUSR1]

@@ -1,0 +1,234 @@
+"""Runs in two processes, as a shell starts them: equal to one another, and what happens when something goes wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from run_folder import NO_TEST, is_same, lines, read, weights
+
+TRAIN_NET = ROOT / "tools/train_net.py"
+SECONDS_TO_END = 30
+LONG = ("SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 50_000, *NO_TEST)
+FAULTS = {
+    "nan": "losses['loss_rpn_loc'] = losses['loss_rpn_loc'] * float('nan')",
+    "bug": "1 / 0",
+    "sigkill": "os.kill(os.getpid(), 9)",
+    "slow prediction": "model.predict = lambda *arguments: time.sleep(2) or predict(*arguments)",
+}
+DRIVER = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from scratch_det.backends.torchvision import model
+calls, original, predict = iter(range(1000)), model.losses, model.predict
+def losses_with_fault(*arguments):
+    losses = original(*arguments)
+    if next(calls) == {call} and os.environ.get("RANK") == {rank!r}:
+        {fault}
+    return losses
+model.losses = losses_with_fault
+exec(compile(open({tool!r}).read(), {tool!r}, "exec"), {{"__name__": "__main__", "__doc__": ""}})
+"""
+
+Shell = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def shell(toy_recipe: Path, tmp_path: Path) -> Shell:
+    """``shell(*arguments, name="run", program=[...])`` starts the recipe's training in a session of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = []
+
+    def start(*arguments: Any, name: str = "run", program: tuple[Any, ...] = (TRAIN_NET,)) -> subprocess.Popen:
+        words = [*program, "--config-file", toy_recipe, *arguments, "OUTPUT_DIR", tmp_path / name]
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], cwd=tmp_path, env=environment, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def end(process: subprocess.Popen, code: int = 0) -> str:
+    """The standard error of a command that has to end with ``code``."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out[-2000:] + err[-4000:]
+    return err
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state_of(folder: Path) -> str:
+    """What the run's status.json says."""
+    return read(folder, "status.json")["state"] if (folder / "status.json").exists() else "not there"
+
+
+def is_training(folder: Path) -> Callable[[], bool]:
+    """Whether the run there has got somewhere: a first line of losses."""
+    return lambda: (folder / "metrics.json").exists() and bool((folder / "metrics.json").read_text())
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[[str, int], tuple[Any, ...]]:
+    """``broken(fault, rank)``: a program that trains, but process ``rank`` has a fault in its third iteration."""
+
+    def write(fault: str, rank: int) -> tuple[Any, ...]:
+        path = tmp_path / "driver.py"
+        call = 1 if fault == "slow prediction" else 2
+        words = {"root": str(ROOT), "rank": str(rank), "fault": FAULTS[fault], "tool": str(TRAIN_NET), "call": call}
+        path.write_text(DRIVER.format(**words))
+        return (path,)
+
+    return write
+
+
+class TestEquality:
+    def test_torchrun_and_num_gpus_are_the_same_run(self, shell: Shell, tmp_path: Path) -> None:
+        """Evaluation included: every image once, in the order of the json."""
+        keys = ("SOLVER.MAX_ITER", 3, "MODEL.FPN.NORM", "SyncBN", "MODEL.ROI_BOX_HEAD.NORM", "SyncBN")
+        end(shell("--num-gpus", 2, *keys, name="flag"))
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, TRAIN_NET)
+        end(shell(*keys, name="torchrun", program=torchrun))
+        assert is_same(tmp_path / "flag", tmp_path / "torchrun")
+        found = read(tmp_path / "flag", "inference/coco_instances_results.json")
+        ids = [result["image_id"] for result in found]
+        assert ids == sorted(ids)
+        assert read(tmp_path / "flag", "environment.json")["processes"] == 2
+
+    def test_losses_of_one_and_two_processes(self, shell: Shell, coco_factory: Callable, tmp_path: Path) -> None:
+        """With GN, no padding, and every anchor and proposal used so that nothing is drawn, the first losses agree."""
+        coco_factory("square", num_images=6, size=(64, 64))
+        keys = ("DATASETS.TRAIN", "('square',)", "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER",
+                1, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000,
+                *NO_TEST)  # fmt: skip
+        commands = {"one": (), "two": ("--num-gpus", 2), "parts": ("--accumulate", 2)}
+        for name, flags in commands.items():
+            end(shell(*flags, *keys, name=name))
+        one, two, parts = (lines(tmp_path / name)[0] for name in commands)
+        for key in (key for key in one if "loss" in key):
+            assert two[key] == pytest.approx(one[key], rel=1e-3)
+            assert parts[key] == pytest.approx(two[key], rel=1e-5)
+
+
+class TestStopping:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    def test_one_process(self, number: int, code: int, shell: Shell, tmp_path: Path) -> None:
+        process = shell(*LONG)
+        wait_for(is_training(tmp_path / "run"), process)
+        asked = time.monotonic()
+        process.send_signal(number)
+        message = end(process, code)
+        assert time.monotonic() - asked < SECONDS_TO_END
+        assert f"stopped by {signal.Signals(number).name}; the same command with --resume continues" in message
+        status = read(tmp_path / "run", "status.json")
+        assert status["state"] == "stopped"
+        assert (tmp_path / f"run/checkpoints/model_{status['iteration'] - 1:07d}.pth").exists()
+
+    def test_two_processes_and_resume(self, shell: Shell, tmp_path: Path) -> None:
+        """The launcher is asked, once, and hands it on; the run that goes on is the run that was left alone."""
+        keys = ("SOLVER.MAX_ITER", 50, *NO_TEST)
+        end(shell("--num-gpus", 2, *keys, name="whole"))
+        process = shell("--num-gpus", 2, *keys)
+        wait_for(is_training(tmp_path / "run"), process)
+        process.terminate()
+        end(process, 75)
+        stopped_at = read(tmp_path / "run", "status.json")["iteration"]
+        assert 20 <= stopped_at < 50
+        end(shell("--num-gpus", 2, "--resume", *keys))
+        assert f"{stopped_at} of 50 iterations are done" in (tmp_path / "run/log.txt").read_text()
+        assert is_same(tmp_path / "run", tmp_path / "whole")
+
+    def test_a_signal_to_one_of_two_in_the_evaluation(self, shell: Shell, broken: Callable, tmp_path: Path) -> None:
+        """Both leave the evaluation, whose weights are in a checkpoint; it is made up for after --resume."""
+        keys = ("SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2)
+        process = shell("--num-gpus", 2, *keys, program=broken("slow prediction", 0))
+        folder = tmp_path / "run"
+        wait_for(lambda: state_of(folder) == "evaluating", process)
+        os.kill(read(folder, "status.json")["pid"], signal.SIGUSR1)
+        end(process, 75)
+        assert read(folder, "status.json")["iteration"] == 2
+        assert not lines(folder)
+        end(shell("--num-gpus", 2, "--resume", *keys))
+        assert [line["iteration"] for line in lines(folder)] == [1, 3, 4]
+
+
+class TestFaults:
+    def test_nan_in_one_process(self, shell: Shell, broken: Callable, tmp_path: Path) -> None:
+        message = end(shell("--num-gpus", 2, "SOLVER.MAX_ITER", 9, *NO_TEST, program=broken("nan", 1)), 2)
+        assert message.count("error:") == 1
+        assert "the loss is not finite at iteration 2" in message
+        assert "only process 1 of 2 has it" in message
+        report = read(tmp_path / "run", "nonfinite.json")
+        good, bad = report["processes"]
+        assert (bad["losses"]["loss_rpn_loc"], bad["losses"]["total_loss"]) == ("nan", "nan")
+        assert all(isinstance(value, float) for value in good["losses"].values())
+        assert [image["position"] for one in (good, bad) for image in one["images"]] == [4, 5]
+        assert len(report["last_losses"]) == 2
+        assert {"backbone.body", "rpn.head"} <= report["gradient_norms"].keys()
+        assert read(tmp_path / "run", "status.json")["state"] == "failed"
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_one_traceback_and_both_end(self, rank: int, shell: Shell, broken: Callable, tmp_path: Path) -> None:
+        message = end(shell("--num-gpus", 2, *LONG, program=broken("bug", rank)), 1)
+        assert message.count("Traceback") == 1
+        assert "ZeroDivisionError" in message
+        assert "ZeroDivisionError" in read(tmp_path / "run", "status.json")["error"]
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_killed_process_takes_the_other_along(self, rank: int, shell: Shell, broken: Callable) -> None:
+        began = time.monotonic()
+        message = end(shell("--num-gpus", 2, *LONG, program=broken("sigkill", rank)), 137)
+        assert time.monotonic() - began < SECONDS_TO_END * 2
+        assert f"process {rank} of this machine was ended by SIGKILL (out of memory?)" in message
+
+    def test_an_image_that_vanishes(self, shell: Shell, tmp_path: Path, datasets_root: Path) -> None:
+        process = shell("--num-gpus", 2, *LONG)
+        wait_for(is_training(tmp_path / "run"), process)
+        (datasets_root / "toy_train/images/2.jpg").unlink()
+        message = end(process, 2)
+        assert message.count("error:") == 1
+        assert re.search(r"error: .*images/2\.jpg", message)
+
+    def test_two_runs_in_one_folder(self, shell: Shell, tmp_path: Path) -> None:
+        first = shell(*LONG)
+        wait_for(is_training(tmp_path / "run"), first)
+        before = (tmp_path / "run/config.yaml").read_bytes()
+        assert "another process is training in OUTPUT_DIR" in end(shell("--resume", *LONG), 2)
+        assert (tmp_path / "run/config.yaml").read_bytes() == before
+        assert first.poll() is None
+
+    def test_a_mistake_is_said_once(self, shell: Shell, tmp_path: Path) -> None:
+        message = end(shell("--num-gpus", 2, "SOLVER.IMS_PER_BATCH", 3, "SOLVER.BASE_LR", 0.01), 2)
+        assert message.count("error:") == 1
+        assert "2 processes cannot share" in message
+        assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_read_by_every_process(shell: Shell, tmp_path: Path) -> None:
+    end(shell("SOLVER.MAX_ITER", 1, *NO_TEST, name="first"))
+    start = tmp_path / "first/checkpoints/model_final.pth"
+    keys = ("MODEL.WEIGHTS", start, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 1e-12, *NO_TEST)
+    end(shell("--num-gpus", 2, *keys, name="second"))
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(after[key].allclose(before[key]) for key in before)
+    assert json.loads((tmp_path / "second/result.json").read_text())["iteration"] == 1

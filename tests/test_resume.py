@@ -1,0 +1,303 @@
+"""Runs that go on: resumed, extended, branched, and what is refused because it would alter their past."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folder import NO_TEST, interrupt_after, is_same, lines, read, weights
+
+from scratch_det.config import get_cfg, load_config, set_key
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.train import metrics, run
+from scratch_det.train.changes import config_changes, environment_changes, first_other_rate
+from scratch_det.train.checkpoint import read_checkpoint
+
+Train = Callable[..., Path]
+TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
+
+
+class TestResume:
+    @pytest.mark.parametrize("sizes", ["(64,)", "(48, 64, 80)"])
+    def test_continues_bit_for_bit(self, sizes: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(metrics, "PERIOD", 1)
+        keys = (
+            "SOLVER.MAX_ITER",
+            4,
+            "SOLVER.CHECKPOINT_PERIOD",
+            2,
+            "SOLVER.STEPS",
+            "(3,)",
+            "INPUT.MIN_SIZE_TRAIN",
+            sizes,
+        )
+        whole = train(*keys, name="whole")
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 2)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys, name="halves")
+        halves = whole.parent / "halves"
+        assert read(halves, "status.json")["state"] == "stopped"
+        assert (halves / "checkpoints/last_checkpoint").read_text() == "model_0000001.pth"
+        train(*keys, name="halves", resume=True)
+        one, other = (read_checkpoint(folder / "checkpoints/model_final.pth") for folder in (whole, halves))
+        for state, theirs in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
+            assert state["momentum_buffer"].equal(theirs["momentum_buffer"])
+        assert is_same(halves, whole)
+        assert read(halves, "result.json")["metrics"] == read(whole, "result.json")["metrics"]
+        assert "2 of 4 iterations are done, the learning rate continues at 0.01" in (halves / "log.txt").read_text()
+
+    def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train()
+        folder = train(resume=True)
+        assert read(folder, "result.json")["iteration"] == 2
+        assert [line["iteration"] for line in lines(folder)] == [1, 2]
+
+    def test_a_finished_run_is_left_alone(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        folder = train()
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        train(resume=True)
+        assert "holds a finished run of 2 iterations; nothing to do" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    def test_without_a_checkpoint_it_starts(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        assert read(train(*NO_TEST, resume=True), "result.json")["iteration"] == 2
+        assert "no run in" in capsys.readouterr().out
+
+    def test_a_drawn_seed_is_kept(self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = ("SEED", -1, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 1)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys)
+        drawn = load_config(tmp_path / "run/config.yaml").cfg.SEED
+        assert drawn >= 0
+        folder = train(*keys, resume=True)
+        assert drawn == load_config(folder / "config.yaml").cfg.SEED
+        told = train("SEED", drawn, *NO_TEST, name="told")
+        assert all(value.equal(weights(told)[key]) for key, value in weights(folder).items())
+
+    def test_two_drawn_seeds_differ(self, train: Train) -> None:
+        folders = [train("SEED", -1, "SOLVER.MAX_ITER", 1, *NO_TEST, name=name) for name in ("a", "b")]
+        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in folders}
+        assert len(seeds) == 2
+        assert min(seeds) >= 0
+
+    def test_the_window_of_metrics_goes_on(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A line is the median of its whole window, also when the run died within it, and comes once."""
+        monkeypatch.setattr(metrics, "PERIOD", 4)
+        keys = ("SOLVER.MAX_ITER", 10, "SOLVER.CHECKPOINT_PERIOD", 3, *NO_TEST)
+        whole = train(*keys, name="whole")
+        for steps in (5, 4):  # dies after 5 iterations and, having gone on from 3, after 7
+            with monkeypatch.context() as patch:
+                interrupt_after(patch, steps)
+                with pytest.raises(KeyboardInterrupt):
+                    train(*keys, name="parts", resume=True)
+        parts = train(*keys, name="parts", resume=True)
+        assert [line["iteration"] for line in lines(parts)] == [3, 7, 9]
+        assert is_same(parts, whole)
+
+    def test_an_evaluation_that_was_cut_off_is_made_up(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
+        whole = train(*keys, name="whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(*keys, name="parts")
+        assert is_same(train(*keys, name="parts", resume=True), whole)
+
+    def test_a_damaged_last_checkpoint(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
+        whole = train(*keys, name="whole")
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 5)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys, name="parts")
+        folder = whole.parent / "parts"
+        last = folder / "checkpoints/model_0000003.pth"
+        last.write_bytes(last.read_bytes()[:-1000])
+        assert is_same(train(*keys, name="parts", resume=True), whole)
+        log = (folder / "log.txt").read_text()
+        assert f"checkpoint {last} is damaged" in log
+        assert "resuming from" in log
+        assert "2 of 6 iterations are done" in log
+
+    @pytest.mark.parametrize(
+        ("change", "effect"),
+        [
+            (("SOLVER.CHECKPOINT_PERIOD", 1), "SOLVER.CHECKPOINT_PERIOD was 2, now 1: checkpoints from now on"),
+            (("SOLVER.MAX_ITER", 5), "SOLVER.MAX_ITER was 4, now 5: iterations still to come"),
+            (("SOLVER.STEPS", "(3,)"), "SOLVER.STEPS was (), now (3,): iterations still to come"),
+            (("DATALOADER.NUM_WORKERS", 1), "DATALOADER.NUM_WORKERS was 0, now 1: speed only"),
+        ],
+    )
+    def test_a_change_of_what_is_to_come_is_reported(
+        self, change: tuple, effect: str, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 3)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys)
+        folder = train(*keys, *change, resume=True)
+        assert effect in (folder / "log.txt").read_text()
+
+    @pytest.mark.parametrize(
+        "change",
+        [("SOLVER.BASE_LR", 0.02), ("SOLVER.STEPS", "(1,)"), ("SOLVER.WARMUP_ITERS", 2), ("SEED", 2),
+         ("SOLVER.WEIGHT_DECAY", 0.1), ("INPUT.RANDOM_FLIP", "none"), ("MODEL.WEIGHTS", "other.pth")],
+        ids=str,
+    )  # fmt: skip
+    def test_a_change_of_the_past_is_refused(
+        self, change: tuple, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 3)
+            with pytest.raises(KeyboardInterrupt):
+                train(*keys)
+        with pytest.raises(UserError, match=rf"cannot be continued so after 2 iterations:\n  {change[0]} was .*now"):
+            train(*keys, *change, resume=True)
+
+
+class TestBranch:
+    """A trunk of 6 iterations that drops after 4 and 5; its first 3 belong to schedules that drop from 3 on as well."""
+
+    SHORT = ("SOLVER.MAX_ITER", 5, "SOLVER.STEPS", "(3, 4)", "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
+
+    @pytest.fixture
+    def trunk(self, train: Train) -> Path:
+        return train(*TRUNK, name="trunk", keep_at=(3,), keep_last=1)
+
+    def test_kept_and_branched_bit_for_bit(self, trunk: Path, train: Train, capsys: pytest.CaptureFixture) -> None:
+        kept = trunk / "checkpoints/model_0000002.pth"
+        assert {path.name for path in kept.parent.glob("*.pth")} == {
+            "model_0000002.pth", "model_0000003.pth", "model_final.pth",
+        }  # fmt: skip
+        capsys.readouterr()
+        branch = train(*self.SHORT, name="branch", branch_from=str(trunk / kept.name))  # as detectron2 has its folders
+        assert "branching off" in capsys.readouterr().out
+        assert is_same(branch, train(*self.SHORT, name="direct"))
+        parent = read(branch, "parent.json")
+        assert (parent["checkpoint"], parent["completed_iterations"]) == (str(kept.resolve()), 3)
+
+    def test_the_parents_metrics_are_taken_over(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(metrics, "PERIOD", 1)
+        trunk = train(*TRUNK, name="trunk", keep_at=(3,))
+        branch = train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000002.pth"))
+        assert [line["iteration"] for line in lines(branch)] == [0, 1, 2, 3, 4]
+        assert lines(branch)[:3] == lines(trunk)[:3]
+
+    def test_a_drawn_seed_is_the_parents(self, train: Train) -> None:
+        trunk = train(*TRUNK, "SEED", -1, name="trunk", keep_at=(3,))
+        branch = train(*self.SHORT, "SEED", -1, name="branch", branch_from=str(trunk / "model_0000002.pth"))
+        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in (trunk, branch)}
+        assert len(seeds) == 1
+
+    def test_beyond_the_shared_beginning(self, trunk: Path, train: Train) -> None:
+        with pytest.raises(UserError, match=r"rate of iteration 3 would be(?s:.)*branch off after 3 iterations"):
+            train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000003.pth"))
+        assert not (trunk.parent / "branch").exists()
+
+    def test_another_beginning(self, trunk: Path, train: Train) -> None:
+        with pytest.raises(UserError, match=r"SOLVER\.WEIGHT_DECAY was 0.0001, now 0.1: completed iterations were"):
+            train(*self.SHORT, "SOLVER.WEIGHT_DECAY", 0.1, name="branch", branch_from=str(trunk / "model_0000002.pth"))
+
+    def test_other_data_under_the_same_name(self, trunk: Path, train: Train, datasets_root: Path) -> None:
+        path = datasets_root / "toy_train/annotations.json"
+        content = json.loads(path.read_text())
+        content["annotations"].pop(0)
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"the json of toy_train .* other images from now on"):
+            train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000002.pth"))
+
+    def test_killed_before_its_first_checkpoint(
+        self, trunk: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = {"name": "branch", "branch_from": str(trunk / "model_0000002.pth")}
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 0)
+            with pytest.raises(KeyboardInterrupt):
+                train(*self.SHORT, **keys)
+        assert is_same(train(*self.SHORT, name="branch", resume=True), train(*self.SHORT, name="direct"))
+
+    def test_resume_of_a_branch_with_its_own_flags(self, trunk: Path, train: Train) -> None:
+        keys = {"name": "branch", "branch_from": str(trunk / "model_0000002.pth"), "resume": True}
+        branch = train(*self.SHORT, **keys)
+        (branch / "result.json").unlink()
+        train(*self.SHORT, **keys)
+        (branch / "result.json").unlink()
+        with pytest.raises(UserError, match="holds a run that branched from"):
+            train(*self.SHORT, **{**keys, "branch_from": str(trunk / "model_0000003.pth")})
+
+    def test_no_run_around_the_checkpoint(self, trunk: Path, train: Train, tmp_path: Path) -> None:
+        shutil.copy(trunk / "checkpoints/model_0000002.pth", tmp_path / "lonely.pth")
+        with pytest.raises(UserError, match="is no run folder"):
+            train(*self.SHORT, name="branch", branch_from=str(tmp_path / "lonely.pth"))
+        with pytest.raises(UserError, match="no such file"):
+            train(*self.SHORT, name="branch", branch_from=str(tmp_path / "absent.pth"))
+
+    @pytest.mark.parametrize("keep_at", [(0,), (7,), (-1, 3)])
+    def test_kept_iterations_have_to_exist(self, keep_at: tuple[int, ...], train: Train) -> None:
+        with pytest.raises(ConfigError, match=r"--keep-at has .* from 1 to SOLVER.MAX_ITER 6"):
+            train(*TRUNK, keep_at=keep_at)
+
+
+def paper(**changes: Any) -> Any:
+    cfg = get_cfg()
+    values = {"BASE_LR": 0.02, "MAX_ITER": 540_000, "STEPS": (480_000, 520_000), "WARMUP_ITERS": 500, **changes}
+    for name, value in values.items():
+        set_key(cfg, f"SOLVER.{name}", value)
+    return cfg
+
+
+class TestChanges:
+    @pytest.mark.parametrize(
+        ("change", "completed", "first"),
+        [
+            ({"MAX_ITER": 180_000, "STEPS": (120_000, 160_000)}, 120_000, None),
+            ({"MAX_ITER": 180_000, "STEPS": (120_000, 160_000)}, 120_001, 120_000),
+            ({"BASE_LR": 0.01}, 1, 0),
+            ({"BASE_LR": 0.01}, 0, None),
+            ({"WARMUP_ITERS": 1000}, 600, 1),
+            ({"WARMUP_METHOD": "constant"}, 600, 1),
+            ({"GAMMA": 0.5}, 480_000, None),
+            ({"GAMMA": 0.5}, 480_001, 480_000),
+        ],
+    )
+    def test_first_other_rate(self, change: dict[str, Any], completed: int, first: int | None) -> None:
+        assert first_other_rate(paper(), paper(**change), completed) == first
+
+    def test_every_key_that_is_not_known_to_be_harmless_is_refused(self) -> None:
+        earlier, now = paper(), paper()
+        set_key(now, "MODEL.RPN.NMS_THRESH", 0.5)
+        set_key(now, "TEST.DETECTIONS_PER_IMAGE", 5)
+        harmless, refused = sorted(config_changes(earlier, now, 10), key=lambda change: change.refused)
+        assert (harmless.what, harmless.effect) == ("TEST.DETECTIONS_PER_IMAGE", "evaluations from now on")
+        assert (refused.what, refused.earlier, refused.now) == ("MODEL.RPN.NMS_THRESH", 0.7, 0.5)
+
+    def test_lists_and_tuples_are_the_same(self) -> None:
+        earlier = paper()
+        earlier.SOLVER.STEPS = [480_000, 520_000]
+        assert config_changes(earlier, paper(), 10) == []
+
+    def test_environments(self) -> None:
+        def environment(digest: str, **changes: Any) -> dict[str, Any]:
+            data = {"a": {"json_sha256": digest}, "b": {"json_sha256": digest}}
+            return {"datasets": data, "trained_on": ["a"], "backend": "torchvision", "processes": 1, "accumulate": 1,
+                    "packages": {"torch": "2.6"}, **changes}  # fmt: skip
+
+        assert not list(environment_changes(environment("x"), environment("x")))
+        changes = list(environment_changes(environment("x"), environment("y", processes=2, packages={"torch": "2.7"})))
+        assert [(change.what, change.refused) for change in changes] == [
+            ("the json of a (sha256)", True), ("the json of b (sha256)", False),
+            ("processes x accumulate", False), ("torch", False),
+        ]  # fmt: skip
+        (change,) = environment_changes(environment("x"), environment("x", backend="detectron2"))
+        assert change.refused
