@@ -18,6 +18,7 @@ from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.image import decode_masks, encode_masks, read_image, to_rle
 from scratch_det.data.stream import Stream
 from scratch_det.data.transforms import augment, flip, output_size, resize
+from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import DataError
 
 EXIF_ORIENTATION = 0x0112
@@ -574,11 +575,12 @@ class TestSamples:
         assert sample["boxes"].tolist() == [[0, 0, 36, 38]]
         assert len(sample["labels"]) == len(sample["masks"]) == 1
 
-    def test_workers_change_nothing(self, coco_factory):
+    @pytest.mark.parametrize("workers", [1, 2, 4])
+    def test_workers_change_nothing(self, coco_factory, workers):
         coco_factory(num_images=6)
         here, elsewhere = (
             list(samples.training_batches(self.training_set(cfg), cfg, 0))
-            for cfg in (config(), config(DATALOADER__NUM_WORKERS=2))
+            for cfg in (config(), config(DATALOADER__NUM_WORKERS=workers))
         )
         assert [len(batch) for batch in here] == [3] * 4
         for batch, other in zip(here, elsewhere, strict=True):
@@ -599,6 +601,22 @@ class TestSamples:
         for batch, other in zip(whole[2:], resumed, strict=True):
             assert all(same(a, b) for a, b in zip(batch, other, strict=True))
         assert all(same(sample, dataset[6 + i]) for i, sample in enumerate(resumed[0]))
+
+    @pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
+    def test_split_over_processes_and_parts_changes_no_sample(self, coco_factory, size, accumulate):
+        """Image, flip and size at every iteration: the processes' parts, in their order, are the whole batch."""
+        coco_factory(num_images=6)
+        cfg = config(SOLVER__IMS_PER_BATCH=4, SOLVER__MAX_ITER=3, INPUT__MIN_SIZE_TRAIN=(48, 64, 80))
+        whole = list(samples.training_batches(self.training_set(cfg), cfg, 0))
+        assert len({tuple(sample["image"].shape) for batch in whole for sample in batch}) > 2
+        worlds = [World(rank, size, rank, size) for rank in range(size)] if size > 1 else [ALONE]
+        feeds = [samples.training_batches(self.training_set(cfg), cfg, 0, world, accumulate) for world in worlds]
+        for batch in whole:
+            parts = [next(feed) for feed in feeds for _ in range(accumulate)]
+            assert {len(part) for part in parts} == {4 // (size * accumulate)}
+            found = [sample for part in parts for sample in part]
+            assert all(same(a, b) for a, b in zip(batch, found, strict=True))
+            assert [sample["position"] for sample in found] == [sample["position"] for sample in batch]
 
     def test_batch_size_changes_no_sample(self, coco_factory):
         coco_factory(num_images=6)

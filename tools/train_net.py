@@ -81,7 +81,8 @@ def main() -> None:
             with exit_on_user_error(speaks=world.local_rank == 0):
                 start(Request(**args), world)
     except Stopped as stopped:
-        print(f"{stopped}; the same command with --resume continues from its checkpoint", file=sys.stderr)
+        end = "" if args["eval_only"] else "; the same command with --resume continues from its checkpoint"
+        print(f"{stopped}{end}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted before the training began", file=sys.stderr)

@@ -10,7 +10,6 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import load_config
-from scratch_det.distributed.group import Group
 from scratch_det.errors import UserError
 from scratch_det.train.changes import Change, config_changes, environment_changes, first_other_rate, rate
 from scratch_det.train.checkpoint import damage, load_weights, read_checkpoint
@@ -33,9 +32,7 @@ class Origin:
     is_branch: bool = False
 
 
-def find_origin(
-    run_dir: RunDir, store: CheckpointStore, group: Group, resume: bool, branch_from: Path | None
-) -> Origin:
+def find_origin(run_dir: RunDir, store: CheckpointStore, resume: bool, branch_from: Path | None = None) -> Origin:
     """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``; else nothing.
 
     A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
@@ -43,8 +40,7 @@ def find_origin(
     """
     if resume and run_dir.holds_run():
         branch_from = _recorded_parent(run_dir, branch_from)
-        own = group.broadcast(store.newest_valid() if group.is_main else None)
-        if own:
+        if own := store.newest_valid():
             return Origin(own, run_dir)
     elif resume and not branch_from:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
@@ -58,7 +54,7 @@ def find_origin(
             f"--branch-from {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
-    if group.is_main and (reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name))):
+    if reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name)):
         raise UserError(f"--branch-from {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}")
     return Origin(checkpoint, parent, is_branch=True)
 
@@ -109,7 +105,7 @@ def restore(cfg: CfgNode, state: State, origin: Origin) -> list[dict[str, float]
     return saved.get("window", [])
 
 
-def check_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
     """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
     if origin.run is None or origin.checkpoint is None:
         return
@@ -118,9 +114,7 @@ def check_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, com
     changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
     if origin.is_branch:
         changes = [change for change in changes if change.what != "OUTPUT_DIR"]
-    refused = [change for change in changes if change.refused]
-    if refused:
-        raise UserError(_refusal(refused, origin, completed) + _branch_hint(earlier, cfg, origin, completed))
+    refuse_changes(changes, str(origin.checkpoint), completed, _branch_hint(earlier, cfg, origin, completed))
     verb = "branching off" if origin.is_branch else "resuming from"
     logger.info(
         f"{verb} {origin.checkpoint}: {completed:,} of {cfg.SOLVER.MAX_ITER:,} iterations are done, "
@@ -130,12 +124,14 @@ def check_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, com
         logger.warning(f"  {change}")
 
 
-def _refusal(refused: Iterable[Change], origin: Origin, completed: int) -> str:
-    lines = [f"  {change}" for change in refused]
-    more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
-    head = f"{origin.checkpoint} cannot be continued so after {completed} iterations:"
-    mend = "  keep the earlier values, or start another run: OUTPUT_DIR PATH"
-    return "\n".join([head, *lines[:MOST_CHANGES], *more, mend])
+def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
+    """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
+    lines = [f"  {change}" for change in changes if change.refused]
+    if lines:
+        more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+        head = f"{what} cannot be continued so after {completed} iterations:"
+        mend = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"
+        raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, mend]))
 
 
 def _branch_hint(earlier: CfgNode, now: CfgNode, origin: Origin, completed: int) -> str:

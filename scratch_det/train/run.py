@@ -13,6 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
+from scratch_det.config import load_config
 from scratch_det.config.curve import learning_rate_line
 from scratch_det.data.coco import CocoDataset, collection_paused
 from scratch_det.data.dataset import TrainingSet
@@ -23,13 +24,22 @@ from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import evaluate
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.progress import clock
+from scratch_det.train.changes import config_changes
 from scratch_det.train.disk import check_free_space, checkpoint_bytes
 from scratch_det.train.environment import describe
 from scratch_det.train.log import log_to_file, logger
 from scratch_det.train.loop import Run, due, train
 from scratch_det.train.metrics import Metrics, flat_metrics, is_evaluated
 from scratch_det.train.pictures import draw
-from scratch_det.train.resume import Origin, begin_branch, check_changes, find_origin, restore, settle_seed
+from scratch_det.train.resume import (
+    Origin,
+    begin_branch,
+    find_origin,
+    refuse_changes,
+    report_start,
+    restore,
+    settle_seed,
+)
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Plan
 from scratch_det.train.state import State, build_state, pick_device
@@ -50,7 +60,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     with Group(world, device, stop) as group:
         store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.keep_at)
         branch_from = Path(request.branch_from) if request.branch_from else None
-        origin = find_origin(run_dir, store, group, request.resume, branch_from)
+        origin = group.broadcast(
+            find_origin(run_dir, store, request.resume, branch_from) if group.is_main else Origin()
+        )
         settle_seed(cfg, origin, run_dir, group.broadcast(int(np.random.SeedSequence().generate_state(1)[0] >> 1)))
         environment = describe(plan, backend.library(), group.size)
         with collection_paused():
@@ -58,7 +70,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device)
         window = restore(cfg, state, origin)
-        check_changes(cfg, environment, origin, state.iteration)
+        report_start(cfg, environment, origin, state.iteration)
         check_disk(cfg, state, store)
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
@@ -80,7 +92,8 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
         state = build_state(cfg, backend, device)
-        origin = find_origin(run_dir, CheckpointStore(run_dir.checkpoints), group, plan.request.resume, None)
+        store = CheckpointStore(run_dir.checkpoints)
+        origin = group.broadcast(find_origin(run_dir, store, plan.request.resume) if group.is_main else Origin())
         restore(cfg, state, origin)
         if origin.checkpoint:
             logger.info(f"evaluating {origin.checkpoint}, {state.iteration} iterations are done")
@@ -202,7 +215,7 @@ def finish(run: Run, backend: str, test: list[CocoDataset], metrics: dict[str, A
 
 
 def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
-    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another length."""
+    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another run."""
     result = json.loads(run_dir.result.read_text())
     if result["iteration"] != cfg.SOLVER.MAX_ITER:
         raise UserError(
@@ -210,6 +223,11 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
             f"{cfg.SOLVER.MAX_ITER}; name another folder, and branch off a checkpoint before its first drop of the "
             "learning rate: --branch-from FILE OUTPUT_DIR PATH"
         )
+    settle_seed(cfg, Origin(), run_dir, 0)
+    changes = config_changes(load_config(run_dir.config).cfg, cfg, result["iteration"])
+    refuse_changes(changes, f"the finished run in {run_dir.path}", result["iteration"])
+    for change in changes:
+        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect any more")
     logger.info(f"{run_dir.path} holds a finished run of {result['iteration']} iterations; nothing to do")
     if "bbox" in result["metrics"]:
         logger.info("\n" + format_table(result["metrics"]))

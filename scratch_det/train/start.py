@@ -71,8 +71,12 @@ def make_plan(request: Request, world: World) -> Plan:
     """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
     recipe = load_config(request.config_file, request.overrides)
     cfg, backend = recipe.cfg, backends.choose(request.backend)
-    batch = [] if request.eval_only else settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
-    notices = check_config(cfg, world.size, request.accumulate)
+    batch, notices = [], []
+    if request.eval_only:
+        check_config(cfg)  # images are shared one by one, so the batch says nothing
+    else:
+        batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
+        notices = check_config(cfg, world.size, request.accumulate)
     backends.check_keys(backend, cfg)
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume or request.eval_only)
