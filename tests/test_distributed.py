@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,6 +112,13 @@ class TestFlags:
                 launch.launch(2, 1, 0, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class TestStop:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
     def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
@@ -120,7 +128,7 @@ class TestStop:
             assert not flag.requested
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)  # the same request, handed on by a launcher as well
-            assert flag.requested
+            wait_for(lambda: flag.requested)
         assert signal.getsignal(number) == before
         assert Stopped(flag).exit_code == code
         assert number.name in str(Stopped(flag))
@@ -137,6 +145,7 @@ class TestStop:
         flag = StopFlag()
         with flag.listening():
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            wait_for(lambda: flag.requested)
             os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: ended)
         assert ended == [128 + signal.SIGUSR1]

@@ -11,7 +11,8 @@ from run_folder import NO_TEST, interrupt_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, load_config, set_key
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import metrics, run
+from scratch_det.train import evaluate as evaluations
+from scratch_det.train import metrics
 from scratch_det.train.changes import config_changes, environment_changes, first_other_rate
 from scratch_det.train.checkpoint import read_checkpoint
 
@@ -51,7 +52,7 @@ class TestResume:
 
     def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(evaluations, "evaluate", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train()
         folder = train(resume=True)
@@ -118,7 +119,7 @@ class TestResume:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
         whole = train(*keys, name="whole")
         with monkeypatch.context() as patch:
-            patch.setattr(run, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(evaluations, "evaluate", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(*keys, name="parts")
         assert is_same(train(*keys, name="parts", resume=True), whole)
@@ -302,7 +303,7 @@ class TestChanges:
         def environment(digest: str, **changes: Any) -> dict[str, Any]:
             data = {"a": {"json_sha256": digest}, "b": {"json_sha256": digest}}
             return {"datasets": data, "trained_on": ["a"], "backend": "torchvision", "processes": 1, "accumulate": 1,
-                    "packages": {"torch": "2.6"}, **changes}  # fmt: skip
+                    "threads": 1, "packages": {"torch": "2.6"}, **changes}  # fmt: skip
 
         assert not list(environment_changes(environment("x"), environment("x")))
         changes = list(environment_changes(environment("x"), environment("y", processes=2, packages={"torch": "2.7"})))

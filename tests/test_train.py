@@ -23,7 +23,7 @@ from torchvision.models import resnet18
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import metrics
+from scratch_det.train import loop, metrics
 from scratch_det.train.checkpoint import load_weights, read_checkpoint
 from scratch_det.train.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from scratch_det.train.rundir import RunDir
@@ -221,6 +221,23 @@ class TestRun:
         assert "not finite" in status["error"]
         assert not (tmp_path / "run/result.json").exists()
         assert (tmp_path / "run/checkpoints/last_checkpoint").read_text() == "model_0000000.pth"
+
+    def test_weights_that_are_not_finite_are_not_saved(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A finite loss may have a gradient that is not; the next loss would tell, but after the checkpoint."""
+
+        def spoil(run: loop.Run, *arguments: Any) -> tuple[dict[str, float], bool]:
+            found = original(run, *arguments)
+            if run.state.iteration == 1:
+                next(run.state.model.parameters()).data[0] = math.inf
+            return found
+
+        original = loop.step
+        monkeypatch.setattr(loop, "step", spoil)
+        with pytest.raises(UserError, match=r"1 weights are not finite after 2 iterations(?s:.)*not saved(?s:.)*lower"):
+            train("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
+        assert [path.name for path in (tmp_path / "run/checkpoints").glob("*.pth")] == ["model_0000000.pth"]
 
     def test_bf16(self, train: Train) -> None:
         folder = train("SOLVER.AMP.ENABLED", True, "SOLVER.CLIP_GRADIENTS.ENABLED", True, *NO_TEST)

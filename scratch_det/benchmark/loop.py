@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.benchmark.pairs import Pairs, time_pairs
-from scratch_det.config import load_config
+from scratch_det.config import check_config, load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
@@ -32,6 +32,8 @@ def loop_against_bare(config_file: str, overrides: list[str], pairs: int) -> Pai
     what a run would refuse.
     """
     cfg = load_config(config_file, overrides).cfg
+    check_config(cfg)
+    backends.check_keys(backends.choose(backends.AUTO), cfg)
     batches = load_batches(cfg)
     with tempfile.TemporaryDirectory() as folder:
         run, other = new_run(cfg, Path(folder) / "loop"), new_run(cfg, Path(folder) / "bare")

@@ -1,8 +1,22 @@
-"""The learning rate of a whole run in one line."""
+"""The learning rate under a recipe: of one iteration, and of the whole run in one line."""
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.schedule import warmup_at
+from scratch_det.schedule import lr_at, warmup_at
+
+
+def learning_rate(cfg: CfgNode, iteration: int) -> float:
+    """SOLVER.*'s rate of an iteration, counted from 0."""
+    solver = cfg.SOLVER
+    return lr_at(
+        iteration,
+        base_lr=solver.BASE_LR,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )
 
 
 def learning_rate_line(cfg: CfgNode, num_images: int | None = None) -> str:

@@ -1,11 +1,8 @@
 """The processes of one run: what they agree on, exchange and how they fail together."""
 
-import json
 import os
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
+from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.distributed.watch import Watch, exit_code, explanation, lost_connection
 from scratch_det.distributed.world import World
-from scratch_det.errors import EXIT_CODE, UserError
+from scratch_det.errors import UserError
 
 SECONDS_TO_LEARN = 3.0  # until a launcher has left word that it saw a process die
 MEETING_SECONDS = 300.0  # until the last process has to be there; slow file systems delay imports
+EXCHANGE_SECONDS = 1800.0  # for the others to wait while the main process scores and draws
 
 
 class Group:
@@ -37,11 +36,13 @@ class Group:
             self.watch = Watch(self.rank, stop)
             self.watch.start()
             store = _join(world)
+            self.watch.store = store.clone()  # a connection of its own
+            _wait_for_all(store, self.size)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
-            self.watch.store = store.clone()  # a connection of its own
+            timeout = timedelta(seconds=EXCHANGE_SECONDS)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, in every one of them."""
@@ -108,86 +109,6 @@ class Group:
             self.watch = None
 
 
-class Watch(threading.Thread):
-    """Looks for what a process that waits for the others cannot see: one failed or must stop, or the launcher is gone.
-
-    Nobody waits for orphans, so they end. ``store`` is where the processes leave word, once they have met.
-    """
-
-    def __init__(self, rank: int, stop: StopFlag):
-        super().__init__(daemon=True, name="watch")
-        self.rank, self.stop, self.parent = rank, stop, os.getppid()
-        self.store: dist.Store | None = None
-        self.record: Callable[[str], None] = lambda reason: None
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        """Look until told to end; leave the process when another one failed or the store is gone."""
-        while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
-            if os.getppid() != self.parent:
-                self._leave("the launcher is gone", 1)
-            try:
-                if self.store:
-                    self._look(self.store)
-            except RuntimeError:  # no store any more, because the process or launcher that kept it is gone
-                if not self.ended.is_set():
-                    self._leave("the process that kept the meeting point is gone", 1)
-
-    def _look(self, store: dist.Store) -> None:
-        if self.stop.requested:
-            store.set("stop", "")
-        elif store.check(["stop"]):
-            self.stop.requested = True
-        if store.check(["failure"]):
-            failure = json.loads(store.get("failure"))
-            if failure["rank"] != self.rank:
-                self._leave(failure["reason"], failure["exit_code"])
-
-    def _leave(self, reason: str, code: int) -> None:
-        self.record(reason)
-        os._exit(code)
-
-    def end(self) -> None:
-        """Stop looking."""
-        self.ended.set()
-        self.join()
-
-    def is_first_failure(self, error: BaseException) -> bool:
-        """Announce that this process failed; False when another one did before."""
-        reason = f"process {self.rank}: {type(error).__name__}: {error}"
-        try:
-            if self.store is None or self.store.add("failures", 1) > 1:
-                return self.store is None
-            announce_failure(self.store, self.rank, reason, exit_code(error))
-        except RuntimeError:
-            return self.rank == 0  # the store is gone: one of those that are left explains
-        return True
-
-
-def lost_connection(error: BaseException) -> bool:
-    """Whether the error is that of a process that another one has left alone in an exchange."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def explanation(error: BaseException, rank: int, size: int) -> str:
-    """What the process that failed first prints: a message, or for what nobody foresaw the traceback."""
-    if lost_connection(error):
-        return "error: the connection to another process is lost: it was killed, or its machine"
-    if isinstance(error, UserError):
-        return f"error: {error}"
-    return f"process {rank} of {size} failed:\n" + "".join(traceback.format_exception(error))
-
-
-def exit_code(error: BaseException) -> int:
-    """What a process ends with: 2 for what the user can mend, else 1."""
-    return EXIT_CODE if isinstance(error, UserError) else 1
-
-
-def announce_failure(store: dist.Store, rank: int | None, reason: str, code: int) -> None:
-    """Leave word in the store that a process failed; ``rank`` None when it could not say so itself."""
-    store.set("failure", json.dumps({"rank": rank, "reason": reason, "exit_code": code}))
-
-
 def _join(world: World) -> dist.Store:
     """A connection to the store where the processes meet. Raises UserError when the meeting point cannot be opened."""
     opens_it = world.is_main and not world.served
@@ -207,6 +128,19 @@ def _join(world: World) -> dist.Store:
             "give a free port: MASTER_PORT, torchrun's --master-port or --dist-url"
         ) from None
     return prefixed(store)
+
+
+def _wait_for_all(store: dist.Store, size: int) -> None:
+    """Raise UserError when not all processes have come within ``MEETING_SECONDS``."""
+    here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
+    while here < size:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{here} of {size} processes have come within {MEETING_SECONDS:.0f} seconds; "
+                "look for what the others said, and end this start everywhere before the next one"
+            )
+        time.sleep(0.05)
+        here = store.add("here", 0)
 
 
 def prefixed(store: dist.Store) -> dist.Store:

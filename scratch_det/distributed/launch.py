@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
@@ -46,12 +46,12 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
     """
     num_processes = max(num_gpus, 1)
     address, port = _meeting_point(num_machines, dist_url)
-    store = _serve(address, port) if machine_rank == 0 else None
+    store = _meet(address, port, machine_rank == 0)
     shared = {
         "WORLD_SIZE": num_processes * num_machines,
         "LOCAL_WORLD_SIZE": num_processes,
         "MASTER_ADDR": address,
-        "MASTER_PORT": store.port if store else port,
+        "MASTER_PORT": store.port,
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // num_processes)),
     }
@@ -61,7 +61,7 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
             own = {"RANK": machine_rank * num_processes + local_rank, "LOCAL_RANK": local_rank}
             environment = os.environ | {name: str(value) for name, value in (shared | own).items()}
             processes.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
-        return _wait(processes, store)
+        return _wait(processes, store, machine_rank * num_processes)
 
 
 def _meeting_point(num_machines: int, dist_url: str) -> tuple[str, int]:
@@ -75,16 +75,17 @@ def _meeting_point(num_machines: int, dist_url: str) -> tuple[str, int]:
     return url.hostname, url.port
 
 
-def _serve(address: str, port: int) -> "TCPStore":
+def _meet(address: str, port: int, opens_it: bool) -> "TCPStore":
     """The store where the processes meet. Held by the launcher, so it outlives each of them; port 0 is a free one."""
     from torch.distributed import TCPStore  # here, so that refusals come at once
 
     try:
-        return TCPStore(address, port, is_master=True, wait_for_workers=False)
+        return TCPStore(address, port, is_master=opens_it, wait_for_workers=False)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason, doing = str(error).splitlines()[0], "open" if opens_it else "reach"
         raise UserError(
-            f"cannot open {address}:{port} for the processes to meet ({reason}); give another: --dist-url tcp://HOST:PORT"
+            f"cannot {doing} {address}:{port} for the processes to meet ({reason}); "
+            "give another: --dist-url tcp://HOST:PORT"
         ) from None
 
 
@@ -105,33 +106,34 @@ def _passing_signals_on(processes: list[subprocess.Popen]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(processes: list[subprocess.Popen], store: "TCPStore | None") -> int:
+def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int) -> int:
     """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code."""
     code, deadline = 0, float("inf")
-    while any(process.poll() is None for process in processes):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-        failed = next((i for i, process in enumerate(processes) if process.poll()), None)
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = next((number for number, found in enumerate(codes) if found), None)
         if failed is not None and not code:
-            code, deadline = _explain(failed, processes[failed].returncode), time.monotonic() + SECONDS_TO_END
-            if store and processes[failed].returncode < 0:
-                _tell_the_others(store, failed, code)
+            code = _explain(store, first_rank + failed, processes[failed].returncode)
+            deadline = time.monotonic() + SECONDS_TO_END
+        if None not in codes:
+            return code
         if time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-    return code or next((_explain(i, p.returncode) for i, p in enumerate(processes) if p.returncode), 0)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _tell_the_others(store: "TCPStore", local_rank: int, code: int) -> None:
-    from scratch_det.distributed.group import announce_failure, prefixed
-
-    announce_failure(prefixed(store), None, f"process {local_rank} was killed", code)
-
-
-def _explain(local_rank: int, returncode: int) -> int:
-    """The exit code, and a line on standard error where the process could not write one itself."""
+def _explain(store: "TCPStore", rank: int, returncode: int) -> int:
+    """The exit code; where a signal ended the process, say so here and to the others, as it could not itself."""
     if returncode > 0:
         return returncode
-    name = signal.Signals(-returncode).name
+    from scratch_det.distributed.group import prefixed
+    from scratch_det.distributed.watch import announce_failure
+
+    name, code = signal.Signals(-returncode).name, 128 - returncode
     hint = " (out of memory?)" if -returncode == signal.SIGKILL else ""
-    print(f"error: process {local_rank} of this machine was ended by {name}{hint}", file=sys.stderr, flush=True)
-    return 128 - returncode
+    reason = f"process {rank} was ended by {name}{hint}"
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    with suppress(RuntimeError):  # the store may be gone with the machine that keeps it
+        announce_failure(prefixed(store), None, reason, code)
+    return code

@@ -11,12 +11,16 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: not finished, the same command again will continue
+END = b"\0"  # no signal has this number
 SECONDS_BETWEEN_LOOKS = 0.5
 SAME_REQUEST = 1.0  # seconds: a launcher and the cluster may both hand on one and the same signal
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR1 (a cluster wants its machine back) and by SIGINT (Ctrl-C)."""
+    """Set by SIGTERM or SIGUSR1 (a cluster wants its machine back) and by SIGINT (Ctrl-C).
+
+    A thread takes the signals, so that the second one counts also while the process is blocked in an exchange.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -26,18 +30,39 @@ class StopFlag:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take over the three signals for a while; only possible in the main thread."""
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        before = {number: signal.signal(number, _leave_it_to_the_thread) for number in SIGNALS}
+        fd_before = signal.set_wakeup_fd(write_end)
+        thread = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
+        thread.start()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(fd_before)
+            os.write(write_end, END)
+            thread.join()
+            os.close(write_end)
+            os.close(read_end)
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+    def _listen(self, read_end: int) -> None:
+        """Every signal with a handler in Python arrives as a byte, those of other libraries too."""
+        while (byte := os.read(read_end, 1)) != END:
+            if byte[0] in SIGNALS:
+                self._on_signal(byte[0])
+
+    def _on_signal(self, number: int) -> None:
         if self.signal is None:
-            self.requested, self.signal, self.received = True, signal.Signals(number), time.monotonic()
+            self.signal, self.received = signal.Signals(number), time.monotonic()
+            self.requested = True
         elif time.monotonic() - self.received > SAME_REQUEST:
             os._exit(128 + number)
+
+
+def _leave_it_to_the_thread(_number: int, _frame: FrameType | None) -> None:
+    """A handler in Python, so that the signal is passed on to ``set_wakeup_fd``."""
 
 
 class Stopped(Exception):
@@ -50,13 +75,17 @@ class Stopped(Exception):
 
 def follow_parent(_worker: int = 0) -> None:
     """For data loading workers: live and end with the process that they serve, which decides when to stop."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for ``_end_with_parent`` to take
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """End when the parent is gone or says so by SIGTERM; the same signal from anyone else is meant for the parent."""
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        found = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
+        if found and found.si_pid == parent.pid:
+            break
     os._exit(1)

@@ -52,7 +52,7 @@ def read_world(environment: Mapping[str, str]) -> World:
             world = _from_slurm(environment)
         else:
             return ALONE
-    except (KeyError, ValueError) as error:
+    except (LookupError, ValueError) as error:
         raise UserError(
             f"the launcher's environment is incomplete ({type(error).__name__}: {error}); expected RANK, WORLD_SIZE, "
             "MASTER_ADDR and MASTER_PORT as torchrun sets them, or SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID "

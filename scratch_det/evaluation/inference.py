@@ -57,7 +57,7 @@ def predict_dataset(
     group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
     own: list[list[dict[str, Any]]] = []
     batches = evaluation_batches(dataset, cfg, group.world)
-    for batch in track(batches, f"predicting {data.entry.name}", len(dataset) // group.size, say=logger.info):
+    for batch in track(batches, f"predicting {data.entry.name}", -(-len(dataset) // group.size), say=logger.info):
         if group.stop.requested:
             break
         for sample, found in zip(batch, backend.predict(model, batch), strict=True):

@@ -34,7 +34,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W] in its own type; N may be 0."""
-        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
             self._check_input_dim(x)
             count, mean, var = global_statistics(x)
             if self.track_running_stats:

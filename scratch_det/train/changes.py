@@ -11,7 +11,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten
-from scratch_det.schedule import lr_at
+from scratch_det.config.curve import learning_rate
 
 EVALUATION = "evaluations from now on"
 ROUNDING = "the same computation, last digits may differ"
@@ -66,21 +66,8 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
     warmup = max(solver.WARMUP_ITERS for solver in solvers)
     drops = {step for solver in solvers for step in solver.STEPS}
     where_rates_change = sorted({*range(min(completed, warmup + 1)), *drops})  # between these the rates are constant
-    return next((i for i in where_rates_change if i < completed and rate(earlier, i) != rate(now, i)), None)
-
-
-def rate(cfg: CfgNode, iteration: int) -> float:
-    """The learning rate of an iteration under SOLVER.*."""
-    solver = cfg.SOLVER
-    return lr_at(
-        iteration,
-        base_lr=solver.BASE_LR,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
-    )
+    passed = (i for i in where_rates_change if i < completed)
+    return next((i for i in passed if learning_rate(earlier, i) != learning_rate(now, i)), None)
 
 
 def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
@@ -96,6 +83,8 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
     old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))
     if old != new:
         yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
+    if earlier["threads"] != now["threads"]:
+        yield Change("CPU threads", earlier["threads"], now["threads"], ROUNDING)
     for name in ("torch", "torchvision"):
         old, new = (content["packages"].get(name) for content in (earlier, now))
         if old != new:

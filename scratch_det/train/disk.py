@@ -1,5 +1,6 @@
 """The disk space that a run's checkpoints take, known before the run starts."""
 
+import errno
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from scratch_det.errors import UserError
 
 FLOAT32 = 4  # bytes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checkpoint_bytes(weights: int, trainable: int) -> int:

@@ -13,6 +13,7 @@ from scratch_det.train.rundir import RunDir
 REPORT = "nonfinite.json"
 MOST_LINES = 50  # iterations of losses kept
 MOST_IMAGES = 8  # named in the message; the report has all
+LOWER = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
 RISEN = 2.0  # a loss that has grown by this factor within the last iterations speaks for the learning rate
 
 
@@ -61,17 +62,16 @@ def report_divergence(
 
 def likely_cause(totals: list[float | str], moment: Moment) -> str:
     """One sentence; ``totals`` are the processes' total losses, as text where they are not finite."""
-    lower = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
     before = [line["total_loss"] for line in moment.history]
     bad = [rank for rank, total in enumerate(totals) if isinstance(total, str)]
     if len(before) > 1 and before[-1] > RISEN * min(before):
-        return f"training diverged, total_loss rose from {min(before):.3g} to {before[-1]:.3g} before: {lower}"
+        return f"training diverged, total_loss rose from {min(before):.3g} to {before[-1]:.3g} before: {LOWER}"
     if len(bad) < len(totals):
         ranks = ", ".join(map(str, bad))
         return f"only process {ranks} of {len(totals)} has it, so look at its images: boxes, masks, sizes"
     if moment.iteration < moment.warmup_iters:
-        return f"iteration {moment.iteration} is within the warm-up of {moment.warmup_iters}: {lower}"
-    return f"the losses before did not rise, so look at the images; if they are sound, {lower}"
+        return f"iteration {moment.iteration} is within the warm-up of {moment.warmup_iters}: {LOWER}"
+    return f"the losses before did not rise, so look at the images; if they are sound, {LOWER}"
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float | str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
+from scratch_det.errors import UserError
 from scratch_det.progress import Progress
-from scratch_det.train.divergence import MOST_LINES, Moment, report_divergence
+from scratch_det.train.divergence import LOWER, MOST_LINES, Moment, report_divergence
 from scratch_det.train.log import logger
 from scratch_det.train.metrics import Metrics, as_line
 from scratch_det.train.optimizer import clip_gradients, set_learning_rate
@@ -45,7 +46,15 @@ class Run:
         return {**self.state.state_dict(), "window": self.metrics.window}
 
     def save(self) -> None:
-        """Write a checkpoint of the completed iterations; the main process does, the others go on."""
+        """Write a checkpoint of the completed iterations; the main process does, the others go on.
+
+        Raises UserError, in all processes, when a weight is not finite: such a checkpoint would be the newest.
+        """
+        if bad := [name for name, value in self.state.model.named_parameters() if not value.isfinite().all()]:
+            raise UserError(
+                f"{len(bad)} weights are not finite after {self.state.iteration} iterations, the first is {bad[0]}; "
+                f"they are not saved\n  training diverged: {LOWER}; earlier checkpoints are kept"
+            )
         if self.group.is_main:
             final = self.state.iteration == self.cfg.SOLVER.MAX_ITER
             self.checkpoints.save(self.content(), self.state.iteration, final)

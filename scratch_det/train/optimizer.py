@@ -6,8 +6,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from scratch_det.config.curve import learning_rate
 from scratch_det.modeling.norm import NORM_LAYERS
-from scratch_det.train.changes import rate
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
@@ -45,7 +45,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, bool]]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration: int) -> float:
     """Give every group the rate of ``iteration`` times its factor; returns the rate before factors."""
-    lr = rate(cfg, iteration)
+    lr = learning_rate(cfg, iteration)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr

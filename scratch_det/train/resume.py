@@ -1,18 +1,19 @@
 """Where a run starts: at its own last checkpoint, at another run's (a branch), at given weights, or at random."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import load_config
+from scratch_det.config.curve import learning_rate
 from scratch_det.errors import UserError
-from scratch_det.train.changes import Change, config_changes, environment_changes, first_other_rate, rate
-from scratch_det.train.checkpoint import damage, load_weights, read_checkpoint
+from scratch_det.train.changes import Change, config_changes, environment_changes, first_other_rate
+from scratch_det.train.checkpoint import damage, load_weights, read_checkpoint, sha256_of
 from scratch_det.train.index import Index
 from scratch_det.train.log import logger
 from scratch_det.train.metrics import keep_lines
@@ -41,7 +42,7 @@ def find_origin(run_dir: RunDir, store: CheckpointStore, resume: bool, branch_fr
     if resume and run_dir.holds_run():
         branch_from = _recorded_parent(run_dir, branch_from)
         if own := store.newest_valid():
-            return Origin(own, run_dir)
+            return Origin(own, RunDir(run_dir.path, writes=False))
     elif resume and not branch_from:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
     if not branch_from:
@@ -62,7 +63,8 @@ def find_origin(run_dir: RunDir, store: CheckpointStore, resume: bool, branch_fr
 def _recorded_parent(run_dir: RunDir, branch_from: Path | None) -> Path | None:
     """The checkpoint that this folder's run branched from; raises UserError when ``branch_from`` names another."""
     recorded = Path(json.loads(run_dir.parent.read_text())["checkpoint"]) if run_dir.parent.exists() else None
-    if branch_from and (recorded is None or find_checkpoint(branch_from).resolve() != recorded):
+    inside = branch_from.parent / "checkpoints" / branch_from.name if branch_from else None
+    if branch_from and inside and recorded not in (branch_from.resolve(), inside.resolve()):
         raise UserError(
             f"--branch-from {branch_from}: {run_dir.path} holds a run that "
             + (f"branched from {recorded}" if recorded else "is not a branch")
@@ -71,13 +73,14 @@ def _recorded_parent(run_dir: RunDir, branch_from: Path | None) -> Path | None:
     return recorded
 
 
-def settle_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir, drawn: int) -> None:
-    """SEED -1 means: the one of the run that this one continues, else ``drawn``."""
+def settled_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir) -> int:
+    """SEED; -1 means the one of the run that this one continues, else a new one."""
     source = origin.run or (run_dir if run_dir.holds_run() else None)
-    if cfg.SEED < 0 and source and source.config.exists():
-        cfg.SEED = load_config(source.config).cfg.SEED
-    elif cfg.SEED < 0:
-        cfg.SEED = drawn
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    if source and source.config.exists():
+        return load_config(source.config).cfg.SEED
+    return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
 
 
 def restore(cfg: CfgNode, state: State, origin: Origin) -> list[dict[str, float]]:
@@ -118,7 +121,7 @@ def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, comp
     verb = "branching off" if origin.is_branch else "resuming from"
     logger.info(
         f"{verb} {origin.checkpoint}: {completed:,} of {cfg.SOLVER.MAX_ITER:,} iterations are done, "
-        f"the learning rate continues at {rate(cfg, min(completed, cfg.SOLVER.MAX_ITER - 1)):g}"
+        f"the learning rate continues at {learning_rate(cfg, min(completed, cfg.SOLVER.MAX_ITER - 1)):g}"
     )
     for change in changes:
         logger.warning(f"  {change}")
@@ -142,9 +145,8 @@ def _branch_hint(earlier: CfgNode, now: CfgNode, origin: Origin, completed: int)
 
 def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:
     """Record the parent, and take over what it wrote about the shared iterations."""
-    if origin.is_branch and origin.checkpoint and origin.run and run_dir.writes:
-        digest = hashlib.sha256(origin.checkpoint.read_bytes()).hexdigest()
-        run_dir.write_json("parent.json", {
-            "checkpoint": str(origin.checkpoint.resolve()), "sha256": digest, "completed_iterations": completed,
-        })  # fmt: skip
+    if origin.checkpoint and origin.run and run_dir.writes:
+        digest = sha256_of(origin.checkpoint)
+        content = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": digest, "completed_iterations": completed}
+        run_dir.write_json(run_dir.parent.name, content)
         keep_lines(origin.run.metrics, run_dir.metrics, completed)

@@ -1,14 +1,12 @@
 """One run: build, train, evaluate, draw, report."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
@@ -18,18 +16,20 @@ from scratch_det.config.curve import learning_rate_line
 from scratch_det.data.coco import CocoDataset, collection_paused
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.distributed.group import Group
-from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import World
 from scratch_det.errors import UserError
-from scratch_det.evaluation.inference import evaluate
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.progress import clock
 from scratch_det.train.changes import config_changes
-from scratch_det.train.disk import check_free_space, checkpoint_bytes
+from scratch_det.train.checkpoint import load_weights
+from scratch_det.train.disk import FULL, check_free_space, checkpoint_bytes
+from scratch_det.train.divergence import REPORT
 from scratch_det.train.environment import describe
+from scratch_det.train.evaluate import evaluate_all, evaluate_if_missing, evaluate_now
 from scratch_det.train.log import log_to_file, logger
-from scratch_det.train.loop import Run, due, train
-from scratch_det.train.metrics import Metrics, flat_metrics, is_evaluated
+from scratch_det.train.loop import Run, train
+from scratch_det.train.metrics import Metrics
 from scratch_det.train.pictures import draw
 from scratch_det.train.resume import (
     Origin,
@@ -38,7 +38,7 @@ from scratch_det.train.resume import (
     refuse_changes,
     report_start,
     restore,
-    settle_seed,
+    settled_seed,
 )
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Plan
@@ -53,17 +53,15 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     was asked to stop.
     """
     cfg, run_dir, request = plan.cfg, plan.run_dir, plan.request
-    if request.resume and run_dir.result.exists():
-        return report_finished(cfg, run_dir)
+    run_dir.lock()
     backend = backends.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
         store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.keep_at)
-        branch_from = Path(request.branch_from) if request.branch_from else None
-        origin = group.broadcast(
-            find_origin(run_dir, store, request.resume, branch_from) if group.is_main else Origin()
-        )
-        settle_seed(cfg, origin, run_dir, group.broadcast(int(np.random.SeedSequence().generate_state(1)[0] >> 1)))
+        start = find_start(plan, store) if group.is_main else None
+        origin, cfg.SEED = group.broadcast(start)  # what the main process sees counts: file systems lag
+        if origin is None:
+            return
         environment = describe(plan, backend.library(), group.size)
         with collection_paused():
             dataset = TrainingSet(cfg, plan.training)
@@ -72,6 +70,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         window = restore(cfg, state, origin)
         report_start(cfg, environment, origin, state.iteration)
         check_disk(cfg, state, store)
+        for number in (number for number in request.keep_at if number <= state.iteration):
+            if group.is_main and origin.checkpoint and not origin.is_branch and not store.holds(number):
+                logger.warning(f"--keep-at {number}: {state.iteration} iterations are done, it was not kept")
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         log_start(cfg, backend, state, dataset)
@@ -86,23 +87,32 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
                 finish(run, plan.backend, plan.test, final)
 
 
+def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
+    """Where the run starts, None when it is finished, and its SEED."""
+    if plan.request.resume and plan.run_dir.result.exists():
+        report_finished(plan.cfg, plan.run_dir)
+        return None, plan.cfg.SEED
+    branch_from = Path(plan.request.branch_from) if plan.request.branch_from else None
+    origin = find_origin(plan.run_dir, store, plan.request.resume, branch_from)
+    return origin, settled_seed(plan.cfg, origin, plan.run_dir)
+
+
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the folder's last checkpoint; writes inference/ alone."""
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
-        state = build_state(cfg, backend, device)
-        store = CheckpointStore(run_dir.checkpoints)
-        origin = group.broadcast(find_origin(run_dir, store, plan.request.resume) if group.is_main else Origin())
-        restore(cfg, state, origin)
-        if origin.checkpoint:
-            logger.info(f"evaluating {origin.checkpoint}, {state.iteration} iterations are done")
-        elif not cfg.MODEL.WEIGHTS:
+        own = plan.request.resume and group.is_main and CheckpointStore(run_dir.checkpoints).newest_valid()
+        weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
+        model = build_state(cfg, backend, device).model
+        if weights:
+            logger.info(load_weights(model, Path(weights), backbone_prefix="backbone.body."))
+        else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
-        metrics = evaluate_all(cfg, backend, state, plan.test, out, group)
+        metrics = evaluate_all(cfg, backend, model, plan.test, out, group)
         if group.is_main:
-            result = {"backend": plan.backend, "weights": cfg.MODEL.WEIGHTS, "metrics": to_json_numbers(metrics)}
+            result = {"backend": plan.backend, "weights": weights, "metrics": to_json_numbers(metrics)}
             run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
             logger.info(f"wrote {out}/result.json")
 
@@ -120,9 +130,12 @@ def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
 def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
     """Take the run folder and write what the run is; from here on a failure is recorded in it."""
     run_dir.create()
-    begin_branch(run_dir, origin, completed)
+    if origin.is_branch:
+        begin_branch(run_dir, origin, completed)
     if run_dir.writes:
         log_to_file(run_dir.path / "log.txt")
+        for path in () if completed else (run_dir.parent, run_dir.path / REPORT):  # of a start that got nowhere
+            path.unlink(missing_ok=True)
     run_dir.write_text(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
@@ -138,40 +151,12 @@ def recording_failure(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         run.run_dir.fail(run.state.iteration, error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            place = error.filename or run.run_dir.path
+            raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
         raise
     finally:
         run.metrics.close()
-
-
-def evaluate_now(run: Run, test: list[CocoDataset], iteration: int) -> dict[str, Any]:
-    """Evaluate the weights as they are; a run that is asked to stop meanwhile leaves a checkpoint first."""
-    completed, max_iter = run.state.iteration, run.cfg.SOLVER.MAX_ITER
-    run.run_dir.set_status("evaluating", iteration=completed, max_iter=max_iter)
-    try:
-        found = evaluate_all(run.cfg, run.backend, run.state, test, run.run_dir.path / "inference", run.group)
-    except Stopped:
-        run.save()
-        raise
-    if found:
-        keep_if_best(run, found if len(test) == 1 else found[test[0].entry.name])
-        run.metrics.write(iteration, flat_metrics(found))  # last: the sign that this evaluation is done
-    return found
-
-
-def evaluate_if_missing(run: Run, test: list[CocoDataset]) -> None:
-    """The evaluation of the checkpoint that the run continues from, if it was cut off after the checkpoint."""
-    completed = run.state.iteration
-    if test and 0 < completed < run.cfg.SOLVER.MAX_ITER and due(completed, run.cfg.TEST.EVAL_PERIOD):
-        missing = run.group.is_main and not is_evaluated(run.run_dir.metrics, completed - 1)
-        if run.group.any(missing):
-            evaluate_now(run, test, completed - 1)
-
-
-def keep_if_best(run: Run, metrics: dict[str, Any]) -> None:
-    """With evaluations on the way, keep the weights of the best box AP as model_best.pth."""
-    ap = metrics["bbox"]["AP"]
-    if run.cfg.TEST.EVAL_PERIOD > 0 and not math.isnan(ap) and ap > run.checkpoints.best_ap():
-        run.checkpoints.save_best(run.content(), ap, run.state.iteration)
 
 
 def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
@@ -186,16 +171,6 @@ def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: Training
     )
     logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without objects left out")
     logger.info(learning_rate_line(cfg, len(dataset)))
-
-
-def evaluate_all(
-    cfg: CfgNode, backend: ModuleType, state: State, test: list[CocoDataset], out: Path, group: Group
-) -> dict[str, Any]:
-    """Metrics by task, in the main process; with several test sets, by their names first."""
-    if len(test) == 1:
-        return evaluate(backend, state.model, cfg, test[0], out, group)
-    found = {data.entry.name: evaluate(backend, state.model, cfg, data, out / data.entry.name, group) for data in test}
-    return found if group.is_main else {}
 
 
 def finish(run: Run, backend: str, test: list[CocoDataset], metrics: dict[str, Any]) -> None:
@@ -223,7 +198,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
             f"{cfg.SOLVER.MAX_ITER}; name another folder, and branch off a checkpoint before its first drop of the "
             "learning rate: --branch-from FILE OUTPUT_DIR PATH"
         )
-    settle_seed(cfg, Origin(), run_dir, 0)
+    cfg.SEED = settled_seed(cfg, Origin(), run_dir)
     changes = config_changes(load_config(run_dir.config).cfg, cfg, result["iteration"])
     refuse_changes(changes, f"the finished run in {run_dir.path}", result["iteration"])
     for change in changes:

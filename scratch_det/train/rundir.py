@@ -16,13 +16,15 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
+from scratch_det.train.log import logger
 
 
 class RunDir:
@@ -33,6 +35,7 @@ class RunDir:
 
     def __init__(self, path: str | Path, writes: bool = True):
         self.path, self.writes = Path(path), writes
+        self.lock_file: IO[str] | None = None
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.checkpoints = self.path / "checkpoints"
@@ -67,21 +70,28 @@ class RunDir:
             ) from None
 
     def create(self) -> None:
-        """Make the folder and the one for checkpoints, and lock it for as long as this process lives.
+        """Make the folder and the one for checkpoints, and lock it. Raises UserError as ``lock``."""
+        if self.writes:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.lock()
 
-        Raises UserError when another process trains here.
+    def lock(self) -> None:
+        """Keep others from training here for as long as this process lives; a folder that is not there needs no lock.
+
+        Raises UserError when another process trains here. A file system without locks gets a warning.
         """
-        if not self.writes:
+        if not self.writes or not self.path.is_dir() or self.lock_file:
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.path / "lock", "w")  # noqa: SIM115 - the lock goes with the process
+        self.lock_file = open(self.path / "lock", "w")  # noqa: SIM115 - the lock goes with the process
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another process is training in OUTPUT_DIR {self.path} (its status.json has the pid); wait for it, "
-                "end it, or name another folder: OUTPUT_DIR PATH"
+                f"another process is training in OUTPUT_DIR {self.path} (its status.json has host and pid); wait for "
+                "it, end it, or name another folder: OUTPUT_DIR PATH"
             ) from None
+        except OSError as error:
+            logger.warning(f"{self.path} cannot be locked ({error.strerror}): start no second run in it")
 
     def write_text(self, path: Path, text: str) -> None:
         """Replace a text file in one step."""
@@ -109,7 +119,7 @@ class RunDir:
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record what the run is doing: training, evaluating, finished, failed or stopped."""
-        self.write_json("status.json", {"state": state, "pid": os.getpid(), **details})
+        self.write_json("status.json", {"state": state, "host": platform.node(), "pid": os.getpid(), **details})
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """From a command line to a run: everything that can be refused is refused here, before torch is imported."""
 
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,7 +15,7 @@ from scratch_det.config import LoadedConfig, check_config, load_config, settle_b
 from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
-from scratch_det.distributed.stop import StopFlag
+from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import ConfigError, DataError, UserError
 from scratch_det.train.log import close_logging, logger, set_up_logging
@@ -55,16 +57,18 @@ def start(request: Request, world: World = ALONE) -> None:
     """
     set_up_logging(speaks=world.is_main)
     stop = StopFlag()
-    try:
+    with stop.listening(), ExitStack() as stack:
+        stack.callback(close_logging)
+        stack.callback(sys.stdout.flush)
+        if not world.is_main:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         plan = make_plan(request, world)
+        if stop.requested:
+            raise Stopped(stop)
 
         from scratch_det.train.run import evaluate_only, train_and_evaluate
 
-        with stop.listening():
-            (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
-    finally:
-        sys.stdout.flush()
-        close_logging()
+        (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
 
 
 def make_plan(request: Request, world: World) -> Plan:
@@ -73,6 +77,7 @@ def make_plan(request: Request, world: World) -> Plan:
     cfg, backend = recipe.cfg, backends.choose(request.backend)
     batch, notices = [], []
     if request.eval_only:
+        check_evaluation(request)
         check_config(cfg)  # images are shared one by one, so the batch says nothing
     else:
         batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
@@ -91,6 +96,16 @@ def make_plan(request: Request, world: World) -> Plan:
     for notice in [*notices, *data_notices(training, test)]:
         logger.warning(notice)
     return Plan(request, cfg, backend, training, test, run_dir)
+
+
+def check_evaluation(request: Request) -> None:
+    """Refuse flags that would do nothing with --eval-only."""
+    flags = {"--branch-from": request.branch_from, "--keep-at": request.keep_at, "--accumulate": request.accumulate > 1,
+             "--scale-to-batch": request.scale_to_batch}  # fmt: skip
+    if given := [flag for flag, value in flags.items() if value]:
+        raise ConfigError(
+            f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
+        )
 
 
 def check_kept(request: Request, max_iter: int) -> None:

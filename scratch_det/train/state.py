@@ -81,7 +81,8 @@ class State:
         """Continue where ``state_dict`` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where nothing was scaled: bfloat16 or float32
+            self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
 
 
@@ -102,6 +103,8 @@ def pick_device(name: str, world: World) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
         return torch.device("cpu")
+    if name.startswith("cuda:") and world.size > 1:
+        raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")
     if name == "cuda" and world.size > 1:
         return torch.device("cuda", _own_gpu(world, torch.cuda.device_count()))
     try:

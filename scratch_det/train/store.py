@@ -1,6 +1,5 @@
 """A run's checkpoints/: every file in it is complete, and damage is found before a checkpoint is used."""
 
-import errno
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -21,13 +20,12 @@ from scratch_det.train.checkpoint import (
     tensor_bytes,
     write_synced,
 )
-from scratch_det.train.disk import free_bytes, size
+from scratch_det.train.disk import FULL, free_bytes, size
 from scratch_det.train.index import Index
 from scratch_det.train.log import logger
 from scratch_det.train.rundir import write_atomically
 
 LAST = "last_checkpoint"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Saved(NamedTuple):

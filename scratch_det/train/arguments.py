@@ -1,0 +1,43 @@
+"""The flags that every tool has which looks at or starts a run; see ``Request`` for what becomes of them."""
+
+from argparse import ArgumentParser
+
+from scratch_det.backends import AUTO, BACKENDS
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Recipe, processes, batch, checkpoints and overrides; the first ones are detectron2's."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR (or start it)")
+    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+
+    several = parser.add_argument_group("several processes (not with torchrun or srun, which say it themselves)")
+    several.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    several.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    several.add_argument("--machine-rank", type=int, default=0, metavar="I", help="this machine's number, from 0")
+    several.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
+
+    batch = parser.add_argument_group("another batch than the recipe's")
+    batch.add_argument(
+        "--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales learning rate and iterations too"
+    )
+    batch.add_argument(
+        "--accumulate", type=int, default=1, metavar="K", help="work off each process's images in K parts (%(default)s)"
+    )
+
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--branch-from", metavar="FILE", help="start from a checkpoint of a run with the same beginning"
+    )
+    checkpoints.add_argument(
+        "--keep-at", type=numbers, default=(), metavar="I,J", help="keep the checkpoints after I, J, ... iterations"
+    )
+    checkpoints.add_argument(
+        "--keep-last", type=int, default=3, metavar="K", help="else keep the last K; 0 keeps all (%(default)s)"
+    )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """1000,2000 as numbers."""
+    return tuple(int(word) for word in text.split(",") if word)
