@@ -69,13 +69,9 @@ class TestResume:
 
     def test_a_finished_run_is_no_other_run(self, train: Train) -> None:
         train(*NO_TEST)
-        with pytest.raises(
-            UserError, match=r"after 2 iterations:\n  SOLVER\.BASE_LR was 0\.01, now 0"
-        ):
+        with pytest.raises(UserError, match=r"after 2 iterations:\n  SOLVER\.BASE_LR was 0\.01, now 0"):
             train(*NO_TEST, "SOLVER.BASE_LR", 0.5, resume=True)
-        with pytest.raises(
-            UserError, match=r"finished run of 2 iterations, SOLVER\.MAX_ITER is 3"
-        ):
+        with pytest.raises(UserError, match=r"finished run of 2 iterations, SOLVER\.MAX_ITER is 3"):
             train(*NO_TEST, "SOLVER.MAX_ITER", 3, resume=True)
 
     def test_without_a_checkpoint_it_starts(self, train: Train, capsys: pytest.CaptureFixture) -> None:
