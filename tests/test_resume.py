@@ -170,7 +170,7 @@ class TestResume:
             interrupt_after(patch, 3)
             with pytest.raises(KeyboardInterrupt):
                 train(*keys)
-        with pytest.raises(UserError, match=rf"cannot be continued so after 2 iterations:\n  {change[0]} was .*now"):
+        with pytest.raises(UserError, match=rf"like this after 2 iterations:\n  {change[0]} was .*now"):
             train(*keys, *change, resume=True)
 
 

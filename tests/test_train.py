@@ -341,6 +341,11 @@ class TestEvalOnly:
         assert 0 <= read(folder, "inference/result.json")["metrics"]["bbox"]["AP"] < 50
         assert "evaluates random weights" in capsys.readouterr().out
 
+    def test_random_weights_do_not_replace_a_runs_predictions(self, train: Train) -> None:
+        train()
+        with pytest.raises(ConfigError, match="holds a run, whose predictions those of random weights would replace"):
+            train(eval_only=True)
+
     def test_untrained_model_that_finds_nothing(self, train: Train) -> None:
         folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99, eval_only=True)
         assert read(folder, "inference/coco_instances_results.json") == []

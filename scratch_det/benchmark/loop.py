@@ -16,6 +16,7 @@ from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import ALONE
+from scratch_det.errors import UserError
 from scratch_det.train.loop import Run, iterate, timed
 from scratch_det.train.metrics import Metrics
 from scratch_det.train.rundir import RunDir
@@ -31,6 +32,8 @@ def loop_against_bare(config_file: str, overrides: list[str], pairs: int) -> Pai
     Both go through the same batches, which are loaded before, with two models of the same weights. Raises UserError for
     what a run would refuse.
     """
+    if pairs < 2:
+        raise UserError(f"--pairs is {pairs}, expected 2 or more: a median of fewer says nothing")
     cfg = load_config(config_file, overrides).cfg
     check_config(cfg)
     backends.check_keys(backends.choose(backends.AUTO), cfg)

@@ -20,7 +20,10 @@ def add_run_arguments(parser: ArgumentParser) -> None:
 
     batch = parser.add_argument_group("another batch than the recipe's")
     batch.add_argument(
-        "--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales learning rate and iterations too"
+        "--scale-to-batch",
+        type=int,
+        metavar="N",
+        help="N images an iteration: scales the rate and iterations, overrides included",
     )
     batch.add_argument(
         "--accumulate", type=int, default=1, metavar="K", help="work off each process's images in K parts (%(default)s)"

@@ -77,7 +77,7 @@ def make_plan(request: Request, world: World) -> Plan:
     cfg, backend = recipe.cfg, backends.choose(request.backend)
     batch, notices = [], []
     if request.eval_only:
-        check_evaluation(request)
+        check_evaluation(request, cfg)
         check_config(cfg)  # images are shared one by one, so the batch says nothing
     else:
         batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
@@ -98,8 +98,13 @@ def make_plan(request: Request, world: World) -> Plan:
     return Plan(request, cfg, backend, training, test, run_dir)
 
 
-def check_evaluation(request: Request) -> None:
-    """Refuse flags that would do nothing with --eval-only."""
+def check_evaluation(request: Request, cfg: CfgNode) -> None:
+    """Refuse flags that would do nothing with --eval-only, and random weights in the place of a run's."""
+    if not (cfg.MODEL.WEIGHTS or request.resume) and RunDir(cfg.OUTPUT_DIR).holds_run():
+        raise ConfigError(
+            f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run, whose predictions those of random '
+            "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
+        )
     flags = {"--branch-from": request.branch_from, "--keep-at": request.keep_at, "--accumulate": request.accumulate > 1,
              "--scale-to-batch": request.scale_to_batch}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
