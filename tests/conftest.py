@@ -223,15 +223,20 @@ def train(toy_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
     return begin
 
 
-@pytest.fixture(scope="session")
-def train_net_module() -> Any:
-    """tools/train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
+def load_tool(name: str) -> Any:
+    """tools/``name``.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def train_net_module() -> Any:
+    """tools/train_net.py as a module."""
+    return load_tool("train_net")
 
 
 @pytest.fixture

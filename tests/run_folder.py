@@ -1,6 +1,8 @@
 """Reading a run folder in tests."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,9 @@ def is_same(folder: Path, other: Path) -> bool:
     return same_weights and [*map(without_clock, lines(folder))] == [*map(without_clock, lines(other))]
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """The run dies in the iteration that follows ``steps`` complete ones."""
+@contextmanager
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterator[None]:
+    """The run of this block has to die, and does so in the iteration that follows ``steps`` complete ones."""
     calls = iter(range(steps))
 
     def step(*arguments: Any) -> tuple[dict[str, float], bool]:
@@ -51,4 +54,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         return original(*arguments)
 
     original = loop.step
-    monkeypatch.setattr(loop, "step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -1,6 +1,5 @@
 """The check before a run: problems of data sets, images, recipe and machine, all told at once."""
 
-import importlib.util
 import json
 import os
 import random
@@ -16,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from PIL import Image
 
 from scratch_det import backends
 from scratch_det.check import machine, memory
-from scratch_det.check.model import model_size
+from scratch_det.check.model import check_model
+from scratch_det.check.report import Section
 from scratch_det.check.run import check
 from scratch_det.config import load_config
 from scratch_det.config.curve import learning_rate_line
@@ -336,12 +336,7 @@ class TestReport:
     @pytest.fixture
     def tool(self) -> Any:
         """tools/check.py as a module."""
-        spec = importlib.util.spec_from_file_location("check_tool", ROOT / "tools" / "check.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_tool("check")
 
     @pytest.fixture
     def run(self, tool, toy_recipe, tmp_path, monkeypatch, capsys):
@@ -475,9 +470,10 @@ class TestReport:
         assert done.stdout == "False False\n", done.stderr
 
 
-def test_model_size_is_that_of_the_model(toy_recipe):
+def test_the_size_is_that_of_the_model(toy_recipe):
+    """Found without memory for the weights, and later models get theirs."""
     cfg = load_config(toy_recipe).cfg
-    size = model_size("torchvision", cfg)
+    size = check_model(Section("model"), "torchvision", cfg, num_gpus=1)
     model = backends.load("torchvision").build(cfg)
     assert size.parameters == size.trainable == sum(parameter.numel() for parameter in model.parameters())
     assert size.weights == sum(tensor.numel() for tensor in model.state_dict().values())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folder import NO_TEST, interrupt_after, is_same, lines, read, weights
+from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, load_config, set_key
 from scratch_det.errors import ConfigError, UserError
@@ -35,10 +35,8 @@ class TestResume:
             sizes,
         )
         whole = train(*keys, name="whole")
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 2)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys, name="halves")
+        with interrupted_after(monkeypatch, 2):
+            train(*keys, name="halves")
         halves = whole.parent / "halves"
         assert read(halves, "status.json")["state"] == "stopped"
         assert (halves / "checkpoints/last_checkpoint").read_text() == "model_0000001.pth"
@@ -80,10 +78,8 @@ class TestResume:
 
     def test_a_drawn_seed_is_kept(self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         keys = ("SEED", -1, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 1)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys)
+        with interrupted_after(monkeypatch, 1):
+            train(*keys)
         drawn = load_config(tmp_path / "run/config.yaml").cfg.SEED
         assert drawn >= 0
         folder = train(*keys, resume=True)
@@ -103,10 +99,8 @@ class TestResume:
         keys = ("SOLVER.MAX_ITER", 10, "SOLVER.CHECKPOINT_PERIOD", 3, *NO_TEST)
         whole = train(*keys, name="whole")
         for steps in (5, 4):  # dies after 5 iterations and, having gone on from 3, after 7
-            with monkeypatch.context() as patch:
-                interrupt_after(patch, steps)
-                with pytest.raises(KeyboardInterrupt):
-                    train(*keys, name="parts", resume=True)
+            with interrupted_after(monkeypatch, steps):
+                train(*keys, name="parts", resume=True)
         parts = train(*keys, name="parts", resume=True)
         assert [line["iteration"] for line in lines(parts)] == [3, 7, 9]
         assert is_same(parts, whole)
@@ -123,10 +117,8 @@ class TestResume:
     def test_a_damaged_last_checkpoint(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         keys = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
         whole = train(*keys, name="whole")
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 5)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys, name="parts")
+        with interrupted_after(monkeypatch, 5):
+            train(*keys, name="parts")
         folder = whole.parent / "parts"
         last = folder / "checkpoints/model_0000003.pth"
         last.write_bytes(last.read_bytes()[:-1000])
@@ -149,10 +141,8 @@ class TestResume:
         self, change: tuple, effect: str, train: Train, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 3)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys)
+        with interrupted_after(monkeypatch, 3):
+            train(*keys)
         folder = train(*keys, *change, resume=True)
         assert effect in (folder / "log.txt").read_text()
 
@@ -166,10 +156,8 @@ class TestResume:
         self, change: tuple, train: Train, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 3)
-            with pytest.raises(KeyboardInterrupt):
-                train(*keys)
+        with interrupted_after(monkeypatch, 3):
+            train(*keys)
         with pytest.raises(UserError, match=rf"like this after 2 iterations:\n  {change[0]} was .*now"):
             train(*keys, *change, resume=True)
 
@@ -229,10 +217,8 @@ class TestBranch:
         self, trunk: Path, train: Train, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = {"name": "branch", "branch_from": str(trunk / "model_0000002.pth")}
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, 0)
-            with pytest.raises(KeyboardInterrupt):
-                train(*self.SHORT, **keys)
+        with interrupted_after(monkeypatch, 0):
+            train(*self.SHORT, **keys)
         assert is_same(train(*self.SHORT, name="branch", resume=True), train(*self.SHORT, name="direct"))
 
     def test_resume_of_a_branch_with_its_own_flags(self, trunk: Path, train: Train) -> None:

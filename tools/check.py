@@ -5,8 +5,8 @@
     python tools/check.py --config-file FILE --num-gpus 8 --images OUTPUT_DIR output/run
 
 Flags and KEY VALUE pairs are those of tools/train_net.py, which itself compares a run with the one behind --resume or
---branch-from. Nothing is written but a note of the images that were read,
-below ~/.cache/scratch_det. Exit code 0: ready to train; 2: something to mend, and the errors say what.
+--branch-from. Nothing is written but a note of the images that were read, below ~/.cache/scratch_det. Exit code 0:
+ready to train; 2: something to mend, and the errors say what.
 """
 
 import argparse
@@ -16,18 +16,12 @@ from contextlib import redirect_stdout
 
 from scratch_det.check.run import check
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
-from scratch_det.train.arguments import add_run_arguments
+from scratch_det.train.arguments import run_parser, take_processes
 from scratch_det.train.start import Request
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_run_arguments(parser)
+    parser = run_parser(__doc__)
     parser.add_argument("--images", action="store_true", help="read every image too: once, later only changed ones")
     parser.add_argument("--json", action="store_true", help="print one json object instead of text")
     return parser
@@ -36,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = vars(build_parser().parse_intermixed_args())
     as_json, images = args.pop("json"), args.pop("images")
-    several = {name: args.pop(name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
+    several = take_processes(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that processes that read images end too
     try:
         with exit_on_user_error(), redirect_stdout(sys.stderr if as_json else sys.stdout):

@@ -21,25 +21,19 @@ from scratch_det.distributed.launch import launch, several_to_launch
 from scratch_det.distributed.stop import Stopped
 from scratch_det.distributed.world import ALONE, read_world
 from scratch_det.errors import exit_on_user_error
-from scratch_det.train.arguments import add_run_arguments
+from scratch_det.train.arguments import run_parser, take_processes
 from scratch_det.train.start import Request, start
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_run_arguments(parser)
+    parser = run_parser(__doc__)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS into OUTPUT_DIR/inference")
     return parser
 
 
 def main() -> None:
     args = vars(build_parser().parse_intermixed_args())
-    several = {name: args.pop(name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
+    several = take_processes(args)
     world = ALONE
     try:
         with exit_on_user_error():

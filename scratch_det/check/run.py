@@ -1,6 +1,7 @@
 """The check before the first iteration: what a run would refuse, what it will do, what it needs and what it writes."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fvcore.common.config import CfgNode
 
@@ -8,7 +9,7 @@ from scratch_det import backends
 from scratch_det.check import machine
 from scratch_det.check.data import Data, read_data, read_images
 from scratch_det.check.memory import check_memory
-from scratch_det.check.model import Size, check_model
+from scratch_det.check.model import check_model
 from scratch_det.check.report import Report, Section
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.curve import learning_rate_line
@@ -18,6 +19,9 @@ from scratch_det.distributed.world import ALONE
 from scratch_det.train import disk
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Request, check_kept, check_weights_path
+
+if TYPE_CHECKING:
+    from scratch_det.modeling.size import Size
 
 WRITTEN = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
@@ -122,7 +126,7 @@ def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:
         )
 
 
-def check_disk(section: Section, request: Request, cfg: CfgNode, size: Size) -> None:
+def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -> None:
     """Whether the checkpoints fit."""
     folder, each = RunDir(cfg.OUTPUT_DIR).checkpoints, disk.checkpoint_bytes(size.weights, size.trainable)
     asked = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.keep_at)

@@ -67,10 +67,11 @@ class Watch(threading.Thread):
 
     def is_first_failure(self, error: BaseException) -> bool:
         """Announce that this process failed; False when another one did before."""
+        assert self.store, "the processes have met"
         reason = f"process {self.rank}: {type(error).__name__}: {error}"
         try:
-            if self.store is None or self.store.add("failures", 1) > 1:
-                return self.store is None  # before the processes met, each speaks for itself
+            if self.store.add("failures", 1) > 1:
+                return False
             announce_failure(self.store, self.rank, reason, exit_code(error))
         except RuntimeError:
             return self.rank == 0  # the store is gone: one of those that are left explains

@@ -1,12 +1,19 @@
 """The flags that every tool has which looks at or starts a run; see ``Request`` for what becomes of them."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    """Recipe, processes, batch, checkpoints and overrides; the first ones are detectron2's."""
+def run_parser(description: str | None) -> ArgumentParser:
+    """A parser of recipe, processes, batch, checkpoints and overrides; the first flags are detectron2's."""
+    parser = ArgumentParser(
+        usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
+        description=description,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR (or start it)")
     parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
@@ -39,6 +46,12 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     checkpoints.add_argument(
         "--keep-last", type=int, default=3, metavar="K", help="else keep the last K; 0 keeps all (%(default)s)"
     )
+    return parser
+
+
+def take_processes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove from ``arguments`` those that ``distributed.launch`` understands, and return them."""
+    return {name: arguments.pop(name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights 
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": EVALUATION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": EVALUATION,
 }
-SCHEDULE = ("MAX_ITER", "BASE_LR", "STEPS", "GAMMA", "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD")
+SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
+            "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Change:
     now: Any
     effect: str
     refused: bool = False
+
+    @property
+    def is_schedule(self) -> bool:
+        """Whether it is one of the keys that the learning rate follows from."""
+        return self.what in SCHEDULE
 
     def __str__(self) -> str:
         return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
@@ -95,7 +101,7 @@ def _judge(key: str, earlier: Any, now: Any, first_other: int | None) -> Change:
     for known, effect in EFFECTS.items():
         if key == known or (known.endswith(".") and key.startswith(known)):
             return Change(key, earlier, now, effect)
-    if key.startswith("SOLVER.") and key.removeprefix("SOLVER.") in SCHEDULE:
+    if key in SCHEDULE:
         if first_other is None:
             return Change(key, earlier, now, "iterations still to come")
         return Change(key, earlier, now, f"the learning rate of iteration {first_other} would be another one", True)

@@ -117,8 +117,9 @@ def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, comp
     changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
     if origin.is_branch:
         changes = [change for change in changes if change.what != "OUTPUT_DIR"]
-    only_rates = all("learning rate" in change.effect for change in changes if change.refused)
-    hint = _branch_hint(earlier, cfg, origin, completed, only_rates)
+    first = first_other_rate(earlier, cfg, completed)
+    only_rates = all(change.is_schedule for change in changes if change.refused)
+    hint = f"; or branch off after {first} iterations or fewer" if origin.is_branch and first and only_rates else ""
     refuse_changes(changes, str(origin.checkpoint), completed, hint)
     verb = "branching off" if origin.is_branch else "resuming from"
     logger.info(
@@ -137,12 +138,6 @@ def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: s
         head = f"{what} cannot be continued like this after {completed} iterations:"
         mend = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"
         raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, mend]))
-
-
-def _branch_hint(earlier: CfgNode, now: CfgNode, origin: Origin, completed: int, only_rates: bool) -> str:
-    """How far the two schedules agree, when only the rates stand against a branch."""
-    first = first_other_rate(earlier, now, completed) if only_rates else None
-    return f"; or branch off after {first} iterations or fewer" if origin.is_branch and first else ""
 
 
 def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:

@@ -20,6 +20,7 @@ from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import World
 from scratch_det.errors import UserError
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
+from scratch_det.modeling.size import size_of
 from scratch_det.progress import clock
 from scratch_det.train.changes import config_changes
 from scratch_det.train.checkpoint import load_weights
@@ -70,9 +71,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         window = restore(cfg, state, origin)
         report_start(cfg, environment, origin, state.iteration)
         check_disk(cfg, state, store)
-        for number in (number for number in request.keep_at if number <= state.iteration):
-            if group.is_main and origin.checkpoint and not origin.is_branch and not store.holds(number):
-                logger.warning(f"--keep-at {number}: {state.iteration} iterations are done, it was not kept")
+        if origin.checkpoint and not origin.is_branch:
+            warn_of_missed(request.keep_at, store, state.iteration)
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         log_start(cfg, backend, state, dataset)
@@ -119,12 +119,18 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
 
 def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
     """Raise UserError when this run's checkpoints will not fit."""
-    weights = sum(value.numel() for value in state.model.state_dict().values())
-    trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(weights, trainable)
+    size = size_of(state.model)
+    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable)
     check_free_space(
         store.folder, bytes_each, solver.MAX_ITER, solver.CHECKPOINT_PERIOD, store.keep_last, store.keep_at
     )
+
+
+def warn_of_missed(keep_at: tuple[int, ...], store: CheckpointStore, completed: int) -> None:
+    """Say which checkpoints to keep are not there, though the run is past them."""
+    for number in keep_at:
+        if number <= completed and not store.holds(number):
+            logger.warning(f"--keep-at {number}: {completed} iterations are done, it was not kept")
 
 
 def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
@@ -161,12 +167,11 @@ def recording_failure(run: Run) -> Iterator[None]:
 
 def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
     """What is about to happen, in numbers."""
-    parameters = list(state.model.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    size = size_of(state.model)
     source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "random initialisation"
     logger.info(
         f"{backend.library()}, torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
-        f"{sum(p.numel() for p in parameters):,} parameters, {trainable:,} trainable, "
+        f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
     logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without objects left out")
