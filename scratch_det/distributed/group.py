@@ -18,6 +18,7 @@ from scratch_det.errors import UserError
 
 SECONDS_TO_LEARN = 3.0  # until a launcher has left word that it saw a process die
 MEETING_SECONDS = 300.0  # until the last process has to be there; slow file systems delay imports
+SECONDS_TO_SETTLE = 0.1  # for gloo's threads to end what they do after an exchange: microseconds on an idle machine
 EXCHANGE_SECONDS = 1800.0  # for the others to wait while the main process scores and draws
 
 
@@ -141,6 +142,16 @@ def _wait_for_all(store: dist.Store, size: int) -> None:
             )
         time.sleep(0.05)
         here = store.add("here", 0)
+
+
+def before_fork() -> None:
+    """Has to be called before this process forks others, such as data loading workers.
+
+    A thread of gloo's that has just ended an exchange holds, for a moment, a lock of Python's (3.11) that a process
+    forked in that moment would wait for for ever. Nothing is exchanged meanwhile, so a pause lets the thread end.
+    """
+    if dist.is_initialized():
+        time.sleep(SECONDS_TO_SETTLE)
 
 
 def prefixed(store: dist.Store) -> dist.Store:
