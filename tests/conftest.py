@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from scratch_det.backends import is_installed
 from scratch_det.train.start import Request, start
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,14 @@ def rectangle_mask(box: tuple[int, int, int, int], width: int, height: int, kind
     cuts = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff([0, *cuts, flat.size]).tolist()
     return {"size": [height, width], "counts": [0, *runs] if flat[0] else runs}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``detectron2`` where there is none."""
+    if not is_installed("detectron2"):
+        for item in items:
+            if item.get_closest_marker("detectron2"):
+                item.add_marker(pytest.mark.skip(reason="detectron2 is not installed"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import ROOT
 from PIL import Image
 
@@ -138,7 +139,7 @@ OVERRIDES = [
     (["SOLVER.BASE_LRR", 1], ["command line", "unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?"]),
     (["MODEL.IMS_PER_BATCH", 1], ["unknown key MODEL.IMS_PER_BATCH; did you mean 'SOLVER.IMS_PER_BATCH'?"]),
     (["SOLVER", 1], ["SOLVER is a section, not a value"]),
-    (["MODEL.RETINANET.NUM_CLASSES", 1], ["a part of detectron2 that this repository does not use: remove it"]),
+    (["MODEL.RETINANET.NUM_CLASSES", 1], ["a part of detectron2 that only --backend detectron2 has: remove it"]),
     # pairs
     (["SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
     (["SEED", 1, "SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
@@ -171,10 +172,13 @@ OVERRIDES = [
     (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is empty"]),
     (["--eval-only", "DATASETS.TEST", "()"], ["DATASETS.TEST is empty"]),
     # weights
-    (["MODEL.WEIGHTS", "/nowhere/a.pth"], ["MODEL.WEIGHTS: file /nowhere/a.pth is missing", "the path of a .pth file"]),
+    (
+        ["MODEL.WEIGHTS", "/nowhere/a.pth"],
+        ["MODEL.WEIGHTS: file /nowhere/a.pth is missing", "path or address of a .pth"],
+    ),
     (["--eval-only", "MODEL.WEIGHTS", "/nowhere/a.pth"], ["MODEL.WEIGHTS: file /nowhere/a.pth is missing"]),
     (["MODEL.WEIGHTS", ROOT], [f"MODEL.WEIGHTS: file {ROOT} is a folder"]),
-    (["MODEL.WEIGHTS", "detectron2://a.pkl"], ["MODEL.WEIGHTS is detectron2://a.pkl", "local .pth files"]),
+    (["MODEL.WEIGHTS", "s3://a.pkl"], ["MODEL.WEIGHTS is s3://a.pkl, expected a file, https://"]),
     # the run folder
     (["OUTPUT_DIR", ""], ["OUTPUT_DIR is '', expected a folder; set OUTPUT_DIR output/NAME"]),
 ]
@@ -358,7 +362,8 @@ class TestWeights:
         if kind in ("text", "empty"):
             path.write_text("not weights\n" if kind == "text" else "")
         else:
-            torch.save({"code": {"model": torch.nn.Linear(2, 2)}, "tensor": torch.ones(3)}.get(kind, {}), path)
+            another = {"encoder.weight": torch.ones(3)}
+            torch.save({"code": {"model": torch.nn.Linear(2, 2)}, "tensor": torch.ones(3)}.get(kind, another), path)
         if kind == "truncated":
             path.write_bytes(path.read_bytes()[:-100])
         return path
@@ -377,9 +382,15 @@ class TestWeights:
         assert f"weights file {path} holds a Tensor; expected a checkpoint or state dict" in message
 
     def test_of_another_model(self, refused, tmp_path):
-        path = self.write(tmp_path / "a.pth", "nothing of ours")
+        path = self.write(tmp_path / "a.pth", "another model")
         message = refused("MODEL.WEIGHTS", path)
-        assert f"weights file {path} covers 0 of 60 tensors of the backbone;" in message
+        assert f"weights file {path} has names such as encoder.weight; expected a checkpoint of this" in message
+
+    def test_of_another_depth(self, refused, tmp_path):
+        torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
+        message = refused("MODEL.WEIGHTS", tmp_path / "a.pth")
+        assert "tensors of the backbone: " in message
+        assert "without a place, the first is backbone.body.bn1" in message
         assert "MODEL.WEIGHTS has to come from the same MODEL.* keys" in message
 
 

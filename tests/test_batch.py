@@ -1,6 +1,5 @@
 """A recipe at another batch: numbers by hand, the table in the log, and what is refused."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,6 @@ class TestRefusals:
 
 
 @pytest.mark.detectron2
-@pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 @pytest.mark.parametrize(
     ("reference", "num_processes", "batch"), [(8, 1, 16), (8, 16, 16), (8, 3, 16), (3, 1, 12), (3, 7, 21), (7, 7, 14)]
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from conftest import ROOT, load_tool
 from PIL import Image
@@ -361,6 +362,21 @@ class TestReport:
         errors = [one["message"] for one in content["problems"] if one["severity"] == "error"]
         assert (done.code, content["ok"]) == ((2, False) if errors else (0, True))
         return errors
+
+    def test_weights_are_compared_with_the_model(self, run, tmp_path):
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "bn.pth")
+        keys = ("MODEL.WEIGHTS", tmp_path / "bn.pth")
+        (error,) = self.errors(run, *keys)
+        assert "40 without a place" in error
+        assert "these are BN's" in error
+        assert self.errors(run, *keys, "MODEL.RESNETS.NORM", "FrozenBN") == []
+        done = run("MODEL.WEIGHTS", "https://example.org/x.pth")
+        assert (done.code, "not fetched yet, so not compared" in done.out) == (0, True)
+
+    def test_the_run_behind_a_branch_is_not_compared(self, run, tmp_path, toy_recipe):
+        assert self.errors(run, "--branch-from", "nowhere.pth") == ["--branch-from nowhere.pth: no such file"]
+        (tmp_path / "model.pth").touch()
+        assert "compared at the start only" in run("--branch-from", tmp_path / "model.pth").out
 
     def test_ready(self, run, tmp_path):
         done = run("--images")

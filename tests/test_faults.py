@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 from run_folder import NO_TEST, is_same, lines, read, weights
 
+from scratch_det import backends
+
 TRAIN_NET = ROOT / "tools/train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 RESULTS = "inference/coco_instances_results.json"
@@ -29,7 +31,8 @@ FAULTS = {
 DRIVER = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from scratch_det.backends.torchvision import model
+from scratch_det import backends
+model = backends.load(backends.choose("auto"))
 calls, original, predict = iter(range(1000)), model.losses, model.predict
 def losses_with_fault(*arguments):
     losses = original(*arguments)
@@ -235,7 +238,9 @@ class TestFaults:
         assert all(isinstance(value, float) for value in good["losses"].values())
         assert [image["position"] for one in (good, bad) for image in one["images"]] == [4, 5]
         assert len(report["last_losses"]) == 2
-        assert {"backbone.body", "rpn.head"} <= report["gradient_norms"].keys()
+        modules = {"torchvision": {"backbone.body", "rpn.head"},
+                   "detectron2": {"backbone.bottom_up", "proposal_generator.rpn_head"}}  # fmt: skip
+        assert modules[backends.choose("auto")] <= report["gradient_norms"].keys()
         assert read(tmp_path / "run", "status.json")["state"] == "failed"
 
     @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1), pytest.param(2, 0, marks=pytest.mark.slow)])

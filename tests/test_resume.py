@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
-from scratch_det.config import get_cfg, load_config, set_key
+from scratch_det.config import get_cfg, set_key
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.train import evaluate as evaluations
 from scratch_det.train import metrics
 from scratch_det.train.changes import config_changes, environment_changes, first_other_rate
 from scratch_det.train.checkpoint import read_checkpoint
+from scratch_det.train.rundir import RunDir
 
 Train = Callable[..., Path]
 TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
@@ -80,16 +81,16 @@ class TestResume:
         keys = ("SEED", -1, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
         with interrupted_after(monkeypatch, 1):
             train(*keys)
-        drawn = load_config(tmp_path / "run/config.yaml").cfg.SEED
+        drawn = RunDir(tmp_path / "run").read_config().SEED
         assert drawn >= 0
         folder = train(*keys, resume=True)
-        assert drawn == load_config(folder / "config.yaml").cfg.SEED
+        assert drawn == RunDir(folder).read_config().SEED
         told = train("SEED", drawn, *NO_TEST, name="told")
         assert all(value.equal(weights(told)[key]) for key, value in weights(folder).items())
 
     def test_two_drawn_seeds_differ(self, train: Train) -> None:
         folders = [train("SEED", -1, "SOLVER.MAX_ITER", 1, *NO_TEST, name=name) for name in ("a", "b")]
-        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in folders}
+        seeds = {RunDir(folder).read_config().SEED for folder in folders}
         assert len(seeds) == 2
         assert min(seeds) >= 0
 
@@ -193,7 +194,7 @@ class TestBranch:
     def test_a_drawn_seed_is_the_parents(self, train: Train) -> None:
         trunk = train(*TRUNK, "SEED", -1, name="trunk", keep_at=(3,))
         branch = train(*self.SHORT, "SEED", -1, name="branch", branch_from=str(trunk / "model_0000002.pth"))
-        seeds = {load_config(folder / "config.yaml").cfg.SEED for folder in (trunk, branch)}
+        seeds = {RunDir(folder).read_config().SEED for folder in (trunk, branch)}
         assert len(seeds) == 1
 
     def test_beyond_the_shared_beginning(self, trunk: Path, train: Train) -> None:
@@ -275,6 +276,12 @@ class TestChanges:
         harmless, refused = sorted(config_changes(earlier, now, 10), key=lambda change: change.refused)
         assert (harmless.what, harmless.effect) == ("TEST.DETECTIONS_PER_IMAGE", "evaluations from now on")
         assert (refused.what, refused.earlier, refused.now) == ("MODEL.RPN.NMS_THRESH", 0.7, 0.5)
+
+    def test_only_the_key_that_changes_the_past_is_blamed(self) -> None:
+        changes = config_changes(paper(), paper(MAX_ITER=180_000, STEPS=(120_000, 160_000), BASE_LR=0.01), 1000)
+        assert {change.what: change.refused for change in changes} == {
+            "SOLVER.MAX_ITER": False, "SOLVER.STEPS": False, "SOLVER.BASE_LR": True,
+        }  # fmt: skip
 
     def test_lists_and_tuples_are_the_same(self) -> None:
         earlier = paper()

@@ -1,6 +1,5 @@
 """The torchvision backend: layers, initialisation, losses and predictions, by hand and against detectron2."""
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from pycocotools import mask as mask_api
+from samples import boxes_of, sample
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
@@ -21,7 +21,7 @@ from scratch_det.backends.torchvision import model as backend
 from scratch_det.backends.torchvision.backbone import build_backbone, build_resnet
 from scratch_det.backends.torchvision.keys import HONOURED, check
 from scratch_det.backends.torchvision.paste import paste_masks
-from scratch_det.backends.torchvision.roi_heads import POOLED_LEVELS, ROIPooler, box_losses, mask_targets
+from scratch_det.backends.torchvision.roi_heads import POOLED_LEVELS, ROIPooler, box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
 from scratch_det.config import flatten, load_config, set_key
 from scratch_det.distributed.group import Group
@@ -29,6 +29,7 @@ from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import ALONE
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.init import FILLS, initialize
+from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import SyncBatchNorm
 from scratch_det.train.loop import Run, step
 from scratch_det.train.state import State
@@ -51,9 +52,6 @@ NORM_PARTS = {  # key -> the layers it governs
 }
 
 Config = Callable[..., CfgNode]
-needs_detectron2 = pytest.mark.skipif(
-    importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed"
-)
 
 
 @pytest.fixture
@@ -76,23 +74,6 @@ def on_meta(cfg: CfgNode) -> nn.Module:
 
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def boxes_of(*boxes: tuple[float, float, float, float]) -> Tensor:
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-
-
-def sample(height: int = 64, width: int = 64, objects: int = 2, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
-    """One sample of noise: rectangles with filled masks; the original image is ``scale`` times as large."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    boxes = boxes_of(*[(4 + 8 * i, 6 + 4 * i, 28 + 8 * i, 40 + 4 * i) for i in range(objects)])
-    masks = torch.zeros((objects, height, width), dtype=torch.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[y1:y2, x1:x2] = 1
-    original = {"height": round(height * scale), "width": round(width * scale)}
-    truth = {"boxes": boxes, "labels": torch.arange(objects) % 10, "masks": masks}
-    return {"image": image, "image_id": seed, **original, **truth}
 
 
 def built(cfg: CfgNode, seed: int = 0) -> nn.Module:
@@ -316,7 +297,6 @@ class TestAnchors:
         torch.testing.assert_close(found, half_sides * torch.tensor([-1, -1, 1, 1]) + 2)
 
     @pytest.mark.detectron2
-    @needs_detectron2
     @pytest.mark.parametrize("size", [(64, 64), (96, 160), (224, 32)])
     @pytest.mark.parametrize("offset", [0.0, 0.5])
     def test_equal_detectron2s(self, size: tuple[int, int], offset: float, config: Config) -> None:
@@ -357,7 +337,6 @@ class TestPooling:
         assert pooled.item() == expected
 
     @pytest.mark.detectron2
-    @needs_detectron2
     @pytest.mark.parametrize("kind", ["ROIAlign", "ROIAlignV2"])
     @pytest.mark.parametrize("ratio", [0, 2])
     def test_equals_detectron2s(self, kind: str, ratio: int) -> None:
@@ -532,7 +511,6 @@ class TestMasks:
         assert not paste_masks(torch.ones(1, 28, 28), boxes_of((20, 20, 30, 30)), 8, 10).any()
 
     @pytest.mark.detectron2
-    @needs_detectron2
     def test_targets_equal_detectron2s(self) -> None:
         from detectron2.structures import BitMasks
 
@@ -543,7 +521,6 @@ class TestMasks:
         assert mask_targets(masks, matched, boxes, 28).equal(expected.float())
 
     @pytest.mark.detectron2
-    @needs_detectron2
     def test_pasting_equals_detectron2s(self) -> None:
         from detectron2.layers import paste_masks_in_image
 
@@ -725,170 +702,3 @@ class TestRefusals:
 
     def test_every_key_is_known(self, config: Config) -> None:
         assert set(HONOURED) <= set(flatten(config()))
-
-
-def detectron2_name(name: str) -> str:
-    """detectron2's name of one of this backend's weights."""
-    for pattern, replacement in (
-        (r"backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
-        (r"backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
-        (r"backbone\.body\.layer(\d)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}."),
-        (r"\.bn(\d)\.", r".conv\1.norm."),
-        (r"\.downsample\.0\.", ".shortcut."),
-        (r"\.downsample\.1\.", ".shortcut.norm."),
-        (r"\.fpn\.(inner|layer)_blocks\.(\d)\.0\.", lambda m: f".fpn_{PYRAMID_LAYER[m[1]]}{int(m[2]) + 2}."),
-        (r"\.fpn\.(inner|layer)_blocks\.(\d)\.1\.", lambda m: f".fpn_{PYRAMID_LAYER[m[1]]}{int(m[2]) + 2}.norm."),
-        (r"rpn\.head\.conv\.0\.0\.", "proposal_generator.rpn_head.conv."),
-        (r"rpn\.head\.cls_logits\.", "proposal_generator.rpn_head.objectness_logits."),
-        (r"rpn\.head\.bbox_pred\.", "proposal_generator.rpn_head.anchor_deltas."),
-        (r"box_head\.(\d)\.0\.", lambda m: f"box_head.conv{int(m[1]) + 1}."),
-        (r"box_head\.(\d)\.1\.", lambda m: f"box_head.conv{int(m[1]) + 1}.norm."),
-        (r"box_head\.\d\.(weight|bias)$", r"box_head.fc1.\1"),
-        (r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}."),
-        (r"mask_head\.(\d)\.1\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.norm."),
-        (r"mask_predictor\.conv5_mask\.", "mask_head.deconv."),
-        (r"mask_predictor\.mask_fcn_logits\.", "mask_head.predictor."),
-    ):
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-PYRAMID_LAYER = {"inner": "lateral", "layer": "output"}
-
-
-def detectron2_weight(name: str, weight: Tensor) -> Tensor:
-    """Background is slot 0 here; there it is the last class score, and boxes and masks have none."""
-    if ".cls_score." in name:
-        return torch.cat([weight[1:], weight[:1]])
-    if "box_predictor.bbox_pred." in name:
-        return weight[4:]
-    return weight[1:] if ".mask_fcn_logits." in name else weight
-
-
-@pytest.mark.detectron2
-@needs_detectron2
-class TestAgainstDetectron2:
-    """The same recipe with the same weights gives the same numbers in both libraries."""
-
-    SAMPLE_ALL = (  # every anchor and proposal is sampled, so that chance has no part in the losses
-        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "16384",
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "512",
-        "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.5",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
-    )  # fmt: skip
-
-    @pytest.fixture(params=["R18 GN, ROIAlignV2, L1", "R50 BN, ROIAlign, smooth L1"])
-    def pair(self, request: pytest.FixtureRequest, small_model: list[str]) -> tuple[nn.Module, nn.Module]:
-        """Our model and detectron2's with the same weights, drawn wider than the start so that outputs differ."""
-        from detectron2.config import get_cfg as stock_cfg
-        from detectron2.modeling import build_model
-
-        overrides = [*small_model, *self.SAMPLE_ALL, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
-        if request.param.startswith("R50"):
-            overrides += ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"]
-            overrides += ["MODEL.RESNETS.STRIDE_IN_1X1", "True", "MODEL.ROI_BOX_HEAD.NORM", ""]
-            overrides += ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""]
-            overrides += ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "1.0"]
-            overrides += ["MODEL.RPN.SMOOTH_L1_BETA", "0.1111", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"]
-        ours = built(load_config(SMALL, overrides).cfg)
-        for layer in ours.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0  # take over the statistics of the next batch: without, evaluation overflows
-        ours.train().backbone(ours._images([sample(), sample(seed=1)]).tensors)
-        cfg = stock_cfg()
-        cfg.merge_from_file(str(SMALL))
-        cfg.merge_from_list(overrides)
-        theirs = build_model(cfg)
-        with torch.no_grad():
-            for layer in (ours.roi_heads.box_predictor.cls_score, ours.roi_heads.box_predictor.bbox_pred,
-                          ours.roi_heads.mask_predictor.mask_fcn_logits, ours.rpn.head.bbox_pred):  # fmt: skip
-                layer.weight.normal_(std=0.03)
-        state = {detectron2_name(n): detectron2_weight(n, w) for n, w in ours.state_dict().items()}
-        missing = theirs.load_state_dict(
-            {n: w for n, w in state.items() if "num_batches_tracked" not in n}, strict=False
-        )
-        assert not missing.unexpected_keys
-        assert {name.rpartition(".")[2] for name in missing.missing_keys} <= {"num_batches_tracked"}
-        return ours, theirs
-
-    @staticmethod
-    def batch() -> list[dict[str, Any]]:
-        from detectron2.structures import BitMasks, Boxes, Instances
-
-        batch = [sample(64, 96, objects=3, scale=1.5), sample(80, 64, seed=1)]
-        for one in batch:
-            truth = Instances(one["image"].shape[-2:])
-            truth.gt_boxes, truth.gt_classes = Boxes(one["boxes"]), one["labels"]
-            truth.gt_masks = BitMasks(one["masks"])
-            one["instances"] = truth
-        return batch
-
-    def test_backbone_and_rpn(self, pair: tuple[nn.Module, nn.Module]) -> None:
-        ours, theirs = (model.eval() for model in pair)
-        batch = self.batch()
-        with torch.no_grad():
-            images, their_images = ours._images(batch).tensors, theirs.preprocess_image(batch).tensor
-            torch.testing.assert_close(images, their_images)
-            maps, their_maps = ours.backbone(images), theirs.backbone(images)
-            logits, deltas = ours.rpn.head(list(maps.values()))
-            their_logits, their_deltas = theirs.proposal_generator.rpn_head(list(their_maps.values()))
-        for found, expected in [
-            *zip(maps.values(), their_maps.values(), strict=True),
-            *zip(logits, their_logits, strict=True),
-            *zip(deltas, their_deltas, strict=True),
-        ]:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-    def test_heads(self, pair: tuple[nn.Module, nn.Module]) -> None:
-        ours, theirs = (model.eval().roi_heads for model in pair)
-        torch.manual_seed(0)
-        pooled, mask_pooled = torch.randn(5, 32, 7, 7), torch.randn(5, 32, 14, 14)
-        with torch.no_grad():
-            logits, deltas = ours.box_predictor(ours.box_head(pooled))
-            their_logits, their_deltas = theirs.box_predictor(theirs.box_head(pooled))
-            masks = ours.mask_predictor(ours.mask_head(mask_pooled))
-            their_masks = theirs.mask_head.layers(mask_pooled)
-        torch.testing.assert_close(logits.roll(-1, 1), their_logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(deltas[:, 4:], their_deltas, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(masks[:, 1:], their_masks, rtol=1e-4, atol=1e-4)
-
-    def test_losses_and_gradients(self, pair: tuple[nn.Module, nn.Module]) -> None:
-        from detectron2.utils.events import EventStorage
-
-        ours, theirs = pair
-        batch = self.batch()
-        losses = backend.losses(ours, batch)
-        with EventStorage():
-            expected = theirs.train()(batch)
-        assert {n: loss.item() for n, loss in losses.items()} == pytest.approx(
-            {n: loss.item() for n, loss in expected.items()}, rel=1e-4
-        )
-        sum(losses.values()).backward()
-        sum(expected.values()).backward()
-        body, their_body = ours.backbone.body.conv1.weight, theirs.backbone.bottom_up.stem.conv1.weight
-        assert F.cosine_similarity(body.grad.flatten(), their_body.grad.flatten(), dim=0) > 0.9999
-        assert body.grad.norm().item() == pytest.approx(their_body.grad.norm().item(), rel=1e-3)
-
-    def test_detections(self, pair: tuple[nn.Module, nn.Module]) -> None:
-        ours, theirs = pair
-        found = backend.predict(ours, self.batch())
-        with torch.no_grad():
-            expected = [output["instances"] for output in theirs.eval()(self.batch())]
-        for one, other in zip(found, expected, strict=True):
-            assert len(one["scores"]) == 10
-            n = len(other)  # detectron2 drops boxes without area after the top 10 are chosen, torchvision before
-            assert n >= 5
-            torch.testing.assert_close(one["scores"][:n], other.scores, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(one["boxes"][:n], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
-            assert one["labels"][:n].equal(other.pred_classes)
-            masks = np.stack([mask_api.decode(rle) for rle in one["masks"][:n]])
-            assert (masks != other.pred_masks.numpy()).mean() < 1e-3
-
-    def test_parameter_counts(self) -> None:
-        from detectron2.config import get_cfg as stock_cfg
-        from detectron2.modeling import build_model
-
-        cfg = stock_cfg()
-        cfg.merge_from_file(str(R50))
-        cfg.MODEL.DEVICE = "cpu"
-        assert count(build_model(cfg)) == 45_711_152

@@ -3,12 +3,18 @@
 
     python tools/benchmark.py loop --config-file configs/Digits/quickstart.yaml
 
+    python tools/benchmark.py peers --config-file FILE --script detectron2/tools/plain_train_net.py
+
 loop: an iteration of the training loop beside its bare forward pass, backward pass and update on the same batch.
+peers: the loop with the detectron2 backend beside detectron2's own plain training script, on the same images.
 """
 
 import argparse
+from pathlib import Path
 
+from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.benchmark.loop import loop_against_bare
+from scratch_det.benchmark.peers import loop_against_plain_script
 from scratch_det.errors import exit_on_user_error
 
 
@@ -16,9 +22,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=["loop"], help="what to time")
+    parser.add_argument("what", choices=["loop", "peers"], help="what to time")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument("--pairs", type=int, default=100, metavar="N", help="pairs to time (%(default)s)")
+    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="loop: whose model (%(default)s)")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="peers: detectron2's tools/plain_train_net.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
     return parser
 
@@ -26,8 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     with exit_on_user_error():
-        found = loop_against_bare(args.config_file, args.overrides, args.pairs)
-        print(found.describe("an iteration of the loop", "bare forward, backward, update"))
+        if args.what == "loop":
+            found = loop_against_bare(args.config_file, args.overrides, args.pairs, args.backend)
+            print(found.describe("an iteration of the loop", "bare forward, backward, update"))
+        else:
+            found = loop_against_plain_script(args.config_file, args.overrides, args.pairs, args.script)
+            print(found.describe("an iteration of this loop", "detectron2's plain training script"))
 
 
 if __name__ == "__main__":

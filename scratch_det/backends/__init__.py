@@ -1,39 +1,113 @@
 """Backends: who builds the detector and turns a batch into losses or predictions. Everything else exists once.
 
-A backend is a package of two modules, named in ``BACKENDS``:
+A backend is a package of two modules, named in ``BACKENDS`` after the library behind it:
 
 ``keys.py``, free of torch
+    ``defaults() -> CfgNode``: every key that a recipe may set with this backend, with its default.
     ``check(cfg)`` raises ConfigError for recipe keys that the backend cannot honour.
 ``model.py``
-    ``build(cfg) -> nn.Module``: randomly initialised from torch's current seed, on the CPU.
+    ``build(cfg) -> nn.Module``: randomly initialised from torch's current seed, on the CPU; in ``with
+    torch.device("meta")`` without memory for its weights. Weights have the library's own names.
     ``losses(model, batch) -> dict[str, Tensor]``: scalars by detectron2's names, to be summed.
     ``predict(model, batch) -> list[dict]``: one per image, in pixels of the original image, by falling score:
     ``boxes`` float32 [N, 4] x1 y1 x2 y2, ``scores`` float32 [N], ``labels`` int64 [N] 0-based and, with
     MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs. All on the CPU.
-    ``library() -> str``: the library behind it, with its version.
 
 ``batch`` is a list of samples as ``scratch_det.data.dataset`` describes them.
 """
 
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from types import ModuleType
 
 from fvcore.common.config import CfgNode
 
-BACKENDS = ("torchvision",)
+from scratch_det.config import flatten, get_cfg
+from scratch_det.errors import UserError
+
+BACKENDS = ("detectron2", "torchvision")
 AUTO = "auto"
+INSTALL_PAGE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+TESTED = "detectron2 commit 02b5c4e2 (June 2026), torch 2.14.1, torchvision 0.29.1, setuptools 65.5"
 
 
 def choose(name: str) -> str:
-    """The backend that ``name`` stands for; ``auto`` is the first one of BACKENDS."""
-    return BACKENDS[0] if name == AUTO else name
+    """The backend that ``name`` stands for; ``auto`` is the first one of BACKENDS that is installed.
+
+    Raises UserError for a backend that is not.
+    """
+    if name == AUTO:
+        return next(backend for backend in BACKENDS if is_installed(backend))
+    if not is_installed(name):
+        raise UserError(
+            f"--backend {name}: {name} is not installed in this Python environment. It is not on PyPI; build it after "
+            f"torch, with pip's --no-build-isolation, as {INSTALL_PAGE} says\n"
+            f"  tested: {TESTED}\n"
+            "  or train with --backend torchvision"
+        )
+    return name
+
+
+def is_installed(backend: str) -> bool:
+    """Whether there is a package of the library's name; a folder with its sources beside the program is none."""
+    found = find_spec(backend)
+    return found is not None and found.origin is not None
+
+
+def defaults(name: str) -> CfgNode:
+    """The keys that a recipe may set with backend ``name``, and their defaults. Raises UserError as ``load``."""
+    with _explaining(name):
+        found = _module(name, "keys").defaults()
+        if missing := sorted(flatten(get_cfg()).keys() - flatten(found).keys()):
+            raise ImportError(f"it has no key {missing[0]}: another version of it is expected")
+        return found
 
 
 def check_keys(name: str, cfg: CfgNode) -> None:
     """Refuse, before torch is imported, what backend ``name`` cannot honour. Raises ConfigError."""
-    import_module(f"{__name__}.{name}.keys").check(cfg)
+    _module(name, "keys").check(cfg)
 
 
 def load(name: str) -> ModuleType:
-    """The backend's ``model`` module."""
-    return import_module(f"{__name__}.{name}.model")
+    """The backend's ``model`` module. Raises UserError when the library behind it is there but does not work."""
+    with _explaining(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # detectron2 uses torch.jit.script
+        return _module(name, "model")
+
+
+def _module(backend: str, name: str) -> ModuleType:
+    return import_module(f"{__name__}.{backend}.{name}")
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """A detectron2 that does not work is the user's to mend; torchvision comes with this repository."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if name == "torchvision":
+            raise
+        raise UserError(
+            f"{library(name)} is installed, but does not work ({type(error).__name__}: {error}); build it anew "
+            f"against this torch, see {INSTALL_PAGE}\n"
+            f"  tested: {TESTED}\n"
+            "  or train with --backend torchvision"
+        ) from None
+
+
+def library(name: str) -> str:
+    """The library behind backend ``name``, with its version and, where it was installed from git, its commit."""
+    try:
+        installed = distribution(name)
+    except PackageNotFoundError:  # a checkout on PYTHONPATH
+        return f"{name} of unknown version"
+    source = json.loads(installed.read_text("direct_url.json") or "{}")
+    commit = source.get("vcs_info", {}).get("commit_id", "")
+    return f"{name} {installed.version}" + (f" ({commit[:8]})" if commit else "")

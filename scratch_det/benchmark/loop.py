@@ -26,20 +26,17 @@ from scratch_det.train.store import CheckpointStore
 BATCHES = 20
 
 
-def loop_against_bare(config_file: str, overrides: list[str], pairs: int) -> Pairs:
+def loop_against_bare(config_file: str, overrides: list[str], pairs: int, backend: str = backends.AUTO) -> Pairs:
     """Time ``pairs`` iterations of the loop, records included, each beside the bare work on the same batch.
 
     Both go through the same batches, which are loaded before, with two models of the same weights. Raises UserError for
     what a run would refuse.
     """
-    if pairs < 2:
-        raise UserError(f"--pairs is {pairs}, expected 2 or more: a median of fewer says nothing")
-    cfg = load_config(config_file, overrides).cfg
-    check_config(cfg)
-    backends.check_keys(backends.choose(backends.AUTO), cfg)
-    batches = load_batches(cfg)
+    backend = backends.choose(backend)
+    cfg = load_recipe(config_file, overrides, pairs, backend)
+    batches = list(itertools.islice(training_batches(training_set(cfg), cfg, 0), BATCHES))
     with tempfile.TemporaryDirectory() as folder:
-        run, other = new_run(cfg, Path(folder) / "loop"), new_run(cfg, Path(folder) / "bare")
+        run, other = (new_run(cfg, Path(folder) / which, backend) for which in ("loop", "bare"))
         count, feed = itertools.count(), timed(itertools.cycle(batches))
         bare_feed = itertools.cycle(batches)
         try:
@@ -49,17 +46,27 @@ def loop_against_bare(config_file: str, overrides: list[str], pairs: int) -> Pai
             other.metrics.close()
 
 
-def load_batches(cfg: CfgNode) -> list[list[Sample]]:
-    """The first batches of the recipe's stream. Sets MODEL.ROI_HEADS.NUM_CLASSES, as a run does."""
+def load_recipe(config_file: str, overrides: list[str], pairs: int, backend: str) -> CfgNode:
+    """The recipe, with a seed. Raises UserError for what a run would refuse, and for too few pairs."""
+    if pairs < 2:
+        raise UserError(f"--pairs is {pairs}, expected 2 or more: a median of fewer says nothing")
+    cfg = load_config(config_file, overrides, backends.defaults(backend)).cfg
+    check_config(cfg)
+    backends.check_keys(backend, cfg)
+    cfg.SEED = max(cfg.SEED, 0)
+    return cfg
+
+
+def training_set(cfg: CfgNode) -> TrainingSet:
+    """The recipe's training images. Sets MODEL.ROI_HEADS.NUM_CLASSES, as a run does."""
     data = [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in cfg.DATASETS.TRAIN]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data[0].classes)
-    cfg.SEED = max(cfg.SEED, 0)
-    return list(itertools.islice(training_batches(TrainingSet(cfg, data), cfg, 0), BATCHES))
+    return TrainingSet(cfg, data)
 
 
-def new_run(cfg: CfgNode, folder: Path) -> Run:
-    """A run in one process, of its own weights."""
-    backend = backends.load(backends.choose(backends.AUTO))
+def new_run(cfg: CfgNode, folder: Path, backend_name: str) -> Run:
+    """A run in one process; the weights follow from SEED."""
+    backend = backends.load(backend_name)
     device = pick_device(cfg.MODEL.DEVICE, ALONE)
     run_dir = RunDir(folder)
     run_dir.create()

@@ -6,24 +6,35 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.check.report import Section
+from scratch_det.weights.address import place_of
 
 if TYPE_CHECKING:
     from scratch_det.modeling.size import Size
 
 
 def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> "Size":
-    """Tell the model's size and whether the GPUs are there; ``cfg`` has passed every check and has NUM_CLASSES."""
+    """Tell the model's size, whether MODEL.WEIGHTS fit it and whether the GPUs are there.
+
+    ``cfg`` has passed every check and has NUM_CLASSES.
+    """
     import torch  # here, so that refusals come at once
 
     from scratch_det.modeling.size import size_of
+    from scratch_det.weights.load import load_weights
 
     with torch.device("meta"):
-        size = size_of(backends.load(backend).build(cfg))
+        model = backends.load(backend).build(cfg)
+    size = size_of(model)
     section.add(
         f"{backend}: {size.parameters:,} parameters, {size.trainable:,} trainable, "
         f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes",
         **size._asdict(),
     )
+    if cfg.MODEL.WEIGHTS and place_of(cfg.MODEL.WEIGHTS).is_file():
+        if loaded := section.attempt(load_weights, model, cfg.MODEL.WEIGHTS, backend, cfg):
+            section.add(loaded)
+    elif cfg.MODEL.WEIGHTS:
+        section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
     visible = torch.cuda.device_count()
     if cfg.MODEL.DEVICE == "cuda" and visible < num_gpus:
         section.problem(

@@ -1,6 +1,7 @@
 """The check before the first iteration: what a run would refuse, what it will do, what it needs and what it writes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fvcore.common.config import CfgNode
@@ -18,7 +19,8 @@ from scratch_det.distributed.launch import several_to_launch
 from scratch_det.distributed.world import ALONE
 from scratch_det.train import disk
 from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Request, check_kept, check_weights_path
+from scratch_det.train.start import Request, check_kept
+from scratch_det.weights.address import check_weights, find_checkpoint
 
 if TYPE_CHECKING:
     from scratch_det.modeling.size import Size
@@ -44,8 +46,9 @@ def check(
     here = max(num_gpus, 1)
     report, backend, available = Report(say), backends.choose(request.backend), machine.available_memory()
     with report.section("recipe") as section:
-        section.add(f"{request.config_file}, backend {backend}", config_file=request.config_file, backend=backend)
-        recipe = load_recipe(section, request)
+        library = backends.library(backend)
+        section.add(f"{request.config_file}, backend {library}", config_file=request.config_file, backend=backend)
+        recipe = load_recipe(section, request, backends.defaults(backend))
         lines = check_recipe(section, request, recipe, backend, here * num_machines) if recipe else []
     if not recipe:
         return report
@@ -86,15 +89,15 @@ def check_needs(
         check_disk(section, request, cfg, size)
 
 
-def load_recipe(section: Section, request: Request) -> LoadedConfig | None:
+def load_recipe(section: Section, request: Request, defaults: CfgNode) -> LoadedConfig | None:
     """The recipe; when overrides cannot be read the one without them, to look at the rest; None when no file can."""
     file, words = request.config_file, request.overrides
-    if recipe := section.attempt(load_config, file, words):
+    if recipe := section.attempt(load_config, file, words, defaults):
         return recipe
     unheard = Section("")  # of refusals that were told above
     pairs = [list(pair) for pair in zip(words[::2], words[1::2], strict=False)]
-    sound = [pair for pair in pairs if unheard.attempt(load_config, file, pair)]
-    return unheard.attempt(load_config, file, [word for pair in sound for word in pair])
+    sound = [pair for pair in pairs if unheard.attempt(load_config, file, pair, defaults)]
+    return unheard.attempt(load_config, file, [word for pair in sound for word in pair], defaults)
 
 
 def check_recipe(section: Section, request: Request, recipe: LoadedConfig, backend: str, processes: int) -> list[str]:
@@ -105,7 +108,7 @@ def check_recipe(section: Section, request: Request, recipe: LoadedConfig, backe
         section.problem("notice", notice)
     section.attempt(backends.check_keys, backend, cfg)
     if not (request.resume and RunDir(cfg.OUTPUT_DIR).holds_run()):
-        section.attempt(check_weights_path, cfg.MODEL.WEIGHTS)
+        section.attempt(check_weights, cfg.MODEL.WEIGHTS)
     return lines or []
 
 
@@ -114,6 +117,10 @@ def check_output(section: Section, request: Request, cfg: CfgNode) -> None:
     section.add(f"{cfg.OUTPUT_DIR}/: {WRITTEN}", output_dir=cfg.OUTPUT_DIR)
     section.attempt(RunDir(cfg.OUTPUT_DIR).check, request.resume)
     section.attempt(check_kept, request, cfg.SOLVER.MAX_ITER)
+    if request.branch_from and not find_checkpoint(Path(request.branch_from)).is_file():
+        section.problem("error", f"--branch-from {request.branch_from}: no such file")
+    elif request.branch_from or (request.resume and RunDir(cfg.OUTPUT_DIR).holds_run()):
+        section.problem("notice", "the run behind --resume or --branch-from is compared at the start only")
 
 
 def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:

@@ -39,7 +39,7 @@ def explain_unknown(key: str, known: list[str]) -> str:
     if below:
         return f"{key} is a section, not a value; it holds keys such as {below[0]}"
     if key.startswith(OUTSIDE_OUR_SUBSET):
-        return f"key {key} belongs to a part of detectron2 that this repository does not use: remove it"
+        return f"key {key} belongs to a part of detectron2 that only --backend detectron2 has: remove it, or use that"
     if key.upper() in known:
         return f"unknown key {key}; did you mean '{key.upper()}'?"
     name = key.rpartition(".")[2]

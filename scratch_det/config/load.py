@@ -33,17 +33,21 @@ class LoadedConfig(NamedTuple):
     file_cfg: CfgNode
 
 
-def load_config(config_file: str | Path, overrides: Sequence[Any] = ()) -> LoadedConfig:
+def load_config(
+    config_file: str | Path, overrides: Sequence[Any] = (), defaults: CfgNode | None = None
+) -> LoadedConfig:
     """The defaults, changed by ``config_file`` and its bases, then by ``overrides`` (``KEY VALUE KEY VALUE ...``).
 
-    Raises one ConfigError that names every unknown key and every wrong type with file and line.
+    defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
+    every unknown key and every wrong type with file and line.
     """
     in_files = [entry for source in _chain(Path(config_file), COMMAND_LINE, ()) for entry in source.entries]
     in_command = _override_entries(overrides)
-    cfg = get_cfg()
-    problems = _apply(cfg, in_files)
+    cfg = defaults.clone() if defaults else get_cfg()
+    known = flatten(cfg)
+    problems = _apply(cfg, in_files, known)
     file_cfg = cfg.clone()
-    problems += _apply(cfg, in_command)
+    problems += _apply(cfg, in_command, known)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
@@ -60,9 +64,8 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[S
     yield source
 
 
-def _apply(cfg: CfgNode, entries: list[Entry]) -> list[str]:
+def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list[str]:
     """Set what can be set; the problems of the others."""
-    defaults = flatten(get_cfg())
     problems: list[str] = []
     for entry in entries:
         try:

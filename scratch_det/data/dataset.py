@@ -24,6 +24,7 @@ from scratch_det.data.coco import CocoDataset
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
 from scratch_det.data.transforms import Sample, augment, resize
+from scratch_det.distributed.group import before_fork
 from scratch_det.distributed.stop import follow_parent
 from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import DataError
@@ -80,6 +81,10 @@ class TrainingSet(Dataset):
             return error
         return {"position": position, **_keep_non_empty(augment(sample, self.cfg, self.stream.rng(position)))}
 
+    def image_id(self, position: int) -> int:
+        """The json's id of the image at a position of the stream."""
+        return self.records[self.stream.index(position)][1]["id"]
+
     def _load(self, image_root: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Sample:
         sample = _load_image(self.cfg, image_root, image)
         boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
@@ -112,10 +117,14 @@ class EvaluationSet(Dataset):
 
 def _load_image(cfg: CfgNode, image_root: Path, image: dict[str, Any]) -> Sample:
     pixels = read_image(image_root / image["file_name"], image["width"], image["height"])
-    if cfg.INPUT.FORMAT == "BGR":
-        pixels = pixels[:, :, ::-1]
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return {"image": tensor, "image_id": image["id"], "height": image["height"], "width": image["width"]}
+    return {**as_sample(pixels, cfg.INPUT.FORMAT), "image_id": image["id"]}
+
+
+def as_sample(pixels: np.ndarray, order: str) -> Sample:
+    """RGB uint8 [H, W, 3] as ``image``, ``height`` and ``width`` of a sample; ``order`` is "BGR" or "RGB"."""
+    channels = pixels[:, :, ::-1] if order == "BGR" else pixels
+    tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
+    return {"image": tensor, "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def _keep_non_empty(sample: Sample) -> Sample:
@@ -169,6 +178,8 @@ def _loader(dataset: Dataset, cfg: CfgNode, batch_sampler: Iterable[Sequence[int
 
 
 def _checked(loader: DataLoader) -> Iterator[list[Sample]]:
+    if loader.num_workers:
+        before_fork()
     for batch in loader:
         for sample in batch:
             if isinstance(sample, DataError):

@@ -12,10 +12,11 @@ from PIL import Image, ImageOps
 from scratch_det.errors import DataError
 
 
-def read_image(path: Path, width: int, height: int) -> np.ndarray:
+def read_image(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
     """Decode one image to RGB uint8 [H, W, 3], turned upright as its EXIF tag says.
 
-    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``.
+    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``,
+    where these are given.
     """
     try:
         with Image.open(path) as opened:
@@ -25,7 +26,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
         raise DataError(f"{path}: image file is missing") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or drop it from the json") from None
-    if image.shape[:2] != (height, width):
+    if (width or height) and image.shape[:2] != (height, width):
         raise DataError(
             f"{path}: image is {image.shape[1]} x {image.shape[0]} px, the json says {width} x {height}; "
             "correct width and height in the json, or replace the file"

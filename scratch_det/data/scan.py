@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scratch_det.cache import cache_folder
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.problem import NUM_SHOWN
 from scratch_det.errors import DataError
@@ -56,11 +57,6 @@ def scan_images(data: CocoDataset, say: Callable[[str], object] | None = say_now
     finally:
         _write_cache(cache, known)
     return Scan(len(todo), len(states) - len(todo), len(faults), faults[:NUM_SHOWN])
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/scratch_det``, by default ``~/.cache/scratch_det``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "scratch_det")
 
 
 def fault_of(job: tuple[Path, int, int]) -> str | None:

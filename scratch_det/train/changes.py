@@ -10,7 +10,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten
+from scratch_det.config import flatten, set_key
 from scratch_det.config.curve import learning_rate
 
 EVALUATION = "evaluations from now on"
@@ -58,12 +58,24 @@ class Change:
 def config_changes(earlier: CfgNode, now: CfgNode, completed: int) -> list[Change]:
     """The keys that differ, as far as they matter after ``completed`` iterations under ``earlier``."""
     first = first_other_rate(earlier, now, completed)
+    guilty = _guilty(earlier, now, completed) if first is not None else set()
     old, new = flatten(earlier), flatten(now)
     return [
-        _judge(key, old[key], value, first)
+        _judge(key, _like(value, old[key]), value, first if key in guilty else None)
         for key, value in new.items()
         if _plain(value) != _plain(old.get(key, value))
     ]
+
+
+def _guilty(earlier: CfgNode, now: CfgNode, completed: int) -> set[str]:
+    """The keys that change a completed iteration's learning rate by themselves; all of them when it takes several."""
+    alone = set()
+    for key in SCHEDULE:
+        one = earlier.clone()
+        set_key(one, key, flatten(now)[key])
+        if first_other_rate(earlier, one, completed) is not None:
+            alone.add(key)
+    return alone or set(SCHEDULE)
 
 
 def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
@@ -91,7 +103,7 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
         yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
     if earlier["threads"] != now["threads"]:
         yield Change("CPU threads", earlier["threads"], now["threads"], ROUNDING)
-    for name in ("torch", "torchvision"):
+    for name in ("torch", "torchvision", "detectron2"):
         old, new = (content["packages"].get(name) for content in (earlier, now))
         if old != new:
             yield Change(name, old, new, ROUNDING)
@@ -106,6 +118,11 @@ def _judge(key: str, earlier: Any, now: Any, first_other: int | None) -> Change:
             return Change(key, earlier, now, "iterations still to come")
         return Change(key, earlier, now, f"the learning rate of iteration {first_other} would be another one", True)
     return Change(key, earlier, now, "completed iterations were trained with the earlier value", refused=True)
+
+
+def _like(value: Any, earlier: Any) -> Any:
+    """``earlier`` with the brackets of ``value``: a file has no tuples."""
+    return tuple(earlier) if isinstance(value, tuple) and isinstance(earlier, list) else earlier
 
 
 def _plain(value: Any) -> Any:

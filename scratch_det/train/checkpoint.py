@@ -1,31 +1,23 @@
-"""One checkpoint file: its name, whether it is whole, reading it without running code from it, using its weights."""
+"""One checkpoint file of a run: its name, writing it, whether it is whole."""
 
 import hashlib
 import io
 import os
-import pickle
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from scratch_det.errors import UserError
-from scratch_det.train.rundir import find_checkpoint
+from scratch_det.weights.files import DAMAGE, read_checkpoint
 
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
 REGULAR = re.compile(r"model_(\d{7})\.pth")
-DAMAGE = (  # what reading a damaged file may raise: every byte of one was changed in turn
-    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, OSError, EOFError, RuntimeError,
-    ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError,
-)  # fmt: skip
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -110,50 +102,3 @@ def completed_iterations(path: Path) -> int | None:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"] + 1
     except DAMAGE:
         return None
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU. Raises UserError when the file is missing or no PyTorch file of plain tensors."""
-    path = find_checkpoint(path)
-    if not path.is_file():
-        raise UserError(f"weights file {path} is missing; expected an existing .pth file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise UserError(  # not torch's own words, which advise to load it unsafely
-            f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
-            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a checkpoint or state dict")
-    return state
-
-
-def load_weights(model: nn.Module, path: Path, backbone_prefix: str) -> str:
-    """Fill ``model`` from a checkpoint of this backend or from a plain ImageNet classifier for its backbone body.
-
-    Returns the coverage, one line. Raises UserError when a weight is missing or differs in shape: no layer stays random
-    unnoticed.
-    """
-    state = read_checkpoint(path)
-    state = state["model"] if isinstance(state.get("model"), dict) else state
-    wanted = model.state_dict()
-    prefix = "" if any(key in wanted for key in state) else backbone_prefix
-    covered = [key for key in wanted if key.startswith(prefix)]
-    values = {key: state.get(key.removeprefix(prefix)) for key in covered}
-    wrong = [key for key, value in values.items() if value is None or value.shape != wanted[key].shape]
-    unused = [key for key in state if prefix + key not in values and not _may_be_left_out(key)]
-    if wrong or unused:
-        raise UserError(
-            f"weights file {path} covers {len(covered) - len(wrong)} of {len(covered)} tensors of "
-            f"{'the backbone' if prefix else 'the model'}; first one "
-            + (f"missing or of another shape: {wrong[0]}" if wrong else f"that has no place: {unused[0]}")
-            + "\n  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
-        )
-    model.load_state_dict(values, strict=False)
-    return f"{path}: {len(covered)} of {len(wanted)} tensors loaded" + (" (backbone)" if prefix else "")
-
-
-def _may_be_left_out(key: str) -> bool:
-    """An ImageNet classifier's last layer, and the batch counters of BN, which FrozenBN does not have."""
-    return key.startswith("fc.") or key.endswith(".num_batches_tracked")

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 
+from scratch_det import backends
 from scratch_det.data.catalog import datasets_root
 from scratch_det.train.start import Plan
 
-PACKAGES = ("scratch_det", "torch", "torchvision", "fvcore", "numpy", "faster-coco-eval", "pillow")
+PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
-def describe(plan: Plan, library: str, processes: int) -> dict[str, Any]:
-    """The content of environment.json; ``library`` is the one behind the backend, with its version."""
+def describe(plan: Plan, processes: int) -> dict[str, Any]:
+    """The content of environment.json."""
     data_sets = plan.training + plan.test
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
         "datasets_root": str(datasets_root()),
         "backend": plan.backend,
-        "library": library,
+        "library": backends.library(plan.backend),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},

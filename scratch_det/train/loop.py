@@ -105,7 +105,6 @@ def step(run: Run, iteration: int, lr: float, parts: tuple[list[Sample], ...]) -
     Raises UserError in all of them when a loss is not finite.
     """
     state, group = run.state, run.group
-    state.optimizer.zero_grad()
     found = [backward(run, iteration, parts, number) for number in range(len(parts))]
     state.average_gradients(group)
     if run.cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
@@ -132,6 +131,8 @@ def backward(run: Run, iteration: int, parts: tuple[list[Sample], ...], number: 
     with run.state.forward(synchronize=number == len(parts) - 1):
         losses = run.backend.losses(run.state.parallel, parts[number])
     losses["total_loss"] = sum(losses.values())
+    if number == 0:
+        run.state.optimizer.zero_grad()
     run.state.scaler.scale(losses["total_loss"] / len(parts)).backward()
     return {name: loss.detach() for name, loss in losses.items()}
 

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import load_config
 from scratch_det.config.curve import learning_rate
 from scratch_det.errors import UserError
 from scratch_det.train.changes import Change, config_changes, environment_changes, first_other_rate
-from scratch_det.train.checkpoint import damage, load_weights, read_checkpoint, sha256_of
+from scratch_det.train.checkpoint import damage, sha256_of
 from scratch_det.train.index import Index
 from scratch_det.train.log import logger
 from scratch_det.train.metrics import keep_lines
-from scratch_det.train.rundir import RunDir, find_checkpoint
+from scratch_det.train.rundir import RunDir
 from scratch_det.train.state import State
 from scratch_det.train.store import CheckpointStore
+from scratch_det.weights.address import find_checkpoint
+from scratch_det.weights.files import read_checkpoint
+from scratch_det.weights.load import load_weights
+from scratch_det.weights.names import scheme_of
 
 MOST_CHANGES = 4  # named in a refusal
 
@@ -79,20 +82,26 @@ def settled_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir) -> int:
     if cfg.SEED >= 0:
         return cfg.SEED
     if source and source.config.exists():
-        return load_config(source.config).cfg.SEED
+        return source.read_config().SEED
     return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
 
 
-def restore(cfg: CfgNode, state: State, origin: Origin) -> list[dict[str, float]]:
+def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[dict[str, float]]:
     """Fill ``state`` and return the unfinished window of metrics that belongs to it.
 
-    Raises UserError for a checkpoint that does not fit or lies beyond MAX_ITER.
+    Raises UserError for a checkpoint of another backend, one that does not fit, or one beyond MAX_ITER.
     """
     if origin.checkpoint is None:
         if cfg.MODEL.WEIGHTS:
-            logger.info(load_weights(state.model, Path(cfg.MODEL.WEIGHTS), backbone_prefix="backbone.body."))
+            logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg))
         return []
     saved = read_checkpoint(origin.checkpoint)
+    scheme = scheme_of(saved.get("model", {}))
+    if scheme and scheme.library != backend:
+        raise UserError(
+            f"checkpoint {origin.checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
+            f"began a run can continue it; give --backend {scheme.library}"
+        )
     try:
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -112,7 +121,7 @@ def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, comp
     """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
     if origin.run is None or origin.checkpoint is None:
         return
-    earlier = load_config(origin.run.config).cfg
+    earlier = origin.run.read_config()
     changes = config_changes(earlier, cfg, completed)
     changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
     if origin.is_branch:

@@ -4,14 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config import load_config
 from scratch_det.config.curve import learning_rate_line
 from scratch_det.data.coco import CocoDataset, collection_paused
 from scratch_det.data.dataset import TrainingSet
@@ -23,7 +21,6 @@ from scratch_det.evaluation.tables import format_per_class, format_table, to_jso
 from scratch_det.modeling.size import size_of
 from scratch_det.progress import clock
 from scratch_det.train.changes import config_changes
-from scratch_det.train.checkpoint import load_weights
 from scratch_det.train.disk import FULL, check_free_space, checkpoint_bytes
 from scratch_det.train.divergence import REPORT
 from scratch_det.train.environment import describe
@@ -45,6 +42,7 @@ from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Plan
 from scratch_det.train.state import State, build_state, pick_device
 from scratch_det.train.store import CheckpointStore
+from scratch_det.weights.load import load_weights
 
 
 def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -63,19 +61,19 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         origin, cfg.SEED = group.broadcast(start)  # what the main process sees counts: file systems lag
         if origin is None:
             return
-        environment = describe(plan, backend.library(), group.size)
+        environment = describe(plan, group.size)
         with collection_paused():
             dataset = TrainingSet(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device)
-        window = restore(cfg, state, origin)
+        window = restore(cfg, plan.backend, state, origin)
         report_start(cfg, environment, origin, state.iteration)
         check_disk(cfg, state, store)
         if origin.checkpoint and not origin.is_branch:
             warn_of_missed(request.keep_at, store, state.iteration)
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        log_start(cfg, backend, state, dataset)
+        log_start(cfg, state, dataset)
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
         run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate)
@@ -106,7 +104,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
         model = build_state(cfg, backend, device).model
         if weights:
-            logger.info(load_weights(model, Path(weights), backbone_prefix="backbone.body."))
+            logger.info(load_weights(model, weights, plan.backend, cfg))
         else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
@@ -165,12 +163,12 @@ def recording_failure(run: Run) -> Iterator[None]:
         run.metrics.close()
 
 
-def log_start(cfg: CfgNode, backend: ModuleType, state: State, dataset: TrainingSet) -> None:
+def log_start(cfg: CfgNode, state: State, dataset: TrainingSet) -> None:
     """What is about to happen, in numbers."""
     size = size_of(state.model)
     source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "random initialisation"
     logger.info(
-        f"{backend.library()}, torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
+        f"torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
         f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
@@ -204,7 +202,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
             "learning rate: --branch-from FILE OUTPUT_DIR PATH"
         )
     cfg.SEED = settled_seed(cfg, Origin(), run_dir)
-    changes = config_changes(load_config(run_dir.config).cfg, cfg, result["iteration"])
+    changes = config_changes(run_dir.read_config(), cfg, result["iteration"])
     refuse_changes(changes, f"the finished run in {run_dir.path}", result["iteration"])
     for change in changes:
         logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect any more")

@@ -22,6 +22,8 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from fvcore.common.config import CfgNode
+
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.train.log import logger
@@ -47,6 +49,16 @@ class RunDir:
         """Whether a run has got anywhere here: a line of metrics or a checkpoint. One that failed at once has not."""
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
         return written or any(self.checkpoints.glob("*.pth"))
+
+    def backend(self) -> str | None:
+        """Who built the model of the run there; None when there is no run."""
+        if not (self.holds_run() and self.environment.exists()):
+            return None
+        return json.loads(self.environment.read_text())["backend"]
+
+    def read_config(self) -> CfgNode:
+        """The configuration that the run there was started with, tuples being lists."""
+        return CfgNode.load_cfg(self.config.read_text())
 
     def check(self, allow_existing: bool) -> None:
         """Refuse, without leaving a trace, a folder that cannot be written to or that already holds a run.
@@ -130,9 +142,3 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """``path``, or the file of that name in checkpoints/ beside it: detectron2 has them in OUTPUT_DIR itself."""
-    inside = path.parent / "checkpoints" / path.name
-    return inside if inside.is_file() and not path.is_file() else path

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
@@ -17,9 +16,10 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.distributed.world import ALONE, World
-from scratch_det.errors import ConfigError, DataError, UserError
+from scratch_det.errors import ConfigError, DataError
 from scratch_det.train.log import close_logging, logger, set_up_logging
-from scratch_det.train.rundir import RunDir, find_checkpoint
+from scratch_det.train.rundir import RunDir
+from scratch_det.weights.address import check_weights
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def start(request: Request, world: World = ALONE) -> None:
 
 def make_plan(request: Request, world: World) -> Plan:
     """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
-    recipe = load_config(request.config_file, request.overrides)
-    cfg, backend = recipe.cfg, backends.choose(request.backend)
+    backend, recipe = choose_backend(request)
+    cfg = recipe.cfg
     batch, notices = [], []
     if request.eval_only:
         check_evaluation(request, cfg)
@@ -87,15 +87,25 @@ def make_plan(request: Request, world: World) -> Plan:
     run_dir.check(allow_existing=request.resume or request.eval_only)
     check_kept(request, cfg.SOLVER.MAX_ITER)
     if not (request.resume and run_dir.holds_run()):
-        check_weights_path(cfg.MODEL.WEIGHTS)
+        check_weights(cfg.MODEL.WEIGHTS)
     training, test = read_datasets(recipe, request.eval_only)
 
-    logger.info(f"recipe {request.config_file}, backend {backend}, writing to {run_dir.path}/")
+    logger.info(f"recipe {request.config_file}, backend {backends.library(backend)}, writing to {run_dir.path}/")
     for line in batch:
         logger.info(line)
     for notice in [*notices, *data_notices(training, test)]:
         logger.warning(notice)
     return Plan(request, cfg, backend, training, test, run_dir)
+
+
+def choose_backend(request: Request) -> tuple[str, LoadedConfig]:
+    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
+    backend = backends.choose(request.backend)
+    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
+    began = RunDir(recipe.cfg.OUTPUT_DIR).backend() if request.resume and request.backend == backends.AUTO else None
+    if began in (None, backend):
+        return backend, recipe
+    return backends.choose(began), load_config(request.config_file, request.overrides, backends.defaults(began))
 
 
 def check_evaluation(request: Request, cfg: CfgNode) -> None:
@@ -123,21 +133,6 @@ def check_kept(request: Request, max_iter: int) -> None:
         )
     if request.keep_last < 0:
         raise ConfigError(f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint")
-
-
-def check_weights_path(weights: str) -> None:
-    """Refuse, early, what MODEL.WEIGHTS cannot be."""
-    if "://" in weights:
-        raise ConfigError(
-            f"MODEL.WEIGHTS is {weights}; weights are read from local .pth files. Download them, convert a .pkl to a "
-            "state dict with torchvision's ResNet names, and give the path: MODEL.WEIGHTS PATH"
-        )
-    if weights and not find_checkpoint(Path(weights)).is_file():
-        problem = "is a folder" if Path(weights).is_dir() else "is missing"
-        raise UserError(
-            f"MODEL.WEIGHTS: file {weights} {problem}; give the path of a .pth file, "
-            'or MODEL.WEIGHTS "" to start at random'
-        )
 
 
 def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDataset], list[CocoDataset]]:

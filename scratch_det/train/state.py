@@ -15,6 +15,7 @@ from scratch_det.distributed.world import World
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.train.log import logger
 from scratch_det.train.optimizer import build_optimizer
+from scratch_det.weights.pixels import Pixels
 
 
 class State:
@@ -31,6 +32,7 @@ class State:
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         self.amp_type = torch.bfloat16 if bfloat16 else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
+        self.pixels = Pixels.of(cfg)
         self.iteration, self.seconds = 0, 0.0
 
     def spread(self, group: Group) -> None:
@@ -75,6 +77,7 @@ class State:
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration - 1,
             "seconds": self.seconds,
+            "pixels": self.pixels.as_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

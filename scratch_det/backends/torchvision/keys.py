@@ -5,14 +5,14 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten
-from scratch_det.errors import ConfigError
+from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
+from scratch_det.config import flatten, get_cfg
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
 
-# Keys with few honoured values; a key that is not listed is either used by model.py or not the backend's business.
-HONOURED: dict[str, tuple[Any, ...]] = {
+HONOURED: Honoured = {
+    **LOOP,
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
@@ -46,12 +46,6 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
-    "MODEL.KEYPOINT_ON": (False,),
-    "MODEL.LOAD_PROPOSALS": (False,),
-    "INPUT.CROP.ENABLED": (False,),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "TEST.AUG.ENABLED": (False,),
-    "TEST.PRECISE_BN.ENABLED": (False,),
 }
 LENGTHS = {
     "MODEL.PIXEL_MEAN": 3,
@@ -63,25 +57,21 @@ LENGTHS = {
 }
 
 
+def defaults() -> CfgNode:
+    """This repository's subset of detectron2's keys, with detectron2's defaults."""
+    return get_cfg()
+
+
 def check(cfg: CfgNode) -> None:
     """Raise ConfigError, one line per key, where the recipe asks for what this backend does not have."""
-    problems = list(_problems(flatten(cfg)))
-    if problems:
-        raise ConfigError("the torchvision backend cannot honour this recipe:\n  " + "\n  ".join(problems))
+    keys = flatten(cfg)
+    refuse("torchvision", [*not_honoured(cfg, HONOURED), *_lengths(keys), *_widths(keys), *_anchors(keys)])
 
 
-def _problems(keys: dict[str, Any]) -> Iterator[str]:
-    mask_keys = not keys["MODEL.MASK_ON"]
-    for key, honoured in HONOURED.items():
-        if mask_keys and key.startswith("MODEL.ROI_MASK_HEAD"):
-            continue
-        if keys[key] not in honoured:
-            yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in honoured)}"
+def _lengths(keys: dict[str, Any]) -> Iterator[str]:
     for key, length in LENGTHS.items():
         if len(keys[key]) != length:
             yield f"{key} is {keys[key]!r}; it takes {length} value{'s' * (length > 1)}"
-    yield from _widths(keys)
-    yield from _anchors(keys)
 
 
 def _widths(keys: dict[str, Any]) -> Iterator[str]:

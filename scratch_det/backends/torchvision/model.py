@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torchvision
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -104,8 +103,3 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     if "masks" in found:
         result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[keep], boxes[keep], height, width))
     return result
-
-
-def library() -> str:
-    """See the contract."""
-    return f"torchvision {torchvision.__version__}"

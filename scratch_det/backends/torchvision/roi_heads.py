@@ -9,6 +9,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import roi_align
 
+from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import NORMS
 
 POOLED_LEVELS = ("p2", "p3", "p4", "p5")
@@ -142,16 +143,6 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, 
     distance = F.smooth_l1_loss(of_class, targets[foreground], beta=beta, reduction="sum")
     loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
     return {"loss_cls": loss_cls, "loss_box_reg": distance / max(len(labels), 1)}
-
-
-def mask_targets(masks: Tensor, matched: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """Truth inside each box at the head's resolution: aligned RoIAlign of the matched mask, at least half covered.
-
-    masks uint8 [G, H, W], matched [N] indices into them, boxes [N, 4] -> float32 [N, resolution, resolution] of 0, 1.
-    """
-    rois = torch.cat([matched[:, None].to(boxes.dtype), boxes], dim=1)
-    cropped = roi_align(masks[:, None].to(boxes.dtype), rois, resolution, 1.0, 0, True)
-    return (cropped[:, 0] >= 0.5).to(boxes.dtype)
 
 
 def _pooler(keys: CfgNode) -> ROIPooler:

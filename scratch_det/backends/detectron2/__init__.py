@@ -1,0 +1,1 @@
+"""Whatever detectron2's ``build_model`` makes of a recipe."""

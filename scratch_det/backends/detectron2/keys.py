@@ -1,0 +1,46 @@
+"""detectron2's own keys, and which of their values this repository's loop can honour."""
+
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
+
+HONOURED: Honoured = {
+    **LOOP,
+    # Others need truth beyond boxes and masks, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
+}
+
+
+def defaults() -> CfgNode:
+    """A fresh copy of all of detectron2's keys with its defaults."""
+    return _defaults().clone()
+
+
+@cache
+def _defaults() -> CfgNode:
+    """Read from detectron2's own file, without importing detectron2, which would import torch.
+
+    The file's only import is ``.config``, for the CfgNode; as a module of fvcore.common it gets fvcore's.
+    """
+    package = find_spec("detectron2")
+    assert package
+    assert package.origin
+    spec = spec_from_file_location(
+        "fvcore.common.detectron2_defaults", Path(package.origin).parent / "config" / "defaults.py"
+    )
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._C
+
+
+def check(cfg: CfgNode) -> None:
+    """Raise ConfigError, one line per key, where the recipe asks for what training with this loop does not have."""
+    refuse("detectron2", not_honoured(cfg, HONOURED))

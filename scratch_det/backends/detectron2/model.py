@@ -1,0 +1,126 @@
+"""The detectron2 backend: see ``scratch_det.backends`` for the contract."""
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from scratch_det.config import flatten, set_key
+from scratch_det.data.image import encode_masks
+from scratch_det.modeling.masks import mask_targets
+from scratch_det.modeling.norm import SyncBatchNorm
+
+Batch = list[dict[str, Any]]
+
+
+def build(cfg: CfgNode) -> nn.Module:
+    """See the contract. SyncBN is this repository's, which works on the CPU and on a process without proposals too."""
+    hush()
+    return replace_sync_bn(build_model(stock_cfg(cfg, device=str(torch.get_default_device()))))
+
+
+def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
+    """detectron2's own configuration with the values of ``cfg``."""
+    stock = get_cfg()
+    for key, value in flatten(cfg).items():
+        set_key(stock, key, value)
+    stock.MODEL.DEVICE = device
+    return stock
+
+
+def hush() -> None:
+    """Leave out what current versions of torch say about detectron2's code, once a process and to no use here."""
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def replace_sync_bn(module: nn.Module) -> nn.Module:
+    """Put this repository's SyncBatchNorm in the place of torch's, below ``module``."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.SyncBatchNorm):
+            own = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            own.load_state_dict(child.state_dict())
+            setattr(module, name, own)
+        else:
+            replace_sync_bn(child)
+    return module
+
+
+def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """See the contract. Puts the model into training mode."""
+    with EventStorage():  # where detectron2 leaves its own statistics
+        try:
+            return model.train()([_with_truth(sample) for sample in batch])
+        except FloatingPointError:  # raised by the RPN; the loop sees to it in all processes
+            nothing = sum(parameter.sum() for parameter in model.parameters()) * math.nan
+            return dict.fromkeys(loss_names(model, masks="masks" in batch[0]), nothing)
+
+
+def loss_names(model: nn.Module, masks: bool) -> list[str]:
+    """What detectron2 calls the model's losses, in its order: all processes have to give the same ones."""
+    predictors = getattr(model, "module", model).roi_heads.box_predictor
+    stages = [f"_stage{k}" for k in range(len(predictors))] if isinstance(predictors, nn.ModuleList) else [""]
+    boxes = [f"{name}{stage}" for stage in stages for name in ("loss_cls", "loss_box_reg")]
+    return [*boxes, *(["loss_mask"] if masks else []), "loss_rpn_cls", "loss_rpn_loc"]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+    """See the contract. Puts the model into evaluation mode."""
+    return [_as_dict(found["instances"].to("cpu")) for found in model.eval()(batch)]
+
+
+class MatchedMasks:
+    """detectron2's BitMasks, as far as a mask head uses them, without a copy of the bitmap for every proposal.
+
+    Args:
+        masks: uint8 [G, H, W] of 0 and 1, the image's objects.
+        chosen: int64 [N], the object that each of N boxes belongs to.
+    """
+
+    def __init__(self, masks: Tensor, chosen: Tensor):
+        self.masks, self.chosen = masks, chosen
+
+    @property
+    def device(self) -> torch.device:
+        return self.masks.device
+
+    def to(self, *arguments: Any, **keywords: Any) -> "MatchedMasks":
+        """On another device."""
+        return MatchedMasks(self.masks.to(*arguments, **keywords), self.chosen.to(*arguments, **keywords))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> "MatchedMasks":
+        return MatchedMasks(self.masks, self.chosen[index])
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """Bool [N, mask_size, mask_size]: each box's mask inside it."""
+        return mask_targets(self.masks, self.chosen, boxes, mask_size) > 0
+
+
+def _with_truth(sample: dict[str, Any]) -> dict[str, Any]:
+    """A training sample as detectron2's DatasetMapper makes it."""
+    truth = Instances(tuple(sample["image"].shape[-2:]))
+    truth.gt_boxes, truth.gt_classes = Boxes(sample["boxes"]), sample["labels"]
+    if "masks" in sample:
+        truth.gt_masks = MatchedMasks(sample["masks"], torch.arange(len(sample["masks"])))
+    return {"image": sample["image"], "instances": truth}
+
+
+def _as_dict(found: Instances) -> dict[str, Any]:
+    result = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
+    if found.has("pred_masks"):
+        result["masks"] = encode_masks(found.pred_masks.numpy().astype(np.uint8))
+    return result

@@ -1,0 +1,36 @@
+"""Telling which values of detectron2's keys a backend can honour."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import flatten
+from scratch_det.errors import ConfigError
+
+Honoured = dict[str, tuple[Any, ...]]  # a key that is not listed is honoured, whatever its value
+
+LOOP: Honoured = {  # what data, loop and evaluation of this repository leave to choose, whoever builds the model
+    "MODEL.KEYPOINT_ON": (False,),
+    "MODEL.LOAD_PROPOSALS": (False,),
+    "INPUT.CROP.ENABLED": (False,),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "TEST.AUG.ENABLED": (False,),
+    "TEST.PRECISE_BN.ENABLED": (False,),
+}
+
+
+def refuse(backend: str, problems: Iterable[str]) -> None:
+    """Raise ConfigError, one line per problem, where there are any."""
+    if lines := list(problems):
+        raise ConfigError(f"the {backend} backend cannot honour this recipe:\n  " + "\n  ".join(lines))
+
+
+def not_honoured(cfg: CfgNode, honoured: Honoured) -> Iterator[str]:
+    """A line for every key of ``honoured`` that has another value."""
+    keys = flatten(cfg)
+    for key, values in honoured.items():
+        if key.startswith("MODEL.ROI_MASK_HEAD") and not cfg.MODEL.MASK_ON:
+            continue
+        if keys[key] not in values:
+            yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in values)}"

@@ -1,0 +1,1 @@
+"""Weights of many origins: where they lie, reading them safely, their names, loading and converting them."""

@@ -1,0 +1,112 @@
+"""A detector's or backbone's weights under the other library's names, and whether all of them found a place."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratch_det.errors import UserError
+from scratch_det.weights.load import body_names
+from scratch_det.weights.names import BODY, renamed
+from scratch_det.weights.pixels import Pixels
+from scratch_det.weights.read import Weights
+
+BACKGROUND = {  # torchvision's layers with a slot for the background, by detectron2's names: numbers a slot takes
+    "roi_heads.box_predictor.cls_score": 1,  # first there, last in detectron2
+    "roi_heads.box_predictor.bbox_pred": 4,  # first there, none in detectron2: never trained, never used
+    "roi_heads.mask_head.predictor": 1,  # the same
+}
+KEPT_BY_DETECTRON2 = "roi_heads.box_predictor.cls_score"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Tensors by their new names; how many of each module's found a name, and which did not."""
+
+    tensors: dict[str, Tensor]
+    found: Counter[str]
+    total: Counter[str]
+    lost: list[str]
+
+    def describe(self) -> str:
+        """A line for each module of the source."""
+        width = max(map(len, self.total))
+        return "\n".join(f"  {module:<{width}}  {self.found[module]:4d} of {n:4d}" for module, n in self.total.items())
+
+
+def convert(weights: Weights, to: str) -> Converted:
+    """``weights`` in the names of ``to``, "torchvision" or "detectron2". Raises UserError when they have them."""
+    source = weights.scheme.library
+    if source == to:
+        raise UserError(f"{weights.path} is a {weights.kind} already; MODEL.WEIGHTS takes it as it is")
+    if not weights.scheme.whole:
+        full = body_names(weights, to)
+        kept = {name.removeprefix(BODY[to]): value for name, value in full.items() if name.startswith(BODY[to])}
+        lost = [name for name in full if not name.startswith(BODY[to])]
+        total = Counter({"backbone": len(full)})
+        return Converted(kept, Counter({"backbone": len(kept)}), total, lost)
+    names = renamed(weights.tensors, source, to)
+    check_classes(weights, names)
+    tensors = {
+        new: _with_slots(names, name, value, to) for name, value in weights.tensors.items() if (new := names[name])
+    }
+    found = Counter(module_of(name) for name in names if names[name])
+    return Converted(
+        tensors, found, Counter(map(module_of, names)), [name for name, new in names.items() if new is None]
+    )
+
+
+def check_classes(weights: Weights, names: dict[str, str | None]) -> None:
+    """Raise UserError for boxes or masks that are not predicted for each class, which torchvision's always are."""
+    classes, own = num_classes(weights), weights.scheme.library == "torchvision"
+    for name, new in names.items():
+        layer, _, leaf = ((new or "") if own else name).rpartition(".")
+        if layer in BACKGROUND and layer != KEPT_BY_DETECTRON2 and classes is not None and leaf == "weight":
+            rows, expected = len(weights.tensors[name]), BACKGROUND[layer] * (classes + own)
+            if rows != expected:
+                raise UserError(
+                    f"{weights.path}: {name} has {rows} outputs, expected {expected} for {classes} classes; a detector "
+                    "with CLS_AGNOSTIC_BBOX_REG or CLS_AGNOSTIC_MASK has no counterpart to be converted to"
+                )
+
+
+def checkpoint_of(converted: Converted, weights: Weights, recipe: Pixels | None, digest: str) -> dict[str, Any]:
+    """What the new file holds; detectron2 finds a backbone's place by ``matching_heuristics``.
+
+    recipe: the recipe's pixels, which are a detector's own unless its file says otherwise.
+    """
+    own = {"pixels": recipe.as_dict()} if recipe and weights.scheme.whole else {}
+    return {
+        "model": converted.tensors,
+        "converted_from": {"file": weights.path.name, "sha256": digest, "kind": weights.kind},
+        **own,
+        **weights.traits(),
+        **({} if weights.scheme.whole else {"matching_heuristics": True}),
+    }
+
+
+def num_classes(weights: Weights) -> int | None:
+    """Classes without background, from the class scores; None for a backbone."""
+    scores = weights.tensors.get("roi_heads.box_predictor.cls_score.weight")
+    return None if scores is None else len(scores) - 1
+
+
+def module_of(name: str) -> str:
+    """backbone.body, roi_heads.box_head, ...; the levels of a pyramid count as one."""
+    module = ".".join(name.split(".")[:2])
+    return "backbone.fpn" if module.startswith("backbone.fpn") else module
+
+
+def _with_slots(names: dict[str, str | None], name: str, value: Tensor, to: str) -> Tensor:
+    """Move, drop or add the background's slot of a layer that has one."""
+    theirs = (name if to == "torchvision" else names[name] or "").rpartition(".")[0]
+    size = BACKGROUND.get(theirs)
+    if size is None:
+        return value
+    if theirs == KEPT_BY_DETECTRON2:
+        return value.roll(1 if to == "torchvision" else -1, 0)
+    if to == "detectron2":
+        return value[size:].clone()
+    return torch.cat([value.new_zeros((size, *value.shape[1:])), value])

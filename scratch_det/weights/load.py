@@ -1,0 +1,128 @@
+"""Filling a model from a weights file: all of it, or its backbone; nothing stays random unnoticed."""
+
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from scratch_det.errors import UserError
+from scratch_det.weights.address import fetch
+from scratch_det.weights.names import BODY, renamed
+from scratch_det.weights.pixels import Pixels, adapt_first_layer
+from scratch_det.weights.read import Weights, read_weights
+
+FIRST_LAYER = {"torchvision": "conv1.weight", "detectron2": "stem.conv1.weight"}  # of a backbone
+SHALLOWEST_BOTTLENECKS = 50  # the ResNet
+C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
+
+
+def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode) -> str:
+    """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
+
+    source: a file or an address, see ``address.fetch``. A detector's weights have to be ``library``'s and cover the
+    whole model; a classifier's have to cover the backbone. Raises UserError otherwise, and leaves the model alone.
+    """
+    weights = read_weights(fetch(str(source)))
+    check_library(weights, library)
+    check_traits(weights, cfg)
+    values, prefix = weights.tensors, ""
+    if not weights.scheme.whole:
+        values, prefix = placed_in(model, body_names(weights, library), library)
+    first = next((name for name in model.state_dict() if name.endswith(FIRST_LAYER[library])), "")
+    said = []
+    if weights.pixels and first in values:
+        adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
+        values, said = {**values, first: adapted}, [done] * bool(done)
+    elif prefix:
+        said = ["which pixels it was trained on is not known: taken for the recipe's"]
+    covered, total = fill(model, values, prefix, weights)
+    part = f", the backbone, from a {weights.kind}" if prefix else ""
+    return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *said])
+
+
+def check_library(weights: Weights, library: str) -> None:
+    """Raise UserError when a detector's weights are another library's."""
+    if weights.scheme.whole and weights.scheme.library != library:
+        raise UserError(
+            f"weights file {weights.path} is a {weights.scheme.library} checkpoint, the backend is {library}; "
+            f"convert it: python tools/convert_checkpoint.py {weights.path} converted.pth --to {library}\n"
+            f"  or use --backend {weights.scheme.library}"
+        )
+
+
+def check_traits(weights: Weights, cfg: CfgNode) -> None:
+    """Raise UserError when the weights belong to another norm or stride, which their names do not show."""
+    resnets, has = cfg.MODEL.RESNETS, f"weights file {weights.path} is a {weights.kind}"
+    if weights.fused_norm and resnets.NORM != "FrozenBN":
+        raise UserError(
+            f"{has} with batch norm fused into scale and shift, which only FrozenBN can continue; MODEL.RESNETS.NORM "
+            f"is {resnets.NORM!r}: choose weights that were trained with it"
+        )
+    known = weights.stride_in_1x1 is not None and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
+    if known and weights.stride_in_1x1 != resnets.STRIDE_IN_1X1:
+        raise UserError(
+            f"{has}, whose bottlenecks have their stride in the {'1x1' if weights.stride_in_1x1 else '3x3'} "
+            f"convolution, but MODEL.RESNETS.STRIDE_IN_1X1 is {resnets.STRIDE_IN_1X1}; set it to "
+            f"{weights.stride_in_1x1}"
+        )
+
+
+def body_names(weights: Weights, library: str) -> dict[str, Tensor]:
+    """A backbone's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
+    source = weights.scheme.library
+    full = {BODY[source] + name: value for name, value in weights.tensors.items()}
+    if source == library:
+        return full
+    names = renamed(full, source, library)
+    return {names[name] or name: value for name, value in full.items()}
+
+
+def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:
+    """A backbone's weights by the names that they have in ``model``, and what all names of its backbone begin with."""
+    names, prefix = model.state_dict().keys(), BODY[library]
+    if any(name.startswith(prefix) for name in names):
+        return values, prefix
+    prefixes = (prefix + "res5.", C4_HEAD), (prefix, "backbone.")  # no pyramid around it
+
+    def place(name: str) -> str:
+        places = (new + name.removeprefix(old) for old, new in prefixes if name.startswith(old))
+        return next((place for place in places if place in names), name)
+
+    return {place(name): value for name, value in values.items()}, "backbone."
+
+
+def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weights) -> tuple[int, int]:
+    """Put ``values`` into ``model``: all tensors that begin with ``prefix``, with nothing left over.
+
+    Returns how many tensors were filled and how many the model has. Raises UserError unless that works out; batch
+    norm's counter of batches may be missing or left over, as FrozenBN has none. A model on the meta device is compared
+    only.
+    """
+    wanted = model.state_dict()
+    covered = [name for name in wanted if name.startswith(prefix) or name in values]
+    missing = [name for name in covered if name not in values and not _is_counter(name)]
+    misshaped = [name for name in covered if name in values and values[name].shape != wanted[name].shape]
+    unused = [name for name in values if name not in wanted and not _is_counter(name)]
+    if missing or misshaped or unused:
+        reasons = [
+            f"{len(names)} {what}, the first is {names[0]}"
+            for names, what in ((missing, "missing"), (misshaped, "of another shape"), (unused, "without a place"))
+            if names
+        ]
+        raise UserError(
+            f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "
+            f"{len(covered)} tensors of {'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
+            "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
+            + ("; these are BN's, which FrozenBN, BN and SyncBN continue" if _has_statistics(unused) else "")
+        )
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        model.load_state_dict({name: values[name] for name in covered if name in values}, strict=False)
+    return len(covered), len(wanted)
+
+
+def _has_statistics(names: list[str]) -> bool:
+    return any(name.endswith("running_mean") for name in names)
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith(".num_batches_tracked")

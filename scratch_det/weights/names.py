@@ -1,0 +1,152 @@
+"""The names of weights in detectron2, torchvision and Detectron, and how one becomes another.
+
+A backbone's own file (an ImageNet classifier) has the names of the detector's without what stands before them: the
+``BODY`` of the two backends.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+BODY = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
+LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one, {2n} twice the same
+    ("backbone.body.conv1", "backbone.bottom_up.stem.conv1"),
+    ("backbone.body.bn1", "backbone.bottom_up.stem.conv1.norm"),
+    ("backbone.body.layer{s}.{b}.conv{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}"),
+    ("backbone.body.layer{s}.{b}.bn{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}.norm"),
+    ("backbone.body.layer{s}.{b}.downsample.0", "backbone.bottom_up.res{s+1}.{b}.shortcut"),
+    ("backbone.body.layer{s}.{b}.downsample.1", "backbone.bottom_up.res{s+1}.{b}.shortcut.norm"),
+    ("backbone.fpn.inner_blocks.{n}.0", "backbone.fpn_lateral{n+2}"),
+    ("backbone.fpn.inner_blocks.{n}.1", "backbone.fpn_lateral{n+2}.norm"),
+    ("backbone.fpn.layer_blocks.{n}.0", "backbone.fpn_output{n+2}"),
+    ("backbone.fpn.layer_blocks.{n}.1", "backbone.fpn_output{n+2}.norm"),
+    ("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv"),
+    ("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
+    ("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas"),
+    ("roi_heads.box_head.{n}.0", "roi_heads.box_head.conv{n+1}"),
+    ("roi_heads.box_head.{n}.1", "roi_heads.box_head.conv{n+1}.norm"),
+    ("roi_heads.box_head.fc{n}", "roi_heads.box_head.fc{n}"),
+    ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.cls_score"),
+    ("roi_heads.box_predictor.bbox_pred", "roi_heads.box_predictor.bbox_pred"),
+    ("roi_heads.mask_head.{n}.0", "roi_heads.mask_head.mask_fcn{n+1}"),
+    ("roi_heads.mask_head.{n}.1", "roi_heads.mask_head.mask_fcn{n+1}.norm"),
+    ("roi_heads.mask_predictor.conv5_mask", "roi_heads.mask_head.deconv"),
+    ("roi_heads.mask_predictor.mask_fcn_logits", "roi_heads.mask_head.predictor"),
+    ("roi_heads.keypoint_head.{2n}", "roi_heads.keypoint_head.conv_fcn{n+1}"),
+    ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
+)
+FC = re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)")
+CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
+CAFFE2 = re.compile(r"(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc])")
+CAFFE2_LEAVES = {
+    "bn_s": "norm.weight", "bn_b": "norm.bias", "bn_rm": "norm.running_mean", "bn_riv": "norm.running_var",
+    "gn_s": "norm.weight", "gn_b": "norm.bias", "w": "weight", "b": "bias",
+}  # fmt: skip
+
+
+class Scheme(NamedTuple):
+    """Whose names they are, and whether of a whole detector or of its backbone alone."""
+
+    library: str  # torchvision, detectron2 or Detectron
+    whole: bool
+
+    def __str__(self) -> str:
+        if self.whole:
+            return f"{self.library} detector"
+        return {"torchvision": "torchvision or timm classifier"}.get(self.library, f"{self.library} classifier")
+
+
+SIGNS = (  # the first name that begins like this tells
+    ("backbone.body.", Scheme("torchvision", whole=True)),
+    ("backbone.", Scheme("detectron2", whole=True)),
+    ("layer1.", Scheme("torchvision", whole=False)),
+    ("res2.", Scheme("detectron2", whole=False)),
+    ("res2_", Scheme("Detectron", whole=False)),
+)
+
+
+def scheme_of(names: Iterable[str]) -> Scheme | None:
+    """Whose names these are; None when nobody's that is known here."""
+    names = list(names)
+    return next((scheme for sign, scheme in SIGNS if any(name.startswith(sign) for name in names)), None)
+
+
+def renamed(names: Iterable[str], source: str, target: str) -> dict[str, str | None]:
+    """A detector's names, each with that of ``target``, or None where it has no such layer.
+
+    source, target: "torchvision" and "detectron2", either way round.
+    """
+    names, translate = list(names), TRANSLATIONS[source]
+    plain = _numbered_fc(names) if source == "torchvision" else {name: name for name in names}
+    found = {name: translate(plain[name]) for name in names}
+    return found if target == "detectron2" else _with_positions(found)
+
+
+def from_caffe2(name: str) -> str | None:
+    """detectron2's backbone name of one of Detectron's blobs; None for what a detector does not use."""
+    for suffix, leaf in CAFFE2_LEAVES.items():
+        if name.endswith(f"_{suffix}") and (match := CAFFE2.fullmatch(name.removesuffix(f"_{suffix}"))):
+            stage, block, branch = match.groups()
+            if stage is None:
+                return f"stem.conv1.{leaf}"
+            layer = "shortcut" if branch == "1" else f"conv{'abc'.index(branch[1]) + 1}"
+            return f"res{stage}.{block}.{layer}.{leaf}"
+    return None
+
+
+def _numbered_fc(names: list[str]) -> dict[str, str]:
+    """fc1, fc2, ... in the box head, which counts them on from its convolutions, or (fc6, fc7) from VGG's."""
+    rows = sorted({int(match[1]) for match in map(FC.fullmatch, names) if match})
+    numbers = {row: number for number, row in enumerate(rows, start=1)}
+    return {name: FC.sub(lambda m: f"roi_heads.box_head.fc{numbers[int(m[1])]}.{m[2]}", name) for name in names}
+
+
+def _with_positions(found: dict[str, str | None]) -> dict[str, str | None]:
+    """The inverse of ``_numbered_fc``."""
+    first = sum(1 for name in found.values() if name and CONV.fullmatch(name)) + 1  # after convolutions and flattening
+    fc = re.compile(r"roi_heads\.box_head\.fc(\d+)\.")
+
+    def place(match: re.Match) -> str:
+        return f"roi_heads.box_head.{first + 2 * (int(match[1]) - 1)}."
+
+    return {name: fc.sub(place, new) if new else None for name, new in found.items()}
+
+
+def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | None]:
+    """A function from names like the first patterns to names like the second; weight, bias and so on stay."""
+    rules = [(re.compile(_as_regex(pattern)), pattern, new) for pattern, new in patterns]
+
+    def translate(name: str) -> str | None:
+        layer, _, leaf = name.rpartition(".")
+        for regex, pattern, new in rules:
+            if match := regex.fullmatch(layer):
+                return f"{_filled(new, _numbers(pattern, match.groups()))}.{leaf}"
+        return None
+
+    return translate
+
+
+NUMBER = re.compile(r"\{(\d*)([a-z])(?:\+(\d+))?\}")
+
+
+def _as_regex(pattern: str) -> str:
+    return r"(\d+)".join(re.escape(part) for part in NUMBER.sub("\0", pattern).split("\0"))
+
+
+def _numbers(pattern: str, found: tuple[str, ...]) -> dict[str, int]:
+    """What the letters of ``pattern`` stand for."""
+    places = NUMBER.findall(pattern)
+    return {
+        letter: (int(text) - int(plus or 0)) // int(times or 1)
+        for (times, letter, plus), text in zip(places, found, strict=True)
+    }
+
+
+def _filled(pattern: str, numbers: dict[str, int]) -> str:
+    return NUMBER.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), pattern)
+
+
+TRANSLATIONS = {
+    "torchvision": _translation(LAYERS),
+    "detectron2": _translation((theirs, ours) for ours, theirs in LAYERS),
+}
