@@ -11,6 +11,7 @@ from scratch_det.errors import DataError, did_you_mean
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
+MAKERS = {"digits_": "prepare_digits.py", "coco_2017_train_": "prepare_coco_subsets.py"}  # names begin like this
 KNOWN_FIELDS = {"json", "images", "drop_empty_boxes"}
 
 
@@ -35,11 +36,8 @@ def lookup(name: str) -> DatasetEntry:
     Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
     malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
     """
-    root = datasets_root()
+    root, entries = datasets_root(), _entries()
     own = root / "catalog.yaml"
-    entries = {key: (value, BUILT_IN) for key, value in _read(BUILT_IN).items()}
-    if own.is_file():
-        entries.update({key: (value, own) for key, value in _read(own).items()})
     if name not in entries:
         raise DataError(
             f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
@@ -50,6 +48,18 @@ def lookup(name: str) -> DatasetEntry:
     entry = _parse(name, fields, source, root)
     _check_on_disk(entry, root)
     return entry
+
+
+def known_names() -> list[str]:
+    """Every name that a catalog has, complete on disk or not."""
+    return list(_entries())
+
+
+def _entries() -> dict[str, tuple[Any, Path]]:
+    """Name -> fields as written, and the catalog that has them."""
+    own = datasets_root() / "catalog.yaml"
+    sources = [BUILT_IN, *([own] if own.is_file() else [])]
+    return {name: (fields, source) for source in sources for name, fields in _read(source).items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,7 +89,8 @@ def _check_on_disk(entry: DatasetEntry, root: Path) -> None:
     if not (missing_json or missing_images):
         return
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
-    hint = "; make it with: python tools/prepare_digits.py" if entry.name.startswith("digits_") else ""
+    maker = next((tool for start, tool in MAKERS.items() if entry.name.startswith(start)), None)
+    hint = f"; make it with: python tools/{maker}" if maker else ""
     raise DataError(
         f"data set '{entry.name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
         f"  {'missing ' if missing_json else 'found   '} {entry.json_file}\n"

@@ -1,0 +1,32 @@
+"""The experiment list as text."""
+
+from collections.abc import Sequence
+
+from scratch_det.study.experiments import Experiment
+
+HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
+
+
+def as_table(runs: Sequence[Experiment]) -> str:
+    """A Markdown table: a line a run, and the iterations of all of them, trained apart and off shared trunks.
+
+    A run whose trunk is not among ``runs`` counts in full.
+    """
+    names = {run.name for run in runs}
+    spent = [run.iterations - (run.branch_at if run.trunk in names else 0) for run in runs]
+    rows = [
+        (
+            run.name,
+            f"{', '.join(run.places)}: {run.shown}",
+            f"{run.iterations:,}",
+            f"{own:,}",
+            " ".join(f"{metric} {value}" for metric, value in run.expected.items()) or "a curve",
+        )
+        for run, own in zip(runs, spent, strict=True)
+    ]
+    total = ("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", "")
+    cells = [HEADER, tuple("---" for _ in HEADER), *rows, total]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    )

@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Draw random subsets of a data set in COCO's format, each inside the next larger one, as the small-data recipes need.
+
+    python tools/prepare_coco_subsets.py
+    python tools/prepare_coco_subsets.py --dataset digits_train --sizes 700,200,20 --seed 1
+
+Writes instances_..._35k.json and so on beside the data set's json and, for names that no catalog has, a line into
+catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to mend.
+"""
+
+import argparse
+
+from scratch_det.data.subset import PAPER_SIZES, make_subsets
+from scratch_det.errors import exit_on_user_error
+from scratch_det.train.arguments import numbers
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
+    parser.add_argument(
+        "--sizes",
+        type=numbers,
+        default=PAPER_SIZES,
+        metavar="N,M",
+        help="numbers of images (the paper's: 35000,10000,3500,1000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (%(default)s)")
+    parser.add_argument("--allow-lost-classes", action="store_true", help="though a subset has no object of a class")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with exit_on_user_error():
+        make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes)
+
+
+if __name__ == "__main__":
+    main()
