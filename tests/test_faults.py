@@ -104,7 +104,8 @@ def is_asleep(folder: Path) -> Callable[[], bool]:
 
     def look() -> bool:
         found = (folder / "asleep").exists()
-        (folder / "asleep").unlink(missing_ok=True)
+        if found:  # one that comes now is left for the next look
+            (folder / "asleep").unlink()
         return found
 
     return look
