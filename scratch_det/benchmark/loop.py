@@ -2,13 +2,14 @@
 
 import itertools
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.pairs import Pairs, time_pairs
+from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
 from scratch_det.config import check_config, load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
@@ -35,13 +36,11 @@ def loop_against_bare(config_file: str, overrides: list[str], pairs: int, backen
     backend = backends.choose(backend)
     cfg = load_recipe(config_file, overrides, pairs, backend)
     batches = list(itertools.islice(training_batches(training_set(cfg), cfg, 0), BATCHES))
-    first = _time(cfg, backend, batches, pairs - pairs // 2, loop_first=True)
-    second = _time(cfg, backend, batches, pairs // 2, loop_first=False)
-    return Pairs(first.first + second.first, first.second + second.second)
+    return in_both_orders(partial(_time, cfg, backend, batches), pairs)
 
 
 def _time(cfg: CfgNode, backend: str, batches: list[list[Sample]], pairs: int, loop_first: bool) -> Pairs:
-    """Time ``pairs``; of two equal models the one that was built first has been up to 3 % slower."""
+    """Time ``pairs``, the loop's model built first or second."""
     with tempfile.TemporaryDirectory() as folder:
         built = [new_run(cfg, Path(folder) / which, backend) for which in ("first", "second")]
         run, other = built if loop_first else reversed(built)

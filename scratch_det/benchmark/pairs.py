@@ -38,3 +38,12 @@ def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs:
             if number >= 0:
                 times[which].append(time.perf_counter() - began)
     return Pairs(*times)
+
+
+def in_both_orders(time_half: Callable[[int, bool], Pairs], pairs: int) -> Pairs:
+    """``pairs`` in two halves: ``time_half(number, first_is_set_up_first)``.
+
+    Of two equal ways in one process the one that was set up first has been up to 3 % slower.
+    """
+    one, other = time_half(pairs - pairs // 2, True), time_half(pairs // 2, False)
+    return Pairs(one.first + other.first, one.second + other.second)

@@ -5,6 +5,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.benchmark.loop import load_recipe, new_run, training_set
-from scratch_det.benchmark.pairs import Pairs, time_pairs
+from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
 from scratch_det.data.dataset import TrainingSet, training_batches
 from scratch_det.train.loop import Run, iterate, timed
 
@@ -76,13 +77,11 @@ def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int
     script = plain.find_script(script)
     dataset = training_set(cfg)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    first = _time(cfg, dataset, script, pairs - pairs // 2, ours_first=True)
-    second = _time(cfg, dataset, script, pairs // 2, ours_first=False)
-    return Pairs(first.first + second.first, first.second + second.second)
+    return in_both_orders(partial(_time, cfg, dataset, script), pairs)
 
 
 def _time(cfg: CfgNode, dataset: TrainingSet, script: Path, pairs: int, ours_first: bool) -> Pairs:
-    """Time ``pairs`` of iterations; of two equal loops the one that was set up first has been up to 3 % slower."""
+    """Time ``pairs`` of iterations, our loop set up first or second."""
     from scratch_det.backends.detectron2 import plain
 
     ids = (dataset.image_id(position) for position in itertools.count())
