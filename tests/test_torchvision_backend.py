@@ -19,9 +19,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.backends.torchvision.backbone import build_backbone, build_resnet
-from scratch_det.backends.torchvision.keys import HONOURED, check
-from scratch_det.backends.torchvision.paste import paste_masks
-from scratch_det.backends.torchvision.roi_heads import POOLED_LEVELS, ROIPooler, box_losses
+from scratch_det.backends.torchvision.keys import HONOURED, PYRAMIDS, check
+from scratch_det.backends.torchvision.pooler import ROIPooler
+from scratch_det.backends.torchvision.roi_heads import box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
 from scratch_det.config import flatten, load_config, set_key
 from scratch_det.distributed.group import Group
@@ -31,6 +31,7 @@ from scratch_det.errors import ConfigError
 from scratch_det.modeling.init import FILLS, initialize
 from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import SyncBatchNorm
+from scratch_det.modeling.paste import paste_masks
 from scratch_det.train.loop import Run, step
 from scratch_det.train.state import State
 
@@ -44,6 +45,8 @@ NORM_CLASSES = {
     "FrozenBN": FrozenBatchNorm2d,
     "": None,
 }
+PYRAMID = [4, 8, 16, 32, 64]
+STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 NORM_PARTS = {  # key -> the layers it governs
     "MODEL.RESNETS.NORM": "backbone.body",
     "MODEL.FPN.NORM": "backbone.fpn",
@@ -279,7 +282,7 @@ class TestInitialisation:
 
 class TestAnchors:
     def test_by_hand(self) -> None:
-        anchors = Anchors([[16], [32], [64], [128], [256]], [[0.5, 1.0, 2.0]], offset=0.0)
+        anchors = Anchors([[16], [32], [64], [128], [256]], [[0.5, 1.0, 2.0]], PYRAMID, offset=0.0)
         maps = [torch.zeros(1, 1, *size) for size in [(2, 3), (1, 2), (1, 1), (1, 1), (2, 2)]]
         (found,) = anchors(ImageList(torch.zeros(1, 3, 8, 12), [(8, 12)]), maps)
         assert found.shape == ((6 + 2 + 1 + 1 + 4) * 3, 4)
@@ -291,7 +294,7 @@ class TestAnchors:
         torch.testing.assert_close(found[-2], boxes_of((64 - 128, 64 - 128, 64 + 128, 64 + 128))[0])  # p6, stride 64
 
     def test_sizes_come_before_ratios_and_the_offset_moves_centres(self) -> None:
-        anchors = Anchors([[8, 16]], [[1.0, 4.0]], offset=0.5)
+        anchors = Anchors([[8, 16]], [[1.0, 4.0]], [4], offset=0.5)
         (found,) = anchors(ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)]), [torch.zeros(1, 1, 1, 1)])
         half_sides = boxes_of((4, 4, 4, 4), (2, 8, 2, 8), (8, 8, 8, 8), (4, 16, 4, 16))
         torch.testing.assert_close(found, half_sides * torch.tensor([-1, -1, 1, 1]) + 2)
@@ -304,9 +307,9 @@ class TestAnchors:
 
         shapes, ratios = [[8], [16], [33], [64], [128.5]], [[0.5, 1.0, 2.0]]
         maps = list(build_backbone(config())(torch.zeros(1, 3, *size)).values())
-        theirs = DefaultAnchorGenerator(sizes=shapes, aspect_ratios=ratios, strides=[4, 8, 16, 32, 64], offset=offset)
+        theirs = DefaultAnchorGenerator(sizes=shapes, aspect_ratios=ratios, strides=PYRAMID, offset=offset)
         expected = torch.cat([boxes.tensor for boxes in theirs(maps)])
-        ours = Anchors(shapes, ratios, offset)(ImageList(torch.zeros(2, 3, *size), [size, size]), maps)
+        ours = Anchors(shapes, ratios, PYRAMID, offset)(ImageList(torch.zeros(2, 3, *size), [size, size]), maps)
         assert len(ours) == 2
         torch.testing.assert_close(ours[1], expected)
 
@@ -315,25 +318,25 @@ class TestPooling:
     def test_boxes_go_to_the_level_of_their_size(self) -> None:
         """A 224 px box pools p4 (Lin et al., equation 1); constant maps tell the level that was read."""
         sides = [1, 111, 112, 223, 224, 447, 448, 2000]
-        levels = {name: torch.full((1, 1, 512 >> i, 512 >> i), 2.0 + i) for i, name in enumerate(POOLED_LEVELS)}
+        levels = {name: torch.full((1, 1, 512 >> i, 512 >> i), 2.0 + i) for i, name in enumerate(STRIDES)}
         boxes = boxes_of(*[(10, 10, 10 + side, 10 + side) for side in sides])
-        pooled = ROIPooler(7, 2, aligned=True)(levels, [boxes])
+        pooled = ROIPooler(STRIDES, 7, 2, aligned=True)(levels, [boxes])
         assert pooled[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
 
     def test_images_keep_their_order(self) -> None:
-        levels = {name: torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 64, 64) for name in POOLED_LEVELS}
+        levels = {name: torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 64, 64) for name in STRIDES}
         boxes = [boxes_of((0, 0, 9, 9)), boxes_of((0, 0, 500, 500), (0, 0, 9, 9))]
-        assert ROIPooler(1, 1, aligned=False)(levels, boxes).flatten().tolist() == [0, 1, 1]
+        assert ROIPooler(STRIDES, 1, 1, aligned=False)(levels, boxes).flatten().tolist() == [0, 1, 1]
 
     def test_no_boxes(self) -> None:
-        levels = {name: torch.ones(1, 3, 8, 8) for name in POOLED_LEVELS}
-        assert ROIPooler(7, 2, aligned=True)(levels, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
+        levels = {name: torch.ones(1, 3, 8, 8) for name in STRIDES}
+        assert ROIPooler(STRIDES, 7, 2, aligned=True)(levels, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
 
     @pytest.mark.parametrize(("aligned", "expected"), [(True, 2.5), (False, 3.0)])
     def test_alignment(self, aligned: bool, expected: float) -> None:
         """A map whose value is the column, a box from column 2 to 4: its centre, with or without the half pixel."""
         columns = torch.arange(16.0).expand(1, 1, 16, 16)
-        pooled = ROIPooler(1, 1, aligned)(dict.fromkeys(POOLED_LEVELS, columns), [boxes_of((8, 8, 16, 16))])
+        pooled = ROIPooler(STRIDES, 1, 1, aligned)(dict.fromkeys(STRIDES, columns), [boxes_of((8, 8, 16, 16))])
         assert pooled.item() == expected
 
     @pytest.mark.detectron2
@@ -344,12 +347,12 @@ class TestPooling:
         from detectron2.structures import Boxes
 
         torch.manual_seed(0)
-        levels = {name: torch.randn(2, 8, 96 >> i, 96 >> i) for i, name in enumerate(POOLED_LEVELS)}
+        levels = {name: torch.randn(2, 8, 96 >> i, 96 >> i) for i, name in enumerate(STRIDES)}
         corners = torch.rand(2, 40, 2) * 200
         boxes = list(torch.cat([corners, corners + torch.rand(2, 40, 2) ** 3 * 900], dim=2))
         theirs = TheirPooler(7, [1 / 4, 1 / 8, 1 / 16, 1 / 32], ratio, kind)
         expected = theirs(list(levels.values()), [Boxes(one) for one in boxes])
-        torch.testing.assert_close(ROIPooler(7, ratio, kind == "ROIAlignV2")(levels, boxes), expected)
+        torch.testing.assert_close(ROIPooler(STRIDES, 7, ratio, kind == "ROIAlignV2")(levels, boxes), expected)
 
 
 class TestLosses:
@@ -372,7 +375,9 @@ class TestLosses:
         self, beta: float, weight: float, box_weight: float, config: Config
     ) -> None:
         keys = {"SMOOTH_L1_BETA": beta, "LOSS_WEIGHT": float(weight), "BBOX_REG_LOSS_WEIGHT": float(box_weight)}
-        rpn = RPN(config(*[word for key, value in keys.items() for word in (f"MODEL.RPN.{key}", str(value))]), 32)
+        rpn = RPN(
+            config(*[word for key, value in keys.items() for word in (f"MODEL.RPN.{key}", str(value))]), 32, PYRAMID
+        )
         labels = [torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.0, -1.0, 0.0])]
         objectness = torch.tensor([2.0, -1.0, 50.0, 0.0, 50.0, 1.0])[:, None]
         deltas = torch.full((6, 4), 7.0)
@@ -539,10 +544,19 @@ class TestMasks:
 class Fixed(nn.Module):
     """Detections that are known: input 32 x 48 px, 1-based labels, full masks."""
 
-    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    @property
+    def roi_heads(self) -> "Fixed":
+        return self
+
+    def look(self, batch: list[dict[str, Any]]) -> tuple[list, list]:
+        return batch, batch
+
+    def detect(self, images: list, features: list) -> list[dict[str, Tensor]]:
         boxes = boxes_of((8, 4, 16, 12), (40, 20, 60, 40), (4, 4, 4, 9))
-        scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 10, 3])
-        return [{"boxes": boxes, "scores": scores, "labels": labels, "masks": torch.ones(3, 28, 28)} for _ in batch]
+        return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([1, 10, 3])}]
+
+    def shapes(self, features: list, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        return [{"masks": torch.ones(3, 28, 28)}]
 
 
 class TestPredictions:
@@ -620,7 +634,7 @@ WRONG = {  # a value of the right type that this backend does not have
     "MODEL.RPN.IOU_LABELS": [0, 1],
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou",
     "MODEL.RPN.CONV_DIMS": [-1, -1],
-    "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
     "MODEL.ROI_HEADS.IOU_LABELS": [0, -1, 1],
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
@@ -645,7 +659,8 @@ WRONG = {  # a value of the right type that this backend does not have
 
 class TestRefusals:
     def test_every_restricted_key_has_a_wrong_value_here(self) -> None:
-        assert set(WRONG) == set(HONOURED)
+        chosen = {"MODEL.BACKBONE.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
+        assert set(WRONG) == set(HONOURED) | set(PYRAMIDS) | chosen
 
     @pytest.mark.parametrize("key", WRONG)
     def test_a_value_it_does_not_have_is_refused_by_name(self, key: str, config: Config) -> None:
@@ -701,4 +716,4 @@ class TestRefusals:
         assert all(loss.isfinite() for loss in backend.losses(built(cfg), [sample()]).values())
 
     def test_every_key_is_known(self, config: Config) -> None:
-        assert set(HONOURED) <= set(flatten(config()))
+        assert set(HONOURED) | set(PYRAMIDS) <= set(flatten(config()))

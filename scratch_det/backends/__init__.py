@@ -12,6 +12,9 @@ A backend is a package of two modules, named in ``BACKENDS`` after the library b
     ``predict(model, batch) -> list[dict]``: one per image, in pixels of the original image, by falling score:
     ``boxes`` float32 [N, 4] x1 y1 x2 y2, ``scores`` float32 [N], ``labels`` int64 [N] 0-based and, with
     MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs. All on the CPU.
+    ``detect(model, batch) -> list[dict]``: the same without masks, boxes in pixels of the network's input.
+    ``shapes(model, batch, found) -> list[dict]``: for ``boxes`` in pixels of the network's input and their ``labels``,
+    one dictionary an image: with MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box.
 
 ``batch`` is a list of samples as ``scratch_det.data.dataset`` describes them.
 """

@@ -112,12 +112,35 @@ def roi_thresholds(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, expected IoUs between 0 and 1 such as [0.5]"
 
 
+def cascade_stages(cfg: CfgNode) -> Iterator[str]:
+    """Stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU."""
+    if cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
+        return
+    ious, weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        yield (
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the stages of CascadeROIHeads hand one box on, not "
+            "one for each class; set it to True"
+        )
+    if len(ious) != len(weights) or not ious or any(len(four) != 4 for four in weights):
+        yield (
+            f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one IoU and four "
+            "weights a stage"
+        )
+    elif list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != [ious[0]]:
+        yield (
+            f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS}, but the cascade's first stage "
+            f"matches at IoU {ious[0]}; set it to [{ious[0]}]"
+        )
+
+
 RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     norm_rules.nothing_random_is_frozen,
     norm_rules.known_norms,
     norm_rules.gn_channels_divide,
     resnet_depth,
     roi_thresholds,
+    cascade_stages,
     known_choices,
     nothing_is_ignored,
     training_sizes,

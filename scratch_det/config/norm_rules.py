@@ -17,10 +17,9 @@ SMALLEST_BN_BATCH = 8  # images
 
 
 def norms(cfg: CfgNode) -> dict[str, str]:
-    """The norm of each part that has one, by key; a backbone that is no ResNet does not read RESNETS."""
-    parts = ["FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
-    if "resnet" in cfg.MODEL.BACKBONE.NAME:
-        parts.insert(0, "RESNETS")
+    """The norm of each part that has one, by key; the backbone's name says whether RESNETS and FPN are read."""
+    parts = [part for part, word in (("RESNETS", "resnet"), ("FPN", "fpn")) if word in cfg.MODEL.BACKBONE.NAME]
+    parts += ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
     return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
 
 

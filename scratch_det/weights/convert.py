@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scratch_det.errors import UserError
 from scratch_det.weights.load import body_names
-from scratch_det.weights.names import BODY, renamed
+from scratch_det.weights.names import BODY, renamed, stage_of, without_stage
 from scratch_det.weights.pixels import Pixels
 from scratch_det.weights.read import Weights
 
@@ -19,6 +19,7 @@ BACKGROUND = {  # torchvision's layers with a slot for the background, by detect
     "roi_heads.mask_head.predictor": 1,  # the same
 }
 KEPT_BY_DETECTRON2 = "roi_heads.box_predictor.cls_score"
+SCORES = f"{KEPT_BY_DETECTRON2}.weight"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ def convert(weights: Weights, to: str) -> Converted:
 
 
 def check_classes(weights: Weights, names: dict[str, str | None]) -> None:
-    """Raise UserError for boxes or masks that are not predicted for each class, which torchvision's always are."""
+    """Raise UserError for boxes or masks that are not predicted for each class, which torchvision's always are.
+
+    But in a cascade, whose boxes never are.
+    """
     classes, own = num_classes(weights), weights.scheme.library == "torchvision"
     for name, new in names.items():
         layer, _, leaf = ((new or "") if own else name).rpartition(".")
+        if stage_of(name) and layer.endswith("bbox_pred"):
+            continue
         if layer in BACKGROUND and layer != KEPT_BY_DETECTRON2 and classes is not None and leaf == "weight":
             rows, expected = len(weights.tensors[name]), BACKGROUND[layer] * (classes + own)
             if rows != expected:
@@ -89,8 +95,8 @@ def checkpoint_of(converted: Converted, weights: Weights, recipe: Pixels | None,
 
 def num_classes(weights: Weights) -> int | None:
     """Classes without background, from the class scores; None for a backbone."""
-    scores = weights.tensors.get("roi_heads.box_predictor.cls_score.weight")
-    return None if scores is None else len(scores) - 1
+    scores = (value for name, value in weights.tensors.items() if without_stage(name) == SCORES)
+    return next((len(value) - 1 for value in scores), None)
 
 
 def module_of(name: str) -> str:
@@ -101,9 +107,9 @@ def module_of(name: str) -> str:
 
 def _with_slots(names: dict[str, str | None], name: str, value: Tensor, to: str) -> Tensor:
     """Move, drop or add the background's slot of a layer that has one."""
-    theirs = (name if to == "torchvision" else names[name] or "").rpartition(".")[0]
+    theirs = without_stage(name if to == "torchvision" else names[name] or "").rpartition(".")[0]
     size = BACKGROUND.get(theirs)
-    if size is None:
+    if size is None or (stage_of(name) and theirs != KEPT_BY_DETECTRON2):
         return value
     if theirs == KEPT_BY_DETECTRON2:
         return value.roll(1 if to == "torchvision" else -1, 0)

@@ -11,7 +11,14 @@ from scratch_det.weights.names import BODY, renamed
 from scratch_det.weights.pixels import Pixels, adapt_first_layer
 from scratch_det.weights.read import Weights, read_weights
 
-FIRST_LAYER = {"torchvision": "conv1.weight", "detectron2": "stem.conv1.weight"}  # of a backbone
+FIRST_LAYERS = {  # of a backbone
+    "torchvision": ("conv1.weight", "features.0.weight"),
+    "detectron2": ("stem.conv1.weight", "features.0.weight"),
+}
+VGG_LAYERS = {
+    "classifier.0": "fc1",
+    "classifier.3": "fc2",
+}  # become the box head's, as in Faster R-CNN (Ren et al. 2015)
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
 
@@ -28,7 +35,7 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     values, prefix = weights.tensors, ""
     if not weights.scheme.whole:
         values, prefix = placed_in(model, body_names(weights, library), library)
-    first = next((name for name in model.state_dict() if name.endswith(FIRST_LAYER[library])), "")
+    first = next((name for name in model.state_dict() if name.endswith(FIRST_LAYERS[library])), "")
     said = []
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
@@ -58,7 +65,8 @@ def check_traits(weights: Weights, cfg: CfgNode) -> None:
             f"{has} with batch norm fused into scale and shift, which only FrozenBN can continue; MODEL.RESNETS.NORM "
             f"is {resnets.NORM!r}: choose weights that were trained with it"
         )
-    known = weights.stride_in_1x1 is not None and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
+    bottlenecks = "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
+    known = weights.stride_in_1x1 is not None and bottlenecks
     if known and weights.stride_in_1x1 != resnets.STRIDE_IN_1X1:
         raise UserError(
             f"{has}, whose bottlenecks have their stride in the {'1x1' if weights.stride_in_1x1 else '3x3'} "
@@ -68,13 +76,22 @@ def check_traits(weights: Weights, cfg: CfgNode) -> None:
 
 
 def body_names(weights: Weights, library: str) -> dict[str, Tensor]:
-    """A backbone's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
+    """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
     source = weights.scheme.library
-    full = {BODY[source] + name: value for name, value in weights.tensors.items()}
-    if source == library:
-        return full
-    names = renamed(full, source, library)
-    return {names[name] or name: value for name, value in full.items()}
+    full = {BODY[source] + name: value for name, value in weights.tensors.items() if not _vgg_fc(name)}
+    if source != library:
+        names = renamed(full, source, library)
+        full = {names[name] or name: value for name, value in full.items()}
+    fcs = {new: value for name, value in weights.tensors.items() if (new := _vgg_fc(name))}
+    if library == "torchvision":
+        fcs = {str(new): fcs[name] for name, new in renamed(fcs, "detectron2", library).items()}
+    return full | fcs
+
+
+def _vgg_fc(name: str) -> str | None:
+    """detectron2's name for one of VGG's two hidden fully connected layers."""
+    layer, _, leaf = name.rpartition(".")
+    return f"roi_heads.box_head.{VGG_LAYERS[layer]}.{leaf}" if layer in VGG_LAYERS else None
 
 
 def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:

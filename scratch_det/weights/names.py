@@ -16,6 +16,7 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("backbone.body.layer{s}.{b}.bn{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}.norm"),
     ("backbone.body.layer{s}.{b}.downsample.0", "backbone.bottom_up.res{s+1}.{b}.shortcut"),
     ("backbone.body.layer{s}.{b}.downsample.1", "backbone.bottom_up.res{s+1}.{b}.shortcut.norm"),
+    ("backbone.body.features.{n}", "backbone.bottom_up.features.{n}"),
     ("backbone.fpn.inner_blocks.{n}.0", "backbone.fpn_lateral{n+2}"),
     ("backbone.fpn.inner_blocks.{n}.1", "backbone.fpn_lateral{n+2}.norm"),
     ("backbone.fpn.layer_blocks.{n}.0", "backbone.fpn_output{n+2}"),
@@ -37,6 +38,11 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
 )
 FC = re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)")
 CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
+# A cascade's: roi_heads.stages.{k}.box_head. in torchvision, roi_heads.box_head.{k}. in detectron2, where a plain head
+# has conv1, fc1 or weight after box_head or a layer's name after box_predictor.
+STAGE = re.compile(
+    r"roi_heads\.(?:stages\.(\d+)\.|(box_(?:head|predictor)\.)(\d+)\.(?=conv\d|fc\d|cls_score|bbox_pred))"
+)
 CAFFE2 = re.compile(r"(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc])")
 CAFFE2_LEAVES = {
     "bn_s": "norm.weight", "bn_b": "norm.bias", "bn_rm": "norm.running_mean", "bn_riv": "norm.running_var",
@@ -60,6 +66,7 @@ SIGNS = (  # the first name that begins like this tells
     ("backbone.body.", Scheme("torchvision", whole=True)),
     ("backbone.", Scheme("detectron2", whole=True)),
     ("layer1.", Scheme("torchvision", whole=False)),
+    ("features.", Scheme("torchvision", whole=False)),
     ("res2.", Scheme("detectron2", whole=False)),
     ("res2_", Scheme("Detectron", whole=False)),
 )
@@ -76,6 +83,38 @@ def renamed(names: Iterable[str], source: str, target: str) -> dict[str, str | N
 
     source, target: "torchvision" and "detectron2", either way round.
     """
+    found: dict[str, str | None] = {}
+    by_stage: dict[str, list[str]] = {}
+    for name in names:
+        by_stage.setdefault(stage_of(name), []).append(name)
+    for stage, own in by_stage.items():
+        plain = {name: without_stage(name) for name in own}
+        theirs = _renamed_head(plain.values(), source, target)
+        found |= {name: _in_stage(theirs[plain[name]], stage, target) for name in own}
+    return found
+
+
+def stage_of(name: str) -> str:
+    """The number of the cascade's stage that a layer belongs to; "" for all else."""
+    match = STAGE.match(name)
+    return match[1] or match[3] if match else ""
+
+
+def without_stage(name: str) -> str:
+    """The name that a cascade stage's layer has in a detector with one box head."""
+    return STAGE.sub(lambda match: f"roi_heads.{match[2] or ''}", name)
+
+
+def _in_stage(name: str | None, stage: str, library: str) -> str | None:
+    if name is None or not stage:
+        return name
+    if library == "torchvision":
+        return name.replace("roi_heads.", f"roi_heads.stages.{stage}.")
+    return re.sub(r"(box_head|box_predictor)\.", rf"\1.{stage}.", name)
+
+
+def _renamed_head(names: Iterable[str], source: str, target: str) -> dict[str, str | None]:
+    """``renamed`` for names of which at most one box head's are among them."""
     names, translate = list(names), TRANSLATIONS[source]
     plain = _numbered_fc(names) if source == "torchvision" else {name: name for name in names}
     found = {name: translate(plain[name]) for name in names}

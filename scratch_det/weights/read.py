@@ -15,11 +15,11 @@ from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
 
 EPSILON = 1e-5  # of batch norm, in Detectron's AffineChannel taken as 0: a variance of 1 - EPSILON gives a scale of 1
 ACCEPTED = (
-    "a checkpoint of this repository, an ImageNet ResNet of torchvision or timm, one of Detectron's (.pkl), or a "
-    "model of detectron2's"
+    "a checkpoint of this repository, an ImageNet ResNet of torchvision or timm, torchvision's VGG-16, one of "
+    "Detectron's (.pkl), or a model of detectron2's"
 )
 NO_WEIGHTS = re.compile(r"pixel_(mean|std)|.*\.anchor_generator\.cell_anchors\.\d+")  # in older detectron2 files
-CLASSIFIER = re.compile(r"(stem\.)?(fc|linear)\..*")  # an ImageNet model's last layer
+CLASSIFIER = re.compile(r"(stem\.)?(fc|linear|classifier\.6)\..*")  # an ImageNet model's last layer
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000)_[wb]|lr|model_iter")
 
 

@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from scratch_det.backends.detectron2.bodies import register_bodies
 from scratch_det.config import flatten, set_key
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.masks import mask_targets
@@ -26,6 +27,7 @@ Batch = list[dict[str, Any]]
 def build(cfg: CfgNode) -> nn.Module:
     """See the contract. SyncBN is this repository's, which works on the CPU and on a process without proposals too."""
     hush()
+    register_bodies()
     return replace_sync_bn(build_model(stock_cfg(cfg, device=str(torch.get_default_device()))))
 
 
@@ -78,6 +80,31 @@ def loss_names(model: nn.Module, masks: bool) -> list[str]:
 def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
     """See the contract. Puts the model into evaluation mode."""
     return [_as_dict(found["instances"].to("cpu")) for found in model.eval()(batch)]
+
+
+@torch.no_grad()
+def detect(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+    """See the contract. Puts the model into evaluation mode."""
+    heads = model.eval().roi_heads
+    wanted, heads.mask_on = heads.mask_on, False
+    try:
+        found = model.inference(batch, do_postprocess=False)
+    finally:
+        heads.mask_on = wanted
+    return [_as_dict(one.to("cpu")) for one in found]
+
+
+@torch.no_grad()
+def shapes(model: nn.Module, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """See the contract. Puts the model into evaluation mode."""
+    if not model.roi_heads.mask_on:
+        return [{} for _ in found]
+    given = [
+        Instances(tuple(sample["image"].shape[-2:]), pred_boxes=Boxes(one["boxes"]), pred_classes=one["labels"])
+        for sample, one in zip(batch, found, strict=True)
+    ]
+    with_masks = model.eval().inference(batch, [one.to(model.device) for one in given], do_postprocess=False)
+    return [{"masks": one.pred_masks[:, 0].cpu()} for one in with_masks]
 
 
 class MatchedMasks:

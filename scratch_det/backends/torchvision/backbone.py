@@ -1,12 +1,13 @@
-"""ResNet and ResNeXt bodies with a feature pyramid."""
+"""ResNet and ResNeXt bodies with a feature pyramid, and bodies without one."""
 
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from scratch_det.modeling.bodies import BODIES, build_body
 from scratch_det.modeling.norm import NORMS
 
 BLOCKS = {
@@ -18,14 +19,35 @@ BLOCKS = {
 }
 STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
 LEVELS = {"layer1": "p2", "layer2": "p3", "layer3": "p4", "layer4": "p5"}
+PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}
 
 
-def build_backbone(cfg: CfgNode) -> BackboneWithFPN:
+class BareBackbone(nn.Module):
+    """A body's maps as they are. ``out_channels`` is the number that all of them have."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body, self.strides = body, body.strides
+        (self.out_channels,) = set(body.channels.values())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> maps by name."""
+        return self.body(images)
+
+
+def build_backbone(cfg: CfgNode) -> nn.Module:
+    """A module from images to maps by name, with their ``strides`` in pixels and common ``out_channels``."""
+    if cfg.MODEL.BACKBONE.NAME in BODIES:
+        return BareBackbone(build_body(cfg))
+    return build_resnet_fpn(cfg)
+
+
+def build_resnet_fpn(cfg: CfgNode) -> BackboneWithFPN:
     """ResNet-FPN: maps p2 ... p5 with strides 4 ... 32 and ``pool`` (p6) with stride 64."""
     body = build_resnet(cfg)
     freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT)
     res2 = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
-    return BackboneWithFPN(
+    backbone = BackboneWithFPN(
         body,
         return_layers=LEVELS,
         in_channels_list=[res2 * 2**level for level in range(len(LEVELS))],
@@ -33,6 +55,8 @@ def build_backbone(cfg: CfgNode) -> BackboneWithFPN:
         extra_blocks=LastLevelMaxPool(),
         norm_layer=NORMS[cfg.MODEL.FPN.NORM],
     )
+    backbone.strides = PYRAMID_STRIDES
+    return backbone
 
 
 def build_resnet(cfg: CfgNode) -> ResNet:

@@ -1,6 +1,7 @@
 """Which values of detectron2's keys this backend can honour."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -14,8 +15,29 @@ PYRAMID = ["p2", "p3", "p4", "p5"]
 HONOURED: Honoured = {
     **LOOP,
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.RPN.CONV_DIMS": ([-1],),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
+    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+}
+PYRAMIDS: Honoured = {  # of a ResNet with FPN
     "MODEL.FPN.IN_FEATURES": (LEVELS,),
     "MODEL.FPN.FUSE_TYPE": ("sum",),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
@@ -23,29 +45,12 @@ HONOURED: Honoured = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": (64,),
     "MODEL.RESNETS.RES5_DILATION": (1,),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
-    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
-    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
-    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
     "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
-    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
-    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.RPN.CONV_DIMS": ([-1],),
-    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
     "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
-    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
-    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
-    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
-    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
-    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
-    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+}
+BACKBONES: dict[str, Honoured] = {  # what each of them allows
+    "build_resnet_fpn_backbone": PYRAMIDS,
+    "build_vgg16_backbone": {"MODEL.RPN.IN_FEATURES": (["conv5"],), "MODEL.ROI_HEADS.IN_FEATURES": (["conv5"],)},
 }
 LENGTHS = {
     "MODEL.PIXEL_MEAN": 3,
@@ -64,8 +69,15 @@ def defaults() -> CfgNode:
 
 def check(cfg: CfgNode) -> None:
     """Raise ConfigError, one line per key, where the recipe asks for what this backend does not have."""
-    keys = flatten(cfg)
-    refuse("torchvision", [*not_honoured(cfg, HONOURED), *_lengths(keys), *_widths(keys), *_anchors(keys)])
+    keys, backbone = flatten(cfg), cfg.MODEL.BACKBONE.NAME
+    honoured = {
+        **HONOURED,
+        "MODEL.BACKBONE.NAME": tuple(BACKBONES),
+        **BACKBONES.get(backbone, {}),
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
+    }
+    widths = _widths(keys) if "resnet" in backbone else ()
+    refuse("torchvision", chain(not_honoured(cfg, honoured), _lengths(keys), widths, _anchors(keys)))
 
 
 def _lengths(keys: dict[str, Any]) -> Iterator[str]:

@@ -9,15 +9,17 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
 from scratch_det.backends.torchvision.backbone import build_backbone
-from scratch_det.backends.torchvision.paste import paste_masks
+from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.init import initialize
+from scratch_det.modeling.paste import paste_masks
 
-SIZE_DIVISIBILITY = 32  # the stride of p5: every level of the pyramid halves exactly
+PYRAMID_DIVISIBILITY = 32  # the stride of p5: every level of the pyramid halves exactly
+HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
 
-LAYER_TYPES = {
+LAYER_TYPES = {  # in a cascade without the stage's number
     "backbone.body": "backbone",
     "backbone.fpn": "fpn",
     "rpn.head": "rpn",
@@ -36,29 +38,38 @@ class GeneralizedRCNN(nn.Module):
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.backbone = build_backbone(cfg)
-        self.rpn = RPN(cfg, self.backbone.out_channels)
-        self.roi_heads = RoIHeads(cfg, self.backbone.out_channels)
+        self.divisibility = PYRAMID_DIVISIBILITY if "fpn" in cfg.MODEL.BACKBONE.NAME else 1
+        channels, strides = self.backbone.out_channels, self.backbone.strides
+        self.rpn = RPN(cfg, channels, list(strides.values()))
+        pooled = {name: strides[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
+        self.roi_heads = HEADS[cfg.MODEL.ROI_HEADS.NAME](cfg, channels, pooled)
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
-    def forward(self, batch: list[dict[str, Any]]) -> Any:
-        """Losses in training mode, else detections in pixels of the network's input (``RoIHeads.detect``)."""
-        images = self._images(batch)
-        features = self.backbone(images.tensors)
-        if not self.training:
-            proposals, _ = self.rpn(images, features)
-            return self.roi_heads.detect(features, proposals, images.image_sizes)
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The losses."""
+        images, features = self.look(batch)
         targets = [self._target(sample) for sample in batch]
         proposals, rpn_losses = self.rpn(images, features, targets)
         loss_rpn_cls, loss_rpn_loc = rpn_losses["loss_objectness"], rpn_losses["loss_rpn_box_reg"]
-        losses = self.roi_heads.losses(features, proposals, targets)
+        losses = self.roi_heads.losses(features, proposals, targets, images.image_sizes)
         return {**losses, "loss_rpn_cls": loss_rpn_cls, "loss_rpn_loc": loss_rpn_loc}
 
+    def look(self, batch: list[dict[str, Any]]) -> tuple[ImageList, dict[str, Tensor]]:
+        """The normalised images and the backbone's maps of them."""
+        images = self._images(batch)
+        return images, self.backbone(images.tensors)
+
+    def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Boxes, scores and labels as ``RoIHeads.detect`` has them."""
+        proposals, _ = self.rpn(images, features)
+        return self.roi_heads.detect(features, proposals, images.image_sizes)
+
     def _images(self, batch: list[dict[str, Any]]) -> ImageList:
-        """Normalise and pad with zeros, right and below, to one size divisible by 32."""
+        """Normalise and pad with zeros, right and below, to one size that the backbone's strides divide."""
         images = [(self._to_device(sample["image"]) - self.pixel_mean) / self.pixel_std for sample in batch]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        height, width = (-(-max(side) // SIZE_DIVISIBILITY) * SIZE_DIVISIBILITY for side in zip(*sizes, strict=True))
+        height, width = (-(-max(side) // self.divisibility) * self.divisibility for side in zip(*sizes, strict=True))
         padded = images[0].new_zeros((len(images), 3, height, width))
         for canvas, image in zip(padded, images, strict=True):
             canvas[:, : image.shape[1], : image.shape[2]] = image
@@ -75,8 +86,12 @@ class GeneralizedRCNN(nn.Module):
 def build(cfg: CfgNode) -> nn.Module:
     """See the contract."""
     model = GeneralizedRCNN(cfg)
-    box_head = [n for n, m in model.named_modules() if n.startswith("roi_heads.box_head.") and isinstance(m, nn.Linear)]
-    initialize(model, {**LAYER_TYPES, **dict.fromkeys(box_head, "box_fc")})
+    stages = [f"roi_heads.stages.{k}" for k in range(len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS))]
+    types = {
+        name.replace("roi_heads", start): kind for start in ("roi_heads", *stages) for name, kind in LAYER_TYPES.items()
+    }
+    linear = [name for name, module in model.named_modules() if ".box_head." in name and isinstance(module, nn.Linear)]
+    initialize(model, {**types, **dict.fromkeys(linear, "box_fc")})
     return model
 
 
@@ -86,10 +101,34 @@ def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def predict(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """See the contract. Puts the model into evaluation mode."""
-    found = model.eval()(batch)
-    return [_to_original(sample, image) for sample, image in zip(batch, found, strict=True)]
+    images, features = model.eval().look(batch)
+    found = model.detect(images, features)
+    shapes = model.roi_heads.shapes(features, found)
+    return [_to_original(sample, {**one, **its}) for sample, one, its in zip(batch, found, shapes, strict=True)]
+
+
+@torch.no_grad()
+def detect(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """See the contract. Puts the model into evaluation mode."""
+    found = model.detect(*model.eval().look(batch))
+    return [{**_on_cpu(one), "labels": one["labels"].cpu() - 1} for one in found]
+
+
+@torch.no_grad()
+def shapes(
+    model: GeneralizedRCNN, batch: list[dict[str, Any]], found: list[dict[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """See the contract. Puts the model into evaluation mode."""
+    _, features = model.eval().look(batch)
+    device = model.pixel_mean.device
+    own = [{"boxes": one["boxes"].to(device), "labels": one["labels"].to(device) + 1} for one in found]
+    return [_on_cpu(one) for one in model.roi_heads.shapes(features, own)]
+
+
+def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Region proposals: torchvision's RPN with detectron2's anchors, loss normalisation and configurable betas."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
@@ -7,8 +9,6 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-
-STRIDES = (4, 8, 16, 32, 64)  # p2 ... p6
 
 
 class Anchors(nn.Module):
@@ -20,14 +20,18 @@ class Anchors(nn.Module):
     Args:
         sizes: side of a square anchor in pixels, per level.
         aspect_ratios: height / width, per level.
+        strides: pixels between two anchors, per level.
         offset: position of an anchor's centre in its cell, 0 = top left corner, as a fraction of the stride.
     """
 
-    def __init__(self, sizes: list[list[float]], aspect_ratios: list[list[float]], offset: float):
+    def __init__(
+        self, sizes: list[list[float]], aspect_ratios: list[list[float]], strides: Sequence[int], offset: float
+    ):
         super().__init__()
-        self.offset = offset
-        for level, level_sizes in enumerate(_per_level(sizes)):
-            cell = _cell_anchors(level_sizes, _per_level(aspect_ratios)[level])
+        self.strides, self.offset = strides, offset
+        sizes, aspect_ratios = (_per_level(values, len(strides)) for values in (sizes, aspect_ratios))
+        for level in range(len(strides)):
+            cell = _cell_anchors(sizes[level], aspect_ratios[level])
             self.register_buffer(f"cell{level}", cell, persistent=False)
         self.per_location = len(cell)
 
@@ -38,14 +42,14 @@ class Anchors(nn.Module):
 
     def _grid(self, level: int, size: torch.Size) -> Tensor:
         cell = getattr(self, f"cell{level}")
-        rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * STRIDES[level] for n in size)
+        rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * self.strides[level] for n in size)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
         return (centres + cell).reshape(-1, 4)
 
 
-def _per_level(values: list[list[float]]) -> list[list[float]]:
-    return values * len(STRIDES) if len(values) == 1 else values
+def _per_level(values: list[list[float]], levels: int) -> list[list[float]]:
+    return values * levels if len(values) == 1 else values
 
 
 def _cell_anchors(sizes: list[float], aspect_ratios: list[float]) -> Tensor:
@@ -64,10 +68,10 @@ class Float32RPNHead(RPNHead):
 class RPN(RegionProposalNetwork):
     """torchvision's RPN; losses are summed over anchors and divided by the nominal sample size, as in detectron2."""
 
-    def __init__(self, cfg: CfgNode, in_channels: int):
+    def __init__(self, cfg: CfgNode, in_channels: int, strides: Sequence[int]):
         keys = cfg.MODEL.RPN
         anchors = cfg.MODEL.ANCHOR_GENERATOR
-        generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, anchors.OFFSET)
+        generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
         super().__init__(
             generator,
             Float32RPNHead(in_channels, generator.per_location),
