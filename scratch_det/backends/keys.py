@@ -15,7 +15,6 @@ LOOP: Honoured = {  # what data, loop and evaluation of this repository leave to
     "MODEL.LOAD_PROPOSALS": (False,),
     "INPUT.CROP.ENABLED": (False,),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "TEST.AUG.ENABLED": (False,),
     "TEST.PRECISE_BN.ENABLED": (False,),
 }
 

@@ -37,7 +37,7 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1) -> l
     problems += [problem for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
     if problems:
         raise ConfigError("\n".join(problems))
-    return list(norm_rules.sync_bn_notices(cfg, num_processes))
+    return [*norm_rules.sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
 
 
 def known_choices(cfg: CfgNode) -> Iterator[str]:
@@ -134,6 +134,31 @@ def cascade_stages(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def augmentation(cfg: CfgNode) -> Iterator[str]:
+    """Test-time augmentation has views, and merges what there is a way to merge."""
+    keys = cfg.TEST.AUG
+    if not keys.ENABLED:
+        return
+    if not keys.MIN_SIZES or min(keys.MIN_SIZES) < 1 or max(keys.MIN_SIZES) > keys.MAX_SIZE:
+        yield (
+            f"TEST.AUG has MIN_SIZES {tuple(keys.MIN_SIZES)} and MAX_SIZE {keys.MAX_SIZE}, expected one or more sides "
+            "in pixels and a longest one above them"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        yield (
+            "TEST.AUG.ENABLED is True with MODEL.KEYPOINT_ON: keypoints of several views are not merged here (nor in "
+            "detectron2); set TEST.AUG.ENABLED False"
+        )
+
+
+def mirrored_views(cfg: CfgNode) -> Iterator[str]:
+    if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP and cfg.INPUT.RANDOM_FLIP != "horizontal":
+        yield (
+            f"TEST.AUG.FLIP is True, but INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP}: half of the views will be "
+            "mirrored, which the model never sees in training; set TEST.AUG.FLIP False where that is another object"
+        )
+
+
 RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     norm_rules.nothing_random_is_frozen,
     norm_rules.known_norms,
@@ -141,6 +166,7 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     resnet_depth,
     roi_thresholds,
     cascade_stages,
+    augmentation,
     known_choices,
     nothing_is_ignored,
     training_sizes,

@@ -98,10 +98,10 @@ class TrainingSet(Dataset):
 
 
 class EvaluationSet(Dataset):
-    """Test samples in the json's order, without truth; resized to MIN_SIZE_TEST."""
+    """Test samples in the json's order, without truth; ``resized`` to MIN_SIZE_TEST, or as they are stored."""
 
-    def __init__(self, cfg: CfgNode, data: CocoDataset):
-        self.cfg, self.image_root = cfg, data.entry.image_root
+    def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
+        self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
         self.records = Records(data.images)
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class EvaluationSet(Dataset):
             sample = _load_image(self.cfg, self.image_root, self.records[index])
         except DataError as error:
             return error
-        return resize(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        return resize(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST) if self.resized else sample
 
 
 def _load_image(cfg: CfgNode, image_root: Path, image: dict[str, Any]) -> Sample:

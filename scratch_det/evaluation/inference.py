@@ -2,9 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -12,13 +14,14 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.data.coco import CocoDataset
-from scratch_det.data.dataset import EvaluationSet, evaluation_batches
+from scratch_det.data.dataset import EvaluationSet, Sample, evaluation_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
+from scratch_det.evaluation.augmented import predict_augmented, relative_cost
 from scratch_det.evaluation.coco import evaluate_predictions
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.tables import format_table
-from scratch_det.progress import track
+from scratch_det.progress import clock, track
 
 logger = logging.getLogger("scratch_det")
 Item = TypeVar("Item")
@@ -26,16 +29,38 @@ RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
+    backend: ModuleType,
+    model: nn.Module,
+    cfg: CfgNode,
+    data: CocoDataset,
+    out: Path,
+    group: Group,
+    augmented: bool = False,
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
 
-    Writes the predictions into ``out`` as COCO results. Returns AP numbers in percent by task ("bbox", "segm") and
-    detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to stop.
+    augmented: where the recipe has TEST.AUG.ENABLED, evaluate with test-time augmentation after that.
+    Writes the predictions into ``out`` as COCO results, augmented ones into ``out`` + "_TTA". Returns AP numbers in
+    percent by task ("bbox", "segm", "bbox_TTA", ...) and detectron2's metric names; nothing in the other processes.
+    Raises Stopped when the run was asked to stop.
     """
-    results = predict_dataset(backend, model, cfg, data, group)
-    if not group.is_main:
-        return {}
+    began = time.perf_counter()
+    results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
+    seconds = time.perf_counter() - began
+    metrics = score(cfg, data, results, out) if group.is_main else {}
+    if not (augmented and cfg.TEST.AUG.ENABLED):
+        return metrics
+    logger.info(cost_line(cfg, data, seconds))
+    views = EvaluationSet(cfg, data, resized=False)
+    results = predict_dataset(
+        lambda batch: [predict_augmented(backend, model, cfg, sample) for sample in batch], views, model, data, group
+    )
+    found = score(cfg, data, results, out.with_name(f"{out.name}_TTA")) if group.is_main else {}
+    return metrics | {f"{task}_TTA": values for task, values in found.items()}
+
+
+def score(cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write the predictions into ``out`` and say what they are worth."""
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
@@ -46,21 +71,35 @@ def evaluate(
     return metrics
 
 
+def cost_line(cfg: CfgNode, data: CocoDataset, seconds: float) -> str:
+    """What test-time augmentation is about to take, given the ``seconds`` of the plain evaluation before it."""
+    factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in data.images)
+    number = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
+    passes = "two passes (boxes, then masks)" if cfg.MODEL.MASK_ON else "one pass"
+    return (
+        f"test-time augmentation: {number} views of each of {len(data.images)} images, {passes}; {factor:.0f} times "
+        f"the pixels of the plain evaluation, which took {clock(seconds)}: about {clock(factor * seconds)}"
+    )
+
+
 def predict_dataset(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, group: Group
+    predict: Callable[[list[Sample]], list[dict[str, Any]]],
+    dataset: EvaluationSet,
+    model: nn.Module,
+    data: CocoDataset,
+    group: Group,
 ) -> list[dict[str, Any]]:
     """Detections of every image as COCO results: json ids, boxes x y width height in pixels of the original image.
 
     Each image is predicted once, in one of the processes of ``group``; the main one has all, in the json's order.
     """
-    dataset = EvaluationSet(cfg, data)
     group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
     own: list[list[dict[str, Any]]] = []
-    batches = evaluation_batches(dataset, cfg, group.world)
+    batches = evaluation_batches(dataset, dataset.cfg, group.world)
     for batch in track(batches, f"predicting {data.entry.name}", -(-len(dataset) // group.size), say=logger.info):
         if group.stop.requested:
             break
-        for sample, found in zip(batch, backend.predict(model, batch), strict=True):
+        for sample, found in zip(batch, predict(batch), strict=True):
             own.append(_as_results(sample["image_id"], found, data.category_ids))
     if group.any(group.stop.requested):
         raise Stopped(group.stop)

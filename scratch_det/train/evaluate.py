@@ -21,7 +21,8 @@ def evaluate_now(run: Run, test: list[CocoDataset], iteration: int) -> dict[str,
     completed, max_iter = run.state.iteration, run.cfg.SOLVER.MAX_ITER
     run.run_dir.set_status("evaluating", iteration=completed, max_iter=max_iter)
     try:
-        found = evaluate_all(run.cfg, run.backend, run.state.model, test, run.run_dir.path / "inference", run.group)
+        out, last = run.run_dir.path / "inference", iteration == max_iter
+        found = evaluate_all(run.cfg, run.backend, run.state.model, test, out, run.group, augmented=last)
     except Stopped:
         run.save()
         raise
@@ -48,10 +49,21 @@ def keep_if_best(run: Run, metrics: dict[str, Any]) -> None:
 
 
 def evaluate_all(
-    cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[CocoDataset], out: Path, group: Group
+    cfg: CfgNode,
+    backend: ModuleType,
+    model: nn.Module,
+    test: list[CocoDataset],
+    out: Path,
+    group: Group,
+    augmented: bool,
 ) -> dict[str, Any]:
-    """Metrics by task, in the main process; with several test sets, by their names first."""
+    """Metrics by task, in the main process; with several test sets, by their names first.
+
+    augmented: with TEST.AUG.ENABLED, evaluate with test-time augmentation too.
+    """
     if len(test) == 1:
-        return evaluate(backend, model, cfg, test[0], out, group)
-    found = {data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
+        return evaluate(backend, model, cfg, test[0], out, group, augmented)
+    found = {
+        data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name, group, augmented) for data in test
+    }
     return found if group.is_main else {}

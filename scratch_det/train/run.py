@@ -108,7 +108,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
-        metrics = evaluate_all(cfg, backend, model, plan.test, out, group)
+        metrics = evaluate_all(cfg, backend, model, plan.test, out, group, augmented=True)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "metrics": to_json_numbers(metrics)}
             run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")

@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
+from scratch_det.config.check import mirrored_views
 from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
@@ -75,10 +76,11 @@ def make_plan(request: Request, world: World) -> Plan:
     """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
     backend, recipe = choose_backend(request)
     cfg = recipe.cfg
-    batch, notices = [], []
+    batch: list[str] = []
     if request.eval_only:
         check_evaluation(request, cfg)
         check_config(cfg)  # images are shared one by one, so the batch says nothing
+        notices = list(mirrored_views(cfg))
     else:
         batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
         notices = check_config(cfg, world.size, request.accumulate)
