@@ -4,9 +4,18 @@ Needs fvcore alone; never imports torch.
 """
 
 from scratch_det.config.batch import settle_batch
-from scratch_det.config.check import check_config
+from scratch_det.config.check import check_config, check_model
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten, set_key
 from scratch_det.config.load import LoadedConfig, load_config
 
-__all__ = ["LoadedConfig", "check_config", "flatten", "get_cfg", "load_config", "set_key", "settle_batch"]
+__all__ = [
+    "LoadedConfig",
+    "check_config",
+    "check_model",
+    "flatten",
+    "get_cfg",
+    "load_config",
+    "set_key",
+    "settle_batch",
+]

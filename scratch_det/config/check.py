@@ -40,6 +40,12 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1) -> l
     return [*norm_rules.sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
 
 
+def check_model(cfg: CfgNode) -> None:
+    """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
+    if problems := [problem for rule in MODEL_RULES for problem in rule(cfg)]:
+        raise ConfigError("\n".join(problems))
+
+
 def known_choices(cfg: CfgNode) -> Iterator[str]:
     values = flatten(cfg)
     for key, choices in CHOICES.items():
@@ -159,13 +165,16 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
-    norm_rules.nothing_random_is_frozen,
+MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     norm_rules.known_norms,
     norm_rules.gn_channels_divide,
     resnet_depth,
     roi_thresholds,
     cascade_stages,
+)
+RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
+    norm_rules.nothing_random_is_frozen,
+    *MODEL_RULES,
     augmentation,
     known_choices,
     nothing_is_ignored,
