@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""How large a recipe's model is and what it costs, part by part: parameters, multiply-adds, activations, feature maps.
+
+    python tools/analyze_model.py --config-file configs/Digits/quickstart.yaml
+    python tools/analyze_model.py --config-file FILE --size 1024x1024 --markdown MODEL.RESNETS.DEPTH 101
+    python tools/analyze_model.py --table results/models.md --backend torchvision
+
+Counted is one test image, by default of the recipe's size (800 x 1333), padded as the backend pads it: box heads on
+MODEL.RPN.POST_NMS_TOPK_TEST proposals, other heads on TEST.DETECTIONS_PER_IMAGE boxes, so nothing depends on what a
+model finds. --table writes one row for each model below configs/. Weights are neither read nor made.
+"""
+
+import argparse
+from pathlib import Path
+
+from scratch_det.analysis.report import describe, parse_size
+from scratch_det.analysis.table import write_table
+from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.errors import exit_on_user_error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="FILE", help="the recipe, a YAML file")
+    what.add_argument("--table", type=Path, metavar="FILE", help="write a table of all models")
+    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
+    parser.add_argument("--size", metavar="HxW", help="height and width of the image (the recipe's test size)")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+    return parser
+
+
+def main() -> None:
+    parser = build_parser()
+    args = parser.parse_intermixed_args()
+    if args.table and (args.size or args.markdown or args.overrides):
+        parser.error("--table takes models and sizes from configs/: leave out --size, --markdown and KEY VALUE pairs")
+    with exit_on_user_error():
+        if args.table:
+            write_table(args.table, args.backend)
+        else:
+            size = parse_size(args.size) if args.size else None
+            print(describe(args.config_file, args.overrides, args.backend, size, args.markdown))
+
+
+if __name__ == "__main__":
+    main()
