@@ -1,0 +1,88 @@
+"""What a search leaves behind: a table, the winner's values as a recipe to build on, recipes that do, and a picture."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scratch_det.config import flatten
+from scratch_det.progress import clock
+from scratch_det.search.board import Board, Record
+from scratch_det.search.picture import draw_grid
+from scratch_det.search.search import BEST, Search
+from scratch_det.train.rundir import write_atomically
+
+
+def report(board: Board) -> int:
+    """Print the table; write DIR/search.md, search.png, best.yaml and the recipes of --apply-to.
+
+    Returns the number of points that failed.
+    """
+    search, in_order = board.search, board.records()
+    records = ranked(in_order)
+    failed = [record for record in records if record.has_failed]
+    table = as_table(records, search.metric)
+    best = records[0] if records[0].value is not None else None
+    files = recipes(search, best, len(failed)) if best else {}
+    with board.held():
+        write_atomically(search.out / "search.md", table + "\n")
+        for name, content in files.items():
+            write_atomically(search.out / name, content)
+        draw_grid(in_order, search.metric, search.out / "search.png")
+    print(table)
+    for record in failed:
+        print(f"failed: {record.point} ({search.folder(record.point)}): {record.error}")
+    print(f"wrote {search.out}/: {', '.join(['search.md', 'search.png', *files])}")
+    return len(failed)
+
+
+def ranked(records: Sequence[Record]) -> list[Record]:
+    """By falling metric, of equal ones the first of the grid first; those without one at the end."""
+    return sorted(records, key=lambda record: (record.value is None, -(record.value or 0.0)))
+
+
+def as_table(records: Sequence[Record], metric: str) -> str:
+    """A Markdown table of ranked points, the winner marked."""
+    rows = [["", *records[0].point.labels, metric, "training"]]
+    rows.append(["---"] * len(rows[0]))
+    for place, record in enumerate(records):
+        time = "-" if record.seconds is None else clock(record.seconds)
+        mark = "best" if record.value is not None and not place else ""
+        rows.append([mark, *record.point.labels.values(), str(record), time])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in rows)
+
+
+def recipes(search: Search, best: Record, failed: int) -> dict[str, str]:
+    """The winner's keys as best.yaml, and each recipe of --apply-to on top of which they are set, by file name."""
+    axes = "".join(f"#   {axis.name}: {', '.join(axis.choices)}\n" for axis in search.axes)
+    origin = (
+        f"# The best of a grid search: {search.metric} {best.value:.2f} of {search.config_file}\n"
+        f"# with {shlex.join(search.overrides) or 'no other changes'}. Its run is {search.folder(best.point)}.\n"
+        f"# The grid of {len(search.points)} points, {failed} of which failed:\n{axes}"
+    )
+    cfg = search.recipe(best.point).cfg
+    nested: dict[str, Any] = {}
+    for key in best.point.values:
+        *sections, name = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = _plain(flatten(cfg)[key])
+    files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
+    for recipe in search.apply_to:
+        name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
+        header = f"# {recipe} with what a grid search found, see {BEST}.\n"
+        command = (
+            f"#  python tools/train_net.py --config-file {search.out / name} OUTPUT_DIR output/{Path(name).stem}\n"
+        )
+        files[name] = header + command + yaml.safe_dump({"_BASE_": bases})
+    return files
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which a recipe may have in their place."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

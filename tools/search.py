@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Search a grid of values of a recipe's keys, a training run for each point, and write down the best.
+
+    python tools/search.py --grid docs/grid_35k.yaml --out output/search \\
+        --config-file configs/COCO-LowData/pretrained_mask_rcnn_R_50_FPN_6x_gn_35k_old.yaml \\
+        --apply-to configs/COCO-LowData/scratch_mask_rcnn_R_50_FPN_9x_gn_35k.yaml
+
+The grid is a YAML file, a list of values for each key, or of keys that go together; the paper's for 35k images:
+
+    SOLVER:
+      BASE_LR: [0.02, 0.04]
+      GAMMA: [0.1, 0.02]
+    scales:
+      - {INPUT.MIN_SIZE_TRAIN: [800], INPUT.MIN_SIZE_TRAIN_SAMPLING: choice}
+      - {INPUT.MIN_SIZE_TRAIN: [512, 800], INPUT.MIN_SIZE_TRAIN_SAMPLING: range}
+
+The same command again, here or on another machine that shares DIR, continues what was interrupted and takes points that
+nobody has. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the others, and the same
+command tries the failed ones again; 2: something to mend before the first run; 75: stopped by SIGTERM or SIGUSR1, the
+same command continues.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.distributed.stop import Stopped
+from scratch_det.errors import exit_on_user_error
+from scratch_det.search.search import Search
+from scratch_det.search.work import search_grid
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --config-file FILE --grid FILE --out DIR [flags] [KEY VALUE ...]   (--help lists the flags)",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("--grid", required=True, metavar="FILE", help="the grid, a YAML file; see above")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the runs, the record and the result")
+    parser.add_argument(
+        "--metric", default="bbox/AP", metavar="NAME", help="of result.json; most is best (%(default)s)"
+    )
+    parser.add_argument(
+        "--apply-to", action="append", default=[], metavar="FILE", help="write DIR/FILE, a recipe with the best values"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe, for all points")
+
+    run = parser.add_argument_group("passed on to tools/train_net.py")
+    run.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
+    run.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    run.add_argument(
+        "--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales rate and iterations"
+    )
+    run.add_argument("--accumulate", type=int, default=1, metavar="K", help="images in K parts (%(default)s)")
+    return parser
+
+
+def main() -> None:
+    args = vars(build_parser().parse_intermixed_args())
+    search = Search(**args, train_net=Path(__file__).with_name("train_net.py"))
+    try:
+        with exit_on_user_error():
+            sys.exit(search_grid(search))
+    except Stopped as stopped:
+        print(f"{stopped}; the same command continues the search", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+
+
+if __name__ == "__main__":
+    main()
