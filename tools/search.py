@@ -5,7 +5,8 @@
         --config-file configs/COCO-LowData/pretrained_mask_rcnn_R_50_FPN_6x_gn_35k_old.yaml \\
         --apply-to configs/COCO-LowData/scratch_mask_rcnn_R_50_FPN_9x_gn_35k.yaml
 
-The grid is a YAML file, a list of values for each key, or of keys that go together; the paper's for 35k images:
+The grid is a YAML file: a list of values for a key, or a name and a list of keys that go together. What the paper
+changed for 35k images:
 
     SOLVER:
       BASE_LR: [0.02, 0.04]
@@ -16,8 +17,8 @@ The grid is a YAML file, a list of values for each key, or of keys that go toget
 
 The same command again, here or on another machine that shares DIR, continues what was interrupted and takes points that
 nobody has. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the others, and the same
-command tries the failed ones again; 2: something to mend before the first run; 75: stopped by SIGTERM or SIGUSR1, the
-same command continues.
+command tries the failed ones again; 2: something to mend, and the message says what; 75: stopped by SIGTERM or
+SIGUSR1, the same command continues.
 """
 
 import argparse

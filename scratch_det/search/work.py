@@ -10,7 +10,7 @@ from scratch_det.errors import UserError
 from scratch_det.progress import Progress, clock, say_now
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
-from scratch_det.search.trainer import RunFailed, metric_of, run_point
+from scratch_det.search.trainer import CONSOLE, RunFailed, metric_of, run_point
 
 if TYPE_CHECKING:
     from scratch_det.search.board import Board, Claim, Record
@@ -59,8 +59,7 @@ class Worker:
 
     def work_on(self, claim: "Claim") -> None:
         """Run a point and record what came of it."""
-        folder = self.board.search.folder(claim.point)
-        say_now(f"training {claim.point}: see {folder}/log.txt")
+        say_now(f"training {claim.point}: see {self.board.search.folder(claim.point) / CONSOLE}")
         try:
             result = self.run(self.board.search, claim.point, claim.lock, self.stop)
             value = metric_of(result, self.board.search.metric)
