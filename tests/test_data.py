@@ -101,7 +101,7 @@ class TestCatalog:
         [
             ("own: {json: a.json}", "entry 'own' is {'json': 'a.json'}; expected {json: PATH, images: FOLDER}"),
             ("own: a.json", "entry 'own' is 'a.json'"),
-            ("own: {json: a.json, images: b, mask: c}", "known fields: drop_empty_boxes, images, json"),
+            ("own: {json: a.json, images: b, mask: c}", "known fields: ap, drop_empty_boxes, images, json"),
             ("own:\n  json: [\n", "catalog.yaml:3: not valid YAML"),
             ("- own\n", "expected 'name: {json: PATH, images: FOLDER}' entries"),
         ],

@@ -11,18 +11,27 @@ from scratch_det.errors import DataError, did_you_mean
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
-MAKERS = {"digits_": "prepare_digits.py", "coco_2017_train_": "prepare_coco_subsets.py"}  # names begin like this
-KNOWN_FIELDS = {"json", "images", "drop_empty_boxes"}
+MAKERS = {
+    "digits_": "prepare_digits.py",
+    "coco_2017_train_": "prepare_coco_subsets.py",
+    "voc_": "prepare_voc.py {name}",
+}  # names begin like this
+KNOWN_FIELDS = {"json", "images", "drop_empty_boxes", "ap"}
+VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One catalog entry, its paths resolved against the datasets root."""
+    """One catalog entry, its paths resolved against the datasets root.
+
+    ``ap``: one of VOC_AP, or None for COCO's.
+    """
 
     name: str
     json_file: Path
     image_root: Path
     drop_empty_boxes: bool = False
+    ap: str | None = None
 
 
 def datasets_root() -> Path:
@@ -80,8 +89,13 @@ def _parse(name: str, fields: Any, source: Path, root: Path) -> DatasetEntry:
             f"{source}: entry '{name}' is {fields!r}; expected {{json: PATH, images: FOLDER}}, "
             f"known fields: {', '.join(sorted(KNOWN_FIELDS))}"
         )
-    drop = bool(fields.get("drop_empty_boxes", False))
-    return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop)
+    drop, ap = bool(fields.get("drop_empty_boxes", False)), fields.get("ap")
+    if ap not in (None, *VOC_AP):
+        raise DataError(
+            f"{source}: entry '{name}' has ap {ap!r}; expected {' or '.join(VOC_AP)}, or no such field for COCO's AP"
+            f"{did_you_mean(str(ap), list(VOC_AP))}"
+        )
+    return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop, ap)
 
 
 def _check_on_disk(entry: DatasetEntry, root: Path) -> None:
@@ -90,7 +104,7 @@ def _check_on_disk(entry: DatasetEntry, root: Path) -> None:
         return
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
     maker = next((tool for start, tool in MAKERS.items() if entry.name.startswith(start)), None)
-    hint = f"; make it with: python tools/{maker}" if maker else ""
+    hint = f"; make it with: python tools/{maker.format(name=entry.name)}" if maker else ""
     raise DataError(
         f"data set '{entry.name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
         f"  {'missing ' if missing_json else 'found   '} {entry.json_file}\n"

@@ -1,4 +1,4 @@
-"""COCO-format annotation files: read, validate, index."""
+"""COCO-format annotation files: read, validate, index, write."""
 
 import gc
 import hashlib
@@ -39,8 +39,11 @@ class CocoDataset:
     notices: list[Problem]
 
     def training_annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """The objects to learn from: crowd regions and boxes without area are left out, as in detectron2."""
-        return [a for a in self.annotations.get(image_id, []) if not a.get("iscrowd") and _has_area(a)]
+        """The objects to learn from, without crowd regions and boxes without area, as in detectron2.
+
+        Nor with those marked ``ignore`` (PASCAL VOC's difficult ones), as in Detectron.
+        """
+        return [a for a in self.annotations.get(image_id, []) if not _is_passed_over(a) and _has_area(a)]
 
 
 def read_coco(entry: DatasetEntry, need_masks: bool) -> CocoDataset:
@@ -105,6 +108,20 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half done, nor left so."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_passed_over(annotation: dict[str, Any]) -> bool:
+    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 
 
 def _has_area(annotation: dict[str, Any]) -> bool:

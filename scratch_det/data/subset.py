@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import DatasetEntry, datasets_root, known_names, lookup
-from scratch_det.data.coco import collection_paused
+from scratch_det.data.coco import collection_paused, write_whole
 from scratch_det.errors import DataError
 
 PAPER_SIZES = (35_000, 10_000, 3_500, 1_000)  # section 5.2 of the paper
@@ -124,9 +124,7 @@ def write(
         "images": [image for number, image in images.items() if number in wanted],
         "annotations": [annotation for number in images if number in wanted for annotation in objects[number]],
     }
-    partial = subset.json_file.with_name(subset.json_file.name + ".partial")
-    partial.write_text(json.dumps(kept))
-    partial.replace(subset.json_file)
+    write_whole(subset.json_file, json.dumps(kept))
 
 
 def enter(subset: Subset, entry: DatasetEntry) -> None:
@@ -137,6 +135,7 @@ def enter(subset: Subset, entry: DatasetEntry) -> None:
     written = catalog.read_text() if catalog.is_file() else ""
     fields: dict[str, Any] = {"json": str(_from_root(subset.json_file)), "images": str(_from_root(entry.image_root))}
     fields.update({"drop_empty_boxes": True} if entry.drop_empty_boxes else {})
+    fields.update({"ap": entry.ap} if entry.ap else {})
     line = f"{subset.name}: {json.dumps(fields)}\n"
     catalog.write_text(written + ("\n" if written and not written.endswith("\n") else "") + line)
 

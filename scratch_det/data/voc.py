@@ -1,0 +1,171 @@
+"""PASCAL VOC's devkit tree to json files in COCO's format, one a year and split."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
+from scratch_det.data.coco import write_whole
+from scratch_det.data.problem import error, explain
+from scratch_det.errors import DataError, did_you_mean
+from scratch_det.progress import say_now, track
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}  # those with annotations
+NAMES = {f"voc_{year}_{split}": (f"VOC{year}", split) for year, splits in SPLITS.items() for split in splits}
+PAPER_NAMES = ("voc_2007_trainval", "voc_2012_train", "voc_2012_val")  # section 5.2
+FILES = ("Annotations/{}.xml", "JPEGImages/{}.jpg")  # of an image
+MEND = "complete the tree from VOC's archives"
+
+
+class Prepared(NamedTuple):
+    """A json that is ready to be written, and what it holds."""
+
+    name: str
+    json_file: Path
+    text: str
+    images: int
+    objects: int
+    difficult: int
+
+
+class _Fault(Exception):
+    """What is wrong with one image of a split: the kind, which follows a number, and a detail."""
+
+    def __init__(self, kind: str, detail: object = ""):
+        super().__init__(kind)
+        self.kind, self.detail = kind, f" ({detail})" if detail else ""
+
+
+def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Callable[[str], object] = say_now) -> None:
+    """Write ``<root>/VOC2007/instances_trainval.json`` and so on for ``names`` (see ``read_split``).
+
+    Raises DataError, before anything is written, for a name that is none of NAMES, for a tree that is not complete and
+    for a json that exists with other content (unless ``force``).
+    """
+    for name in names:
+        if name not in NAMES:
+            raise DataError(
+                f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}"
+            )
+    prepared = [_prepare(name, say) for name in dict.fromkeys(names)]
+    other = [str(one.json_file) for one in prepared if one.json_file.exists() and one.json_file.read_text() != one.text]
+    if other and not force:
+        raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
+    for one in prepared:
+        write_whole(one.json_file, one.text)
+        counts = f"{one.images:,} images, {one.objects:,} objects, {one.difficult:,} of them difficult"
+        say(f"{one.name}: {counts}; {one.json_file}")
+
+
+def read_split(folder: Path, split: str, say: Callable[[str], object] | None = None) -> dict[str, Any]:
+    """The images that ``ImageSets/Main/<split>.txt`` of a VOC tree lists, in its order, as the content of a COCO json.
+
+    Ids count from 1, categories in VOC's order. VOC's corners are 1-based pixels that belong to the box, so x and y are
+    xmin - 1 and ymin - 1, width and height reach to xmax and ymax (as in detectron2). Difficult objects have ``ignore``
+    1 and are no crowds. Raises DataError with every kind of fault of the tree: files that are missing or broken,
+    unknown classes, boxes without area, images of another size than their XML says.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    faults: dict[str, list[str]] = defaultdict(list)
+    ids = _ids(folder, split)
+    for number, name in enumerate(track(ids, f"reading {folder.name} {split}", len(ids), say), start=1):
+        try:
+            image, objects = _read_image(folder, name)
+        except _Fault as fault:
+            faults[fault.kind].append(f"{name}{fault.detail}")
+            continue
+        images.append({"id": number, **image})
+        annotations += [
+            {"id": len(annotations) + i, "image_id": number, **one} for i, one in enumerate(objects, start=1)
+        ]
+    if faults:
+        problems = [one for kind, found in faults.items() for one in error(kind, found)]
+        raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {MEND}")
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    info = {"description": f"PASCAL {folder.name} {split}"}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _prepare(name: str, say: Callable[[str], object]) -> Prepared:
+    year, split = NAMES[name]
+    folder = datasets_root() / year
+    content = read_split(folder, split, say)
+    objects = content["annotations"]
+    difficult = sum(one["ignore"] for one in objects)
+    json_file = folder / f"instances_{split}.json"
+    return Prepared(name, json_file, json.dumps(content), len(content["images"]), len(objects), difficult)
+
+
+def _ids(folder: Path, split: str) -> list[str]:
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    missing = [str(path) for path in (folder / "Annotations", folder / "JPEGImages", listing) if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{folder.name} is not complete under {folder.parent} (set {ROOT_VARIABLE} to use another root): move or "
+            f"link VOCdevkit/{folder.name} there, {MEND}\n" + "\n".join(f"  missing {path}" for path in missing)
+        )
+    ids = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+    if not ids or len(set(ids)) < len(ids):
+        raise DataError(f"{listing}: {len(ids)} ids, {len(set(ids))} different; expected each image once; {MEND}")
+    return ids
+
+
+def _read_image(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The image entry without its id, and its annotations without ids."""
+    xml, jpeg = (folder / file.format(name) for file in FILES)
+    try:
+        tree = ElementTree.parse(xml).getroot()
+        with Image.open(jpeg) as opened:
+            size = opened.size
+    except FileNotFoundError as missing:
+        raise _Fault(f"images without a file in {Path(missing.filename).parent.name}") from None
+    except (ElementTree.ParseError, LookupError, ValueError) as broken:
+        raise _Fault("broken XML files", broken) from None
+    except Image.UnidentifiedImageError:
+        raise _Fault("files that are no images") from None
+    width, height = (int(_number(tree, f"size/{side}")) for side in ("width", "height"))
+    if size != (width, height):
+        raise _Fault("images of another size than their XML says", f"{size[0]} x {size[1]}, not {width} x {height}")
+    return {"file_name": jpeg.name, "width": width, "height": height}, [_object(one) for one in tree.findall("object")]
+
+
+def _object(node: ElementTree.Element) -> dict[str, Any]:
+    name = node.findtext("name", "").strip()
+    if name not in CLASSES:
+        raise _Fault("XML files with a class that VOC does not have", f"'{name}'{did_you_mean(name, list(CLASSES))}")
+    left, top, right, bottom = (_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+    x, y = left - 1, top - 1
+    if right <= x or bottom <= y:
+        raise _Fault("XML files with a box without area", f"{name} from {left:g}, {top:g} to {right:g}, {bottom:g}")
+    box = [x, y, right - x, bottom - y]
+    difficult = node.find("difficult") is not None and _number(node, "difficult") != 0  # may be left out
+    return {
+        "category_id": CLASSES.index(name) + 1,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "ignore": int(difficult),
+    }
+
+
+def _number(node: ElementTree.Element, path: str) -> float:
+    """A finite number; not all coordinates of 2012 are whole ones."""
+    text = node.findtext(path)
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise _Fault("XML files without a number where one belongs", f"{node.tag}/{path}: {text}")
+    return number

@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Write PASCAL VOC's annotations as json files in COCO's format, for the recipes of configs/PascalVOC-Detection/.
+
+    python tools/prepare_voc.py
+    python tools/prepare_voc.py voc_2007_test
+
+Reads the devkit's folders VOC2007/ and VOC2012/ in the datasets root and writes instances_trainval.json and so on into
+them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree that is not complete is refused as a
+whole. Exit code 2: something to mend.
+"""
+
+import argparse
+
+from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
+from scratch_det.errors import exit_on_user_error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--force", action="store_true", help="replace json files of other content")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with exit_on_user_error():
+        make_voc(args.names, args.force)
+
+
+if __name__ == "__main__":
+    main()
