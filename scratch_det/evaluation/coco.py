@@ -40,7 +40,7 @@ def evaluate_predictions(
     """
     truth = load_truth(json_file)
     chosen = sorted(truth.imgs) if image_ids is None else sorted(set(image_ids))
-    _check_ids(truth, results, chosen)
+    check_ids(truth, results, chosen)
     return {task: _metrics(score(truth, results, task, chosen, oks_sigmas), task) for task in iou_types}
 
 
@@ -130,7 +130,7 @@ def _mean(precision: np.ndarray) -> float:
     return float(valid.mean()) * 100 if valid.size else math.nan
 
 
-def _check_ids(truth: COCO, results: Sequence[Result], image_ids: Sequence[int]) -> None:
+def check_ids(truth: COCO, results: Sequence[Result], image_ids: Sequence[int]) -> None:
     """Raise DataError for image or category ids that the json does not know."""
     asked = set(image_ids) | {result["image_id"] for result in results}
     if strangers := sorted(asked - truth.imgs.keys(), key=str):

@@ -21,6 +21,7 @@ from scratch_det.evaluation.augmented import predict_augmented, relative_cost
 from scratch_det.evaluation.coco import evaluate_predictions
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.tables import format_table
+from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.progress import clock, track
 
 logger = logging.getLogger("scratch_det")
@@ -64,7 +65,11 @@ def score(cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: P
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    metrics = evaluate_predictions(data.entry.json_file, results, tasks)
+    if data.entry.ap:  # of boxes; masks have COCO's everywhere
+        metrics = evaluate_voc(data.entry.json_file, results, data.entry.ap)
+        metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:])
+    else:
+        metrics = evaluate_predictions(data.entry.json_file, results, tasks)
     logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(metrics)}")
     if not metrics["bbox"]["AP"] >= 1:
         logger.warning(explain_low_ap(data.entry.json_file, results, metrics))
