@@ -235,7 +235,8 @@ class TestModel:
         ours = load_config(path).cfg
         with torch.device("meta"):
             stock, own = build_model(cfg), torchvision_backend.build(ours)
-        background = 4 * (cfg.MODEL.ROI_BOX_HEAD.FC_DIM + 1) + cfg.MODEL.ROI_MASK_HEAD.CONV_DIM + 1
+        background = 4 * (cfg.MODEL.ROI_BOX_HEAD.FC_DIM + 1)
+        background += cfg.MODEL.ROI_MASK_HEAD.CONV_DIM + 1 if cfg.MODEL.MASK_ON else 0
         assert _count(stock) == _count(own) - background
 
 

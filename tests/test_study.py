@@ -15,6 +15,7 @@ from scratch_det.study.experiments import Experiment, experiments, find, of_plac
 from scratch_det.study.samples import of_pretraining, of_run
 
 ALL = experiments()
+KX = [run for run in ALL if run.k]
 PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits")]
 DATA = {"train_aug": "coco_2017_train_aug", "35k": "coco_2017_35k_512_800", "old": "coco_2017_35k"}  # a name's end
 
@@ -31,13 +32,18 @@ def test_every_recipe_of_the_paper_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize("run", ALL, ids=lambda run: run.name)
+def test_can_train(run: Experiment) -> None:
+    cfg = load_config(ROOT / run.config).cfg
+    assert check_config(cfg, 8) == []
+    assert run.iterations == cfg.SOLVER.MAX_ITER
+    assert bool(cfg.MODEL.WEIGHTS) == (run.init == paper.PRETRAINED)
+
+
+@pytest.mark.parametrize("run", KX, ids=lambda run: run.name)
 class TestRun:
-    def test_can_train(self, run: Experiment) -> None:
-        cfg = load_config(ROOT / run.config).cfg
-        assert check_config(cfg, 8) == []
-        assert Schedule(cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS)) == kx_schedule(run.k)
-        assert run.iterations == cfg.SOLVER.MAX_ITER
-        assert bool(cfg.MODEL.WEIGHTS) == (run.init == paper.PRETRAINED)
+    def test_has_the_schedule(self, run: Experiment) -> None:
+        solver = load_config(ROOT / run.config).cfg.SOLVER
+        assert Schedule(solver.MAX_ITER, tuple(solver.STEPS)) == kx_schedule(run.k)
 
     def test_agrees_with_its_name(self, run: Experiment) -> None:
         found, words = bases(run), run.name.split("_")

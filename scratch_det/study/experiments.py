@@ -26,7 +26,7 @@ class Experiment:
         places: of the paper, such as "table1" or "figure4".
         shown: the row, column or curve there.
         init: SCRATCH or PRETRAINED.
-        k: of the kx schedule.
+        k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
         expected: what the paper reports, in percent by metric; empty where it only shows a curve.
         trunk: the run whose checkpoint after ``branch_at`` iterations this one may start from.
     """
@@ -39,6 +39,7 @@ class Experiment:
     expected: dict[str, float] = field(default_factory=dict)
     trunk: str | None = None
     folder: str = "COCO-InstanceSegmentation"
+    length: int = 0
 
     @property
     def config(self) -> Path:
@@ -48,7 +49,7 @@ class Experiment:
     @property
     def iterations(self) -> int:
         """Of the whole run, at 16 images each."""
-        return kx_schedule(self.k).max_iter
+        return self.length or kx_schedule(self.k).max_iter
 
     @property
     def branch_at(self) -> int:
@@ -58,7 +59,7 @@ class Experiment:
 
 def experiments() -> list[Experiment]:
     """All runs, a trunk before its branches."""
-    return [*_table1(), *_figure4(), *_train_aug(), *_small_data()]
+    return [*_table1(), *_figure4(), *_train_aug(), *_small_data(), *_voc()]
 
 
 def find(name: str) -> Experiment:
@@ -131,3 +132,17 @@ def _small_data() -> Iterator[Experiment]:
     ):
         with_old = ", hyper-parameters of 118k" if name.endswith("_old") else ""
         yield Experiment(name, ("figure7",), f"35k, {init}{with_old}", init, k, expected, folder="COCO-LowData")
+
+
+def _voc() -> Iterator[Experiment]:
+    for init, (length, mean_ap) in paper.VOC.items():
+        yield Experiment(
+            name=f"{init}_faster_rcnn_R_101_FPN_gn_{length // 1000}k",
+            places=("voc",),
+            shown=f"PASCAL VOC, {init}",
+            init=init,
+            k=0,
+            expected={"bbox/AP50": mean_ap},
+            folder="PascalVOC-Detection",
+            length=length,
+        )
