@@ -19,7 +19,7 @@ from scratch_det.distributed.launch import several_to_launch
 from scratch_det.distributed.world import ALONE
 from scratch_det.train import disk
 from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Request, check_kept
+from scratch_det.train.start import Request, check_kept, check_switch
 from scratch_det.weights.address import check_weights, find_checkpoint
 
 if TYPE_CHECKING:
@@ -117,10 +117,16 @@ def check_output(section: Section, request: Request, cfg: CfgNode) -> None:
     section.add(f"{cfg.OUTPUT_DIR}/: {WRITTEN}", output_dir=cfg.OUTPUT_DIR)
     section.attempt(RunDir(cfg.OUTPUT_DIR).check, request.resume)
     section.attempt(check_kept, request, cfg.SOLVER.MAX_ITER)
-    if request.branch_from and not find_checkpoint(Path(request.branch_from)).is_file():
-        section.problem("error", f"--branch-from {request.branch_from}: no such file")
-    elif request.branch_from or (request.resume and RunDir(cfg.OUTPUT_DIR).holds_run()):
-        section.problem("notice", "the run behind --resume or --branch-from is compared at the start only")
+    section.attempt(check_switch, request, cfg)
+    parent = request.branch_from or request.switch_from
+    if parent and not find_checkpoint(Path(parent)).is_file():
+        section.problem(
+            "error", f"{'--branch-from' if request.branch_from else '--switch-from'} {parent}: no such file"
+        )
+    elif parent or (request.resume and RunDir(cfg.OUTPUT_DIR).holds_run()):
+        section.problem(
+            "notice", "the run behind --resume, --branch-from or --switch-from is compared at the start only"
+        )
 
 
 def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:

@@ -41,6 +41,9 @@ def run_parser(description: str | None) -> ArgumentParser:
         "--branch-from", metavar="FILE", help="start from a checkpoint of a run with the same beginning"
     )
     checkpoints.add_argument(
+        "--switch-from", metavar="FILE", help="go on as a cascade from a checkpoint of the same recipe without one"
+    )
+    checkpoints.add_argument(
         "--keep-at", type=numbers, default=(), metavar="I,J", help="keep the checkpoints after I, J, ... iterations"
     )
     checkpoints.add_argument(

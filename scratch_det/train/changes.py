@@ -32,6 +32,11 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights 
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": EVALUATION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": EVALUATION,
 }
+SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
+    ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "MODEL.ROI_BOX_CASCADE_HEAD.",
+     "MODEL.RPN.POST_NMS_TOPK_TRAIN"),
+    "from the switch on",
+)  # fmt: skip
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD")  # fmt: skip
 
@@ -55,13 +60,17 @@ class Change:
         return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
 
 
-def config_changes(earlier: CfgNode, now: CfgNode, completed: int) -> list[Change]:
-    """The keys that differ, as far as they matter after ``completed`` iterations under ``earlier``."""
+def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool = False) -> list[Change]:
+    """The keys that differ, as far as they matter after ``completed`` iterations under ``earlier``.
+
+    switch: from then on a cascade is trained.
+    """
+    effects = EFFECTS | SWITCH if switch else EFFECTS
     first = first_other_rate(earlier, now, completed)
     guilty = _guilty(earlier, now, completed) if first is not None else set()
     old, new = flatten(earlier), flatten(now)
     return [
-        _judge(key, _like(value, old[key]), value, first if key in guilty else None)
+        _judge(key, _like(value, old[key]), value, first if key in guilty else None, effects)
         for key, value in new.items()
         if _plain(value) != _plain(old.get(key, value))
     ]
@@ -109,8 +118,8 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
             yield Change(name, old, new, ROUNDING)
 
 
-def _judge(key: str, earlier: Any, now: Any, first_other: int | None) -> Change:
-    for known, effect in EFFECTS.items():
+def _judge(key: str, earlier: Any, now: Any, first_other: int | None, effects: dict[str, str]) -> Change:
+    for known, effect in effects.items():
         if key == known or (known.endswith(".") and key.startswith(known)):
             return Change(key, earlier, now, effect)
     if key in SCHEDULE:

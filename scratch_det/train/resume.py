@@ -23,27 +23,34 @@ from scratch_det.weights.address import find_checkpoint
 from scratch_det.weights.files import read_checkpoint
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import scheme_of
+from scratch_det.weights.switch import to_cascade
 
 MOST_CHANGES = 4  # named in a refusal
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run starts from, and the run that wrote it; both None for a run from its beginning."""
+    """The checkpoint that a run starts from, and the run that wrote it; both None for a run from its beginning.
+
+    is_branch: it is another run's. is_switch: and has one box head, where this one trains a cascade.
+    """
 
     checkpoint: Path | None = None
     run: RunDir | None = None
     is_branch: bool = False
+    is_switch: bool = False
 
 
-def find_origin(run_dir: RunDir, store: CheckpointStore, resume: bool, branch_from: Path | None = None) -> Origin:
-    """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``; else nothing.
+def find_origin(
+    run_dir: RunDir, store: CheckpointStore, resume: bool, branch_from: Path | None = None, switch: bool = False
+) -> Origin:
+    """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``, a ``switch`` or not; else nothing.
 
     A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
     not a branch of ``branch_from``, or when no checkpoint is left undamaged.
     """
     if resume and run_dir.holds_run():
-        branch_from = _recorded_parent(run_dir, branch_from)
+        branch_from, switch = _recorded_parent(run_dir, branch_from, switch)
         if own := store.newest_valid():
             return Origin(own, RunDir(run_dir.path, writes=False))
     elif resume and not branch_from:
@@ -53,27 +60,32 @@ def find_origin(run_dir: RunDir, store: CheckpointStore, resume: bool, branch_fr
     checkpoint = find_checkpoint(branch_from)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     parent = RunDir(folder, writes=False)
+    flag = "--switch-from" if switch else "--branch-from"
     if not (checkpoint.is_file() and parent.config.is_file() and parent.environment.is_file()):
         raise UserError(
-            f"--branch-from {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{flag} {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name)):
-        raise UserError(f"--branch-from {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}")
-    return Origin(checkpoint, parent, is_branch=True)
+        raise UserError(f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}")
+    return Origin(checkpoint, parent, is_branch=True, is_switch=switch)
 
 
-def _recorded_parent(run_dir: RunDir, branch_from: Path | None) -> Path | None:
-    """The checkpoint that this folder's run branched from; raises UserError when ``branch_from`` names another."""
-    recorded = Path(json.loads(run_dir.parent.read_text())["checkpoint"]) if run_dir.parent.exists() else None
+def _recorded_parent(run_dir: RunDir, branch_from: Path | None, switch: bool) -> tuple[Path | None, bool]:
+    """The checkpoint that this folder's run branched from, and whether it was a switch.
+
+    Raises UserError when ``branch_from`` names another.
+    """
+    parent = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
+    recorded = Path(parent["checkpoint"]) if parent else None
     inside = branch_from.parent / "checkpoints" / branch_from.name if branch_from else None
     if branch_from and inside and recorded not in (branch_from.resolve(), inside.resolve()):
         raise UserError(
-            f"--branch-from {branch_from}: {run_dir.path} holds a run that "
+            f"{'--switch-from' if switch else '--branch-from'} {branch_from}: {run_dir.path} holds a run that "
             + (f"branched from {recorded}" if recorded else "is not a branch")
             + "; leave the flag out to continue it, or name another folder: OUTPUT_DIR PATH"
         )
-    return recorded
+    return recorded, parent.get("switch", False)
 
 
 def settled_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir) -> int:
@@ -102,6 +114,12 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
             f"checkpoint {origin.checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
             f"began a run can continue it; give --backend {scheme.library}"
         )
+    if origin.is_switch and origin.run:
+        completed = saved["iteration"] + 1
+        changes = config_changes(origin.run.read_config(), cfg, completed, switch=True)
+        other_model = (change for change in changes if change.what.startswith("MODEL."))
+        refuse_changes(other_model, f"--switch-from {origin.checkpoint}", completed)
+        saved = switched(saved, backend, len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS), origin.checkpoint)
     try:
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -117,12 +135,25 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
     return saved.get("window", [])
 
 
+def switched(saved: dict[str, Any], backend: str, stages: int, checkpoint: Path) -> dict[str, Any]:
+    """A plain detector's checkpoint as that of a cascade: its weights go to the stages, momentum starts anew."""
+    try:
+        model = to_cascade(saved["model"], backend, stages)
+    except UserError as problem:
+        raise UserError(f"--switch-from {checkpoint}: {problem}") from None
+    logger.info(
+        f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one box as "
+        "the mean over its classes; momentum starts at 0"
+    )
+    return {**saved, "model": model, "optimizer": None, "window": []}
+
+
 def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
     """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
     if origin.run is None or origin.checkpoint is None:
         return
     earlier = origin.run.read_config()
-    changes = config_changes(earlier, cfg, completed)
+    changes = config_changes(earlier, cfg, completed, origin.is_switch)
     changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
     if origin.is_branch:
         changes = [change for change in changes if change.what != "OUTPUT_DIR"]
@@ -153,6 +184,11 @@ def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:
     """Record the parent, and take over what it wrote about the shared iterations."""
     if origin.checkpoint and origin.run and run_dir.writes:
         digest = sha256_of(origin.checkpoint)
-        content = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": digest, "completed_iterations": completed}
+        content = {
+            "checkpoint": str(origin.checkpoint.resolve()),
+            "sha256": digest,
+            "completed_iterations": completed,
+            "switch": origin.is_switch,
+        }
         run_dir.write_json(run_dir.parent.name, content)
         keep_lines(origin.run.metrics, run_dir.metrics, completed)

@@ -90,8 +90,11 @@ def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
     if plan.request.resume and plan.run_dir.result.exists():
         report_finished(plan.cfg, plan.run_dir)
         return None, plan.cfg.SEED
-    branch_from = Path(plan.request.branch_from) if plan.request.branch_from else None
-    origin = find_origin(plan.run_dir, store, plan.request.resume, branch_from)
+    request = plan.request
+    parent = request.branch_from or request.switch_from
+    origin = find_origin(
+        plan.run_dir, store, request.resume, Path(parent) if parent else None, bool(request.switch_from)
+    )
     return origin, settled_seed(plan.cfg, origin, plan.run_dir)
 
 

@@ -33,6 +33,7 @@ class Request:
     resume: bool = False
     eval_only: bool = False
     branch_from: str | None = None
+    switch_from: str | None = None
     keep_at: tuple[int, ...] = ()
     keep_last: int = 3
     scale_to_batch: int | None = None
@@ -88,6 +89,7 @@ def make_plan(request: Request, world: World) -> Plan:
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume or request.eval_only)
     check_kept(request, cfg.SOLVER.MAX_ITER)
+    check_switch(request, cfg)
     if not (request.resume and run_dir.holds_run()):
         check_weights(cfg.MODEL.WEIGHTS)
     training, test = read_datasets(recipe, request.eval_only)
@@ -117,11 +119,22 @@ def check_evaluation(request: Request, cfg: CfgNode) -> None:
             f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run, whose predictions those of random '
             "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
-    flags = {"--branch-from": request.branch_from, "--keep-at": request.keep_at, "--accumulate": request.accumulate > 1,
-             "--scale-to-batch": request.scale_to_batch}  # fmt: skip
+    flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
+             "--accumulate": request.accumulate > 1, "--scale-to-batch": request.scale_to_batch}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
         raise ConfigError(
             f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
+        )
+
+
+def check_switch(request: Request, cfg: CfgNode) -> None:
+    """Refuse a switch to what is no cascade, and a branch that is a switch as well."""
+    if request.switch_from and request.branch_from:
+        raise ConfigError("--branch-from and --switch-from: a run starts from one checkpoint; leave one of them out")
+    if request.switch_from and cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
+        raise ConfigError(
+            f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; give a recipe "
+            "with configs/_base_/head/cascade.yaml, or use --branch-from"
         )
 
 

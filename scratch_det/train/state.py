@@ -81,9 +81,10 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken; without an optimizer's state, this one's starts anew."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty where nothing was scaled: bfloat16 or float32
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]

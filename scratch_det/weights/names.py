@@ -90,7 +90,7 @@ def renamed(names: Iterable[str], source: str, target: str) -> dict[str, str | N
     for stage, own in by_stage.items():
         plain = {name: without_stage(name) for name in own}
         theirs = _renamed_head(plain.values(), source, target)
-        found |= {name: _in_stage(theirs[plain[name]], stage, target) for name in own}
+        found |= {name: new and in_stage(new, stage, target) for name in own for new in (theirs[plain[name]],)}
     return found
 
 
@@ -105,8 +105,9 @@ def without_stage(name: str) -> str:
     return STAGE.sub(lambda match: f"roi_heads.{match[2] or ''}", name)
 
 
-def _in_stage(name: str | None, stage: str, library: str) -> str | None:
-    if name is None or not stage:
+def in_stage(name: str, stage: str, library: str) -> str:
+    """The inverse of ``without_stage``; nothing changes for stage ""."""
+    if not stage:
         return name
     if library == "torchvision":
         return name.replace("roi_heads.", f"roi_heads.stages.{stage}.")
