@@ -5,7 +5,8 @@ branch off where they first drop the learning rate.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from scratch_det.errors import UserError, did_you_mean
@@ -14,6 +15,8 @@ from scratch_det.study import paper
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 
 CONFIGS = Path("configs")
+TRAIN_AUG_K = {SCRATCH: 9, PRETRAINED: 6}  # of the kx schedule, section 5.1
+SMALL_DATA_PLACES = {"10k": "figure7", "3.5k": "3.5k", "1k": "figure8"}  # 3.5k images are in section 5.2's text alone
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Experiment:
         k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
         expected: what the paper reports, in percent by metric; empty where it only shows a curve.
         trunk: the run whose checkpoint after ``branch_at`` iterations this one may start from.
+        is_switch: it does start there, and goes on as a cascade.
+        evaluates: the run whose final weights are evaluated; nothing is trained.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Experiment:
     trunk: str | None = None
     folder: str = "COCO-InstanceSegmentation"
     length: int = 0
+    is_switch: bool = False
+    evaluates: str | None = None
 
     @property
     def config(self) -> Path:
@@ -49,17 +56,20 @@ class Experiment:
     @property
     def iterations(self) -> int:
         """Of the whole run, at 16 images each."""
-        return self.length or kx_schedule(self.k).max_iter
+        return 0 if self.evaluates else self.length or kx_schedule(self.k).max_iter
 
     @property
     def branch_at(self) -> int:
         """Completed iterations of the trunk's checkpoint; 0 without a trunk."""
+        if self.is_switch:
+            return self.iterations - paper.CASCADE_ITERATIONS
         return shared_prefix(kx_schedule(self.k), kx_schedule(find(self.trunk).k)) if self.trunk else 0
 
 
 def experiments() -> list[Experiment]:
     """All runs, a trunk before its branches."""
-    return [*_table1(), *_figure4(), *_train_aug(), *_small_data(), *_voc()]
+    kinds = (_table1, _figure4, _train_aug, _cascade, _vgg, _small_data, _fewer_images, _voc)
+    return [run for kind in kinds for run in kind()]
 
 
 def find(name: str) -> Experiment:
@@ -86,7 +96,7 @@ def _kx_runs(
     for k in range(6, 1, -1):
         yield Experiment(
             name=f"{init}_{stem}_{k}x_{end}",
-            places=places if k < 6 or "table1" not in places else (*places, "table2"),
+            places=places if k < 6 or "table1" not in places else (*places, "table2", "figure5"),
             shown=f"{init}, {k}x",
             init=init,
             k=k,
@@ -109,17 +119,73 @@ def _figure4() -> Iterator[Experiment]:
 
 
 def _train_aug() -> Iterator[Experiment]:
-    for depth in (50, 101):
-        for init, k in ((SCRATCH, 9), (PRETRAINED, 6)):
-            in_table3 = (depth, init) == (101, SCRATCH)
-            yield Experiment(
-                name=f"{init}_mask_rcnn_R_{depth}_FPN_{k}x_gn_train_aug",
-                places=("figure5", "table3") if in_table3 else ("figure5",),
-                shown=f"R{depth}, {init}, train aug",
-                init=init,
-                k=k,
-                expected=dict(zip(paper.METRICS, paper.TABLE3["R101 train aug"], strict=True)) if in_table3 else {},
-            )
+    """Table 3's two rows without cascade, and what Figure 5 compares the first one with."""
+    for model, init in (*product(("R_50", "R_101"), (SCRATCH, PRETRAINED)), ("X_152_32x8d", SCRATCH)):
+        row = paper.TABLE3.get(f"{_short(model)} train aug") if init == SCRATCH else None
+        yield Experiment(
+            name=_enhanced("mask_rcnn", model, init),
+            places=_places_of(model, row is not None),
+            shown=f"{_short(model)}, {init}, train aug",
+            init=init,
+            k=TRAIN_AUG_K[init],
+            expected=dict(zip(paper.METRICS, row, strict=True)) if row else {},
+        )
+
+
+def _cascade() -> Iterator[Experiment]:
+    """With cascade, which from scratch follows plain training; and each model with test aug."""
+    for model, init in product(("R_50", "R_101", "X_152_32x8d"), (SCRATCH, PRETRAINED)):
+        short, name = _short(model), _enhanced("cascade_mask_rcnn", model, init)
+        in_table3 = model.startswith("X")
+        row = paper.TABLE3[f"{short} train aug, cascade"] if in_table3 and init == SCRATCH else ()
+        run = Experiment(
+            name=name,
+            places=_places_of(model, in_table3),
+            shown=f"{short}, {init}, train aug, cascade",
+            init=init,
+            k=TRAIN_AUG_K[init],
+            expected=dict(zip(paper.METRICS, row, strict=False)),
+            trunk=_enhanced("mask_rcnn", model, init) if init == SCRATCH else None,
+            is_switch=init == SCRATCH,
+        )
+        yield run
+        yield replace(
+            run,
+            name=f"{name}_test_aug",
+            shown=f"{run.shown}, test aug",
+            expected={metric.replace("/", "_TTA/"): value for metric, value in _with_test_aug(model, init).items()},
+            trunk=None,
+            is_switch=False,
+            evaluates=name,
+        )
+
+
+def _with_test_aug(model: str, init: str) -> dict[str, float]:
+    """What the paper reports with cascade, train and test aug."""
+    if not model.startswith("X"):
+        return {"segm/AP": paper.TEST_AUG[int(model.removeprefix("R_")), init]}
+    if init == PRETRAINED:
+        return dict(zip(("bbox/AP", "segm/AP"), paper.TABLE3_PRETRAINED, strict=True))
+    return dict(zip(paper.METRICS, paper.TABLE3["X152 train aug, cascade, test aug"], strict=True))
+
+
+def _enhanced(architecture: str, model: str, init: str) -> str:
+    return f"{init}_{architecture}_{model}_FPN_{TRAIN_AUG_K[init]}x_gn_train_aug"
+
+
+def _short(model: str) -> str:
+    """R_101 -> R101, X_152_32x8d -> X152."""
+    return "".join(model.split("_")[:2])
+
+
+def _places_of(model: str, in_table3: bool) -> tuple[str, ...]:
+    return (*(("figure5",) if model.startswith("R") else ()), *(("table3",) if in_table3 else ()))
+
+
+def _vgg() -> Iterator[Experiment]:
+    for init, (k, box_ap) in paper.VGG.items():
+        name = f"{init}_faster_rcnn_VGG16_{k}x_train_aug"
+        yield Experiment(name, ("vgg",), f"VGG-16, {init}", init, k, {"bbox/AP": box_ap}, folder="COCO-Detection")
 
 
 def _small_data() -> Iterator[Experiment]:
@@ -132,6 +198,22 @@ def _small_data() -> Iterator[Experiment]:
     ):
         with_old = ", hyper-parameters of 118k" if name.endswith("_old") else ""
         yield Experiment(name, ("figure7",), f"35k, {init}{with_old}", init, k, expected, folder="COCO-LowData")
+
+
+def _fewer_images() -> Iterator[Experiment]:
+    """10k images as long as the paper says, fewer for as many epochs as those."""
+    for size, (init, iterations) in product(paper.FEWER_IMAGES, paper.ITERATIONS_10K.items()):
+        length = round(iterations * float(size.removesuffix("k")) / 10)
+        yield Experiment(
+            name=f"{init}_mask_rcnn_R_50_FPN_{length // 1000}k_gn_{size}",
+            places=(SMALL_DATA_PLACES[size],),
+            shown=f"{size}, {init}",
+            init=init,
+            k=0,
+            expected={"bbox/AP": paper.FEWER_IMAGES[size][init]},
+            folder="COCO-LowData",
+            length=length,
+        )
 
 
 def _voc() -> Iterator[Experiment]:

@@ -28,8 +28,28 @@ TABLE3 = {
     "X152 train aug, cascade, test aug": (50.9, 68.7, 55.4, 43.2, 66.1, 46.8),
 }
 
+# Table 3's caption: ImageNet weights with cascade, train and test aug; box and mask AP.
+TABLE3_PRETRAINED = (50.3, 42.5)
+
+CASCADE_ITERATIONS = 270_000  # the last ones of a cascade from scratch; before, it is trained without (section 5.1)
+
+# Section 5.1, Figure 5: mask AP by depth and initialisation with cascade, train and test aug.
+TEST_AUG = {(50, SCRATCH): 41.6, (50, PRETRAINED): 40.9, (101, SCRATCH): 42.5, (101, PRETRAINED): 41.9}
+
+# Section 5.1: Faster R-CNN VGG-16 without normalisation: the kx schedule at which each peaks, and its box AP.
+VGG = {SCRATCH: (11, 35.2), PRETRAINED: (9, 35.6)}
+
 # Section 5.2, Figure 7: box AP with 35k images and the hyper-parameters found for them, either initialisation.
 IMAGES_35K = 36.3
+
+# Section 5.2, Figures 7 and 8: box AP by number of images; iterations only where the paper gives them.
+FEWER_IMAGES = {
+    "10k": {PRETRAINED: 26.0, SCRATCH: 25.9},
+    "3.5k": {PRETRAINED: 16.0, SCRATCH: 9.3},
+    "1k": {PRETRAINED: 9.9, SCRATCH: 3.5},
+}
+SEARCHED_1K = 5.4  # from scratch, after a grid search of its own
+ITERATIONS_10K = {PRETRAINED: 60_000, SCRATCH: 220_000}
 
 # Section 5.2, PASCAL VOC: iterations, and mAP on val2012 (VOC's: at IoU 0.5), of Faster R-CNN R101 by initialisation.
 VOC = {PRETRAINED: (18_000, 82.7), SCRATCH: (144_000, 77.6)}
