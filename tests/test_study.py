@@ -1,5 +1,6 @@
 """The experiment list: complete for what there is, true to the recipes and to the paper's arithmetic."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,40 @@ from scratch_det.study.experiments import Experiment, experiments, find, of_plac
 from scratch_det.study.samples import of_pretraining, of_run
 
 ALL = experiments()
-KX = [run for run in ALL if run.k]
 PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits")]
-DATA = {"train_aug": "coco_2017_train_aug", "35k": "coco_2017_35k_512_800", "old": "coco_2017_35k"}  # a name's end
+NAME = re.compile(
+    r"(?P<init>scratch|pretrained)_(?P<cascade>cascade_)?(?P<model>(?P<kind>mask|faster|keypoint)_rcnn_(?P<body>R_\d+|"
+    r"X_152_32x8d|VGG16)(_FPN)?)_(?P<length>\d+[xk])(_(?P<norm>gn|syncbn))?_?(?P<data>.*?)(?P<aug>_test_aug)?"
+)
+DATA = {  # by the name's end
+    "": "coco_2017", "train_aug": "coco_2017_train_aug", "35k_old": "coco_2017_35k",
+    **{size: f"coco_2017_{size}_512_800" for size in ("35k", "10k", "3.5k", "1k")},
+}  # fmt: skip
 
 
 def bases(run: Experiment) -> dict[str, str]:
-    """The four files a recipe is made of, by kind."""
+    """The files a recipe is made of, by kind."""
     found = [Path(base).parts[-2:] for base in yaml.safe_load((ROOT / run.config).read_text())["_BASE_"]]
     return {kind: name.removesuffix(".yaml") for kind, name in found}
+
+
+def bases_by_name(run: Experiment) -> dict[str, str]:
+    """Those that a recipe's name says."""
+    match = NAME.fullmatch(run.name)
+    assert match, run.name
+    body, norm, end, on_voc = match["body"], match["norm"], match["data"], run.folder == "PascalVOC-Detection"
+    model = match["model"] + (f"_{norm}" if norm else "")
+    weights = {"VGG16": "VGG16"}.get(body, f"{body}_{'bn' if norm == 'syncbn' else norm}")
+    scratch = "scratch_VGG16" if body == "VGG16" else "scratch"
+    follows_35k = end in ("35k", "10k", "3.5k", "1k")
+    return {
+        "model": model,
+        "data": "voc_train_aug" if on_voc else DATA[end],
+        "init": scratch if run.init == paper.SCRATCH else f"imagenet_{weights}",
+        "solver": f"voc_{match['length']}" if on_voc else match["length"] + (f"_{end}" if follows_35k else ""),
+        **({"head": "cascade"} if match["cascade"] else {}),
+        **({"test": "aug"} if match["aug"] else {}),
+    }
 
 
 def test_every_recipe_of_the_paper_is_listed_once() -> None:
@@ -32,54 +58,57 @@ def test_every_recipe_of_the_paper_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize("run", ALL, ids=lambda run: run.name)
-def test_can_train(run: Experiment) -> None:
-    cfg = load_config(ROOT / run.config).cfg
-    assert check_config(cfg, 8) == []
-    assert run.iterations == cfg.SOLVER.MAX_ITER
-    assert bool(cfg.MODEL.WEIGHTS) == (run.init == paper.PRETRAINED)
-
-
-@pytest.mark.parametrize("run", KX, ids=lambda run: run.name)
 class TestRun:
-    def test_has_the_schedule(self, run: Experiment) -> None:
-        solver = load_config(ROOT / run.config).cfg.SOLVER
-        assert Schedule(solver.MAX_ITER, tuple(solver.STEPS)) == kx_schedule(run.k)
+    def test_can_train(self, run: Experiment) -> None:
+        cfg = load_config(ROOT / run.config).cfg
+        assert check_config(cfg, 8) == []
+        assert bool(cfg.MODEL.WEIGHTS) == (run.init == paper.PRETRAINED)
+        solver = Schedule(cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS))
+        assert run.evaluates or run.iterations == solver.max_iter
+        assert not run.k or solver == kx_schedule(run.k)
 
     def test_agrees_with_its_name(self, run: Experiment) -> None:
-        found, words = bases(run), run.name.split("_")
-        depth = run.name.partition("_R_")[2].partition("_")[0]
-        norm = "syncbn" if "syncbn" in words else "gn"
-        end = (
-            run.name.removeprefix(f"{run.init}_mask_rcnn_R_{depth}_FPN_{run.k}x_{norm}").strip("_").removeprefix("35k_")
-        )
-        weights = "bn" if norm == "syncbn" else norm
-        assert found == {
-            "model": f"mask_rcnn_R_{depth}_FPN_{norm}",
-            "data": DATA.get(end, "coco_2017"),
-            "init": "scratch" if run.init == paper.SCRATCH else f"imagenet_R_{depth}_{weights}",
-            "solver": f"{run.k}x_35k" if end == "35k" else f"{run.k}x",
-        }
+        assert bases(run) == bases_by_name(run)
 
     def test_trunk(self, run: Experiment) -> None:
-        if run.trunk:
+        if run.trunk and run.is_switch:
+            trunk = find(run.trunk)
+            assert bases(run) == {**bases(trunk), "head": "cascade"}
+            assert run.branch_at == run.iterations - 270_000 == trunk.iterations - 270_000
+        elif run.trunk:
             trunk = find(run.trunk)
             assert {**bases(run), "solver": ""} == {**bases(trunk), "solver": ""}
             assert run.branch_at == run.iterations - 60_000 < trunk.iterations
 
+    def test_is_evaluated_with_its_own_model(self, run: Experiment) -> None:
+        if run.evaluates:
+            assert bases(run) == {**bases(find(run.evaluates)), "test": "aug"}
+            assert load_config(ROOT / run.config).cfg.TEST.AUG.ENABLED
 
-@pytest.mark.parametrize("place", ["table1", "figure1", "figure3", "figure4"])
+    def test_header(self, run: Experiment) -> None:
+        """Place, command, iterations and what the paper reports, as far as it does."""
+        text = (ROOT / run.config).read_text()
+        header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+        assert f"--config-file {run.config}" in header
+        assert f"OUTPUT_DIR output/{run.name}" in header
+        assert "Nothing is trained" in header if run.evaluates else f"{run.iterations:,} iterations" in header
+        assert all(str(value) in header for metric, value in run.expected.items() if metric.endswith("/AP"))
+
+
+@pytest.mark.parametrize("place", sorted({place for run in ALL for place in run.places}))
 def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> None:
     runs = of_place(place)
     for one in runs:
         for other in runs:
-            differing = {kind for kind in bases(one) if bases(one)[kind] != bases(other)[kind]}
-            depths = {run.name.partition("_R_")[2].partition("_")[0] for run in (one, other)}
-            expected = {"solver"} if one.k != other.k else set()
-            expected |= {"init"} if one.init != other.init else set()
-            expected |= {"model"} if len(depths) > 1 else set()
-            both_pretrained = one.init == other.init == paper.PRETRAINED
-            expected |= {"init"} if len(depths) > 1 and both_pretrained else set()
-            assert differing == expected, (one.name, other.name)
+            kinds = bases(one).keys() | bases(other).keys()
+            differing = {kind for kind in kinds if bases(one).get(kind) != bases(other).get(kind)}
+            words, others = (NAME.fullmatch(run.name) for run in (one, other))
+            same = {part: words[part] == others[part] for part in ("init", "model", "cascade", "aug", "length", "data")}
+            own_init = same["init"] and (same["model"] or one.init == paper.SCRATCH)
+            unchanged = {"init": own_init, "model": same["model"], "head": same["cascade"], "test": same["aug"],
+                         "data": same["data"], "solver": same["length"] and same["data"]}  # fmt: skip
+            assert differing <= {kind for kind, kept in unchanged.items() if not kept}, (one.name, other.name)
+            assert differing or one is other
 
 
 def test_table1_costs_43_percent() -> None:
@@ -96,6 +125,16 @@ def test_tables_agree() -> None:
     for row, values in paper.TABLE2.items():
         assert values[0] == pytest.approx(paper.TABLE1[row][6], abs=0.1 + 1e-9)
     assert len(of_place("table2")) == 4
+
+
+def test_everything_of_the_paper_is_covered() -> None:
+    """Figure 2 is counted by ``samples``."""
+    figures = {f"figure{number}" for number in range(1, 9)} - {"figure2"}
+    places = {place for run in ALL for place in run.places}
+    assert places == {"table1", "table2", "table3", *figures, "3.5k", "vgg", "voc"}
+    assert {run.expected["bbox/AP"] for run in of_place("table3") if "bbox/AP" in run.expected} == {
+        values[0] for name, values in paper.TABLE3.items() if not name.endswith("test aug")
+    }
 
 
 class TestSamples:

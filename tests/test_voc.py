@@ -359,7 +359,7 @@ class TestRecipes:
         self, voc: Path, prepare: Callable, train_net: Callable, small_model: list[str], tmp_path: Path
     ) -> None:
         prepare()
-        recipe = RECIPES / "scratch_faster_rcnn_R_101_FPN_gn_144k.yaml"
+        recipe = RECIPES / "scratch_faster_rcnn_R_101_FPN_144k_gn.yaml"
         small = ["INPUT.MIN_SIZE_TRAIN", "(48, 64)", "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / "run"]
         train_net("--config-file", recipe, *small_model, *small)
         found = read(tmp_path / "run", "result.json")["metrics"]["bbox"]

@@ -59,6 +59,18 @@ def initialize(model: nn.Module, layer_types: dict[str, str]) -> None:
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) has weights but no rule in FILLS")
 
 
+def fill_alike(model: nn.Module, std: float) -> None:
+    """Fill every convolution and fully connected layer from N(0, std), whatever it is for, with biases at 0.
+
+    What nobody should do, for comparison: signals shrink or grow with every layer.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            normal_fill(layer, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def layer_type(name: str, layer_types: dict[str, str]) -> str:
     """The type of the layer called ``name``: that of the longest prefix which ends at a dot or at the name's end."""
     prefixes = [prefix for prefix in layer_types if (name + ".").startswith(prefix + ".")]

@@ -219,7 +219,7 @@ def _fewer_images() -> Iterator[Experiment]:
 def _voc() -> Iterator[Experiment]:
     for init, (length, mean_ap) in paper.VOC.items():
         yield Experiment(
-            name=f"{init}_faster_rcnn_R_101_FPN_gn_{length // 1000}k",
+            name=f"{init}_faster_rcnn_R_101_FPN_{length // 1000}k_gn",
             places=("voc",),
             shown=f"PASCAL VOC, {init}",
             init=init,

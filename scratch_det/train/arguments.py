@@ -17,6 +17,12 @@ def run_parser(description: str | None) -> ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR (or start it)")
     parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
+    parser.add_argument(
+        "--init-std",
+        type=float,
+        metavar="STD",
+        help="draw all random weights from N(0, STD): to see what He's do better",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
 
     several = parser.add_argument_group("several processes (not with torchrun or srun, which say it themselves)")

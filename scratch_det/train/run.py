@@ -65,7 +65,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         with collection_paused():
             dataset = TrainingSet(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
-        state = build_state(cfg, backend, device)
+        state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
         report_start(cfg, environment, origin, state.iteration)
         check_disk(cfg, state, store)
@@ -73,7 +73,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             warn_of_missed(request.keep_at, store, state.iteration)
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        log_start(cfg, state, dataset)
+        log_start(cfg, state, dataset, request.init_std)
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
         run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate)
@@ -166,10 +166,11 @@ def recording_failure(run: Run) -> Iterator[None]:
         run.metrics.close()
 
 
-def log_start(cfg: CfgNode, state: State, dataset: TrainingSet) -> None:
+def log_start(cfg: CfgNode, state: State, dataset: TrainingSet, init_std: float | None) -> None:
     """What is about to happen, in numbers."""
     size = size_of(state.model)
-    source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "random initialisation"
+    alike = "" if init_std is None else f", every layer alike from N(0, {init_std:g})"
+    source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
     logger.info(
         f"torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
         f"{size.parameters:,} parameters, {size.trainable:,} trainable, "

@@ -38,6 +38,7 @@ class Request:
     keep_last: int = 3
     scale_to_batch: int | None = None
     accumulate: int = 1
+    init_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def make_plan(request: Request, world: World) -> Plan:
     run_dir.check(allow_existing=request.resume or request.eval_only)
     check_kept(request, cfg.SOLVER.MAX_ITER)
     check_switch(request, cfg)
+    check_init(request, cfg)
     if not (request.resume and run_dir.holds_run()):
         check_weights(cfg.MODEL.WEIGHTS)
     training, test = read_datasets(recipe, request.eval_only)
@@ -120,7 +122,8 @@ def check_evaluation(request: Request, cfg: CfgNode) -> None:
             "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
     flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
-             "--accumulate": request.accumulate > 1, "--scale-to-batch": request.scale_to_batch}  # fmt: skip
+             "--accumulate": request.accumulate > 1, "--scale-to-batch": request.scale_to_batch,
+             "--init-std": request.init_std}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
         raise ConfigError(
             f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
@@ -136,6 +139,14 @@ def check_switch(request: Request, cfg: CfgNode) -> None:
             f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; give a recipe "
             "with configs/_base_/head/cascade.yaml, or use --branch-from"
         )
+
+
+def check_init(request: Request, cfg: CfgNode) -> None:
+    """Refuse a width of random weights where there are none, and one that is none."""
+    if request.init_std is not None and cfg.MODEL.WEIGHTS:
+        raise ConfigError(f"--init-std is of random weights, but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}; leave one out")
+    if request.init_std is not None and not 0 < request.init_std < 1:
+        raise ConfigError(f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01")
 
 
 def check_kept(request: Request, max_iter: int) -> None:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.world import World
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.modeling.init import fill_alike
 from scratch_det.train.log import logger
 from scratch_det.train.optimizer import build_optimizer
 from scratch_det.weights.pixels import Pixels
@@ -90,13 +91,19 @@ class State:
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
 
 
-def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device) -> State:
-    """The model with weights initialised from SEED, on its device, and everything that trains it."""
+def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device, init_std: float | None = None) -> State:
+    """The model with weights initialised from SEED, on its device, and everything that trains it.
+
+    init_std: draw all of them alike, see ``fill_alike``.
+    """
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     torch.manual_seed(max(cfg.SEED, 0))
-    return State(cfg, backend.build(cfg).to(device), device)
+    model = backend.build(cfg)
+    if init_std is not None:
+        fill_alike(model, init_std)
+    return State(cfg, model.to(device), device)
 
 
 def pick_device(name: str, world: World) -> torch.device:
