@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("what", choices=["list", "samples"], help="see above")
-    parser.add_argument("--experiment", metavar="PLACE", help="list: a table or figure: table1, figure4, ... (all)")
+    parser.add_argument("--experiment", metavar="PLACE", help="list: table1, figure4, voc, ..., or a run's name (all)")
     parser.add_argument("--config-file", action="append", metavar="FILE", help="samples: a recipe (Figure 2's two)")
     return parser
 

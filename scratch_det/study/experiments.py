@@ -81,11 +81,13 @@ def find(name: str) -> Experiment:
 
 
 def of_place(place: str) -> list[Experiment]:
-    """The runs of a table or figure. Raises UserError when none has that place."""
+    """The runs of a table or figure, or the one run called so. Raises UserError when there are none."""
     places = sorted({known for experiment in experiments() for known in experiment.places})
-    if place not in places:
-        raise UserError(f"no experiment of {place}{did_you_mean(place, places)}; there are {', '.join(places)}")
-    return [experiment for experiment in experiments() if place in experiment.places]
+    names = [experiment.name for experiment in experiments()]
+    if place not in (*places, *names):
+        mend = did_you_mean(place, [*places, *names])
+        raise UserError(f"no experiment of {place}{mend}; there are {', '.join(places)}, and names that list prints")
+    return [experiment for experiment in experiments() if place in (*experiment.places, experiment.name)]
 
 
 def _kx_runs(

@@ -1,0 +1,161 @@
+"""Test-time augmentation: views and merging by hand, against detectron2, and in a run of either backend."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from pycocotools import mask as mask_api
+from run_folder import lines, read
+from samples import boxes_of, sample
+
+from scratch_det import backends
+from scratch_det.config import check_config, load_config
+from scratch_det.errors import ConfigError
+from scratch_det.evaluation.augmented import merge, predict_augmented, relative_cost, views_of
+
+SMALL = Path(__file__).parents[1] / "configs/Digits/quickstart.yaml"
+AUG = (
+    "TEST.AUG.ENABLED",
+    "True",
+    "TEST.AUG.MIN_SIZES",
+    "(48, 64)",
+    "TEST.AUG.MAX_SIZE",
+    "120",
+    "TEST.AUG.FLIP",
+    "True",
+)
+INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
+
+Config = Callable[..., CfgNode]
+
+
+@pytest.fixture
+def config(small_model: list[str]) -> Config:
+    return lambda *keys: load_config(SMALL, [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", *AUG, *keys]).cfg
+
+
+class TestViews:
+    def test_sizes_and_mirrors(self, config: Config) -> None:
+        one = sample(60, 90)
+        views = views_of(one, config())
+        assert [(tuple(view["image"].shape[1:]), mirrored) for view, mirrored in views] == [
+            ((48, 72), False), ((48, 72), True), ((64, 96), False), ((64, 96), True)
+        ]  # fmt: skip
+        assert views[1][0]["image"].equal(views[0][0]["image"].flip(-1))
+        assert len(views_of(one, config("TEST.AUG.FLIP", "False"))) == 2
+
+    def test_longest_side(self, config: Config) -> None:
+        assert views_of(sample(40, 120), config())[2][0]["image"].shape[1:] == (40, 120)
+
+    def test_cost(self, config: Config) -> None:
+        """A 60 x 90 image, plainly 64 x 96; two passes over two sizes and their mirrors."""
+        expected = 2 * 2 * (48 * 72 + 64 * 96) / (64 * 96)
+        assert relative_cost(config(), 60, 90) == pytest.approx(expected)
+        assert relative_cost(config("MODEL.MASK_ON", "False"), 60, 90) == pytest.approx(expected / 2)
+
+
+class TestMerging:
+    def test_one_of_a_class_stays(self, config: Config) -> None:
+        one = {"boxes": boxes_of((0, 0, 10, 10)), "scores": torch.tensor([0.6]), "labels": torch.tensor([2])}
+        moved = {**one, "boxes": boxes_of((1, 0, 10, 10)), "scores": torch.tensor([0.9])}
+        other = {**one, "labels": torch.tensor([3]), "scores": torch.tensor([0.7])}
+        found = merge([one, moved, other], config())
+        assert found["scores"].tolist() == pytest.approx([0.9, 0.7])
+        assert found["labels"].tolist() == [2, 3]
+        assert len(merge([one, moved, other], config("TEST.DETECTIONS_PER_IMAGE", "1"))["scores"]) == 1
+
+    def test_a_detector_that_is_always_right(self, config: Config) -> None:
+        """Boxes and masks that are exact in every view come back exact: nothing is shifted, stretched or mirrored."""
+        box, half = torch.tensor([15.0, 12, 60, 48]), torch.zeros(28, 28)
+        half[:, :14] = 1  # the object fills the left half of its box
+
+        def is_mirrored(view: dict[str, Any]) -> bool:
+            return bool(view["image"][0, 0, 0] < view["image"][0, 0, -1])
+
+        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+            height, width = batch[0]["image"].shape[1:]
+            x1, y1, x2, y2 = box * torch.tensor([width / 90, height / 60] * 2)
+            found = (width - x2, y1, width - x1, y2) if is_mirrored(batch[0]) else (x1, y1, x2, y2)
+            return [{"boxes": boxes_of(found), "scores": torch.tensor([0.9]), "labels": torch.tensor([4])}]
+
+        def shapes(model: None, batch: list[dict[str, Any]], found: list[dict]) -> list[dict[str, torch.Tensor]]:
+            assert found[0]["boxes"].allclose(detect(model, batch)[0]["boxes"], atol=1e-3)
+            return [{"masks": (half.flip(-1) if is_mirrored(batch[0]) else half)[None]}]
+
+        image = torch.arange(90, 0, -1, dtype=torch.uint8).expand(3, 60, 90)  # falls to the right
+        one = {"image": image, "height": 60, "width": 90}
+        found = predict_augmented(SimpleNamespace(detect=detect, shapes=shapes), None, config(), one)
+        torch.testing.assert_close(found["boxes"], box[None], atol=1e-3, rtol=0)
+        mask = mask_api.decode(found["masks"][0])
+        columns = np.flatnonzero(mask.any(0))
+        assert (columns.min(), columns.max()) == (15, 37)  # 15 + 45 / 2 = 37.5
+        assert mask.sum() == pytest.approx(36 * 22.5, rel=0.03)
+
+    def test_nothing_found(self, config: Config) -> None:
+        model = backends.load("torchvision").build(cfg := config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"))
+        found = predict_augmented(backends.load("torchvision"), model, cfg, sample())
+        assert found["boxes"].shape == (0, 4)
+        assert found["masks"] == []
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("keys", "said"),
+        [
+            (("TEST.AUG.MIN_SIZES", "()"), "expected one or more sides"),
+            (("TEST.AUG.MAX_SIZE", "50"), "a longest one above them"),
+            (("MODEL.KEYPOINT_ON", "True"), "keypoints of several views are not merged"),
+        ],
+    )
+    def test_refused(self, keys: tuple[str, str], said: str, config: Config) -> None:
+        with pytest.raises(ConfigError, match=said):
+            check_config(config(*keys))
+
+    def test_mirrored_views_of_what_is_never_mirrored(self, config: Config) -> None:
+        assert "half of the views will be mirrored" in "".join(check_config(config()))
+        assert check_config(config("INPUT.RANDOM_FLIP", "horizontal")) == []
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+class TestRun:
+    def test_after_the_last_iteration_alone(
+        self, name: str, train: Callable[..., Path], capsys: pytest.CaptureFixture
+    ) -> None:
+        keys = (*AUG, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1)
+        folder = train(*keys, backend=name)
+        said = capsys.readouterr().out
+        assert said.count("4 views of each of 4 images, two passes (boxes, then masks); 6 times the pixels") == 1
+        metrics = read(folder, "result.json")["metrics"]
+        assert set(metrics) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+        evaluated = [line for line in lines(folder) if "bbox/AP" in line]
+        assert ["bbox_TTA/AP" in line for line in evaluated] == [False, False, True]
+        assert read(folder, "inference_TTA/coco_instances_results.json")
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
+def test_finds_what_detectron2s_own_finds(heads: str, config: Config) -> None:
+    """The same model and views: the original size and its mirror, so that no resizing differs."""
+    from detectron2.modeling import GeneralizedRCNNWithTTA
+
+    from scratch_det.backends.detectron2.model import stock_cfg
+
+    torch.manual_seed(0)
+    backend, one_size = backends.load("detectron2"), ("TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "1000")
+    cascade = ("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", str("Cascade" in heads))
+    cfg = config(*one_size, *cascade, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    model, one = backend.build(cfg).eval(), sample(64, 96, seed=3)
+    with torch.no_grad():
+        expected = GeneralizedRCNNWithTTA(stock_cfg(cfg, "cpu"), model)([one])[0]["instances"]
+    found = predict_augmented(backend, model, cfg, one)
+    assert len(found["scores"]) == len(expected) == 10
+    torch.testing.assert_close(found["scores"], expected.scores)
+    torch.testing.assert_close(found["boxes"], expected.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+    assert found["labels"].equal(expected.pred_classes)
+    masks = np.stack([mask_api.decode(rle) for rle in found["masks"]])
+    assert (masks != expected.pred_masks.numpy()).mean() < 1e-3
