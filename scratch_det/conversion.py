@@ -13,11 +13,11 @@ from scratch_det.data.dataset import as_sample
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.evaluation.agreement import SAME_BOX, SAME_MASK, SAME_SCORE, Agreement, agreement
+from scratch_det.evaluation.agreement import SAME_BOX, SAME_MASK, SAME_POINTS, SAME_SCORE, Agreement, agreement
 from scratch_det.train.checkpoint import sha256_of, write_synced
 from scratch_det.train.rundir import RunDir
 from scratch_det.weights.address import fetch
-from scratch_det.weights.convert import checkpoint_of, convert, num_classes
+from scratch_det.weights.convert import checkpoint_of, convert, num_classes, num_keypoints
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.pixels import Pixels
 from scratch_det.weights.read import Weights, read_weights
@@ -69,7 +69,7 @@ def convert_file(
 
 
 def recipe_of(path: Path, config_file: Path | None, weights: Weights) -> CfgNode | None:
-    """The recipe of the weights, with as many classes as they have; None when nothing says it."""
+    """The recipe of the weights, with as many classes and keypoints as they have; None when nothing says it."""
     if config_file:
         cfg = load_config(config_file, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
     else:
@@ -78,6 +78,8 @@ def recipe_of(path: Path, config_file: Path | None, weights: Weights) -> CfgNode
             return None
         cfg = run.read_config()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
+    keypoints.NUM_KEYPOINTS = num_keypoints(weights) or keypoints.NUM_KEYPOINTS
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
@@ -121,7 +123,8 @@ def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | N
     if not found.holds:
         raise UserError(
             f"the models do not agree on {image}: {found}; expected as many of the same classes, boxes within "
-            f"{SAME_BOX} px, scores within {SAME_SCORE} and masks' IoU from {SAME_MASK}; nothing was written"
+            f"{SAME_BOX} px, scores within {SAME_SCORE}, masks' IoU from {SAME_MASK} and {SAME_POINTS:.0%} of the "
+            f"keypoints within {SAME_BOX} px; nothing was written"
         )
     return found
 

@@ -161,7 +161,10 @@ OVERRIDES = [
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
     (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, cuda"]),
     (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "such as cuda:0"]),
-    (["MODEL.KEYPOINT_ON", True], ["the torchvision backend cannot honour", "MODEL.KEYPOINT_ON is True; it has False"]),
+    (
+        ["INPUT.CROP.ENABLED", True],
+        ["the torchvision backend cannot honour", "INPUT.CROP.ENABLED is True; it has False"],
+    ),
     (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16]]"], ["SIZES has 2 lists", "one for each of the 5"]),
     # data sets
     (["DATASETS.TRAIN", "('toy_trian',)"], ["data set 'toy_trian' is not in the catalog; did you mean 'toy_train'?"]),

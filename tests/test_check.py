@@ -426,7 +426,7 @@ class TestReport:
         ("arguments", "text"),
         [
             (["MODEL.WEIGHTS", "/nowhere/a.pth"], "file /nowhere/a.pth is missing"),
-            (["MODEL.KEYPOINT_ON", True], "MODEL.KEYPOINT_ON is True"),
+            (["INPUT.CROP.ENABLED", True], "INPUT.CROP.ENABLED is True"),
             (["MODEL.ROI_HEADS.NUM_CLASSES", 80], "NUM_CLASSES is 80, but"),
             (["--accumulate", 0], "--accumulate is 0"),
             (["--scale-to-batch", 4, "SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR is -1.0"),

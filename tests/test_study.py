@@ -44,7 +44,7 @@ def bases_by_name(run: Experiment) -> dict[str, str]:
     follows_35k = end in ("35k", "10k", "3.5k", "1k")
     return {
         "model": model,
-        "data": "voc_train_aug" if on_voc else DATA[end],
+        "data": "keypoints_coco_2017" if match["kind"] == "keypoint" else "voc_train_aug" if on_voc else DATA[end],
         "init": scratch if run.init == paper.SCRATCH else f"imagenet_{weights}",
         "solver": f"voc_{match['length']}" if on_voc else match["length"] + (f"_{end}" if follows_35k else ""),
         **({"head": "cascade"} if match["cascade"] else {}),

@@ -11,8 +11,9 @@ A backend is a package of two modules, named in ``BACKENDS`` after the library b
     ``losses(model, batch) -> dict[str, Tensor]``: scalars by detectron2's names, to be summed.
     ``predict(model, batch) -> list[dict]``: one per image, in pixels of the original image, by falling score:
     ``boxes`` float32 [N, 4] x1 y1 x2 y2, ``scores`` float32 [N], ``labels`` int64 [N] 0-based and, with
-    MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs. All on the CPU.
-    ``detect(model, batch) -> list[dict]``: the same without masks, boxes in pixels of the network's input.
+    MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs, with MODEL.KEYPOINT_ON ``keypoints`` float32 [N, K, 3]
+    x y score, continuous as boxes are. All on the CPU.
+    ``detect(model, batch) -> list[dict]``: boxes, scores and labels alone, in pixels of the network's input.
     ``shapes(model, batch, found) -> list[dict]``: for ``boxes`` in pixels of the network's input and their ``labels``,
     one dictionary an image: with MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box.
 

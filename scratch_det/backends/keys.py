@@ -11,7 +11,6 @@ from scratch_det.errors import ConfigError
 Honoured = dict[str, tuple[Any, ...]]  # a key that is not listed is honoured, whatever its value
 
 LOOP: Honoured = {  # what data, loop and evaluation of this repository leave to choose, whoever builds the model
-    "MODEL.KEYPOINT_ON": (False,),
     "MODEL.LOAD_PROPOSALS": (False,),
     "INPUT.CROP.ENABLED": (False,),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
@@ -26,10 +25,12 @@ def refuse(backend: str, problems: Iterable[str]) -> None:
 
 
 def not_honoured(cfg: CfgNode, honoured: Honoured) -> Iterator[str]:
-    """A line for every key of ``honoured`` that has another value."""
+    """A line for every key of ``honoured`` that has another value, heads that are off left out."""
     keys = flatten(cfg)
+    heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
+    unused = tuple(head for head, is_on in heads.items() if not is_on)
     for key, values in honoured.items():
-        if key.startswith("MODEL.ROI_MASK_HEAD") and not cfg.MODEL.MASK_ON:
+        if key.startswith(unused):
             continue
         if keys[key] not in values:
             yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in values)}"

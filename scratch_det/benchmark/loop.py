@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
 from scratch_det.config import check_config, load_config
+from scratch_det.data.agreement import settle_counts
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
@@ -65,9 +66,9 @@ def load_recipe(config_file: str, overrides: list[str], pairs: int, backend: str
 
 
 def training_set(cfg: CfgNode) -> TrainingSet:
-    """The recipe's training images. Sets MODEL.ROI_HEADS.NUM_CLASSES, as a run does."""
-    data = [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in cfg.DATASETS.TRAIN]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data[0].classes)
+    """The recipe's training images. Sets the numbers of classes and keypoints, as a run does."""
+    data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
+    settle_counts(cfg, data[0])
     return TrainingSet(cfg, data)
 
 

@@ -5,9 +5,17 @@ from collections.abc import Iterable
 from itertools import product
 from typing import NamedTuple
 
+from fvcore.common.config import CfgNode
+
 from scratch_det.check.report import Section
 from scratch_det.config import LoadedConfig
-from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
+from scratch_det.data.agreement import (
+    category_mismatch,
+    class_count_conflict,
+    keypoint_conflicts,
+    settle_counts,
+    shared_images,
+)
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.data.problem import Problem
@@ -22,10 +30,9 @@ class Data(NamedTuple):
     training: list[CocoDataset]
     test: list[CocoDataset]
 
-    def objects(self, filter_empty: bool) -> list[int]:
-        """How many objects each training image has; ``filter_empty``: without the images that have none."""
-        counts = [len(data.training_annotations(image["id"])) for data in self.training for image in data.images]
-        return [count for count in counts if count or not filter_empty]
+    def objects(self, cfg: CfgNode) -> list[int]:
+        """How many objects each image has that is trained on."""
+        return [len(objects) for data in self.training for _, objects in data.training_images(cfg)]
 
     def packed_bytes(self) -> int:
         """About the memory that the training set's records take, which are pickled; measured on some of them."""
@@ -33,19 +40,21 @@ class Data(NamedTuple):
 
 
 def read_data(section: Section, recipe: LoadedConfig) -> Data:
-    """Read every data set of the recipe, compare them, and set NUM_CLASSES as a run would."""
+    """Read every data set of the recipe, compare them, and set the counts that a run would set."""
     cfg = recipe.cfg
     parts = (
-        [_read(section, name, cfg.MODEL.MASK_ON) for name in names] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        [_read(section, name, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in names]
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
     data = Data(*([one for one in part if one] for part in parts))
     found = [*data.training, *data.test]
     if found:
         mismatches = (category_mismatch(found[0], other) for other in found[1:])
-        for message in (class_count_conflict(recipe, found[0]), *mismatches):
+        conflicts = class_count_conflict(recipe, found[0]), *keypoint_conflicts(recipe, *data)
+        for message in (*conflicts, *mismatches):
             if message:
                 section.problem("error", message)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(found[0].classes)
+        settle_counts(cfg, found[0])
     for training, test in product(*data):
         _tell(section, test.entry.name, shared_images(training, test))
     return data
@@ -64,9 +73,9 @@ def read_images(section: Section, data: Data) -> None:
             section.problem("error", f"{name}: {scan.num_faulty} images cannot be trained on:\n  " + "\n  ".join(shown))
 
 
-def _read(section: Section, name: str, need_masks: bool) -> CocoDataset | None:
+def _read(section: Section, name: str, need_masks: bool, need_keypoints: bool) -> CocoDataset | None:
     entry = section.attempt(lookup, name)
-    found = entry and section.attempt(inspect_coco, entry, need_masks)
+    found = entry and section.attempt(inspect_coco, entry, need_masks, need_keypoints)
     if not (entry and found):
         return None
     data, problems = found

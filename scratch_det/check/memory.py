@@ -49,6 +49,6 @@ def check_memory(section: Section, cfg: CfgNode, data: Data, num_gpus: int, shar
 
 def image_bytes(cfg: CfgNode, data: Data) -> int:
     """About the bytes of one training image of the largest size with a mask for each object, at their mean number."""
-    counts = data.objects(cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS) or [0]
+    counts = data.objects(cfg) or [0]
     masks = sum(counts) / len(counts) if cfg.MODEL.MASK_ON else 0
     return round(max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * (3 + masks))

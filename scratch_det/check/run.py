@@ -14,7 +14,7 @@ from scratch_det.check.model import check_model
 from scratch_det.check.report import Report, Section
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.curve import learning_rate_line
-from scratch_det.data.coco import collection_paused
+from scratch_det.data.coco import collection_paused, lack_of_images
 from scratch_det.distributed.launch import several_to_launch
 from scratch_det.distributed.world import ALONE
 from scratch_det.train import disk
@@ -131,12 +131,10 @@ def check_output(section: Section, request: Request, cfg: CfgNode) -> None:
 
 def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:
     """The learning rate and how often every image is seen."""
-    num_images = len(data.objects(cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
+    num_images = len(data.objects(cfg))
     section.add(learning_rate_line(cfg, num_images), training_images=num_images)
     if data.training and not num_images:
-        section.problem(
-            "error", "no training image has an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
-        )
+        section.problem("error", f"no training image has {lack_of_images(cfg)}")
 
 
 def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -> None:

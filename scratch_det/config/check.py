@@ -73,6 +73,15 @@ def training_sizes(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def keypoints_can_be_flipped(cfg: CfgNode) -> Iterator[str]:
+    """No keypoint changes places upside down, where detectron2 would still call a left eye left."""
+    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
+        yield (
+            "INPUT.RANDOM_FLIP is 'vertical' with MODEL.KEYPOINT_ON, expected horizontal or none: upside down, left "
+            "and right keypoints would keep their names; set INPUT.RANDOM_FLIP horizontal"
+        )
+
+
 def has_training_data(cfg: CfgNode) -> Iterator[str]:
     if not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
@@ -179,6 +188,7 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     known_choices,
     nothing_is_ignored,
     training_sizes,
+    keypoints_can_be_flipped,
     has_training_data,
     workers,
     known_device,

@@ -3,11 +3,23 @@
 import os
 from collections.abc import Iterator
 
+from fvcore.common.config import CfgNode
+
 from scratch_det.config import LoadedConfig
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.problem import Problem, notice
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
+PERSON = 17  # keypoints that COCO has sigmas for
+
+
+def settle_counts(cfg: CfgNode, data: CocoDataset) -> None:
+    """Set the numbers of classes and keypoints, which the json decides."""
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+    if cfg.MODEL.KEYPOINT_ON:
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.keypoints)
 
 
 def category_mismatch(first: CocoDataset, other: CocoDataset) -> str | None:
@@ -36,6 +48,47 @@ def class_count_conflict(recipe: LoadedConfig, data: CocoDataset) -> str | None:
         f"{NUM_CLASSES} is {found}, but {data.entry.json_file} has {expected} categories; "
         f"set {NUM_CLASSES} {expected}, or leave the key out: the json decides"
     )
+
+
+def keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
+    """With MODEL.KEYPOINT_ON, what data sets and recipe do not agree on, a message each."""
+    if not recipe.cfg.MODEL.KEYPOINT_ON:
+        return
+    first, *others = training + test
+    for other in others:
+        if (other.keypoints, other.mirror) != (first.keypoints, first.mirror):
+            yield (
+                f"{other.entry.json_file} has keypoints {', '.join(other.keypoints)}\n"
+                f"  {first.entry.json_file} has {', '.join(first.keypoints)}\n"
+                "  training and test data need the same keypoints, in the same order, with the same flip_map"
+            )
+    found, expected = recipe.cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(first.keypoints)
+    if NUM_KEYPOINTS in recipe.explicit and found != expected:
+        yield (
+            f"{NUM_KEYPOINTS} is {found}, but the categories of {first.entry.json_file} name {expected} keypoints; "
+            f"set {NUM_KEYPOINTS} {expected}, or leave the key out: the json decides"
+        )
+    if training and recipe.cfg.INPUT.RANDOM_FLIP == "horizontal" and first.mirror is None:
+        yield (
+            f"INPUT.RANDOM_FLIP is 'horizontal', but the keypoints of {first.entry.json_file} do not tell which change "
+            f"places in a mirror: {', '.join(first.keypoints)}\n  set INPUT.RANDOM_FLIP none, name them left_X and "
+            "right_X in pairs, or give the categories a flip_map, a list of [name, name]"
+        )
+    if test:
+        yield from _wrong_sigmas(recipe.cfg.TEST.KEYPOINT_OKS_SIGMAS, first)
+
+
+def _wrong_sigmas(sigmas: list[float], data: CocoDataset) -> Iterator[str]:
+    count = len(data.keypoints)
+    found = f"has {len(sigmas)} numbers" if sigmas else "is empty, which stands for COCO's 17 of a person"
+    if len(sigmas or [0] * PERSON) != count:
+        yield (
+            f"{SIGMAS} {found}, but {data.entry.json_file} has {count} keypoints; set {SIGMAS} to {count} numbers, "
+            f'such as "{[0.1] * min(count, 4)}"{" (here 4)" if count > 4 else ""}: how far off, as a share of '
+            "the object's size, a point may be"
+        )
+    elif not all(isinstance(sigma, int | float) and sigma > 0 for sigma in sigmas):
+        yield f"{SIGMAS} is {sigmas}, expected numbers above 0"
 
 
 def shared_images(training: CocoDataset, test: CocoDataset) -> Iterator[Problem]:

@@ -6,12 +6,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
 from scratch_det.data.catalog import DatasetEntry
+from scratch_det.data.keypoints import mirror_of, names_of
 from scratch_det.data.problem import Problem, explain
+from scratch_det.data.shapes import count_visible
 from scratch_det.data.validate import KEYS, find_problems
 from scratch_det.errors import DataError
 
@@ -25,9 +29,12 @@ class CocoDataset:
         category_ids: the json's category id of each label.
         images: the json's image entries (``id``, ``file_name``, ``width``, ``height``; pixels), in the json's order.
         annotations: image id -> its annotation entries as the json has them (``bbox`` is x, y, width, height in
-            pixels, ``segmentation`` polygons or RLE), each with an added 0-based ``label``.
+            pixels, ``segmentation`` polygons or RLE, ``keypoints`` x, y, v of each, x and y indices of pixels), each
+            with an added 0-based ``label``.
         digest: SHA-256 of the annotation file's bytes.
         notices: what is rarely meant, though it can be trained on.
+        keypoints: their names, where they were asked for.
+        mirror: the place from which a mirrored object takes each keypoint; None when the json does not tell.
     """
 
     entry: DatasetEntry
@@ -37,6 +44,24 @@ class CocoDataset:
     annotations: dict[int, list[dict[str, Any]]]
     digest: str
     notices: list[Problem]
+    keypoints: tuple[str, ...] = ()
+    mirror: tuple[int, ...] | None = None
+
+    def training_images(self, cfg: CfgNode) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The images to train on, with their objects.
+
+        As in detectron2, FILTER_EMPTY_ANNOTATIONS leaves out those without objects, MIN_KEYPOINTS_PER_IMAGE those with
+        fewer labelled keypoints.
+        """
+        least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+        for image in self.images:
+            objects = self.training_annotations(image["id"])
+            has_objects = objects or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            if has_objects and (least <= 0 or self._labelled_keypoints(image["id"]) >= least):
+                yield image, objects
+
+    def _labelled_keypoints(self, image_id: int) -> int:
+        return sum(count_visible(annotation) for annotation in self.annotations.get(image_id, []))
 
     def training_annotations(self, image_id: int) -> list[dict[str, Any]]:
         """The objects to learn from, without crowd regions and boxes without area, as in detectron2.
@@ -46,24 +71,27 @@ class CocoDataset:
         return [a for a in self.annotations.get(image_id, []) if not _is_passed_over(a) and _has_area(a)]
 
 
-def read_coco(entry: DatasetEntry, need_masks: bool) -> CocoDataset:
+def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
     """Read and check one annotation file. Raises DataError, six lines at most, with the errors of ``inspect_coco``."""
-    dataset, problems = inspect_coco(entry, need_masks)
+    dataset, problems = inspect_coco(entry, need_masks, need_keypoints)
     if dataset is None:
         raise DataError(explain(entry.json_file, [one for one in problems if one.severity == "error"]))
     return dataset
 
 
-def inspect_coco(entry: DatasetEntry, need_masks: bool) -> tuple[CocoDataset | None, list[Problem]]:
+def inspect_coco(
+    entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False
+) -> tuple[CocoDataset | None, list[Problem]]:
     """Read one annotation file: the data set, unless there is an error among its problems, and every kind of these.
 
     Errors are missing keys, duplicate ids, unknown image or category ids, boxes without area (unless the entry drops
-    them) or outside their image, masks that are neither polygons nor RLE (when ``need_masks``), images that are not
-    in the folder, or no image at all. Raises DataError when the file is no json with COCO's three lists.
+    them) or outside their image, masks that are neither polygons nor RLE (when ``need_masks``), keypoints that are
+    unnamed or incomplete (when ``need_keypoints``), images that are not in the folder, or no image at all. Raises
+    DataError when the file is no json with COCO's three lists.
     """
     with collection_paused():
         content, digest = _load(entry.json_file)
-        problems = find_problems(entry, content, need_masks)
+        problems = find_problems(entry, content, need_masks, need_keypoints)
         if any(one.severity == "error" for one in problems):
             return None, problems
         categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -74,6 +102,8 @@ def inspect_coco(entry: DatasetEntry, need_masks: bool) -> tuple[CocoDataset | N
             annotations[annotation["image_id"]].append(annotation)
     classes = [str(category["name"]) for category in categories]
     data = CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, problems)
+    if need_keypoints:
+        data = replace(data, keypoints=names_of(categories), mirror=mirror_of(categories))
     return data, problems
 
 
@@ -93,6 +123,14 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     if missing:
         raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(KEYS)}")
     return content, digest
+
+
+def lack_of_images(cfg: CfgNode) -> str:
+    """What no image has, in words, where ``training_images`` finds none."""
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    if cfg.MODEL.KEYPOINT_ON and least > 0:
+        return f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
+    return "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
 
 
 @contextmanager

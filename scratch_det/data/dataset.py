@@ -8,6 +8,8 @@ A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0
     boxes        float32 [N, 4], x1 y1 x2 y2                 (training only)
     labels       int64 [N]                                   (training only)
     masks        uint8 [N, H, W] of 0 and 1                  (training only, with MODEL.MASK_ON)
+    keypoints    float32 [N, K, 3], x y v, 0 0 0: unlabelled (training only, with MODEL.KEYPOINT_ON)
+Boxes and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 """
 
 import pickle
@@ -20,7 +22,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
-from scratch_det.data.coco import CocoDataset
+from scratch_det.data.coco import CocoDataset, lack_of_images
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
 from scratch_det.data.transforms import Sample, augment, resize
@@ -54,18 +56,17 @@ class TrainingSet(Dataset):
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
         self.cfg = cfg
-        every = [
-            (data.entry.image_root, image, data.training_annotations(image["id"]))
-            for data in datasets
-            for image in data.images
+        self.mirror, self.num_keypoints = datasets[0].mirror, len(datasets[0].keypoints)
+        usable = [
+            (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)
         ]
-        usable = [record for record in every if record[2] or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS]
+        every = sum(len(data.images) for data in datasets)
         if not usable:
             raise DataError(
-                f"{datasets[0].entry.json_file}: data set is empty for training: none of its {len(every)} images has "
-                "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+                f"{datasets[0].entry.json_file}: data set is empty for training: none of its {every} images has "
+                f"{lack_of_images(cfg)}"
             )
-        self.num_dropped = len(every) - len(usable)
+        self.num_dropped = every - len(usable)
         self.records = Records(usable)
         portrait = np.array([image["height"] > image["width"] for _, image, _ in usable])
         self.stream = Stream(cfg.SEED, len(usable), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
@@ -79,7 +80,10 @@ class TrainingSet(Dataset):
             sample = self._load(image_root, image, annotations)
         except DataError as error:
             return error
-        return {"position": position, **_keep_non_empty(augment(sample, self.cfg, self.stream.rng(position)))}
+        return {"position": position, **_keep_non_empty(self._augmented(sample, position))}
+
+    def _augmented(self, sample: Sample, position: int) -> Sample:
+        return augment(sample, self.cfg, self.stream.rng(position), self.mirror)
 
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
@@ -94,6 +98,10 @@ class TrainingSet(Dataset):
         if self.cfg.MODEL.MASK_ON:
             segmentations = [a["segmentation"] for a in annotations]
             sample["masks"] = decode_masks(segmentations, image["height"], image["width"])
+        if self.cfg.MODEL.KEYPOINT_ON:
+            points = torch.tensor([a["keypoints"] for a in annotations], dtype=torch.float32)
+            sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
+            sample["keypoints"][..., :2] += 0.5  # the json has indices of pixels, as detectron2 takes it
         return sample
 
 
@@ -128,13 +136,19 @@ def as_sample(pixels: np.ndarray, order: str) -> Sample:
 
 
 def _keep_non_empty(sample: Sample) -> Sample:
-    """Clip boxes to the image and drop objects whose box has no area left."""
+    """Clip boxes to the image, drop objects whose box has no area left, and forget keypoints outside the image."""
     height, width = sample["image"].shape[-2:]
     boxes = sample["boxes"]
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
     keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
-    return {key: value[keep] if key in ("boxes", "labels", "masks") else value for key, value in sample.items()}
+    of_objects = ("boxes", "labels", "masks", "keypoints")
+    sample = {key: value[keep] if key in of_objects else value for key, value in sample.items()}
+    if "keypoints" in sample:
+        x, y, v = sample["keypoints"].unbind(-1)
+        labelled = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (v > 0)
+        sample["keypoints"] = sample["keypoints"] * labelled[..., None]
+    return sample
 
 
 def training_batches(

@@ -1,4 +1,4 @@
-"""Boxes and masks of a COCO json that cannot be what was meant."""
+"""Boxes, masks and keypoints of a COCO json that cannot be what was meant."""
 
 import math
 from collections.abc import Iterator
@@ -80,9 +80,35 @@ def mask_problems(annotations: list[Record], sizes: Sizes) -> Iterator[Problem]:
     )
 
 
+def keypoint_problems(annotations: list[Record], count: int) -> Iterator[Problem]:
+    """Keypoints that are not x, y, v of ``count`` points or have an unknown v, and wrong ``num_keypoints``."""
+    complete, others = split(annotations, lambda one: _are_numbers(one.get("keypoints"), 3 * count))
+    sound, unknown = split(complete, lambda one: set(one["keypoints"][2::3]) <= {0, 1, 2})
+    yield from error(
+        f"annotations whose keypoints are not x, y, v of {count} points",
+        (one["id"] for one in others),
+        f"write {3 * count} numbers, with 0, 0, 0 for what is not labelled",
+    )
+    yield from error(
+        "annotations whose keypoints have a v other than 0, 1 or 2",
+        (one["id"] for one in unknown),
+        "0 is not labelled, 1 hidden, 2 visible",
+    )
+    yield from notice(
+        "annotations whose num_keypoints is not their number of keypoints with v above 0",
+        (one["id"] for one in sound if one.get("num_keypoints", count_visible(one)) != count_visible(one)),
+        "keypoint AP ignores objects with 0; a missing one is counted",
+    )
+
+
+def count_visible(annotation: Record) -> int:
+    """How many keypoints are labelled, hidden ones included."""
+    return sum(v > 0 for v in annotation["keypoints"][2::3])
+
+
 def is_box(bbox: Any) -> bool:
     """Whether ``bbox`` is a list of four finite numbers."""
-    return isinstance(bbox, list) and len(bbox) == 4 and _are_finite(bbox)
+    return _are_numbers(bbox, 4)
 
 
 def encloses_area(polygon: list[float]) -> bool:
@@ -90,6 +116,10 @@ def encloses_area(polygon: list[float]) -> bool:
     x, y = polygon[0::2], polygon[1::2]
     twice = sum(map(mul, x, y[1:] + y[:1])) - sum(map(mul, y, x[1:] + x[:1]))
     return abs(twice) > ROUNDING
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and _are_finite(values)
 
 
 def _are_finite(values: list[Any]) -> bool:

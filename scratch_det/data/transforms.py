@@ -1,5 +1,6 @@
 """INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from torchvision.transforms.v2 import functional as F
 Sample = dict[str, Any]
 
 
-def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
-    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then RANDOM_FLIP with probability 1/2."""
+def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
+    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then RANDOM_FLIP with probability 1/2.
+
+    mirror: see ``flip``.
+    """
     short_side = _draw_short_side(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, rng)
     sample = resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN)
     if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
-        sample = flip(sample, cfg.INPUT.RANDOM_FLIP)
+        sample = flip(sample, cfg.INPUT.RANDOM_FLIP, mirror)
     return sample
 
 
@@ -37,7 +41,7 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 
 def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
-    """Scale image (bilinear, antialiased), boxes (xyxy px), and masks (nearest pixel centre) together."""
+    """Scale image (bilinear, antialiased), boxes (xyxy px), masks (nearest pixel centre) and keypoints together."""
     height, width = sample["image"].shape[-2:]
     size = output_size(height, width, short_side, max_size)
     if size == (height, width):
@@ -46,13 +50,18 @@ def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
     scale_x, scale_y = size[1] / width, size[0] / height
     if "boxes" in sample:
         resized["boxes"] = sample["boxes"] * torch.tensor([scale_x, scale_y, scale_x, scale_y])
+    if "keypoints" in sample:
+        resized["keypoints"] = sample["keypoints"] * torch.tensor([scale_x, scale_y, 1])
     if "masks" in sample:
         resized["masks"] = F.resize(sample["masks"], list(size), interpolation=InterpolationMode.NEAREST_EXACT)
     return resized
 
 
-def flip(sample: Sample, direction: str) -> Sample:
-    """Mirror image, boxes and masks left-right ("horizontal") or upside down ("vertical")."""
+def flip(sample: Sample, direction: str, mirror: Sequence[int] | None = None) -> Sample:
+    """Mirror image, boxes, masks and keypoints left-right ("horizontal") or upside down ("vertical").
+
+    mirror: the place from which each keypoint is taken, needed where there are any: a left eye becomes a right one.
+    """
     axis, low, high = (-1, 0, 2) if direction == "horizontal" else (-2, 1, 3)
     flipped = {**sample, "image": sample["image"].flip(axis)}
     if "boxes" in sample:
@@ -60,6 +69,11 @@ def flip(sample: Sample, direction: str) -> Sample:
         flipped["boxes"] = sample["boxes"].clone()
         flipped["boxes"][:, low] = extent - sample["boxes"][:, high]
         flipped["boxes"][:, high] = extent - sample["boxes"][:, low]
+    if "keypoints" in sample:
+        assert mirror is not None
+        assert direction == "horizontal"
+        flipped["keypoints"] = sample["keypoints"][:, list(mirror)]
+        flipped["keypoints"][..., 0] = sample["image"].shape[axis] - flipped["keypoints"][..., 0]
     if "masks" in sample:
         flipped["masks"] = sample["masks"].flip(axis)
     return flipped

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from scratch_det.data.catalog import DatasetEntry
+from scratch_det.data.keypoints import category_problems, names_of
 from scratch_det.data.problem import Problem, error, notice, split
-from scratch_det.data.shapes import box_problems, mask_problems
+from scratch_det.data.shapes import box_problems, keypoint_problems, mask_problems
 
 Record = dict[str, Any]
 KEYS = {
@@ -16,7 +17,9 @@ KEYS = {
 }  # of a COCO json: its lists, and what every entry needs
 
 
-def find_problems(entry: DatasetEntry, content: dict[str, list[Any]], need_masks: bool) -> list[Problem]:
+def find_problems(
+    entry: DatasetEntry, content: dict[str, list[Any]], need_masks: bool, need_keypoints: bool = False
+) -> list[Problem]:
     """Every kind of problem of a json whose ``content`` has the lists of ``KEYS``, and images that are not on disk.
 
     What a broken entry says is looked into no further, so that one fault is not reported as several.
@@ -36,10 +39,16 @@ def find_problems(entry: DatasetEntry, content: dict[str, list[Any]], need_masks
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     problems += box_problems(annotations, sizes, entry.drop_empty_boxes)
     problems += mask_problems(annotations, sizes) if need_masks else ()
+    problems += _keypoint_problems(annotations, categories) if need_keypoints and categories else ()
     problems += _notices(annotations)
     absent = (f"{image['id']} ({image['file_name']})" for image in _absent(entry, images))
     problems += error(f"images that are not in {entry.image_root}", absent, "complete the folder")
     return problems
+
+
+def _keypoint_problems(annotations: list[Record], categories: list[Record]) -> list[Problem]:
+    """Those of the categories; where they have none, their names tell what the annotations need."""
+    return list(category_problems(categories)) or list(keypoint_problems(annotations, len(names_of(categories))))
 
 
 def _complete(section: str, items: list[Any], problems: list[Problem]) -> list[Record]:

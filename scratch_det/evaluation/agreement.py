@@ -9,6 +9,7 @@ from faster_coco_eval.core import mask as mask_api
 
 MOST = 20  # detections of an image that are compared, the highest scores
 SAME_BOX, SAME_SCORE, SAME_MASK = 0.5, 1e-3, 0.9  # pixels of the original image, score, IoU
+SAME_POINTS = 0.9  # of the keypoints are as near as SAME_BOX: two peaks of a heat map may be equally high
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Agreement:
     """How far two lists of detections are apart, pairs taken in the order of their scores.
 
     found: how many detections both have, up to MOST. compared: pairs. classes: pairs of one class. box, score: largest
-    difference in pixels and in score. mask: smallest IoU of two masks, 1 without masks.
+    difference in pixels and in score. mask: smallest IoU of two masks, 1 without masks. points: share of the keypoints
+    that are at most SAME_BOX apart, None without keypoints.
     """
 
     found: tuple[int, int]
@@ -25,19 +27,22 @@ class Agreement:
     box: float
     score: float
     mask: float
+    points: float | None = None
 
     @property
     def holds(self) -> bool:
         """Whether there are any, equally many, of the same classes, apart by less than SAME_BOX and so on."""
         same_number = self.found == (self.compared, self.compared)
         same_place = self.box <= SAME_BOX and self.score <= SAME_SCORE and self.mask >= SAME_MASK
-        return same_number and same_place and 0 < self.compared == self.classes
+        same_points = self.points is None or self.points >= SAME_POINTS
+        return same_number and same_place and same_points and 0 < self.compared == self.classes
 
     def __str__(self) -> str:
         one, other = self.found
         return (
             f"{one} and {other} detections: {self.classes} of the same class, boxes apart by up to {self.box:.2g} px, "
             f"scores by {self.score:.2g}, masks' IoU at least {self.mask:.4f}"
+            + ("" if self.points is None else f", {self.points:.1%} of the keypoints at most {SAME_BOX} px")
         )
 
 
@@ -58,6 +63,7 @@ def agreement(one: dict[str, Any], other: dict[str, Any]) -> Agreement:
         box=(one["boxes"][first] - other["boxes"][second]).abs().max().item(),
         score=(one["scores"][first] - other["scores"][second]).abs().max().item(),
         mask=min(_mask_ious(one, other, pairs), default=1.0),
+        points=_same_points(one["keypoints"][first], other["keypoints"][second]) if "keypoints" in one else None,
     )
 
 
@@ -78,3 +84,9 @@ def _mask_ious(one: dict[str, Any], other: dict[str, Any], pairs: list[tuple[int
             masks = one["masks"][first], other["masks"][second]
             both_empty = not any(mask_api.area(list(masks)))
             yield 1.0 if both_empty else mask_api.iou([masks[0]], [masks[1]], [0]).item()
+
+
+def _same_points(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Keypoints [N, K, 3] of pairs that are at most SAME_BOX apart, as a share."""
+    apart = (one[..., :2] - other[..., :2]).norm(dim=-1)
+    return (apart <= SAME_BOX).float().mean().item()

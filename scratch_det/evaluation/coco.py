@@ -48,7 +48,7 @@ def load_truth(json_file: str | Path) -> COCO:
     """The annotations of a COCO json, indexed.
 
     COCO's matching takes annotation id 0 for "unmatched", so the ids are renumbered from 1. A missing ``iscrowd``
-    counts as 0, a missing ``area`` as that of the box.
+    counts as 0, a missing ``area`` as that of the box, a missing ``num_keypoints`` as those with v above 0.
     """
     dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
     for number, annotation in enumerate(dataset.setdefault("annotations", []), start=1):
@@ -56,6 +56,8 @@ def load_truth(json_file: str | Path) -> COCO:
         annotation.setdefault("iscrowd", 0)
         if "area" not in annotation:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        if "keypoints" in annotation:
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
     return COCO(dataset, print_function=_silent)
 
 

@@ -10,6 +10,7 @@ from statistics import mean
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -42,8 +43,8 @@ def evaluate(
 
     augmented: where the recipe has TEST.AUG.ENABLED, evaluate with test-time augmentation after that.
     Writes the predictions into ``out`` as COCO results, augmented ones into ``out`` + "_TTA". Returns AP numbers in
-    percent by task ("bbox", "segm", "bbox_TTA", ...) and detectron2's metric names; nothing in the other processes.
-    Raises Stopped when the run was asked to stop.
+    percent by task ("bbox", "segm", "keypoints", "bbox_TTA", ...) and detectron2's metric names; nothing in the other
+    processes. Raises Stopped when the run was asked to stop.
     """
     began = time.perf_counter()
     results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
@@ -64,12 +65,13 @@ def score(cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: P
     """Write the predictions into ``out`` and say what they are worth."""
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    if data.entry.ap:  # of boxes; masks have COCO's everywhere
+    heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    tasks, sigmas = [task for task, is_on in heads.items() if is_on], cfg.TEST.KEYPOINT_OKS_SIGMAS or None
+    if data.entry.ap:  # of boxes; the others have COCO's everywhere
         metrics = evaluate_voc(data.entry.json_file, results, data.entry.ap)
-        metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:])
+        metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:], oks_sigmas=sigmas)
     else:
-        metrics = evaluate_predictions(data.entry.json_file, results, tasks)
+        metrics = evaluate_predictions(data.entry.json_file, results, tasks, oks_sigmas=sigmas)
     logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(metrics)}")
     if not metrics["bbox"]["AP"] >= 1:
         logger.warning(explain_low_ap(data.entry.json_file, results, metrics))
@@ -128,4 +130,8 @@ def _as_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -
     if "masks" in found:
         for result, mask in zip(results, found["masks"], strict=True):
             result["segmentation"] = mask
+    if "keypoints" in found:
+        pixels = found["keypoints"] - torch.tensor([0.5, 0.5, 0])  # COCO has indices of pixels
+        for result, points in zip(results, pixels.flatten(1).tolist(), strict=True):
+            result["keypoints"] = points
     return results

@@ -39,6 +39,7 @@ FILLS: dict[str, Fill] = {
     "bbox_pred": partial(normal_fill, std=0.001),
     "mask_conv": he_fill,  # 3x3 convolutions and the 2x2 deconvolution
     "mask_predictor": partial(normal_fill, std=0.001),
+    "keypoint": he_fill,  # 3x3 convolutions and the 4x4 deconvolution
 }
 
 

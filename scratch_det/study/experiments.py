@@ -68,7 +68,7 @@ class Experiment:
 
 def experiments() -> list[Experiment]:
     """All runs, a trunk before its branches."""
-    kinds = (_table1, _figure4, _train_aug, _cascade, _vgg, _small_data, _fewer_images, _voc)
+    kinds = (_table1, _figure4, _train_aug, _cascade, _keypoints, _vgg, _small_data, _fewer_images, _voc)
     return [run for kind in kinds for run in kind()]
 
 
@@ -188,6 +188,22 @@ def _vgg() -> Iterator[Experiment]:
     for init, (k, box_ap) in paper.VGG.items():
         name = f"{init}_faster_rcnn_VGG16_{k}x_train_aug"
         yield Experiment(name, ("vgg",), f"VGG-16, {init}", init, k, {"bbox/AP": box_ap}, folder="COCO-Detection")
+
+
+def _keypoints() -> Iterator[Experiment]:
+    for init, ap in paper.KEYPOINTS_2X.items():
+        trunk = f"{init}_keypoint_rcnn_R_50_FPN_3x_gn"
+        for k in (3, 2):
+            yield Experiment(
+                name=f"{init}_keypoint_rcnn_R_50_FPN_{k}x_gn",
+                places=("figure6",),
+                shown=f"{init}, {k}x",
+                init=init,
+                k=k,
+                expected={"keypoints/AP": ap} if k == 2 else {},
+                trunk=None if k == 3 else trunk,
+                folder="COCO-Keypoints",
+            )
 
 
 def _small_data() -> Iterator[Experiment]:

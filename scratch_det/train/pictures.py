@@ -24,11 +24,11 @@ def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
         return
     folder = run_dir.path / "inference"
     results_file = folder / RESULTS_FILE if len(test) == 1 else folder / test[0].entry.name / RESULTS_FILE
-    samples = _samples(test[0], json.loads(results_file.read_text()), cfg.MODEL.MASK_ON)
+    samples = _samples(test[0], json.loads(results_file.read_text()), cfg)
     draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
 
 
-def _samples(data: CocoDataset, results: list[dict[str, Any]], masks: bool) -> list[dict[str, Any]]:
+def _samples(data: CocoDataset, results: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
     """Truth and prediction of a few images that hold objects, spread evenly over the set."""
     by_image = defaultdict(list)
     for result in results:
@@ -36,27 +36,37 @@ def _samples(data: CocoDataset, results: list[dict[str, Any]], masks: bool) -> l
     labels = {category: label for label, category in enumerate(data.category_ids)}
     with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
     chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
-    return [_sample(data, with_objects[i], by_image[with_objects[i]["id"]], labels, masks) for i in chosen]
+    return [_sample(data, with_objects[i], by_image[with_objects[i]["id"]], labels, cfg) for i in chosen]
 
 
 def _sample(
-    data: CocoDataset, image: dict[str, Any], results: list[dict[str, Any]], labels: dict[int, int], masks: bool
+    data: CocoDataset, image: dict[str, Any], results: list[dict[str, Any]], labels: dict[int, int], cfg: CfgNode
 ) -> dict[str, Any]:
     return {
         "title": image["file_name"],
         "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
-        "truth": _objects(data.training_annotations(image["id"]), image, labels, masks),
-        "prediction": {**_objects(results, image, labels, masks), "scores": np.array([r["score"] for r in results])},
+        "truth": _objects(data.training_annotations(image["id"]), image, labels, cfg),
+        "prediction": {**_objects(results, image, labels, cfg), "scores": np.array([r["score"] for r in results])},
     }
 
 
-def _objects(items: list[dict[str, Any]], image: dict[str, Any], labels: dict[int, int], masks: bool) -> dict[str, Any]:
-    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks."""
+def _objects(
+    items: list[dict[str, Any]], image: dict[str, Any], labels: dict[int, int], cfg: CfgNode
+) -> dict[str, Any]:
+    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
     boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     height, width = image["height"], image["width"]
     return {
         "boxes": boxes,
         "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
-        "masks": [to_rle(item["segmentation"], height, width) for item in items] if masks else None,
+        "masks": [to_rle(item["segmentation"], height, width) for item in items] if cfg.MODEL.MASK_ON else None,
+        "keypoints": _points(items, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS) if cfg.MODEL.KEYPOINT_ON else None,
     }
+
+
+def _points(items: list[dict[str, Any]], count: int) -> np.ndarray:
+    """Float [N, count, 3]; the json's indices of pixels become the places of their centres."""
+    points = np.array([item["keypoints"] for item in items], dtype=float).reshape(-1, count, 3)
+    points[..., :2] += 0.5
+    return points

@@ -176,7 +176,8 @@ def log_start(cfg: CfgNode, state: State, dataset: TrainingSet, init_std: float 
         f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
-    logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without objects left out")
+    lacking = "objects or keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
+    logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without {lacking} left out")
     logger.info(learning_rate_line(cfg, len(dataset)))
 
 

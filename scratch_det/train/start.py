@@ -12,7 +12,13 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.check import mirrored_views
-from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
+from scratch_det.data.agreement import (
+    category_mismatch,
+    class_count_conflict,
+    keypoint_conflicts,
+    settle_counts,
+    shared_images,
+)
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -162,16 +168,16 @@ def check_kept(request: Request, max_iter: int) -> None:
 
 
 def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDataset], list[CocoDataset]]:
-    """Read DATASETS.TRAIN (unless ``eval_only``) and TEST and settle the number of classes, which the json decides.
+    """Read DATASETS.TRAIN (unless ``eval_only``) and TEST; the json decides on the numbers of classes and keypoints.
 
-    Sets MODEL.ROI_HEADS.NUM_CLASSES. Raises ConfigError when there is nothing to evaluate or the recipe names another
-    number of classes, DataError when the data sets do not have the same categories.
+    Sets both in ``recipe.cfg``. Raises ConfigError when there is nothing to evaluate or the recipe says something else
+    about classes or keypoints, DataError when the data sets do not have the same categories.
     """
     cfg = recipe.cfg
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\"")
     training, test = (
-        [read_coco(lookup(name), need_masks=cfg.MODEL.MASK_ON) for name in names]
+        [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in names]
         for names in (() if eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
     first, *others = training + test
@@ -180,7 +186,9 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
             raise DataError(mismatch)
     if conflict := class_count_conflict(recipe, first):
         raise ConfigError(conflict)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
+    if conflicts := list(keypoint_conflicts(recipe, training, test)):
+        raise ConfigError("\n".join(conflicts))
+    settle_counts(cfg, first)
     return training, test
 
 

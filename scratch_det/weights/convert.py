@@ -99,6 +99,12 @@ def num_classes(weights: Weights) -> int | None:
     return next((len(value) - 1 for value in scores), None)
 
 
+def num_keypoints(weights: Weights) -> int | None:
+    """Heat maps of the keypoint head, if there is one, in either library's names."""
+    names = [f"roi_heads.{name}.bias" for name in ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")]
+    return next((len(weights.tensors[name]) for name in names if name in weights.tensors), None)
+
+
 def module_of(name: str) -> str:
     """backbone.body, roi_heads.box_head, ...; the levels of a pyramid count as one."""
     module = ".".join(name.split(".")[:2])

@@ -1,5 +1,6 @@
 """detectron2's own keys, and which of their values this repository's loop can honour."""
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -10,7 +11,7 @@ from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
 
 HONOURED: Honoured = {
     **LOOP,
-    # Others need truth beyond boxes and masks, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
+    # Others need truth of other kinds, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
@@ -43,4 +44,9 @@ def _defaults() -> CfgNode:
 
 def check(cfg: CfgNode) -> None:
     """Raise ConfigError, one line per key, where the recipe asks for what training with this loop does not have."""
-    refuse("detectron2", not_honoured(cfg, HONOURED))
+    refuse("detectron2", [*not_honoured(cfg, HONOURED), *_keypoints(cfg)])
+
+
+def _keypoints(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+        yield "MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; with FPN it is StandardROIHeads"

@@ -10,7 +10,7 @@ import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -65,15 +65,16 @@ def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
             return model.train()([_with_truth(sample) for sample in batch])
         except FloatingPointError:  # raised by the RPN; the loop sees to it in all processes
             nothing = sum(parameter.sum() for parameter in model.parameters()) * math.nan
-            return dict.fromkeys(loss_names(model, masks="masks" in batch[0]), nothing)
+            return dict.fromkeys(loss_names(model, batch[0]), nothing)
 
 
-def loss_names(model: nn.Module, masks: bool) -> list[str]:
+def loss_names(model: nn.Module, sample: dict[str, Any]) -> list[str]:
     """What detectron2 calls the model's losses, in its order: all processes have to give the same ones."""
     predictors = getattr(model, "module", model).roi_heads.box_predictor
     stages = [f"_stage{k}" for k in range(len(predictors))] if isinstance(predictors, nn.ModuleList) else [""]
     boxes = [f"{name}{stage}" for stage in stages for name in ("loss_cls", "loss_box_reg")]
-    return [*boxes, *(["loss_mask"] if masks else []), "loss_rpn_cls", "loss_rpn_loc"]
+    others = [loss for key, loss in (("masks", "loss_mask"), ("keypoints", "loss_keypoint")) if key in sample]
+    return [*boxes, *others, "loss_rpn_cls", "loss_rpn_loc"]
 
 
 @torch.no_grad()
@@ -143,6 +144,8 @@ def _with_truth(sample: dict[str, Any]) -> dict[str, Any]:
     truth.gt_boxes, truth.gt_classes = Boxes(sample["boxes"]), sample["labels"]
     if "masks" in sample:
         truth.gt_masks = MatchedMasks(sample["masks"], torch.arange(len(sample["masks"])))
+    if "keypoints" in sample:
+        truth.gt_keypoints = Keypoints(sample["keypoints"])
     return {"image": sample["image"], "instances": truth}
 
 
@@ -150,4 +153,6 @@ def _as_dict(found: Instances) -> dict[str, Any]:
     result = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
     if found.has("pred_masks"):
         result["masks"] = encode_masks(found.pred_masks.numpy().astype(np.uint8))
+    if found.has("pred_keypoints"):
+        result["keypoints"] = found.pred_keypoints
     return result

@@ -1,1 +1,1 @@
-"""Mask R-CNN and Faster R-CNN from the parts of ``torchvision.models.detection``."""
+"""Faster, Mask and Keypoint R-CNN from the parts of ``torchvision.models.detection``."""

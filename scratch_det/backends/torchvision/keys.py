@@ -36,6 +36,8 @@ HONOURED: Honoured = {
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
 }
 PYRAMIDS: Honoured = {  # of a ResNet with FPN
     "MODEL.FPN.IN_FEATURES": (LEVELS,),

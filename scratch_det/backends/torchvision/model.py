@@ -29,6 +29,8 @@ LAYER_TYPES = {  # in a cascade without the stage's number
     "roi_heads.mask_head": "mask_conv",
     "roi_heads.mask_predictor.conv5_mask": "mask_conv",
     "roi_heads.mask_predictor.mask_fcn_logits": "mask_predictor",
+    "roi_heads.keypoint_head": "keypoint",
+    "roi_heads.keypoint_predictor": "keypoint",
 }
 
 
@@ -76,7 +78,8 @@ class GeneralizedRCNN(nn.Module):
         return ImageList(padded, sizes)
 
     def _target(self, sample: dict[str, Any]) -> dict[str, Tensor]:
-        target = {key: self._to_device(sample[key]) for key in ("boxes", "labels", "masks") if key in sample}
+        keys = ("boxes", "labels", "masks", "keypoints")
+        target = {key: self._to_device(sample[key]) for key in keys if key in sample}
         return {**target, "labels": target["labels"] + 1}
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -141,4 +144,6 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     result = {"boxes": boxes[keep], "scores": found["scores"].cpu()[keep], "labels": found["labels"].cpu()[keep] - 1}
     if "masks" in found:
         result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[keep], boxes[keep], height, width))
+    if "keypoints" in found:
+        result["keypoints"] = found["keypoints"].cpu()[keep] * torch.tensor([scale_x, scale_y, 1])
     return result

@@ -1,4 +1,4 @@
-"""Box and mask heads: torchvision's layers and sampling, detectron2's pooling, targets and losses."""
+"""Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses."""
 
 from typing import Any
 
@@ -10,6 +10,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
+from scratch_det.backends.torchvision.keypoint_head import (
+    decode_keypoints,
+    keypoint_layers,
+    keypoint_loss,
+    keypoint_samples,
+)
 from scratch_det.backends.torchvision.pooler import build_pooler
 from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import NORMS
@@ -37,6 +43,7 @@ class RoIHeads(TorchvisionRoIHeads):
             build_pooler(box, strides),
             *self.box_layers(cfg, in_channels),
             **(_mask_parts(cfg, in_channels, strides) if cfg.MODEL.MASK_ON else {}),
+            **(_keypoint_parts(cfg, in_channels, strides) if cfg.MODEL.KEYPOINT_ON else {}),
             fg_iou_thresh=keys.IOU_THRESHOLDS[0],
             bg_iou_thresh=keys.IOU_THRESHOLDS[0],
             batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
@@ -47,6 +54,10 @@ class RoIHeads(TorchvisionRoIHeads):
             detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
         self.beta, self.box_loss_weight = box.SMOOTH_L1_BETA, box.BBOX_REG_LOSS_WEIGHT
+        self.keypoint_keys, self.most_foreground = (
+            cfg.MODEL.ROI_KEYPOINT_HEAD,
+            keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION,
+        )
 
     @staticmethod
     def box_layers(cfg: CfgNode, in_channels: int) -> tuple[nn.Module | None, nn.Module | None]:
@@ -56,11 +67,18 @@ class RoIHeads(TorchvisionRoIHeads):
     def losses(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict], sizes: list[tuple[int, int]]
     ) -> dict[str, Tensor]:
-        """Those of the box head and, with a mask head, ``loss_mask`` over sampled proposals; sizes: of the images."""
+        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``.
+
+        sizes: of the images, without padding.
+        """
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
         losses = self.stage_losses(features, proposals, labels, deltas, targets, sizes)
         if self.has_mask():
             losses["loss_mask"] = self._mask_loss(features, proposals, matched, labels, targets)
+        if self.has_keypoint():
+            boxes, points = keypoint_samples(proposals, matched, labels, targets)
+            maps, most = self._heat_maps(features, boxes), self.most_foreground * len(proposals)
+            losses["loss_keypoint"] = keypoint_loss(maps, torch.cat(boxes), torch.cat(points), self.keypoint_keys, most)
         return losses
 
     def stage_losses(
@@ -94,6 +112,10 @@ class RoIHeads(TorchvisionRoIHeads):
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
         return logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)]
 
+    def _heat_maps(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Keypoint logits [N, K, S, S]."""
+        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
+
     def detect(
         self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
@@ -109,12 +131,18 @@ class RoIHeads(TorchvisionRoIHeads):
         return self.postprocess_detections(logits, deltas, proposals, sizes)
 
     def shapes(self, features: dict[str, Tensor], found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """For the boxes of ``detect``, per image: ``masks`` [N, M, M], probabilities inside the box."""
-        if not self.has_mask():
-            return [{} for _ in found]
+        """What the other heads say of the boxes of ``detect``, per image.
+
+        ``masks`` [N, M, M], probabilities inside the box, and ``keypoints`` [N, K, 3] (x, y in input pixels, score).
+        """
         boxes, labels = ([image[key] for image in found] for key in ("boxes", "labels"))
-        masks = self._mask_logits(features, boxes, labels).sigmoid().split([len(b) for b in boxes])
-        return [{"masks": mask} for mask in masks]
+        numbers, shapes = [len(each) for each in boxes], {}
+        if self.has_mask():
+            shapes["masks"] = self._mask_logits(features, boxes, labels).sigmoid().split(numbers)
+        if self.has_keypoint():
+            points = decode_keypoints(self._heat_maps(features, boxes), torch.cat(boxes))
+            shapes["keypoints"] = points.split(numbers)
+        return [{name: values[image] for name, values in shapes.items()} for image in range(len(found))]
 
 
 def box_losses(
@@ -151,3 +179,8 @@ def _mask_parts(cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> dict
     width = keys.CONV_DIM if keys.NUM_CONV else in_channels
     predictor = MaskRCNNPredictor(width, keys.CONV_DIM, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return {"mask_roi_pool": build_pooler(keys, strides), "mask_head": head, "mask_predictor": predictor}
+
+
+def _keypoint_parts(cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> dict[str, nn.Module]:
+    keys = cfg.MODEL.ROI_KEYPOINT_HEAD
+    return {"keypoint_roi_pool": build_pooler(keys, strides), **keypoint_layers(keys, in_channels)}
