@@ -4,6 +4,7 @@
 ``toy_recipe``    a recipe for them    ``small_model``    the overrides that make any Mask R-CNN recipe tiny
 ``train_net``     tools/train_net.py   ``tiny_coco``      100 real COCO images, where they are at hand
 ``train``         starts a run of ``toy_recipe`` in this process
+``points_recipe`` ``toy_recipe`` with keypoints in its data
 """
 
 import importlib.util
@@ -26,6 +27,7 @@ from scratch_det.train.start import Request, start
 ROOT = Path(__file__).parents[1]
 TINY_COCO = Path(os.environ.get("TINY_COCO", ROOT.parent / "shared" / "tiny_coco"))
 MASK_KINDS = ("polygon", "uncompressed", "compressed")
+POINTS = ["left_top", "centre", "right_top"]
 COLOURS = ((220, 40, 40), (40, 200, 40), (40, 60, 220))
 SMALL_MODEL = {
     "MODEL.DEVICE": "cpu",
@@ -215,6 +217,29 @@ def toy_recipe(tmp_path: Path, coco_factory: Callable[..., Path]) -> Path:
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture
+def points_recipe(toy_recipe: Path, datasets_root: Path) -> Path:
+    """``toy_recipe`` whose data sets have keypoints; MODEL.KEYPOINT_ON and 3 sigmas go with it."""
+    for name in ("toy_train", "toy_val"):
+        edit(datasets_root / name / "annotations.json", name_points)
+    return toy_recipe
+
+
+def edit(path: Path, change: Callable[[dict], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def name_points(content: dict[str, Any]) -> None:
+    """Both upper corners and the hidden middle of every box of a json, as pixel indices."""
+    for category in content["categories"]:
+        category["keypoints"] = POINTS
+    for one in content["annotations"]:
+        x, y, width, height = one["bbox"]
+        one["keypoints"] = [x, y, 2, x + width // 2, y + height // 2, 1, x + width - 1, y, 2]
 
 
 @pytest.fixture
