@@ -54,10 +54,8 @@ class RoIHeads(TorchvisionRoIHeads):
             detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
         self.beta, self.box_loss_weight = box.SMOOTH_L1_BETA, box.BBOX_REG_LOSS_WEIGHT
-        self.keypoint_keys, self.most_foreground = (
-            cfg.MODEL.ROI_KEYPOINT_HEAD,
-            keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION,
-        )
+        self.keypoint_keys = cfg.MODEL.ROI_KEYPOINT_HEAD
+        self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # boxes an image
 
     @staticmethod
     def box_layers(cfg: CfgNode, in_channels: int) -> tuple[nn.Module | None, nn.Module | None]:
