@@ -1,10 +1,11 @@
 """The paper's learning-rate schedules as plain arithmetic (section 4 of *Rethinking ImageNet Pre-training*).
 
-The kx lengths are iterations at a total batch of 16 images; ``rescale`` counts them in another batch. The learning
+The kx lengths are iterations at a total batch of 16 images; ``rescale`` counts them in another batch. Their learning
 rate is a function of the iteration alone, never of the length of the run, so two runs that differ only in length are
-the same run up to their first differing drop.
+the same run up to their first differing drop. A cosine has no such beginning to share: its length shapes every rate.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ class BatchSettings:
     warmup_iters: int
     eval_period: int
     checkpoint_period: int
+    base_lr_end: float = 0.0
 
 
 def rescale(settings: BatchSettings, batch: int) -> BatchSettings:
@@ -61,6 +63,7 @@ def rescale(settings: BatchSettings, batch: int) -> BatchSettings:
         settings,
         batch=batch,
         base_lr=settings.base_lr * ratio,
+        base_lr_end=settings.base_lr_end * ratio,
         max_iter=run.max_iter,
         steps=run.steps,
         warmup_iters=round(settings.warmup_iters / ratio),
@@ -99,6 +102,29 @@ def lr_at(
     _check_steps(steps)
     drops = bisect_right(steps, iteration)  # a step counts from its own iteration on
     return base_lr * warmup_at(iteration, warmup_iters, warmup_factor, warmup_method) * gamma**drops
+
+
+def cosine_lr_at(
+    iteration: int,
+    *,
+    base_lr: float,
+    base_lr_end: float,
+    max_iter: int,
+    warmup_iters: int,
+    warmup_factor: float,
+    warmup_method: str = "linear",
+) -> float:
+    """The learning rate of iteration ``iteration`` (from 0), with the meaning of detectron2's WarmupCosineLR.
+
+    Half a cosine from ``base_lr`` at iteration 0 to ``base_lr_end`` at ``max_iter``. Warm-up takes the place of its
+    first ``warmup_iters``: from a part of ``base_lr`` up to where the cosine is then.
+    """
+    if iteration < 0 or not 0 <= base_lr_end <= base_lr:
+        raise ValueError(f"iteration {iteration} must be >= 0, base_lr_end {base_lr_end} from 0 to base_lr {base_lr}")
+    at_end = warmup_at(iteration, warmup_iters, 0.0, warmup_method)  # how far warm-up is
+    where = max(iteration, warmup_iters) / max_iter
+    cosine = base_lr_end + (base_lr - base_lr_end) * (1 + math.cos(math.pi * where)) / 2
+    return base_lr * warmup_factor * (1 - at_end) + cosine * at_end
 
 
 def warmup_at(iteration: int, warmup_iters: int, warmup_factor: float, method: str = "linear") -> float:

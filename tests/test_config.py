@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import check_config, flatten, get_cfg, load_config, set_key
 from scratch_det.errors import ConfigError
+from scratch_det.pretrain.recipe import check_recipe
 from scratch_det.schedule import Schedule, kx_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,10 @@ TABLE1_BOX_AP = {
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def is_pretraining(path: Path) -> bool:
+    return path.parent.name == "Pretraining"
 
 
 def bases_of(leaf: Path) -> list[str]:
@@ -56,8 +61,9 @@ class TestRecipes:
 
     @pytest.mark.parametrize("path", LEAVES, ids=relative)
     def test_every_leaf_can_train(self, path: Path) -> None:
-        num_processes = 1 if path.parent.name == "Digits" else 8
-        assert check_config(load_config(path).cfg, num_processes) == []
+        cfg = load_config(path).cfg
+        num_processes = 1 if cfg.MODEL.DEVICE == "cpu" else 8
+        assert (check_recipe if is_pretraining(path) else check_config)(cfg, num_processes, 1) == []
 
     @pytest.mark.parametrize("path", LEAVES, ids=relative)
     def test_two_levels_at_most(self, path: Path) -> None:
@@ -66,7 +72,8 @@ class TestRecipes:
     @pytest.mark.parametrize("path", LEAVES, ids=relative)
     def test_header_names_its_own_command(self, path: Path) -> None:
         header = path.read_text().split("_BASE_")[0]
-        assert f"python tools/train_net.py --config-file {relative(path)}" in header
+        tool = "pretrain_net" if is_pretraining(path) else "train_net"
+        assert f"python tools/{tool}.py --config-file {relative(path)}" in header
 
     @pytest.mark.parametrize("path", [*SOLVERS, *TABLE1], ids=relative)
     def test_schedule_is_recomputed(self, path: Path) -> None:
@@ -269,7 +276,10 @@ class TestRules:
             ("SOLVER.BASE_LR", 0.0, "SOLVER.BASE_LR is 0.0"),
             ("SOLVER.GAMMA", -0.1, "SOLVER.GAMMA is -0.1"),
             ("SOLVER.CHECKPOINT_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD is 0"),
-            ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "expected 'WarmupMultiStepLR'"),
+            ("SOLVER.LR_SCHEDULER_NAME", "CosineLR", "did you mean 'WarmupCosineLR'"),
+            ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", 'has no drops; set SOLVER.STEPS "()"'),
+            ("SOLVER.BASE_LR_END", 0.001, "which only SOLVER.LR_SCHEDULER_NAME WarmupCosineLR reads"),
+            ("SOLVER.RESCALE_INTERVAL", True, "would change nothing here"),
             ("SOLVER.WARMUP_METHOD", "linnear", "did you mean 'linear'"),
             ("INPUT.FORMAT", "GRB", "expected 'BGR' or 'RGB'"),
             ("INPUT.RANDOM_FLIP", "horizontaly", "did you mean 'horizontal'"),

@@ -11,8 +11,7 @@ from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, set_key
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import evaluate as evaluations
-from scratch_det.train import metrics
+from scratch_det.train import detection, metrics
 from scratch_det.train.changes import config_changes, environment_changes, first_other_rate
 from scratch_det.train.checkpoint import read_checkpoint
 from scratch_det.train.rundir import RunDir
@@ -51,7 +50,7 @@ class TestResume:
 
     def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(evaluations, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(detection, "evaluate", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train()
         folder = train(resume=True)
@@ -110,7 +109,7 @@ class TestResume:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
         whole = train(*keys, name="whole")
         with monkeypatch.context() as patch:
-            patch.setattr(evaluations, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(detection, "evaluate", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(*keys, name="parts")
         assert is_same(train(*keys, name="parts", resume=True), whole)

@@ -14,15 +14,10 @@ mend, and the message says what; 75: stopped by SIGTERM or SIGUSR1 after a check
 """
 
 import argparse
-import os
-import sys
 
-from scratch_det.distributed.launch import launch, several_to_launch
-from scratch_det.distributed.stop import Stopped
-from scratch_det.distributed.world import ALONE, read_world
-from scratch_det.errors import exit_on_user_error
-from scratch_det.train.arguments import run_parser, take_processes
-from scratch_det.train.start import Request, start
+from scratch_det.train.arguments import run_parser
+from scratch_det.train.command import run_command
+from scratch_det.train.start import start
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,21 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = vars(build_parser().parse_intermixed_args())
-    several = take_processes(args)
-    world = ALONE
-    try:
-        with exit_on_user_error():
-            world = read_world(os.environ)
-            if several_to_launch(world, **several):
-                sys.exit(launch(**several))
-            with exit_on_user_error(speaks=world.local_rank == 0):
-                start(Request(**args), world)
-    except Stopped as stopped:
-        end = "" if args["eval_only"] else "; the same command with --resume continues from its checkpoint"
-        if world.is_main:
-            print(f"{stopped}{end}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
+    run_command(build_parser(), start)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import norm_rules, solver_rules
+from scratch_det.config.curve import COSINE
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten
 from scratch_det.errors import ConfigError, did_you_mean
 
 CHOICES = {
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", COSINE),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
     "INPUT.FORMAT": ("BGR", "RGB"),
@@ -21,7 +22,7 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
-NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS")
+NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
@@ -195,6 +196,7 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     output_dir_is_named,
     solver_rules.positive_numbers,
     solver_rules.drops_happen,
+    solver_rules.cosine_ends,
     solver_rules.warmup_ends,
     solver_rules.reference_world_size,
     solver_rules.clipping_is_known,

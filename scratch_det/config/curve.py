@@ -2,30 +2,35 @@
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.schedule import lr_at, warmup_at
+from scratch_det.schedule import cosine_lr_at, lr_at, warmup_at
+
+COSINE = "WarmupCosineLR"  # detectron2's name
 
 
 def learning_rate(cfg: CfgNode, iteration: int) -> float:
     """SOLVER.*'s rate of an iteration, counted from 0."""
     solver = cfg.SOLVER
-    return lr_at(
-        iteration,
-        base_lr=solver.BASE_LR,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
-    )
+    warmup = {name: solver[name.upper()] for name in ("warmup_iters", "warmup_factor", "warmup_method")}
+    if is_cosine(cfg):
+        end, max_iter = solver.BASE_LR_END, solver.MAX_ITER
+        return cosine_lr_at(iteration, base_lr=solver.BASE_LR, base_lr_end=end, max_iter=max_iter, **warmup)
+    return lr_at(iteration, base_lr=solver.BASE_LR, steps=solver.STEPS, gamma=solver.GAMMA, **warmup)
+
+
+def is_cosine(cfg: CfgNode) -> bool:
+    """Whether the rate falls along a cosine, and so depends on SOLVER.MAX_ITER at every iteration."""
+    return cfg.SOLVER.LR_SCHEDULER_NAME == COSINE
 
 
 def learning_rate_line(cfg: CfgNode, num_images: int | None = None) -> str:
-    """Warm-up, every drop and the end: ``0.00667 -> 0.02 over 500 it, 0.002 from 210,000, ..., end 270,000``.
+    """Warm-up, every drop or the cosine, and the end: ``0.00667 -> 0.02 over 500 it, 0.002 from 210,000, ...``.
 
     num_images: of the training set, for the number of epochs. ``cfg`` has passed ``check_config``.
     """
     solver = cfg.SOLVER
     parts = [_beginning(cfg)]
+    if is_cosine(cfg):
+        parts.append(f"along a cosine to {_rate(solver.BASE_LR_END)}")
     for drops, step in enumerate(solver.STEPS, start=1):
         parts.append(f"{_rate(solver.BASE_LR * solver.GAMMA**drops)} from {step:,}")
     epochs = f" ({solver.MAX_ITER * solver.IMS_PER_BATCH / num_images:.1f} epochs)" if num_images else ""

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.curve import COSINE, is_cosine
+
 
 def positive_numbers(cfg: CfgNode) -> Iterator[str]:
     solver = cfg.SOLVER
@@ -22,8 +24,20 @@ def positive_numbers(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.GAMMA is {solver.GAMMA}, expected above 0 and at most 1; the paper's is 0.1"
 
 
+def cosine_ends(cfg: CfgNode) -> Iterator[str]:
+    end, base = cfg.SOLVER.BASE_LR_END, cfg.SOLVER.BASE_LR
+    if end and not is_cosine(cfg):
+        yield f"SOLVER.BASE_LR_END is {end}, which only SOLVER.LR_SCHEDULER_NAME {COSINE} reads; set it to 0"
+    elif base > 0 and not 0 <= end <= base:
+        yield f"SOLVER.BASE_LR_END is {end}, expected from 0 to SOLVER.BASE_LR {base}"
+
+
 def drops_happen(cfg: CfgNode) -> Iterator[str]:
     steps, max_iter = tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    if is_cosine(cfg):
+        if steps:
+            yield f'SOLVER.STEPS is {steps}, but {COSINE} has no drops; set SOLVER.STEPS "()"'
+        return
     if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
         yield (
             f"SOLVER.STEPS is {steps}, expected positive and strictly increasing iterations; "

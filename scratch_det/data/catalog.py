@@ -1,4 +1,4 @@
-"""Names of data sets: from a YAML catalog to the json file and image folder on disk."""
+"""Names of data sets: from a YAML catalog to the json file and image folder on disk, or to a folder of classes."""
 
 import os
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ MAKERS = {
     "voc_": "prepare_voc.py {name}",
 }  # names begin like this
 KNOWN_FIELDS = {"json", "images", "drop_empty_boxes", "ap"}
+FOLDER_FIELDS = {"folder"}  # of classified images, for tools/pretrain_net.py
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 
 
@@ -34,6 +35,14 @@ class DatasetEntry:
     ap: str | None = None
 
 
+@dataclass(frozen=True)
+class FolderEntry:
+    """A catalog entry of classified images: ``root`` has a folder for each class."""
+
+    name: str
+    root: Path
+
+
 def datasets_root() -> Path:
     """The folder that catalog paths start from: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
     return Path(os.environ.get(ROOT_VARIABLE, "datasets"))
@@ -45,23 +54,39 @@ def lookup(name: str) -> DatasetEntry:
     Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
     malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
     """
-    root, entries = datasets_root(), _entries()
-    own = root / "catalog.yaml"
-    if name not in entries:
-        raise DataError(
-            f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
-            f"  known: {', '.join(sorted(entries))}\n"
-            f"  to add it, write into {own}:  {name}: {{json: PATH, images: FOLDER}}"
-        )
-    fields, source = entries[name]
+    root, (fields, source) = datasets_root(), _fields(name, "{json: PATH, images: FOLDER}")
     entry = _parse(name, fields, source, root)
-    _check_on_disk(entry, root)
+    _check_on_disk(
+        name, root, {entry.json_file: entry.json_file.is_file(), entry.image_root: entry.image_root.is_dir()}
+    )
+    return entry
+
+
+def lookup_folder(name: str) -> FolderEntry:
+    """Resolve the name of a folder of classified images. Raises DataError as ``lookup``."""
+    root, (fields, source) = datasets_root(), _fields(name, "{folder: PATH}")
+    if not isinstance(fields, dict) or fields.keys() != FOLDER_FIELDS:
+        raise DataError(f"{source}: entry '{name}' is {fields!r}; expected classified images, {{folder: PATH}}")
+    entry = FolderEntry(name, root / str(fields["folder"]))
+    _check_on_disk(name, root, {entry.root: entry.root.is_dir()})
     return entry
 
 
 def known_names() -> list[str]:
     """Every name that a catalog has, complete on disk or not."""
     return list(_entries())
+
+
+def _fields(name: str, expected: str) -> tuple[Any, Path]:
+    """An entry as written, and the catalog that has it. Raises DataError for an unknown name."""
+    entries = _entries()
+    if name not in entries:
+        raise DataError(
+            f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
+            f"  known: {', '.join(sorted(entries))}\n"
+            f"  to add it, write into {datasets_root() / 'catalog.yaml'}:  {name}: {expected}"
+        )
+    return entries[name]
 
 
 def _entries() -> dict[str, tuple[Any, Path]]:
@@ -98,16 +123,16 @@ def _parse(name: str, fields: Any, source: Path, root: Path) -> DatasetEntry:
     return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop, ap)
 
 
-def _check_on_disk(entry: DatasetEntry, root: Path) -> None:
-    missing_json, missing_images = not entry.json_file.is_file(), not entry.image_root.is_dir()
-    if not (missing_json or missing_images):
+def _check_on_disk(name: str, root: Path, is_there: dict[Path, bool]) -> None:
+    """Raise DataError unless every path ``is_there``."""
+    if all(is_there.values()):
         return
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
-    maker = next((tool for start, tool in MAKERS.items() if entry.name.startswith(start)), None)
-    hint = f"; make it with: python tools/{maker.format(name=entry.name)}" if maker else ""
+    maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
+    hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
     raise DataError(
-        f"data set '{entry.name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
-        f"  {'missing ' if missing_json else 'found   '} {entry.json_file}\n"
-        f"  {'missing ' if missing_images else 'found   '} {entry.image_root}/\n"
-        f"  {root} " + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
+        f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
+        + "".join(f"  {'found   ' if there else 'missing '} {path}\n" for path, there in is_there.items())
+        + f"  {root} "
+        + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
     )

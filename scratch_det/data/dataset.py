@@ -85,6 +85,11 @@ class TrainingSet(Dataset):
     def _augmented(self, sample: Sample, position: int) -> Sample:
         return augment(sample, self.cfg, self.stream.rng(position), self.mirror)
 
+    def describe(self) -> str:
+        """For the log."""
+        lacking = "objects or keypoints" if self.cfg.MODEL.KEYPOINT_ON else "objects"
+        return f"{len(self):,} training images; {self.num_dropped:,} without {lacking} left out"
+
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
         return self.records[self.stream.index(position)][1]["id"]
@@ -171,12 +176,15 @@ def training_batches(
     return _checked(_loader(dataset, cfg, batch_sampler=(range(start, start + size) for start in starts)))
 
 
-def evaluation_batches(dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE) -> Iterator[list[Sample]]:
-    """This process's share of the test images, one a batch: number rank, rank + size, ... in the json's order.
+def evaluation_batches(
+    dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE, size: int = 1
+) -> Iterator[list[Sample]]:
+    """This process's share of the test images, ``size`` a batch: number rank, rank + processes, ... in their order.
 
     Raises DataError as ``training_batches`` does.
     """
-    return _checked(_loader(dataset, cfg, batch_sampler=[[i] for i in range(world.rank, len(dataset), world.size)]))
+    own = range(world.rank, len(dataset), world.size)
+    return _checked(_loader(dataset, cfg, batch_sampler=[own[i : i + size] for i in range(0, len(own), size)]))
 
 
 def _loader(dataset: Dataset, cfg: CfgNode, batch_sampler: Iterable[Sequence[int]]) -> DataLoader:

@@ -31,18 +31,11 @@ RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
-    backend: ModuleType,
-    model: nn.Module,
-    cfg: CfgNode,
-    data: CocoDataset,
-    out: Path,
-    group: Group,
-    augmented: bool = False,
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
 
-    augmented: where the recipe has TEST.AUG.ENABLED, evaluate with test-time augmentation after that.
-    Writes the predictions into ``out`` as COCO results, augmented ones into ``out`` + "_TTA". Returns AP numbers in
+    With TEST.AUG.ENABLED, do it again with test-time augmentation. Writes the predictions into ``out`` as COCO results, augmented ones into ``out`` + "_TTA". Returns AP numbers in
     percent by task ("bbox", "segm", "keypoints", "bbox_TTA", ...) and detectron2's metric names; nothing in the other
     processes. Raises Stopped when the run was asked to stop.
     """
@@ -50,7 +43,7 @@ def evaluate(
     results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
     seconds = time.perf_counter() - began
     metrics = score(cfg, data, results, out) if group.is_main else {}
-    if not (augmented and cfg.TEST.AUG.ENABLED):
+    if not cfg.TEST.AUG.ENABLED:
         return metrics
     logger.info(cost_line(cfg, data, seconds))
     views = EvaluationSet(cfg, data, resized=False)

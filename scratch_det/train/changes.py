@@ -11,7 +11,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten, set_key
-from scratch_det.config.curve import learning_rate
+from scratch_det.config.curve import is_cosine, learning_rate
 
 EVALUATION = "evaluations from now on"
 ROUNDING = "the same computation, last digits may differ"
@@ -38,7 +38,8 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
     "from the switch on",
 )  # fmt: skip
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
-            "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD")  # fmt: skip
+            "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
+            "SOLVER.BASE_LR_END")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ def _guilty(earlier: CfgNode, now: CfgNode, completed: int) -> set[str]:
 def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
     """The first of the completed iterations whose learning rate would have been another one; None when all agree."""
     solvers = earlier.SOLVER, now.SOLVER
-    warmup = max(solver.WARMUP_ITERS for solver in solvers)
+    if all(_plain(flatten(earlier)[key]) == _plain(flatten(now)[key]) for key in SCHEDULE):
+        return None
+    changing = completed if is_cosine(earlier) or is_cosine(now) else max(s.WARMUP_ITERS for s in solvers) + 1
     drops = {step for solver in solvers for step in solver.STEPS}
-    where_rates_change = sorted({*range(min(completed, warmup + 1)), *drops})  # between these the rates are constant
+    where_rates_change = sorted({*range(min(completed, changing)), *drops})  # between these the rates are constant
     passed = (i for i in where_rates_change if i < completed)
     return next((i for i in passed if learning_rate(earlier, i) != learning_rate(now, i)), None)
 
@@ -100,11 +103,13 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
 def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
     """Differences of two environment.json: data, backend, number of processes, versions."""
     for name in sorted(earlier["datasets"].keys() & now["datasets"].keys()):
-        old, new = (content["datasets"][name]["json_sha256"] for content in (earlier, now))
-        if old != new:
-            trained = name in earlier["trained_on"]
-            effect = "other images from now on" if trained else EVALUATION
-            yield Change(f"the json of {name} (sha256)", old[:12], new[:12], effect, refused=trained)
+        for key in (key for key in now["datasets"][name] if key.endswith("_sha256")):
+            old, new = (content["datasets"][name].get(key, "none") for content in (earlier, now))
+            if old != new:
+                trained = name in earlier["trained_on"]
+                effect = "other images from now on" if trained else EVALUATION
+                what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
+                yield Change(what, old[:12], new[:12], effect, refused=trained)
     if earlier["backend"] != now["backend"]:
         yield Change("the backend", earlier["backend"], now["backend"], "another model", refused=True)
     old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))

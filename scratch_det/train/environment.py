@@ -34,7 +34,10 @@ def describe(plan: Plan, processes: int) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": _git_state(),
         "trained_on": [data.entry.name for data in plan.training],
-        "datasets": {data.entry.name: {"json_sha256": data.digest, "images": len(data.images)} for data in data_sets},
+        "datasets": {
+            data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
+            for data in data_sets
+        },
     }
 
 

@@ -8,21 +8,23 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from scratch_det.data.coco import CocoDataset
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
-from scratch_det.evaluation.inference import evaluate
+from scratch_det.train import detection
 from scratch_det.train.loop import Run, due
 from scratch_det.train.metrics import flat_metrics, is_evaluated
 
 
-def evaluate_now(run: Run, test: list[CocoDataset], iteration: int) -> dict[str, Any]:
+def evaluate_now(run: Run, test: list[Any], iteration: int) -> dict[str, Any]:
     """Evaluate the weights as they are; a run that is asked to stop meanwhile leaves a checkpoint first."""
-    completed, max_iter = run.state.iteration, run.cfg.SOLVER.MAX_ITER
+    completed, max_iter, cfg = run.state.iteration, run.cfg.SOLVER.MAX_ITER, run.cfg
+    if iteration < max_iter:
+        cfg = cfg.clone()
+        cfg.TEST.AUG.ENABLED = False  # many times the work: once, of the final weights
     run.run_dir.set_status("evaluating", iteration=completed, max_iter=max_iter)
     try:
-        out, last = run.run_dir.path / "inference", iteration == max_iter
-        found = evaluate_all(run.cfg, run.backend, run.state.model, test, out, run.group, augmented=last)
+        out = run.run_dir.path / "inference"
+        found = evaluate_all(cfg, run.backend, run.state.model, test, out, run.group, run.task)
     except Stopped:
         run.save()
         raise
@@ -32,7 +34,7 @@ def evaluate_now(run: Run, test: list[CocoDataset], iteration: int) -> dict[str,
     return found
 
 
-def evaluate_if_missing(run: Run, test: list[CocoDataset]) -> None:
+def evaluate_if_missing(run: Run, test: list[Any]) -> None:
     """The evaluation of the checkpoint that the run continues from, if it was cut off after the checkpoint."""
     completed = run.state.iteration
     if test and 0 < completed < run.cfg.SOLVER.MAX_ITER and due(completed, run.cfg.TEST.EVAL_PERIOD):
@@ -42,28 +44,24 @@ def evaluate_if_missing(run: Run, test: list[CocoDataset]) -> None:
 
 
 def keep_if_best(run: Run, metrics: dict[str, Any]) -> None:
-    """With evaluations on the way, keep the weights of the best box AP as model_best.pth."""
-    ap = metrics["bbox"]["AP"]
-    if run.cfg.TEST.EVAL_PERIOD > 0 and not math.isnan(ap) and ap > run.checkpoints.best_ap():
-        run.checkpoints.save_best(run.content(), ap, run.state.iteration)
+    """With evaluations on the way, keep the weights of the best box AP, or the task's like, as model_best.pth."""
+    task, name = run.task.BEST
+    score = metrics[task][name]
+    if run.cfg.TEST.EVAL_PERIOD > 0 and not math.isnan(score) and score > run.checkpoints.best_ap():
+        run.checkpoints.save_best(run.content(), score, run.state.iteration)
 
 
 def evaluate_all(
     cfg: CfgNode,
     backend: ModuleType,
     model: nn.Module,
-    test: list[CocoDataset],
+    test: list[Any],
     out: Path,
     group: Group,
-    augmented: bool,
+    task: ModuleType = detection,
 ) -> dict[str, Any]:
-    """Metrics by task, in the main process; with several test sets, by their names first.
-
-    augmented: with TEST.AUG.ENABLED, evaluate with test-time augmentation too.
-    """
+    """Metrics by task, in the main process; with several test sets, by their names first."""
     if len(test) == 1:
-        return evaluate(backend, model, cfg, test[0], out, group, augmented)
-    found = {
-        data.entry.name: evaluate(backend, model, cfg, data, out / data.entry.name, group, augmented) for data in test
-    }
+        return task.evaluate(backend, model, cfg, test[0], out, group)
+    found = {data.entry.name: task.evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
     return found if group.is_main else {}

@@ -18,6 +18,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.progress import Progress
+from scratch_det.train import detection
 from scratch_det.train.divergence import LOWER, MOST_LINES, Moment, report_divergence
 from scratch_det.train.log import logger
 from scratch_det.train.metrics import Metrics, as_line
@@ -29,7 +30,10 @@ from scratch_det.train.store import CheckpointStore
 
 @dataclass
 class Run:
-    """One run, as one of its processes holds it. ``accumulate``: parts that an iteration's share is worked off in."""
+    """One run, as one of its processes holds it.
+
+    accumulate: parts that an iteration's share is worked off in. task: ``detection``, or a module with its contract.
+    """
 
     cfg: CfgNode
     backend: ModuleType
@@ -39,6 +43,7 @@ class Run:
     checkpoints: CheckpointStore
     metrics: Metrics
     accumulate: int = 1
+    task: ModuleType = detection
     history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
 
     def content(self) -> dict[str, Any]:

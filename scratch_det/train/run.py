@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config.curve import learning_rate_line
-from scratch_det.data.coco import CocoDataset, collection_paused
-from scratch_det.data.dataset import TrainingSet
+from scratch_det.config.curve import is_cosine, learning_rate_line
+from scratch_det.data.coco import collection_paused
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import World
@@ -20,6 +20,7 @@ from scratch_det.errors import UserError
 from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 from scratch_det.modeling.size import size_of
 from scratch_det.progress import clock
+from scratch_det.train import detection
 from scratch_det.train.changes import config_changes
 from scratch_det.train.disk import FULL, check_free_space, checkpoint_bytes
 from scratch_det.train.divergence import REPORT
@@ -28,7 +29,6 @@ from scratch_det.train.evaluate import evaluate_all, evaluate_if_missing, evalua
 from scratch_det.train.log import log_to_file, logger
 from scratch_det.train.loop import Run, train
 from scratch_det.train.metrics import Metrics
-from scratch_det.train.pictures import draw
 from scratch_det.train.resume import (
     Origin,
     begin_branch,
@@ -44,8 +44,10 @@ from scratch_det.train.state import State, build_state, pick_device
 from scratch_det.train.store import CheckpointStore
 from scratch_det.weights.load import load_weights
 
+BRANCH = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE OUTPUT_DIR PATH"
 
-def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
+
+def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleType = detection) -> None:
     """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes.
 
     Raises UserError, with nothing written, when the run cannot start like this; Stopped, after a checkpoint, when it
@@ -53,7 +55,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     """
     cfg, run_dir, request = plan.cfg, plan.run_dir, plan.request
     run_dir.lock()
-    backend = backends.load(plan.backend)
+    backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
         store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.keep_at)
@@ -63,7 +65,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             return
         environment = describe(plan, group.size)
         with collection_paused():
-            dataset = TrainingSet(cfg, plan.training)
+            dataset = task.training_set(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
@@ -73,10 +75,10 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             warn_of_missed(request.keep_at, store, state.iteration)
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        log_start(cfg, state, dataset, request.init_std)
+        log_start(cfg, state, len(dataset), dataset.describe(), request.init_std)
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
-        run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate)
+        run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate, task)
         with recording_failure(run):
             evaluate_if_missing(run, plan.test)
             train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration))
@@ -111,7 +113,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
-        metrics = evaluate_all(cfg, backend, model, plan.test, out, group, augmented=True)
+        metrics = evaluate_all(cfg, backend, model, plan.test, out, group)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "metrics": to_json_numbers(metrics)}
             run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
@@ -166,7 +168,7 @@ def recording_failure(run: Run) -> Iterator[None]:
         run.metrics.close()
 
 
-def log_start(cfg: CfgNode, state: State, dataset: TrainingSet, init_std: float | None) -> None:
+def log_start(cfg: CfgNode, state: State, num_images: int, data: str, init_std: float | None) -> None:
     """What is about to happen, in numbers."""
     size = size_of(state.model)
     alike = "" if init_std is None else f", every layer alike from N(0, {init_std:g})"
@@ -176,24 +178,20 @@ def log_start(cfg: CfgNode, state: State, dataset: TrainingSet, init_std: float 
         f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
-    lacking = "objects or keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
-    logger.info(f"{len(dataset):,} training images; {dataset.num_dropped:,} without {lacking} left out")
-    logger.info(learning_rate_line(cfg, len(dataset)))
+    logger.info(data)
+    logger.info(learning_rate_line(cfg, num_images))
 
 
-def finish(run: Run, backend: str, test: list[CocoDataset], metrics: dict[str, Any]) -> None:
-    """Pictures, then result.json as the sign that the run is complete; a picture that fails does not undo the run."""
+def finish(run: Run, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
+    """What the task leaves, then result.json as the sign that the run is complete."""
     state, run_dir = run.state, run.run_dir
-    try:
-        draw(run.cfg, run_dir, test)
-    except Exception:
-        logger.exception("the pictures could not be drawn")
+    run.task.conclude(run.cfg, run_dir, state, test)
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
     run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=run.cfg.SOLVER.MAX_ITER)
-    if len(test) == 1:
-        logger.info(f"per class:\n{format_per_class(metrics)}")
-    pictures = "curves.png, predictions.png" if test else "curves.png"
+    if len(test) == 1 and (table := format_per_class(metrics)):
+        logger.info(f"per class:\n{table}")
+    pictures = ", ".join(sorted(path.name for path in run_dir.path.glob("*.png")))
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
 
 
@@ -203,8 +201,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     if result["iteration"] != cfg.SOLVER.MAX_ITER:
         raise UserError(
             f"{run_dir.path} holds a finished run of {result['iteration']} iterations, SOLVER.MAX_ITER is "
-            f"{cfg.SOLVER.MAX_ITER}; name another folder, and branch off a checkpoint before its first drop of the "
-            "learning rate: --branch-from FILE OUTPUT_DIR PATH"
+            f"{cfg.SOLVER.MAX_ITER}; name another folder" + (": OUTPUT_DIR PATH" if is_cosine(cfg) else BRANCH)
         )
     cfg.SEED = settled_seed(cfg, Origin(), run_dir)
     changes = config_changes(run_dir.read_config(), cfg, result["iteration"])

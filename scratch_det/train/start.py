@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -49,13 +50,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that nothing speaks against so far: its recipe, resolved, its data sets, read, and its folder."""
+    """A request that nothing speaks against so far: its recipe, resolved, its data sets, read, and its folder.
+
+    A data set has an ``entry`` with its name, ``images``, ``digest`` and, in a word, what that is of: ``described_by``.
+    """
 
     request: Request
     cfg: CfgNode
     backend: str
-    training: list[CocoDataset]
-    test: list[CocoDataset]
+    training: list[Any]
+    test: list[Any]
     run_dir: RunDir
 
 
@@ -64,13 +68,7 @@ def start(request: Request, world: World = ALONE) -> None:
 
     Raises UserError for what the user can mend, Stopped when the run was asked to stop.
     """
-    set_up_logging(speaks=world.is_main)
-    stop = StopFlag()
-    with stop.listening(), ExitStack() as stack:
-        stack.callback(close_logging)
-        stack.callback(sys.stdout.flush)
-        if not world.is_main:
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with one_process(world) as stop:
         plan = make_plan(request, world)
         if stop.requested:
             raise Stopped(stop)
@@ -78,6 +76,19 @@ def start(request: Request, world: World = ALONE) -> None:
         from scratch_det.train.run import evaluate_only, train_and_evaluate
 
         (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
+
+
+@contextmanager
+def one_process(world: World) -> Iterator[StopFlag]:
+    """Log, and listen for signals that ask to stop; only the main process of ``world`` prints anything."""
+    set_up_logging(speaks=world.is_main)
+    stop = StopFlag()
+    with stop.listening(), ExitStack() as stack:
+        stack.callback(close_logging)
+        stack.callback(sys.stdout.flush)
+        if not world.is_main:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield stop
 
 
 def make_plan(request: Request, world: World) -> Plan:

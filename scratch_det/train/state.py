@@ -33,7 +33,7 @@ class State:
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         self.amp_type = torch.bfloat16 if bfloat16 else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
-        self.pixels = Pixels.of(cfg)
+        self.traits = {"pixels": Pixels.of(cfg).as_dict(), "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}
         self.iteration, self.seconds = 0, 0.0
 
     def spread(self, group: Group) -> None:
@@ -78,7 +78,7 @@ class State:
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration - 1,
             "seconds": self.seconds,
-            "pixels": self.pixels.as_dict(),
+            **self.traits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

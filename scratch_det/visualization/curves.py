@@ -29,6 +29,8 @@ TASKS = {
     "bbox/AP": ("box AP", "#0072B2", "o"),
     "segm/AP": ("mask AP", "#D55E00", "s"),
     "keypoints/AP": ("keypoint AP", "#009E73", "D"),
+    "classification/top1": ("top-1", "#0072B2", "o"),
+    "classification/top5": ("top-5", "#D55E00", "s"),
 }
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
@@ -142,8 +144,8 @@ def _corners(values: np.ndarray) -> np.ndarray:
 
 
 def _draw_scores(axes: Axes, series: Series) -> None:
-    axes.set_ylabel("AP (%)")
     tasks = [key for key in TASKS if key in series]
+    axes.set_ylabel("AP (%)" if not tasks or tasks[0].endswith("/AP") else "accuracy (%)")
     if not tasks:
         return _say(axes, "no evaluation yet")
     for key in tasks:

@@ -7,7 +7,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from scratch_det.modeling.bodies import BODIES, build_body
+from scratch_det.modeling import bodies
 from scratch_det.modeling.norm import NORMS
 
 BLOCKS = {
@@ -37,15 +37,12 @@ class BareBackbone(nn.Module):
 
 def build_backbone(cfg: CfgNode) -> nn.Module:
     """A module from images to maps by name, with their ``strides`` in pixels and common ``out_channels``."""
-    if cfg.MODEL.BACKBONE.NAME in BODIES:
-        return BareBackbone(build_body(cfg))
-    return build_resnet_fpn(cfg)
+    body = build_body(cfg)
+    return build_fpn(cfg, body) if isinstance(body, ResNet) else BareBackbone(body)
 
 
-def build_resnet_fpn(cfg: CfgNode) -> BackboneWithFPN:
+def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
     """ResNet-FPN: maps p2 ... p5 with strides 4 ... 32 and ``pool`` (p6) with stride 64."""
-    body = build_resnet(cfg)
-    freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT)
     res2 = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     backbone = BackboneWithFPN(
         body,
@@ -57,6 +54,15 @@ def build_resnet_fpn(cfg: CfgNode) -> BackboneWithFPN:
     )
     backbone.strides = PYRAMID_STRIDES
     return backbone
+
+
+def build_body(cfg: CfgNode) -> nn.Module:
+    """The body of the recipe's backbone, its stages the module's children in their order; FREEZE_AT are frozen."""
+    if cfg.MODEL.BACKBONE.NAME in bodies.BODIES:
+        return bodies.build_body(cfg)
+    body = build_resnet(cfg)
+    freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT)
+    return body
 
 
 def build_resnet(cfg: CfgNode) -> ResNet:
