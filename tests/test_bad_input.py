@@ -323,7 +323,7 @@ class TestImages:
         victim.write_bytes(victim.read_bytes()[:400])
         message = failed("DATALOADER.NUM_WORKERS", workers)
         assert f"error: {victim}: cannot be decoded" in message
-        assert "fetch the file again or drop it from the json" in message
+        assert "fetch the file again or leave the image out" in message
 
     def test_size_differs_from_the_json(self, failed, toy_recipe, datasets_root):
         victim = datasets_root / "toy_train" / "images" / "2.jpg"

@@ -268,6 +268,20 @@ class TestChanges:
     def test_first_other_rate(self, change: dict[str, Any], completed: int, first: int | None) -> None:
         assert first_other_rate(paper(), paper(**change), completed) == first
 
+    @pytest.mark.parametrize(
+        ("change", "first"),
+        [
+            ({}, None),
+            ({"MAX_ITER": 180_000}, 1),  # its length shapes every rate of a cosine
+            ({"BASE_LR_END": 0.001}, 1),
+            ({"LR_SCHEDULER_NAME": "WarmupMultiStepLR"}, 1),
+            ({"GAMMA": 0.5}, None),
+        ],
+    )
+    def test_a_cosine_has_no_beginning_to_share(self, change: dict[str, Any], first: int | None) -> None:
+        cosine = {"LR_SCHEDULER_NAME": "WarmupCosineLR", "STEPS": ()}
+        assert first_other_rate(paper(**cosine), paper(**{**cosine, **change}), 2000) == first
+
     def test_every_key_that_is_not_known_to_be_harmless_is_refused(self) -> None:
         earlier, now = paper(), paper()
         set_key(now, "MODEL.RPN.NMS_THRESH", 0.5)
@@ -299,5 +313,8 @@ class TestChanges:
             ("the json of a (sha256)", True), ("the json of b (sha256)", False),
             ("processes x accumulate", False), ("torch", False),
         ]  # fmt: skip
+        folder = environment("x", datasets={"a": {"files_sha256": "x"}})
+        (change,) = environment_changes(environment("x", datasets={"a": {"files_sha256": "y"}}), folder)
+        assert (change.what, change.refused) == ("the files of a (sha256)", True)
         (change,) = environment_changes(environment("x"), environment("x", backend="detectron2"))
         assert change.refused

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from scratch_det.schedule import BatchSettings, Schedule, kx_schedule, lr_at, rescale, shared_prefix
+from scratch_det.config import get_cfg, set_key
+from scratch_det.config.curve import learning_rate, learning_rate_line
+from scratch_det.schedule import BatchSettings, Schedule, cosine_lr_at, kx_schedule, lr_at, rescale, shared_prefix
 
 PAPER = {"base_lr": 0.02, "gamma": 0.1, "warmup_iters": 500, "warmup_factor": 1 / 3}
 PAPER_SCHEDULES = {
@@ -160,3 +162,66 @@ def test_rescale_refuses_drops_that_fall_together(max_iter: int, steps: tuple[in
 def test_rescale_refuses_empty_batches(old: int, new: int) -> None:
     with pytest.raises(ValueError, match="1 or more images"):
         rescale(replace(PAPER_3X, batch=old), new)
+
+
+COSINE = {"base_lr": 0.1, "base_lr_end": 0.02, "max_iter": 100, "warmup_iters": 10, "warmup_factor": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("iteration", "expected"),
+    [
+        (0, 0.025),
+        (5, (0.025 + 0.0980422607) / 2),  # half-way to where the cosine is at 10: 0.06 + 0.04 cos 18 degrees
+        (10, 0.0980422607),
+        (25, 0.0882842712),  # cos 45 degrees
+        (50, 0.06),
+        (75, 0.0317157288),
+        (100, 0.02),
+    ],
+)
+def test_cosine(iteration: int, expected: float) -> None:
+    assert cosine_lr_at(iteration, **COSINE) == pytest.approx(expected, rel=1e-8)
+
+
+def test_cosine_with_constant_warmup_and_without_any() -> None:
+    assert [cosine_lr_at(i, **COSINE, warmup_method="constant") for i in (0, 9)] == pytest.approx([0.025, 0.025])
+    assert cosine_lr_at(0, **{**COSINE, "warmup_iters": 0}) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("wrong", [{"iteration": -1}, {"base_lr_end": 0.2}, {"base_lr_end": -0.1}])
+def test_cosine_refuses_nonsense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be >= 0"):
+        cosine_lr_at(**{"iteration": 3, **COSINE, **wrong})  # type: ignore[arg-type]
+
+
+def test_the_end_of_a_cosine_is_rescaled_with_its_beginning() -> None:
+    found = rescale(replace(PAPER_3X, steps=(), base_lr_end=0.002), 8)
+    assert (found.base_lr, found.base_lr_end) == pytest.approx((0.01, 0.001))
+
+
+def test_a_recipes_cosine_in_words() -> None:
+    cfg = get_cfg()
+    for key, value in {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR": 0.1, "BASE_LR_END": 0.01, "STEPS": (),
+                       "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.5, "MAX_ITER": 1000}.items():  # fmt: skip
+        set_key(cfg, f"SOLVER.{key}", value)
+    assert learning_rate_line(cfg) == "learning rate 0.05 -> 0.1 over 10 it, along a cosine to 0.01, end 1,000"
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("method", ["linear", "constant"])
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupMultiStepLR"])
+def test_rates_are_detectron2s(name: str, method: str) -> None:
+    import torch
+    from detectron2.config import get_cfg as detectron2s
+    from detectron2.solver import build_lr_scheduler
+
+    cfg = detectron2s()
+    cfg.merge_from_list(["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.BASE_LR", 0.1, "SOLVER.WARMUP_ITERS", 7,
+                         "SOLVER.WARMUP_FACTOR", 0.2, "SOLVER.WARMUP_METHOD", method, "SOLVER.MAX_ITER", 90,
+                         "SOLVER.STEPS", (50, 80), "SOLVER.BASE_LR_END", 0.01])  # fmt: skip
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for iteration in range(cfg.SOLVER.MAX_ITER):
+        assert learning_rate(cfg, iteration) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        scheduler.step()

@@ -25,7 +25,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None) 
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or drop it from the json") from None
+        raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or leave the image out") from None
     if (width or height) and image.shape[:2] != (height, width):
         raise DataError(
             f"{path}: image is {image.shape[1]} x {image.shape[0]} px, the json says {width} x {height}; "

@@ -14,7 +14,7 @@ from scratch_det.data.image_folder import ImageFolder
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.pretrain import model as classifier
-from scratch_det.pretrain.dataset import TestFolderSet, TrainingFolderSet
+from scratch_det.pretrain.dataset import EvaluationFolderSet, TrainingFolderSet
 from scratch_det.progress import track
 from scratch_det.train.checkpoint import rename_synced, write_synced
 from scratch_det.train.log import logger
@@ -47,7 +47,7 @@ def evaluate(
     group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
     found = torch.zeros(3, dtype=torch.float64)  # right, right among the first five, all
     size = cfg.SOLVER.IMS_PER_BATCH // group.size
-    batches = evaluation_batches(TestFolderSet(cfg, [data]), cfg, group.world, size)
+    batches = evaluation_batches(EvaluationFolderSet(cfg, [data]), cfg, group.world, size)
     total = math.ceil(math.ceil(len(data.images) / group.size) / size)
     for batch in track(batches, f"classifying {data.entry.name}", total, say=logger.info):
         if group.stop.requested:
@@ -69,7 +69,10 @@ def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder
     """Write the body's weights into backbone.pth, which MODEL.WEIGHTS accepts, and draw curves.png."""
     path, partial = run_dir.path / BACKBONE, run_dir.path / f"{BACKBONE}.partial"
     body = {name: value for name, value in state.model.state_dict().items() if not name.startswith("fc.")}
-    write_synced(partial, {"model": body, **state.traits})
-    rename_synced(partial, path)
+    try:
+        write_synced(partial, {"model": body, **state.traits})
+        rename_synced(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     logger.info(f"the body's weights, to start a detector from: MODEL.WEIGHTS {path}")
     draw(cfg, run_dir, test=[])

@@ -60,7 +60,7 @@ class TrainingFolderSet(FolderSet):
         return f"{len(self):,} training images"
 
 
-class TestFolderSet(FolderSet):
+class EvaluationFolderSet(FolderSet):
     """Test samples in the folder's order: the shorter side becomes MIN_SIZE_TEST, then the middle is cut out."""
 
     def __getitem__(self, index: int) -> Sample | DataError:

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from scratch_det.backends.torchvision.backbone import build_body
 from scratch_det.modeling.init import initialize
+from scratch_det.modeling.norm import NORM_LAYERS
 
 BEHIND_BODY = ("avgpool", "fc", "classifier")  # parts of torchvision's models that a detector does not use
+LAST_NORM = {BasicBlock: "bn2", Bottleneck: "bn3"}
 
 
 class Classifier(nn.Module):
@@ -40,9 +43,17 @@ class Classifier(nn.Module):
 
 
 def build(cfg: CfgNode) -> Classifier:
-    """See the contract. The body starts as in a detector, the last layer at N(0, 0.01) (Goyal et al. 2017, 5.1)."""
+    """See the contract. He initialisation as in a detector, but every residual block starts as the identity.
+
+    The last layer's weights are drawn from N(0, 0.01), and the scale of each block's last norm is 0 (Goyal et al. 2017,
+    section 5.1; Wu & He 2018, section 4.1).
+    """
     model = Classifier(cfg)
     initialize(model, {**dict.fromkeys(model.stages, "backbone"), "fc": "cls_score"})
+    for block in model.modules():
+        norm = getattr(block, LAST_NORM.get(type(block), ""), None)
+        if isinstance(norm, NORM_LAYERS):
+            nn.init.zeros_(norm.weight)
     return model
 
 
