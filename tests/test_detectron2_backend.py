@@ -40,7 +40,9 @@ from scratch_det.weights.names import Scheme, renamed
 from scratch_det.weights.read import Weights
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"
-LEAVES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits"))
+LEAVES = sorted(
+    path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits", "Pretraining")
+)
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 THREE = ("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
 KEYS = f"from .config import CfgNode\n_C = CfgNode.load_cfg({get_cfg().dump()!r})\n"

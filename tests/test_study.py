@@ -16,7 +16,8 @@ from scratch_det.study.experiments import Experiment, experiments, find, of_plac
 from scratch_det.study.samples import of_pretraining, of_run
 
 ALL = experiments()
-PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits")]
+NO_DETECTORS = ("_base_", "Digits", "Pretraining")
+PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in NO_DETECTORS]
 NAME = re.compile(
     r"(?P<init>scratch|pretrained)_(?P<cascade>cascade_)?(?P<model>(?P<kind>mask|faster|keypoint)_rcnn_(?P<body>R_\d+|"
     r"X_152_32x8d|VGG16)(_FPN)?)_(?P<length>\d+[xk])(_(?P<norm>gn|syncbn))?_?(?P<data>.*?)(?P<aug>_test_aug)?"

@@ -11,12 +11,12 @@ from scratch_det.schedule import BatchSettings, rescale
 KEYS = {  # of the fields of BatchSettings
     "batch": "SOLVER.IMS_PER_BATCH",
     "base_lr": "SOLVER.BASE_LR",
-    "base_lr_end": "SOLVER.BASE_LR_END",
     "max_iter": "SOLVER.MAX_ITER",
     "steps": "SOLVER.STEPS",
     "warmup_iters": "SOLVER.WARMUP_ITERS",
     "eval_period": "TEST.EVAL_PERIOD",
     "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+    "base_lr_end": "SOLVER.BASE_LR_END",
 }
 
 

@@ -56,9 +56,8 @@ def lookup(name: str) -> DatasetEntry:
     """
     root, (fields, source) = datasets_root(), _fields(name, "{json: PATH, images: FOLDER}")
     entry = _parse(name, fields, source, root)
-    _check_on_disk(
-        name, root, {entry.json_file: entry.json_file.is_file(), entry.image_root: entry.image_root.is_dir()}
-    )
+    is_there = {f"{entry.json_file}": entry.json_file.is_file(), f"{entry.image_root}/": entry.image_root.is_dir()}
+    _check_on_disk(name, root, is_there)
     return entry
 
 
@@ -68,7 +67,7 @@ def lookup_folder(name: str) -> FolderEntry:
     if not isinstance(fields, dict) or fields.keys() != FOLDER_FIELDS:
         raise DataError(f"{source}: entry '{name}' is {fields!r}; expected classified images, {{folder: PATH}}")
     entry = FolderEntry(name, root / str(fields["folder"]))
-    _check_on_disk(name, root, {entry.root: entry.root.is_dir()})
+    _check_on_disk(name, root, {f"{entry.root}/": entry.root.is_dir()})
     return entry
 
 
@@ -123,7 +122,7 @@ def _parse(name: str, fields: Any, source: Path, root: Path) -> DatasetEntry:
     return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop, ap)
 
 
-def _check_on_disk(name: str, root: Path, is_there: dict[Path, bool]) -> None:
+def _check_on_disk(name: str, root: Path, is_there: dict[str, bool]) -> None:
     """Raise DataError unless every path ``is_there``."""
     if all(is_there.values()):
         return

@@ -154,7 +154,7 @@ def _draw_scores(axes: Axes, series: Series) -> None:
         size = 6 if len(x) < 40 else 3
         axes.plot(x, y, color=color, marker=marker, ms=size, clip_on=False, label=f"{label}, best {y.max():.1f}")
     top = max(series[key][1].max() for key in tasks)
-    axes.set_ylim(0, max(1.0, 1.3 * top))
+    axes.set_ylim(0, min(max(1.0, 1.3 * top), 112))  # percent, and room for a number
     _number_last_points(axes, [(*series[key], TASKS[key][1]) for key in tasks])
     _legend(axes)
     return None
