@@ -9,6 +9,7 @@ status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics
 log.txt, tensorboard/, curves.png, predictions.png
+backbone.pth       of a classification: the body's weights
 lock               held while a process trains here
 """
 
