@@ -68,7 +68,7 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
     """
     with torch.device("meta"):
         model = backend.build(cfg).eval()
-        multiple = getattr(backend, "SIZE_DIVISIBILITY", 0) or model.backbone.size_divisibility or 1
+        multiple = model.backbone.size_divisibility or 1
         height, width = (-(-side // multiple) * multiple for side in size)
         backbone = Pass(model.backbone, torch.empty(1, 3, height, width))
         maps = backbone.output

@@ -35,9 +35,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
 
-    With TEST.AUG.ENABLED, do it again with test-time augmentation. Writes the predictions into ``out`` as COCO results, augmented ones into ``out`` + "_TTA". Returns AP numbers in
-    percent by task ("bbox", "segm", "keypoints", "bbox_TTA", ...) and detectron2's metric names; nothing in the other
-    processes. Raises Stopped when the run was asked to stop.
+    With TEST.AUG.ENABLED, do it again with test-time augmentation. Writes the predictions into ``out`` as COCO results,
+    augmented ones into ``out`` + "_TTA". Returns AP numbers in percent by task ("bbox", "segm", "keypoints", "bbox_TTA",
+    ...) and detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to stop.
     """
     began = time.perf_counter()
     results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)

@@ -19,11 +19,14 @@ BLOCKS = {
 }
 STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
 LEVELS = {"layer1": "p2", "layer2": "p3", "layer3": "p4", "layer4": "p5"}
+PYRAMID_DIVISIBILITY = 32  # the stride of p5: every level of the pyramid halves exactly
 PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}
 
 
 class BareBackbone(nn.Module):
     """A body's maps as they are. ``out_channels`` is the number that all of them have."""
+
+    size_divisibility = 1
 
     def __init__(self, body: nn.Module):
         super().__init__()
@@ -36,7 +39,10 @@ class BareBackbone(nn.Module):
 
 
 def build_backbone(cfg: CfgNode) -> nn.Module:
-    """A module from images to maps by name, with their ``strides`` in pixels and common ``out_channels``."""
+    """A module from images to maps by name, with their ``strides`` in pixels and common ``out_channels``.
+
+    Its ``size_divisibility`` is what the sides of the padded images have to be multiples of.
+    """
     body = build_body(cfg)
     return build_fpn(cfg, body) if isinstance(body, ResNet) else BareBackbone(body)
 
@@ -52,7 +58,7 @@ def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
         extra_blocks=LastLevelMaxPool(),
         norm_layer=NORMS[cfg.MODEL.FPN.NORM],
     )
-    backbone.strides = PYRAMID_STRIDES
+    backbone.strides, backbone.size_divisibility = PYRAMID_STRIDES, PYRAMID_DIVISIBILITY
     return backbone
 
 

@@ -16,7 +16,6 @@ from scratch_det.data.image import encode_masks
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.paste import paste_masks
 
-PYRAMID_DIVISIBILITY = 32  # the stride of p5: every level of the pyramid halves exactly
 HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
 
 LAYER_TYPES = {  # in a cascade without the stage's number
@@ -40,7 +39,6 @@ class GeneralizedRCNN(nn.Module):
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.backbone = build_backbone(cfg)
-        self.divisibility = PYRAMID_DIVISIBILITY if "fpn" in cfg.MODEL.BACKBONE.NAME else 1
         channels, strides = self.backbone.out_channels, self.backbone.strides
         self.rpn = RPN(cfg, channels, list(strides.values()))
         pooled = {name: strides[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
@@ -71,7 +69,8 @@ class GeneralizedRCNN(nn.Module):
         """Normalise and pad with zeros, right and below, to one size that the backbone's strides divide."""
         images = [(self._to_device(sample["image"]) - self.pixel_mean) / self.pixel_std for sample in batch]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        height, width = (-(-max(side) // self.divisibility) * self.divisibility for side in zip(*sizes, strict=True))
+        multiple = self.backbone.size_divisibility
+        height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
         padded = images[0].new_zeros((len(images), 3, height, width))
         for canvas, image in zip(padded, images, strict=True):
             canvas[:, : image.shape[1], : image.shape[2]] = image
