@@ -77,6 +77,9 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
     return Analysis((height, width), parts, {name: _describe(maps[name], max(height, width)) for name in maps})
 
 
+BOX_PARTS = ("box_head", "box_predictor")
+
+
 class Pass:
     """A forward pass of ``module``: its ``output``, and what it and its children cost."""
 
@@ -123,22 +126,24 @@ def _rpn(rpn: nn.Module, maps: dict[str, Tensor]) -> Cost:
 
 
 def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]:
-    """Every child called KIND_head, with its KIND_predictor if it has one."""
-    kinds = [name.removesuffix("_head") for name, _ in roi_heads.named_children() if name.endswith("_head")]
+    """Every child called KIND_head, with its KIND_predictor if it has one; a cascade's may be in its stages."""
+    children = dict(roi_heads.named_children())
+    if stages := children.pop("stages", None):
+        children |= {part: nn.ModuleList([stage.get_submodule(part) for stage in stages]) for part in BOX_PARTS}
+    kinds = [name.removesuffix("_head") for name in children if name.endswith("_head")]
     known = {f"{kind}_{part}" for kind in kinds for part in ("head", "predictor")}
-    if others := [name for name, part in roi_heads.named_children() if name not in known and size_of(part).parameters]:
+    if others := [name for name, part in children.items() if name not in known and size_of(part).parameters]:
         raise UserError(
             f"{_class(roi_heads)} has weights in {', '.join(others)}; only heads that are called KIND_head and "
             "KIND_predictor can be counted"
         )
-    return {f"{kind} head": _head(roi_heads, cfg, kind, channels) for kind in kinds}
+    return {f"{kind} head": _head(children, cfg, kind, channels) for kind in kinds}
 
 
-def _head(roi_heads: nn.Module, cfg: CfgNode, kind: str, channels: int) -> Cost:
-    predictor = _child(roi_heads, f"{kind}_predictor") or nn.Identity()
+def _head(children: dict[str, nn.Module], cfg: CfgNode, kind: str, channels: int) -> Cost:
     boxes = cfg.MODEL.RPN.POST_NMS_TOPK_TEST if kind == "box" else cfg.TEST.DETECTIONS_PER_IMAGE
     side = cfg.MODEL[f"ROI_{kind.upper()}_HEAD"].POOLER_RESOLUTION
-    stages = Stages(_child(roi_heads, f"{kind}_head"), predictor)
+    stages = Stages(children[f"{kind}_head"], children.get(f"{kind}_predictor", nn.Identity()))
     return Pass(stages, torch.empty(boxes, channels, side, side)).cost()
 
 

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from scratch_det.analysis.parts import Analysis
 
 CONFIGS = Path("configs")
-MODELS, SCRATCH = Path("_base_/model"), Path("_base_/init/scratch.yaml")
+MODELS, HEADS, SCRATCH = Path("_base_/model"), Path("_base_/head"), Path("_base_/init/scratch.yaml")
 LARGE, SMALL = "mask_rcnn_X_152_32x8d_FPN_gn", "mask_rcnn_R_101_FPN_gn"
 LEGEND = f"""\
-One row for each file of `configs/_base_/model`, with the number of recipes that are built on it, as the first of them
-that trains from scratch has it. A run takes its number of classes from its data set.
+One row for each file of `configs/_base_/model`, and for each with a file of `configs/_base_/head`, with the number of
+recipes that are built on them, as the first of these that trains from scratch has it. A run takes its number of classes
+from its data set.
 
 {COUNTED}
 
@@ -41,23 +42,34 @@ def write_table(path: Path, backend: str) -> None:
 
 
 def models_table(configs: Path, backend: str) -> str:
-    """A row for every file of ``configs``/_base_/model and what the numbers mean.
+    """A row for every file of ``configs``/_base_/model, for every one with another head, and what the numbers mean.
 
     The model is that of a recipe built on it, the first one from scratch where there is one, else the file's own.
     """
     models = sorted((configs / MODELS).glob("*.yaml"))
     if not models:
         raise UserError(f"there are no recipes in {configs.absolute()}: start this in the repository's folder")
-    recipes, scratch = sorted(configs.glob("[!_]*/*.yaml")), (configs / SCRATCH).resolve()
-    cells, analyses = [], {}
-    for model in models:
-        built_on = [recipe for recipe in recipes if model.resolve() in _bases(recipe)]
+    scratch, cells, analyses = (configs / SCRATCH).resolve(), [], {}
+    for model, head, built_on in _built_on(configs, models):
+        name = f"{model.stem} + {head.stem}" if head else model.stem
         example = min(built_on, key=lambda recipe: scratch not in _bases(recipe), default=model)
-        cfg, analyses[model.stem] = examine(example, (), backend)
-        cells.append({"model": model.stem, "recipes": str(len(built_on)), **_cells(cfg, analyses[model.stem])})
+        cfg, analyses[name] = examine(example, (), backend)
+        cells.append({"model": name, "recipes": str(len(built_on)), **_cells(cfg, analyses[name])})
     columns = list(dict.fromkeys(column for row in cells for column in row))
     rows = [columns, *([row.get(column, "-") for column in columns] for row in cells)]
     return "\n\n".join([LEGEND, table(rows), *_comparison(analyses)]) + "\n"
+
+
+def _built_on(configs: Path, models: list[Path]) -> Iterator[tuple[Path, Path | None, list[Path]]]:
+    """Every model without and with every other head, and the recipes that are built so; a model without any too."""
+    recipes, heads = sorted(configs.glob("[!_]*/*.yaml")), sorted((configs / HEADS).glob("*.yaml"))
+    for model in models:
+        own = [recipe for recipe in recipes if model.resolve() in _bases(recipe)]
+        for head in (None, *heads):
+            has = {head.resolve()} if head else set()
+            built = [recipe for recipe in own if _bases(recipe) & {other.resolve() for other in heads} == has]
+            if built or not head:
+                yield model, head, built
 
 
 @cache

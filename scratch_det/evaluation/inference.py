@@ -36,8 +36,8 @@ def evaluate(
     """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
 
     With TEST.AUG.ENABLED, do it again with test-time augmentation. Writes the predictions into ``out`` as COCO results,
-    augmented ones into ``out`` + "_TTA". Returns AP numbers in percent by task ("bbox", "segm", "keypoints", "bbox_TTA",
-    ...) and detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to stop.
+    augmented ones into ``out`` + "_TTA". Returns AP numbers in percent by task ("bbox", "segm", "keypoints", "bbox_TTA"
+    and so on) and detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to.
     """
     began = time.perf_counter()
     results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
