@@ -96,6 +96,34 @@ class TestMerging:
         assert (columns.min(), columns.max()) == (15, 37)  # 15 + 45 / 2 = 37.5
         assert mask.sum() == pytest.approx(36 * 22.5, rel=0.03)
 
+    def test_keypoints_change_sides_in_a_mirror(self, config: Config) -> None:
+        """The left one at row 5, column 2 of 28 in the box, the right one at row 9, column 25: so seen in all views."""
+        box = torch.tensor([0.0, 0, 56, 56])
+
+        def shapes(model: None, batch: list[dict[str, Any]], found: list[dict]) -> list[dict[str, torch.Tensor]]:
+            is_mirrored = batch[0]["image"][0, 0, 0] < batch[0]["image"][0, 0, -1]
+            maps = torch.zeros(1, 2, 28, 28)
+            for point, (row, column) in enumerate(((9, 2), (5, 25)) if is_mirrored else ((5, 2), (9, 25))):
+                maps[0, point, row, column] = 9.0
+            return [{"heat_maps": maps}]
+
+        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+            height, width = batch[0]["image"].shape[1:]
+            x1, y1, x2, y2 = box * torch.tensor([width / 56, height / 56] * 2)
+            return [{"boxes": boxes_of((x1, y1, x2, y2)), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}]
+
+        image = torch.arange(56, 0, -1, dtype=torch.uint8).expand(3, 56, 56)
+        keys = ("MODEL.MASK_ON", "False", "MODEL.KEYPOINT_ON", "True")
+        found = predict_augmented(
+            SimpleNamespace(detect=detect, shapes=shapes),
+            None,
+            config(*keys),
+            {"image": image, "height": 56, "width": 56},
+            mirror=(1, 0),
+        )
+        expected = torch.tensor([[5.0, 11], [51, 19]])  # the middle of a cell of 2 x 2 px
+        torch.testing.assert_close(found["keypoints"][0, :, :2], expected, atol=1.0, rtol=0)
+
     def test_nothing_found(self, config: Config) -> None:
         model = backends.load("torchvision").build(cfg := config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"))
         found = predict_augmented(backends.load("torchvision"), model, cfg, sample())
@@ -109,7 +137,6 @@ class TestRules:
         [
             (("TEST.AUG.MIN_SIZES", "()"), "expected one or more sides"),
             (("TEST.AUG.MAX_SIZE", "50"), "a longest one above them"),
-            (("MODEL.KEYPOINT_ON", "True"), "keypoints of several views are not merged"),
         ],
     )
     def test_refused(self, keys: tuple[str, str], said: str, config: Config) -> None:
@@ -123,13 +150,32 @@ class TestRules:
 
 @pytest.mark.parametrize("name", INSTALLED)
 class TestRun:
+    @pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
+    def test_one_plain_view_is_the_plain_prediction(self, name: str, heads: str, config: Config) -> None:
+        """Masks and keypoints included."""
+        cascade = ("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", str("Cascade" in heads))
+        view = ("TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+        points = ("MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(32,)")
+        torch.manual_seed(0)
+        backend, one = backends.load(name), sample(64, 96)
+        model = backend.build(cfg := config(*cascade, *view, *points))
+        plain, found = backend.predict(model, [one])[0], predict_augmented(backend, model, cfg, one)
+        assert plain.keys() == found.keys() == {"boxes", "scores", "labels", "masks", "keypoints"}
+        assert len(plain["scores"]) == 10
+        assert plain["labels"].equal(found["labels"])
+        assert plain["masks"] == found["masks"]
+        for key in ("scores", "boxes", "keypoints"):
+            torch.testing.assert_close(found[key], plain[key], atol=1e-4, rtol=1e-4)
+
     def test_after_the_last_iteration_alone(
         self, name: str, train: Callable[..., Path], capsys: pytest.CaptureFixture
     ) -> None:
         keys = (*AUG, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1)
         folder = train(*keys, backend=name)
         said = capsys.readouterr().out
-        assert said.count("4 views of each of 4 images, two passes (boxes, then masks); 6 times the pixels") == 1
+        assert (
+            said.count("4 views of each of 4 images, two passes (boxes, then what is in them); 6 times the pixels") == 1
+        )
         metrics = read(folder, "result.json")["metrics"]
         assert set(metrics) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
         evaluated = [line for line in lines(folder) if "bbox/AP" in line]

@@ -167,7 +167,7 @@ class TestRefusals:
                 lambda content: [one.update(keypoints=["top", "left", "right"]) for one in content["categories"]],
             )
         message = refused()
-        for part in ("RANDOM_FLIP is 'horizontal'", "top, left, right", "set INPUT.RANDOM_FLIP none", "flip_map"):
+        for part in ("RANDOM_FLIP is 'horizontal'", "top, left, right", "set it to none", "flip_map"):
             assert part in message
 
     def test_other_keypoints_in_the_test_set(self, refused: Callable, datasets_root: Path) -> None:

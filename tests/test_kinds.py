@@ -25,7 +25,10 @@ KINDS = {  # recipe, and the tasks that it evaluates
         {"bbox", "segm", "bbox_TTA", "segm_TTA"},
     ),
     "VGG": ("configs/COCO-Detection/scratch_faster_rcnn_VGG16_11x_train_aug.yaml", {"bbox"}),
-    "keypoints": ("configs/COCO-Keypoints/scratch_keypoint_rcnn_R_50_FPN_2x_gn.yaml", {"bbox", "keypoints"}),
+    "keypoints": (
+        "configs/COCO-Keypoints/scratch_keypoint_rcnn_R_50_FPN_2x_gn.yaml",
+        {"bbox", "keypoints", "bbox_TTA", "keypoints_TTA"},
+    ),
     "subset": ("configs/COCO-LowData/scratch_mask_rcnn_R_50_FPN_22k_gn_1k.yaml", {"bbox", "segm"}),
 }
 REDUCED = {
@@ -41,9 +44,12 @@ REDUCED = {
 }
 OF_KIND: dict[str, dict[str, Any]] = {
     "VGG": {"MODEL.ANCHOR_GENERATOR.SIZES": "[[8, 16, 32]]", "MODEL.ROI_BOX_HEAD.NUM_CONV": 0},
-    "keypoints": {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "(32, 32)"},
+    "keypoints": {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "(32, 32)", "TEST.AUG.ENABLED": True},
 }
-KEYPOINTS_OF = {"digits": {"INPUT.RANDOM_FLIP": "none", "TEST.KEYPOINT_OKS_SIGMAS": "[0.1, 0.1, 0.1, 0.1]"}, "coco": {}}
+KEYPOINTS_OF = {  # of digits no mirror is known, and COCO has no sigmas
+    "digits": {"INPUT.RANDOM_FLIP": "none", "TEST.AUG.FLIP": False, "TEST.KEYPOINT_OKS_SIGMAS": "[0.1, 0.1, 0.1, 0.1]"},
+    "coco": {},
+}
 INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
 DATA = ["digits", pytest.param("coco", marks=pytest.mark.slow)]
 

@@ -15,7 +15,8 @@ A backend is a package of two modules, named in ``BACKENDS`` after the library b
     x y score, continuous as boxes are. All on the CPU.
     ``detect(model, batch) -> list[dict]``: boxes, scores and labels alone, in pixels of the network's input.
     ``shapes(model, batch, found) -> list[dict]``: for ``boxes`` in pixels of the network's input and their ``labels``,
-    one dictionary an image: with MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box.
+    one dictionary an image: with MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box, with
+    MODEL.KEYPOINT_ON ``heat_maps`` float32 [N, K, S, S], logits of each keypoint in the cells of the box.
 
 ``batch`` is a list of samples as ``scratch_det.data.dataset`` describes them.
 """

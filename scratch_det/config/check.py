@@ -151,7 +151,7 @@ def cascade_stages(cfg: CfgNode) -> Iterator[str]:
 
 
 def augmentation(cfg: CfgNode) -> Iterator[str]:
-    """Test-time augmentation has views, and merges what there is a way to merge."""
+    """Test-time augmentation has views."""
     keys = cfg.TEST.AUG
     if not keys.ENABLED:
         return
@@ -159,11 +159,6 @@ def augmentation(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"TEST.AUG has MIN_SIZES {tuple(keys.MIN_SIZES)} and MAX_SIZE {keys.MAX_SIZE}, expected one or more sides "
             "in pixels and a longest one above them"
-        )
-    if cfg.MODEL.KEYPOINT_ON:
-        yield (
-            "TEST.AUG.ENABLED is True with MODEL.KEYPOINT_ON: keypoints of several views are not merged here (nor in "
-            "detectron2); set TEST.AUG.ENABLED False"
         )
 
 

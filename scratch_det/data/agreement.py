@@ -68,11 +68,12 @@ def keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: 
             f"{NUM_KEYPOINTS} is {found}, but the categories of {first.entry.json_file} name {expected} keypoints; "
             f"set {NUM_KEYPOINTS} {expected}, or leave the key out: the json decides"
         )
-    if training and recipe.cfg.INPUT.RANDOM_FLIP == "horizontal" and first.mirror is None:
+    mirrored = _mirrors(recipe.cfg, bool(training), bool(test))
+    if mirrored and first.mirror is None:
         yield (
-            f"INPUT.RANDOM_FLIP is 'horizontal', but the keypoints of {first.entry.json_file} do not tell which change "
-            f"places in a mirror: {', '.join(first.keypoints)}\n  set INPUT.RANDOM_FLIP none, name them left_X and "
-            "right_X in pairs, or give the categories a flip_map, a list of [name, name]"
+            f"{' and '.join(mirrored)}, but the keypoints of {first.entry.json_file} do not tell which change places "
+            f"in a mirror: {', '.join(first.keypoints)}\n  set it to {' and '.join(mirrored.values())}, name them left_X "
+            "and right_X in pairs, or give the categories a flip_map, a list of [name, name]"
         )
     if test:
         yield from _wrong_sigmas(recipe.cfg.TEST.KEYPOINT_OKS_SIGMAS, first)
@@ -114,3 +115,13 @@ def _files(data: CocoDataset) -> Iterator[tuple[str, int]]:
     """Path and image id of every image."""
     root = os.path.realpath(data.entry.image_root)
     return ((f"{root}/{image['file_name']}", image["id"]) for image in data.images)
+
+
+def _mirrors(cfg: CfgNode, training: bool, test: bool) -> dict[str, str]:
+    """Which keys have images mirrored left-right, as "KEY is VALUE", and what they are set to so that they do not."""
+    aug = cfg.TEST.AUG
+    mirrors = {
+        "INPUT.RANDOM_FLIP is 'horizontal'": ("none", training and cfg.INPUT.RANDOM_FLIP == "horizontal"),
+        "TEST.AUG.FLIP is True": ("False", test and aug.ENABLED and aug.FLIP),
+    }
+    return {found: mend for found, (mend, is_so) in mirrors.items() if is_so}

@@ -1,10 +1,11 @@
 """Test-time augmentation: one image seen in several sizes, plain and mirrored, and the detections merged.
 
 As in detectron2: each view is detected by itself, boxes meet in the original image, NMS by class chooses among them,
-and the masks of the chosen boxes are the mean over all views. Views are made from the original image, not from one
-that has been resized already.
+and the masks of the chosen boxes are the mean over all views, as are keypoints' heat maps in Detectron (detectron2
+refuses keypoints). Views are made from the original image, not from one that has been resized already.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,23 +16,38 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from scratch_det.data.image import encode_masks
 from scratch_det.data.transforms import Sample, flip, output_size, resize
+from scratch_det.modeling.keypoints import decode_keypoints
 from scratch_det.modeling.paste import paste_masks
 
 View = tuple[Sample, bool]  # the image, and whether it is mirrored
 
 
-def predict_augmented(backend: ModuleType, model: nn.Module, cfg: CfgNode, sample: Sample) -> dict[str, Any]:
-    """What ``backend.predict`` says of one image, from TEST.AUG's views of it. The sample has the original image."""
+def predict_augmented(
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, sample: Sample, mirror: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What ``backend.predict`` says of one image, from TEST.AUG's views of it. The sample has the original image.
+
+    mirror: the place from which a mirrored object takes each keypoint, where there are any and views are mirrored.
+    """
     views = views_of(sample, cfg)
     found = merge([_in_original(backend.detect(model, [view])[0], view, mirrored) for view, mirrored in views], cfg)
     boxes = clip_boxes_to_image(found["boxes"], (sample["height"], sample["width"]))
     keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
     found = {**{name: value[keep] for name, value in found.items()}, "boxes": boxes[keep]}
-    if cfg.MODEL.MASK_ON:
-        masks = torch.stack([_masks(backend, model, found, view, mirrored) for view, mirrored in views]).mean(0)
-        pasted = paste_masks(masks, found["boxes"], sample["height"], sample["width"])
-        found["masks"] = encode_masks(pasted)
+    if not has_second_pass(cfg):
+        return found
+    seen = [_shapes(backend, model, found, view, mirrored, mirror) for view, mirrored in views]
+    mean = {name: torch.stack([one[name] for one in seen]).mean(0) for name in seen[0]}
+    if "masks" in mean:
+        found["masks"] = encode_masks(paste_masks(mean["masks"], found["boxes"], sample["height"], sample["width"]))
+    if "heat_maps" in mean:
+        found["keypoints"] = decode_keypoints(mean["heat_maps"], found["boxes"])
     return found
+
+
+def has_second_pass(cfg: CfgNode) -> bool:
+    """Whether anything is asked of the merged boxes."""
+    return cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON
 
 
 def views_of(sample: Sample, cfg: CfgNode) -> list[View]:
@@ -53,10 +69,10 @@ def merge(found: list[dict[str, Tensor]], cfg: CfgNode) -> dict[str, Tensor]:
 
 
 def relative_cost(cfg: CfgNode, height: int, width: int) -> float:
-    """Pixels of all views against those of the one plain image, for an image of this size; masks take a second pass."""
+    """Pixels of all views, in one pass or two, against those of the one plain image, for an image of this size."""
     keys = cfg.TEST.AUG
     plain = _area(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    passes = (1 + keys.FLIP) * (1 + cfg.MODEL.MASK_ON)
+    passes = (1 + keys.FLIP) * (1 + has_second_pass(cfg))
     return passes * sum(_area(height, width, size, keys.MAX_SIZE) for size in keys.MIN_SIZES) / plain
 
 
@@ -70,12 +86,24 @@ def _in_original(found: dict[str, Tensor], view: Sample, mirrored: bool) -> dict
     return {**found, "boxes": boxes / _scale(view)}
 
 
-def _masks(backend: ModuleType, model: nn.Module, found: dict[str, Tensor], view: Sample, mirrored: bool) -> Tensor:
-    """Probabilities [N, M, M] inside the boxes, which are in the original image."""
+def _shapes(
+    backend: ModuleType,
+    model: nn.Module,
+    found: dict[str, Tensor],
+    view: Sample,
+    mirrored: bool,
+    mirror: Sequence[int] | None,
+) -> dict[str, Tensor]:
+    """What ``backend.shapes`` says of boxes in the original image, turned as they are there."""
     boxes = found["boxes"] * _scale(view)
     given = {"boxes": _mirror(boxes, view) if mirrored else boxes, "labels": found["labels"]}
-    masks = backend.shapes(model, [view], [given])[0]["masks"]
-    return masks.flip(-1) if mirrored else masks
+    (shapes,) = backend.shapes(model, [view], [given])
+    if mirrored:
+        shapes = {name: maps.flip(-1) for name, maps in shapes.items()}
+        if "heat_maps" in shapes:
+            assert mirror is not None  # refused before
+            shapes["heat_maps"] = shapes["heat_maps"][:, list(mirror)]
+    return shapes
 
 
 def _scale(view: Sample) -> Tensor:

@@ -18,7 +18,7 @@ from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, Sample, evaluation_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
-from scratch_det.evaluation.augmented import predict_augmented, relative_cost
+from scratch_det.evaluation.augmented import has_second_pass, predict_augmented, relative_cost
 from scratch_det.evaluation.coco import evaluate_predictions
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.tables import format_table
@@ -48,7 +48,11 @@ def evaluate(
     logger.info(cost_line(cfg, data, seconds))
     views = EvaluationSet(cfg, data, resized=False)
     results = predict_dataset(
-        lambda batch: [predict_augmented(backend, model, cfg, sample) for sample in batch], views, model, data, group
+        lambda batch: [predict_augmented(backend, model, cfg, sample, data.mirror) for sample in batch],
+        views,
+        model,
+        data,
+        group,
     )
     found = score(cfg, data, results, out.with_name(f"{out.name}_TTA")) if group.is_main else {}
     return metrics | {f"{task}_TTA": values for task, values in found.items()}
@@ -75,7 +79,7 @@ def cost_line(cfg: CfgNode, data: CocoDataset, seconds: float) -> str:
     """What test-time augmentation is about to take, given the ``seconds`` of the plain evaluation before it."""
     factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in data.images)
     number = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
-    passes = "two passes (boxes, then masks)" if cfg.MODEL.MASK_ON else "one pass"
+    passes = "two passes (boxes, then what is in them)" if has_second_pass(cfg) else "one pass"
     return (
         f"test-time augmentation: {number} views of each of {len(data.images)} images, {passes}; {factor:.0f} times "
         f"the pixels of the plain evaluation, which took {clock(seconds)}: about {clock(factor * seconds)}"

@@ -87,25 +87,35 @@ def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
 def detect(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
     """See the contract. Puts the model into evaluation mode."""
     heads = model.eval().roi_heads
-    wanted, heads.mask_on = heads.mask_on, False
+    others = {name: on for name in ("mask_on", "keypoint_on") if (on := getattr(heads, name, False))}
     try:
+        for name in others:
+            setattr(heads, name, False)
         found = model.inference(batch, do_postprocess=False)
     finally:
-        heads.mask_on = wanted
+        for name, on in others.items():
+            setattr(heads, name, on)
     return [_as_dict(one.to("cpu")) for one in found]
 
 
 @torch.no_grad()
 def shapes(model: nn.Module, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """See the contract. Puts the model into evaluation mode."""
-    if not model.roi_heads.mask_on:
-        return [{} for _ in found]
+    heads, shapes = model.eval().roi_heads, {}
     given = [
         Instances(tuple(sample["image"].shape[-2:]), pred_boxes=Boxes(one["boxes"]), pred_classes=one["labels"])
         for sample, one in zip(batch, found, strict=True)
     ]
-    with_masks = model.eval().inference(batch, [one.to(model.device) for one in given], do_postprocess=False)
-    return [{"masks": one.pred_masks[:, 0].cpu()} for one in with_masks]
+    given = [one.to(model.device) for one in given]
+    if getattr(heads, "keypoint_on", False):
+        maps = model.backbone(model.preprocess_image(batch).tensor)
+        features = [maps[name] for name in heads.keypoint_in_features]
+        pooled = heads.keypoint_pooler(features, [one.pred_boxes for one in given])
+        shapes["heat_maps"] = heads.keypoint_head.layers(pooled).split([len(one) for one in given])
+    if heads.mask_on:
+        masks = model.inference(batch, given, do_postprocess=False)
+        shapes["masks"] = [one.pred_masks[:, 0] for one in masks]
+    return [{name: values[image].cpu() for name, values in shapes.items()} for image in range(len(found))]
 
 
 class MatchedMasks:

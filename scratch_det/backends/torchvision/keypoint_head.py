@@ -1,11 +1,10 @@
 """Keypoint head: torchvision's layers, detectron2's choice of boxes, loss and scores."""
 
-import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
+from torchvision.models.detection.roi_heads import keypoints_to_heatmap
 
 
 def keypoint_layers(keys: CfgNode, in_channels: int) -> dict[str, nn.Module]:
@@ -52,13 +51,3 @@ def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, 
     by_visible = keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
     count = labelled.sum().clamp(min=1) if by_visible else most_boxes * logits.shape[1]
     return keys.LOSS_WEIGHT * loss / count
-
-
-def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
-    """x, y and score [N, K, 3] of the highest point of each heat map [N, K, S, S], resized to its box [N, 4].
-
-    The score is softmax's, normalised over the S x S places, so that objects of different sizes can be compared.
-    """
-    points, peaks = heatmaps_to_keypoints(logits, boxes)
-    scores = (peaks - logits.flatten(2).logsumexp(2)).exp()
-    return torch.cat([points[..., :2], scores[..., None]], dim=2)

@@ -14,6 +14,7 @@ from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.init import initialize
+from scratch_det.modeling.keypoints import decode_keypoints
 from scratch_det.modeling.paste import paste_masks
 
 HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
@@ -134,7 +135,7 @@ def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:
-    """Scale detections to the original image, drop boxes without area, paste masks; labels become 0-based."""
+    """Scale detections to the original image, drop boxes without area, paste masks, find keypoints; 0-based labels."""
     height, width = sample["height"], sample["width"]
     scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
     boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
@@ -143,6 +144,7 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     result = {"boxes": boxes[keep], "scores": found["scores"].cpu()[keep], "labels": found["labels"].cpu()[keep] - 1}
     if "masks" in found:
         result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[keep], boxes[keep], height, width))
-    if "keypoints" in found:
-        result["keypoints"] = found["keypoints"].cpu()[keep] * torch.tensor([scale_x, scale_y, 1])
+    if "heat_maps" in found:
+        points = decode_keypoints(found["heat_maps"], found["boxes"])
+        result["keypoints"] = points.cpu()[keep] * torch.tensor([scale_x, scale_y, 1])
     return result

@@ -10,12 +10,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
-from scratch_det.backends.torchvision.keypoint_head import (
-    decode_keypoints,
-    keypoint_layers,
-    keypoint_loss,
-    keypoint_samples,
-)
+from scratch_det.backends.torchvision.keypoint_head import keypoint_layers, keypoint_loss, keypoint_samples
 from scratch_det.backends.torchvision.pooler import build_pooler
 from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import NORMS
@@ -131,15 +126,14 @@ class RoIHeads(TorchvisionRoIHeads):
     def shapes(self, features: dict[str, Tensor], found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """What the other heads say of the boxes of ``detect``, per image.
 
-        ``masks`` [N, M, M], probabilities inside the box, and ``keypoints`` [N, K, 3] (x, y in input pixels, score).
+        ``masks`` [N, M, M], probabilities inside the box, and ``heat_maps`` [N, K, S, S], logits of a keypoint.
         """
         boxes, labels = ([image[key] for image in found] for key in ("boxes", "labels"))
         numbers, shapes = [len(each) for each in boxes], {}
         if self.has_mask():
             shapes["masks"] = self._mask_logits(features, boxes, labels).sigmoid().split(numbers)
         if self.has_keypoint():
-            points = decode_keypoints(self._heat_maps(features, boxes), torch.cat(boxes))
-            shapes["keypoints"] = points.split(numbers)
+            shapes["heat_maps"] = self._heat_maps(features, boxes).split(numbers)
         return [{name: values[image] for name, values in shapes.items()} for image in range(len(found))]
 
 
