@@ -72,9 +72,9 @@ def keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: 
     if mirrored and first.mirror is None:
         points, mends = ", ".join(first.keypoints), " and ".join(mirrored.values())
         yield (
-            f"{' and '.join(mirrored)}, but the keypoints of {first.entry.json_file} do not tell which change places in "
-            f"a mirror: {points}\n  set it to {mends}, name them left_X and right_X in pairs, or give the categories a "
-            "flip_map, a list of [name, name]"
+            f"{' and '.join(mirrored)}, but the keypoints of {first.entry.json_file} do not tell which change places "
+            f"in a mirror: {points}\n  set it to {mends}, name them left_X and right_X in pairs, or give the "
+            "categories a flip_map, a list of [name, name]"
         )
     if test:
         yield from _wrong_sigmas(recipe.cfg.TEST.KEYPOINT_OKS_SIGMAS, first)
