@@ -157,7 +157,7 @@ class TestCounting:
             model.backbone = SingleMap(name)
             return model
 
-        found = analyze(SimpleNamespace(build=build, SIZE_DIVISIBILITY=16), cfg, (60, 90))
+        found = analyze(SimpleNamespace(build=build), cfg, (60, 90))
         assert found.image == (64, 96)
         assert list(found.parts) == ["body", "RPN", "box head", "mask head"]
         assert found.parts["body"].flops == 4 * 6 * 32 * 3 * 256
@@ -169,13 +169,15 @@ class TestCounting:
             model.roi_heads.res5 = nn.Linear(10, 1, bias=False)
             return model
 
-        backend = SimpleNamespace(build=build, SIZE_DIVISIBILITY=32)
+        backend = SimpleNamespace(build=build)
         with pytest.raises(UserError, match=r"^RoIHeads has weights in res5; only heads"):
             analyze(backend, load_config(QUICKSTART, small_model).cfg, (64, 64))
 
 
 class SingleMap(nn.Module):
     """A convolution, called ``name``, whose output is the only map."""
+
+    size_divisibility = 16
 
     def __init__(self, name: str):
         super().__init__()
