@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, did_you_mean
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -25,13 +26,18 @@ PARTS = {
     "loss_rpn_cls": ("proposal objectness", "#CC79A7"),
     "loss_rpn_loc": ("proposal box", "#56B4E9"),
 }
+STAGES = {"": "-", "_stage0": "-", "_stage1": "--", "_stage2": ":"}  # how names of losses end, in a cascade
 TASKS = {
     "bbox/AP": ("box AP", "#0072B2", "o"),
     "segm/AP": ("mask AP", "#D55E00", "s"),
     "keypoints/AP": ("keypoint AP", "#009E73", "D"),
+    "bbox_TTA/AP": ("box AP, test aug", "#0072B2", "*"),
+    "segm_TTA/AP": ("mask AP, test aug", "#D55E00", "*"),
+    "keypoints_TTA/AP": ("keypoint AP, test aug", "#009E73", "*"),
     "classification/top1": ("top-1", "#0072B2", "o"),
     "classification/top5": ("top-5", "#D55E00", "s"),
 }
+RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
@@ -52,6 +58,29 @@ def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Pa
     scores.set_xlabel("iteration")
     scores.set_xlim(left=0)
     figure.align_ylabels()
+    return save_figure(figure, out_png)
+
+
+def compare_curves(runs: Mapping[str, Path], keys: Sequence[str], out_png: str | Path) -> Path:
+    """Draw each of ``keys`` of metrics.json for several runs, the files by their labels, one panel a key.
+
+    Raises DataError when no run has a key.
+    """
+    found = {label: read_series(file) for label, file in runs.items()}
+    figure = Figure(figsize=(9, 3.2 * len(keys)), dpi=120, layout="constrained")
+    for axes, key in zip(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0], keys, strict=True):
+        if not any(key in series for series in found.values()):
+            known = sorted({name for series in found.values() for name in series})
+            raise DataError(f"no run has {key} in its metrics.json{did_you_mean(key, known)}")
+        for (label, series), color in zip(found.items(), cycle(RUNS), strict=False):
+            if key in series:
+                x, y = _thin(*series[key])
+                axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
+        axes.set_ylabel(TASKS[key][0] if key in TASKS else key.replace("_", " "))
+        _dress(axes)
+        _legend(axes)
+    axes.set_xlabel("iteration")
+    axes.set_xlim(left=0)
     return save_figure(figure, out_png)
 
 
@@ -109,11 +138,13 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draw_losses(axes: Axes, series: Series) -> None:
     """The total bold and its parts thin, on a log axis where the small parts are as readable as the large."""
     lines = {"total_loss": ("total", "black"), **PARTS}
-    for key in [key for key in lines if key in series]:
-        label, color = lines[key]
-        x, y = _thin(*series[key])
-        marker = "o" if len(x) == 1 else None
-        axes.plot(x, y, color=color, label=label, lw=2.2 if key == "total_loss" else 1.2, marker=marker, ms=5)
+    for key, (name, color) in lines.items():
+        for stage, style in STAGES.items():
+            if key + stage in series:
+                x, y = _thin(*series[key + stage])
+                marker, label = "o" if len(x) == 1 else None, name + stage.replace("_stage", ", stage ")
+                width = 2.2 if key == "total_loss" else 1.2
+                axes.plot(x, y, color=color, ls=style, label=label, lw=width, marker=marker, ms=5)
     axes.set_ylabel("loss (log scale)")
     if axes.lines:
         axes.set_yscale("log")

@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Draw curves of several runs over each other.
+
+    python tools/plot_curves.py he=output/digits_vgg16 alike=output/digits_vgg16_alike --out vgg.png
+    python tools/plot_curves.py 2x=output/scratch_2x 6x=output/scratch_6x --metric bbox/AP --out table1.png
+
+Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exit code 0: drawn; 2: something to mend.
+"""
+
+import argparse
+from pathlib import Path
+
+from scratch_det.errors import exit_on_user_error
+from scratch_det.visualization.compare import compare_runs
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="a run's folder and what to call it")
+    parser.add_argument("--metric", action="append", metavar="KEY", help="total_loss and bbox/AP, unless given")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with exit_on_user_error():
+        print(compare_runs(args.runs, args.metric or ["total_loss", "bbox/AP"], args.out))
+
+
+if __name__ == "__main__":
+    main()
