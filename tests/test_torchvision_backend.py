@@ -28,7 +28,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.distributed.world import ALONE
 from scratch_det.errors import ConfigError
-from scratch_det.modeling.init import FILLS, initialize
+from scratch_det.modeling.init import FILLS, fill_alike, initialize
 from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import SyncBatchNorm
 from scratch_det.modeling.paste import paste_masks
@@ -274,6 +274,15 @@ class TestInitialisation:
     def test_a_kind_of_layer_without_rule_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"'lookup' \(Embedding\) has weights but no rule"):
             initialize(nn.ModuleDict({"lookup": nn.Embedding(2, 2)}), {"lookup": "backbone"})
+
+    def test_alike_leaves_no_width_of_its_own(self, config: Config) -> None:
+        model = built(config())
+        fill_alike(model, 0.01)
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel() > 5000:
+                assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1), name
+            if isinstance(layer, nn.GroupNorm):
+                assert layer.weight.eq(1).all()
 
     def test_prefixes_end_at_a_dot(self) -> None:
         model = nn.ModuleDict({"head": nn.Linear(1, 1), "head2": nn.Linear(1, 1)})

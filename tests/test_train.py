@@ -245,6 +245,21 @@ class TestRun:
         assert {value.dtype for value in weights(folder).values()} == {torch.float32}
 
 
+class TestInitStd:
+    def test_is_drawn_and_said(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+        train("SOLVER.BASE_LR", 1e-12, *NO_TEST, name="alike", init_std=0.3)
+        assert "every layer alike from N(0, 0.3)" in capsys.readouterr().out
+
+    def test_refusals(self, train: Train, tmp_path: Path) -> None:
+        weights = train(*NO_TEST) / "checkpoints/model_final.pth"
+        with pytest.raises(UserError, match="--init-std is of random weights, but MODEL.WEIGHTS is"):
+            train("MODEL.WEIGHTS", weights, *NO_TEST, name="other", init_std=0.1)
+        with pytest.raises(UserError, match=r"--init-std is 0, expected above 0 and below 1"):
+            train(*NO_TEST, name="other", init_std=0.0)
+        with pytest.raises(UserError, match="--init-std: an evaluation has no use for it"):
+            train(name="other", init_std=0.1, eval_only=True)
+
+
 class TestEvalOnly:
     def test_reproduces_the_runs_result(self, train: Train) -> None:
         folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01, "SOLVER.MAX_ITER", 3)

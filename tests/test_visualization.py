@@ -1,15 +1,18 @@
 """Pictures: written whole, of the promised size, not blank, whatever the run or the images look like."""
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, UserError
 from scratch_det.visualization import predictions
-from scratch_det.visualization.curves import draw_curves, read_series
+from scratch_det.visualization.compare import compare_runs
+from scratch_det.visualization.curves import draw_curves, draw_losses, read_series
 from scratch_det.visualization.predictions import draw_predictions
 
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
@@ -168,3 +171,39 @@ def test_truth_and_prediction_share_a_colour_per_class():
 def test_no_samples_are_refused(tmp_path):
     with pytest.raises(DataError, match="no samples"):
         draw_predictions([], CLASSES, tmp_path / "none.png")
+
+
+class TestComparison:
+    @pytest.fixture
+    def runs(self, tmp_path) -> list[str]:
+        rows = [*training_rows(30), evaluation_row(600)]
+        for name in ("short", "long"):
+            (tmp_path / name).mkdir()
+            write_rows(tmp_path / name / "metrics.json", rows if name == "long" else rows[:10])
+        return [f"{name}={tmp_path / name}" for name in ("short", "long")]
+
+    def test_a_panel_for_each_metric(self, runs, tmp_path):
+        """A run without evaluation is left out of that panel."""
+        out = compare_runs(runs, ["total_loss", "bbox/AP", "lr"], tmp_path / "made/curves.png")
+        assert picture(out).shape == (1152, 1080, 3)
+
+    @pytest.mark.parametrize(
+        ("words", "keys", "out", "said"),
+        [
+            (["short"], ["lr"], "a.png", "short: expected LABEL=FOLDER"),
+            (["a=absent"], ["lr"], "a.png", "a=absent: there is no absent/metrics.json"),
+            ([], ["total_los"], "a.png", "no run has total_los in its metrics.json; did you mean 'total_loss'?"),
+            ([], ["lr"], "a.jpg", "the picture is a PNG"),
+        ],
+    )
+    def test_refusals(self, words, keys, out, said, runs, tmp_path):
+        with pytest.raises(UserError, match=re.escape(said)):
+            compare_runs([*runs, *words], keys, tmp_path / out)
+
+
+def test_the_stages_of_a_cascade_are_told_apart():
+    axes = Figure().subplots()
+    x = np.arange(3.0)
+    draw_losses(axes, {name: (x, x + 1) for name in ("total_loss", "loss_cls_stage0", "loss_cls_stage2", "loss_mask")})
+    assert [line.get_label() for line in axes.lines] == ["total", "class, stage 0", "class, stage 2", "mask"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 4

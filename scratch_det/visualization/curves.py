@@ -50,7 +50,7 @@ def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Pa
     figure = Figure(figsize=(9, 8.4), dpi=120, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     losses, rate, scores = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
-    _draw_losses(losses, series)
+    draw_losses(losses, series)
     _draw_rate(rate, series)
     _draw_scores(scores, series)
     for axes in (losses, rate, scores):
@@ -135,7 +135,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([np.median(x[part]) for part in parts]), np.array([np.median(y[part]) for part in parts])
 
 
-def _draw_losses(axes: Axes, series: Series) -> None:
+def draw_losses(axes: Axes, series: Series) -> None:
     """The total bold and its parts thin, on a log axis where the small parts are as readable as the large."""
     lines = {"total_loss": ("total", "black"), **PARTS}
     for key, (name, color) in lines.items():
