@@ -51,7 +51,7 @@ def refused(stopped, toy_recipe, tmp_path, monkeypatch):
 
     def run(*arguments) -> str:
         before = contents(tmp_path)
-        message = stopped("--config-file", toy_recipe, *arguments)
+        message = stopped("--config-file", toy_recipe, "--backend", "torchvision", *arguments)
         assert contents(tmp_path) == before
         return message
 

@@ -558,7 +558,7 @@ class Fixed(nn.Module):
     def roi_heads(self) -> "Fixed":
         return self
 
-    def look(self, batch: list[dict[str, Any]]) -> tuple[list, list]:
+    def extract_features(self, batch: list[dict[str, Any]]) -> tuple[list, list]:
         return batch, batch
 
     def detect(self, images: list, features: list) -> list[dict[str, Tensor]]:

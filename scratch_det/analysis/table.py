@@ -62,7 +62,7 @@ def models_table(configs: Path, backend: str) -> str:
 
 def _built_on(configs: Path, models: list[Path]) -> Iterator[tuple[Path, Path | None, list[Path]]]:
     """Every model without and with every other head, and the recipes that are built so; a model without any too."""
-    recipes, heads = sorted(configs.glob("[!_]*/*.yaml")), sorted((configs / HEADS).glob("*.yaml"))
+    recipes, heads = _detectors(configs), sorted((configs / HEADS).glob("*.yaml"))
     for model in models:
         own = [recipe for recipe in recipes if model.resolve() in _bases(recipe)]
         for head in (None, *heads):
@@ -70,6 +70,11 @@ def _built_on(configs: Path, models: list[Path]) -> Iterator[tuple[Path, Path | 
             built = [recipe for recipe in own if _bases(recipe) & {other.resolve() for other in heads} == has]
             if built or not head:
                 yield model, head, built
+
+
+def _detectors(configs: Path) -> list[Path]:
+    """All recipes but those of classifiers."""
+    return sorted(path for path in configs.glob("[!_]*/*.yaml") if path.parent.name != "Pretraining")
 
 
 @cache

@@ -19,7 +19,7 @@ from scratch_det.distributed.launch import several_to_launch
 from scratch_det.distributed.world import ALONE
 from scratch_det.train import disk
 from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Request, check_kept, check_switch
+from scratch_det.train.start import Request, check_init, check_kept, check_switch
 from scratch_det.weights.address import check_weights, find_checkpoint
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def check_output(section: Section, request: Request, cfg: CfgNode) -> None:
     section.attempt(RunDir(cfg.OUTPUT_DIR).check, request.resume)
     section.attempt(check_kept, request, cfg.SOLVER.MAX_ITER)
     section.attempt(check_switch, request, cfg)
+    section.attempt(check_init, request, cfg)
     parent = request.branch_from or request.switch_from
     if parent and not find_checkpoint(Path(parent)).is_file():
         section.problem(

@@ -134,6 +134,8 @@ def _read_image(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str,
         raise _Fault("broken XML files", broken) from None
     except Image.UnidentifiedImageError:
         raise _Fault("files that are no images") from None
+    except OSError as unreadable:
+        raise _Fault("files that cannot be read", unreadable) from None
     width, height = (int(_number(tree, f"size/{side}")) for side in ("width", "height"))
     if size != (width, height):
         raise _Fault("images of another size than their XML says", f"{size[0]} x {size[1]}, not {width} x {height}")

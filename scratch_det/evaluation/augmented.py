@@ -36,8 +36,11 @@ def predict_augmented(
     found = {**{name: value[keep] for name, value in found.items()}, "boxes": boxes[keep]}
     if not has_second_pass(cfg):
         return found
-    seen = [_shapes(backend, model, found, view, mirrored, mirror) for view, mirrored in views]
-    mean = {name: torch.stack([one[name] for one in seen]).mean(0) for name in seen[0]}
+    total: dict[str, Tensor] = {}
+    for view, mirrored in views:  # heat maps of all views at once would be hundreds of MB
+        for name, maps in _shapes(backend, model, found, view, mirrored, mirror).items():
+            total[name] = total[name] + maps if name in total else maps
+    mean = {name: maps / len(views) for name, maps in total.items()}
     if "masks" in mean:
         found["masks"] = encode_masks(paste_masks(mean["masks"], found["boxes"], sample["height"], sample["width"]))
     if "heat_maps" in mean:

@@ -54,12 +54,14 @@ def evaluate(
         data,
         group,
     )
-    found = score(cfg, data, results, out.with_name(f"{out.name}_TTA")) if group.is_main else {}
-    return metrics | {f"{task}_TTA": values for task, values in found.items()}
+    return metrics | score(cfg, data, results, out, "_TTA") if group.is_main else {}
 
 
-def score(cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path) -> dict[str, Any]:
-    """Write the predictions into ``out`` and say what they are worth."""
+def score(
+    cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path, suffix: str = ""
+) -> dict[str, Any]:
+    """Write the predictions into ``out`` and say what they are worth; ``suffix`` ends names, the folder's too."""
+    out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
     heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
@@ -69,10 +71,11 @@ def score(cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: P
         metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:], oks_sigmas=sigmas)
     else:
         metrics = evaluate_predictions(data.entry.json_file, results, tasks, oks_sigmas=sigmas)
-    logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(metrics)}")
+    named = {task + suffix: values for task, values in metrics.items()}
+    logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
     if not metrics["bbox"]["AP"] >= 1:
         logger.warning(explain_low_ap(data.entry.json_file, results, metrics))
-    return metrics
+    return named
 
 
 def cost_line(cfg: CfgNode, data: CocoDataset, seconds: float) -> str:

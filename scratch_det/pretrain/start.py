@@ -8,7 +8,7 @@ from scratch_det.errors import ConfigError
 from scratch_det.pretrain.recipe import LIBRARY, check_recipe, read_folders
 from scratch_det.train.log import logger
 from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Plan, Request, check_kept, one_process
+from scratch_det.train.start import Plan, Request, check_init, check_kept, check_switch, one_process
 
 
 def start(request: Request, world: World = ALONE) -> None:
@@ -41,6 +41,8 @@ def make_plan(request: Request, world: World) -> Plan:
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume)
     check_kept(request, cfg.SOLVER.MAX_ITER)
+    check_switch(request, cfg)
+    check_init(request, cfg)
     training, test = read_folders(recipe)
 
     logger.info(f"recipe {request.config_file}, {backends.library(LIBRARY)}, writing to {run_dir.path}/")

@@ -5,7 +5,7 @@ failed one as visited for good, and it stops ``Study.optimize`` at the end, whic
 worker that took it.
 
 A worker has a point as long as it, or the trainer that it started, lives and holds the lock in the point's folder: what
-is running by the record and not locked was left by a worker that died. SQLite is only touched with DIR/lock held.
+is running by the record and not locked was left by a worker that died. SQLite is touched with DIR/search.lock held.
 """
 
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ class Board:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other workers from the database and from the files that the search writes."""
-        with locked(self.search.out / "lock"):
+        with locked(self.search.out / "search.lock"):
             try:
                 yield
             except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:

@@ -1,5 +1,6 @@
 """What a search is asked for, and what is refused before its first run."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, flatten, settle_batch
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.evaluation.tables import COLUMNS
+from scratch_det.evaluation.coco import AREA_NAMES
 from scratch_det.search.grid import Axis, Point, points_of, read_grid
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Request, choose_backend
@@ -81,6 +82,10 @@ class Search:
             seen[values] = point
         _check_metric(self.metric, self.recipe().cfg)
         self._check_targets()
+        if RunDir(self.out).holds_run():
+            raise UserError(
+                f"--out {self.out} is the folder of a run; name one for the search, which makes a run a point"
+            )
         RunDir(self.out).check(allow_existing=True)
 
     def _check_point(self, point: Point) -> dict[str, Any]:
@@ -117,9 +122,13 @@ def _check_metric(metric: str, cfg: CfgNode) -> None:
     """Refuse a metric that no result of ``cfg`` will have; per-class ones are only known by their beginning."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a search needs a data set to compare its points on")
-    tasks = ["bbox", *(["segm"] if cfg.MODEL.MASK_ON else []), *(["keypoints"] if cfg.MODEL.KEYPOINT_ON else [])]
+    heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    ends = ("", "_TTA") if cfg.TEST.AUG.ENABLED else ("",)
+    columns = {
+        f"{task}{end}": ("AP", "AP50", "AP75", *AREA_NAMES[task]) for end in ends for task, on in heads.items() if on
+    }
     places = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{name}/" for name in cfg.DATASETS.TEST]
-    known = [f"{place}{task}/{name}" for place in places for task in tasks for name in COLUMNS]
-    task, of_class, _ = metric.partition("/AP-")
-    if metric not in known and not (of_class and f"{task}/AP" in known):
+    known = [f"{place}{task}/{name}" for place in places for task, names in columns.items() for name in names]
+    of_class = re.fullmatch(r"(.+/AP)(?:50)?-.+", metric)  # PASCAL VOC's have AP50-CLASS too
+    if metric not in known and not (of_class and of_class[1] in known):
         raise ConfigError(f"--metric is {metric}, expected one of {', '.join(known)}{did_you_mean(metric, known)}")

@@ -15,6 +15,7 @@ from scratch_det.train.rundir import RunDir
 
 STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)
 SECONDS_BETWEEN_LOOKS = 0.2  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
+SEED = 0  # of all points where the recipe has none: they differ in the grid's keys alone
 CONSOLE = "console.txt"  # what the trainer says, in the point's folder
 
 
@@ -54,7 +55,8 @@ def command(search: Search, point: Point) -> list[str]:
         "--accumulate": search.accumulate if search.accumulate != 1 else None,
     }
     given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
-    changes = [*search.overrides, *point.overrides, "OUTPUT_DIR", str(search.folder(point))]
+    seed = ["SEED", str(SEED)] if search.recipe().cfg.SEED < 0 else []
+    changes = [*seed, *search.overrides, *point.overrides, "OUTPUT_DIR", str(search.folder(point))]
     return [sys.executable, str(search.train_net), *given, "--resume", *changes]
 
 

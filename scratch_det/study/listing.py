@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from scratch_det.study.experiments import Experiment
 
+CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
 
 
@@ -20,7 +21,8 @@ def as_table(runs: Sequence[Experiment]) -> str:
             f"{', '.join(run.places)}: {run.shown}",
             f"{run.iterations:,}",
             f"{own:,}",
-            " ".join(f"{metric} {value}" for metric, value in run.expected.items()) or "a curve",
+            " ".join(f"{metric} {value}" for metric, value in run.expected.items())
+            or ("a curve" if CURVES.intersection(run.places) else "-"),
         )
         for run, own in zip(runs, spent, strict=True)
     ]

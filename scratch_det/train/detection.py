@@ -16,7 +16,6 @@ from scratch_det.backends import load
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.evaluation.inference import evaluate
-from scratch_det.train.log import logger
 from scratch_det.train.pictures import draw
 from scratch_det.train.rundir import RunDir
 from scratch_det.train.state import State
@@ -31,8 +30,5 @@ def training_set(cfg: CfgNode, data: list[CocoDataset]) -> TrainingSet:
 
 
 def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
-    """Draw curves.png and predictions.png; a picture that fails does not undo the run."""
-    try:
-        draw(cfg, run_dir, test)
-    except Exception:
-        logger.exception("the pictures could not be drawn")
+    """Draw curves.png and predictions.png."""
+    draw(cfg, run_dir, test)

@@ -30,6 +30,7 @@ def describe(plan: Plan, processes: int) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "processes": processes,
         "accumulate": plan.request.accumulate,
+        "init_std": plan.request.init_std,
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": _git_state(),

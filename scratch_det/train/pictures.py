@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.image import read_image, to_rle
 from scratch_det.evaluation.inference import RESULTS_FILE
+from scratch_det.train.log import logger
 from scratch_det.train.rundir import RunDir
 from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
@@ -18,7 +19,17 @@ IMAGES_SHOWN = 12
 
 
 def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    """curves.png from metrics.json and predictions.png from the last evaluation of the first test set."""
+    """curves.png from metrics.json and predictions.png from the last evaluation of the first test set.
+
+    A picture that fails is told in the log and does not undo the run.
+    """
+    try:
+        _draw(cfg, run_dir, test)
+    except Exception:
+        logger.exception("the pictures could not be drawn")
+
+
+def _draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
     draw_curves(run_dir.metrics, run_dir.path / "curves.png", title=str(run_dir.path))
     if not test:
         return

@@ -114,11 +114,9 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
             f"checkpoint {origin.checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
             f"began a run can continue it; give --backend {scheme.library}"
         )
-    if origin.is_switch and origin.run:
-        completed = saved["iteration"] + 1
-        changes = config_changes(origin.run.read_config(), cfg, completed, switch=True)
-        other_model = (change for change in changes if change.what.startswith("MODEL."))
-        refuse_changes(other_model, f"--switch-from {origin.checkpoint}", completed)
+    if origin.is_branch and origin.run:
+        refuse_other_model(origin, cfg, saved["iteration"] + 1)
+    if origin.is_switch:
         saved = switched(saved, backend, len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS), origin.checkpoint)
     try:
         state.load_state_dict(saved)
@@ -133,6 +131,17 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
             f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
         )
     return saved.get("window", [])
+
+
+def refuse_other_model(origin: Origin, cfg: CfgNode, completed: int) -> None:
+    """Raise UserError when the keys of the model are not those of the run that the checkpoint is from."""
+    changes = config_changes(origin.run.read_config(), cfg, completed, origin.is_switch)
+    other_model = [change for change in changes if change.what.startswith("MODEL.")]
+    heads = not origin.is_switch and any(change.what == "MODEL.ROI_HEADS.NAME" for change in other_model)
+    hint = "; a cascade goes on from a plain run with --switch-from" if heads else ""
+    refuse_changes(
+        other_model, f"{'--switch-from' if origin.is_switch else '--branch-from'} {origin.checkpoint}", completed, hint
+    )
 
 
 def switched(saved: dict[str, Any], backend: str, stages: int, checkpoint: Path) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
         metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
         run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate, task)
         with recording_failure(run):
-            evaluate_if_missing(run, plan.test)
+            if not origin.is_switch:  # what the plain run did not evaluate, an untrained cascade cannot make up for
+                evaluate_if_missing(run, plan.test)
             train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration))
             final = evaluate_now(run, plan.test, cfg.SOLVER.MAX_ITER)
             if group.is_main:

@@ -4,7 +4,7 @@ config.yaml        the recipe, resolved: every key with its value
 environment.json   versions, hardware, git state, data set digests, the exact command
 metrics.json       JSON lines in detectron2's format
 checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last_checkpoint, index.json
-inference/         predictions of the last evaluation as COCO results
+inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics
@@ -51,11 +51,11 @@ class RunDir:
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
         return written or any(self.checkpoints.glob("*.pth"))
 
-    def backend(self) -> str | None:
-        """Who built the model of the run there; None when there is no run."""
+    def recorded(self, name: str) -> Any:
+        """An entry of the run's environment.json, such as "backend"; None when there is no run or no such entry."""
         if not (self.holds_run() and self.environment.exists()):
             return None
-        return json.loads(self.environment.read_text())["backend"]
+        return json.loads(self.environment.read_text()).get(name)
 
     def read_config(self) -> CfgNode:
         """The configuration that the run there was started with, tuples being lists."""

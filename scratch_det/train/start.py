@@ -125,7 +125,11 @@ def choose_backend(request: Request) -> tuple[str, LoadedConfig]:
     """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
     backend = backends.choose(request.backend)
     recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
-    began = RunDir(recipe.cfg.OUTPUT_DIR).backend() if request.resume and request.backend == backends.AUTO else None
+    began = (
+        RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
+        if request.resume and request.backend == backends.AUTO
+        else None
+    )
     if began in (None, backend):
         return backend, recipe
     return backends.choose(began), load_config(request.config_file, request.overrides, backends.defaults(began))
@@ -159,7 +163,15 @@ def check_switch(request: Request, cfg: CfgNode) -> None:
 
 
 def check_init(request: Request, cfg: CfgNode) -> None:
-    """Refuse a width of random weights where there are none, and one that is none."""
+    """Refuse a width of random weights where there are none, one that is none, and another than the run began with."""
+    run_dir = RunDir(cfg.OUTPUT_DIR)
+    if request.resume and run_dir.holds_run() and run_dir.recorded("init_std") != request.init_std:
+        raise ConfigError(
+            f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with "
+            f"{run_dir.recorded('init_std')}; give the flag as it was, or name another folder: OUTPUT_DIR PATH"
+        )
+    if request.init_std is not None and (request.branch_from or request.switch_from):
+        raise ConfigError("--init-std is of random weights, but this run starts from a checkpoint; leave one out")
     if request.init_std is not None and cfg.MODEL.WEIGHTS:
         raise ConfigError(f"--init-std is of random weights, but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}; leave one out")
     if request.init_std is not None and not 0 < request.init_std < 1:

@@ -15,6 +15,7 @@ FIRST_LAYERS = {  # of a backbone
     "torchvision": ("conv1.weight", "features.0.weight"),
     "detectron2": ("stem.conv1.weight", "features.0.weight"),
 }
+BOX_HEAD = "roi_heads.box_head."
 VGG_LAYERS = {
     "classifier.0": "fc1",
     "classifier.3": "fc2",
@@ -35,15 +36,19 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     values, prefix = weights.tensors, ""
     if not weights.scheme.whole:
         values, prefix = placed_in(model, body_names(weights, library), library)
-    first = next((name for name in model.state_dict() if name.endswith(FIRST_LAYERS[library])), "")
+    wanted, heads = model.state_dict(), [name for name in values if prefix and name.startswith(BOX_HEAD)]
     said = []
+    if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
+        values = {name: value for name, value in values.items() if name not in heads}
+        said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
+    first = next((name for name in wanted if name.endswith(FIRST_LAYERS[library])), "")
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
-        values, said = {**values, first: adapted}, [done] * bool(done)
+        values, said = {**values, first: adapted}, [*said, *[done] * bool(done)]
     elif prefix:
-        said = ["which pixels it was trained on is not known: taken for the recipe's"]
+        said += ["which pixels it was trained on is not known: taken for the recipe's"]
     covered, total = fill(model, values, prefix, weights)
-    part = f", the backbone, from a {weights.kind}" if prefix else ""
+    part = f", the backbone{' and the box head' if heads else ''}, from a {weights.kind}" if prefix else ""
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *said])
 
 
@@ -91,7 +96,7 @@ def body_names(weights: Weights, library: str) -> dict[str, Tensor]:
 def _vgg_fc(name: str) -> str | None:
     """detectron2's name for one of VGG's two hidden fully connected layers."""
     layer, _, leaf = name.rpartition(".")
-    return f"roi_heads.box_head.{VGG_LAYERS[layer]}.{leaf}" if layer in VGG_LAYERS else None
+    return f"{BOX_HEAD}{VGG_LAYERS[layer]}.{leaf}" if layer in VGG_LAYERS else None
 
 
 def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scratch_det.backends.detectron2.bodies import register_bodies
 from scratch_det.config import flatten, set_key
 from scratch_det.data.image import encode_masks
+from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import SyncBatchNorm
 
@@ -28,6 +29,9 @@ def build(cfg: CfgNode) -> nn.Module:
     """See the contract. SyncBN is this repository's, which works on the CPU and on a process without proposals too."""
     hush()
     register_bodies()
+    known, name = [key for key, _ in BACKBONE_REGISTRY], cfg.MODEL.BACKBONE.NAME
+    if name not in known:
+        raise ConfigError(f"MODEL.BACKBONE.NAME is {name}, which detectron2 does not have{did_you_mean(name, known)}")
     return replace_sync_bn(build_model(stock_cfg(cfg, device=str(torch.get_default_device()))))
 
 

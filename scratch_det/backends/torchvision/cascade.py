@@ -93,7 +93,7 @@ class CascadeRoIHeads(RoIHeads):
         return self.postprocess_detections(mean.log(), zero, proposals, sizes)
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Pooled features; their gradient is divided by the stages, so that the backbone hears one voice, not three."""
+        """Pooled features, whose gradient is divided by the number of stages, since the stages' losses are added up."""
         pooled = self.box_roi_pool(features, boxes)
         if pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.stages))

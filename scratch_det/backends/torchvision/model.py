@@ -49,14 +49,14 @@ class GeneralizedRCNN(nn.Module):
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses."""
-        images, features = self.look(batch)
+        images, features = self.extract_features(batch)
         targets = [self._target(sample) for sample in batch]
         proposals, rpn_losses = self.rpn(images, features, targets)
         loss_rpn_cls, loss_rpn_loc = rpn_losses["loss_objectness"], rpn_losses["loss_rpn_box_reg"]
         losses = self.roi_heads.losses(features, proposals, targets, images.image_sizes)
         return {**losses, "loss_rpn_cls": loss_rpn_cls, "loss_rpn_loc": loss_rpn_loc}
 
-    def look(self, batch: list[dict[str, Any]]) -> tuple[ImageList, dict[str, Tensor]]:
+    def extract_features(self, batch: list[dict[str, Any]]) -> tuple[ImageList, dict[str, Tensor]]:
         """The normalised images and the backbone's maps of them."""
         images = self._images(batch)
         return images, self.backbone(images.tensors)
@@ -106,7 +106,7 @@ def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 @torch.no_grad()
 def predict(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """See the contract. Puts the model into evaluation mode."""
-    images, features = model.eval().look(batch)
+    images, features = model.eval().extract_features(batch)
     found = model.detect(images, features)
     shapes = model.roi_heads.shapes(features, found)
     return [_to_original(sample, {**one, **its}) for sample, one, its in zip(batch, found, shapes, strict=True)]
@@ -115,7 +115,7 @@ def predict(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[st
 @torch.no_grad()
 def detect(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
     """See the contract. Puts the model into evaluation mode."""
-    found = model.detect(*model.eval().look(batch))
+    found = model.detect(*model.eval().extract_features(batch))
     return [{**_on_cpu(one), "labels": one["labels"].cpu() - 1} for one in found]
 
 
@@ -124,7 +124,7 @@ def shapes(
     model: GeneralizedRCNN, batch: list[dict[str, Any]], found: list[dict[str, Tensor]]
 ) -> list[dict[str, Tensor]]:
     """See the contract. Puts the model into evaluation mode."""
-    _, features = model.eval().look(batch)
+    _, features = model.eval().extract_features(batch)
     device = model.pixel_mean.device
     own = [{"boxes": one["boxes"].to(device), "labels": one["labels"].to(device) + 1} for one in found]
     return [_on_cpu(one) for one in model.roi_heads.shapes(features, own)]
