@@ -178,6 +178,8 @@ class TestSwitch:
             assert not (tmp_path / "other/config.yaml").exists()
         with pytest.raises(UserError, match="starts from one checkpoint"):
             train(*FOUR, *CASCADE, name="other", branch_from=keys["switch_from"], **keys)
+        with pytest.raises(UserError, match=r"MODEL\.ROI_HEADS\.NAME was (?s:.)*from a plain run with --switch-from"):
+            train(*FOUR, *CASCADE, name="other", branch_from=keys["switch_from"], backend=name)
         cascade = train(*FOUR, *CASCADE, name="cascade", **keys)
         with pytest.raises(UserError, match="is a cascade already; continue it with --branch-from"):
             train(*FOUR, *CASCADE, name="other", switch_from=str(cascade / "model_0000002.pth"), backend=name)

@@ -121,6 +121,10 @@ class TestKeys:
 
 @pytest.mark.detectron2
 class TestModel:
+    def test_a_backbone_that_nobody_knows(self, config: Callable[..., CfgNode]) -> None:
+        with pytest.raises(ConfigError, match=r"build_vgg_backbone, .* did you mean 'build_vgg16_backbone'"):
+            backends.load("detectron2").build(config("MODEL.BACKBONE.NAME", "build_vgg_backbone"))
+
     @pytest.fixture
     def models(self, config: Callable[..., CfgNode]) -> Callable[..., dict[str, nn.Module]]:
         """The two backends' models of a recipe."""

@@ -278,6 +278,13 @@ class TestBadInput:
     def test_another_backend(self, refused: Callable[..., str]) -> None:
         assert "its weights serve both backends; leave the flag out" in refused(backend="detectron2")
 
+    @pytest.mark.parametrize(
+        ("flag", "said"),
+        [({"init_std": -1.0}, "--init-std is -1, expected above 0"), ({"switch_from": "a.pth"}, "starts a cascade")],
+    )
+    def test_flags(self, refused: Callable[..., str], flag: dict[str, Any], said: str) -> None:
+        assert said in refused(**flag)
+
     def test_a_class_only_in_val(self, refused: Callable[..., str]) -> None:
         message = refused(spoil=lambda root: (root / "val/class2").rename(root / "val/other"))
         assert "toy/train has 1 classes, class2" in message

@@ -120,6 +120,13 @@ class TestGrid:
 
 
 class TestRefusals:
+    def test_a_runs_folder(self, search: Callable, tmp_path: Path) -> None:
+        own = search()
+        own.out.mkdir(parents=True)
+        (own.out / "metrics.json").write_text("{}")
+        with pytest.raises(UserError, match="is the folder of a run"):
+            work.search_grid(own, Runs())
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [

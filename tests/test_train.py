@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from run_folder import CLOCK, NO_TEST, lines, read, weights
+from run_folder import CLOCK, NO_TEST, interrupted_after, lines, read, weights
 from torch import nn
 
 from scratch_det import backends
@@ -258,6 +258,16 @@ class TestInitStd:
             train(*NO_TEST, name="other", init_std=0.0)
         with pytest.raises(UserError, match="--init-std: an evaluation has no use for it"):
             train(name="other", init_std=0.1, eval_only=True)
+        with pytest.raises(UserError, match="starts from a checkpoint"):
+            train(*NO_TEST, name="other", init_std=0.1, branch_from=str(weights))
+
+    def test_is_kept_with_the_run(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, *NO_TEST)
+        with interrupted_after(monkeypatch, 2):
+            train(*keys, init_std=0.1)
+        with pytest.raises(UserError, match=r"holds a run that began with 0\.1"):
+            train(*keys, resume=True)
+        train(*keys, resume=True, init_std=0.1)
 
 
 class TestEvalOnly:
