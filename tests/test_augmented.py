@@ -136,6 +136,8 @@ class TestRules:
         ("keys", "said"),
         [
             (("TEST.AUG.MIN_SIZES", "()"), "expected one or more sides"),
+            (("TEST.AUG.MIN_SIZES", "(1,)"), "32 at least"),
+            (("TEST.AUG.MIN_SIZES", "(128.5,)"), "in whole pixels"),
             (("TEST.AUG.MAX_SIZE", "50"), "a longest one above them"),
         ],
     )

@@ -176,6 +176,8 @@ class TestSwitch:
             with pytest.raises(UserError, match=said):
                 train(*FOUR, *overrides, name="other", **keys)
             assert not (tmp_path / "other/config.yaml").exists()
+        with pytest.raises(UserError, match=r"all of SOLVER\.MAX_ITER 4 iterations behind it"):
+            train(*FOUR, *CASCADE, name="other", switch_from=str(plain / "model_final.pth"), backend=name)
         with pytest.raises(UserError, match="starts from one checkpoint"):
             train(*FOUR, *CASCADE, name="other", branch_from=keys["switch_from"], **keys)
         with pytest.raises(UserError, match=r"MODEL\.ROI_HEADS\.NAME was (?s:.)*from a plain run with --switch-from"):

@@ -23,6 +23,7 @@ CHOICES = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")
+SMALLEST_VIEW = 32  # pixels: one cell of p5
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
@@ -155,10 +156,12 @@ def augmentation(cfg: CfgNode) -> Iterator[str]:
     keys = cfg.TEST.AUG
     if not keys.ENABLED:
         return
-    if not keys.MIN_SIZES or min(keys.MIN_SIZES) < 1 or max(keys.MIN_SIZES) > keys.MAX_SIZE:
+    sides = tuple(keys.MIN_SIZES)
+    whole = all(isinstance(side, int) for side in (*sides, keys.MAX_SIZE))
+    if not sides or not whole or not SMALLEST_VIEW <= min(sides) <= max(sides) <= keys.MAX_SIZE:
         yield (
-            f"TEST.AUG has MIN_SIZES {tuple(keys.MIN_SIZES)} and MAX_SIZE {keys.MAX_SIZE}, expected one or more sides "
-            "in pixels and a longest one above them"
+            f"TEST.AUG has MIN_SIZES {sides} and MAX_SIZE {keys.MAX_SIZE}, expected one or more sides in whole pixels, "
+            f"{SMALLEST_VIEW} at least, and a longest one above them"
         )
 
 

@@ -72,6 +72,10 @@ class Search:
         """Refuse, before anything is written, what no run could be started with. Raises UserError."""
         if "OUTPUT_DIR" in self.overrides[::2]:
             raise ConfigError("OUTPUT_DIR is not for a search to set: each point has a folder of its own in --out DIR")
+        if clash := sorted(set(self.overrides[::2]).intersection(*(point.values for point in self.points))):
+            raise ConfigError(
+                f"{', '.join(clash)}: the grid searches it, so it cannot be set behind the flags; leave it out"
+            )
         seen: dict[str, Point] = {}
         for point in self.points:
             with _at(point):

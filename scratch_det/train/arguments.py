@@ -21,7 +21,7 @@ def run_parser(description: str | None) -> ArgumentParser:
         "--init-std",
         type=float,
         metavar="STD",
-        help="draw all random weights from N(0, STD): to see what He's do better",
+        help="draw the random weights of every layer from N(0, STD), see docs/vgg.md",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
 

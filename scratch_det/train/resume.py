@@ -53,6 +53,8 @@ def find_origin(
         branch_from, switch = _recorded_parent(run_dir, branch_from, switch)
         if own := store.newest_valid():
             return Origin(own, RunDir(run_dir.path, writes=False))
+    elif resume and not branch_from and run_dir.parent.exists():  # a branch that was cut off at once
+        branch_from, switch = _recorded_parent(run_dir, None, switch)
     elif resume and not branch_from:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
     if not branch_from:
@@ -129,6 +131,11 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
         raise UserError(
             f"checkpoint {origin.checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is "
             f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
+        )
+    if origin.is_branch and state.iteration == cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"{origin.checkpoint} has all of SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} iterations behind it, so nothing "
+            "would be trained; give an earlier checkpoint, which --keep-at keeps, or a longer schedule"
         )
     return saved.get("window", [])
 

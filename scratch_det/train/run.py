@@ -108,6 +108,10 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     with Group(world, device, stop) as group:
         own = plan.request.resume and group.is_main and CheckpointStore(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
+        if plan.request.resume and not weights:
+            raise UserError(
+                f"--resume: there is no checkpoint in {run_dir.checkpoints} to evaluate; give MODEL.WEIGHTS FILE"
+            )
         model = build_state(cfg, backend, device).model
         if weights:
             logger.info(load_weights(model, weights, plan.backend, cfg))

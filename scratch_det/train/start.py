@@ -113,6 +113,12 @@ def make_plan(request: Request, world: World) -> Plan:
         check_weights(cfg.MODEL.WEIGHTS)
     training, test = read_datasets(recipe, request.eval_only)
 
+    is_cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    if is_cascade and not (request.eval_only or request.resume or request.switch_from or cfg.MODEL.WEIGHTS):
+        notices.append(
+            "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
+        )
+
     logger.info(f"recipe {request.config_file}, backend {backends.library(backend)}, writing to {run_dir.path}/")
     for line in batch:
         logger.info(line)
