@@ -1,6 +1,9 @@
 """Every kind of experiment, from its own recipe at reduced size: trains, is cut off, resumes, evaluates, reports."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +122,25 @@ def test_a_switch(data: str, run: Callable[..., Path]) -> None:
                   switch_from=str(plain / "model_0000001.pth"), backend="torchvision")  # fmt: skip
     assert read(cascade, "parent.json")["completed_iterations"] == 2
     assert set(read(cascade, "result.json")["metrics"]) == {"bbox", "segm"}
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_sync_bn_in_two_processes(
+    backend: str, register: Callable, small_model: list[str], tmp_path: Path, datasets_root: Path
+) -> None:
+    """Trained and evaluated by two; again off the checkpoint after two iterations, with the same weights."""
+    norms = [f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")]
+    keys = [*small_model, *(str(word) for pair in REDUCED.items() for word in pair), *register("SyncBN", "digits")]
+    keys += [word for norm in norms for word in (norm, "SyncBN")]
+
+    def run(name: str, *flags: Any) -> Path:
+        command = [sys.executable, ROOT / "tools/train_net.py", "--config-file", ROOT / KINDS["SyncBN"][0],
+                   "--num-gpus", 2, "--backend", backend, *flags, *keys, "OUTPUT_DIR", tmp_path / name]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / name
+
+    whole = run("whole", "--keep-at", 2)
+    assert set(read(whole, "result.json")["metrics"]) == {"bbox", "segm"}
+    assert is_same(run("branch", "--branch-from", whole / "model_0000001.pth"), whole)
