@@ -11,7 +11,7 @@ from scratch_det import backends
 from scratch_det.analysis.report import COUNTED, examine, giga, mega, table
 from scratch_det.config.source import base_path, read_source
 from scratch_det.errors import UserError
-from scratch_det.train.rundir import write_atomically
+from scratch_det.textfile import write_atomically
 
 if TYPE_CHECKING:
     from scratch_det.analysis.parts import Analysis

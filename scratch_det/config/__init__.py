@@ -6,7 +6,7 @@ Needs fvcore alone; never imports torch.
 from scratch_det.config.batch import settle_batch
 from scratch_det.config.check import check_config, check_model
 from scratch_det.config.defaults import get_cfg
-from scratch_det.config.keys import flatten, set_key
+from scratch_det.config.keys import flatten, plain, set_key
 from scratch_det.config.load import LoadedConfig, load_config
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "flatten",
     "get_cfg",
     "load_config",
+    "plain",
     "set_key",
     "settle_batch",
 ]

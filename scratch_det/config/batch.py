@@ -2,6 +2,7 @@
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.columns import aligned
 from scratch_det.config.keys import flatten, set_key
 from scratch_det.config.load import COMMAND_LINE, LoadedConfig
 from scratch_det.config.solver_rules import drops_happen, positive_numbers, reference_world_size
@@ -110,8 +111,7 @@ def describe(recipe: LoadedConfig, before: int, num_processes: int, accumulate: 
     left = _column(written, f"{reference} x 1 x {written.batch // reference}" if reference > 0 else "-")
     right = _column(run, shares)
     rows = [("", "recipe", "this run"), *((label, text, right[label]) for label, text in left.items())]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     if before != run.batch:
         ratio = run.batch / before
         named = [key for key in KEYS.values() if key in recipe.overridden]

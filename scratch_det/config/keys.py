@@ -33,6 +33,11 @@ def set_key(cfg: CfgNode, key: str, value: Any) -> None:
     setattr(node, name, value)  # unlike node[name] = value, refuses on a frozen configuration
 
 
+def plain(value: Any) -> Any:
+    """Tuples as lists, which a recipe may have in their place: one that was saved and read again has them."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def explain_unknown(key: str, known: list[str]) -> str:
     """What to write instead of ``key``: the same name in its right section first, then the closest spelling."""
     below = [other for other in known if other.startswith(key + ".")]

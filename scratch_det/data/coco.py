@@ -149,16 +149,6 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half done, nor left so."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _is_passed_over(annotation: dict[str, Any]) -> bool:
     return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 

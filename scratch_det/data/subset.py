@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import DatasetEntry, datasets_root, known_names, lookup
-from scratch_det.data.coco import collection_paused, write_whole
+from scratch_det.data.coco import collection_paused
 from scratch_det.errors import DataError
+from scratch_det.textfile import write_atomically
 
 PAPER_SIZES = (35_000, 10_000, 3_500, 1_000)  # section 5.2 of the paper
 MOST_SEEDS = 1000  # tried to find one that keeps every class
@@ -124,7 +125,7 @@ def write(
         "images": [image for number, image in images.items() if number in wanted],
         "annotations": [annotation for number in images if number in wanted for annotation in objects[number]],
     }
-    write_whole(subset.json_file, json.dumps(kept))
+    write_atomically(subset.json_file, json.dumps(kept))
 
 
 def enter(subset: Subset, entry: DatasetEntry) -> None:

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
-from scratch_det.data.coco import write_whole
 from scratch_det.data.problem import error, explain
 from scratch_det.errors import DataError, did_you_mean
 from scratch_det.progress import say_now, track
+from scratch_det.textfile import write_atomically
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -62,7 +62,7 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Calla
     if other and not force:
         raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
     for one in prepared:
-        write_whole(one.json_file, one.text)
+        write_atomically(one.json_file, one.text)
         counts = f"{one.images:,} images, {one.objects:,} objects, {one.difficult:,} of them difficult"
         say(f"{one.name}: {counts}; {one.json_file}")
 

@@ -2,13 +2,11 @@
 
 from scratch_det import backends
 from scratch_det.config import load_config, settle_batch
-from scratch_det.distributed.stop import Stopped
 from scratch_det.distributed.world import ALONE, World
 from scratch_det.errors import ConfigError
 from scratch_det.pretrain.recipe import LIBRARY, check_recipe, read_folders
-from scratch_det.train.log import logger
 from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Plan, Request, check_init, check_kept, check_switch, one_process
+from scratch_det.train.start import Plan, Request, announce, check_flags, planned
 
 
 def start(request: Request, world: World = ALONE) -> None:
@@ -16,11 +14,7 @@ def start(request: Request, world: World = ALONE) -> None:
 
     Raises UserError for what the user can mend, Stopped when the run was asked to stop.
     """
-    with one_process(world) as stop:
-        plan = make_plan(request, world)
-        if stop.requested:
-            raise Stopped(stop)
-
+    with planned(request, world, make_plan) as (plan, stop):
         from scratch_det.pretrain import classification
         from scratch_det.train.run import train_and_evaluate
 
@@ -40,14 +34,9 @@ def make_plan(request: Request, world: World) -> Plan:
     notices = check_recipe(cfg, world.size, request.accumulate)
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume)
-    check_kept(request, cfg.SOLVER.MAX_ITER)
-    check_switch(request, cfg)
-    check_init(request, cfg)
+    check_flags(request, cfg)
     training, test = read_folders(recipe)
 
-    logger.info(f"recipe {request.config_file}, {backends.library(LIBRARY)}, writing to {run_dir.path}/")
-    for line in batch:
-        logger.info(line)
-    for notice in notices:
-        logger.warning(notice)
-    return Plan(request, cfg, LIBRARY, training, test, run_dir)
+    plan = Plan(request, cfg, LIBRARY, training, test, run_dir)
+    announce(plan, backends.library(LIBRARY), batch, notices)
+    return plan

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
-from scratch_det.config import flatten
+from scratch_det.columns import markdown
+from scratch_det.config import flatten, plain
 from scratch_det.progress import clock
 from scratch_det.search.board import Board, Record
 from scratch_det.search.picture import draw_grid
 from scratch_det.search.search import BEST, Search
-from scratch_det.train.rundir import write_atomically
+from scratch_det.textfile import write_atomically
 
 
 def report(board: Board) -> int:
@@ -46,14 +47,12 @@ def ranked(records: Sequence[Record]) -> list[Record]:
 
 def as_table(records: Sequence[Record], metric: str) -> str:
     """A Markdown table of ranked points, the winner marked."""
-    rows = [["", *records[0].point.labels, metric, "training"]]
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     for place, record in enumerate(records):
         time = "-" if record.seconds is None else clock(record.seconds)
         mark = "best" if record.value is not None and not place else ""
         rows.append([mark, *record.point.labels.values(), str(record), time])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in rows)
+    return markdown(["", *records[0].point.labels, metric, "training"], rows)
 
 
 def recipes(search: Search, best: Record, failed: int) -> dict[str, str]:
@@ -71,7 +70,7 @@ def recipes(search: Search, best: Record, failed: int) -> dict[str, str]:
         node = nested
         for section in sections:
             node = node.setdefault(section, {})
-        node[name] = _plain(flatten(cfg)[key])
+        node[name] = plain(flatten(cfg)[key])
     files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
     for recipe in search.apply_to:
         name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
@@ -81,8 +80,3 @@ def recipes(search: Search, best: Record, failed: int) -> dict[str, str]:
         )
         files[name] = header + command + yaml.safe_dump({"_BASE_": bases})
     return files
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which a recipe may have in their place."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from scratch_det.columns import markdown
 from scratch_det.study.experiments import Experiment
 
 CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
@@ -27,8 +28,4 @@ def as_table(runs: Sequence[Experiment]) -> str:
         for run, own in zip(runs, spent, strict=True)
     ]
     total = ("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", "")
-    cells = [HEADER, tuple("---" for _ in HEADER), *rows, total]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    )
+    return markdown(HEADER, [*rows, total])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.columns import aligned
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import collection_paused, read_coco
@@ -68,9 +69,7 @@ def compare(config_files: list[str]) -> str:
         name = Path(file).stem + (f" + {IMAGENET_EPOCHS} epochs of ImageNet" if pretrained else "")
         mean = f"{own.instances / own.images:.2f}, {source}"
         rows.append((name, *map(_short, (total.images, total.instances, total.pixels)), mean))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(aligned(rows))
 
 
 def _short(number: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, set_key
+from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.curve import is_cosine, learning_rate
 
 EVALUATION = "evaluations from now on"
@@ -73,7 +73,7 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
     return [
         _judge(key, _like(value, old[key]), value, first if key in guilty else None, effects)
         for key, value in new.items()
-        if _plain(value) != _plain(old.get(key, value))
+        if plain(value) != plain(old.get(key, value))
     ]
 
 
@@ -91,7 +91,7 @@ def _guilty(earlier: CfgNode, now: CfgNode, completed: int) -> set[str]:
 def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
     """The first of the completed iterations whose learning rate would have been another one; None when all agree."""
     solvers = earlier.SOLVER, now.SOLVER
-    if all(_plain(flatten(earlier)[key]) == _plain(flatten(now)[key]) for key in SCHEDULE):
+    if all(plain(flatten(earlier)[key]) == plain(flatten(now)[key]) for key in SCHEDULE):
         return None
     changing = completed if is_cosine(earlier) or is_cosine(now) else max(s.WARMUP_ITERS for s in solvers) + 1
     drops = {step for solver in solvers for step in solver.STEPS}
@@ -137,8 +137,3 @@ def _judge(key: str, earlier: Any, now: Any, first_other: int | None, effects: d
 def _like(value: Any, earlier: Any) -> Any:
     """``earlier`` with the brackets of ``value``: a file has no tuples."""
     return tuple(earlier) if isinstance(value, tuple) and isinstance(earlier, list) else earlier
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists: a configuration that was saved and read again has lists."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from scratch_det.textfile import write_atomically
 from scratch_det.train.log import logger
-from scratch_det.train.rundir import write_atomically
 
 
 class Index:

@@ -12,7 +12,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.progress import clock
-from scratch_det.train.rundir import RunDir, write_atomically
+from scratch_det.textfile import write_atomically
+from scratch_det.train.rundir import RunDir
 
 logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it

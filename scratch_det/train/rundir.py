@@ -27,6 +27,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
+from scratch_det.textfile import write_atomically
 from scratch_det.train.log import logger
 
 
@@ -133,13 +134,3 @@ class RunDir:
     def set_status(self, state: str, **details: Any) -> None:
         """Record what the run is doing: training, evaluating, finished, failed or stopped."""
         self.write_json("status.json", {"state": state, "host": platform.node(), "pid": os.getpid(), **details})
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, flush it to the disk, then rename it."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
@@ -68,19 +68,15 @@ def start(request: Request, world: World = ALONE) -> None:
 
     Raises UserError for what the user can mend, Stopped when the run was asked to stop.
     """
-    with one_process(world) as stop:
-        plan = make_plan(request, world)
-        if stop.requested:
-            raise Stopped(stop)
-
+    with planned(request, world, make_plan) as (plan, stop):
         from scratch_det.train.run import evaluate_only, train_and_evaluate
 
         (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
 
 
 @contextmanager
-def one_process(world: World) -> Iterator[StopFlag]:
-    """Log, and listen for signals that ask to stop; only the main process of ``world`` prints anything."""
+def planned(request: Request, world: World, make: Callable[[Request, World], Plan]) -> Iterator[tuple[Plan, StopFlag]]:
+    """Log, listen for signals that ask to stop, and plan; only the main process of ``world`` prints anything."""
     set_up_logging(speaks=world.is_main)
     stop = StopFlag()
     with stop.listening(), ExitStack() as stack:
@@ -88,7 +84,10 @@ def one_process(world: World) -> Iterator[StopFlag]:
         stack.callback(sys.stdout.flush)
         if not world.is_main:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        yield stop
+        plan = make(request, world)
+        if stop.requested:
+            raise Stopped(stop)
+        yield plan, stop
 
 
 def make_plan(request: Request, world: World) -> Plan:
@@ -106,25 +105,24 @@ def make_plan(request: Request, world: World) -> Plan:
     backends.check_keys(backend, cfg)
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume or request.eval_only)
-    check_kept(request, cfg.SOLVER.MAX_ITER)
-    check_switch(request, cfg)
-    check_init(request, cfg)
+    check_flags(request, cfg)
     if not (request.resume and run_dir.holds_run()):
         check_weights(cfg.MODEL.WEIGHTS)
     training, test = read_datasets(recipe, request.eval_only)
 
-    is_cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
-    if is_cascade and not (request.eval_only or request.resume or request.switch_from or cfg.MODEL.WEIGHTS):
-        notices.append(
-            "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
-        )
+    notices += [*switch_notices(request, cfg), *data_notices(training, test)]
+    plan = Plan(request, cfg, backend, training, test, run_dir)
+    announce(plan, f"backend {backends.library(backend)}", batch, notices)
+    return plan
 
-    logger.info(f"recipe {request.config_file}, backend {backends.library(backend)}, writing to {run_dir.path}/")
+
+def announce(plan: Plan, library: str, batch: list[str], notices: list[str]) -> None:
+    """Log what is about to be run, with what batch, and what is worth knowing about it."""
+    logger.info(f"recipe {plan.request.config_file}, {library}, writing to {plan.run_dir.path}/")
     for line in batch:
         logger.info(line)
-    for notice in [*notices, *data_notices(training, test)]:
+    for notice in notices:
         logger.warning(notice)
-    return Plan(request, cfg, backend, training, test, run_dir)
 
 
 def choose_backend(request: Request) -> tuple[str, LoadedConfig]:
@@ -155,6 +153,13 @@ def check_evaluation(request: Request, cfg: CfgNode) -> None:
         raise ConfigError(
             f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
         )
+
+
+def check_flags(request: Request, cfg: CfgNode) -> None:
+    """Refuse what the flags on checkpoints and initialisation cannot mean."""
+    check_kept(request, cfg.SOLVER.MAX_ITER)
+    check_switch(request, cfg)
+    check_init(request, cfg)
 
 
 def check_switch(request: Request, cfg: CfgNode) -> None:
@@ -219,6 +224,13 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
         raise ConfigError("\n".join(conflicts))
     settle_counts(cfg, first)
     return training, test
+
+
+def switch_notices(request: Request, cfg: CfgNode) -> Iterator[str]:
+    """From scratch the paper's cascades begin as plain detectors."""
+    is_cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    if is_cascade and not (request.eval_only or request.resume or request.switch_from or cfg.MODEL.WEIGHTS):
+        yield "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
 
 
 def data_notices(training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:

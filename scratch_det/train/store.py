@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratch_det.errors import UserError
+from scratch_det.textfile import write_atomically
 from scratch_det.train.checkpoint import (
     BEST,
     FINAL,
@@ -23,7 +24,6 @@ from scratch_det.train.checkpoint import (
 from scratch_det.train.disk import FULL, free_bytes, size
 from scratch_det.train.index import Index
 from scratch_det.train.log import logger
-from scratch_det.train.rundir import write_atomically
 
 LAST = "last_checkpoint"
 
