@@ -22,6 +22,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
+from scratch_det.data.boxes import inside
 from scratch_det.data.coco import CocoDataset, lack_of_images
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
@@ -143,12 +144,9 @@ def as_sample(pixels: np.ndarray, order: str) -> Sample:
 def _keep_non_empty(sample: Sample) -> Sample:
     """Clip boxes to the image, drop objects whose box has no area left, and forget keypoints outside the image."""
     height, width = sample["image"].shape[-2:]
-    boxes = sample["boxes"]
-    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
-    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
-    of_objects = ("boxes", "labels", "masks", "keypoints")
-    sample = {key: value[keep] if key in of_objects else value for key, value in sample.items()}
+    boxes, kept = inside(sample["boxes"], height, width)
+    of_objects = ("labels", "masks", "keypoints")
+    sample = {key: value[kept] if key in of_objects else value for key, value in sample.items()} | {"boxes": boxes}
     if "keypoints" in sample:
         x, y, v = sample["keypoints"].unbind(-1)
         labelled = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (v > 0)

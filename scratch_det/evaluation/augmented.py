@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms
 
+from scratch_det.data.boxes import inside
 from scratch_det.data.image import encode_masks
 from scratch_det.data.transforms import Sample, flip, output_size, resize
 from scratch_det.modeling.keypoints import decode_keypoints
@@ -31,9 +32,8 @@ def predict_augmented(
     """
     views = views_of(sample, cfg)
     found = merge([_in_original(backend.detect(model, [view])[0], view, mirrored) for view, mirrored in views], cfg)
-    boxes = clip_boxes_to_image(found["boxes"], (sample["height"], sample["width"]))
-    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
-    found = {**{name: value[keep] for name, value in found.items()}, "boxes": boxes[keep]}
+    boxes, kept = inside(found["boxes"], sample["height"], sample["width"])
+    found = {**{name: value[kept] for name, value in found.items()}, "boxes": boxes}
     if not has_second_pass(cfg):
         return found
     total: dict[str, Tensor] = {}

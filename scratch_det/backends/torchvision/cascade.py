@@ -11,6 +11,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from scratch_det.backends.torchvision.roi_heads import Detections, RoIHeads, box_head, box_losses
+from scratch_det.data.boxes import has_area
 
 Sizes = list[tuple[int, int]]
 
@@ -72,7 +73,7 @@ class CascadeRoIHeads(RoIHeads):
         losses = {}
         for number, stage in enumerate(self.stages):
             if number:
-                proposals = [box[(box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])] for box in proposals]
+                proposals = [box[has_area(box)] for box in proposals]
                 found = [stage.label(box, target) for box, target in zip(proposals, targets, strict=True)]
                 labels, deltas = ([each[i] for each in found] for i in (0, 1))
             logits, predicted = stage(self._pool(features, proposals))

@@ -6,12 +6,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import clip_boxes_to_image
 
 from scratch_det.backends.torchvision.backbone import build_backbone
 from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
+from scratch_det.data.boxes import inside
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.keypoints import decode_keypoints
@@ -139,12 +139,11 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     height, width = sample["height"], sample["width"]
     scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
     boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
-    boxes = clip_boxes_to_image(boxes, (height, width))
-    keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
-    result = {"boxes": boxes[keep], "scores": found["scores"].cpu()[keep], "labels": found["labels"].cpu()[keep] - 1}
+    boxes, kept = inside(boxes, height, width)
+    result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept] - 1}
     if "masks" in found:
-        result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[keep], boxes[keep], height, width))
+        result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[kept], boxes, height, width))
     if "heat_maps" in found:
         points = decode_keypoints(found["heat_maps"], found["boxes"])
-        result["keypoints"] = points.cpu()[keep] * torch.tensor([scale_x, scale_y, 1])
+        result["keypoints"] = points.cpu()[kept] * torch.tensor([scale_x, scale_y, 1])
     return result
