@@ -229,7 +229,9 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
 def switch_notices(request: Request, cfg: CfgNode) -> Iterator[str]:
     """From scratch the paper's cascades begin as plain detectors."""
     is_cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
-    if is_cascade and not (request.eval_only or request.resume or request.switch_from or cfg.MODEL.WEIGHTS):
+    if is_cascade and not (
+        request.eval_only or request.resume or request.branch_from or request.switch_from or cfg.MODEL.WEIGHTS
+    ):
         yield "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
 
 
