@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 PAPER_BATCH = 16  # images: 8 GPUs x 2
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
-FIRST_DROP_BEFORE_END = 60_000
-SECOND_DROP_BEFORE_END = 20_000
-ONE_X_STEPS = (60_000, 80_000)  # 1x predates the rule above: Detectron and detectron2 drop here
+TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k iterations
+ONE_X_STEPS = (6, 8)  # ninths, again 60k and 80k, but from the start: 1x predates the rule above
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,17 @@ def _rescale_period(period: int, ratio: float) -> int:
     return max(1, round(period / ratio)) if period > 0 else period
 
 
-def kx_schedule(k: int) -> Schedule:
-    """The paper's ``k``x schedule: 90k * k iterations that drop for the last 60k and again for the last 20k."""
-    if k < 1:
-        raise ValueError(f"a kx schedule needs k >= 1, not {k}")
-    max_iter = ITERATIONS_PER_X * k
+def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
+    """The paper's ``k``x schedule: ``k * per_x`` iterations, of which the last 2/3 and 2/9 of 1x have lower rates.
+
+    With the paper's 90k iterations in 1x it drops for the last 60k and again for the last 20k.
+    """
+    if k < 1 or per_x < 9 or per_x % 9:
+        raise ValueError(f"a kx schedule needs k >= 1 and a multiple of 9 iterations in 1x, not {k} and {per_x}")
+    unit, max_iter = per_x // 9, k * per_x
     if k == 1:
-        return Schedule(max_iter, ONE_X_STEPS)
-    return Schedule(max_iter, (max_iter - FIRST_DROP_BEFORE_END, max_iter - SECOND_DROP_BEFORE_END))
+        return Schedule(max_iter, tuple(unit * step for step in ONE_X_STEPS))
+    return Schedule(max_iter, tuple(max_iter - unit * tail for tail in TAILS))
 
 
 def lr_at(

@@ -1,41 +1,104 @@
 #!/usr/bin/env python
-"""The paper's runs: which there are, where the paper has them, what they cost, what they see and what it reports.
+"""The paper's tables and figures as commands: what they cost, running them, where they stand, and what came out.
 
-    python tools/study.py list
     python tools/study.py list --experiment table1
-    python tools/study.py samples
     python tools/study.py samples --config-file configs/Digits/quickstart.yaml
+    python tools/study.py plan table1 --gpus 8 --seconds-per-iter 0.4
+    python tools/study.py run digits/smoke --out output/smoke
+    python tools/study.py status --out output/smoke
+
+EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of them, a miniature on digits
+(digits/table1, ..., "digits" for all), or the name of one run.
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
+plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was interrupted;
+exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by Ctrl-C; the
+same command goes on.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
+from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.experiments import experiments, find, of_place
-from scratch_det.study.listing import as_table
-from scratch_det.study.samples import compare
-
-FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
+from scratch_det.study.commands import LAUNCHERS, list_runs, plan, run, samples, status
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=["list", "samples"], help="see above")
-    parser.add_argument("--experiment", metavar="PLACE", help="list: table1, figure4, voc, ..., or a run's name (all)")
-    parser.add_argument("--config-file", action="append", metavar="FILE", help="samples: a recipe (Figure 2's two)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_list(commands)
+    add_samples(commands)
+    add_plan(commands)
+    add_run(commands)
+    add_status(commands)
     return parser
 
 
+def add_list(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("list", help="the runs, with the paper's numbers", allow_abbrev=False)
+    parser.add_argument("--experiment", default="paper", metavar="EXPERIMENT", help="(%(default)s)")
+    parser.set_defaults(do=list_runs)
+
+
+def add_samples(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("samples", help="what trainings see (Figure 2)", allow_abbrev=False)
+    parser.add_argument("--config-file", action="append", metavar="FILE", help="a recipe (Figure 2's two)")
+    parser.set_defaults(do=samples)
+
+
+def add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("plan", help="what an experiment costs", allow_abbrev=False)
+    parser.add_argument("experiment", metavar="EXPERIMENT")
+    add_sharing(parser)
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
+    parser.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
+    parser.set_defaults(do=plan)
+
+
+def add_run(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("run", help="start or continue an experiment", allow_abbrev=False)
+    parser.add_argument("experiment", metavar="EXPERIMENT")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder for the run folders")
+    parser.add_argument("--launcher", default="local", choices=sorted(LAUNCHERS), help="who starts runs (%(default)s)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
+    parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="runs at once (%(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
+    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
+    parser.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, a YAML file")
+    add_sharing(parser)
+    parser.set_defaults(do=run)
+
+
+def add_status(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("status", help="where the runs stand", allow_abbrev=False)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
+    parser.set_defaults(do=status)
+
+
+def add_sharing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--share-prefix",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="schedules of one model branch off its longest one",
+    )
+
+
 def main() -> None:
-    args = build_parser().parse_args()
-    with exit_on_user_error():
-        if args.what == "list":
-            print(as_table(of_place(args.experiment) if args.experiment else experiments()))
-        else:
-            print(compare(args.config_file or [str(find(name).config) for name in FIGURE2]))
+    args = vars(build_parser().parse_args())
+    do = args.pop("do")
+    try:
+        with exit_on_user_error():
+            sys.exit(do(**args))
+    except Stopped as stopped:
+        print(f"{stopped}; the same command continues the study", file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def check_recipe(section: Section, request: Request, recipe: LoadedConfig, backe
     """Every rule on a recipe that could be loaded; returns what the batch becomes, in lines."""
     cfg = recipe.cfg
     lines = section.attempt(settle_batch, recipe, processes, request.scale_to_batch, request.accumulate)
-    for notice in section.attempt(check_config, cfg, processes, max(request.accumulate, 1)) or []:
+    for notice in section.attempt(check_config, cfg, processes, max(request.accumulate, 1), request.waive) or []:
         section.problem("notice", notice)
     section.attempt(backends.check_keys, backend, cfg)
     if not (request.resume and RunDir(cfg.OUTPUT_DIR).holds_run()):

@@ -3,7 +3,7 @@
 A rule is a generator of problems, one line each: what was found, what is expected, the key, the mend.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from fvcore.common.config import CfgNode
 
@@ -22,24 +22,29 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
+WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")
 SMALLEST_VIEW = 32  # pixels: one cell of p5
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
-def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1) -> list[str]:
+def check_config(
+    cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()
+) -> list[str]:
     """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
 
     ``accumulate``: how many parts an iteration's images come in, one after another, in each of ``num_processes``.
+    ``waived``: rules of WAIVABLE whose problems are notices, for who wants to see what comes of them.
     The batch is taken as it stands: ``settle_batch`` comes first.
     """
     if min(num_processes, accumulate) < 1:
         raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
-    problems = [problem for rule in RULES for problem in rule(cfg)]
-    problems += [problem for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
-    if problems:
+    found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
+    found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
+    if problems := [problem for rule, problem in found if rule not in waived]:
         raise ConfigError("\n".join(problems))
-    return [*norm_rules.sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
+    notices = [f"--waive {rule}: {problem}" for rule, problem in found]
+    return [*notices, *norm_rules.sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
 
 
 def check_model(cfg: CfgNode) -> None:

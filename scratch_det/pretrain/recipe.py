@@ -1,6 +1,6 @@
 """What a recipe has to say for a classification. Never imports torch."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fvcore.common.config import CfgNode
 
@@ -15,12 +15,12 @@ from scratch_det.errors import ConfigError, DataError
 LIBRARY = "torchvision"  # whose bodies are trained, and whose names the weights have; both backends take them
 
 
-def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int) -> list[str]:
+def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int, waived: Collection[str] = ()) -> list[str]:
     """Notices for the log. Raises ConfigError when ``cfg`` cannot train a classifier as written.
 
     The recipe's model is a detector's, of which the body is trained.
     """
-    notices = check_config(cfg, num_processes, accumulate)
+    notices = check_config(cfg, num_processes, accumulate, waived)
     as_detector = cfg.clone()
     as_detector.INPUT.CROP.ENABLED = False  # which this loop has for classification alone
     backends.check_keys(LIBRARY, as_detector)

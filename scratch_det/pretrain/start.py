@@ -31,7 +31,7 @@ def make_plan(request: Request, world: World) -> Plan:
     recipe = load_config(request.config_file, request.overrides)
     cfg = recipe.cfg
     batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
-    notices = check_recipe(cfg, world.size, request.accumulate)
+    notices = check_recipe(cfg, world.size, request.accumulate, request.waive)
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume)
     check_flags(request, cfg)

@@ -1,19 +1,18 @@
 """One point of the grid: tools/train_net.py in a process of its own, always with --resume."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
 from scratch_det.backends import AUTO
-from scratch_det.distributed.stop import EXIT_PREEMPTED, StopFlag, Stopped
+from scratch_det.distributed.ending import STOPPED, last_word
+from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
 from scratch_det.train.rundir import RunDir
 
-STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)
 SECONDS_BETWEEN_LOOKS = 0.2  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
 SEED = 0  # of all points where the recipe has none: they differ in the grid's keys alone
 CONSOLE = "console.txt"  # what the trainer says, in the point's folder
@@ -41,7 +40,7 @@ def run_point(search: Search, point: Point, lock: IO[str], stop: StopFlag) -> di
     if code in STOPPED or (code and stop.requested):
         raise Stopped(stop)
     if code:
-        raise RunFailed(_last_word(said, code))
+        raise RunFailed(last_word(said, code))
     return json.loads(RunDir(folder).result.read_text())
 
 
@@ -86,12 +85,3 @@ def _wait(process: subprocess.Popen, stop: StopFlag) -> int:
             if stop.requested and not handed_on:
                 process.terminate()
                 handed_on = True
-
-
-def _last_word(said: str, code: int) -> str:
-    """The message of a refusal, or else the last line of a traceback; for a signal its name."""
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
-    refusal = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-    return f"exit code {code}: {refusal.removeprefix('error: ')}"

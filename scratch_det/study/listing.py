@@ -14,8 +14,8 @@ def as_table(runs: Sequence[Experiment]) -> str:
 
     A run whose trunk is not among ``runs`` counts in full.
     """
-    names = {run.name for run in runs}
-    spent = [run.iterations - (run.branch_at if run.trunk in names else 0) for run in runs]
+    by_name = {run.name: run for run in runs}
+    spent = [run.iterations - run.branch_at(by_name.get(run.trunk or "")) for run in runs]
     rows = [
         (
             run.name,

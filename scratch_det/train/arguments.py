@@ -4,6 +4,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.config.check import WAIVABLE
 
 
 def run_parser(description: str | None) -> ArgumentParser:
@@ -22,6 +23,14 @@ def run_parser(description: str | None) -> ArgumentParser:
         type=float,
         metavar="STD",
         help="draw the random weights of every layer from N(0, STD), see docs/vgg.md",
+    )
+    parser.add_argument(
+        "--waive",
+        action="append",
+        default=[],
+        choices=WAIVABLE,
+        metavar="RULE",
+        help=f"train though a rule forbids it, to see what comes of it: {', '.join(WAIVABLE)}",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
 

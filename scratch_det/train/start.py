@@ -46,6 +46,7 @@ class Request:
     scale_to_batch: int | None = None
     accumulate: int = 1
     init_std: float | None = None
+    waive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def make_plan(request: Request, world: World) -> Plan:
         notices = list(mirrored_views(cfg))
     else:
         batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
-        notices = check_config(cfg, world.size, request.accumulate)
+        notices = check_config(cfg, world.size, request.accumulate, request.waive)
     backends.check_keys(backend, cfg)
     run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
     run_dir.check(allow_existing=request.resume or request.eval_only)
@@ -148,7 +149,7 @@ def check_evaluation(request: Request, cfg: CfgNode) -> None:
         )
     flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
              "--accumulate": request.accumulate > 1, "--scale-to-batch": request.scale_to_batch,
-             "--init-std": request.init_std}  # fmt: skip
+             "--init-std": request.init_std, "--waive": request.waive}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
         raise ConfigError(
             f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"

@@ -36,6 +36,6 @@ def _flock(file: IO[str], how: int) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"{file.name} cannot be locked ({error.strerror}), and workers share a search by locks; "
+            f"{file.name} cannot be locked ({error.strerror}), and processes share the folder by locks; "
             "name a folder on another file system: --out DIR"
         ) from None

@@ -1,0 +1,101 @@
+"""A running study on the screen: one live table on a terminal, a line for every change elsewhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from scratch_det.columns import aligned
+from scratch_det.progress import clock, say_now
+from scratch_det.study.standing import FAILED, FINISHED, RUNNING, Standing
+from scratch_det.study.study import Study
+
+HEADER = ("run", "state", "iteration", "AP", "eta", "")
+SECONDS_BETWEEN_LINES = 60.0
+SHOWN = (("bbox/AP", "box"), ("segm/AP", "mask"), ("keypoints/AP", "keypoint"), ("classification/top1", "top-1"),
+         ("bbox_TTA/AP", "box, test aug"), ("segm_TTA/AP", "mask, test aug"))  # fmt: skip
+
+
+class Board:
+    """Context manager; ``show`` is called as often as one likes."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.live = Live(auto_refresh=False) if sys.stdout.isatty() else None
+        self.states: dict[str, str] = {}
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "Board":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        """Where everything stands now."""
+        if self.live:
+            self.live.update(_as_rich(standings, self.study), refresh=True)
+            return
+        for standing in standings:
+            name, state = standing.job.name, standing.state
+            if self.states.get(name, state) != state:
+                say_now(f"{name}: {state}{'' if state == RUNNING else ' ' + ' '.join(_details(standing)).rstrip()}")
+            self.states[name] = state
+        if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            say_now(summary(standings, self.study))
+
+    def conclude(self, standings: Sequence[Standing]) -> None:
+        """What is worth knowing when nothing more happens."""
+        for standing in standings:
+            if standing.state != FINISHED:
+                say_now(f"{standing.job.name}: {standing.state}: {standing.error}")
+        say_now(summary(standings, self.study))
+
+
+def as_text(standings: Sequence[Standing], study: Study) -> str:
+    """A table for ``study.py status``."""
+    rows = [HEADER, *((standing.job.name, standing.state, *_details(standing)) for standing in standings)]
+    return "\n".join([*aligned(rows), summary(standings, study)])
+
+
+def summary(standings: Sequence[Standing], study: Study) -> str:
+    """How many there are of each state, and how long the rest will take at the pace so far."""
+    states = [standing.state for standing in standings]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    left = eta_seconds(standings)
+    return f"{study.experiment}: {counts}" + (f"; {clock(left)} of work left at the pace so far" if left else "")
+
+
+def eta_seconds(standings: Sequence[Standing]) -> float | None:
+    """Seconds that the missing iterations take one after another, None before anything is finished."""
+    done = [(s.seconds, s.iteration) for s in standings if s.state == FINISHED and s.seconds and s.iteration]
+    if not done:
+        return None
+    pace = sum(seconds for seconds, _ in done) / sum(iterations for _, iterations in done)
+    missing = (s.job.run.iterations - max(s.iteration, s.job.start) for s in standings if s.state != FINISHED)
+    return pace * sum(max(number, 0) for number in missing)
+
+
+def _details(standing: Standing) -> tuple[str, str, str, str]:
+    """Iterations, AP, ETA, and what is wrong."""
+    total = standing.job.run.iterations
+    done = f"{standing.iteration:,}/{total:,}" if total else "-"
+    scores = " ".join(f"{word} {standing.metrics[key]:.1f}" for key, word in SHOWN if key in standing.metrics)
+    eta = clock(standing.eta) if standing.eta is not None else ""
+    return done, scores, eta, standing.error
+
+
+def _as_rich(standings: Sequence[Standing], study: Study) -> Table:
+    """What is going on, and how many wait or are finished: a study has more runs than a terminal has lines."""
+    table = Table(*HEADER, caption=summary(standings, study), box=None)
+    for standing in standings:
+        if standing.state in (RUNNING, FAILED):
+            table.add_row(standing.job.name, standing.state, *_details(standing))
+    return table

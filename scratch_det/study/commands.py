@@ -1,0 +1,63 @@
+"""What the commands of tools/study.py do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scratch_det import backends
+from scratch_det.errors import UserError
+from scratch_det.study.board import as_text
+from scratch_det.study.experiments import find, of_place
+from scratch_det.study.job import shown_command
+from scratch_det.study.launch import Launcher
+from scratch_det.study.launch.local import Local, Torchrun, gpus_here
+from scratch_det.study.listing import as_table
+from scratch_det.study.run import run_study
+from scratch_det.study.samples import compare
+from scratch_det.study.standing import survey
+from scratch_det.study.study import Study, study_in, threads_of_a_run
+
+FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
+LAUNCHERS: dict[str, Callable[[Study], Launcher]] = {"local": Local, "torchrun": Torchrun}
+
+
+def list_runs(experiment: str) -> None:
+    print(as_table(of_place(experiment)))
+
+
+def samples(config_file: list[str] | None) -> None:
+    print(compare(config_file or [str(find(name).config) for name in FIGURE2]))
+
+
+def plan(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> None:
+    raise NotImplementedError
+
+
+def run(
+    experiment: str,
+    out: Path,
+    launcher: str,
+    gpus: int,
+    max_parallel: int,
+    only: list[str],
+    dry_run: bool,
+    backend: str,
+    slurm: Path | None,
+    share_prefix: bool,
+) -> int:
+    """The exit code. Raises UserError for what can be refused before anything starts."""
+    if min(gpus, max_parallel) < 1:
+        raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
+    threads = 0 if gpus_here() else threads_of_a_run(max_parallel)
+    study = Study(experiment, out, share_prefix, backends.choose(backend), gpus, threads)
+    jobs = study.picked(only)
+    if dry_run:
+        for job in jobs:
+            print(shown_command(Local(study).command(job)))
+        return 0
+    study = study.begin()
+    return run_study(study, study.picked(only), LAUNCHERS[launcher](study), max_parallel)
+
+
+def status(out: Path) -> None:
+    study = study_in(out)
+    print(as_text(survey(study.jobs, out, Local(study).running()), study))

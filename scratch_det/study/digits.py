@@ -1,0 +1,156 @@
+"""The paper in miniature: its experiments on the digits data, small enough for a CPU.
+
+1x is 180 iterations of 4 images, where the paper's is 90,000 of 16; everything that the paper gives in units of 1x is
+the same multiple of it here. Pre-training is classification of single digits, see configs/Pretraining.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import product
+
+from scratch_det.study import coco
+from scratch_det.study.experiment import CONFIGS, EVALUATE, PRETRAIN, SEARCH, Experiment
+from scratch_det.study.paper import PRETRAINED, SCRATCH
+
+PER_X = 180
+MODEL = "mask_rcnn_R_18_FPN"
+SEEDS = (2, 3)  # beside the recipes' own, 1, for the headline pair
+SIZES = {"third": "figure7", "tenth": "figure7", "hundredth": "figure8"}  # of the 2,000 images
+SMALL_DATA_K = {PRETRAINED: 3, SCRATCH: 6}
+SEARCHES = {"third": "search_third", "tenth": "search_tenth", "hundredth": "search_tenth"}  # as in the paper
+GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
+NO_EVALUATIONS = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
+
+
+def runs() -> list[Experiment]:
+    """All but ``smoke``, each after those that it needs."""
+    kinds = (_pretraining, _table1, _more_seeds, _figure4, _norms, _small_data, _keypoints, _enhanced, _control)
+    return [run for kind in kinds for run in kind()]
+
+
+def _run(name: str, places: Iterable[str], shown: str, init: str, k: int, norm: str = "gn", **fields) -> Experiment:
+    pretraining = f"pretrain_digits_R_18_{norm}" if init == PRETRAINED else None
+    where = tuple(f"digits/{place}" for place in places)
+    fields = {"folder": "Digits", "per_x": PER_X, "pretraining": pretraining, **fields}
+    return Experiment(name, where, shown, init, k, **fields)
+
+
+def _pretraining() -> Iterator[Experiment]:
+    for norm in ("gn", "bn"):
+        yield Experiment(
+            name=f"pretrain_digits_R_18_{norm}",
+            places=("digits/pretraining",),
+            shown=f"classification, {norm.upper()}",
+            init=SCRATCH,
+            k=0,
+            length=2000,
+            folder="Pretraining",
+            recipe=f"digits_R_18_{norm}",
+            kind=PRETRAIN,
+        )
+
+
+def _mirrored(end: str, figure: str, init: str) -> Iterator[Experiment]:
+    """2x to 6x; the 3x run from scratch is a row of the comparison of norms, the 6x run the baseline of Figure 5."""
+    more = {(3, SCRATCH): ("norms", "control")} if end == "gn" else {(3, SCRATCH): ("norms",)}
+    if end == "gn":
+        more |= {(6, init): ("table2", "figure5", "table3", "small_data")}
+    for run in coco.kx_runs(MODEL, end, (figure,), init, {}):
+        places = (*(("table1",) if end == "gn" else ()), *run.places, *more.get((run.k, init), ()))
+        norm = "bn" if end == "syncbn" else end
+        processes = 2 if end == "syncbn" else None
+        yield _run(run.name, places, run.shown, init, run.k, norm, trunk=run.trunk, processes=processes)
+
+
+def _table1() -> Iterator[Experiment]:
+    for init in (SCRATCH, PRETRAINED):
+        yield from _mirrored("gn", "figure1", init)
+
+
+def _more_seeds() -> Iterator[Experiment]:
+    """Of Table 1, with its recipes."""
+    places = {"digits/table1", "digits/table2", "digits/figure1"}
+    for seed, run in product(SEEDS, list(_table1())):
+        yield replace(
+            run,
+            name=f"{run.name}_seed{seed}",
+            recipe=run.name,
+            seed=seed,
+            places=tuple(place for place in run.places if place in places),
+            trunk=run.trunk and f"{run.trunk}_seed{seed}",
+        )
+
+
+def _figure4() -> Iterator[Experiment]:
+    for init in (SCRATCH, PRETRAINED):
+        yield from _mirrored("syncbn", "figure4", init)
+
+
+def _norms() -> Iterator[Experiment]:
+    """3x from scratch with what the rules refuse, and with weights that are all drawn alike."""
+    name = f"{SCRATCH}_{MODEL}_3x"
+    waive_bn, waive_frozen = ("--waive", "bn_has_images"), ("--waive", "nothing_random_is_frozen")
+    bn = _run(f"{name}_bn", ["norms"], "BN, 2 images a process", SCRATCH, 3, processes=2, flags=waive_bn)
+    frozen = _run(f"{name}_frozenbn", ["norms"], "FrozenBN, res2 frozen", SCRATCH, 3, flags=waive_frozen)
+    yield from (bn, frozen, _run(f"{name}_none", ["norms"], "none", SCRATCH, 3))
+    alike = {"recipe": f"{name}_gn", "flags": ("--init-std", "0.01")}
+    yield _run(f"{name}_gn_alike", ["norms"], "GN, all weights from N(0, 0.01)", SCRATCH, 3, **alike)
+
+
+def _small_data() -> Iterator[Experiment]:
+    """A search with the pre-trained model for a third and a tenth; its winner serves both initialisations."""
+    for size, figure in SIZES.items():
+        places = (figure, "small_data")
+        names = {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()}
+        if SEARCHES[size] == f"search_{size}":
+            targets = (
+                word for name in names.values() for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml")
+            )
+            grid = {"recipe": names[PRETRAINED], "kind": SEARCH, "points": GRID_POINTS}
+            grid["flags"] = ("--grid", GRID, *targets)
+            grid["changes"] = NO_EVALUATIONS
+            yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, SMALL_DATA_K[PRETRAINED], **grid)
+        if size == "third":
+            old = {"recipe": names[PRETRAINED]}
+            shown = f"{size}, pretrained, hyper-parameters of all"
+            yield _run(f"{names[PRETRAINED]}_old", places, shown, PRETRAINED, SMALL_DATA_K[PRETRAINED], **old)
+        for init, name in names.items():
+            yield _run(name, places, f"{size}, {init}", init, SMALL_DATA_K[init], found_by=SEARCHES[size])
+
+
+def _keypoints() -> Iterator[Experiment]:
+    for init in (SCRATCH, PRETRAINED):
+        trunk = f"{init}_keypoint_rcnn_R_18_FPN_3x_gn"
+        yield _run(trunk, ["figure6"], f"{init}, 3x", init, 3)
+        yield _run(f"{init}_keypoint_rcnn_R_18_FPN_2x_gn", ["figure6"], f"{init}, 2x", init, 2, trunk=trunk)
+
+
+def _enhanced() -> Iterator[Experiment]:
+    """Train aug, cascade and test aug, each on top of the ones before."""
+    for init, k in coco.TRAIN_AUG_K.items():
+        places = ("figure5", "table3") if init == SCRATCH else ("figure5",)
+        plain, cascade = (f"{init}_{kind}{MODEL}_{k}x_gn_train_aug" for kind in ("", "cascade_"))
+        yield _run(plain, places, f"{init}, train aug", init, k)
+        switch = {"trunk": plain, "is_switch": True} if init == SCRATCH else {}
+        yield _run(cascade, places, f"{init}, train aug, cascade", init, k, **switch)
+        shown = f"{init}, train aug, cascade, test aug"
+        evaluation = {"kind": EVALUATE, "evaluates": cascade, "pretraining": None}
+        yield _run(f"{cascade}_test_aug", places, shown, init, k, **evaluation)
+
+
+def _control() -> Iterator[Experiment]:
+    """A schedule that Table 1 has as a branch, trained on its own: the same numbers, or prefix sharing is wrong."""
+    name = f"{SCRATCH}_{MODEL}_3x_gn"
+    yield _run(f"{name}_unshared", ["control"], "scratch, 3x, on its own", SCRATCH, 3, recipe=name)
+
+
+def smoke() -> Iterator[Experiment]:
+    """Two schedules that are too short to learn anything: shows in a minute or two that everything works."""
+    recipe, per_x = f"{SCRATCH}_{MODEL}_3x_gn", 9
+    for k in (3, 2):
+        steps = (k * per_x - 6, k * per_x - 2)
+        keys = {"MAX_ITER": k * per_x, "STEPS": steps, "WARMUP_ITERS": 3, "CHECKPOINT_PERIOD": 5}
+        words = [str(word) for key, value in keys.items() for word in (f"SOLVER.{key}", value)]
+        fields = {"per_x": per_x, "recipe": recipe, "changes": (*words, "TEST.EVAL_PERIOD", "9")}
+        trunk = None if k == 3 else "smoke_3x"
+        yield _run(f"smoke_{k}x", ["smoke"], f"scratch, {k}x", SCRATCH, k, trunk=trunk, **fields)

@@ -1,0 +1,77 @@
+"""What a study is made of: one entry a run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scratch_det.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
+
+CONFIGS = Path("configs")
+SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
+TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: a training, a pre-training, an evaluation of another run's weights, or a search's trainings.
+
+    Attributes:
+        name: of its folder, and of its recipe unless ``recipe`` says otherwise.
+        places: of the paper, such as "table1", or of a study that mirrors it, such as "digits/table1".
+        shown: the row, column or curve there.
+        init: SCRATCH or PRETRAINED.
+        k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
+        expected: what the paper reports, in percent by metric; empty where it only shows a curve.
+        trunk: the run of the same model whose checkpoint after ``branch_at`` iterations this one may start from.
+        folder: the recipe's, below configs/.
+        is_switch: it does start there, and goes on as a cascade.
+        evaluates: the run whose final weights are evaluated; nothing is trained.
+        per_x: iterations of 1x.
+        seed: of a run that is repeated with others; None for what the recipe says.
+        pretraining: the run whose backbone.pth it starts from.
+        kind: TRAIN, PRETRAIN, SEARCH or EVALUATE: which tool it is.
+        found_by: the search whose best values it is trained with.
+        processes: how many it needs where their number shapes the result, as BN's does.
+        flags: further words of its command.
+        changes: to its recipe, "KEY", "VALUE", "KEY", ...
+        points: of a search: runs of ``length`` iterations.
+    """
+
+    name: str
+    places: tuple[str, ...]
+    shown: str
+    init: str
+    k: int
+    expected: dict[str, float] = field(default_factory=dict)
+    trunk: str | None = None
+    folder: str = "COCO-InstanceSegmentation"
+    length: int = 0
+    is_switch: bool = False
+    evaluates: str | None = None
+    per_x: int = ITERATIONS_PER_X
+    recipe: str = ""
+    seed: int | None = None
+    pretraining: str | None = None
+    kind: str = TRAIN
+    found_by: str | None = None
+    processes: int | None = None
+    flags: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    points: int = 1
+
+    @property
+    def config(self) -> Path:
+        """The recipe, from the repository's root."""
+        return CONFIGS / self.folder / f"{self.recipe or self.name}.yaml"
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run, of all points of a search."""
+        return 0 if self.kind == EVALUATE else self.points * (self.length or kx_schedule(self.k, self.per_x).max_iter)
+
+    def branch_at(self, trunk: "Experiment | None") -> int:
+        """Completed iterations of the checkpoint of ``trunk`` that this run starts from; 0 without a trunk."""
+        if trunk is None:
+            return 0
+        if self.is_switch:
+            return self.iterations - SWITCH_BEFORE_END * self.per_x
+        return shared_prefix(kx_schedule(self.k, self.per_x), kx_schedule(trunk.k, trunk.per_x))

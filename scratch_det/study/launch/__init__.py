@@ -1,0 +1,25 @@
+"""Launchers: who starts a job's command, and where. The rest of a study sees them as ``Launcher``.
+
+local.py      processes on this machine, one or several a run; torchrun too
+slurm.py      tasks of a cluster, through submitit
+"""
+
+from typing import Protocol
+
+from scratch_det.study.job import Job
+
+
+class Launcher(Protocol):
+    """Starts jobs and knows which of them have a process; what became of them is in their folders."""
+
+    def start(self, job: Job) -> None:
+        """Start or continue it; nothing where somebody else has just done so."""
+
+    def running(self) -> set[str]:
+        """Names of the jobs that have a process or wait for one, whoever started them.
+
+        Before it forgets a job that ended otherwise than it should, it leaves the reason in ``failure_file``.
+        """
+
+    def stop(self) -> None:
+        """Ask all that this launcher has started to stop with a checkpoint; asking twice is asking once."""

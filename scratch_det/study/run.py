@@ -1,0 +1,63 @@
+"""Run a study: start what can start, until nothing is left to start."""
+
+import time
+from collections.abc import Sequence
+
+from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.study.board import Board
+from scratch_det.study.job import Job
+from scratch_det.study.launch import Launcher
+from scratch_det.study.standing import BLOCKED, FAILED, INTERRUPTED, READY, RUNNING, WAITING, Standing, survey
+from scratch_det.study.study import Study
+
+SECONDS_BETWEEN_LOOKS = 0.5  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
+EXIT_SOME_FAILED = 1
+
+
+def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_parallel: int) -> int:
+    """Start ``jobs`` as soon as what they need is there, at most ``max_parallel`` at once; the exit code.
+
+    What an earlier start left is continued, and what it found failed is tried once more. A failed run does not keep
+    others from going on. All state is in the run folders, so this process may die at any moment. Raises Stopped, when
+    the runs have stopped, after a signal that asks for it.
+    """
+    stop = StopFlag()
+    tried: set[str] = set()
+    chosen = {job.name for job in jobs}
+    with stop.listening(), Board(study) as board:
+        while True:
+            running = launcher.running()
+            standings = survey(study.jobs, study.out, running)
+            board.show(standings)
+            mine = [standing for standing in standings if standing.job.name in chosen]
+            if stop.requested:
+                launcher.stop()
+                if not any(standing.state == RUNNING for standing in mine):
+                    raise Stopped(stop)
+            else:
+                free = max_parallel - sum(s.job.weight(study.gpus) for s in standings if s.state == RUNNING)
+                startable = [standing.job for standing in mine if can_start(standing, tried)]
+                for job in fitting(startable, free, max_parallel, study.gpus):
+                    tried.add(job.name)
+                    launcher.start(job)
+                if not startable and not any(standing.state == RUNNING for standing in mine):
+                    board.conclude(mine)
+                    return EXIT_SOME_FAILED if any(s.state in (FAILED, BLOCKED, WAITING) for s in mine) else 0
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def can_start(standing: Standing, tried: set[str]) -> bool:
+    """Whether it has all it needs and was not tried yet; a run that others stopped is tried again."""
+    return standing.state in (READY, INTERRUPTED, FAILED) and standing.job.name not in tried
+
+
+def fitting(jobs: Sequence[Job], free: int, max_parallel: int, gpus: int) -> list[Job]:
+    """Those, in order, that fit into ``free`` places; one that needs more than all of them is let in alone."""
+    found = []
+    for job in jobs:
+        weight = min(job.weight(gpus), max_parallel)
+        if weight > free:
+            break  # a smaller one that slipped in would let it wait for ever
+        found.append(job)
+        free -= weight
+    return found
