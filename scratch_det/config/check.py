@@ -28,9 +28,7 @@ SMALLEST_VIEW = 32  # pixels: one cell of p5
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 
 
-def check_config(
-    cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()
-) -> list[str]:
+def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()) -> list[str]:
     """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
 
     ``accumulate``: how many parts an iteration's images come in, one after another, in each of ``num_processes``.

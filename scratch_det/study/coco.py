@@ -22,9 +22,7 @@ def runs() -> list[Experiment]:
     return [run for kind in kinds for run in kind()]
 
 
-def kx_runs(
-    stem: str, end: str, places: tuple[str, ...], init: str, expected: dict[int, dict]
-) -> Iterator[Experiment]:
+def kx_runs(stem: str, end: str, places: tuple[str, ...], init: str, expected: dict[int, dict]) -> Iterator[Experiment]:
     """2x to 6x of one model: the 6x run and its branches."""
     trunk = f"{init}_{stem}_6x_{end}"
     for k in range(6, 1, -1):

@@ -103,9 +103,7 @@ def _small_data() -> Iterator[Experiment]:
         places = (figure, "small_data")
         names = {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()}
         if SEARCHES[size] == f"search_{size}":
-            targets = (
-                word for name in names.values() for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml")
-            )
+            targets = (word for name in names.values() for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml"))
             grid = {"recipe": names[PRETRAINED], "kind": SEARCH, "points": GRID_POINTS}
             grid["flags"] = ("--grid", GRID, *targets)
             grid["changes"] = NO_EVALUATIONS

@@ -95,7 +95,11 @@ class Job:
 
     def command(self, out: Path, backend: str, gpus: int = 0) -> list[str]:
         """The whole command line, in this Python."""
-        return [sys.executable, str(from_here(Path("tools") / TOOLS[self.run.kind])), *self.arguments(out, backend, gpus)]
+        return [
+            sys.executable,
+            str(from_here(Path("tools") / TOOLS[self.run.kind])),
+            *self.arguments(out, backend, gpus),
+        ]
 
     def _checkpoints(self, out: Path) -> list[str]:
         words = ["--keep-at", ",".join(map(str, self.keep_at))] if self.keep_at else []
