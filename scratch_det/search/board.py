@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from scratch_det.errors import UserError
-from scratch_det.search.grid import Point
 from scratch_det.lock import locked, try_lock
+from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
 from scratch_det.train.changes import EVALUATION, config_changes
 

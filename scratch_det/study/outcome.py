@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scratch_det.errors import DataError
-from scratch_det.study.experiments import find
 from scratch_det.study.experiment import Experiment
+from scratch_det.study.experiments import find
 from scratch_det.study.standing import Standing, read_rows
 from scratch_det.textfile import write_atomically
 
