@@ -11,9 +11,9 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 (digits/table1, ..., "digits" for all), or the name of one run.
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
-plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was interrupted;
-exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by Ctrl-C; the
-same command goes on.
+plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
+interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by
+Ctrl-C; the same command goes on.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What came of a study's runs, from their folders or from results/: all that tables, figures and the report are made of.
+"""What came of a study's runs, from their folders or from results/: what tables, figures and the report are made of.
 
 results/digits/ holds a study as data: runs.csv, a line a run; curves.csv, a line a point; study.json, with what and by
 which commands it was made, and how long it took.
@@ -61,20 +61,23 @@ def collect(standings: Sequence[Standing], out: Path) -> list[Outcome]:
             start=standing.job.start,
             iteration=standing.iteration,
             metrics={name: value for name, value in standing.metrics.items() if _is_shown(name)},
-            curves=read_curves(out / standing.job.name / "metrics.json"),
+            curves=read_curves(out / standing.job.name / "metrics.json", standing.job.run.iterations),
             error=standing.error,
         )
         for standing in standings
     ]
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """By name; after a resume an iteration may occur twice, of which the last one counts."""
+def read_curves(path: Path, last: int) -> dict[str, Curve]:
+    """By name; after a resume an iteration may occur twice, of which the last one counts.
+
+    A line says the iteration, from 0, that it comes after, the one at the end of ``last`` iterations their number.
+    """
     points: dict[str, dict[int, float]] = {}
     for row in read_rows(path):
         for name, value in row.items():
             if "iteration" in row and (name == LOSS or _is_shown(name)) and isinstance(value, int | float):
-                points.setdefault(name, {})[int(row["iteration"]) + 1] = float(value)
+                points.setdefault(name, {})[min(int(row["iteration"]) + 1, last)] = float(value)
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 
