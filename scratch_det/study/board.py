@@ -66,11 +66,14 @@ def as_text(standings: Sequence[Standing], study: Study) -> str:
 
 
 def summary(standings: Sequence[Standing], study: Study) -> str:
-    """How many there are of each state, and how long the rest will take at the pace so far."""
+    """How many there are of each state, the iterations, and how long the rest will take at the pace so far."""
+    done = sum(max(standing.iteration - standing.job.start, 0) for standing in standings)
     states = [standing.state for standing in standings]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = eta_seconds(standings)
-    return f"{study.experiment}: {counts}" + (f"; {clock(left)} of work left at the pace so far" if left else "")
+    return f"{study.experiment}: {counts}; {done:,} of {sum(s.job.iterations for s in standings):,} iterations" + (
+        f"; {clock(left)} of work left at the pace so far" if left else ""
+    )
 
 
 def eta_seconds(standings: Sequence[Standing]) -> float | None:

@@ -7,10 +7,12 @@ from scratch_det import backends
 from scratch_det.errors import UserError
 from scratch_det.study.board import as_text
 from scratch_det.study.experiments import find, of_place
+from scratch_det.study.folder import check_folders
 from scratch_det.study.job import shown_command
 from scratch_det.study.launch import Launcher
 from scratch_det.study.launch.local import Local, Torchrun, gpus_here
 from scratch_det.study.listing import as_table
+from scratch_det.study.plan import as_text as plan_text
 from scratch_det.study.run import run_study
 from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
@@ -29,7 +31,7 @@ def samples(config_file: list[str] | None) -> None:
 
 
 def plan(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> None:
-    raise NotImplementedError
+    print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
 
 
 def run(
@@ -55,6 +57,7 @@ def run(
             print(shown_command(Local(study).command(job)))
         return 0
     study = study.begin()
+    check_folders(study, study.jobs)
     return run_study(study, study.picked(only), LAUNCHERS[launcher](study), max_parallel)
 
 

@@ -1,0 +1,81 @@
+"""What an experiment costs before it is started: iterations, GPU hours and disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from scratch_det.columns import aligned
+from scratch_det.errors import UserError
+from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH, Experiment
+from scratch_det.study.experiments import of_place
+from scratch_det.study.job import ROOT, Job, jobs_of
+from scratch_det.train.disk import checkpoint_bytes
+
+MODELS = ROOT / "results" / "models.md"
+KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
+HEADER = ("run", "what it is", "starts at", "trains", "needs")
+
+
+def as_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> str:
+    """The plan as a table with totals. Raises UserError for an unknown experiment and for numbers that are none."""
+    if gpus < 1 or (seconds_per_iter is not None and not 0 < seconds_per_iter < 1e6):
+        raise UserError(f"--gpus {gpus} --seconds-per-iter {seconds_per_iter}: expected numbers above 0")
+    runs = of_place(experiment)
+    jobs, apart = jobs_of(runs, share_prefix), sum(job.iterations for job in jobs_of(runs, share_prefix=False))
+    iterations = sum(job.iterations for job in jobs)
+    rows = [HEADER, *(_row(job) for job in jobs)]
+    kinds = [what_it_is(job) for job in jobs]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    lines = [*aligned(rows), "", f"{len(jobs)} runs: {counts}"]
+    lines.append(f"iterations: {iterations:,}" + _saving(iterations, apart, share_prefix))
+    if seconds_per_iter:
+        hours = iterations * seconds_per_iter / 3600
+        lines.append(f"time: {hours:,.0f} h on {gpus} GPUs one run after the other, {hours * gpus:,.0f} GPU hours")
+    else:
+        lines.append("time: --seconds-per-iter S --gpus N tells GPU hours")
+    lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints")
+    return "\n".join(lines)
+
+
+def what_it_is(job: Job) -> str:
+    """A word or two for a job's place among the others."""
+    if job.run.kind in (PRETRAIN, SEARCH, EVALUATE):
+        return {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}[job.run.kind]
+    if job.start:
+        return "switch" if job.run.is_switch else "branch"
+    return "trunk" if job.keep_at else "run"
+
+
+def disk_bytes(jobs: Sequence[Job]) -> int:
+    """About what the checkpoints take when all has run; models are measured in results/models.md, with 80 classes."""
+    sizes = parameters(MODELS.read_text())
+    kept = {job.name: 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at)) for job in jobs}
+    return sum(kept[job.name] * checkpoint_bytes(*2 * [sizes[model_of(job.run)]]) for job in jobs)
+
+
+def parameters(models: str) -> dict[str, int]:
+    """Of each model in the table of results/models.md, by its name there."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in models.splitlines() if line.startswith("|")
+    ]
+    header, _, *body = rows
+    column = header.index("parameters")
+    return {row[0]: int(row[column].replace(",", "")) for row in body}
+
+
+def model_of(run: Experiment) -> str:
+    """The name that results/models.md has for a recipe's model."""
+    bases = [Path(base) for base in yaml.safe_load((ROOT / run.config).read_text())["_BASE_"]]
+    names = {base.parent.name: base.stem for base in bases}
+    return names["model"] + (" + cascade" if "head" in names else "")
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    return job.name, what_it_is(job), f"{job.start:,}", f"{job.iterations:,}", ", ".join(job.needs)
+
+
+def _saving(iterations: int, apart: int, share_prefix: bool) -> str:
+    if not share_prefix:
+        return ", every run on its own"
+    return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})" if apart else ""
