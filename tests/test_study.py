@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from conftest import ROOT, load_tool
 
 from scratch_det.config import check_config, load_config
 from scratch_det.schedule import Schedule, kx_schedule
-from scratch_det.study import paper
-from scratch_det.study.experiments import Experiment, experiments, find, of_place
+from scratch_det.study import coco, digits, paper
+from scratch_det.study.experiment import EVALUATE, PRETRAIN, TRAIN, Experiment
+from scratch_det.study.experiments import experiments, find, of_place
+from scratch_det.study.job import jobs_of
 from scratch_det.study.samples import of_pretraining, of_run
 
-ALL = experiments()
+PAPER = coco.runs()
+DETECTORS = [run for run in PAPER if run.kind != PRETRAIN]
 NO_DETECTORS = ("_base_", "Digits", "Pretraining")
 PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in NO_DETECTORS]
 NAME = re.compile(
@@ -54,11 +58,11 @@ def bases_by_name(run: Experiment) -> dict[str, str]:
 
 
 def test_every_recipe_of_the_paper_is_listed_once() -> None:
-    assert sorted(run.config for run in ALL) == sorted(path.relative_to(ROOT) for path in PAPER_RECIPES)
-    assert len({run.name for run in ALL}) == len(ALL)
+    assert sorted(run.config for run in DETECTORS) == sorted(path.relative_to(ROOT) for path in PAPER_RECIPES)
+    assert len({run.name for run in experiments()}) == len(experiments())
 
 
-@pytest.mark.parametrize("run", ALL, ids=lambda run: run.name)
+@pytest.mark.parametrize("run", DETECTORS, ids=lambda run: run.name)
 class TestRun:
     def test_can_train(self, run: Experiment) -> None:
         cfg = load_config(ROOT / run.config).cfg
@@ -75,11 +79,11 @@ class TestRun:
         if run.trunk and run.is_switch:
             trunk = find(run.trunk)
             assert bases(run) == {**bases(trunk), "head": "cascade"}
-            assert run.branch_at == run.iterations - 270_000 == trunk.iterations - 270_000
+            assert run.branch_at(trunk) == run.iterations - 270_000 == trunk.iterations - 270_000
         elif run.trunk:
             trunk = find(run.trunk)
             assert {**bases(run), "solver": ""} == {**bases(trunk), "solver": ""}
-            assert run.branch_at == run.iterations - 60_000 < trunk.iterations
+            assert run.branch_at(trunk) == run.iterations - 60_000 < trunk.iterations
 
     def test_is_evaluated_with_its_own_model(self, run: Experiment) -> None:
         if run.evaluates:
@@ -96,9 +100,9 @@ class TestRun:
         assert all(str(value) in header for metric, value in run.expected.items() if metric.endswith("/AP"))
 
 
-@pytest.mark.parametrize("place", sorted({place for run in ALL for place in run.places}))
+@pytest.mark.parametrize("place", sorted({place for run in PAPER for place in run.places}))
 def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> None:
-    runs = of_place(place)
+    runs = [run for run in of_place(place) if run.kind != PRETRAIN]
     for one in runs:
         for other in runs:
             kinds = bases(one).keys() | bases(other).keys()
@@ -114,14 +118,45 @@ def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> No
             assert differing or one is other
 
 
+@pytest.mark.parametrize("run", [*digits.runs(), *digits.smoke()], ids=lambda run: run.name)
+def test_recipe_of_the_miniature(run: Experiment) -> None:
+    """What the entry says is what the recipe does, and its header says how to run it."""
+    text = (ROOT / run.config).read_text()
+    loaded = load_config(ROOT / run.config, list(run.changes))
+    cfg, waived = loaded.cfg, [word for flag, word in pairwise(run.flags) if flag == "--waive"]
+    notices = check_config(cfg, run.processes or 1, waived=waived)
+    assert len(waived) == len({notice.split(":")[0] for notice in notices if "--waive" in notice})
+    assert run.points * cfg.SOLVER.MAX_ITER == run.iterations or run.kind == EVALUATE
+    if run.k:
+        assert Schedule(cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS)) == kx_schedule(run.k, run.per_x)
+    if run.kind == TRAIN:
+        assert bool(cfg.MODEL.WEIGHTS) == bool(run.pretraining) == (run.init == paper.PRETRAINED)
+        assert not run.pretraining or run.pretraining in cfg.MODEL.WEIGHTS
+    assert f"--config-file {run.config}" in text
+    assert f"OUTPUT_DIR: output/{run.config.stem}" in text or run.kind == PRETRAIN
+
+
+def test_the_miniature_mirrors_the_paper() -> None:
+    """Each table and figure of trainings that it has differs from the paper's in folder, model and 1x alone."""
+    for place, norm in (("table1", "gn"), ("figure4", "syncbn")):
+        own = [run for run in of_place(f"digits/{place}") if run.seed is None]
+        theirs = [run for run in of_place(place) if "R_101" not in run.name]
+        assert [(run.init, run.k, run.iterations // run.per_x) for run in own] == [
+            (run.init, run.k, run.iterations // run.per_x) for run in theirs
+        ]
+        assert all(run.name.endswith(norm) for run in own)
+    assert {run.seed for run in of_place("digits/table1")} == {None, 2, 3}
+    assert len(digits.runs()) >= 36
+
+
 def test_table1_costs_43_percent() -> None:
     """Five schedules of four models: 780k iterations off one trunk instead of 1.8M, each."""
     runs = of_place("table1")
     assert len(runs) == 20
     assert sum(run.iterations for run in runs) == 7_200_000
-    assert sum(run.iterations - run.branch_at for run in runs) == 3_120_000
+    assert sum(job.iterations for job in jobs_of(runs)) == 3_120_000
     assert {run.expected["bbox/AP"] for run in runs} == {ap for row in paper.TABLE1.values() for ap in row.values()}
-    assert find("scratch_mask_rcnn_R_50_FPN_3x_gn").branch_at == 210_000
+    assert {job.name: job.start for job in jobs_of(runs)}["scratch_mask_rcnn_R_50_FPN_3x_gn"] == 210_000
 
 
 def test_tables_agree() -> None:
@@ -133,7 +168,7 @@ def test_tables_agree() -> None:
 def test_everything_of_the_paper_is_covered() -> None:
     """Figure 2 is counted by ``samples``."""
     figures = {f"figure{number}" for number in range(1, 9)} - {"figure2"}
-    places = {place for run in ALL for place in run.places}
+    places = {place for run in PAPER for place in run.places}
     assert places == {"table1", "table2", "table3", *figures, "3.5k", "vgg", "voc"}
     assert {run.expected["bbox/AP"] for run in of_place("table3") if "bbox/AP" in run.expected} == {
         values[0] for name, values in paper.TABLE3.items() if not name.endswith("test aug")
@@ -181,7 +216,7 @@ class TestTool:
         with pytest.raises(SystemExit) as end:
             load_tool("study").main()
         assert end.value.code == 2
-        assert "no experiment of tabel1; did you mean 'table1'?" in capsys.readouterr().err
+        assert "no experiment tabel1; did you mean 'table1'?" in capsys.readouterr().err
 
     def test_does_not_import_torch(self) -> None:
         code = (

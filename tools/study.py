@@ -95,7 +95,8 @@ def main() -> None:
     do = args.pop("do")
     try:
         with exit_on_user_error():
-            sys.exit(do(**args))
+            if code := do(**args):
+                sys.exit(code)
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the study", file=sys.stderr)
         sys.exit(stopped.exit_code)

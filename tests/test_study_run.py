@@ -1,0 +1,335 @@
+"""study.py plan, run and status: order, failures, death of the runner, other people's folders. Runs are played by a
+script that leaves what a run leaves; real ones are in tests/test_study_report.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, load_tool
+
+from scratch_det.errors import UserError
+from scratch_det.study import run as study_run
+from scratch_det.study.board import as_text, eta_seconds
+from scratch_det.study.commands import status
+from scratch_det.study.experiments import of_place
+from scratch_det.study.folder import disagreements
+from scratch_det.study.job import Job, jobs_of
+from scratch_det.study.launch.local import Local, Torchrun
+from scratch_det.study.run import fitting, run_study
+from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, WAITING, survey
+from scratch_det.study.study import Study
+
+TRUNK, BRANCH = "smoke_3x", "smoke_2x"
+PLAYER = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder, iterations, keep_at = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+out = folder.parent
+(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+with open(out / "starts", "a") as starts:
+    starts.write(folder.name + "\\n")
+def leave(*_):
+    (folder / "status.json").write_text(json.dumps({"state": "stopped", "iteration": 1}))
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+(folder / "status.json").write_text(json.dumps({"state": "training", "iteration": 1, "eta": 5.0}))
+for number in keep_at:
+    (folder / "checkpoints" / f"model_{number - 1:07d}.pth").touch()
+while (out / f"{folder.name}.wait").exists():
+    time.sleep(0.02)
+if (out / f"{folder.name}.fail").exists():
+    sys.exit("error: the disk is on fire")
+result = {"iteration": iterations, "seconds": 2.0, "metrics": {"bbox": {"AP": 12.5, "AP50": None}}}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+class Players(Local):
+    """Runs are the script above; DIR/NAME.wait keeps one from going on, DIR/NAME.fail makes it fail."""
+
+    def command(self, job: Job) -> list[str]:
+        words = [str(self.study.out / job.name), str(job.run.iterations), json.dumps(job.keep_at)]
+        return [sys.executable, "-c", PLAYER, *words]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setattr(study_run, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """tools/study.py in this process: its exit code and what it says."""
+
+    def call(*words: Any) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["study.py", *map(str, words)])
+        try:
+            load_tool("study").main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return int(code or 0), said.out + said.err
+
+    return call
+
+
+def states(study: Study, launcher: Local | None = None) -> dict[str, str]:
+    running = (launcher or Local(study)).running()
+    return {standing.job.name: standing.state for standing in survey(study.jobs, study.out, running)}
+
+
+def play(study: Study, max_parallel: int = 2, names: tuple[str, ...] = ()) -> int:
+    return run_study(study, study.picked(names), Players(study), max_parallel)
+
+
+def starts(study: Study) -> list[str]:
+    return (study.out / "starts").read_text().split()
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end, "waited for 20 seconds"
+        time.sleep(0.02)
+
+
+class TestRunning:
+    def test_a_branch_follows_its_trunk(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        assert states(study) == {TRUNK: READY, BRANCH: WAITING}
+        assert play(study, max_parallel=1) == 0
+        assert starts(study) == [TRUNK, BRANCH]
+        assert states(study) == {TRUNK: FINISHED, BRANCH: FINISHED}
+        assert f"{BRANCH}: finished 18/18 box 12.5" in capsys.readouterr().out
+
+    def test_a_branch_need_not_wait_for_the_end(self, study: Study) -> None:
+        """The trunk ends only when its branch has."""
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        assert states(study)[TRUNK] == RUNNING
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert process.wait(20) == 0
+
+    def test_finished_runs_are_left_alone(self, study: Study) -> None:
+        assert play(study) == play(study) == 0
+        assert starts(study) == [TRUNK, BRANCH]
+
+    def test_only_some(self, study: Study) -> None:
+        assert play(study, names=(TRUNK,)) == 0
+        assert states(study) == {TRUNK: FINISHED, BRANCH: READY}
+        with pytest.raises(UserError, match=f"no run smoke_4x; did you mean '{TRUNK}'|'{BRANCH}'"):
+            study.picked(["smoke_4x"])
+
+    def test_one_that_waits_for_what_is_not_asked_for(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        assert play(study, names=(BRANCH,)) == 1
+        assert f"{BRANCH}: waiting: waits for {TRUNK}/checkpoints/model_0000011.pth" in capsys.readouterr().out
+
+
+class TestFailures:
+    def test_others_go_on(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        """The trunk has left what its branch needs; its own failure is told with its last words, and tried again."""
+        (study.out / f"{TRUNK}.fail").touch()
+        assert play(study) == 1
+        assert states(study) == {TRUNK: FAILED, BRANCH: FINISHED}
+        assert f"{TRUNK}: failed: exit code 1: the disk is on fire" in capsys.readouterr().out
+        (study.out / f"{TRUNK}.fail").unlink()
+        assert play(study) == 0
+        assert starts(study) == [TRUNK, BRANCH, TRUNK]
+        assert "on fire" in (study.out / "jobs" / f"{TRUNK}.log").read_text()
+
+    def test_what_needs_a_failed_one_is_blocked(self, study: Study) -> None:
+        (study.out / "jobs" / f"{TRUNK}.failed").write_text("exit code 2: no data\n")
+        trunk, branch = survey(study.jobs, study.out, set())
+        assert (trunk.state, branch.state) == (FAILED, BLOCKED)
+        assert branch.error == f"needs {TRUNK}, which failed"
+
+    def test_a_killed_run(self, study: Study) -> None:
+        (study.out / f"{TRUNK}.wait").touch()
+        launcher = Players(study)
+        launcher.start(study.jobs[0])
+        until(lambda: (study.out / TRUNK / "status.json").exists())
+        launcher.processes[TRUNK].popen.kill()
+        until(lambda: not launcher.running())
+        assert survey(study.jobs, study.out, set())[0].error == "ended by SIGKILL (out of memory?)"
+
+
+def in_a_process(study: Study) -> subprocess.Popen:
+    """``play`` as its own process, as study.py run is."""
+    code = (
+        "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
+        "from scratch_det.distributed.stop import Stopped; from scratch_det.study import run, study\n"
+        "from test_study_run import play; run.SECONDS_BETWEEN_LOOKS = 0.02\n"
+        "try: sys.exit(play(study.study_in(Path(sys.argv[1]))))\n"
+        "except Stopped as stopped: sys.exit(stopped.exit_code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code, str(study.out)], cwd=ROOT, env=environment)
+
+
+class TestEnding:
+    def test_the_runner_is_killed_and_its_run_lives(self, study: Study) -> None:
+        """Nobody starts it twice: the next runner waits for it."""
+        (study.out / f"{TRUNK}.wait").touch()
+        first = in_a_process(study)
+        until(lambda: (study.out / TRUNK / "status.json").exists() and (study.out / BRANCH / "result.json").exists())
+        first.kill()
+        first.wait()
+        assert states(study)[TRUNK] == RUNNING
+        second = in_a_process(study)
+        time.sleep(0.5)
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert second.wait(20) == 0
+        assert sorted(starts(study)) == sorted([TRUNK, BRANCH])
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+    def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped"
+        assert states(study)[TRUNK] == INTERRUPTED
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert play(study) == 0
+
+
+class TestPlaces:
+    def test_a_run_of_two_processes_takes_two(self) -> None:
+        jobs = {job.name: job for job in jobs_of(of_place("digits/norms"), share_prefix=False)}
+        bn, gn = (jobs[f"scratch_mask_rcnn_R_18_FPN_3x_{norm}"] for norm in ("bn", "gn"))
+        assert (bn.weight(gpus=1), gn.weight(gpus=1), bn.weight(gpus=8), gn.weight(gpus=8)) == (2, 1, 1, 1)
+        assert fitting([gn, bn, gn], free=2, max_parallel=2, gpus=1) == [gn]
+        assert fitting([bn, gn], free=1, max_parallel=1, gpus=1) == [bn]
+        assert fitting([bn, gn], free=0, max_parallel=1, gpus=1) == []
+
+    def test_gpus_are_shared_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        study = Study("digits/smoke", tmp_path / "study", backend="torchvision", gpus=2).begin()
+        launcher = Players(study)
+        (study.out / f"{TRUNK}.wait").touch()
+        launcher.start(study.jobs[0])
+        assert launcher.processes[TRUNK].devices == ("4", "5")
+        with pytest.raises(UserError, match="needs 2 GPUs, but 1 of this machine's 3 are free"):
+            launcher.start(study.jobs[1])
+        launcher.stop()
+        until(lambda: not launcher.running())
+
+    def test_torchrun_starts_the_processes(self, study: Study) -> None:
+        words = Torchrun(study).command(study.jobs[0])
+        assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+        assert "--num-gpus" not in words
+
+
+class TestPlan:
+    @pytest.mark.parametrize(
+        ("flag", "iterations"), [("--share-prefix", "3,120,000"), ("--no-share-prefix", "7,200,000")]
+    )
+    def test_table1(self, call: Callable, flag: str, iterations: str) -> None:
+        code, said = call("plan", "table1", flag, "--gpus", 8, "--seconds-per-iter", 0.5)
+        assert code == 0
+        assert f"iterations: {iterations}" in said
+        hours = int(iterations.replace(",", "")) / 7200
+        assert f"time: {hours:,.0f} h on 8 GPUs one run after the other, {8 * hours:,.0f} GPU hours" in said
+
+    @pytest.mark.parametrize(
+        "experiment", sorted({place for run in of_place("paper") for place in run.places} | {"digits"})
+    )
+    def test_every_experiment(self, call: Callable, experiment: str) -> None:
+        code, said = call("plan", experiment)
+        assert code == 0
+        assert "GB of checkpoints" in said
+
+    def test_order(self) -> None:
+        """Pre-training, trunk, branches, switch, evaluation."""
+        for experiment in ("paper", "digits"):
+            seen: set[str] = set()
+            for job in jobs_of(of_place(experiment)):
+                assert seen.issuperset(job.needs), job.name
+                seen.add(job.name)
+
+    def test_needs_come_along(self) -> None:
+        names = {job.name for job in jobs_of(of_place("scratch_cascade_mask_rcnn_R_50_FPN_9x_gn_train_aug_test_aug"))}
+        plain = "scratch_mask_rcnn_R_50_FPN_9x_gn_train_aug"
+        cascade = plain.replace("mask_rcnn", "cascade_mask_rcnn")
+        assert names == {plain, cascade, f"{cascade}_test_aug"}
+
+    def test_neither_torch_nor_matplotlib(self) -> None:
+        code = (
+            "import sys, runpy; sys.argv = ['study.py', 'plan', 'paper']\n"
+            "runpy.run_path('tools/study.py', run_name='__main__')\n"
+            "assert not {'torch', 'matplotlib'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+class TestBadInput:
+    def test_unknown_experiment(self, call: Callable, tmp_path: Path) -> None:
+        code, said = call("run", "digits/smok", "--out", tmp_path / "new")
+        assert code == 2
+        assert "no experiment digits/smok; did you mean 'digits/smoke'?" in said
+        assert not (tmp_path / "new").exists()
+
+    def test_folder_of_another_experiment(self, call: Callable, study: Study) -> None:
+        code, said = call("run", "digits/norms", "--out", study.out, "--backend", "torchvision")
+        assert code == 2
+        assert "holds another study: experiment was digits/smoke, now digits/norms" in said
+
+    def test_folder_of_something_else(self, call: Callable, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        code, said = call("run", "digits/smoke", "--out", tmp_path)
+        assert code == 2
+        assert "has files in it, but no study.json" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        code, said = call("status", "--out", tmp_path)
+        assert code == 2
+        assert "no study was started there" in said
+
+    def test_nonsense_numbers(self, call: Callable, tmp_path: Path) -> None:
+        assert call("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 0)[0] == 2
+        assert call("plan", "table1", "--seconds-per-iter", -1)[0] == 2
+
+    def test_edited_folders(self, study: Study, call: Callable, capsys: pytest.CaptureFixture) -> None:
+        """Another recipe's configuration, and a better AP than the run has logged."""
+        folder = study.out / TRUNK
+        folder.mkdir()
+        (folder / "config.yaml").write_text("SOLVER:\n  BASE_LR: 0.5\n")
+        (folder / "metrics.json").write_text('{"iteration": 27, "bbox/AP": 12.5}\n')
+        (folder / "result.json").write_text('{"iteration": 27, "metrics": {"bbox": {"AP": 99.0}}}')
+        found = list(disagreements(study, study.jobs[0]))
+        assert f"{folder}/config.yaml has SOLVER.BASE_LR 0.5, its recipe 0.02" in found
+        assert f"{folder}/result.json says bbox/AP 99.0, the end of metrics.json 12.5" in found
+        code, said = call("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
+        assert code == 2
+        assert "move such a folder away" in said
+        (folder / "config.yaml").write_text("- no\n- configuration\n")
+        assert "is no run's configuration" in next(disagreements(study, study.jobs[0]))
+
+
+def test_dry_run_starts_nothing(call: Callable, tmp_path: Path) -> None:
+    code, said = call("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", "--dry-run")
+    assert code == 0
+    assert said.count("tools/train_net.py") == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_status(study: Study, capsys: pytest.CaptureFixture) -> None:
+    assert play(study, names=(TRUNK,)) == 0
+    capsys.readouterr()
+    status(study.out)
+    said = capsys.readouterr().out
+    assert f"{TRUNK}  finished  27/27      box 12.5" in said
+    assert f"{BRANCH}  ready" in said
+    standings = survey(study.jobs, study.out, set())
+    assert eta_seconds(standings) == pytest.approx(6 * 2.0 / 27)
+    assert "1 finished, 1 ready; 27 of 33 iterations" in as_text(standings, study)
