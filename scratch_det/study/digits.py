@@ -7,6 +7,7 @@ the same multiple of it here. Pre-training is classification of single digits, s
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from scratch_det.study import coco
 from scratch_det.study.experiment import CONFIGS, EVALUATE, PRETRAIN, SEARCH, Experiment
@@ -28,7 +29,10 @@ def runs() -> list[Experiment]:
     return [run for kind in kinds for run in kind()]
 
 
-def _run(name: str, places: Iterable[str], shown: str, init: str, k: int, norm: str = "gn", **fields) -> Experiment:
+def _run(
+    name: str, places: Iterable[str], shown: str, init: str, k: int, norm: str = "gn", **fields: Any
+) -> Experiment:
+    """``fields``: others of Experiment."""
     pretraining = f"pretrain_digits_R_18_{norm}" if init == PRETRAINED else None
     where = tuple(f"digits/{place}" for place in places)
     fields = {"folder": "Digits", "per_x": PER_X, "pretraining": pretraining, **fields}
@@ -52,9 +56,9 @@ def _pretraining() -> Iterator[Experiment]:
 
 def _mirrored(end: str, figure: str, init: str) -> Iterator[Experiment]:
     """2x to 6x; the 3x run from scratch is a row of the comparison of norms, the 6x run the baseline of Figure 5."""
-    more = {(3, SCRATCH): ("norms", "control")} if end == "gn" else {(3, SCRATCH): ("norms",)}
+    more: dict[tuple[int, str], tuple[str, ...]] = {(3, SCRATCH): ("norms",)}
     if end == "gn":
-        more |= {(6, init): ("table2", "figure5", "table3", "small_data")}
+        more = {(3, SCRATCH): ("norms", "control"), (6, init): ("table2", "figure5", "table3", "small_data")}
     for run in coco.kx_runs(MODEL, end, (figure,), init, {}):
         places = (*(("table1",) if end == "gn" else ()), *run.places, *more.get((run.k, init), ()))
         norm = "bn" if end == "syncbn" else end
@@ -93,7 +97,7 @@ def _norms() -> Iterator[Experiment]:
     bn = _run(f"{name}_bn", ["norms"], "BN, 2 images a process", SCRATCH, 3, processes=2, flags=waive_bn)
     frozen = _run(f"{name}_frozenbn", ["norms"], "FrozenBN, res2 frozen", SCRATCH, 3, flags=waive_frozen)
     yield from (bn, frozen, _run(f"{name}_none", ["norms"], "none", SCRATCH, 3))
-    alike = {"recipe": f"{name}_gn", "flags": ("--init-std", "0.01")}
+    alike: dict[str, Any] = {"recipe": f"{name}_gn", "flags": ("--init-std", "0.01")}
     yield _run(f"{name}_gn_alike", ["norms"], "GN, all weights from N(0, 0.01)", SCRATCH, 3, **alike)
 
 
@@ -104,12 +108,12 @@ def _small_data() -> Iterator[Experiment]:
         names = {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()}
         if SEARCHES[size] == f"search_{size}":
             targets = (word for name in names.values() for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml"))
-            grid = {"recipe": names[PRETRAINED], "kind": SEARCH, "points": GRID_POINTS}
+            grid: dict[str, Any] = {"recipe": names[PRETRAINED], "kind": SEARCH, "points": GRID_POINTS}
             grid["flags"] = ("--grid", GRID, *targets)
             grid["changes"] = NO_EVALUATIONS
             yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, SMALL_DATA_K[PRETRAINED], **grid)
         if size == "third":
-            old = {"recipe": names[PRETRAINED]}
+            old: dict[str, Any] = {"recipe": names[PRETRAINED]}
             shown = f"{size}, pretrained, hyper-parameters of all"
             yield _run(f"{names[PRETRAINED]}_old", places, shown, PRETRAINED, SMALL_DATA_K[PRETRAINED], **old)
         for init, name in names.items():
@@ -129,10 +133,10 @@ def _enhanced() -> Iterator[Experiment]:
         places = ("figure5", "table3") if init == SCRATCH else ("figure5",)
         plain, cascade = (f"{init}_{kind}{MODEL}_{k}x_gn_train_aug" for kind in ("", "cascade_"))
         yield _run(plain, places, f"{init}, train aug", init, k)
-        switch = {"trunk": plain, "is_switch": True} if init == SCRATCH else {}
+        switch: dict[str, Any] = {"trunk": plain, "is_switch": True} if init == SCRATCH else {}
         yield _run(cascade, places, f"{init}, train aug, cascade", init, k, **switch)
         shown = f"{init}, train aug, cascade, test aug"
-        evaluation = {"kind": EVALUATE, "evaluates": cascade, "pretraining": None}
+        evaluation: dict[str, Any] = {"kind": EVALUATE, "evaluates": cascade, "pretraining": None}
         yield _run(f"{cascade}_test_aug", places, shown, init, k, **evaluation)
 
 
@@ -149,6 +153,6 @@ def smoke() -> Iterator[Experiment]:
         steps = (k * per_x - 6, k * per_x - 2)
         keys = {"MAX_ITER": k * per_x, "STEPS": steps, "WARMUP_ITERS": 3, "CHECKPOINT_PERIOD": 5}
         words = [str(word) for key, value in keys.items() for word in (f"SOLVER.{key}", value)]
-        fields = {"per_x": per_x, "recipe": recipe, "changes": (*words, "TEST.EVAL_PERIOD", "9")}
+        fields: dict[str, Any] = {"per_x": per_x, "recipe": recipe, "changes": (*words, "TEST.EVAL_PERIOD", "9")}
         trunk = None if k == 3 else "smoke_3x"
         yield _run(f"smoke_{k}x", ["smoke"], f"scratch, {k}x", SCRATCH, k, trunk=trunk, **fields)

@@ -118,7 +118,8 @@ def jobs_of(runs: Sequence[Experiment], share_prefix: bool = True) -> list[Job]:
     """
     everything = _with_needs(runs)
     names = {run.name for run in everything}
-    starts, keep_at = {}, {}
+    starts: dict[str, int] = {}
+    keep_at: dict[str | None, set[int]] = {}
     for run in everything:
         shares = run.is_switch or (share_prefix and run.trunk in names)
         starts[run.name] = run.branch_at(find(str(run.trunk))) if run.trunk and shares else 0

@@ -6,7 +6,7 @@ held as long as it lives, and NAME.failed, why it ended, if it was not as it sho
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,18 @@ def look(job: Job, out: Path, is_running: bool, needed: Sequence[Standing] = ())
     folder, failure = out / job.name, failure_file(job, out)
     status = read_json(folder / "status.json")
     result = read_json(job.result(out)) if job.result(out).suffix == ".json" else {}
-    iteration = int(status.get("iteration") or 0)
-    known = {"iteration": iteration, "metrics": newest_metrics(folder, result)}
+    known = Standing(job, READY, int(status.get("iteration") or 0), newest_metrics(folder, result))
     if is_running:
-        return Standing(job, RUNNING, **known, eta=status.get("eta"))
+        return replace(known, state=RUNNING, eta=status.get("eta"))
     if job.result(out).exists():
-        known["iteration"] = job.run.iterations if job.run.kind == SEARCH else result.get("iteration", iteration)
-        return Standing(job, FINISHED, **known, seconds=result.get("seconds"))
+        iteration = job.run.iterations if job.run.kind == SEARCH else result.get("iteration", known.iteration)
+        return replace(known, state=FINISHED, iteration=iteration, seconds=result.get("seconds"))
     if failure.exists():
-        return Standing(job, FAILED, **known, error=failure.read_text().strip())
+        return replace(known, state=FAILED, error=failure.read_text().strip())
     if missing := [path for path in job.inputs(out) if not path.exists()]:
         broken = [standing.job.name for standing in needed if standing.state in (FAILED, BLOCKED)]
-        return Standing(job, BLOCKED if broken else WAITING, **known, error=_reason(broken, missing, out))
-    return Standing(job, INTERRUPTED if status else READY, **known)
+        return replace(known, state=BLOCKED if broken else WAITING, error=_reason(broken, missing, out))
+    return replace(known, state=INTERRUPTED) if status else known
 
 
 def newest_metrics(folder: Path, result: dict[str, Any]) -> dict[str, float]:
