@@ -39,7 +39,7 @@ def leave(*_):
     (folder / "status.json").write_text(json.dumps({"state": "stopped", "iteration": 1}))
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
-(folder / "status.json").write_text(json.dumps({"state": "training", "iteration": 1, "eta": 5.0}))
+(folder / "status.json").write_text(json.dumps({"state": "training", "iteration": 1, "eta": 5.0, "pid": os.getpid()}))
 for number in keep_at:
     (folder / "checkpoints" / f"model_{number - 1:07d}.pth").touch()
 while (out / f"{folder.name}.wait").exists():
@@ -161,6 +161,23 @@ class TestFailures:
         launcher.processes[TRUNK].popen.kill()
         until(lambda: not launcher.running())
         assert survey(study.jobs, study.out, set())[0].error == "ended by SIGKILL (out of memory?)"
+
+    def test_one_that_ends_without_a_result(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            Players, "command", lambda _launcher, _job: [sys.executable, "-c", "print('done, I think')"]
+        )
+        assert play(study, names=(TRUNK,)) == 1
+        assert survey(study.jobs, study.out, set())[0].error == "exit code 0: done, I think"
+
+    def test_a_run_that_was_preempted_goes_on(self, study: Study) -> None:
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        os.kill(json.loads((study.out / TRUNK / "status.json").read_text())["pid"], signal.SIGTERM)
+        until(lambda: starts(study).count(TRUNK) == 2)
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert process.wait(20) == 0
+        assert sorted(starts(study)) == sorted([TRUNK, TRUNK, BRANCH])
 
 
 def in_a_process(study: Study) -> subprocess.Popen:

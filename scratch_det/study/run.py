@@ -7,7 +7,7 @@ from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.study.board import Board
 from scratch_det.study.job import Job
 from scratch_det.study.launch import Launcher
-from scratch_det.study.standing import BLOCKED, FAILED, INTERRUPTED, READY, RUNNING, WAITING, Standing, survey
+from scratch_det.study.standing import FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Standing, survey
 from scratch_det.study.study import Study
 
 SECONDS_BETWEEN_LOOKS = 0.5  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
@@ -42,13 +42,13 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
                     launcher.start(job)
                 if not startable and not any(standing.state == RUNNING for standing in mine):
                     board.conclude(mine)
-                    return EXIT_SOME_FAILED if any(s.state in (FAILED, BLOCKED, WAITING) for s in mine) else 0
+                    return 0 if all(standing.state == FINISHED for standing in mine) else EXIT_SOME_FAILED
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def can_start(standing: Standing, tried: set[str]) -> bool:
-    """Whether it has all it needs and was not tried yet; a run that others stopped is tried again."""
-    return standing.state in (READY, INTERRUPTED, FAILED) and standing.job.name not in tried
+    """Whether it has all it needs; a failed one gets one trial more, one that was preempted as many as it takes."""
+    return standing.state in (READY, INTERRUPTED) or (standing.state == FAILED and standing.job.name not in tried)
 
 
 def fitting(jobs: Sequence[Job], free: int, max_parallel: int, gpus: int) -> list[Job]:

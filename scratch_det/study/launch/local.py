@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,7 @@ class Process:
     log: IO[str]
     log_start: int
     devices: tuple[str, ...]
+    began: float = field(default_factory=time.time)
 
 
 class Local:
@@ -75,15 +77,18 @@ class Local:
                 process.popen.terminate()
 
     def _conclude(self, process: Process, code: int) -> None:
-        """Leave the reason of a failure; a run that was asked to stop, which torchrun hides, has not failed."""
+        """Leave the reason of a failure; a run that was asked to stop has not failed."""
         job, out = process.job, self.study.out
         process.log.seek(process.log_start)
         said = process.log.read()
         process.log.close()
-        was_stopped = code in STOPPED or read_json(out / job.name / "status.json").get("state") == "stopped"
-        if code and not was_stopped and not job.result(out).exists():
+        if not job.result(out).exists() and not self.was_stopped(process, code):
             failure_file(job, out).write_text(last_word(said, code) + "\n")
         process.lock.close()
+
+    def was_stopped(self, process: Process, code: int) -> bool:
+        """Whether a run was asked to stop, and can be continued."""
+        return code in STOPPED
 
     def _environment(self, devices: tuple[str, ...]) -> dict[str, str]:
         own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
@@ -118,6 +123,12 @@ class Local:
 
 class Torchrun(Local):
     """The same with torchrun between the launcher and a run's processes; a search starts its own."""
+
+    def was_stopped(self, process: Process, code: int) -> bool:
+        """torchrun has an exit code of its own, so the run's last words to its folder count."""
+        status = self.study.out / process.job.name / "status.json"
+        is_its_own = status.exists() and status.stat().st_mtime >= process.began
+        return super().was_stopped(process, code) or (is_its_own and read_json(status).get("state") == "stopped")
 
     def command(self, job: Job) -> list[str]:
         if job.run.kind == SEARCH:
