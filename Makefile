@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test test-slow lint docs
 
 quickstart: $(INSTALLED)
 	$(RUN) tools/prepare_digits.py
@@ -20,6 +20,9 @@ lint: $(INSTALLED)-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+docs: $(INSTALLED)
+	$(RUN) tools/render_docs.py
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
 $(VENV)/bin/python:

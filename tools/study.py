@@ -6,6 +6,7 @@
     python tools/study.py plan table1 --gpus 8 --seconds-per-iter 0.4
     python tools/study.py run digits/smoke --out output/smoke
     python tools/study.py status --out output/smoke
+    python tools/study.py report digits/smoke --out output/smoke
 
 EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of them, a miniature on digits
 (digits/table1, ..., "digits" for all), or the name of one run.
@@ -13,7 +14,7 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
 plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
 interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by
-Ctrl-C; the same command goes on.
+Ctrl-C; the same command goes on. report: tables in DIR/report, of what there is so far.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.commands import LAUNCHERS, list_runs, plan, run, samples, status
+from scratch_det.study.commands import LAUNCHERS, list_runs, plan, report, run, samples, status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_run(commands)
     add_status(commands)
+    add_report(commands)
     return parser
 
 
@@ -79,6 +81,14 @@ def add_status(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("status", help="where the runs stand", allow_abbrev=False)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
     parser.set_defaults(do=status)
+
+
+def add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("report", help="write the tables into DIR/report", allow_abbrev=False)
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="the study's, or a part of it")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
+    parser.set_defaults(do=report)
 
 
 def add_sharing(parser: argparse.ArgumentParser) -> None:

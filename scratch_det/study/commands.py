@@ -13,6 +13,7 @@ from scratch_det.study.launch import Launcher
 from scratch_det.study.launch.local import Local, Torchrun, gpus_here
 from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
+from scratch_det.study.report import write_report
 from scratch_det.study.run import run_study
 from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
@@ -64,3 +65,9 @@ def run(
 def status(out: Path) -> None:
     study = study_in(out)
     print(as_text(survey(study.jobs, out, Local(study).running()), study))
+
+
+def report(experiment: str, out: Path, results: Path | None) -> None:
+    study = study_in(out)
+    for path in write_report(study, survey(study.jobs, out, Local(study).running()), experiment, results):
+        print(path)

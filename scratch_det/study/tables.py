@@ -1,0 +1,183 @@
+"""The paper's tables, and one for every other place, from what came of the runs; any of them may be missing."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from scratch_det.study.cells import DECIMALS, Cell, Known, difference, is_finished, metric_of, sharing, signed
+from scratch_det.study.experiment import PRETRAIN, SEARCH, Experiment
+from scratch_det.study.experiments import of_place
+from scratch_det.study.formats import Table
+from scratch_det.study.outcome import Outcome
+from scratch_det.study.paper import METRICS, PRETRAINED, SCRATCH, TABLE1, TABLE2
+from scratch_det.study.standing import BLOCKED, FAILED
+
+DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
+SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # by a place with more
+COLUMNS = (*METRICS, "keypoints/AP", "keypoints/AP50", "keypoints/AP75", TOP1, "classification/top5")
+WORDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "classification": ""}
+TITLES = {"table1": "Table 1: box AP", "table2": "Table 2: the 6x models", "table3": "Table 3: enhanced models"}
+LONGEST_CAUSE = 200  # characters
+NOTES = {  # by what occurs in a table's cells
+    "±": "±: sample deviation over n seeds; behind a difference of means its standard error.",
+    "†": "†: not independent: numbers with this sign rest on the same first iterations, where model, initialisation "
+    "and seed are the same.",
+    " at ": "In brackets: a run that is not finished, at its last evaluation.",
+}
+
+Rows = Mapping[str, Sequence[Experiment]]
+Grid = Mapping[str, Sequence[Cell]]
+
+
+def tables_of(experiment: str, outcomes: Sequence[Outcome]) -> list[Table]:
+    """The table of a place or run; for "paper" and "digits" those of all places of which something is known.
+
+    Raises UserError when there is no such experiment.
+    """
+    known, runs = {outcome.run.name: outcome for outcome in outcomes}, of_place(experiment)
+    places = {experiment: runs}
+    if experiment in WHOLES:
+        names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
+        places = {name: [run for run in runs if name in run.places] for name in names}
+        telling = {outcome.run.name for outcome in outcomes if says_something(outcome)}
+        places = {name: there for name, there in places.items() if telling & {run.name for run in there}}
+    tables = [_table_of(name, there, known) for name, there in places.items()]
+    return [table for table in tables if table.rows]
+
+
+def says_something(outcome: Outcome) -> bool:
+    """Whether there is anything to show."""
+    return bool(outcome.metrics or outcome.curves or outcome.state == FAILED)
+
+
+def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
+    kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
+    title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + (", on digits" if is_digits else "")
+    causes = tuple(_causes(runs, known))
+    if kind == "control":
+        return _control(title, runs, known, causes)
+    shown = [run for run in runs if run.kind != SEARCH and not (kind == "table3" and run.kind == PRETRAIN)]
+    header, grid = GRIDS.get(kind, _of_any)(shown, known)
+    marked = sharing({run.name: run for run in shown}.values(), known)
+    with_paper = any(cell.expected is not None for row in grid.values() for cell in row)
+    text = Cell.beside_paper if with_paper else Cell.ours
+    rows = [(label, *(text(cell, known, marked) for cell in row)) for label, row in grid.items()]
+    if is_digits and kind in ("table1", "table2"):
+        rows += _between_initialisations(kind, grid, known)
+    said = "".join(cell for row in rows for cell in row[1:])
+    notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
+    notes += [note for sign, note in NOTES.items() if sign in said]
+    return Table(kind, title, header, tuple(rows), (*notes, *causes))
+
+
+def _causes(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
+    for outcome in (known[run.name] for run in runs if run.name in known):
+        if outcome.state in (FAILED, BLOCKED):
+            cause = outcome.error if len(outcome.error) <= LONGEST_CAUSE else outcome.error[:LONGEST_CAUSE] + " ..."
+            yield f"{outcome.run.name} {outcome.state}: {cause or 'no reason was left'}"
+
+
+def _table1(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+    lengths = sorted({run.k for run in runs})
+    rows = _grouped(runs, _model_of)
+    grid = {label: [Cell(tuple(run for run in row if run.k == k), BOX) for k in lengths] for label, row in rows.items()}
+    return ("", *(f"{k}x" for k in lengths)), grid
+
+
+def _table2(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+    return _on(METRICS, _grouped(runs, _model_of))
+
+
+def _table3(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+    return _on(METRICS, _grouped(runs, _label_among(runs)))
+
+
+def _of_any(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+    """Those of COLUMNS that a run has."""
+    there = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
+    return _on(
+        there or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX], _grouped(runs, _label_among(runs))
+    )
+
+
+GRIDS = {"table1": _table1, "table2": _table2, "table3": _table3}
+
+
+def _on(metrics: Sequence[str], rows: Rows) -> tuple[tuple[str, ...], Grid]:
+    words = (f"{WORDS[task]} {score}".strip() for task, _, score in (metric.partition("/") for metric in metrics))
+    return ("", *words), {label: [Cell(tuple(row), metric) for metric in metrics] for label, row in rows.items()}
+
+
+def _grouped(runs: Sequence[Experiment], label_of: Callable[[Experiment], str]) -> Rows:
+    rows: dict[str, list[Experiment]] = {}
+    for run in runs:
+        rows.setdefault(label_of(run), []).append(run)
+    return rows
+
+
+def _model_of(run: Experiment) -> str:
+    """Its body's name and its initialisation: "R50, scratch"."""
+    body = re.search(r"_([RX])_(\d+)", run.name)
+    return f"{''.join(body.groups()) if body else run.name}, {run.init}"
+
+
+def _label_among(runs: Sequence[Experiment]) -> Callable[[Experiment], str]:
+    """``shown``, with the recipe where several have the same; seeds of one recipe have one label."""
+
+    def name(run: Experiment) -> str:
+        return run.recipe if run.seed is not None and run.recipe else run.name
+
+    def label(run: Experiment) -> str:
+        names = {name(other) for other in runs if other.shown == run.shown}
+        return run.shown if len(names) == 1 else f"{run.shown} ({name(run)})"
+
+    return label
+
+
+def _has(run: Experiment, metric: str, known: Known) -> bool:
+    name, outcome = metric_of(run, metric), known.get(run.name)
+    return name in run.expected or (outcome is not None and (name in outcome.metrics or name in outcome.curves))
+
+
+def _between_initialisations(kind: str, grid: Grid, known: Known) -> list[tuple[str, ...]]:
+    """What can be compared with the paper's where the data are others: initialisations with each other."""
+    reported = {
+        init: TABLE1[50, init].values() if kind == "table1" else TABLE2[50, init] for init in (SCRATCH, PRETRAINED)
+    }
+    papers = [signed(a - b) for a, b in zip(reported[SCRATCH], reported[PRETRAINED], strict=True)]
+    scratch, pretrained = grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"]
+    ours = [difference(a.values(known), b.values(known)) for a, b in zip(scratch, pretrained, strict=True)]
+    label = f"{SCRATCH} - {PRETRAINED}"
+    return [(label, *ours), (f"{label}, R50 in the paper", *papers)]
+
+
+def _control(title: str, runs: Sequence[Experiment], known: Known, causes: tuple[str, ...]) -> Table:
+    """A branch beside the same run trained on its own: every number, as it is stored."""
+    apart = next(run for run in runs if run.recipe)
+    branch = next(run for run in runs if run.name == apart.recipe)
+    header = ("", "branch", "on its own", "")
+    if not (is_finished(branch, known) and is_finished(apart, known)):
+        rows = [(BOX, *(Cell((run,), BOX).ours(known, set()) for run in (branch, apart)), "not finished")]
+        return Table("control", title, header, tuple(rows), causes)
+    ours, theirs = (
+        {name: f"{value:.{DECIMALS}f}" for name, value in known[run.name].metrics.items()} for run in (branch, apart)
+    )
+    rows = [
+        (name, ours.get(name, "-"), theirs.get(name, "-"), _verdict(ours.get(name) == theirs.get(name)))
+        for name in sorted({*ours, *theirs})
+    ]
+    points, other = (_points(known[run.name]) for run in (branch, apart))
+    equal = len(points & other)
+    rows.append(("points of the curves", f"{len(points):,}", f"{len(other):,}", f"{equal:,} equal"))
+    alike = ours == theirs and points == other
+    note = (
+        f"All numbers are {'equal' if alike else 'NOT equal'} to the last of the {DECIMALS} decimals that are stored."
+    )
+    return Table("control", title, header, tuple(rows), (note, *causes))
+
+
+def _points(outcome: Outcome) -> set[tuple[str, int, str]]:
+    return {(name, at, f"{value:.{DECIMALS}f}") for name, curve in outcome.curves.items() for at, value in curve}
+
+
+def _verdict(is_equal: bool) -> str:
+    return "equal" if is_equal else "not equal"

@@ -1,0 +1,381 @@
+"""Tables of a study by hand-made outcomes, their formats, the documents that show them, and the report."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, load_tool
+
+from scratch_det.errors import UserError
+from scratch_det.study.documents import render
+from scratch_det.study.experiments import find, of_place
+from scratch_det.study.formats import Table, as_csv, as_latex, as_markdown
+from scratch_det.study.outcome import LOSS, Outcome, load, save
+from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
+from scratch_det.study.study import Study
+from scratch_det.study.tables import tables_of
+
+R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
+
+
+def outcome(name: str, ap: float | None = None, state: str = FINISHED, start: int = 0, **fields: Any) -> Outcome:
+    """One whose box AP is ``ap``; a test aug run's is measured with it."""
+    key = "bbox_TTA/AP" if name.endswith("test_aug") else "bbox/AP"
+    metrics = {} if ap is None else {key: ap}
+    return Outcome(find(name), state, start, find(name).iterations, **{"metrics": metrics, **fields})
+
+
+def table(experiment: str, *outcomes: Outcome) -> Table:
+    (found,) = tables_of(experiment, outcomes)
+    return found
+
+
+def row(found: Table, label: str) -> dict[str, str]:
+    """Cells by column."""
+    cells = {cells[0]: cells for cells in found.rows}[label]
+    return dict(zip(found.header, cells, strict=True))
+
+
+class TestTable1:
+    def test_paper_ours_difference(self) -> None:
+        found = table("table1", outcome("scratch_mask_rcnn_R_50_FPN_6x_gn", 40.94))
+        assert found.header == ("", "2x", "3x", "4x", "5x", "6x")
+        assert [cells[0] for cells in found.rows] == [
+            "R50, scratch",
+            "R50, pretrained",
+            "R101, scratch",
+            "R101, pretrained",
+        ]
+        assert row(found, "R50, scratch")["6x"] == "41.3 / 40.9 / -0.4"
+        assert row(found, "R101, pretrained")["2x"] == "41.8 / - / -"
+
+    def test_no_negative_zero(self) -> None:
+        found = table("table1", outcome("scratch_mask_rcnn_R_50_FPN_6x_gn", 41.28))
+        assert row(found, "R50, scratch")["6x"] == "41.3 / 41.3 / +0.0"
+
+    def test_seeds(self) -> None:
+        name = R18.format("scratch", 6)
+        found = table(
+            "digits/table1", *(outcome(name + end, ap) for end, ap in (("", 30), ("_seed2", 31), ("_seed3", 35)))
+        )
+        assert row(found, "R18, scratch")["6x"] == "32.0 ± 2.6 (n = 3)"  # sqrt((4 + 1 + 9) / 2)
+        assert "sample deviation" in " ".join(found.notes)
+
+    def test_one_seed_of_three(self) -> None:
+        name = R18.format("scratch", 6)
+        found = table("digits/table1", outcome(name, 30), outcome(f"{name}_seed2", 40, RUNNING))
+        assert row(found, "R18, scratch")["6x"] == "30.0"
+
+    def test_initialisations_are_what_is_compared_on_digits(self) -> None:
+        aps = {"scratch": (30, 32), "pretrained": (33, 37)}
+        runs = [
+            outcome(R18.format(init, 2) + end, ap)
+            for init, row in aps.items()
+            for end, ap in zip(("", "_seed2"), row, strict=True)
+        ]
+        found = table("digits/table1", *runs, outcome(R18.format("scratch", 6), 40))
+        ours, paper = row(found, "scratch - pretrained"), row(found, "scratch - pretrained, R50 in the paper")
+        assert ours["2x"] == "-4.0 ± 2.2"  # sqrt(2 / 2 + 8 / 2)
+        assert ours["6x"] == "-"
+        assert (paper["2x"], paper["6x"]) == ("-3.5", "+0.2")
+
+    def test_the_papers_numbers_are_no_columns_on_digits(self) -> None:
+        assert " / " not in as_csv(table("digits/table1", outcome(R18.format("scratch", 6), 40)))
+
+    def test_nothing_is_known(self) -> None:
+        assert set(table("digits/table1").rows[0][1:]) == {"-"}
+
+
+class TestTables2And3:
+    def test_table2(self) -> None:
+        metrics = {"bbox/AP": 40.0, "segm/AP75": 33.0}
+        found = table(
+            "digits/table2",
+            outcome(R18.format("scratch", 6), metrics=metrics),
+            outcome(R18.format("pretrained", 6), 39),
+        )
+        assert found.header == ("", "box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75")
+        assert list(row(found, "R18, scratch").values())[1:] == ["40.0", "-", "-", "-", "-", "33.0"]
+        assert row(found, "scratch - pretrained")["box AP"] == "+1.0"
+        assert row(found, "scratch - pretrained, R50 in the paper")["box AP75"] == "+1.0"  # 45.6 - 44.6
+
+    def test_table3(self) -> None:
+        name = "scratch_cascade_mask_rcnn_X_152_32x8d_FPN_9x_gn_train_aug_test_aug"
+        found = table("table3", outcome(name, 50.4))
+        assert row(found, "X152, scratch, train aug, cascade, test aug")["box AP"] == "50.9 / 50.4 / -0.5"
+        pretrained = row(found, "X152, pretrained, train aug, cascade, test aug")
+        assert (pretrained["box AP"], pretrained["mask AP"], pretrained["box AP50"]) == (
+            "50.3 / - / -",
+            "42.5 / - / -",
+            "-",
+        )
+        assert not any("ImageNet" in cells[0] for cells in found.rows)
+
+
+class TestOtherPlaces:
+    def test_columns_are_what_the_runs_have(self) -> None:
+        (found,) = tables_of("vgg", [])
+        assert found.header == ("", "box AP")
+        run = outcome("pretrain_digits_R_18_gn", metrics={"classification/top1": 98.3, "classification/top5": 99.9})
+        assert row(table("digits/pretraining", run), "classification, GN") == {
+            "": "classification, GN",
+            "top1": "98.3",
+            "top5": "99.9",
+        }
+
+    def test_voc(self) -> None:
+        run = outcome("scratch_faster_rcnn_R_101_FPN_144k_gn", metrics={"bbox/AP50": 77.0})
+        assert row(table("voc", run), "PASCAL VOC, scratch")["box AP50"] == "77.6 / 77.0 / -0.6"
+
+    def test_equal_labels_are_told_apart(self) -> None:
+        labels = [cells[0] for cells in table("digits/norms").rows]
+        assert len(set(labels)) == len(of_place("digits/norms"))
+        assert "scratch, 3x (scratch_mask_rcnn_R_18_FPN_3x_syncbn)" in labels
+
+    @pytest.mark.parametrize(
+        "place", sorted({place for run in [*of_place("paper"), *of_place("digits")] for place in run.places})
+    )
+    def test_every_place_has_one(self, place: str) -> None:
+        (found,) = tables_of(place, [])
+        assert {len(cells) for cells in found.rows} == {len(found.header)}
+
+    def test_one_run(self) -> None:
+        name = R18.format("scratch", 2)
+        assert row(table(name, outcome(name, 20.0)), "scratch, 2x")["box AP"] == "20.0"
+
+    def test_a_whole_has_the_places_of_which_something_is_known(self) -> None:
+        found = tables_of("digits", [outcome(R18.format("scratch", 2), 20), outcome("search_third", state=WAITING)])
+        assert [one.name for one in found] == ["table1"]
+        assert tables_of("paper", []) == []
+
+
+class TestSharing:
+    def trunk_and_branch(self, start: int) -> tuple[Outcome, Outcome]:
+        return outcome(R18.format("scratch", 6), 30), outcome(R18.format("scratch", 5), 29, start=start)
+
+    def test_trunk_and_branch_are_marked(self) -> None:
+        found = table("digits/table1", *self.trunk_and_branch(780), outcome(R18.format("pretrained", 6), 31))
+        cells = row(found, "R18, scratch")
+        assert (cells["6x"], cells["5x"]) == ("30.0†", "29.0†")
+        assert row(found, "R18, pretrained")["6x"] == "31.0"
+        assert any("not independent" in note for note in found.notes)
+
+    def test_trained_apart_they_are_not(self) -> None:
+        found = table("digits/table1", *self.trunk_and_branch(0))
+        assert "†" not in as_markdown(found)
+
+    def test_a_trunk_alone_in_its_table_is_not(self) -> None:
+        assert "†" not in as_markdown(table("digits/table2", *self.trunk_and_branch(780)))
+
+    def test_test_aug_rests_on_what_it_evaluates(self) -> None:
+        plain, cascade = (f"scratch_{kind}mask_rcnn_R_18_FPN_9x_gn_train_aug" for kind in ("", "cascade_"))
+        found = table(
+            "digits/table3", outcome(plain, 30), outcome(f"{cascade}_test_aug", 33), outcome(cascade, 32, start=1080)
+        )
+        cells = [cells[1] for cells in found.rows if "train aug" in cells[0]]
+        assert cells == ["30.0†", "32.0†", "33.0†"]
+
+
+class TestUnfinished:
+    def test_how_far_it_is(self) -> None:
+        curves = {"bbox/AP": ((60, 1.0), (120, 4.26))}
+        found = table("digits/table1", outcome(R18.format("scratch", 6), 4.26, RUNNING, curves=curves))
+        assert row(found, "R18, scratch")["6x"] == "(4.3 at 120 of 1,080)"
+        assert row(found, "scratch - pretrained")["6x"] == "-"
+
+    def test_failed(self) -> None:
+        name = R18.format("scratch", 6)
+        found = table("digits/table1", outcome(name, state=FAILED, error="loss is NaN | in\niteration 7"))
+        assert row(found, "R18, scratch")["6x"] == "failed"
+        assert rf"{name} failed: loss is NaN \| in iteration 7" in as_markdown(found).splitlines()
+
+    def test_nan_is_no_number(self) -> None:
+        assert row(table("digits/table1", outcome(R18.format("scratch", 6), float("nan"))), "R18, scratch")["6x"] == "-"
+
+
+class TestControl:
+    def pair(self, **fields: Any) -> list[Outcome]:
+        name, curves = R18.format("scratch", 3), {LOSS: ((20, 2.5), (40, 2.25))}
+        return [
+            outcome(name, 20.12341, curves=curves),
+            replace(outcome(f"{name}_unshared", 20.12342, curves=curves), **fields),
+        ]
+
+    def test_equal_as_stored(self) -> None:
+        found = table("digits/control", *self.pair())
+        assert found.rows == (("bbox/AP", "20.1234", "20.1234", "equal"), ("points of the curves", "2", "2", "2 equal"))
+        assert found.notes[0].startswith("All numbers are equal")
+
+    @pytest.mark.parametrize(
+        "other", [{"metrics": {"bbox/AP": 20.1235}}, {"curves": {LOSS: ((20, 2.5), (40, 2.2501))}}]
+    )
+    def test_not_equal(self, other: dict[str, Any]) -> None:
+        found = table("digits/control", *self.pair(**other))
+        assert found.notes[0].startswith("All numbers are NOT equal")
+
+    def test_not_finished(self) -> None:
+        assert table("digits/control", self.pair()[0]).rows == (("bbox/AP", "20.1", "-", "not finished"),)
+
+
+class TestFormats:
+    NASTY = Table("x", "a & b", ("", "50%"), (("x_1 #2 {a} ~ ^ \\ $", "1.0 ± 0.2†"),), ("<!-- end -->\n| a* [b](c)",))
+
+    def test_latex(self) -> None:
+        text = as_latex(self.NASTY)
+        assert r"\caption{a \& b}" in text
+        assert r" & 50\% \\" in text
+        first = r"x\_1 \#2 \{a\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
+        assert rf"{first} & 1.0 $\pm$ 0.2$^{{\dagger}}$ \\" in text
+        assert r"\textless{}!-- end --\textgreater{} \textbar{} a* {[}b{]}(c)" in text
+        assert text.isascii()
+
+    def test_markdown(self) -> None:
+        text = as_markdown(self.NASTY)
+        assert r"&lt;!-- end --&gt; \| a\* \[b\](c)" in text
+        assert text.startswith("**a &amp; b**\n\n")
+
+    def test_csv(self) -> None:
+        assert as_csv(Table("x", "", ("", "a"), (("b, c", "1"),))) == ',a\n"b, c",1\n'
+
+    def test_control_characters_are_left_out(self) -> None:
+        assert "\x1b" not in as_latex(replace(self.NASTY, notes=("\x1b[31mred",)))
+
+
+class TestDocuments:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        (tmp_path / "docs").mkdir()
+        self.write(tmp_path, "before\n<!-- results digits/table1 -->\nold\n<!-- end -->\nafter")
+        save([outcome(R18.format("scratch", 6), 30.0)], tmp_path / "results/digits")
+        return tmp_path
+
+    def write(self, root: Path, text: str) -> None:
+        (root / "README.md").write_text(text)
+
+    def test_rendered_once_and_for_all(self, root: Path) -> None:
+        (root / "docs/x.md").write_text("no marker")
+        assert render(root, check=True) == [root / "README.md"]
+        assert "old" in (root / "README.md").read_text()
+        assert render(root) == [root / "README.md"]
+        text = (root / "README.md").read_text()
+        expected = as_markdown(table("digits/table1", *load(root / "results/digits")))
+        assert text == f"before\n<!-- results digits/table1 -->\n\n{expected}\n<!-- end -->\nafter"
+        assert render(root) == []
+
+    def test_new_results_make_it_stale(self, root: Path) -> None:
+        render(root)
+        save([outcome(R18.format("scratch", 6), 30.1)], root / "results/digits")
+        assert render(root, check=True) == [root / "README.md"]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "\n<!-- results digits/tabel1 -->\n<!-- end -->\n",
+                r"README.md:2: no experiment digits/tabel1; did you mean",
+            ),
+            ("<!-- results digits/table1 -->\n", r"README.md:1: no <!-- end --> follows"),
+            ("<!-- results digits/table1 -->\n" * 2 + "<!-- end -->\n", r"README.md:1: no <!-- end --> follows"),
+            ("a\n<!-- end -->\n", r"README.md:2: nothing begins before this end"),
+            (
+                "<!-- results table1 -->\n<!-- end -->\n",
+                r"README.md:1: .*runs.csv is missing|README.md:1: .*curves.csv is missing",
+            ),
+        ],
+    )
+    def test_mistakes(self, root: Path, text: str, message: str) -> None:
+        (root / "docs/a.md").write_text((root / "README.md").read_text())
+        self.write(root, text)
+        with pytest.raises(UserError, match=message):
+            render(root)
+        assert "old" in (root / "docs/a.md").read_text()
+
+    def test_those_of_this_repository_are_up_to_date(self) -> None:
+        done = subprocess.run(
+            [sys.executable, ROOT / "tools/render_docs.py", "--check"], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class TestReport:
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        """A study of digits/table1 with a finished trunk and a branch; the branch's seconds count the trunk's."""
+        out = tmp_path / "study"
+        Study("digits/table1", out, backend="torchvision", threads=1).begin()
+        trunk, branch = (out / R18.format("scratch", k) for k in (6, 5))
+        for folder, length, seconds in ((trunk, 1080, 540.0), (branch, 900, 600.0)):
+            folder.mkdir()
+            lines = [
+                {"iteration": at - 1, "time": 0.5 if at <= 780 else 1.0, "total_loss": 1.0}
+                for at in range(20, length + 1, 20)
+            ]
+            (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            result = {"iteration": length, "seconds": seconds, "metrics": {"bbox": {"AP": 30.0, "AP-cat": 1.0}}}
+            (folder / "result.json").write_text(json.dumps(result))
+            environment = {"python": "3.11", "command": f"{out}/x", "git": {"commit": "c0ffee", "diff": ""}}
+            (folder / "environment.json").write_text(json.dumps(environment))
+        return out
+
+    def report(self, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None:
+        monkeypatch.setattr("sys.argv", ["study.py", "report", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            load_tool("study").main()
+        assert end.value.code is None
+
+    def files(self, out: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (out / "report").iterdir()}
+
+    def test_files(self, monkeypatch: pytest.MonkeyPatch, out: Path, tmp_path: Path) -> None:
+        self.report(monkeypatch, "digits/table1", "--out", out, "--results", tmp_path / "results")
+        assert sorted(self.files(out)) == ["table1.csv", "table1.md", "table1.tex"]
+        assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
+        about = json.loads((tmp_path / "results/study.json").read_text())
+        command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
+        assert about["command"] == command
+        assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
+        assert about["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
+        assert about["hours"] == 0.19
+        assert about["environment"]["python"] == "3.11"
+        assert str(tmp_path) not in json.dumps(about)
+        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(about["seconds"])
+
+    def test_depends_on_the_numbers_alone(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+        self.report(monkeypatch, "digits/table1", "--out", out)
+        first = self.files(out)
+        path = out / R18.format("scratch", 6) / "result.json"
+        path.write_text(path.read_text().replace("540.0", "9999.0"))
+        self.report(monkeypatch, "digits/table1", "--out", out)
+        assert self.files(out) == first
+
+    def test_same_from_results(self, monkeypatch: pytest.MonkeyPatch, out: Path, tmp_path: Path) -> None:
+        self.report(monkeypatch, "digits/table1", "--out", out, "--results", tmp_path / "results")
+        again = as_markdown(table("digits/table1", *load(tmp_path / "results")))
+        assert self.files(out)["table1.md"].decode() == again
+
+    @pytest.mark.parametrize(
+        ("experiment", "message"),
+        [
+            ("digits/figure4", "holds the study digits/table1, of which digits/figure4 is no part"),
+            (R18.format("scratch", 2), "has anything to show yet"),
+            ("digits/tabel1", "did you mean 'digits/table1'"),
+        ],
+    )
+    def test_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, out: Path, experiment: str, message: str
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["study.py", "report", experiment, "--out", str(out)])
+        with pytest.raises(SystemExit) as end:
+            load_tool("study").main()
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (out / "report").exists()
+
+    def test_failures_name_no_folders(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+        (out / f"jobs/{R18.format('scratch', 4)}.failed").write_text(f"exit code 2: {out}/x is broken\n")
+        self.report(monkeypatch, "digits/table1", "--out", out)
+        assert f"{R18.format('scratch', 4)} failed: exit code 2: x is broken".encode() in self.files(out)["table1.md"]

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Bring the tables in README.md and docs/*.md up to date with results/.
+
+    python tools/render_docs.py
+    python tools/render_docs.py --check
+
+A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in tools/study.py.
+Exit code 1: with --check, a file is not up to date; 2: something to mend.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scratch_det.errors import exit_on_user_error
+from scratch_det.study.documents import render
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, list the files that are not up to date")
+    check = parser.parse_args().check
+    with exit_on_user_error():
+        stale = render(Path(__file__).parents[1], check)
+    for path in stale:
+        print(f"{path}: {'not up to date; make docs' if check else 'written'}")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
