@@ -123,8 +123,8 @@ class TestOtherPlaces:
         run = outcome("pretrain_digits_R_18_gn", metrics={"classification/top1": 98.3, "classification/top5": 99.9})
         assert row(table("digits/pretraining", run), "classification, GN") == {
             "": "classification, GN",
-            "top1": "98.3",
-            "top5": "99.9",
+            "top-1": "98.3",
+            "top-5": "99.9",
         }
 
     def test_voc(self) -> None:
@@ -230,7 +230,7 @@ class TestFormats:
         assert r" & 50\% \\" in text
         first = r"x\_1 \#2 \{a\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
         assert rf"{first} & 1.0 $\pm$ 0.2$^{{\dagger}}$ \\" in text
-        assert r"\textless{}!-- end --\textgreater{} \textbar{} a* {[}b{]}(c)" in text
+        assert r"\textless{}!-{}- end -{}-\textgreater{} \textbar{} a* {[}b{]}(c)" in text
         assert text.isascii()
 
     def test_markdown(self) -> None:

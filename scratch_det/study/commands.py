@@ -68,6 +68,5 @@ def status(out: Path) -> None:
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:
-    study = study_in(out)
-    for path in write_report(study, survey(study.jobs, out, Local(study).running()), experiment, results):
+    for path in write_report(study_in(out), experiment, results):
         print(path)

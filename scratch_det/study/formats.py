@@ -78,12 +78,13 @@ def on_one_line(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    text = re.sub(r"([\\`*|\[\]])", r"\\\1", on_one_line(text))
+    text = re.sub(r"([\\`*|~\[\]])", r"\\\1", on_one_line(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in on_one_line(text))
+    escaped = "".join(LATEX.get(sign, sign) for sign in on_one_line(text))
+    return escaped.replace("--", "-{}-")  # two hyphens, no dash
 
 
 def _latex_row(cells: Sequence[str]) -> str:

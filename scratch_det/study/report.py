@@ -16,7 +16,7 @@ from scratch_det.study.experiments import of_place
 from scratch_det.study.formats import FORMATS
 from scratch_det.study.job import ROOT, jobs_of, shown_command
 from scratch_det.study.outcome import CURVES, RUNS, collect, save
-from scratch_det.study.standing import Standing, read_json, read_rows
+from scratch_det.study.standing import Standing, read_json, read_rows, survey
 from scratch_det.study.study import DESCRIPTION, Study
 from scratch_det.study.tables import says_something, tables_of
 from scratch_det.textfile import write_atomically
@@ -24,12 +24,14 @@ from scratch_det.textfile import write_atomically
 MADE_WITH = ("backend", "library", "python", "platform", "packages", "processes", "threads", "gpus")
 
 
-def write_report(study: Study, standings: Sequence[Standing], experiment: str, results: Path | None) -> list[Path]:
+def write_report(study: Study, experiment: str, results: Path | None = None) -> list[Path]:
     """Write the report of ``experiment``, all of ``study`` or a part of it; its files, and those in ``results``.
 
     Raises UserError when the study has no such runs, or when none of them has anything to show.
     """
-    chosen = _chosen(study, standings, experiment)
+    if results and results.exists() and not results.is_dir():
+        raise UserError(f"--results {results} is a file; name a folder")
+    chosen = _chosen(study, experiment)
     outcomes = [replace(one, error=_without_folders(one.error, study.out)) for one in collect(chosen, study.out)]
     if not any(map(says_something, outcomes)):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
@@ -49,12 +51,12 @@ def write_report(study: Study, standings: Sequence[Standing], experiment: str, r
     return [*files, results / RUNS, results / CURVES, results / DESCRIPTION]
 
 
-def _chosen(study: Study, standings: Sequence[Standing], experiment: str) -> list[Standing]:
-    """Those of the experiment, and of the runs that it cannot do without."""
+def _chosen(study: Study, experiment: str) -> list[Standing]:
+    """Those of the experiment, and of the runs that it cannot do without; whether one has a process does not matter."""
     names = {job.name for job in jobs_of(of_place(experiment))}
-    if names - {standing.job.name for standing in standings}:
+    if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
-    return [standing for standing in standings if standing.job.name in names]
+    return [standing for standing in survey(study.jobs, study.out, set()) if standing.job.name in names]
 
 
 def _without_folders(error: str, out: Path) -> str:

@@ -15,7 +15,17 @@ DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classifi
 SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # by a place with more
 COLUMNS = (*METRICS, "keypoints/AP", "keypoints/AP50", "keypoints/AP75", TOP1, "classification/top5")
 WORDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "classification": ""}
-TITLES = {"table1": "Table 1: box AP", "table2": "Table 2: the 6x models", "table3": "Table 3: enhanced models"}
+TITLES = {
+    "table1": "Table 1: box AP",
+    "table2": "Table 2: the 6x models",
+    "table3": "Table 3: enhanced models",
+    "vgg": "VGG-16",
+    "voc": "PASCAL VOC",
+    "pretraining": "Pre-training",
+    "norms": "Normalisation",
+    "small_data": "Small data",
+    "control": "A branch beside the same run trained on its own",
+}
 LONGEST_CAUSE = 200  # characters
 NOTES = {  # by what occurs in a table's cells
     "±": "±: sample deviation over n seeds; behind a difference of means its standard error.",
@@ -56,7 +66,7 @@ def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
     if kind == "control":
         return _control(title, runs, known, causes)
     shown = [run for run in runs if run.kind != SEARCH and not (kind == "table3" and run.kind == PRETRAIN)]
-    header, grid = GRIDS.get(kind, _of_any)(shown, known)
+    header, grid = _grid(kind, shown, known)
     marked = sharing({run.name: run for run in shown}.values(), known)
     with_paper = any(cell.expected is not None for row in grid.values() for cell in row)
     text = Cell.beside_paper if with_paper else Cell.ours
@@ -76,35 +86,28 @@ def _causes(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
             yield f"{outcome.run.name} {outcome.state}: {cause or 'no reason was left'}"
 
 
-def _table1(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
-    lengths = sorted({run.k for run in runs})
-    rows = _grouped(runs, _model_of)
-    grid = {label: [Cell(tuple(run for run in row if run.k == k), BOX) for k in lengths] for label, row in rows.items()}
-    return ("", *(f"{k}x" for k in lengths)), grid
-
-
-def _table2(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
-    return _on(METRICS, _grouped(runs, _model_of))
-
-
-def _table3(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
-    return _on(METRICS, _grouped(runs, _label_among(runs)))
-
-
-def _of_any(runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
-    """Those of COLUMNS that a run has."""
-    there = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
-    return _on(
-        there or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX], _grouped(runs, _label_among(runs))
-    )
-
-
-GRIDS = {"table1": _table1, "table2": _table2, "table3": _table3}
-
-
-def _on(metrics: Sequence[str], rows: Rows) -> tuple[tuple[str, ...], Grid]:
-    words = (f"{WORDS[task]} {score}".strip() for task, _, score in (metric.partition("/") for metric in metrics))
+def _grid(kind: str, runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+    """Header and rows: models by length in Table 1, elsewhere models or runs by metric."""
+    rows = _grouped(runs, _model_of if kind in ("table1", "table2") else _label_among(runs))
+    if kind == "table1":
+        lengths = sorted({run.k for run in runs})
+        by_length = {label: [[run for run in row if run.k == k] for k in lengths] for label, row in rows.items()}
+        grid = {label: [Cell(tuple(cell), BOX) for cell in row] for label, row in by_length.items()}
+        return ("", *(f"{k}x" for k in lengths)), grid
+    metrics = METRICS if kind in ("table2", "table3") else _there(runs, known)
+    words = (f"{task} {score}".strip() for task, score in map(_words, metrics))
     return ("", *words), {label: [Cell(tuple(row), metric) for metric in metrics] for label, row in rows.items()}
+
+
+def _there(runs: Sequence[Experiment], known: Known) -> Sequence[str]:
+    """Those of COLUMNS that a run has, or the one that it is going to have."""
+    found = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
+    return found or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX]
+
+
+def _words(metric: str) -> tuple[str, str]:
+    task, _, score = metric.partition("/")
+    return WORDS[task], score.replace("top", "top-")
 
 
 def _grouped(runs: Sequence[Experiment], label_of: Callable[[Experiment], str]) -> Rows:
