@@ -15,8 +15,9 @@ from scratch_det.study.documents import render
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.formats import Table, as_csv, as_latex, as_markdown
 from scratch_det.study.outcome import LOSS, Outcome, load, save
+from scratch_det.study.report import write_report
 from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
-from scratch_det.study.study import Study
+from scratch_det.study.study import Study, study_in
 from scratch_det.study.tables import tables_of
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
@@ -321,17 +322,14 @@ class TestReport:
             (folder / "environment.json").write_text(json.dumps(environment))
         return out
 
-    def report(self, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None:
-        monkeypatch.setattr("sys.argv", ["study.py", "report", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            load_tool("study").main()
-        assert end.value.code is None
+    def report(self, out: Path, results: Path | None = None) -> None:
+        write_report(study_in(out), "digits/table1", results)
 
     def files(self, out: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (out / "report").iterdir()}
 
-    def test_files(self, monkeypatch: pytest.MonkeyPatch, out: Path, tmp_path: Path) -> None:
-        self.report(monkeypatch, "digits/table1", "--out", out, "--results", tmp_path / "results")
+    def test_files(self, out: Path, tmp_path: Path) -> None:
+        self.report(out, tmp_path / "results")
         assert sorted(self.files(out)) == ["table1.csv", "table1.md", "table1.tex"]
         assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
         about = json.loads((tmp_path / "results/study.json").read_text())
@@ -344,16 +342,16 @@ class TestReport:
         assert str(tmp_path) not in json.dumps(about)
         assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(about["seconds"])
 
-    def test_depends_on_the_numbers_alone(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
-        self.report(monkeypatch, "digits/table1", "--out", out)
+    def test_depends_on_the_numbers_alone(self, out: Path) -> None:
+        self.report(out)
         first = self.files(out)
         path = out / R18.format("scratch", 6) / "result.json"
         path.write_text(path.read_text().replace("540.0", "9999.0"))
-        self.report(monkeypatch, "digits/table1", "--out", out)
+        self.report(out)
         assert self.files(out) == first
 
-    def test_same_from_results(self, monkeypatch: pytest.MonkeyPatch, out: Path, tmp_path: Path) -> None:
-        self.report(monkeypatch, "digits/table1", "--out", out, "--results", tmp_path / "results")
+    def test_same_from_results(self, out: Path, tmp_path: Path) -> None:
+        self.report(out, tmp_path / "results")
         again = as_markdown(table("digits/table1", *load(tmp_path / "results")))
         assert self.files(out)["table1.md"].decode() == again
 
@@ -365,17 +363,19 @@ class TestReport:
             ("digits/tabel1", "did you mean 'digits/table1'"),
         ],
     )
-    def test_refused(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, out: Path, experiment: str, message: str
-    ) -> None:
-        monkeypatch.setattr("sys.argv", ["study.py", "report", experiment, "--out", str(out)])
+    def test_refused(self, out: Path, experiment: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            write_report(study_in(out), experiment)
+        assert not (out / "report").exists()
+
+    def test_tool(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+        monkeypatch.setattr("sys.argv", ["study.py", "report", "table1", "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as end:
             load_tool("study").main()
         assert end.value.code == 2
-        assert message in capsys.readouterr().err
-        assert not (out / "report").exists()
+        assert "no study was started there" in capsys.readouterr().err
 
-    def test_failures_name_no_folders(self, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    def test_failures_name_no_folders(self, out: Path) -> None:
         (out / f"jobs/{R18.format('scratch', 4)}.failed").write_text(f"exit code 2: {out}/x is broken\n")
-        self.report(monkeypatch, "digits/table1", "--out", out)
+        self.report(out)
         assert f"{R18.format('scratch', 4)} failed: exit code 2: x is broken".encode() in self.files(out)["table1.md"]
