@@ -68,5 +68,7 @@ def status(out: Path) -> None:
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:
-    for path in write_report(study_in(out), experiment, results):
+    study = study_in(out)
+    check_folders(study, study.jobs)
+    for path in write_report(study, experiment, results):
         print(path)
