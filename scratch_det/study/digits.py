@@ -25,7 +25,8 @@ NO_EVALUATIONS = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
 
 def runs() -> list[Experiment]:
     """All but ``smoke``, each after those that it needs."""
-    kinds = (_pretraining, _table1, _more_seeds, _figure4, _norms, _small_data, _keypoints, _enhanced, _control)
+    kinds = (_pretraining, _table1, _more_seeds, _figure4, _norms, _small_data, _keypoints, _enhanced, _control,
+             _unfrozen)  # fmt: skip
     return [run for kind in kinds for run in kind()]
 
 
@@ -58,7 +59,10 @@ def _mirrored(end: str, figure: str, init: str) -> Iterator[Experiment]:
     """2x to 6x; the 3x run from scratch is a row of the comparison of norms, the 6x run the baseline of Figure 5."""
     more: dict[tuple[int, str], tuple[str, ...]] = {(3, SCRATCH): ("norms",)}
     if end == "gn":
-        more = {(3, SCRATCH): ("norms", "control"), (6, init): ("table2", "figure5", "table3", "small_data")}
+        more = {
+            (3, SCRATCH): ("norms", "control"),
+            (6, init): ("table2", "figure5", "table3", "small_data", "freezing"),
+        }
     for run in coco.kx_runs(MODEL, end, (figure,), init, {}):
         places = (*(("table1",) if end == "gn" else ()), *run.places, *more.get((run.k, init), ()))
         norm = "bn" if end == "syncbn" else end
@@ -138,6 +142,13 @@ def _enhanced() -> Iterator[Experiment]:
         shown = f"{init}, train aug, cascade, test aug"
         evaluation: dict[str, Any] = {"kind": EVALUATE, "evaluates": cascade, "pretraining": None}
         yield _run(f"{cascade}_test_aug", places, shown, init, k, **evaluation)
+
+
+def _unfrozen() -> Iterator[Experiment]:
+    """What the frozen stem and res2 of the pre-trained recipes, which are the paper's, cost or bring here."""
+    recipe = f"{PRETRAINED}_{MODEL}_6x_gn"
+    changes: dict[str, Any] = {"recipe": recipe, "changes": ("MODEL.BACKBONE.FREEZE_AT", "0")}
+    yield _run(f"{recipe}_unfrozen", ["freezing"], "pretrained, 6x, nothing frozen", PRETRAINED, 6, **changes)
 
 
 def _control() -> Iterator[Experiment]:

@@ -23,6 +23,7 @@ TITLES = {
     "voc": "PASCAL VOC",
     "pretraining": "Pre-training",
     "norms": "Normalisation",
+    "freezing": "Frozen stages",
     "small_data": "Small data",
     "control": "A branch beside the same run trained on its own",
 }
