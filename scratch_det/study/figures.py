@@ -1,4 +1,4 @@
-"""The paper's figures from a study's outcomes, as SVG and PNG that are the same, bit for bit, from the same outcomes."""
+"""The paper's figures from a study's outcomes, as SVG and PNG: the same bytes from the same outcomes."""
 
 import io
 import re
@@ -18,6 +18,7 @@ from scratch_det.study.job import from_here
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.samples import Seen
+from scratch_det.study.standing import FINISHED
 from scratch_det.textfile import write_atomically
 
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
@@ -44,7 +45,7 @@ def figures_of(experiment: str, outcomes: Sequence[Outcome]) -> dict[str, Figure
     runs = of_place(experiment)
     prefix = DIGITS if runs[0].places[0].startswith(DIGITS) else ""
     ours = {run.name for run in runs}
-    drawn = {}
+    drawn: dict[str, Figure] = {}
     for name, draw_one in sorted(BUILDERS.items()):
         place = f"{prefix}{'figure1' if name == 'figure2' else name}"
         members = [run for run in runs if place in run.places]
@@ -110,7 +111,9 @@ def _small_data(name: str, outcomes: Sequence[Outcome]) -> Figure | None:
         panels.draw_schedules(axes, members, "bbox/AP")
         axes.set_title(title, fontsize=9)
         axes.label_outer()
-    axes.set_ylim(0, 1.08 * max(value for group in by_panel.values() for one in group for _, value in one.curves["bbox/AP"]))
+    axes.set_ylim(
+        0, 1.08 * max(value for group in by_panel.values() for one in group for _, value in one.curves["bbox/AP"])
+    )
     return figure
 
 
@@ -129,7 +132,7 @@ def _enhanced(name: str, outcomes: Sequence[Outcome]) -> Figure | None:
     bars: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
     for one in outcomes:
         end = "_TTA" if one.run.evaluates else ""
-        for task, shown in (("bbox", "box AP"), ("segm", "mask AP")):
+        for task, shown in (("bbox", "box AP"), ("segm", "mask AP")) if one.state == FINISHED else ():
             if (value := one.metrics.get(f"{task}{end}/AP")) is not None:
                 of_model = bars.setdefault(_model(one), {}).setdefault(shown, {})
                 of_model[_step(one), one.run.init] = value

@@ -43,9 +43,10 @@
     add(plot, "text", { x: width - margin.right, y: height - 4, "text-anchor": "end" }, "iteration");
     if (!shown.length) add(plot, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "no run that is shown has this yet");
     points = [];
+    const groups = [...new Set(shown.map((run) => run.group))];
     for (const run of shown) {
       const places = run.curves[choice.value].map(([i, value]) => ({ run, i, value, x: x(i), y: y(value) }));
-      const line = add(plot, "path", { d: places.map((p, n) => `${n ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join(""), stroke: run.colour, "stroke-dasharray": run.dash });
+      const line = add(plot, "path", { d: places.map((p, n) => `${n ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join(""), stroke: run.colour, "stroke-dasharray": dashes[groups.indexOf(run.group) % dashes.length] });
       const last = places[places.length - 1];
       add(plot, "circle", { cx: last.x, cy: last.y, r: 3.5, fill: run.colour });
       points.push(...places.map((place) => ({ ...place, line })));
@@ -79,7 +80,7 @@
   }
 
   const by = (some, key) => some.reduce((found, run) => found.set(run[key], [...(found.get(run[key]) ?? []), run]), new Map());
-  [...by(runs, "group")].forEach(([group, members], number) => {
+  [...by(runs, "group")].forEach(([group, members]) => {
     add(legend, "h3", {}, group);
     [...by(members, "family")].forEach(([family, some], place) => {
       const row = add(legend, "div", {});
@@ -87,7 +88,7 @@
       head.style.color = colours[place % colours.length];
       head.addEventListener("click", () => toggle(some));
       for (const run of some) {
-        Object.assign(run, { colour: colours[place % colours.length], dash: dashes[number % dashes.length] });
+        run.colour = colours[place % colours.length];
         run.button = add(row, "button", { type: "button", title: run.run, "aria-pressed": run.on }, run.label);
         run.button.addEventListener("click", () => toggle([run]));
       }

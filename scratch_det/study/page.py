@@ -131,7 +131,9 @@ def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "label": (f"{one.run.k}x" if one.run.k else "run") + (f" seed {one.run.seed}" if one.run.seed else ""),
             "on": "bbox/AP" not in one.curves or (one.run.seed is None and one.run.places[0] == first),
             "curves": {
-                metric: [(i, round(y, 4)) for i, y in thin(own_part(one, metric, have[metric]), POINTS) if math.isfinite(y)]
+                metric: [
+                    (i, round(y, 4)) for i, y in thin(own_part(one, metric, have[metric]), POINTS) if math.isfinite(y)
+                ]
                 for metric in METRICS
                 if metric in one.curves
             },
@@ -181,7 +183,7 @@ def read_environment(path: Path) -> dict[str, str]:
     git = content.get("git") or {}
     changed = " with changes" if git.get("diff") else ""
     found = {key: content.get(key) for key in MADE_WITH} | (content.get("packages") or {})
-    found["git commit"] = git.get("commit") and f"{git['commit']}{changed}"
+    found["git commit"] = git.get("commit") and f"{git['commit'][:12]}{changed}"
     return {key: _text(value) for key, value in found.items() if value not in (None, [])}
 
 

@@ -1,9 +1,10 @@
 """The panels that the figures of a study are made of."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from statistics import fmean, median
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
@@ -41,6 +42,7 @@ def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None
             words = f"{label}, mean of {several} seeds" if several > 1 else label
             axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=words)
     _dress(axes, AP[metric])
+    axes.set_xlim(0, 1.04 * max(one.run.iterations for one in outcomes))
     axes.legend(loc="lower right", fontsize=8, frameon=False)
 
 
@@ -63,10 +65,11 @@ def mean(curves: Sequence[Curve]) -> Curve:
 def mark_fine_tuning(axes: Axes, per_x: int) -> None:
     """A line at the usual length, and above the panel lengths in units of 1x."""
     axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (-4, 4)}
     words = f"typical fine-tuning, {TYPICAL}x"
-    axes.annotate(words, (TYPICAL * per_x, 0), **place, rotation=90, ha="right", va="bottom", color="#555555", fontsize=8)
-    top = axes.secondary_xaxis("top", functions=(lambda x: x / per_x, lambda x: x * per_x))
+    style = {"rotation": 90, "color": "#555555", "fontsize": 8}
+    below = axes.get_xaxis_transform()  # across in iterations, up in parts of the panel
+    axes.text(0.985 * TYPICAL * per_x, 0.02, words, style, transform=below, ha="right", va="bottom")
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x" if value else ""))
     top.tick_params(length=2, labelsize=8, colors="#555555")
@@ -97,7 +100,7 @@ def thin(curve: Curve, most: int) -> Curve:
     if len(curve) <= most:
         return curve
     ends = [round(part * len(curve) / most) for part in range(most + 1)]
-    parts = [curve[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [curve[start:end] for start, end in pairwise(ends)]
     return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
 
 
