@@ -22,8 +22,9 @@ from scratch_det.study.experiments import find, of_place
 from scratch_det.study.figures import draw, figures_of
 from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import LOSS, Outcome, collect
-from scratch_det.study.page import read_runs, write_page
+from scratch_det.study.page import write_page
 from scratch_det.study.panels import mean, own_part, thin
+from scratch_det.study.run_page import read_runs
 from scratch_det.study.standing import survey
 
 PLACE = "digits/figure6"
@@ -58,7 +59,11 @@ class TestFigures:
         """On digits there is no second body, and so no Figure 3."""
         names = {f"figure{number}" for number in range(1, 9)}
         expected = names if whole == "paper" else names - {"figure3"} | {"norms"}
-        assert set(figures_of(whole, made_up(whole))) == expected
+        found = figures_of(whole, made_up(whole))
+        assert set(found) == expected
+        small = " in miniature" * (whole == "digits")
+        for name in expected & names:
+            assert found[name].get_suptitle().startswith(f"Figure {name[-1]}{small}: ")
 
     def test_those_whose_runs_are_all_there(self, datasets_root: Path) -> None:
         assert list(figures_of("digits/table1", made_up("digits/table1"))) == ["figure1", "figure2"]
@@ -170,7 +175,7 @@ class TestPage:
         assert "<td>0123456789ab</td><td>all</td>" in text
 
     def test_recipes_differ_in(self, page: Path) -> None:
-        table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("\u200b", "")
+        table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("<wbr>", "")
         assert re.findall(r"<th>([A-Z_.]+)</th>", table) == ["MODEL.WEIGHTS", "SOLVER.MAX_ITER"]
         assert f"<td>{TRUNK}/backbone.pth</td>" in table
 

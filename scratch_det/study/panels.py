@@ -17,7 +17,7 @@ LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "blac
 STACK = {"pre-training": "#56B4E9", "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 AP = {"bbox/AP": "box AP (%)", "keypoints/AP": "keypoint AP (%)"}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
-LOSS_POINTS = 150  # of a smoothed loss
+LOSS_POINTS = 40  # of a smoothed loss
 
 
 def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
