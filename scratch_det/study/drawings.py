@@ -36,6 +36,7 @@ def schedules(outcomes: Sequence[Outcome], norm: str, metric: str) -> Figure | N
 
 
 def norms(outcomes: Sequence[Outcome]) -> Figure | None:
+    """Section 4 in one picture: the same schedule with and without a normalisation that suits it."""
     curves = {_norm(one): one.curves["bbox/AP"] for one in outcomes if "bbox/AP" in one.curves}
     if not curves:
         return None
@@ -58,9 +59,8 @@ def small_data(outcomes: Sequence[Outcome]) -> Figure | None:
         panels.draw_schedules(axes, members, "bbox/AP")
         axes.set_title(title, fontsize=9)
         axes.label_outer()
-    axes.set_ylim(
-        0, 1.08 * max(value for group in by_panel.values() for one in group for _, value in one.curves["bbox/AP"])
-    )
+    values = [value for members in by_panel.values() for one in members for _, value in one.curves["bbox/AP"]]
+    axes.set_ylim(0, 1.08 * max(*values, 1))
     return figure
 
 
@@ -103,9 +103,9 @@ def seen(outcomes: Sequence[Outcome]) -> Figure | None:
     (tuned, source), (trained, _) = (samples.of_run(load_config(from_here(run.config)).cfg) for run in (short, long))
     parts = {"pre-training": _pretraining(short.pretraining), "fine-tuning": tuned, "random initialisation": trained}
     shown = [what for what in SEEN if not (short.pretraining and what == "instances" and "not here" in source)]
-    figure = _figure(f"seen by {_model(outcomes[0])}: 2x fine-tuned against {2 * LONGER}x from scratch", 3.3)
+    figure = _figure(f"seen in 2x of fine-tuning and {2 * LONGER}x from scratch", 3.3)
     for axes, what in zip(_row(figure, len(shown), sharey=False), shown, strict=True):
-        panels.draw_stack(axes, {part: getattr(seen, what) for part, seen in parts.items()})
+        panels.draw_stack(axes, {part: getattr(counts, what) for part, counts in parts.items()})
         axes.set_title(what, fontsize=9)
     _legend_below(figure)
     return figure

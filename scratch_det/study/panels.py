@@ -21,29 +21,36 @@ LOSS_POINTS = 40  # of a smoothed loss
 
 
 def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
-    """AP against iterations, a colour an initialisation; several seeds thin with their mean, ends marked."""
+    """AP by iteration, a colour an initialisation; several seeds thin, the mean of the finished thick, ends marked."""
     shown: dict[tuple[str, str], list[Outcome]] = {}
     for one in outcomes:
         if metric in one.curves:
             shown.setdefault((one.run.init, one.run.shown), []).append(one)
     have = {one.run.name for group in shown.values() for one in group}
+    means: dict[str, list[int]] = {}
     for (init, _), seeds in shown.items():
         _, color, marker = INITS[init]
-        curves = [own_part(one, metric, have) for one in seeds]
+        end, curves = seeds[0].run.iterations, [own_part(one, metric, have) for one in seeds]
+        done = [curve for curve in curves if curve[-1][0] == end]
         for curve in curves if len(curves) > 1 else ():
             axes.plot(*_xy(curve), color=color, lw=0.6, alpha=0.45)
-        axes.plot(*_xy(mean(curves)), color=color, lw=1.6)
-        end = seeds[0].run.iterations
-        if ends := [value for curve in curves for iteration, value in curve if iteration == end]:
-            axes.plot(end, fmean(ends), marker, color=color, mec="white", mew=0.8, ms=6.5, zorder=3)
+        axes.plot(*_xy(mean(done or [max(curves, key=len)])), color=color, lw=1.6)
+        if done:
+            value = fmean(curve[-1][1] for curve in done)
+            axes.plot(end, value, marker, color=color, mec="white", mew=0.8, ms=6.5, zorder=3)
+        means.setdefault(init, []).append(len(done))
     for init, (label, color, marker) in INITS.items():
-        if any(init == found for found, _ in shown):
-            several = max(len(seeds) for (found, _), seeds in shown.items() if found == init)
-            words = f"{label}, mean of {several} seeds" if several > 1 else label
-            axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=words)
+        if init in means:
+            axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=label + _seeds(means[init]))
     _dress(axes, AP[metric])
     axes.set_xlim(0, 1.04 * max(one.run.iterations for one in outcomes))
     axes.legend(loc="lower right", fontsize=8, frameon=False)
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    """How many finished runs a mean is of, which may differ among schedules."""
+    least, most = max(min(numbers), 1), max(numbers)
+    return f", mean of {least} to {most} seeds" if least < most else f", mean of {most} seeds" if most > 1 else ""
 
 
 def own_part(outcome: Outcome, metric: str, have: set[str]) -> Curve:
@@ -65,13 +72,9 @@ def mean(curves: Sequence[Curve]) -> Curve:
 def mark_fine_tuning(axes: Axes, per_x: int) -> None:
     """A line at the usual length, and above the panel lengths in units of 1x."""
     axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
-    words = f"typical fine-tuning, {TYPICAL}x"
-    style = {"rotation": 90, "color": "#555555", "fontsize": 8}
-    below = axes.get_xaxis_transform()  # across in iterations, up in parts of the panel
-    axes.text(0.985 * TYPICAL * per_x, 0.02, words, style, transform=below, ha="right", va="bottom")
     top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
-    top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x" if value else ""))
+    lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
+    top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
     top.tick_params(length=2, labelsize=8, colors="#555555")
     top.spines["top"].set_visible(False)
 
@@ -112,6 +115,7 @@ def draw_bars(axes: Axes, values: Mapping[tuple[str, str], float], steps: Sequen
         bars = axes.bar([place + shift for place in places], heights, 0.38, color=color, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=1)
     axes.set_xticks(range(len(steps)), steps, fontsize=8)
+    axes.set_xlim(-0.6, len(steps) - 0.4)
     axes.set_ylim(0, 1.1 * max(values.values(), default=1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
