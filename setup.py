@@ -13,7 +13,8 @@ DEPENDENCIES = [
     "faster-coco-eval>=1.6",  # COCO's AP and masks (polygons, RLE) in C++
     "opencv-python-headless>=4.8",  # demo data: warps, contours; needs no display libraries
     "tensorboard>=2.21",  # curves; 2.21 is the first without pkg_resources
-    "matplotlib>=3.8",  # curves.png, predictions.png
+    "matplotlib>=3.8",  # curves.png, predictions.png, the figures of a study
+    "jinja2>=3.1",  # a study's page; escapes what it fills in
     "rich>=14.1",  # progress bars; 14.1 is the first that shows one inside another
     "scikit-learn>=1.3",  # demo data: the UCI handwritten digits
     "scikit-image>=0.22",  # demo data: photographs
@@ -31,7 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["scratch_det", "scratch_det.*"]),
-    package_data={"scratch_det": ["config/*.yaml", "data/*.yaml"]},
+    package_data={"scratch_det": ["config/*.yaml", "data/*.yaml", "study/*.html", "study/*.css", "study/*.js"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
 )

@@ -20,6 +20,7 @@ LOSS = "total_loss"
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5")  # of what is named task/score; not those by class
 RUNS, CURVES = "runs.csv", "curves.csv"
 FIELDS = ("run", "state", "start", "iteration", "error")
+DECIMALS = 4  # in the files and out of run folders, so that both give the same tables and figures
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -60,7 +61,7 @@ def collect(standings: Sequence[Standing], out: Path) -> list[Outcome]:
             state=standing.state,
             start=standing.job.start,
             iteration=standing.iteration,
-            metrics={name: value for name, value in standing.metrics.items() if _is_shown(name)},
+            metrics={name: round(value, DECIMALS) for name, value in standing.metrics.items() if _is_shown(name)},
             curves=read_curves(out / standing.job.name / "metrics.json", standing.job.run.iterations),
             error=standing.error,
         )
@@ -77,7 +78,7 @@ def read_curves(path: Path, last: int) -> dict[str, Curve]:
     for row in read_rows(path):
         for name, value in row.items():
             if "iteration" in row and (name == LOSS or _is_shown(name)) and isinstance(value, int | float):
-                points.setdefault(name, {})[min(int(row["iteration"]) + 1, last)] = float(value)
+                points.setdefault(name, {})[min(int(row["iteration"]) + 1, last)] = round(float(value), DECIMALS)
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 
@@ -124,7 +125,7 @@ def _is_shown(name: str) -> bool:
 
 
 def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.{DECIMALS}f}"
 
 
 def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:

@@ -1,0 +1,154 @@
+"""What each figure of the paper is made of: its panels, from the outcomes of its runs."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from scratch_det.config import load_config
+from scratch_det.study import panels, samples
+from scratch_det.study.experiment import TRAIN
+from scratch_det.study.experiments import find
+from scratch_det.study.job import from_here
+from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.samples import Seen
+from scratch_det.study.standing import FINISHED
+
+WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
+TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
+SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
+STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
+SEEN = ("images", "instances", "pixels")
+LONGER = 3  # times, trained from scratch: the comparison of Figure 2
+
+
+def schedules(outcomes: Sequence[Outcome], norm: str, metric: str) -> Figure | None:
+    """Figures 1, 3, 4 and 6."""
+    if not any(metric in one.curves for one in outcomes):
+        return None
+    figure = _figure(f"{_model(outcomes[0])} with {norm}", 4.2)
+    axes = figure.subplots()
+    panels.draw_schedules(axes, outcomes, metric)
+    panels.mark_fine_tuning(axes, outcomes[0].run.per_x)
+    return figure
+
+
+def norms(outcomes: Sequence[Outcome]) -> Figure | None:
+    """Section 4 in one picture: the same schedule with and without a normalisation that suits it."""
+    curves = {_norm(one): one.curves["bbox/AP"] for one in outcomes if "bbox/AP" in one.curves}
+    if not curves:
+        return None
+    figure = _figure(f"{_model(outcomes[0])} from scratch, 3x, by normalisation", 4.2)
+    panels.draw_lines(figure.subplots(), curves)
+    return figure
+
+
+def small_data(outcomes: Sequence[Outcome]) -> Figure | None:
+    """Figure 7: a panel for each number of images and kind of hyper-parameters."""
+    by_panel: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        if one.run.kind == TRAIN and "bbox/AP" in one.curves:
+            size, *others = [part for part in one.run.shown.split(", ") if part not in panels.INITS]
+            by_panel.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
+    if not by_panel:
+        return None
+    figure = _figure(f"{_model(outcomes[0])} with fewer images", 3.3)
+    for axes, (title, members) in zip(_row(figure, len(by_panel)), by_panel.items(), strict=True):
+        panels.draw_schedules(axes, members, "bbox/AP")
+        axes.set_title(title, fontsize=9)
+        axes.label_outer()
+    values = [value for members in by_panel.values() for one in members for _, value in one.curves["bbox/AP"]]
+    axes.set_ylim(0, 1.08 * max(*values, 1))
+    return figure
+
+
+def training_loss(outcomes: Sequence[Outcome]) -> Figure | None:
+    found = [one for one in outcomes if one.run.kind == TRAIN and LOSS in one.curves]
+    if not found:
+        return None
+    size = found[0].run.shown.split(", ")[0]
+    figure = _figure(f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}", 3.8)
+    panels.draw_losses(figure.subplots(), found)
+    return figure
+
+
+def enhanced(outcomes: Sequence[Outcome]) -> Figure | None:
+    """Figure 5: a row for each model, box AP beside mask AP."""
+    bars: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
+    for one in outcomes:
+        end = "_TTA" if one.run.evaluates else ""
+        for task, shown in (("bbox", "box AP"), ("segm", "mask AP")) if one.state == FINISHED else ():
+            if (value := one.metrics.get(f"{task}{end}/AP")) is not None:
+                of_model = bars.setdefault(_model(one), {}).setdefault(shown, {})
+                of_model[_step(one), one.run.init] = value
+    if not bars:
+        return None
+    figure = _figure("enhanced baselines", 0.5 + 2.7 * len(bars))
+    for row, (model, by_task) in zip(figure.subplots(len(bars), 2, squeeze=False), bars.items(), strict=True):
+        for axes, task in zip(row, ("box AP", "mask AP"), strict=True):
+            panels.draw_bars(axes, by_task.get(task, {}), list(STEPS.values()))
+            axes.set_title(f"{model}, {task}", fontsize=9)
+    _legend_below(figure)
+    return figure
+
+
+def seen(outcomes: Sequence[Outcome]) -> Figure | None:
+    """Figure 2: what the 2x run that is fine-tuned sees with its pre-training, and the one from scratch, longer."""
+    by_schedule = {(one.run.init, one.run.k): one.run for one in outcomes}
+    short, long = by_schedule.get((PRETRAINED, 2)), by_schedule.get((SCRATCH, 2 * LONGER))
+    if short is None or long is None:
+        return None
+    (tuned, source), (trained, _) = (samples.of_run(load_config(from_here(run.config)).cfg) for run in (short, long))
+    parts = {"pre-training": _pretraining(short.pretraining), "fine-tuning": tuned, "random initialisation": trained}
+    shown = [what for what in SEEN if not (short.pretraining and what == "instances" and "not here" in source)]
+    figure = _figure(f"seen in 2x of fine-tuning and {2 * LONGER}x from scratch", 3.3)
+    for axes, what in zip(_row(figure, len(shown), sharey=False), shown, strict=True):
+        panels.draw_stack(axes, {part: getattr(counts, what) for part, counts in parts.items()})
+        axes.set_title(what, fontsize=9)
+    _legend_below(figure)
+    return figure
+
+
+def _pretraining(name: str | None) -> Seen:
+    """ImageNet's, or that of a run."""
+    if name is None:
+        return samples.of_pretraining()
+    run = find(name)
+    cfg = load_config(from_here(run.config)).cfg
+    return samples.of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])
+
+
+def _figure(title: str, height: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    figure.suptitle(title, **TITLE)
+    return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """One for all panels, which show the same."""
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def _row(figure: Figure, count: int, sharey: bool = True) -> Iterator:
+    return iter(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
+
+
+def _model(outcome: Outcome) -> str:
+    """..._R_50_FPN_... -> R50-FPN."""
+    found = re.search(r"_([RX])_(\d+)", outcome.run.config.stem)
+    return f"{found[1]}{found[2]}-FPN" if found else outcome.run.config.stem
+
+
+def _norm(outcome: Outcome) -> str:
+    """What a line of the comparison of norms is called: there are two schedules of other figures among them."""
+    if not outcome.run.shown.startswith(SCRATCH):
+        return outcome.run.shown
+    return "SyncBN" if outcome.run.name.endswith("syncbn") else "GN"
+
+
+def _step(outcome: Outcome) -> str:
+    """Which of Figure 5's steps, each on top of those before."""
+    return next(STEPS[word] for word in reversed(STEPS) if word in outcome.run.name)

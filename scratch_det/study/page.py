@@ -1,0 +1,126 @@
+"""A study as one HTML page that needs no network: tables, curves, figures, predictions, what the runs were made with.
+
+It says nothing of clocks, machines' names or starts, so the page of a study that was interrupted and continued is that
+of one that was not.
+"""
+
+import base64
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from scratch_det.study.figures import as_svg
+from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.panels import own_part, thin
+from scratch_det.study.run_page import RunPage, data_uri
+from scratch_det.study.standing import FAILED
+from scratch_det.textfile import write_atomically
+
+METRICS = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP",
+           "classification/top1": "top-1 of pre-training", LOSS: "training loss"}  # fmt: skip
+POINTS = 200  # of a curve
+
+
+class TableOfReport(Protocol):
+    """A table as ``scratch_det.study`` makes them; all of it is text."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def header(self) -> Sequence[str]: ...
+    @property
+    def rows(self) -> Sequence[Sequence[str]]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+def write_page(
+    path: Path,
+    title: str,
+    tables: Sequence[TableOfReport],
+    outcomes: Sequence[Outcome],
+    figures: Mapping[str, Figure],
+    runs: Sequence[RunPage],
+) -> Path:
+    """Write the page, whole or not at all; ``runs`` may be empty where there are no folders any more."""
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
+    script = (here / "page.js").read_text(encoding="utf-8")
+    text = environment.get_template("page.html").render(
+        title=title,
+        states=Counter(one.state for one in outcomes),
+        total=len(outcomes),
+        tables=tables,
+        runs={run.name: run for run in runs},
+        outcomes=outcomes,
+        failed=[(one.run.name, last_line(one.error)) for one in outcomes if one.state == FAILED],
+        figures={name: data_uri(as_svg(figure).encode(), "svg+xml") for name, figure in figures.items()},
+        differences=differences(runs),
+        made_with=made_with(runs),
+        data={"metrics": METRICS, "runs": curves(outcomes)},
+        metrics=METRICS,
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+    return path
+
+
+def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What page.js draws: a branch from its trunk on, a family for all schedules and seeds of a model."""
+    have = {metric: {one.run.name for one in outcomes if metric in one.curves} for metric in METRICS}
+    first = next((one.run.places[0] for one in outcomes if "bbox/AP" in one.curves), "")
+    return [
+        {
+            "run": one.run.name,
+            "group": one.run.places[0],
+            "family": re.sub(r", \d+x$", "", one.run.shown),
+            "label": (f"{one.run.k}x" if one.run.k else "run") + (f" seed {one.run.seed}" if one.run.seed else ""),
+            "on": "bbox/AP" not in one.curves or (one.run.seed is None and one.run.places[0] == first),
+            "curves": {
+                metric: [
+                    (i, round(y, 4)) for i, y in thin(own_part(one, metric, have[metric]), POINTS) if math.isfinite(y)
+                ]
+                for metric in METRICS
+                if metric in one.curves
+            },
+        }
+        for one in outcomes
+        if any(metric in one.curves for metric in METRICS)
+    ]
+
+
+def differences(runs: Sequence[RunPage]) -> dict[str, Any]:
+    """The keys whose values differ: their commonest values, and for each run those that are others."""
+    known = [run for run in runs if run.config]
+    keys = sorted({key for run in known for key in run.config})
+    values = {key: Counter(run.config.get(key, "") for run in known) for key in keys}
+    usual = {key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1}
+    rows = {run.name: [run.config.get(key, "") for key in usual] for run in known}
+    return {"usual": usual, "rows": rows}
+
+
+def made_with(runs: Sequence[RunPage]) -> list[tuple[str, str, str]]:
+    """(what, its value, which runs have that value) with "all" where they agree."""
+    rows = []
+    known = [run for run in runs if run.environment]
+    for key in dict.fromkeys(key for run in known for key in run.environment):
+        values: dict[str, list[str]] = {}
+        for run in known:
+            values.setdefault(run.environment.get(key, "-"), []).append(run.name)
+        rows += [(key, value, "all" if len(values) == 1 else ", ".join(names)) for value, names in values.items()]
+    return rows
+
+
+def last_line(words: str) -> str:
+    return (words.strip().splitlines() or [""])[-1]

@@ -1,0 +1,154 @@
+"""The panels that the figures of a study are made of."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
+from statistics import fmean, median
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+from scratch_det.study.outcome import LOSS, Curve, Outcome
+from scratch_det.study.paper import PRETRAINED, SCRATCH
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+INITS = {SCRATCH: ("random initialisation", "#D55E00", "o"), PRETRAINED: ("pre-trained", "#0072B2", "s")}
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
+STACK = {"pre-training": "#56B4E9", "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
+AP = {"bbox/AP": "box AP (%)", "keypoints/AP": "keypoint AP (%)"}
+TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
+LOSS_POINTS = 40  # of a smoothed loss
+
+
+def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
+    """AP by iteration, a colour an initialisation; several seeds thin, the mean of the finished thick, ends marked."""
+    shown: dict[tuple[str, str], list[Outcome]] = {}
+    for one in outcomes:
+        if metric in one.curves:
+            shown.setdefault((one.run.init, one.run.shown), []).append(one)
+    have = {one.run.name for group in shown.values() for one in group}
+    means: dict[str, list[int]] = {}
+    for (init, _), seeds in shown.items():
+        _, color, marker = INITS[init]
+        end, curves = seeds[0].run.iterations, [own_part(one, metric, have) for one in seeds]
+        done = [curve for curve in curves if curve[-1][0] == end]
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(*_xy(curve), color=color, lw=0.6, alpha=0.45)
+        axes.plot(*_xy(mean(done or [max(curves, key=len)])), color=color, lw=1.6)
+        if done:
+            value = fmean(curve[-1][1] for curve in done)
+            axes.plot(end, value, marker, color=color, mec="white", mew=0.8, ms=6.5, zorder=3)
+        means.setdefault(init, []).append(len(done))
+    for init, (label, color, marker) in INITS.items():
+        if init in means:
+            axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=label + _seeds(means[init]))
+    _dress(axes, AP[metric])
+    axes.set_xlim(0, 1.04 * max(one.run.iterations for one in outcomes))
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    """How many finished runs a mean is of, which may differ among schedules."""
+    least, most = max(min(numbers), 1), max(numbers)
+    return f", mean of {least} to {most} seeds" if least < most else f", mean of {most} seeds" if most > 1 else ""
+
+
+def own_part(outcome: Outcome, metric: str, have: set[str]) -> Curve:
+    """What is not its trunk's, where that is drawn, and the trunk's last point before it."""
+    curve = outcome.curves[metric]
+    if outcome.run.trunk not in have:
+        return curve
+    return (*[point for point in curve if point[0] <= outcome.start][-1:],
+            *[point for point in curve if point[0] > outcome.start])  # fmt: skip
+
+
+def mean(curves: Sequence[Curve]) -> Curve:
+    """Over the iterations that all of them have."""
+    tables = [dict(curve) for curve in curves]
+    common = [iteration for iteration in tables[0] if all(iteration in table for table in tables)]
+    return tuple((iteration, fmean(table[iteration] for table in tables)) for iteration in common)
+
+
+def mark_fine_tuning(axes: Axes, per_x: int) -> None:
+    """A line at the usual length, and above the panel lengths in units of 1x."""
+    axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
+    lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
+    top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
+    top.tick_params(length=2, labelsize=8, colors="#555555")
+    top.spines["top"].set_visible(False)
+
+
+def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Box AP, a colour a line, its last value in the legend."""
+    for (label, curve), color in zip(curves.items(), cycle(LINES), strict=False):
+        axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{label}: {curve[-1][1]:.1f}")
+        axes.plot(*curve[-1], "o", color=color, mec="white", ms=6.5)
+    _dress(axes, AP["bbox/AP"])
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8, frameon=False)
+
+
+def draw_losses(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    """Thin as written down, and smoothed."""
+    for one in sorted(outcomes, key=lambda one: list(INITS).index(one.run.init)):
+        label, color, _ = INITS[one.run.init]
+        axes.plot(*_xy(one.curves[LOSS]), color=color, lw=0.5, alpha=0.35)
+        axes.plot(*_xy(thin(one.curves[LOSS], LOSS_POINTS)), color=color, lw=1.8, label=label)
+    _dress(axes, "training loss")
+    axes.legend(loc="best", fontsize=8, frameon=False)
+
+
+def thin(curve: Curve, most: int) -> Curve:
+    """At most so many points, each the median of equally many neighbours."""
+    if len(curve) <= most:
+        return curve
+    ends = [round(part * len(curve) / most) for part in range(most + 1)]
+    parts = [curve[start:end] for start, end in pairwise(ends)]
+    return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
+
+
+def draw_bars(axes: Axes, values: Mapping[tuple[str, str], float], steps: Sequence[str]) -> None:
+    """``values`` by step and initialisation."""
+    for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
+        places = [place for place, step in enumerate(steps) if (step, init) in values]
+        heights = [values[steps[place], init] for place in places]
+        bars = axes.bar([place + shift for place in places], heights, 0.38, color=color, label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7.5, padding=1)
+    axes.set_xticks(range(len(steps)), steps, fontsize=8)
+    axes.set_xlim(-0.6, len(steps) - 0.4)
+    axes.set_ylim(0, 1.1 * max(values.values(), default=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def draw_stack(axes: Axes, parts: Mapping[str, float]) -> None:
+    """Pre-training and fine-tuning on top of each other, beside training from scratch."""
+    bottom = 0.0
+    for part, value in parts.items():
+        place, below = (1, 0.0) if part == "random initialisation" else (0, bottom)
+        axes.bar(place, value, 0.6, bottom=below, color=STACK[part], label=part)
+        bottom += value
+    for place, total in enumerate((parts["pre-training"] + parts["fine-tuning"], parts["random initialisation"])):
+        axes.text(place, 1.01 * total, EngFormatter(places=1)(total), ha="center", va="bottom", fontsize=8)
+    axes.set_xticks((0, 1), ("pre-trained", "scratch"), fontsize=8)
+    axes.yaxis.set_major_formatter(EngFormatter())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.margins(x=0.2, y=0.1)
+
+
+def _xy(curve: Curve) -> tuple[list[int], list[float]]:
+    return [iteration for iteration, _ in curve], [value for _, value in curve]
+
+
+def _dress(axes: Axes, label: str) -> None:
+    axes.set_xlabel("iteration", fontsize=9)
+    axes.set_ylabel(label, fontsize=9)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e6e6e6", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"))

@@ -1,0 +1,105 @@
+"""A study's figures: complete for what there is, and the same bytes again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scratch_det.study.experiment import EVALUATE, TRAIN
+from scratch_det.study.experiments import find, of_place
+from scratch_det.study.figures import draw, figures_of
+from scratch_det.study.job import jobs_of
+from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.panels import mean, own_part, thin
+
+TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
+
+
+def made_up(place: str) -> list[Outcome]:
+    """Every run of ``place`` finished, AP rising evenly to 40 and the loss falling."""
+    outcomes = []
+    for job in jobs_of(of_place(place)):
+        run = job.run
+        if run.kind == EVALUATE:
+            metrics = {"bbox_TTA/AP": 42.0, "segm_TTA/AP": 37.0, "bbox/AP": 40.0, "segm/AP": 35.0}
+            outcomes.append(Outcome(run, "finished", 0, 0, metrics))
+            continue
+        points = [run.iterations * part // 10 for part in range(1, 11)]
+        ap = tuple((point, 40 * point / run.iterations) for point in points)
+        names = ("bbox/AP", "segm/AP", "keypoints/AP") if run.kind == TRAIN else ()
+        loss = {LOSS: tuple((point, 2 - point / run.iterations) for point in points)}
+        curves = dict.fromkeys(names, ap) | loss
+        outcomes.append(Outcome(run, "finished", job.start, run.iterations, dict.fromkeys(names, 40.0), curves))
+    return outcomes
+
+
+class TestFigures:
+    @pytest.mark.parametrize("whole", ["digits", "paper"])
+    def test_all(self, whole: str, datasets_root: Path) -> None:
+        """On digits there is no second body, and so no Figure 3."""
+        names = {f"figure{number}" for number in range(1, 9)}
+        expected = names if whole == "paper" else names - {"figure3"} | {"norms"}
+        found = figures_of(whole, made_up(whole))
+        assert set(found) == expected
+        small = " in miniature" * (whole == "digits")
+        for name in expected & names:
+            assert found[name].get_suptitle().startswith(f"Figure {name[-1]}{small}: ")
+
+    def test_those_whose_runs_are_all_there(self, datasets_root: Path) -> None:
+        assert list(figures_of("digits/table1", made_up("digits/table1"))) == ["figure1", "figure2"]
+        assert list(figures_of("digits/smoke", made_up("digits/smoke"))) == ["smoke"]
+
+    def test_partial(self, datasets_root: Path) -> None:
+        waiting = [Outcome(one.run, "waiting", one.start, 0) for one in made_up("digits")]
+        assert list(figures_of("digits", waiting)) == ["figure2"]
+        some = [one for one in made_up("digits/figure1") if one.run.init == "scratch"][1:]
+        (axes, *_) = figures_of("digits/figure1", some)["figure1"].axes
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            "random initialisation, mean of 2 to 3 seeds"
+        ]
+
+    def test_a_seed_that_has_begun_leaves_the_mean_alone(self) -> None:
+        outcomes = [one for one in made_up("digits/figure1") if one.run.shown == "scratch, 6x"]
+        begun = {"bbox/AP": outcomes[2].curves["bbox/AP"][:1]}
+        outcomes[2] = replace(outcomes[2], state="running", curves=begun, metrics={})
+        (axes, *_) = figures_of("digits/figure1", outcomes)["figure1"].axes
+        thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
+        assert [len(line.get_xdata()) for line in thick] == [10]
+        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean of 2 seeds"
+
+    def test_an_unfinished_run_is_no_bar(self) -> None:
+        unfinished = [replace(one, state="interrupted") for one in made_up("digits/figure5")]
+        assert figures_of("digits/figure5", unfinished) == {}
+
+    def test_ends_are_marked(self) -> None:
+        """Five schedules of two initialisations, and the usual length of fine-tuning."""
+        (axes, *_) = figures_of("figure1", made_up("figure1"))["figure1"].axes
+        ends = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+        assert sorted(ends) == sorted(2 * [180_000, 270_000, 360_000, 450_000, 540_000])
+        assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"] == [2 * [180_000]]
+
+    def test_the_same_bytes(self, tmp_path: Path) -> None:
+        first, again = (draw("figure8", made_up("figure8"), tmp_path / name) for name in ("first", "again"))
+        assert [path.name for path in first] == ["figure8.svg", "figure8.png"]
+        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+        assert "date" not in first[0].read_text()
+        with Image.open(first[1]) as picture:
+            assert picture.width == 1400
+
+
+class TestCurves:
+    def test_a_branch_begins_at_its_trunk(self) -> None:
+        curve = ((60, 1.0), (240, 2.0), (300, 3.0), (360, 4.0))
+        branch = Outcome(find(BRANCH), "finished", 240, 360, curves={"bbox/AP": curve})
+        assert own_part(branch, "bbox/AP", {TRUNK}) == curve[1:]
+        assert own_part(branch, "bbox/AP", set()) == curve
+
+    def test_mean_of_what_all_have(self) -> None:
+        assert mean([((1, 2.0), (2, 4.0), (3, 9.0)), ((1, 4.0), (3, 1.0))]) == ((1, 3.0), (3, 5.0))
+
+    def test_thin(self) -> None:
+        curve = tuple((point, float(point % 5)) for point in range(1000))
+        assert len(thin(curve, 200)) == 200
+        assert {value for _, value in thin(curve, 200)} == {2.0}
+        assert thin(curve, 1000) == curve

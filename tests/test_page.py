@@ -1,0 +1,222 @@
+"""A study's page: complete for what there is, the same bytes again, and safe to open."""
+
+import html
+import json
+import re
+import shutil
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from scratch_det.study.experiments import of_place
+from scratch_det.study.figures import figures_of
+from scratch_det.study.job import jobs_of
+from scratch_det.study.outcome import LOSS, Outcome, collect, load, save
+from scratch_det.study.page import write_page
+from scratch_det.study.run_page import read_runs
+from scratch_det.study.standing import survey
+
+PLACE = "digits/figure6"
+FAILED, BRANCH = "pretrained_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
+TRUNK = "scratch_keypoint_rcnn_R_18_FPN_3x_gn"
+EVIL = "<script>alert(1)</script>"
+CHROMIUM = shutil.which("chromium")
+BROWSERS_OWN = re.compile(r"(google|googleapis|gvt1)\.com[:/]")  # what Chromium asks for whatever page it shows
+
+
+def fill(out: Path, times: int = 1) -> None:
+    """Two finished runs, one that failed and one that waits for it; ``times`` it was started."""
+    environment = {"command": "x --out /home/me", "datasets_root": "/home/me", "python": "3.11.7", "threads": 1,
+                   "packages": {"torch": "2.14.1"}, "git": {"commit": "0123456789abcdef", "diff": ""},
+                   "earlier_starts": [{"python": "3.0"}] * (times - 1)}  # fmt: skip
+    for name, last in ((TRUNK, 540), (BRANCH, 360), (FAILED, 120)):
+        folder = out / name
+        folder.mkdir(parents=True)
+        rows = [row(i, clock) for clock in range(times) for i in range(clock * 90, last, 30)]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "environment.json").write_text(json.dumps(environment))
+        content = {"OUTPUT_DIR": str(folder), "SEED": 1, "SOLVER": {"MAX_ITER": last}, "MODEL": {"DEVICE": "<b>cpu"}}
+        content["MODEL"]["WEIGHTS"] = f"/home/me/{TRUNK}/backbone.pth" if name == FAILED else ""
+        (folder / "config.yaml").write_text(yaml.safe_dump(content))
+        status = {"iteration": last, "host": f"host{times}", "pid": times}
+        (folder / "status.json").write_text(json.dumps(status))
+        if name != FAILED:
+            result = {"iteration": last, "seconds": times, "metrics": {"bbox": {"AP": 30.0}, "keypoints": {"AP": 20.0}}}
+            (folder / "result.json").write_text(json.dumps(result))
+            Image.new("RGB", (1200, 900), "red").save(folder / "predictions.png")
+    (out / "jobs").mkdir()
+    (out / "jobs" / f"{FAILED}.failed").write_text(f"Traceback\nRuntimeError: {EVIL}\n")
+
+
+def row(i: int, clock: int) -> dict[str, Any]:
+    return {"iteration": i + 29, "total_loss": 2 - i / 540, "bbox/AP": i / 18, "keypoints/AP": i / 27, "time": clock}
+
+
+def outcomes_in(out: Path) -> list[Outcome]:
+    return collect(survey(jobs_of(of_place(PLACE)), out, set()), out)
+
+
+def page_of(out: Path) -> Path:
+    outcomes = outcomes_in(out)
+    path = out.parent / "page.html"
+    rows = [("scratch", "20.0"), (EVIL, "-")]
+    tables = [SimpleNamespace(title=f"Table {EVIL}", header=("init", "AP"), rows=rows, notes=[f"note {EVIL}"])]
+    return write_page(
+        path, f"Study {EVIL}", tables, outcomes, figures_of(PLACE, outcomes), read_runs(outcomes, out, path)
+    )
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    fill(tmp_path / "out")
+    return page_of(tmp_path / "out")
+
+
+class TestPage:
+    def test_content(self, page: Path) -> None:
+        text = page.read_text()
+        assert "2 of 5 runs are finished" in text
+        assert f'<a href="out/{TRUNK}/">' in text
+        assert text.count("data:image/svg+xml") == 1
+        assert text.count("data:image/jpeg") == 1  # a branch has its trunk's
+        assert "with changes" not in text
+        assert "<td>0123456789ab</td><td>all</td>" in text
+
+    def test_recipes_differ_in(self, page: Path) -> None:
+        table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("<wbr>", "")
+        assert re.findall(r"<th>([A-Z_.]+)</th>", table) == ["MODEL.WEIGHTS", "SOLVER.MAX_ITER"]
+        assert f"<td>{TRUNK}/backbone.pth</td>" in table
+
+    def test_everything_is_escaped(self, page: Path) -> None:
+        text = page.read_text()
+        assert EVIL not in text
+        assert text.count(html.escape(EVIL)) == 6  # title twice, the table's title, a cell, its note, the failed run's
+        assert text.count("<script") == text.count("</script>") == 2
+
+    def test_says_nothing_of_this_machine(self, page: Path) -> None:
+        text = page.read_text()
+        assert "/home/me" not in text
+        assert str(page.parent) not in text
+        assert "host1" not in text
+
+    def test_the_same_after_an_interruption(self, page: Path, tmp_path: Path) -> None:
+        fill(tmp_path / "interrupted" / "out", times=2)
+        assert page_of(tmp_path / "interrupted" / "out").read_bytes() == page.read_bytes()
+
+    def test_broken_files_are_left_out(self, page: Path) -> None:
+        for name in ("config.yaml", "environment.json", "predictions.png"):
+            (page.parent / "out" / TRUNK / name).write_text("{")
+        assert page_of(page.parent / "out").read_text().count("data:image/jpeg") == 0
+
+    def test_the_same_from_csv(self, page: Path, tmp_path: Path) -> None:
+        """What is kept of a study gives the figures and curves that its folders gave."""
+        outcomes = outcomes_in(page.parent / "out")
+        save(outcomes, tmp_path / "results")
+        assert load(tmp_path / "results") == outcomes
+
+    def test_without_folders(self, tmp_path: Path) -> None:
+        outcomes = [Outcome(run, "finished", 0, 0) for run in of_place(PLACE)]
+        text = write_page(tmp_path / "page.html", "A study", [], outcomes, {}, []).read_text()
+        assert "4 of 4 runs are finished" in text
+        assert 'href="out' not in text
+
+
+DRIVER = """<script>addEventListener("load", () => {
+  const said = {}, plot = document.getElementById("plot"), tip = document.getElementById("tip");
+  const paths = () => plot.querySelectorAll("path").length;
+  const button = (name) => document.querySelector(`#legend button[title="${name}"]`);
+  said.options = [...document.getElementById("metric").options].map((option) => option.value);
+  said.all = paths();
+  button("BRANCH").click();
+  said.without = [paths(), button("BRANCH").getAttribute("aria-pressed")];
+  document.querySelector("#legend .family").click();
+  said.again = paths();
+  const dot = plot.querySelector("circle").getBoundingClientRect();
+  plot.dispatchEvent(new PointerEvent("pointermove", {clientX: dot.x + 3, clientY: dot.y + 3}));
+  said.tip = tip.hidden ? "" : tip.textContent;
+  said.wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify(said);
+});
+addEventListener("securitypolicyviolation", (event) => document.body.append("violation: " + event.blockedURI));
+</script>"""
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Takes every connection of the browser, and notes the first line."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), Note)
+
+
+class Note(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.server.asked.append(self.rfile.readline().decode("latin1"))
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def browse(page: Path, proxy: Proxy, width: int = 1400) -> tuple[str, list[str]]:
+    """The page as the browser has it in the end, and what was asked of the network for it."""
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'browser'}",
+             "--disable-background-networking", f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}",
+             "--proxy-bypass-list=<-loopback>", f"--window-size={width},900", "--virtual-time-budget=3000"]  # fmt: skip
+    command = [str(CHROMIUM), *words, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in proxy.asked if not BROWSERS_OWN.search(line)]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+class TestBrowser:
+    @pytest.mark.parametrize("width", [1400, 500])
+    def test_curves(self, page: Path, proxy: Proxy, width: int) -> None:
+        """Drawn, toggled and told of; the tables are there, in their own boxes; nothing leaves."""
+        text = page.read_text()
+        page.write_text(text.replace("<head>", "<head>" + DRIVER.replace("BRANCH", BRANCH), 1))
+        shown, asked = browse(page, proxy, width)
+        said = json.loads(html.unescape(re.search("<title>(.*)</title>", shown)[1]))
+        assert said["options"] == ["bbox/AP", "keypoints/AP", LOSS]
+        assert said["all"] == 3
+        assert said["without"] == [2, "false"]
+        assert said["again"] == 3
+        assert re.fullmatch(rf"{TRUNK}: box AP 28.33 after 540 iterations", said["tip"])
+        assert not said["wide"]
+        assert shown.count("<table") == 4
+        assert "violation:" not in shown.partition("</script>")[2]
+        assert asked == []
+
+    def test_what_would_leave_is_stopped(self, page: Path, proxy: Proxy) -> None:
+        """The policy does it: without it the same page asks."""
+        text = page.read_text().replace(
+            "<h1>", "<img src='http://canary.invalid/x'><script>document.title = 1</script><h1>"
+        )
+        page.write_text(text)
+        shown, asked = browse(page, proxy)
+        assert asked == []
+        assert "<title>1</title>" not in shown
+        page.write_text(text.replace("Content-Security-Policy", "none"))
+        shown, asked = browse(page, proxy)
+        assert any("canary.invalid" in line for line in asked)
+        assert "<title>1</title>" in shown
+
+
+def test_files_are_packaged() -> None:
+    named = re.search(r"package_data=(.*)", (ROOT / "setup.py").read_text())[1]
+    assert all(f"study/*.{kind}" in named for kind in ("html", "css", "js"))
