@@ -55,16 +55,11 @@ def cluster(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=free_ports(2)))
     patch.setenv("SLURM_CONF", str(configuration))
-    munge = [
-        f"--{option}={folder}/munge.{end}"
-        for option, end in {
-            "key-file": "key",
-            "socket": "socket",
-            "pid-file": "pid",
-            "log-file": "log",
-            "seed-file": "seed",
-        }.items()
-    ]
+    paths = {
+        "key-file": key,
+        **{name: folder / f"munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")},
+    }
+    munge = [f"--{option}={path}" for option, path in paths.items()]
     with ExitStack() as daemons:
         for command in (
             ["munged", "--foreground", "--force", *munge],

@@ -73,8 +73,10 @@ class TestOptions:
     def test_values_are_sbatchs_and_not_yamls(self, tmp_path: Path) -> None:
         """YAML reads 12:00:00 as 43200 and 0123 as 83."""
         path = tmp_path / "slurm.yaml"
-        path.write_text("time: 12:00:00\naccount: 0123\n")
-        assert read_options(path).words == {"time": "12:00:00", "account": "0123"}
+        path.write_text("time: 12:00:00\naccount: 0123\nadditional_parameters: {exclusive: true, begin: 16:00}\n")
+        options = read_options(path)
+        assert options.words == {"time": "12:00:00", "account": "0123"}
+        assert options.more == {"exclusive": True, "begin": "16:00"}
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -83,6 +85,7 @@ class TestOptions:
             ("nodes: two", "nodes is two, expected a whole number, 1 or more"),
             ("setup: module load cuda", "expected a list of lines"),
             ("partition: [a, b]", "expected one value"),
+            ("additional_parameters: {exclude: [a, b]}", "expected lines 'NAME: VALUE'"),
             ("- partition", "expected lines such as 'partition: gpu'"),
             ("partition: [", "not valid YAML"),
         ],
@@ -272,10 +275,11 @@ class Runs:
         with open(self.folder / f"{launcher}.out", "a") as file:
             return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=file, stderr=file)
 
-    def checkpoint(self, iterations: int) -> None:
+    def checkpoint(self, study: subprocess.Popen, iterations: int) -> None:
         """Wait for it in the trunk's folder."""
         path = self.folder / f"slurm/smoke_3x/checkpoints/model_{iterations - 1:07d}.pth"
-        wait_for(path.exists, f"{path.name}\n{self.said('slurm')}", MINUTES)
+        wait_for(lambda: path.exists() or study.poll() is not None, path.name, MINUTES)
+        assert study.poll() is None, self.said("slurm")
 
     def said(self, launcher: str) -> str:
         return (self.folder / f"{launcher}.out").read_text()[-3000:]
@@ -293,14 +297,14 @@ def test_requeued_and_preempted(processes: int, tmp_path: Path) -> None:
     """`scontrol requeue`, then study.py killed, then a signal: bitwise what the local launcher makes of the study."""
     runs = Runs(tmp_path, processes)
     study = runs.start("slurm")
-    runs.checkpoint(5)
+    runs.checkpoint(study, 5)
     number = runs.number
     subprocess.run(["scontrol", "requeue", number], check=True)
     start_now(number)
     study.kill()
     study.wait()
     study = runs.start("slurm")
-    runs.checkpoint(15)
+    runs.checkpoint(study, 15)
     subprocess.run(["scancel", "--signal=USR1", number], check=True)
     wait_for(lambda: field(number, "JobState") == "PENDING", "requeue after exit code 75", MINUTES)
     assert read(tmp_path / "slurm/smoke_3x", "status.json")["state"] == "stopped"
@@ -319,7 +323,7 @@ def test_stopped_with_the_study(tmp_path: Path) -> None:
     """A checkpoint, exit code 75, and nothing is left in the queue; the same command would go on."""
     runs = Runs(tmp_path, 2)
     study = runs.start("slurm")
-    runs.checkpoint(5)
+    runs.checkpoint(study, 5)
     number = runs.number
     study.send_signal(signal.SIGTERM)
     assert study.wait(MINUTES) == 75, runs.said("slurm")

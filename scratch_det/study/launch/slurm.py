@@ -31,7 +31,7 @@ SECONDS_BETWEEN_QUERIES = 10.0
 SECONDS_FOR_AN_ANSWER = 60.0
 SECONDS_TO_FOLLOW = 60  # what the other tasks get to end by themselves after the first one has
 BEGIN_OF_LOG = "Starting with JobEnvironment"  # submitit's first words, once a start
-CAN_GO_ON = (EXIT_PREEMPTED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)  # the latter two: before it listened, or twice
+TO_REQUEUE = (EXIT_PREEMPTED, 128 + signal.SIGUSR1)  # the latter: the signal came before the run listened
 
 
 class Slurm:
@@ -118,7 +118,7 @@ class Slurm:
         setup = [f"NUMBER={own_array}", "NUMBER=${NUMBER:-$SLURM_JOB_ID}", f"rm -f {exit_file}"]
         if self.study.threads:
             setup.append(f"export OMP_NUM_THREADS={self.study.threads}")
-        codes = "|".join(map(str, map(int, CAN_GO_ON)))
+        codes = "|".join(str(int(code)) for code in TO_REQUEUE)
         requeue = f"case $CODE in {codes}) scontrol requeue $SLURM_JOB_ID;; esac"
         cpus = (
             [f"--cpus-per-task={asked['cpus_per_task']}"] if "cpus_per_task" in asked else []
@@ -151,11 +151,12 @@ class Slurm:
     def _conclude(self, job: Job, number: str) -> None:
         """Leave the reason of a failure, and forget the number."""
         code = _read(self.folder / f"{number}_exit").strip()
-        if not job.result(self.study.out).exists() and (not code or int(code) not in (0, *STOPPED, *CAN_GO_ON)):
+        if not job.result(self.study.out).exists() and (not code or int(code) not in (0, *STOPPED, *TO_REQUEUE)):
             said = _read(self.folder / f"{number}_0_log.out").rpartition(BEGIN_OF_LOG)[2]
             reason = last_word(said, int(code)) if code else f"SLURM ended job {number}: {_state(number)}"
             failure_file(job, self.study.out).write_text(reason + "\n")
-        self._record(job).unlink()
+        if read_json(self._record(job)).get("id") == number:  # another study.py may have started it anew
+            self._record(job).unlink(missing_ok=True)
 
     def _numbers(self) -> dict[str, str]:
         """SLURM's number of each job that was not concluded yet, by name."""

@@ -19,6 +19,7 @@ WORDS = (
     "nodelist", "partition", "qos", "time", "wckey",
 )  # fmt: skip
 SETUP, MORE = "setup", "additional_parameters"
+KINDS: dict[str, tuple[type, str]] = {SETUP: (list, "a list of lines"), MORE: (dict, "lines 'NAME: VALUE'")}
 SECONDS_TO_STOP = 120  # from the signal to the end of the time limit
 
 
@@ -28,7 +29,7 @@ class Options:
 
     Attributes:
         words: sbatch's options that are passed on as they are, by submitit's names.
-        more: others, by sbatch's names without the dashes.
+        more: others, by sbatch's names without the dashes; True for one that takes no value.
         setup: shell lines before a run.
         nodes: of a run of several processes.
         gpus_per_node: the most that a run asks for on a node, 0 for none; None: one a process.
@@ -37,7 +38,7 @@ class Options:
     """
 
     words: dict[str, str] = field(default_factory=dict)
-    more: dict[str, str] = field(default_factory=dict)
+    more: dict[str, str | bool] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     nodes: int = 1
     gpus_per_node: int | None = None
@@ -70,14 +71,14 @@ def read_options(path: Path | None) -> Options:
             f"{path}: {unknown[0]} is none of the options{did_you_mean(unknown[0], known)}; known are "
             f"{', '.join(sorted(known))}; others of sbatch's go below {MORE}"
         )
-    lists = {SETUP: list, MORE: dict}
     for key, value in content.items():
-        if not isinstance(value, kind := lists.get(key, str)):
-            expected = {list: "a list of lines", dict: "lines 'NAME: VALUE'", str: "one value"}[kind]
+        kind, expected = KINDS.get(key, (str, "one value"))
+        words = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or not all(isinstance(word, str) for word in words):
             raise ConfigError(f"{path}: {key} is {value!r}, expected {expected}")
     return Options(
         words={key: content[key] for key in WORDS if key in content},
-        more=content.get(MORE, {}),
+        more={key: word == "true" or word for key, word in content.get(MORE, {}).items()},
         setup=tuple(content.get(SETUP, ())),
         **{key: _number(path, key, content[key], least) for key, least in NUMBERS.items() if key in content},
     )
