@@ -220,12 +220,15 @@ class Quick(Slurm):
 
     def command(self, job: Job) -> list[str]:
         code = f"""
-import json, os, sys
+import json, os, pathlib, sys
 names = [name for name in os.environ if name.startswith("SLURM_") or name == "OMP_NUM_THREADS"]
 with open(r"{self.study.out}/{job.name}." + os.environ["SLURM_PROCID"], "w") as file:
     json.dump({{name: os.environ[name] for name in names}}, file)
 if {job == self.study.jobs[-1]}:
     sys.exit("error: of no use")
+result = pathlib.Path(r"{job.result(self.study.out)}")
+result.parent.mkdir(exist_ok=True)
+result.write_text("{{}}")
 """
         return [sys.executable, "-c", code]
 

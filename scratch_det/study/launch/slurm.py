@@ -151,7 +151,7 @@ class Slurm:
     def _conclude(self, job: Job, number: str) -> None:
         """Leave the reason of a failure, and forget the number."""
         code = _read(self.folder / f"{number}_exit").strip()
-        if not job.result(self.study.out).exists() and (not code or int(code) not in (0, *STOPPED, *TO_REQUEUE)):
+        if not job.result(self.study.out).exists() and (not code or int(code) not in (*STOPPED, *TO_REQUEUE)):
             said = _read(self.folder / f"{number}_0_log.out").rpartition(BEGIN_OF_LOG)[2]
             reason = last_word(said, int(code)) if code else f"SLURM ended job {number}: {_state(number)}"
             failure_file(job, self.study.out).write_text(reason + "\n")
