@@ -156,7 +156,7 @@ class TestFailures:
     def test_a_killed_run(self, study: Study) -> None:
         (study.out / f"{TRUNK}.wait").touch()
         launcher = Players(study)
-        launcher.start(study.jobs[0])
+        launcher.start([study.jobs[0]])
         until(lambda: (study.out / TRUNK / "status.json").exists())
         launcher.processes[TRUNK].popen.kill()
         until(lambda: not launcher.running())
@@ -235,10 +235,10 @@ class TestPlaces:
         study = Study("digits/smoke", tmp_path / "study", backend="torchvision", gpus=2).begin()
         launcher = Players(study)
         (study.out / f"{TRUNK}.wait").touch()
-        launcher.start(study.jobs[0])
+        launcher.start([study.jobs[0]])
         assert launcher.processes[TRUNK].devices == ("4", "5")
         with pytest.raises(UserError, match="needs 2 GPUs, but 1 of this machine's 3 are free"):
-            launcher.start(study.jobs[1])
+            launcher.start([study.jobs[1]])
         launcher.stop()
         until(lambda: not launcher.running())
 

@@ -72,7 +72,7 @@ def add_run(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
     parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
-    parser.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, a YAML file")
+    parser.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, as in docs/slurm.yaml")
     add_sharing(parser)
     parser.set_defaults(do=run)
 

@@ -1,6 +1,7 @@
 """What the commands of tools/study.py do."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scratch_det import backends
@@ -8,9 +9,10 @@ from scratch_det.errors import UserError
 from scratch_det.study.board import as_text
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.folder import check_folders
-from scratch_det.study.job import shown_command
 from scratch_det.study.launch import Launcher
 from scratch_det.study.launch.local import Local, Torchrun, gpus_here
+from scratch_det.study.launch.slurm import Slurm
+from scratch_det.study.launch.slurm_options import Options, read_options, require_slurm
 from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
 from scratch_det.study.report import write_report
@@ -20,7 +22,8 @@ from scratch_det.study.standing import survey
 from scratch_det.study.study import Study, study_in, threads_of_a_run
 
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
-LAUNCHERS: dict[str, Callable[[Study], Launcher]] = {"local": Local, "torchrun": Torchrun}
+SLURM = "slurm"
+LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "torchrun": Torchrun, SLURM: Slurm}
 
 
 def list_runs(experiment: str) -> None:
@@ -50,21 +53,28 @@ def run(
     """The exit code. Raises UserError for what can be refused before anything starts."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
-    threads = 0 if gpus_here() else threads_of_a_run(max_parallel)
+    launch, threads = LAUNCHERS[launcher], 0 if gpus_here() else threads_of_a_run(max_parallel)
+    if launcher == SLURM:
+        options = read_options(slurm)
+        require_slurm()
+        launch, threads = partial(Slurm, options=options), options.threads
+    elif slurm:
+        raise UserError(f"--slurm {slurm}: these options are for --launcher slurm, and the launcher is {launcher}")
     study = Study(experiment, out, share_prefix, backends.choose(backend), gpus, threads)
-    jobs = study.picked(only)
+    jobs, would_be = study.picked(only), launch(study)
     if dry_run:
         for job in jobs:
-            print(shown_command(Local(study).command(job)))
+            print(would_be.describe(job))
         return 0
     study = study.begin()
     check_folders(study, study.jobs)
-    return run_study(study, study.picked(only), LAUNCHERS[launcher](study), max_parallel)
+    return run_study(study, study.picked(only), launch(study), max_parallel)
 
 
 def status(out: Path) -> None:
     study = study_in(out)
-    print(as_text(survey(study.jobs, out, Local(study).running()), study))
+    running = Local(study).running() | Slurm(study, Options()).running()
+    print(as_text(survey(study.jobs, out, running), study))
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:

@@ -37,9 +37,9 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
             else:
                 free = max_parallel - sum(s.job.weight(study.gpus) for s in standings if s.state == RUNNING)
                 startable = [standing.job for standing in mine if can_start(standing, tried)]
-                for job in fitting(startable, free, max_parallel, study.gpus):
-                    tried.add(job.name)
-                    launcher.start(job)
+                if jobs := fitting(startable, free, max_parallel, study.gpus):
+                    tried |= {job.name for job in jobs}
+                    launcher.start(jobs)
                 if not startable and not any(standing.state == RUNNING for standing in mine):
                     board.conclude(mine)
                     return 0 if all(standing.state == FINISHED for standing in mine) else EXIT_SOME_FAILED

@@ -1,7 +1,7 @@
 """Where each run of a study stands, read from its folder; see ``scratch_det.train.rundir`` for that contract.
 
 Beside the run folders DIR has study.json, what the study is, and jobs/: NAME.log, what a run's process said, NAME.lock,
-held as long as it lives, and NAME.failed, why it ended, if it was not as it should.
+held as long as it lives, and NAME.failed, why it ended, if it was not as it should. See also launch/slurm.py.
 """
 
 import json

@@ -1,9 +1,10 @@
 """Launchers: who starts a job's command, and where. The rest of a study sees them as ``Launcher``.
 
 local.py      processes on this machine, one or several a run; torchrun too
-slurm.py      tasks of a cluster, through submitit
+slurm.py      jobs of a cluster, through submitit; slurm_options.py: what it is asked for
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from scratch_det.study.job import Job
@@ -12,8 +13,11 @@ from scratch_det.study.job import Job
 class Launcher(Protocol):
     """Starts jobs and knows which of them have a process; what became of them is in their folders."""
 
-    def start(self, job: Job) -> None:
-        """Start or continue it; nothing where somebody else has just done so."""
+    def describe(self, job: Job) -> str:
+        """What ``start`` would run, to be read."""
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start or continue them; nothing where somebody else has just done so."""
 
     def running(self) -> set[str]:
         """Names of the jobs that have a process or wait for one, whoever started them.

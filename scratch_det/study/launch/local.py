@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -12,7 +13,7 @@ from scratch_det.distributed.ending import STOPPED, last_word
 from scratch_det.errors import UserError
 from scratch_det.lock import try_lock
 from scratch_det.study.experiment import SEARCH
-from scratch_det.study.job import Job
+from scratch_det.study.job import Job, shown_command
 from scratch_det.study.standing import failure_file, jobs_folder, read_json
 from scratch_det.study.study import Study
 
@@ -42,8 +43,16 @@ class Local:
         """The job's command line."""
         return job.command(self.study.out, self.study.backend, self.study.gpus)
 
-    def start(self, job: Job) -> None:
-        """See ``Launcher``. Raises UserError when the machine has too few GPUs for it."""
+    def describe(self, job: Job) -> str:
+        """See ``Launcher``."""
+        return shown_command(self.command(job))
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """See ``Launcher``. Raises UserError when the machine has too few GPUs for one of them."""
+        for job in jobs:
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
         lock = try_lock(self._lock_file(job))
         if lock is None:
             return
