@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["scratch_det", "scratch_det.*"]),
-    package_data={"scratch_det": ["config/*.yaml", "data/*.yaml", "study/*.html", "study/*.css", "study/*.js"]},
+    package_data={"scratch_det": ["config/*.yaml", "data/*.yaml", "study/report/page.*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
 )

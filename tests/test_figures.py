@@ -8,10 +8,10 @@ from PIL import Image
 
 from scratch_det.study.experiment import EVALUATE, TRAIN
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.figures import draw, figures_of
 from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import LOSS, Outcome
-from scratch_det.study.panels import mean, own_part, thin
+from scratch_det.study.report.figures import draw, figures_of
+from scratch_det.study.report.panels import mean, own_part, thin
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 

@@ -11,14 +11,14 @@ import pytest
 from conftest import ROOT, load_tool
 
 from scratch_det.errors import UserError
-from scratch_det.study.documents import render
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.formats import Table, as_csv, as_latex, as_markdown
 from scratch_det.study.outcome import LOSS, Outcome, load, save
-from scratch_det.study.report import write_report
+from scratch_det.study.report.documents import render
+from scratch_det.study.report.formats import Table, as_csv, as_latex, as_markdown
+from scratch_det.study.report.tables import tables_of
+from scratch_det.study.report.write import write_report
 from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
 from scratch_det.study.study import Study, study_in
-from scratch_det.study.tables import tables_of
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
@@ -259,9 +259,12 @@ class TestDocuments:
 
     def test_rendered_once_and_for_all(self, root: Path) -> None:
         (root / "docs/x.md").write_text("no marker")
-        assert render(root, check=True) == [root / "README.md"]
+        stale = [root / "README.md", root / "docs/digits/SOURCE"]
+        assert render(root, check=True) == stale
         assert "old" in (root / "README.md").read_text()
-        assert render(root) == [root / "README.md"]
+        assert not (root / "docs/digits").exists()
+        assert render(root) == stale
+        assert (root / "docs/digits/figure2.png").exists()
         text = (root / "README.md").read_text()
         expected = as_markdown(table("digits/table1", *load(root / "results/digits")))
         assert text == f"before\n<!-- results digits/table1 -->\n\n{expected}\n<!-- end -->\nafter"
@@ -270,7 +273,7 @@ class TestDocuments:
     def test_new_results_make_it_stale(self, root: Path) -> None:
         render(root)
         save([outcome(R18.format("scratch", 6), 30.1)], root / "results/digits")
-        assert render(root, check=True) == [root / "README.md"]
+        assert render(root, check=True) == [root / "README.md", root / "docs/digits/SOURCE"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -330,7 +333,7 @@ class TestReport:
 
     def test_files(self, out: Path, tmp_path: Path) -> None:
         self.report(out, tmp_path / "results")
-        assert sorted(self.files(out)) == ["table1.csv", "table1.md", "table1.tex"]
+        assert {"index.html", "table1.csv", "table1.md", "table1.tex"} <= self.files(out).keys()
         assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
         about = json.loads((tmp_path / "results/study.json").read_text())
         command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"

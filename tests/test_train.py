@@ -322,7 +322,7 @@ RANKS = {  # a module imports from lower ranks and from its own part only
 WITHOUT_TORCH = (
     "schedule", "distributed.launch", "config", "data.catalog", "data.coco", "data.stream", "backends", "train.disk",
     "train.start", "train.command", "pretrain.start", "analysis.table", "search.work",
-    "study.commands", "study.documents", "study.page",
+    "study.commands", "study.report.documents", "study.report.page",
 )  # fmt: skip
 
 

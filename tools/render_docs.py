@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.documents import render
+from scratch_det.study.report.documents import render
 
 
 def main() -> None:

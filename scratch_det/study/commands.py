@@ -15,7 +15,6 @@ from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import Options, read_options, require_slurm
 from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
-from scratch_det.study.report import write_report
 from scratch_det.study.run import run_study
 from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
@@ -78,6 +77,8 @@ def status(out: Path) -> None:
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:
+    from scratch_det.study.report.write import write_report  # matplotlib takes longer than a plan
+
     study = study_in(out)
     check_folders(study, study.jobs)
     for path in write_report(study, experiment, results):

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from scratch_det.study.cells import DECIMALS, Cell, Known, difference, is_finished, metric_of, sharing, signed
 from scratch_det.study.experiment import PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
-from scratch_det.study.formats import Table
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.paper import METRICS, PRETRAINED, SCRATCH, TABLE1, TABLE2
+from scratch_det.study.report.cells import DECIMALS, Cell, Known, difference, is_finished, metric_of, sharing, signed
+from scratch_det.study.report.formats import Table
 from scratch_det.study.standing import BLOCKED, FAILED
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"

@@ -2,8 +2,12 @@
 
 <!-- results digits/table1 -->
 <!-- end -->
+
+docs/digits/ has the figures of results/digits/, and SOURCE, a digest of the numbers that they were drawn from: other
+versions of matplotlib draw other bytes.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from functools import cache
@@ -11,9 +15,9 @@ from pathlib import Path
 
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
-from scratch_det.study.formats import as_markdown
-from scratch_det.study.outcome import Outcome, load
-from scratch_det.study.tables import DIGITS, tables_of
+from scratch_det.study.outcome import CURVES, RUNS, Outcome, load
+from scratch_det.study.report.formats import as_markdown
+from scratch_det.study.report.tables import DIGITS, tables_of
 from scratch_det.textfile import write_atomically
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
@@ -32,6 +36,23 @@ def render(root: Path, check: bool = False) -> list[Path]:
     stale = [path for path, text in contents.items() if text != rendered[path]]
     for path in stale if not check else ():
         write_atomically(path, rendered[path])
+    return [*stale, *_stale_figures(root, check)]
+
+
+def _stale_figures(root: Path, check: bool) -> list[Path]:
+    """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers; drawn anew unless ``check``."""
+    stale = []
+    for runs in sorted((root / RESULTS).glob(f"*/{RUNS}")):
+        name, source = runs.parent.name, root / "docs" / runs.parent.name / "SOURCE"
+        digest = hashlib.sha256(runs.read_bytes() + runs.with_name(CURVES).read_bytes()).hexdigest() + "\n"
+        if source.exists() and source.read_text() == digest:
+            continue
+        stale.append(source)
+        if not check:
+            from scratch_det.study.report.figures import draw  # matplotlib takes a while
+
+            draw(name, load(runs.parent), source.parent)
+            write_atomically(source, digest)
     return stale
 
 

@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_det.study.figures import as_svg
 from scratch_det.study.outcome import LOSS, Outcome
-from scratch_det.study.panels import own_part, thin
-from scratch_det.study.run_page import RunPage, data_uri
+from scratch_det.study.report.figures import as_svg
+from scratch_det.study.report.panels import own_part, thin
+from scratch_det.study.report.run_page import RunPage, data_uri
 from scratch_det.study.standing import FAILED
 from scratch_det.textfile import write_atomically
 

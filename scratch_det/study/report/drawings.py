@@ -7,12 +7,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scratch_det.config import load_config
-from scratch_det.study import panels, samples
+from scratch_det.study import samples
 from scratch_det.study.experiment import TRAIN
 from scratch_det.study.experiments import find
 from scratch_det.study.job import from_here
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.report import panels
 from scratch_det.study.samples import Seen
 from scratch_det.study.standing import FINISHED
 

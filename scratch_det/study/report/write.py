@@ -13,14 +13,18 @@ from typing import Any
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.experiments import of_place
-from scratch_det.study.formats import FORMATS
 from scratch_det.study.job import ROOT, jobs_of, shown_command
-from scratch_det.study.outcome import CURVES, RUNS, collect, save
-from scratch_det.study.standing import Standing, read_json, read_rows, survey
+from scratch_det.study.outcome import CURVES, RUNS, Outcome, collect, save
+from scratch_det.study.report.figures import draw, figures_of
+from scratch_det.study.report.formats import FORMATS
+from scratch_det.study.report.page import write_page
+from scratch_det.study.report.run_page import read_runs
+from scratch_det.study.report.tables import says_something, tables_of
+from scratch_det.study.standing import INTERRUPTED, Standing, read_json, read_rows, survey
 from scratch_det.study.study import DESCRIPTION, Study
-from scratch_det.study.tables import says_something, tables_of
 from scratch_det.textfile import write_atomically
 
+UNFINISHED = "unfinished"
 MADE_WITH = ("backend", "library", "python", "platform", "packages", "processes", "threads", "gpus")
 
 
@@ -32,7 +36,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if results and results.exists() and not results.is_dir():
         raise UserError(f"--results {results} is a file; name a folder")
     chosen = _chosen(study, experiment)
-    outcomes = [replace(one, error=_without_folders(one.error, study.out)) for one in collect(chosen, study.out)]
+    outcomes = [_as_shown(outcome, study.out) for outcome in collect(chosen, study.out)]
     if not any(map(says_something, outcomes)):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
     report = study.out / "report"
@@ -44,11 +48,15 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     }
     for path, text in files.items():
         write_atomically(path, text)
+    page = report / "index.html"
+    title, runs = f"{experiment}: report", read_runs(outcomes, study.out, page)
+    write_page(page, title, tables_of(experiment, outcomes), outcomes, figures_of(experiment, outcomes), runs)
+    written = [page, *files, *draw(experiment, outcomes, report)]
     if results is None:
-        return list(files)
+        return written
     save(outcomes, results)
     write_atomically(results / DESCRIPTION, json.dumps(_description(study, chosen, experiment), indent=2) + "\n")
-    return [*files, results / RUNS, results / CURVES, results / DESCRIPTION]
+    return [*written, results / RUNS, results / CURVES, results / DESCRIPTION]
 
 
 def _chosen(study: Study, experiment: str) -> list[Standing]:
@@ -57,6 +65,12 @@ def _chosen(study: Study, experiment: str) -> list[Standing]:
     if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
     return [standing for standing in survey(study.jobs, study.out, set()) if standing.job.name in names]
+
+
+def _as_shown(outcome: Outcome, out: Path) -> Outcome:
+    """Without what differs between two starts of the same study."""
+    state = UNFINISHED if outcome.state == INTERRUPTED else outcome.state  # nobody asked whether it has a process
+    return replace(outcome, state=state, error=_without_folders(outcome.error, out))
 
 
 def _without_folders(error: str, out: Path) -> str:

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from scratch_det.study import drawings
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
+from scratch_det.study.report import drawings
 from scratch_det.textfile import write_atomically
 
 DOTS = 200  # an inch, of the PNG

@@ -1,0 +1,7 @@
+"""What came of a study, to look at: from outcomes to tables, figures, one page, and the repository's documents.
+
+write.py      DIR/report/ and results/              documents.py  README.md and docs/ from results/
+tables.py     which tables, of cells.py             formats.py    Markdown, CSV, LaTeX
+figures.py    which figures, drawn by drawings.py, of panels.py
+page.py       index.html from page.{html,css,js}    run_page.py   what it shows of a run folder
+"""
