@@ -264,7 +264,7 @@ class TestDocuments:
         assert "old" in (root / "README.md").read_text()
         assert not (root / "docs/digits").exists()
         assert render(root) == stale
-        assert (root / "docs/digits/figure2.png").exists()
+        assert (root / "docs/digits/SOURCE").exists()
         text = (root / "README.md").read_text()
         expected = as_markdown(table("digits/table1", *load(root / "results/digits")))
         assert text == f"before\n<!-- results digits/table1 -->\n\n{expected}\n<!-- end -->\nafter"
