@@ -16,7 +16,7 @@ from conftest import ROOT, load_tool
 
 from scratch_det.errors import UserError
 from scratch_det.study import run as study_run
-from scratch_det.study.board import as_text, eta_seconds
+from scratch_det.study.board import Board, as_text, eta_seconds
 from scratch_det.study.commands import status
 from scratch_det.study.experiments import of_place
 from scratch_det.study.folder import disagreements
@@ -349,4 +349,17 @@ def test_status(study: Study, capsys: pytest.CaptureFixture) -> None:
     assert f"{BRANCH}  ready" in said
     standings = survey(study.jobs, study.out, set())
     assert eta_seconds(standings) == pytest.approx(6 * 2.0 / 27)
-    assert "1 finished, 1 ready; 27 of 33 iterations" in as_text(standings, study)
+    assert "1 finished, 1 ready; 27 of 33 iterations; 0:00:00 of training left" in as_text(standings, study)
+
+
+def test_eta(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
+    now = [50.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Board(study) as board:
+        board.show(survey(study.jobs, study.out, set()))
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+        now[0] += 100
+        board.show(survey(study.jobs, study.out, set()))
+    assert "27 of 33 iterations; eta 0:00:22" in capsys.readouterr().out

@@ -26,7 +26,8 @@ class Board:
         self.study = study
         self.live = Live(auto_refresh=False) if sys.stdout.isatty() else None
         self.states: dict[str, str] = {}
-        self.last_line = time.monotonic()
+        self.began = self.last_line = time.monotonic()
+        self.done_before: int | None = None  # iterations, when this start of the study began
 
     def __enter__(self) -> "Board":
         if self.live:
@@ -39,8 +40,9 @@ class Board:
 
     def show(self, standings: Sequence[Standing]) -> None:
         """Where everything stands now."""
+        line = self._line(standings)
         if self.live:
-            self.live.update(_as_rich(standings, self.study), refresh=True)
+            self.live.update(_as_rich(standings, line), refresh=True)
             return
         for standing in standings:
             name, state = standing.job.name, standing.state
@@ -49,7 +51,7 @@ class Board:
             self.states[name] = state
         if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            say_now(summary(standings, self.study))
+            say_now(line)
 
     def conclude(self, standings: Sequence[Standing]) -> None:
         """What is worth knowing when nothing more happens."""
@@ -58,22 +60,35 @@ class Board:
                 say_now(f"{standing.job.name}: {standing.state}: {standing.error}")
         say_now(summary(standings, self.study))
 
+    def _line(self, standings: Sequence[Standing]) -> str:
+        """The summary, with the time that the rest takes at the speed since this start, all runs at once."""
+        done = iterations_done(standings)
+        if self.done_before is None:
+            self.done_before = done
+        fresh, missing = done - self.done_before, sum(standing.job.iterations for standing in standings) - done
+        eta = (time.monotonic() - self.began) / fresh * missing if fresh > 0 else None
+        return summary(standings, self.study) + (f"; eta {clock(eta)}" if eta else "")
+
 
 def as_text(standings: Sequence[Standing], study: Study) -> str:
     """A table for ``study.py status``."""
     rows = [HEADER, *((standing.job.name, standing.state, *_details(standing)) for standing in standings)]
-    return "\n".join([*aligned(rows), summary(standings, study)])
+    left = eta_seconds(standings)
+    apart = f"; {clock(left)} of training left, one run after the other" if left else ""
+    return "\n".join([*aligned(rows), summary(standings, study) + apart])
 
 
 def summary(standings: Sequence[Standing], study: Study) -> str:
-    """How many there are of each state, the iterations, and how long the rest will take at the pace so far."""
-    done = sum(max(standing.iteration - standing.job.start, 0) for standing in standings)
+    """How many there are of each state, and the iterations."""
     states = [standing.state for standing in standings]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    left = eta_seconds(standings)
-    return f"{study.experiment}: {counts}; {done:,} of {sum(s.job.iterations for s in standings):,} iterations" + (
-        f"; {clock(left)} of work left at the pace so far" if left else ""
-    )
+    total = sum(standing.job.iterations for standing in standings)
+    return f"{study.experiment}: {counts}; {iterations_done(standings):,} of {total:,} iterations"
+
+
+def iterations_done(standings: Sequence[Standing]) -> int:
+    """Those that the jobs have trained themselves."""
+    return sum(max(standing.iteration - standing.job.start, 0) for standing in standings)
 
 
 def eta_seconds(standings: Sequence[Standing]) -> float | None:
@@ -95,9 +110,9 @@ def _details(standing: Standing) -> tuple[str, str, str, str]:
     return done, scores, eta, standing.error
 
 
-def _as_rich(standings: Sequence[Standing], study: Study) -> Table:
+def _as_rich(standings: Sequence[Standing], caption: str) -> Table:
     """What is going on, and how many wait or are finished: a study has more runs than a terminal has lines."""
-    table = Table(*HEADER, caption=summary(standings, study), box=None)
+    table = Table(*HEADER, caption=caption, box=None)
     for standing in standings:
         if standing.state in (RUNNING, FAILED):
             table.add_row(standing.job.name, standing.state, *_details(standing))
