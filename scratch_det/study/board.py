@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
@@ -110,10 +111,10 @@ def _details(standing: Standing) -> tuple[str, str, str, str]:
     return done, scores, eta, standing.error
 
 
-def _as_rich(standings: Sequence[Standing], caption: str) -> Table:
+def _as_rich(standings: Sequence[Standing], line: str) -> Group:
     """What is going on, and how many wait or are finished: a study has more runs than a terminal has lines."""
-    table = Table(*HEADER, caption=caption, box=None)
+    table = Table(*HEADER, box=None)
     for standing in standings:
         if standing.state in (RUNNING, FAILED):
             table.add_row(standing.job.name, standing.state, *_details(standing))
-    return table
+    return Group(table, line)
