@@ -1,6 +1,7 @@
 """The grid search: what a grid is, what is refused, sharing and taking over of points, and what is left behind."""
 
 import importlib.util
+import json
 import os
 import signal
 import sqlite3
@@ -17,10 +18,11 @@ import yaml
 from conftest import ROOT, load_tool
 from run_folder import is_same, read
 
+from scratch_det import lock
 from scratch_det.config import flatten, load_config
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.errors import UserError
-from scratch_det.search import board, lock, work
+from scratch_det.search import board, work
 from scratch_det.search.grid import Point, points_of, read_grid
 from scratch_det.search.search import Search
 from scratch_det.search.trainer import RunFailed, command, run_point
@@ -235,6 +237,7 @@ class TestSearch:
         assert (out / "search.png").read_bytes().startswith(b"\x89PNG")
         assert yaml.safe_load((out / "best.yaml").read_text()) == {"SOLVER": {"BASE_LR": 0.04, "GAMMA": 0.1}}
         assert "bbox/AP 4.10" in (out / "best.yaml").read_text()
+        assert json.loads((out / "result.json").read_text())["metrics"] == {"bbox": {"AP": 4.1}}
         applied, expected = (
             flatten(load_config(path, words).cfg)
             for path, words in ((out / SCRATCH.name, []), (SCRATCH, ["SOLVER.BASE_LR", "0.04", "SOLVER.GAMMA", "0.1"]))
@@ -266,6 +269,7 @@ class TestSearch:
         assert capsys.readouterr().out.count("its result.json has no number for bbox/APl") == 4
         assert (tmp_path / "out/search.png").exists()
         assert not (tmp_path / "out/best.yaml").exists()
+        assert not (tmp_path / "out/result.json").exists()
 
     def test_stopped(self, search: Callable) -> None:
         """The point that was stopped is the first of the next worker's."""

@@ -136,6 +136,13 @@ def test_recipe_of_the_miniature(run: Experiment) -> None:
     assert f"OUTPUT_DIR: output/{run.config.stem}" in text or run.kind == PRETRAIN
 
 
+def test_a_search_serves_those_who_use_what_it_finds() -> None:
+    for run in experiments():
+        if run.found_by:
+            served = [word for flag, word in pairwise(find(run.found_by).flags) if flag == "--apply-to"]
+            assert str(run.config) in served
+
+
 def test_the_miniature_mirrors_the_paper() -> None:
     """Each table and figure of trainings that it has differs from the paper's in folder, model and 1x alone."""
     for place, norm in (("table1", "gn"), ("figure4", "syncbn")):

@@ -1,5 +1,6 @@
 """What a search leaves behind: a table, the winner's values as a recipe to build on, recipes that do, and a picture."""
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from scratch_det.textfile import write_atomically
 def report(board: Board) -> int:
     """Print the table; write DIR/search.md, search.png, best.yaml and the recipes of --apply-to.
 
-    Returns the number of points that failed.
+    When no point has failed, result.json comes last, as in a run folder. Returns the number of points that failed.
     """
     search, in_order = board.search, board.records()
     records = ranked(in_order)
@@ -33,11 +34,24 @@ def report(board: Board) -> int:
         for name, content in files.items():
             write_atomically(search.out / name, content)
         draw_grid(in_order, search.metric, search.out / "search.png")
+        result = search.out / "result.json"
+        if best and not failed:
+            write_atomically(result, json.dumps(as_result(records, search.metric), indent=2) + "\n")
+        else:
+            result.unlink(missing_ok=True)
     print(table)
     for record in failed:
         print(f"failed: {record.point} ({search.folder(record.point)}): {record.error}")
     print(f"wrote {search.out}/: {', '.join(['search.md', 'search.png', *files])}")
     return len(failed)
+
+
+def as_result(records: Sequence[Record], metric: str) -> dict[str, Any]:
+    """Of ranked points: the winner's metric and values, and the seconds of all."""
+    task, _, score = metric.rpartition("/")
+    seconds = sum(record.seconds or 0.0 for record in records)
+    best = records[0]
+    return {"seconds": seconds, "best": best.point.values, "metrics": {task: {score: best.value}}}
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:

@@ -106,21 +106,21 @@ def _norms() -> Iterator[Experiment]:
 
 
 def _small_data() -> Iterator[Experiment]:
-    """A search with the pre-trained model for a third and a tenth; its winner serves both initialisations."""
+    """Searches with the pre-trained model, whose winners serve both initialisations."""
+    names = {size: {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()} for size in SIZES}
     for size, figure in SIZES.items():
-        places = (figure, "small_data")
-        names = {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()}
-        if SEARCHES[size] == f"search_{size}":
-            targets = (word for name in names.values() for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml"))
-            grid: dict[str, Any] = {"recipe": names[PRETRAINED], "kind": SEARCH, "points": GRID_POINTS}
-            grid["flags"] = ("--grid", GRID, *targets)
-            grid["changes"] = NO_EVALUATIONS
-            yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, SMALL_DATA_K[PRETRAINED], **grid)
+        places, k = (figure, "small_data"), SMALL_DATA_K[PRETRAINED]
+        recipe = names[size][PRETRAINED]
+        if served := [other for other in SIZES if SEARCHES[other] == f"search_{size}"]:
+            targets = [name for other in served for name in names[other].values()]
+            words = [word for name in targets for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml")]
+            grid: dict[str, Any] = {"recipe": recipe, "kind": SEARCH, "points": GRID_POINTS}
+            grid |= {"flags": ("--grid", GRID, *words), "changes": NO_EVALUATIONS}
+            yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, k, **grid)
         if size == "third":
-            old: dict[str, Any] = {"recipe": names[PRETRAINED]}
             shown = f"{size}, pretrained, hyper-parameters of all"
-            yield _run(f"{names[PRETRAINED]}_old", places, shown, PRETRAINED, SMALL_DATA_K[PRETRAINED], **old)
-        for init, name in names.items():
+            yield _run(f"{recipe}_old", places, shown, PRETRAINED, k, recipe=recipe)
+        for init, name in names[size].items():
             yield _run(name, places, f"{size}, {init}", init, SMALL_DATA_K[init], found_by=SEARCHES[size])
 
 

@@ -53,7 +53,7 @@ class Job:
         if run.pretraining:
             files += [out / run.pretraining / "result.json", out / run.pretraining / "backbone.pth"]
         if run.found_by:
-            files.append(self.config(out))
+            files += [out / run.found_by / "result.json", self.config(out)]
         return files
 
     def config(self, out: Path) -> Path:
@@ -62,8 +62,7 @@ class Job:
 
     def result(self, out: Path) -> Path:
         """The file that says that the job is finished."""
-        names = {EVALUATE: "inference/result.json", SEARCH: "best.yaml"}
-        return out / self.name / names.get(self.run.kind, "result.json")
+        return out / self.name / ("inference" if self.run.kind == EVALUATE else "") / "result.json"
 
     def overrides(self, out: Path) -> list[str]:
         """The keys that are changed in the recipe: ``KEY VALUE KEY VALUE ...``."""
