@@ -1,5 +1,5 @@
 """study.py plan, run and status: order, failures, death of the runner, other people's folders. Runs are played by a
-script that leaves what a run leaves; real ones are in tests/test_study_report.py."""
+script that leaves what a run leaves; real ones are in tests/test_study_smoke.py."""
 
 import json
 import os
@@ -35,19 +35,21 @@ out = folder.parent
 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 with open(out / "starts", "a") as starts:
     starts.write(folder.name + "\\n")
+def write(name, **content):
+    (folder / "partial").write_text(json.dumps(content))
+    (folder / "partial").rename(folder / name)
 def leave(*_):
-    (folder / "status.json").write_text(json.dumps({"state": "stopped", "iteration": 1}))
+    write("status.json", state="stopped", iteration=1)
     sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
-(folder / "status.json").write_text(json.dumps({"state": "training", "iteration": 1, "eta": 5.0, "pid": os.getpid()}))
+write("status.json", state="training", iteration=1, eta=5.0, pid=os.getpid())
 for number in keep_at:
     (folder / "checkpoints" / f"model_{number - 1:07d}.pth").touch()
 while (out / f"{folder.name}.wait").exists():
     time.sleep(0.02)
 if (out / f"{folder.name}.fail").exists():
     sys.exit("error: the disk is on fire")
-result = {"iteration": iterations, "seconds": 2.0, "metrics": {"bbox": {"AP": 12.5, "AP50": None}}}
-(folder / "result.json").write_text(json.dumps(result))
+write("result.json", iteration=iterations, seconds=2.0, metrics={"bbox": {"AP": 12.5, "AP50": None}})
 """
 
 
@@ -306,7 +308,7 @@ class TestBadInput:
         (tmp_path / "thesis.tex").touch()
         code, said = call("run", "digits/smoke", "--out", tmp_path)
         assert code == 2
-        assert "has files in it, but no study.json" in said
+        assert "has thesis.tex in it, but no study.json" in said
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
         code, said = call("status", "--out", tmp_path)
         assert code == 2
@@ -329,8 +331,60 @@ class TestBadInput:
         code, said = call("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
         assert code == 2
         assert "move such a folder away" in said
+        (folder / "metrics.json").write_text("")
+        (folder / "parent.json").touch()
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/model_0000004.pth").touch()
+        (folder / "environment.json").write_text('{"init_std": 0.01}')
+        rest = "\n".join(disagreements(study, study.jobs[0]))
+        assert "metrics.json has no evaluation" in rest
+        assert f"parent.json is there, but {TRUNK} is a run of its own here" in rest
+        assert "environment.json has init_std 0.01, its command None" in rest
         (folder / "config.yaml").write_text("- no\n- configuration\n")
         assert "is no run's configuration" in next(disagreements(study, study.jobs[0]))
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("result.json", '{"iteration": "many"}', "result.json has iteration 'many', expected a number"),
+            ("status.json", "[1]", "status.json holds list, expected an object"),
+            ("status.json", '{"iter', "status.json is no JSON"),
+        ],
+    )
+    def test_damaged_folders(self, study: Study, call: Callable, name: str, text: str, message: str) -> None:
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / name).write_text(text)
+        code, said = call("status", "--out", study.out)
+        assert code == 2
+        assert message in said
+        assert "move the folder away" in said
+
+    def test_damaged_study(self, study: Study, call: Callable) -> None:
+        path = study.out / "study.json"
+        path.write_text(path.read_text().replace('"gpus": 1', '"gpus": "one"'))
+        code, said = call("status", "--out", study.out)
+        assert code == 2
+        assert "study.json is not as study.py run wrote it" in said
+
+    def test_moved_study(self, study: Study, call: Callable, tmp_path: Path) -> None:
+        study.out.rename(tmp_path / "elsewhere")
+        code, said = call("status", "--out", tmp_path / "elsewhere")
+        assert code == 2
+        assert "was begun as" in said
+
+    def test_no_folder_can_be_made(self, call: Callable, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        code, said = call("run", "digits/smoke", "--out", tmp_path / "file", "--backend", "torchvision")
+        assert code == 2
+        assert "cannot be used: File exists; name another folder" in said
+
+    def test_checkpoint_that_is_gone(self, study: Study) -> None:
+        """A trunk that is finished will not leave it any more."""
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+        branch = survey(study.jobs, study.out, set())[1]
+        assert branch.state == BLOCKED
+        assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
 
 
 def test_dry_run_starts_nothing(call: Callable, tmp_path: Path) -> None:

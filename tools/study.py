@@ -24,7 +24,7 @@ from pathlib import Path
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.commands import LAUNCHERS, list_runs, plan, report, run, samples, status
+from scratch_det.study.commands import LAUNCHERS, folder_of, list_runs, plan, report, run, samples, status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +65,9 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
 def add_run(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("run", help="start or continue an experiment", allow_abbrev=False)
     parser.add_argument("experiment", metavar="EXPERIMENT")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder for the run folders")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
+    )
     parser.add_argument("--launcher", default="local", choices=sorted(LAUNCHERS), help="who starts runs (%(default)s)")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
     parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="runs at once (%(default)s)")
@@ -84,9 +86,11 @@ def add_status(commands: argparse._SubParsersAction) -> None:
 
 
 def add_report(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("report", help="write the tables into DIR/report", allow_abbrev=False)
+    parser = commands.add_parser(
+        "report", help="write tables, figures and one page into DIR/report", allow_abbrev=False
+    )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="the study's, or a part of it")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
     parser.set_defaults(do=report)
 
@@ -103,6 +107,8 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     args = vars(build_parser().parse_args())
     do = args.pop("do")
+    if "out" in args and args["out"] is None:
+        args["out"] = folder_of(args["experiment"])
     try:
         with exit_on_user_error():
             if code := do(**args):

@@ -20,9 +20,15 @@ from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
 from scratch_det.study.study import Study, study_in, threads_of_a_run
 
+STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
 SLURM = "slurm"
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "torchrun": Torchrun, SLURM: Slurm}
+
+
+def folder_of(experiment: str) -> Path:
+    """Where a study is that names no folder: output/studies/digits-table1."""
+    return STUDIES / experiment.replace("/", "-")
 
 
 def list_runs(experiment: str) -> None:

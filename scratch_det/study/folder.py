@@ -1,6 +1,7 @@
 """Whether a run folder is what its study takes it for."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from scratch_det import backends
 from scratch_det.config import flatten, load_config, plain
@@ -35,8 +36,20 @@ def disagreements(study: Study, job: Job) -> Iterator[str]:
     for key, value in _recipe(study, job).items():
         if plain(made_with.get(key, value)) != plain(value):
             yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
+    yield from _other_beginning(run_dir, job)
     if run_dir.result.exists():
         yield from _edited_result(run_dir, job)
+
+
+def _other_beginning(run_dir: RunDir, job: Job) -> Iterator[str]:
+    """Random weights of another width, a branch that is none, or a run of its own that is a branch."""
+    asked = dict(pairwise(job.run.flags)).get("--init-std")
+    began = read_json(run_dir.environment).get("init_std")
+    if began != (float(asked) if asked else None):
+        yield f"{run_dir.environment} has init_std {began}, its command {asked}"
+    if run_dir.parent.exists() != bool(job.start):
+        found, wanted = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
+        yield f"{run_dir.parent} {found}, but {job.name} is {wanted} here"
 
 
 def _recipe(study: Study, job: Job) -> dict[str, object]:
@@ -55,6 +68,8 @@ def _edited_result(run_dir: RunDir, job: Job) -> Iterator[str]:
     if result.get("iteration") != job.run.iterations:
         yield f"{run_dir.result} says {result.get('iteration')} iterations, its recipe {job.run.iterations}"
     logged = newest_metrics(run_dir.path, {})
+    if not logged:
+        yield f"{run_dir.metrics} has no evaluation, which {run_dir.result} is to repeat"
     for name, value in newest_metrics(run_dir.path, result).items():
         if logged.get(name, value) != value:
             yield f"{run_dir.result} says {name} {value}, the end of metrics.json {logged[name]}"

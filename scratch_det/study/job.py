@@ -46,7 +46,7 @@ class Job:
     def inputs(self, out: Path) -> list[Path]:
         """The files of other jobs without which it cannot start."""
         run, files = self.run, []
-        if self.start:
+        if self.start and not any((out / run.name / "checkpoints").glob("model_*.pth")):
             files.append(self._parent(out))
         if run.evaluates:
             files.append(out / run.evaluates / "result.json")

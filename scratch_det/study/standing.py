@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scratch_det.errors import DataError
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",
 )  # fmt: skip
+TAIL = 2**20  # bytes of a metrics.json in which its newest evaluation is looked for
+MEND = "move the folder away, and study.py run makes it anew"
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,6 @@ class Standing:
     eta: float | None = None
     error: str = ""
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing more happens to it in this start of the study."""
-        return self.state in (FINISHED, FAILED, BLOCKED)
-
 
 def jobs_folder(out: Path) -> Path:
     return out / "jobs"
@@ -62,44 +60,53 @@ def survey(jobs: Sequence[Job], out: Path, running: set[str]) -> list[Standing]:
 def look(job: Job, out: Path, is_running: bool, needed: Sequence[Standing] = ()) -> Standing:
     """Where ``job`` stands; ``needed``: the jobs that it needs."""
     folder, failure = out / job.name, failure_file(job, out)
-    status = read_json(folder / "status.json")
-    result = read_json(job.result(out)) if job.result(out).suffix == ".json" else {}
-    known = Standing(job, READY, int(status.get("iteration") or 0), newest_metrics(folder, result))
+    status, result = read_json(folder / "status.json"), read_json(job.result(out))
+    known = Standing(job, READY, _iteration(job, folder), newest_metrics(folder, result))
     if is_running:
-        return replace(known, state=RUNNING, eta=status.get("eta"))
-    if job.result(out).exists():
-        iteration = job.run.iterations if job.run.kind == SEARCH else result.get("iteration", known.iteration)
-        return replace(known, state=FINISHED, iteration=iteration, seconds=result.get("seconds"))
+        return replace(known, state=RUNNING, eta=number(status, "eta", folder / "status.json"))
+    if result:
+        iteration = job.run.iterations if job.run.kind == SEARCH else number(result, "iteration", job.result(out))
+        seconds = number(result, "seconds", job.result(out))
+        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds)
     if failure.exists():
         return replace(known, state=FAILED, error=failure.read_text().strip())
     if missing := [path for path in job.inputs(out) if not path.exists()]:
-        broken = [standing.job.name for standing in needed if standing.state in (FAILED, BLOCKED)]
-        return replace(known, state=BLOCKED if broken else WAITING, error=_reason(broken, missing, out))
+        reason = _hopeless(missing, needed, out)
+        waits = f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
+        return replace(known, state=BLOCKED if reason else WAITING, error=reason or waits)
     return replace(known, state=INTERRUPTED) if status else known
 
 
 def newest_metrics(folder: Path, result: dict[str, Any]) -> dict[str, float]:
     """Of result.json, or else of the last evaluation in metrics.json: those that are numbers, by "task/name"."""
     if result:
+        tasks = result.get("metrics")
         return {
             f"{task}/{name}": value
-            for task, values in result.get("metrics", {}).items()
+            for task, values in (tasks.items() if isinstance(tasks, dict) else ())
             if isinstance(values, dict)
             for name, value in values.items()
             if isinstance(value, int | float)
         }
     newest: dict[str, float] = {}
-    for row in read_rows(folder / "metrics.json"):
+    for row in read_rows(folder / "metrics.json", TAIL):
         newest |= {name: value for name, value in row.items() if "/" in name and isinstance(value, int | float)}
     return newest
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.json; one that was cut off is left out, and so is everything where there is no file."""
+def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics.json, those in its last ``most`` bytes; none where there is no file.
+
+    One that was cut off is left out.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    with open(path, "rb") as file:
+        if most is not None:
+            file.seek(max(0, path.stat().st_size - most))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
@@ -110,15 +117,39 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a file; empty where there is none, or something else."""
+    """The object in a file; empty where there is no file. Raises DataError when something else is in it."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return content if isinstance(content, dict) else {}
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); {MEND}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}, expected an object; {MEND}")
+    return content
 
 
-def _reason(broken: list[str], missing: list[Path], out: Path) -> str:
-    if broken:
+def number(content: dict[str, Any], key: str, path: Path) -> float | None:
+    """A number or nothing. Raises DataError when ``path``, where ``content`` is from, has something else there."""
+    value = content.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise DataError(f"{path} has {key} {value!r}, expected a number; {MEND}")
+    return value
+
+
+def _iteration(job: Job, folder: Path) -> int:
+    """How far it is by its status.json, a search by those of its points."""
+    folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    paths = [folder / "status.json" for folder in folders]
+    return sum(int(number(read_json(path), "iteration", path) or 0) for path in paths)
+
+
+def _hopeless(missing: Sequence[Path], needed: Sequence[Standing], out: Path) -> str:
+    """Why what is missing will not come; nothing when it still may."""
+    if broken := [standing.job.name for standing in needed if standing.state in (FAILED, BLOCKED)]:
         return f"needs {', '.join(broken)}, which failed"
-    return f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
+    for standing in needed:
+        gone = [path for path in missing if path.is_relative_to(out / standing.job.name)]
+        if gone and standing.state == FINISHED:
+            return f"{standing.job.name} is finished, but {gone[0].name} is gone; move its folder away to make it anew"
+    return ""

@@ -10,12 +10,16 @@ from typing import Any
 
 from scratch_det import backends
 from scratch_det.errors import UserError, did_you_mean
+from scratch_det.lock import locked
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import Job, jobs_of
 from scratch_det.study.standing import jobs_folder, read_json
 from scratch_det.textfile import write_atomically
 
-DESCRIPTION = "study.json"
+DESCRIPTION, LOCK = "study.json", "study.lock"
+OWN = {DESCRIPTION, LOCK, f"{DESCRIPTION}.partial", "jobs"}
+SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
+TYPES = {"experiment": str, "out": str, "share_prefix": bool, "backend": str, "gpus": int, "threads": int}
 
 
 @dataclass(frozen=True)
@@ -53,38 +57,53 @@ class Study:
         """Write down what the study is, or compare it with what is written there.
 
         Returns the study as it is there: with its number of threads. Raises UserError when the folder holds another
-        one, or files that are no study's.
+        one, or files that are no study's, or cannot be made.
         """
-        earlier = read_json(self.out / DESCRIPTION)
-        if not earlier:
-            if self.out.exists() and any(self.out.iterdir()):
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            foreign = {path.name for path in self.out.iterdir()} - OWN
+            if foreign and not (self.out / DESCRIPTION).exists():
                 raise UserError(
-                    f"--out {self.out} has files in it, but no {DESCRIPTION}: it is no study's folder; name another"
+                    f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
-            jobs_folder(self.out).mkdir(parents=True)
-            write_atomically(self.out / DESCRIPTION, json.dumps(self._description(), indent=2) + "\n")
-            return self
-        now = {**self._description(), "threads": earlier.get("threads")}
-        if changes := [f"{key} was {earlier.get(key)}, now {now[key]}" for key in now if earlier.get(key) != now[key]]:
+            with locked(self.out / LOCK):
+                if not (self.out / DESCRIPTION).exists():
+                    write_atomically(self.out / DESCRIPTION, json.dumps(self._description(), indent=2) + "\n")
+            jobs_folder(self.out).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None
+        study = study_in(self.out)
+        earlier, now = study._description(), self._description()
+        if changes := [f"{key} was {earlier[key]}, now {now[key]}" for key in SAME if earlier[key] != now[key]]:
             raise UserError(
                 f"--out {self.out} holds another study: {'; '.join(changes)}; give the command as it was, or name "
                 "another folder"
             )
-        return study_in(self.out)
+        return study
 
     def _description(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "out"}
+        return {**asdict(self), "out": str(self.out)}
 
 
 def study_in(out: Path) -> Study:
-    """The study whose folder ``out`` is. Raises UserError when it is none's."""
-    content = read_json(out / DESCRIPTION)
+    """The study whose folder ``out`` is, under the name that it was begun with.
+
+    Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
+    """
+    path = out / DESCRIPTION
+    content = read_json(path)
     if not content:
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
-    try:
-        return Study(out=out, **content)
-    except TypeError as error:
-        raise UserError(f"{out / DESCRIPTION} is not as study.py run wrote it: {error}; restore it") from None
+    content.setdefault("out", str(out))
+    if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
+        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; restore it")
+    study = Study(**{**content, "out": Path(content["out"])})
+    if study.out.resolve() != out.resolve():
+        raise UserError(
+            f"--out {out} was begun as {study.out}, by which its runs know each other; start it from the folder that "
+            "this is named from, or move it back"
+        )
+    return study
 
 
 def threads_of_a_run(max_parallel: int) -> int:
