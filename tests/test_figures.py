@@ -10,7 +10,7 @@ from scratch_det.study.experiment import EVALUATE, TRAIN
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import LOSS, Outcome
-from scratch_det.study.report.figures import draw, figures_of
+from scratch_det.study.report.figures import as_svg, draw, figures_of
 from scratch_det.study.report.panels import mean, own_part, thin
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -55,9 +55,30 @@ class TestFigures:
         assert list(figures_of("digits", waiting)) == ["figure2"]
         some = [one for one in made_up("digits/figure1") if one.run.init == "scratch"][1:]
         (axes, *_) = figures_of("digits/figure1", some)["figure1"].axes
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-            "random initialisation, mean of 2 to 3 seeds"
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["random initialisation, mean of 2 seeds"]
+
+    def test_without_a_data_set(self, datasets_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Figure 2 has its three panels, and the same bytes, wherever it is drawn."""
+        found = figures_of("digits/figure1", made_up("digits/figure1"))
+        assert [axes.get_title() for axes in found["figure2"].axes] == ["images", "instances", "pixels"]
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+        again = figures_of("digits/figure1", made_up("digits/figure1"))
+        assert as_svg(found["figure2"]) == as_svg(again["figure2"])
+
+    def test_a_branch_begins_on_the_mean_of_its_trunk(self) -> None:
+        """6x is finished with two seeds, its branch 5x with one, so the thick lines are of that one."""
+        everything = [one for one in made_up("digits/figure1") if one.run.init == "scratch"]
+        trunks = [one for one in everything if one.run.shown == "scratch, 6x"][:2]
+        branches = [one for one in everything if one.run.shown == "scratch, 5x"][:1]
+        other = tuple((at, value / 2) for at, value in trunks[1].curves["bbox/AP"])
+        trunks[1] = replace(trunks[1], curves={"bbox/AP": other})
+        (axes, *_) = figures_of("digits/figure1", [*trunks, *branches])["figure1"].axes
+        thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
+        assert [list(line.get_ydata()) for line in thick] == [
+            [value for _, value in trunks[0].curves["bbox/AP"]],
+            [value for _, value in own_part(branches[0], "bbox/AP", {trunks[0].run.name})],
         ]
+        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation"
 
     def test_a_seed_that_has_begun_leaves_the_mean_alone(self) -> None:
         outcomes = [one for one in made_up("digits/figure1") if one.run.shown == "scratch, 6x"]
@@ -80,7 +101,7 @@ class TestFigures:
         assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"] == [2 * [180_000]]
 
     def test_the_same_bytes(self, tmp_path: Path) -> None:
-        first, again = (draw("figure8", made_up("figure8"), tmp_path / name) for name in ("first", "again"))
+        first, again = (draw(figures_of("figure8", made_up("figure8")), tmp_path / name) for name in ("first", "again"))
         assert [path.name for path in first] == ["figure8.svg", "figure8.png"]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
         assert "date" not in first[0].read_text()

@@ -9,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +18,12 @@ from PIL import Image
 
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.outcome import LOSS, Outcome, collect, load, save
-from scratch_det.study.report.figures import figures_of
+from scratch_det.study.outcome import LOSS, Outcome, collect
+from scratch_det.study.report.figures import as_svg, figures_of
+from scratch_det.study.report.formats import Table
 from scratch_det.study.report.page import write_page
 from scratch_det.study.report.run_page import read_runs
+from scratch_det.study.results import load, save
 from scratch_det.study.standing import survey
 
 PLACE = "digits/figure6"
@@ -68,11 +69,10 @@ def outcomes_in(out: Path) -> list[Outcome]:
 def page_of(out: Path) -> Path:
     outcomes = outcomes_in(out)
     path = out.parent / "page.html"
-    rows = [("scratch", "20.0"), (EVIL, "-")]
-    tables = [SimpleNamespace(title=f"Table {EVIL}", header=("init", "AP"), rows=rows, notes=[f"note {EVIL}"])]
-    return write_page(
-        path, f"Study {EVIL}", tables, outcomes, figures_of(PLACE, outcomes), read_runs(outcomes, out, path)
-    )
+    rows = (("scratch", "20.0"), (EVIL, "-"))
+    tables = [Table("table", f"Table {EVIL}", ("init", "AP"), rows, (f"note {EVIL}",))]
+    figures = {name: as_svg(figure) for name, figure in figures_of(PLACE, outcomes).items()}
+    return write_page(path, f"Study {EVIL}", tables, outcomes, figures, read_runs(outcomes, out, path))
 
 
 @pytest.fixture

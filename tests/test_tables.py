@@ -1,6 +1,7 @@
 """Tables of a study by hand-made outcomes, their formats, the documents that show them, and the report."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,12 @@ from conftest import ROOT, load_tool
 
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.outcome import LOSS, Outcome, load, save
+from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.report.documents import render
 from scratch_det.study.report.formats import Table, as_csv, as_latex, as_markdown
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.report.write import write_report
+from scratch_det.study.results import load, save
 from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
 from scratch_det.study.study import Study, study_in
 
@@ -135,7 +137,7 @@ class TestOtherPlaces:
     def test_equal_labels_are_told_apart(self) -> None:
         labels = [cells[0] for cells in table("digits/norms").rows]
         assert len(set(labels)) == len(of_place("digits/norms"))
-        assert "scratch, 3x (scratch_mask_rcnn_R_18_FPN_3x_syncbn)" in labels
+        assert {"GN", "SyncBN", "none"} <= set(labels)
 
     @pytest.mark.parametrize(
         "place", sorted({place for run in [*of_place("paper"), *of_place("digits")] for place in run.places})
@@ -143,6 +145,11 @@ class TestOtherPlaces:
     def test_every_place_has_one(self, place: str) -> None:
         (found,) = tables_of(place, [])
         assert {len(cells) for cells in found.rows} == {len(found.header)}
+
+    @pytest.mark.parametrize("place", ["digits/small_data", "digits/figure7", "digits/figure8"])
+    def test_what_a_search_chose(self, place: str) -> None:
+        search = outcome("search_tenth", found="SOLVER.BASE_LR 0.04")
+        assert "search_tenth chose SOLVER.BASE_LR 0.04." in table(place, search).notes
 
     def test_one_run(self) -> None:
         name = R18.format("scratch", 2)
@@ -208,7 +215,11 @@ class TestControl:
 
     def test_equal_as_stored(self) -> None:
         found = table("digits/control", *self.pair())
-        assert found.rows == (("bbox/AP", "20.1234", "20.1234", "equal"), ("points of the curves", "2", "2", "2 equal"))
+        assert found.rows == (
+            ("bbox/AP", "20.1234", "20.1234", "equal"),
+            ("points of the curves", "2", "2", "2 equal"),
+            ("final weights, SHA-256", "-", "-", "-"),
+        )
         assert found.notes[0].startswith("All numbers are equal")
 
     @pytest.mark.parametrize(
@@ -217,6 +228,12 @@ class TestControl:
     def test_not_equal(self, other: dict[str, Any]) -> None:
         found = table("digits/control", *self.pair(**other))
         assert found.notes[0].startswith("All numbers are NOT equal")
+
+    @pytest.mark.parametrize(("ours", "verdict"), [("b" * 64, "equal"), ("a" * 64, "not equal"), ("", "-")])
+    def test_weights(self, ours: str, verdict: str) -> None:
+        branch, apart = self.pair(weights_sha256="b" * 64)
+        found = table("digits/control", replace(branch, weights_sha256=ours), apart)
+        assert found.rows[-1] == ("final weights, SHA-256", ours[:12] or "-", "b" * 12, verdict)
 
     def test_not_finished(self) -> None:
         assert table("digits/control", self.pair()[0]).rows == (("bbox/AP", "20.1", "-", "not finished"),)
@@ -275,6 +292,22 @@ class TestDocuments:
         save([outcome(R18.format("scratch", 6), 30.1)], root / "results/digits")
         assert render(root, check=True) == [root / "README.md", root / "docs/digits/SOURCE"]
 
+    def test_figures_that_are_gone_or_drawn_otherwise_are_stale(self, root: Path) -> None:
+        curves = {"bbox/AP": ((540, 15.0), (1080, 30.0))}
+        save([outcome(R18.format("scratch", 6), 30.0, curves=curves)], root / "results/digits")
+        render(root)
+        source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.png"
+        assert figure.name in source.read_text().splitlines()
+        figure.unlink()
+        assert render(root, check=True) == [source]
+        assert render(root) == [source]
+        assert figure.exists()
+        source.write_text(re.sub(r"\w+  drawings", "0  drawings", source.read_text()))
+        assert render(root, check=True) == [source]
+        save([outcome(R18.format("scratch", 6), 30.0)], root / "results/digits")
+        render(root)
+        assert not figure.exists()
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -329,7 +362,7 @@ class TestReport:
         write_report(study_in(out), "digits/table1", results)
 
     def files(self, out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (out / "report").iterdir()}
+        return {path.name: path.read_bytes() for path in (out / "report").iterdir() if path.is_file()}
 
     def test_files(self, out: Path, tmp_path: Path) -> None:
         self.report(out, tmp_path / "results")
@@ -340,7 +373,12 @@ class TestReport:
         assert about["command"] == command
         assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
         assert about["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
-        assert about["hours"] == 0.19
+        assert about["run_hours"] == 0.19
+        assert about["commands"][R18.format("scratch", 5)] == (
+            f"python tools/train_net.py --config-file configs/Digits/{R18.format('scratch', 5)}.yaml "
+            f"--backend torchvision --branch-from DIR/{R18.format('scratch', 6)}/checkpoints/model_0000779.pth "
+            f"--resume OUTPUT_DIR DIR/{R18.format('scratch', 5)}"
+        )
         assert about["environment"]["python"] == "3.11"
         assert str(tmp_path) not in json.dumps(about)
         assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(about["seconds"])
@@ -352,6 +390,39 @@ class TestReport:
         path.write_text(path.read_text().replace("540.0", "9999.0"))
         self.report(out)
         assert self.files(out) == first
+
+    def test_a_part_leaves_the_whole_alone(self, out: Path) -> None:
+        self.report(out)
+        first = self.files(out)
+        write_report(study_in(out), R18.format("scratch", 6))
+        assert self.files(out) == first
+        assert (
+            f'href="../../{R18.format("scratch", 6)}/"'
+            in (out / "report" / R18.format("scratch", 6) / "index.html").read_text()
+        )
+
+    def test_what_is_not_written_any_more_is_removed(self, out: Path) -> None:
+        (out / "report").mkdir()
+        for name in ("table2.md", "figure8.png", "notes.md"):
+            (out / "report" / name).touch()
+        self.report(out)
+        assert {"notes.md", "table1.md"} <= self.files(out).keys()
+        assert self.files(out).keys().isdisjoint({"table2.md", "figure8.png"})
+
+    def test_results_of_another_experiment_are_kept(self, out: Path, tmp_path: Path) -> None:
+        self.report(out, tmp_path / "results")
+        with pytest.raises(UserError, match="holds digits/table1, not "):
+            write_report(study_in(out), R18.format("scratch", 6), tmp_path / "results")
+
+    def test_nothing_of_the_part_itself(self, tmp_path: Path) -> None:
+        """Runs that it needs have something to show."""
+        study = Study("digits/figure8", tmp_path / "study").begin()
+        folder = study.out / "pretrain_digits_R_18_gn"
+        folder.mkdir()
+        (folder / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.0}\n')
+        with pytest.raises(UserError, match=r"no run of digits/figure8 .* has anything to show yet"):
+            write_report(study, "digits/figure8")
+        assert not (study.out / "report").exists()
 
     def test_same_from_results(self, out: Path, tmp_path: Path) -> None:
         self.report(out, tmp_path / "results")

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Bring the tables in README.md and docs/*.md up to date with results/.
+"""Bring the tables in README.md and docs/*.md, and the figures in docs/*/, up to date with results/.
 
     python tools/render_docs.py
     python tools/render_docs.py --check
 
 A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in tools/study.py.
+docs/NAME/ has the figures of results/NAME/, and SOURCE, which says what they were drawn from.
 Exit code 1: with --check, a file is not up to date; 2: something to mend.
 """
 

@@ -1,26 +1,20 @@
-"""What came of a study's runs, from their folders or from results/: what tables, figures and the report are made of.
+"""What came of a study's runs, from their folders: what tables, figures and the report are made of."""
 
-results/digits/ holds a study as data: runs.csv, a line a run; curves.csv, a line a point; study.json, with what and by
-which commands it was made, and how long it took.
-"""
-
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import flatten
 from scratch_det.errors import DataError
-from scratch_det.study.experiment import Experiment
-from scratch_det.study.experiments import find
-from scratch_det.study.standing import Standing, read_rows
-from scratch_det.textfile import write_atomically
+from scratch_det.study.experiment import PRETRAIN, SEARCH, TRAIN, Experiment
+from scratch_det.study.standing import FINISHED, Standing, read_rows
+from scratch_det.study.weights import weights_sha256
 
 LOSS = "total_loss"
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5")  # of what is named task/score; not those by class
-RUNS, CURVES = "runs.csv", "curves.csv"
-FIELDS = ("run", "state", "start", "iteration", "error")
-DECIMALS = 4  # in the files and out of run folders, so that both give the same tables and figures
+DECIMALS = 4  # in results/ and out of run folders, so that both give the same tables and figures
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -37,6 +31,8 @@ class Outcome:
         metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
         error: why it failed.
+        weights_sha256: of a finished training whose model_final.pth is still there; see ``weights``.
+        found: by a finished search, as "KEY VALUE, KEY VALUE".
     """
 
     run: Experiment
@@ -46,6 +42,8 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     error: str = ""
+    weights_sha256: str = ""
+    found: str = ""
 
     @property
     def shares(self) -> bool:
@@ -64,6 +62,8 @@ def collect(standings: Sequence[Standing], out: Path) -> list[Outcome]:
             metrics={name: round(value, DECIMALS) for name, value in standing.metrics.items() if _is_shown(name)},
             curves=read_curves(out / standing.job.name / "metrics.json", standing.job.run.iterations),
             error=standing.error,
+            weights_sha256=_weights(standing, out),
+            found=_found(standing, out),
         )
         for standing in standings
     ]
@@ -82,63 +82,22 @@ def read_curves(path: Path, last: int) -> dict[str, Curve]:
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 
-def save(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write runs.csv and curves.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = sorted({name for outcome in outcomes for name in outcome.metrics})
-    rows = [[*FIELDS, *names]]
-    for one in outcomes:
-        numbers = [_text(one.metrics.get(name)) for name in names]
-        rows.append([one.run.name, one.state, str(one.start), str(one.iteration), one.error, *numbers])
-    _write(folder / RUNS, rows)
-    points = [
-        [one.run.name, name, str(iteration), _text(value)]
-        for one in outcomes
-        for name, curve in one.curves.items()
-        for iteration, value in curve
-    ]
-    _write(folder / CURVES, [["run", "metric", "iterations", "value"], *points])
+def _weights(standing: Standing, out: Path) -> str:
+    if standing.state != FINISHED or standing.job.run.kind not in (TRAIN, PRETRAIN):
+        return ""
+    return weights_sha256(out / standing.job.name / "checkpoints/model_final.pth")
 
 
-def load(folder: Path) -> list[Outcome]:
-    """What ``save`` wrote. Raises DataError when a file is missing, UserError when a run is none of the experiments."""
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in _read(folder / CURVES):
-        points = curves.setdefault(row["run"], {}).setdefault(row["metric"], [])
-        points.append((int(row["iterations"]), float(row["value"])))
-    return [
-        Outcome(
-            run=find(row["run"]),
-            state=row["state"],
-            start=int(row["start"]),
-            iteration=int(row["iteration"]),
-            metrics={name: float(value) for name, value in row.items() if name not in FIELDS and value},
-            curves={name: tuple(points) for name, points in curves.get(row["run"], {}).items()},
-            error=row["error"],
-        )
-        for row in _read(folder / RUNS)
-    ]
+def _found(standing: Standing, out: Path) -> str:
+    if standing.state != FINISHED or standing.job.run.kind != SEARCH:
+        return ""
+    path = out / standing.job.name / "best.yaml"
+    try:
+        values = flatten(CfgNode.load_cfg(path.read_text()))
+    except Exception as error:  # whatever yaml and yacs make of a file that was edited
+        raise DataError(f"{path} is not as the search wrote it ({str(error).splitlines()[0]}); restore it") from None
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _is_shown(name: str) -> bool:
     return name.partition("/")[2] in SCORES
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.{DECIMALS}f}"
-
-
-def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue())
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} is missing; tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
-        ) from None

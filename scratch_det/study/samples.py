@@ -37,14 +37,21 @@ def of_pretraining(images: int = IMAGENET_IMAGES, epochs: float = IMAGENET_EPOCH
 def of_run(cfg: CfgNode) -> tuple[Seen, str]:
     """What a recipe's iterations see, and where the number of instances is from.
 
-    Instances are those of the training set where it is on disk, else COCO's. An image counts the mean training side
-    times the longest side allowed, as in Figure 2 (800 x 1333).
+    Instances are those of the training set where it is on disk, else COCO's.
+    """
+    instances, source = instances_an_image(cfg)
+    return of_schedule(cfg, instances), source
+
+
+def of_schedule(cfg: CfgNode, instances: float) -> Seen:
+    """What a recipe's iterations see, with so many ``instances`` an image.
+
+    An image counts the mean training side times the longest side allowed, as in Figure 2 (800 x 1333).
     """
     images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-    instances, source = instances_an_image(cfg)
     sides = cfg.INPUT.MIN_SIZE_TRAIN
     area = sum(sides) / len(sides) * cfg.INPUT.MAX_SIZE_TRAIN
-    return Seen(images, images * instances, images * area), source
+    return Seen(images, images * instances, images * area)
 
 
 def instances_an_image(cfg: CfgNode) -> tuple[float, str]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scratch_det.study.experiment import EVALUATE, Experiment
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.outcome import DECIMALS, Outcome
+from scratch_det.study.paper import SCRATCH
 from scratch_det.study.standing import FAILED, FINISHED
-
-DECIMALS = 4  # as results/ has them, so that tables from there are those from the run folders
 
 Known = Mapping[str, Outcome]  # by the run's name
 
@@ -59,6 +58,13 @@ class Cell:
 def metric_of(run: Experiment, metric: str) -> str:
     """The metric's name in the run's results: a run that evaluates another one does so with test aug."""
     return metric.replace("/", "_TTA/") if run.kind == EVALUATE else metric
+
+
+def label_of_norm(run: Experiment) -> str:
+    """What a run is called among norms, where two schedules of other places are among them."""
+    if not run.shown.startswith(SCRATCH):
+        return run.shown
+    return "SyncBN" if run.name.endswith("syncbn") else "GN"
 
 
 def is_finished(run: Experiment, known: Known) -> bool:

@@ -3,8 +3,8 @@
 <!-- results digits/table1 -->
 <!-- end -->
 
-docs/digits/ has the figures of results/digits/, and SOURCE, a digest of the numbers that they were drawn from: other
-versions of matplotlib draw other bytes.
+docs/digits/ has the figures of results/digits/, and SOURCE: digests of the numbers and of the code that they were drawn
+from, for other versions of matplotlib draw other bytes, and the names of the figures' files.
 """
 
 import hashlib
@@ -15,13 +15,15 @@ from pathlib import Path
 
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
-from scratch_det.study.outcome import CURVES, RUNS, Outcome, load
+from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import DIGITS, tables_of
+from scratch_det.study.results import CURVES, RUNS, load
 from scratch_det.textfile import write_atomically
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
-RESULTS = Path("results")
+RESULTS, SOURCE = Path("results"), "SOURCE"
+DRAWN_BY = [Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels")]
 
 
 def render(root: Path, check: bool = False) -> list[Path]:
@@ -40,20 +42,27 @@ def render(root: Path, check: bool = False) -> list[Path]:
 
 
 def _stale_figures(root: Path, check: bool) -> list[Path]:
-    """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers; drawn anew unless ``check``."""
+    """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers or gone; drawn anew unless ``check``."""
     stale = []
     for runs in sorted((root / RESULTS).glob(f"*/{RUNS}")):
-        name, source = runs.parent.name, root / "docs" / runs.parent.name / "SOURCE"
-        digest = hashlib.sha256(runs.read_bytes() + runs.with_name(CURVES).read_bytes()).hexdigest() + "\n"
-        if source.exists() and source.read_text() == digest:
+        name, source = runs.parent.name, root / "docs" / runs.parent.name / SOURCE
+        digests = [f"{_digest(runs, runs.with_name(CURVES))}  numbers", f"{_digest(*DRAWN_BY)}  drawings"]
+        known = source.read_text().splitlines() if source.exists() else []
+        if known[:2] == digests and all((source.parent / file).exists() for file in known[2:]):
             continue
         stale.append(source)
         if not check:
-            from scratch_det.study.report.figures import draw  # matplotlib takes a while
+            from scratch_det.study.report.figures import draw, figures_of  # matplotlib takes a while
 
-            draw(name, load(runs.parent), source.parent)
-            write_atomically(source, digest)
+            drawn = [path.name for path in draw(figures_of(name, load(runs.parent)), source.parent)]
+            for old in {Path(file).name for file in known[2:]} - {*drawn, SOURCE}:
+                (source.parent / old).unlink(missing_ok=True)
+            write_atomically(source, "\n".join([*digests, *drawn]) + "\n")
     return stale
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def rendered_text(text: str, path: Path, results: Callable[[str], list[Outcome]]) -> str:

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 
 from scratch_det.config import load_config
 from scratch_det.study import samples
-from scratch_det.study.experiment import TRAIN
+from scratch_det.study.experiment import TRAIN, Experiment
 from scratch_det.study.experiments import find
 from scratch_det.study.job import from_here
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.report import panels
-from scratch_det.study.samples import Seen
+from scratch_det.study.report.cells import label_of_norm
+from scratch_det.study.samples import COCO_IMAGES, COCO_OBJECTS, Seen
 from scratch_det.study.standing import FINISHED
 
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
@@ -22,6 +23,9 @@ TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": 
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
 SEEN = ("images", "instances", "pixels")
+# An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
+# not counted anew, so that the figure does not depend on whether the data set is at hand.
+INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_OBJECTS / COCO_IMAGES}
 LONGER = 3  # times, trained from scratch: the comparison of Figure 2
 
 
@@ -38,7 +42,7 @@ def schedules(outcomes: Sequence[Outcome], norm: str, metric: str) -> Figure | N
 
 def norms(outcomes: Sequence[Outcome]) -> Figure | None:
     """Section 4 in one picture: the same schedule with and without a normalisation that suits it."""
-    curves = {_norm(one): one.curves["bbox/AP"] for one in outcomes if "bbox/AP" in one.curves}
+    curves = {label_of_norm(one.run): one.curves["bbox/AP"] for one in outcomes if "bbox/AP" in one.curves}
     if not curves:
         return None
     figure = _figure(f"{_model(outcomes[0])} from scratch, 3x, by normalisation", 4.2)
@@ -101,15 +105,19 @@ def seen(outcomes: Sequence[Outcome]) -> Figure | None:
     short, long = by_schedule.get((PRETRAINED, 2)), by_schedule.get((SCRATCH, 2 * LONGER))
     if short is None or long is None:
         return None
-    (tuned, source), (trained, _) = (samples.of_run(load_config(from_here(run.config)).cfg) for run in (short, long))
+    tuned, trained = map(_seen_by, (short, long))
     parts = {"pre-training": _pretraining(short.pretraining), "fine-tuning": tuned, "random initialisation": trained}
-    shown = [what for what in SEEN if not (short.pretraining and what == "instances" and "not here" in source)]
     figure = _figure(f"seen in 2x of fine-tuning and {2 * LONGER}x from scratch", 3.3)
-    for axes, what in zip(_row(figure, len(shown), sharey=False), shown, strict=True):
+    for axes, what in zip(_row(figure, len(SEEN), sharey=False), SEEN, strict=True):
         panels.draw_stack(axes, {part: getattr(counts, what) for part, counts in parts.items()})
         axes.set_title(what, fontsize=9)
     _legend_below(figure)
     return figure
+
+
+def _seen_by(run: Experiment) -> Seen:
+    cfg = load_config(from_here(run.config)).cfg
+    return samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]])
 
 
 def _pretraining(name: str | None) -> Seen:
@@ -141,13 +149,6 @@ def _model(outcome: Outcome) -> str:
     """..._R_50_FPN_... -> R50-FPN."""
     found = re.search(r"_([RX])_(\d+)", outcome.run.config.stem)
     return f"{found[1]}{found[2]}-FPN" if found else outcome.run.config.stem
-
-
-def _norm(outcome: Outcome) -> str:
-    """What a line of the comparison of norms is called: there are two schedules of other figures among them."""
-    if not outcome.run.shown.startswith(SCRATCH):
-        return outcome.run.shown
-    return "SyncBN" if outcome.run.name.endswith("syncbn") else "GN"
 
 
 def _step(outcome: Outcome) -> str:

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report import drawings
+from scratch_det.study.report.tables import DIGITS
 from scratch_det.textfile import write_atomically
 
 DOTS = 200  # an inch, of the PNG
-DIGITS = "digits/"
 DRAWINGS: Mapping[str, Callable[[Sequence[Outcome]], Figure | None]] = {  # by the place whose runs they show
     "figure1": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
     "figure2": drawings.seen,
@@ -50,11 +50,11 @@ def figures_of(experiment: str, outcomes: Sequence[Outcome]) -> dict[str, Figure
     return drawn
 
 
-def draw(experiment: str, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in figures_of(experiment, outcomes).items():
+    for name, figure in figures.items():
         paths += [folder / f"{name}.svg", folder / f"{name}.png"]
         write_atomically(paths[-2], as_svg(figure))
         partial = paths[-1].with_name(f"{name}.png.partial")

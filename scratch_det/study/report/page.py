@@ -11,14 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from scratch_det.study.outcome import LOSS, Outcome
-from scratch_det.study.report.figures import as_svg
+from scratch_det.study.report.formats import Table
 from scratch_det.study.report.panels import own_part, thin
 from scratch_det.study.report.run_page import RunPage, data_uri
 from scratch_det.study.standing import FAILED
@@ -29,28 +28,18 @@ METRICS = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint 
 POINTS = 200  # of a curve
 
 
-class TableOfReport(Protocol):
-    """A table as ``scratch_det.study`` makes them; all of it is text."""
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def header(self) -> Sequence[str]: ...
-    @property
-    def rows(self) -> Sequence[Sequence[str]]: ...
-    @property
-    def notes(self) -> Sequence[str]: ...
-
-
 def write_page(
     path: Path,
     title: str,
-    tables: Sequence[TableOfReport],
+    tables: Sequence[Table],
     outcomes: Sequence[Outcome],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, str],
     runs: Sequence[RunPage],
 ) -> Path:
-    """Write the page, whole or not at all; ``runs`` may be empty where there are no folders any more."""
+    """Write the page, whole or not at all.
+
+    ``figures``: SVG documents by name; ``runs`` may be empty where there are no folders any more.
+    """
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     script = (here / "page.js").read_text(encoding="utf-8")
@@ -62,7 +51,7 @@ def write_page(
         runs={run.name: run for run in runs},
         outcomes=outcomes,
         failed=[(one.run.name, last_line(one.error)) for one in outcomes if one.state == FAILED],
-        figures={name: data_uri(as_svg(figure).encode(), "svg+xml") for name, figure in figures.items()},
+        figures={name: data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
         differences=differences(runs),
         made_with=made_with(runs),
         data={"metrics": METRICS, "runs": curves(outcomes)},

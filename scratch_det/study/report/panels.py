@@ -21,36 +21,40 @@ LOSS_POINTS = 40  # of a smoothed loss
 
 
 def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
-    """AP by iteration, a colour an initialisation; several seeds thin, the mean of the finished thick, ends marked."""
-    shown: dict[tuple[str, str], list[Outcome]] = {}
+    """AP by iteration, a colour an initialisation; several seeds thin, the mean of some thick, ends marked."""
+    shown: dict[tuple[str, str], dict[int | None, Outcome]] = {}
     for one in outcomes:
         if metric in one.curves:
-            shown.setdefault((one.run.init, one.run.shown), []).append(one)
-    have = {one.run.name for group in shown.values() for one in group}
-    means: dict[str, list[int]] = {}
+            shown.setdefault((one.run.init, one.run.shown), {})[one.run.seed] = one
+    have = {one.run.name for seeds in shown.values() for one in seeds.values()}
+    means = {init: finished_by_all([group for key, group in shown.items() if key[0] == init], metric) for init in INITS}
     for (init, _), seeds in shown.items():
         _, color, marker = INITS[init]
-        end, curves = seeds[0].run.iterations, [own_part(one, metric, have) for one in seeds]
-        done = [curve for curve in curves if curve[-1][0] == end]
-        for curve in curves if len(curves) > 1 else ():
+        curves = {seed: own_part(one, metric, have) for seed, one in seeds.items()}
+        chosen = means[init] or {max(curves, key=lambda seed: len(curves[seed]))}
+        thick = mean([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
+        for curve in curves.values() if len(curves) > 1 or not thick else ():
             axes.plot(*_xy(curve), color=color, lw=0.6, alpha=0.45)
-        axes.plot(*_xy(mean(done or [max(curves, key=len)])), color=color, lw=1.6)
-        if done:
-            value = fmean(curve[-1][1] for curve in done)
-            axes.plot(end, value, marker, color=color, mec="white", mew=0.8, ms=6.5, zorder=3)
-        means.setdefault(init, []).append(len(done))
+        axes.plot(*_xy(thick), color=color, lw=1.6)
+        if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
+            axes.plot(*thick[-1], marker, color=color, mec="white", mew=0.8, ms=6.5, zorder=3)
     for init, (label, color, marker) in INITS.items():
-        if init in means:
-            axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=label + _seeds(means[init]))
+        if any(init == key[0] for key in shown):
+            label += f", mean of {len(means[init])} seeds" * (len(means[init]) > 1)
+            axes.plot([], [], marker, ls="-", color=color, mec="white", ms=6.5, label=label)
     _dress(axes, AP[metric])
     axes.set_xlim(0, 1.04 * max(one.run.iterations for one in outcomes))
     axes.legend(loc="lower right", fontsize=8, frameon=False)
 
 
-def _seeds(numbers: Sequence[int]) -> str:
-    """How many finished runs a mean is of, which may differ among schedules."""
-    least, most = max(min(numbers), 1), max(numbers)
-    return f", mean of {least} to {most} seeds" if least < most else f", mean of {most} seeds" if most > 1 else ""
+def finished_by_all(schedules: Sequence[Mapping[int | None, Outcome]], metric: str) -> set[int | None]:
+    """The seeds that all schedules have finished of which there is a finished one: a mean of other seeds than its
+    trunk's would not begin on it."""
+    done = [
+        {seed for seed, one in schedule.items() if one.curves[metric][-1][0] == one.run.iterations}
+        for schedule in schedules
+    ]
+    return set.intersection(*filter(None, done)) if any(done) else set()
 
 
 def own_part(outcome: Outcome, metric: str, have: set[str]) -> Curve:

@@ -7,7 +7,8 @@ from scratch_det.study.experiment import PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.paper import METRICS, PRETRAINED, SCRATCH, TABLE1, TABLE2
-from scratch_det.study.report.cells import DECIMALS, Cell, Known, difference, is_finished, metric_of, sharing, signed
+from scratch_det.study.report.cells import Cell, Known, difference, label_of_norm, metric_of, sharing, signed
+from scratch_det.study.report.control import control_table
 from scratch_det.study.report.formats import Table
 from scratch_det.study.standing import BLOCKED, FAILED
 
@@ -63,9 +64,9 @@ def says_something(outcome: Outcome) -> bool:
 def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
     kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
     title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + (", on digits" if is_digits else "")
-    causes = tuple(_causes(runs, known))
+    causes = (*_found(runs, known), *_causes(runs, known))
     if kind == "control":
-        return _control(title, runs, known, causes)
+        return control_table(title, runs, known, causes)
     shown = [run for run in runs if run.kind != SEARCH and not (kind == "table3" and run.kind == PRETRAIN)]
     header, grid = _grid(kind, shown, known)
     marked = sharing({run.name: run for run in shown}.values(), known)
@@ -87,9 +88,17 @@ def _causes(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
             yield f"{outcome.run.name} {outcome.state}: {cause or 'no reason was left'}"
 
 
+def _found(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
+    """What the searches chose that the runs are, or are trained with."""
+    for name in dict.fromkeys(run.name if run.kind == SEARCH else str(run.found_by) for run in runs):
+        if name in known and known[name].found:
+            yield f"{name} chose {known[name].found}."
+
+
 def _grid(kind: str, runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
     """Header and rows: models by length in Table 1, elsewhere models or runs by metric."""
-    rows = _grouped(runs, _model_of if kind in ("table1", "table2") else _label_among(runs))
+    labels = {"table1": _model_of, "table2": _model_of, "norms": label_of_norm}
+    rows = _grouped(runs, labels.get(kind) or _label_among(runs))
     if kind == "table1":
         lengths = sorted({run.k for run in runs})
         by_length = {label: [[run for run in row if run.k == k] for k in lengths] for label, row in rows.items()}
@@ -152,36 +161,3 @@ def _between_initialisations(kind: str, grid: Grid, known: Known) -> list[tuple[
     ours = [difference(a.values(known), b.values(known)) for a, b in zip(scratch, pretrained, strict=True)]
     label = f"{SCRATCH} - {PRETRAINED}"
     return [(label, *ours), (f"{label}, R50 in the paper", *papers)]
-
-
-def _control(title: str, runs: Sequence[Experiment], known: Known, causes: tuple[str, ...]) -> Table:
-    """A branch beside the same run trained on its own: every number, as it is stored."""
-    apart = next(run for run in runs if run.recipe)
-    branch = next(run for run in runs if run.name == apart.recipe)
-    header = ("", "branch", "on its own", "")
-    if not (is_finished(branch, known) and is_finished(apart, known)):
-        rows = [(BOX, *(Cell((run,), BOX).ours(known, set()) for run in (branch, apart)), "not finished")]
-        return Table("control", title, header, tuple(rows), causes)
-    ours, theirs = (
-        {name: f"{value:.{DECIMALS}f}" for name, value in known[run.name].metrics.items()} for run in (branch, apart)
-    )
-    rows = [
-        (name, ours.get(name, "-"), theirs.get(name, "-"), _verdict(ours.get(name) == theirs.get(name)))
-        for name in sorted({*ours, *theirs})
-    ]
-    points, other = (_points(known[run.name]) for run in (branch, apart))
-    equal = len(points & other)
-    rows.append(("points of the curves", f"{len(points):,}", f"{len(other):,}", f"{equal:,} equal"))
-    alike = ours == theirs and points == other
-    note = (
-        f"All numbers are {'equal' if alike else 'NOT equal'} to the last of the {DECIMALS} decimals that are stored."
-    )
-    return Table("control", title, header, tuple(rows), (note, *causes))
-
-
-def _points(outcome: Outcome) -> set[tuple[str, int, str]]:
-    return {(name, at, f"{value:.{DECIMALS}f}") for name, curve in outcome.curves.items() for at, value in curve}
-
-
-def _verdict(is_equal: bool) -> str:
-    return "equal" if is_equal else "not equal"

@@ -1,0 +1,114 @@
+"""Outcomes as files, and those of run folders: searches' choices and final weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scratch_det.errors import DataError
+from scratch_det.study.experiments import find, of_place
+from scratch_det.study.job import jobs_of
+from scratch_det.study.outcome import Outcome, collect
+from scratch_det.study.results import load, save
+from scratch_det.study.standing import survey
+from scratch_det.study.weights import weights_sha256
+
+RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    curves = {"bbox/AP": ((540, 10.0), (1080, 30.0))}
+    outcomes = [
+        Outcome(find(RUN), "finished", 0, 1080, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
+        Outcome(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"),
+    ]
+    save(outcomes, tmp_path)
+    assert load(tmp_path) == outcomes
+    return tmp_path
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "message"),
+        [
+            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3, column value: .*'3O'"),
+            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3, column iterations: .*'1e3'"),
+            ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: expected 4 cells"),
+            ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
+            ("runs.csv", RUN, f"{RUN}x", f"runs.csv:2, column run: there is no experiment {RUN}x; did you mean"),
+            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2, column start: "),
+            ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: expected 8 cells"),
+            ("runs.csv", "run,state", '"run,state', "runs.csv:1: .*expected after"),
+            ("runs.csv", "weights_sha256", "weights", "runs.csv:1: there is no column weights_sha256"),
+        ],
+    )
+    def test_said_where(self, results: Path, file: str, old: str, new: str, message: str) -> None:
+        text = (results / file).read_text()
+        assert old in text
+        (results / file).write_text(text.replace(old, new, 1))
+        with pytest.raises(DataError, match=message):
+            load(results)
+
+    def test_missing(self, results: Path) -> None:
+        (results / "runs.csv").unlink()
+        with pytest.raises(DataError, match=r"runs.csv is missing; tools/study.py report"):
+            load(results)
+
+
+class TestRunFolders:
+    def collected(self, out: Path, name: str) -> Outcome:
+        (found,) = collect(survey(jobs_of(of_place(name))[-1:], out, set()), out)
+        return found
+
+    def test_what_a_search_found(self, tmp_path: Path) -> None:
+        best = tmp_path / SEARCH / "best.yaml"
+        best.parent.mkdir()
+        best.with_name("result.json").write_text('{"seconds": 1.5}')
+        best.write_text("# The best\nSOLVER: {BASE_LR: 0.04}\nINPUT:\n  MIN_SIZE_TRAIN: [64, 96]\n")
+        assert self.collected(tmp_path, SEARCH).found == "SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"
+        best.write_text("- 1\n")
+        with pytest.raises(DataError, match=r"best.yaml is not as the search wrote it"):
+            self.collected(tmp_path, SEARCH)
+
+    def test_weights_of_a_finished_run(self, tmp_path: Path) -> None:
+        folder = tmp_path / RUN
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save({"model": {"a": torch.ones(2)}}, folder / "checkpoints/model_final.pth")
+        assert self.collected(tmp_path, RUN).weights_sha256 == ""
+        (folder / "result.json").write_text(json.dumps({"iteration": 1080}))
+        assert len(self.collected(tmp_path, RUN).weights_sha256) == 64
+
+
+class TestWeights:
+    def digest(self, file: Path, model: dict[str, torch.Tensor], **others: object) -> str:
+        torch.save({"model": model, **others}, file)
+        return weights_sha256(file)
+
+    def test_of_the_model_alone(self, tmp_path: Path) -> None:
+        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2), "b": torch.zeros(3)}, seconds=1.5)
+        other = {"b": torch.zeros(3), "a": torch.ones(2)}
+        assert len(ours) == 64
+        assert self.digest(tmp_path / "b.pth", other, seconds=2.5, optimizer={0: torch.ones(1)}) == ours
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"a": torch.tensor([1.0, 1.0 + 2**-23])},
+            {"b": torch.ones(2)},
+            {"a": torch.ones(1, 2)},
+            {"a": torch.ones(2).view(torch.int32)},
+            {},
+        ],
+    )
+    def test_one_bit_name_shape_or_type(self, tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
+        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2)})
+        assert self.digest(tmp_path / "b.pth", other) not in ("", ours)
+
+    def test_what_is_no_checkpoint(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.pth"
+        assert weights_sha256(path) == ""
+        assert self.digest(path, {"a": torch.ones(2)}, path=path) == ""  # an object that is no plain tensor
+        path.write_bytes(path.read_bytes()[:100])
+        assert weights_sha256(path) == ""
