@@ -1,6 +1,5 @@
-"""Tables of a study by hand-made outcomes, their formats, the documents that show them, and the report."""
+"""Tables of a study by hand-made outcomes, their formats, and the documents that show them."""
 
-import json
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import find, of_place
@@ -17,10 +16,8 @@ from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.report.documents import render
 from scratch_det.study.report.formats import Table, as_csv, as_latex, as_markdown
 from scratch_det.study.report.tables import tables_of
-from scratch_det.study.report.write import write_report
 from scratch_det.study.results import load, save
 from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
-from scratch_det.study.study import Study, study_in
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
@@ -336,120 +333,3 @@ class TestDocuments:
             [sys.executable, ROOT / "tools/render_docs.py", "--check"], capture_output=True, text=True
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-class TestReport:
-    @pytest.fixture
-    def out(self, tmp_path: Path) -> Path:
-        """A study of digits/table1 with a finished trunk and a branch; the branch's seconds count the trunk's."""
-        out = tmp_path / "study"
-        Study("digits/table1", out, backend="torchvision", threads=1).begin()
-        trunk, branch = (out / R18.format("scratch", k) for k in (6, 5))
-        for folder, length, seconds in ((trunk, 1080, 540.0), (branch, 900, 600.0)):
-            folder.mkdir()
-            lines = [
-                {"iteration": at - 1, "time": 0.5 if at <= 780 else 1.0, "total_loss": 1.0}
-                for at in range(20, length + 1, 20)
-            ]
-            (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            result = {"iteration": length, "seconds": seconds, "metrics": {"bbox": {"AP": 30.0, "AP-cat": 1.0}}}
-            (folder / "result.json").write_text(json.dumps(result))
-            environment = {"python": "3.11", "command": f"{out}/x", "git": {"commit": "c0ffee", "diff": ""}}
-            (folder / "environment.json").write_text(json.dumps(environment))
-        return out
-
-    def report(self, out: Path, results: Path | None = None) -> None:
-        write_report(study_in(out), "digits/table1", results)
-
-    def files(self, out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (out / "report").iterdir() if path.is_file()}
-
-    def test_files(self, out: Path, tmp_path: Path) -> None:
-        self.report(out, tmp_path / "results")
-        assert {"index.html", "table1.csv", "table1.md", "table1.tex"} <= self.files(out).keys()
-        assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
-        about = json.loads((tmp_path / "results/study.json").read_text())
-        command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
-        assert about["command"] == command
-        assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
-        assert about["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
-        assert about["run_hours"] == 0.19
-        assert about["commands"][R18.format("scratch", 5)] == (
-            f"python tools/train_net.py --config-file configs/Digits/{R18.format('scratch', 5)}.yaml "
-            f"--backend torchvision --branch-from DIR/{R18.format('scratch', 6)}/checkpoints/model_0000779.pth "
-            f"--resume OUTPUT_DIR DIR/{R18.format('scratch', 5)}"
-        )
-        assert about["environment"]["python"] == "3.11"
-        assert str(tmp_path) not in json.dumps(about)
-        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(about["seconds"])
-
-    def test_depends_on_the_numbers_alone(self, out: Path) -> None:
-        self.report(out)
-        first = self.files(out)
-        path = out / R18.format("scratch", 6) / "result.json"
-        path.write_text(path.read_text().replace("540.0", "9999.0"))
-        self.report(out)
-        assert self.files(out) == first
-
-    def test_a_part_leaves_the_whole_alone(self, out: Path) -> None:
-        self.report(out)
-        first = self.files(out)
-        write_report(study_in(out), R18.format("scratch", 6))
-        assert self.files(out) == first
-        assert (
-            f'href="../../{R18.format("scratch", 6)}/"'
-            in (out / "report" / R18.format("scratch", 6) / "index.html").read_text()
-        )
-
-    def test_what_is_not_written_any_more_is_removed(self, out: Path) -> None:
-        (out / "report").mkdir()
-        for name in ("table2.md", "figure8.png", "notes.md"):
-            (out / "report" / name).touch()
-        self.report(out)
-        assert {"notes.md", "table1.md"} <= self.files(out).keys()
-        assert self.files(out).keys().isdisjoint({"table2.md", "figure8.png"})
-
-    def test_results_of_another_experiment_are_kept(self, out: Path, tmp_path: Path) -> None:
-        self.report(out, tmp_path / "results")
-        with pytest.raises(UserError, match="holds digits/table1, not "):
-            write_report(study_in(out), R18.format("scratch", 6), tmp_path / "results")
-
-    def test_nothing_of_the_part_itself(self, tmp_path: Path) -> None:
-        """Runs that it needs have something to show."""
-        study = Study("digits/figure8", tmp_path / "study").begin()
-        folder = study.out / "pretrain_digits_R_18_gn"
-        folder.mkdir()
-        (folder / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.0}\n')
-        with pytest.raises(UserError, match=r"no run of digits/figure8 .* has anything to show yet"):
-            write_report(study, "digits/figure8")
-        assert not (study.out / "report").exists()
-
-    def test_same_from_results(self, out: Path, tmp_path: Path) -> None:
-        self.report(out, tmp_path / "results")
-        again = as_markdown(table("digits/table1", *load(tmp_path / "results")))
-        assert self.files(out)["table1.md"].decode() == again
-
-    @pytest.mark.parametrize(
-        ("experiment", "message"),
-        [
-            ("digits/figure4", "holds the study digits/table1, of which digits/figure4 is no part"),
-            (R18.format("scratch", 2), "has anything to show yet"),
-            ("digits/tabel1", "did you mean 'digits/table1'"),
-        ],
-    )
-    def test_refused(self, out: Path, experiment: str, message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            write_report(study_in(out), experiment)
-        assert not (out / "report").exists()
-
-    def test_tool(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-        monkeypatch.setattr("sys.argv", ["study.py", "report", "table1", "--out", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            load_tool("study").main()
-        assert end.value.code == 2
-        assert "no study was started there" in capsys.readouterr().err
-
-    def test_failures_name_no_folders(self, out: Path) -> None:
-        (out / f"jobs/{R18.format('scratch', 4)}.failed").write_text(f"exit code 2: {out}/x is broken\n")
-        self.report(out)
-        assert f"{R18.format('scratch', 4)} failed: exit code 2: x is broken".encode() in self.files(out)["table1.md"]

@@ -70,7 +70,8 @@ def _check_results(results: Path | None, experiment: str) -> None:
 
 def _remove_earlier(report: Path, written: Set[Path], study: Study) -> None:
     """What an earlier report of fewer or other runs has left there; no other files."""
-    names = {place.removeprefix(DIGITS) for job in study.jobs for place in job.run.places} | set(DRAWINGS)
+    places = {place.removeprefix(DIGITS) for job in study.jobs for place in job.run.places}
+    names = places | set(DRAWINGS) | {job.name for job in study.jobs}
     for path in report.iterdir():
         if path.stem in names and path.suffix[1:] in (*FORMATS, "svg", "png") and path not in written:
             path.unlink()
