@@ -14,7 +14,7 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
 plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
 interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by
-Ctrl-C; the same command goes on. report: tables in DIR/report, of what there is so far.
+Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
 import argparse
