@@ -165,7 +165,7 @@ class TestQueue:
         return Slurm(study, ON_CPU), one, other
 
     def test_no_answer_means_running(self, programs: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("scratch_det.study.launch.slurm.SECONDS_BETWEEN_QUERIES", -1.0)
+        monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", -1.0)
         slurm, one, other = self.submitted(study)
         assert slurm.running() == {one.name, other.name}
         script(programs, "squeue", "echo 7_1")
@@ -236,7 +236,7 @@ result.write_text("{{}}")
 @pytest.mark.usefixtures("real_slurm")
 def test_an_array_of_two_tasks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One array, own ports, SLURM's variables, and the last words of what fails."""
-    monkeypatch.setattr("scratch_det.study.launch.slurm.SECONDS_BETWEEN_QUERIES", 0.2)
+    monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", 0.2)
     study = Study("digits/table1", tmp_path / "study", gpus=2, threads=1).begin()
     jobs = [study.jobs[0], study.jobs[-1]]
     slurm = Quick(study, ON_CPU)
