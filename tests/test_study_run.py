@@ -195,7 +195,7 @@ class TestFailures:
 
 
 def in_a_process(study: Study) -> subprocess.Popen:
-    """``play`` as its own process, as study.py run is."""
+    """``play`` as its own process and process group, as study.py run is at a terminal."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
         "from scratch_det.distributed.stop import Stopped; from scratch_det.study import run, study\n"
@@ -204,7 +204,8 @@ def in_a_process(study: Study) -> subprocess.Popen:
         "except Stopped as stopped: sys.exit(stopped.exit_code)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, str(study.out)], cwd=ROOT, env=environment)
+    command = [sys.executable, "-c", code, str(study.out)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
 
 def looks(study: Study, process: subprocess.Popen) -> int:
@@ -256,10 +257,11 @@ class TestEnding:
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
     def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
+        """A terminal sends it to the whole group; runs hear of it from the runner alone, once."""
         (study.out / f"{TRUNK}.wait").touch()
         process = in_a_process(study)
         until(lambda: (study.out / BRANCH / "result.json").exists())
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         assert process.wait(MINUTES) == code
         assert json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped"
         assert states(study)[TRUNK] == INTERRUPTED
