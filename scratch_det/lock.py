@@ -10,21 +10,22 @@ from scratch_det.errors import UserError
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The open file that holds the lock, or None when another process has it."""
+    """The open file that holds the lock, emptied of what an earlier holder wrote; None when another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115 - the lock goes with the file
+    file = open(path, "a+")  # noqa: SIM115 - the lock goes with the file
     try:
         _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
+    file.truncate(0)
     return file
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Wait for the lock, then hold it."""
-    with open(path, "w") as file:
+    with open(path, "a") as file:
         _flock(file, fcntl.LOCK_EX)
         yield
 

@@ -17,8 +17,11 @@ from slurm_cluster import cluster, field, said, skip_without_slurm, start_now, w
 
 from scratch_det.distributed.world import read_world
 from scratch_det.errors import UserError
+from scratch_det.lock import try_lock
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
+from scratch_det.study.launch.holders import lock_file
+from scratch_det.study.launch.local import Local
 from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import PROGRAMS, Options, read_options, shape
 from scratch_det.study.standing import failure_file, jobs_folder
@@ -139,6 +142,14 @@ class TestRefusals:
         said = self.refused(monkeypatch, capsys, tmp_path / "study", "--launcher", "slurm")
         assert "pip install" in said
 
+    def test_no_answer(
+        self, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        pytest.importorskip("submitit")
+        script(programs, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+        said = self.refused(monkeypatch, capsys, tmp_path / "study", "--launcher", "slurm")
+        assert "squeue does not answer (slurm_load_jobs error: Unable to contact slurm controller)" in said
+
     def test_options_for_nobody(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
@@ -149,6 +160,7 @@ class TestRefusals:
         self, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
         pytest.importorskip("submitit")
+        script(programs, "squeue", "exit 0")
         (programs / "slurm.yaml").write_text("nodes: 2")
         asked = ("--launcher", "slurm", "--gpus", 3, "--slurm", programs / "slurm.yaml")
         assert "3 processes" in self.refused(monkeypatch, capsys, tmp_path / "study", *asked)
@@ -165,7 +177,7 @@ class TestQueue:
         return Slurm(study, ON_CPU), one, other
 
     def test_no_answer_means_running(self, programs: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("scratch_det.study.launch.slurm.SECONDS_BETWEEN_QUERIES", -1.0)
+        monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", -1.0)
         slurm, one, other = self.submitted(study)
         assert slurm.running() == {one.name, other.name}
         script(programs, "squeue", "echo 7_1")
@@ -177,9 +189,9 @@ class TestQueue:
         slurm, one, other = self.submitted(study)
         script(programs, "squeue", "exit 0")
         script(programs, "scontrol", "echo JobId=7 JobState=NODE_FAIL Reason=None")
-        (slurm.folder / "7_0_exit").write_text("2\n")
+        (slurm.queue.folder / "7_0_exit").write_text("2\n")
         log = "error: an earlier one\nsubmitit: Starting with JobEnvironment()\nerror: this one\nsrun: error: task 0\n"
-        (slurm.folder / "7_0_0_log.out").write_text(log)
+        (slurm.queue.folder / "7_0_0_log.out").write_text(log)
         assert slurm.running() == set()
         assert failure_file(one, study.out).read_text() == "exit code 2: this one\n"
         assert failure_file(other, study.out).read_text() == "SLURM ended job 7_1: NODE_FAIL\n"
@@ -188,7 +200,7 @@ class TestQueue:
         slurm, one, other = self.submitted(study)
         script(programs, "squeue", "exit 0")
         for number, code in (("7_0", 75), ("7_1", 138)):
-            (slurm.folder / f"{number}_exit").write_text(f"{code}\n")
+            (slurm.queue.folder / f"{number}_exit").write_text(f"{code}\n")
         assert slurm.running() == set()
         assert not failure_file(one, study.out).exists()
         assert not failure_file(other, study.out).exists()
@@ -199,12 +211,63 @@ class TestQueue:
         slurm, one, other = self.submitted(study)
         slurm.start([one, other])
 
-    @pytest.mark.usefixtures("programs")
-    def test_sbatch_refuses(self, programs: Path, study: Study) -> None:
+    def test_sbatch_refuses(self, programs: Path, study: Study, capsys: pytest.CaptureFixture) -> None:
         pytest.importorskip("submitit")
         script(programs, "sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
         with pytest.raises(UserError, match="invalid partition specified: gpu"):
             Slurm(study, ON_CPU).start(jobs_without_needs(study))
+        assert capsys.readouterr().err == ""
+        assert not list(jobs_folder(study.out).glob("*.slurm"))
+
+    def test_an_outage(self, programs: Path, study: Study, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+        """Said once; nothing is submitted anew before squeue has told that nothing came through."""
+        pytest.importorskip("submitit")
+        monkeypatch.setattr("scratch_det.study.launch.slurm.SECONDS_BETWEEN_TRIALS", -1.0)
+        monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", -1.0)
+        slurm, (job, _) = Slurm(study, ON_CPU), jobs_without_needs(study)
+        script(programs, "sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+        slurm.start([job])
+        assert slurm.running() == {job.name}
+        script(programs, "squeue", "exit 0")
+        assert slurm.running() == set()
+        slurm.start([job])
+        assert slurm.running() == set()
+        said = capfd.readouterr()
+        assert (said.out + said.err).count("Socket timed out") == 1
+        script(programs, "sbatch", "echo Submitted batch job 8")
+        script(programs, "squeue", "echo 8 any")
+        slurm.start([job])
+        assert slurm.running() == {job.name}
+        assert read(jobs_folder(study.out), f"{job.name}.slurm") == {"id": "8"}
+
+    def test_a_number_that_nobody_wrote_down(self, programs: Path, study: Study) -> None:
+        """study.py was killed while it submitted an array, and before it submitted a job."""
+        one, other, third = jobs_without_needs(study, 3)
+        queue = Slurm(study, ON_CPU).queue
+        queue.announce([one, other], "digits/table1-0123")
+        queue.announce([third], "digits/table1-4567")
+        script(programs, "squeue", "echo 7_0 digits/table1-0123; echo 7_1 digits/table1-0123; echo 9_1 another")
+        assert Slurm(study, ON_CPU).running() == {one.name, other.name}
+        numbers = [read(jobs_folder(study.out), f"{job.name}.slurm") for job in (one, other)]
+        assert numbers == [{"id": "7_0"}, {"id": "7_1"}]
+
+    def test_the_other_launchers_runs(self, programs: Path, study: Study) -> None:
+        slurm, one, other = self.submitted(study)
+        local, third = Local(study), jobs_without_needs(study, 3)[2]
+        script(programs, "squeue", "echo 7_0; echo 7_1")
+        assert local.running() == {one.name, other.name}
+        local.start([one])
+        assert not local.processes
+        assert (local.stop(), local.running()) == (set(), {one.name, other.name})
+        lock = try_lock(lock_file(third, study.out))
+        assert lock is not None
+        with lock:
+            assert slurm.running() == {one.name, other.name, third.name}
+        assert slurm.running() == {one.name, other.name}
+
+    def test_what_is_asked_for(self, study: Study) -> None:
+        said = Slurm(study, replace(ON_CPU, more={"exclusive": True})).describe(study.jobs[0]).splitlines()[0]
+        assert said.endswith("--cpus-per-task=1 --requeue --signal=USR1@120 --exclusive")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +299,7 @@ result.write_text("{{}}")
 @pytest.mark.usefixtures("real_slurm")
 def test_an_array_of_two_tasks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One array, own ports, SLURM's variables, and the last words of what fails."""
-    monkeypatch.setattr("scratch_det.study.launch.slurm.SECONDS_BETWEEN_QUERIES", 0.2)
+    monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", 0.2)
     study = Study("digits/table1", tmp_path / "study", gpus=2, threads=1).begin()
     jobs = [study.jobs[0], study.jobs[-1]]
     slurm = Quick(study, ON_CPU)

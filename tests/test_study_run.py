@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from scratch_det.study.commands import status
 from scratch_det.study.experiments import of_place
 from scratch_det.study.folder import disagreements
 from scratch_det.study.job import Job, jobs_of
+from scratch_det.study.launch.devices import gpus_needed, require_gpus
 from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.run import fitting, run_study
 from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, WAITING, survey
 from scratch_det.study.study import Study
 
 TRUNK, BRANCH = "smoke_3x", "smoke_2x"
+MINUTES = 300  # after which something hangs
 PLAYER = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -54,7 +57,16 @@ write("result.json", iteration=iterations, seconds=2.0, metrics={"bbox": {"AP": 
 
 
 class Players(Local):
-    """Runs are the script above; DIR/NAME.wait keeps one from going on, DIR/NAME.fail makes it fail."""
+    """Runs are the script above; DIR/NAME.wait keeps one from going on, DIR/NAME.fail makes it fail.
+
+    Each look of a launcher is a line in DIR/looks: its process.
+    """
+
+    def running(self) -> set[str]:
+        found = super().running()
+        with open(self.study.out / "looks", "a") as looks:
+            looks.write(f"{os.getpid()}\n")
+        return found
 
     def command(self, job: Job) -> list[str]:
         words = [str(self.study.out / job.name), str(job.run.iterations), json.dumps(job.keep_at)]
@@ -62,10 +74,12 @@ class Players(Local):
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
     monkeypatch.setattr(study_run, "SECONDS_BETWEEN_LOOKS", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
+    yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
+    for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends
+        wait.unlink()
 
 
 @pytest.fixture
@@ -99,9 +113,9 @@ def starts(study: Study) -> list[str]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + MINUTES
     while not true():
-        assert time.monotonic() < end, "waited for 20 seconds"
+        assert time.monotonic() < end, f"waited for {MINUTES} seconds"
         time.sleep(0.02)
 
 
@@ -120,7 +134,7 @@ class TestRunning:
         until(lambda: (study.out / BRANCH / "result.json").exists())
         assert states(study)[TRUNK] == RUNNING
         (study.out / f"{TRUNK}.wait").unlink()
-        assert process.wait(20) == 0
+        assert process.wait(MINUTES) == 0
 
     def test_finished_runs_are_left_alone(self, study: Study) -> None:
         assert play(study) == play(study) == 0
@@ -129,7 +143,7 @@ class TestRunning:
     def test_only_some(self, study: Study) -> None:
         assert play(study, names=(TRUNK,)) == 0
         assert states(study) == {TRUNK: FINISHED, BRANCH: READY}
-        with pytest.raises(UserError, match=f"no run smoke_4x; did you mean '{TRUNK}'|'{BRANCH}'"):
+        with pytest.raises(UserError, match=f"no run smoke_4x; did you mean '({TRUNK}|{BRANCH})'"):
             study.picked(["smoke_4x"])
 
     def test_one_that_waits_for_what_is_not_asked_for(self, study: Study, capsys: pytest.CaptureFixture) -> None:
@@ -178,12 +192,12 @@ class TestFailures:
         os.kill(json.loads((study.out / TRUNK / "status.json").read_text())["pid"], signal.SIGTERM)
         until(lambda: starts(study).count(TRUNK) == 2)
         (study.out / f"{TRUNK}.wait").unlink()
-        assert process.wait(20) == 0
+        assert process.wait(MINUTES) == 0
         assert sorted(starts(study)) == sorted([TRUNK, TRUNK, BRANCH])
 
 
 def in_a_process(study: Study) -> subprocess.Popen:
-    """``play`` as its own process, as study.py run is."""
+    """``play`` as its own process and process group, as study.py run is at a terminal."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
         "from scratch_det.distributed.stop import Stopped; from scratch_det.study import run, study\n"
@@ -192,35 +206,76 @@ def in_a_process(study: Study) -> subprocess.Popen:
         "except Stopped as stopped: sys.exit(stopped.exit_code)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, str(study.out)], cwd=ROOT, env=environment)
+    command = [sys.executable, "-c", code, str(study.out)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+
+
+def looks(study: Study, process: subprocess.Popen) -> int:
+    """How often it has looked where its runs stand."""
+    return (study.out / "looks").read_text().split().count(str(process.pid))
+
+
+def killed(study: Study) -> None:
+    """A runner is gone and its trunk still runs."""
+    (study.out / f"{TRUNK}.wait").touch()
+    runner = in_a_process(study)
+    until(lambda: (study.out / BRANCH / "result.json").exists())
+    until(lambda: json.loads((study.out / f"jobs/{TRUNK}.lock").read_text() or "{}").get("pid"))
+    runner.kill()
+    runner.wait()
+    assert states(study)[TRUNK] == RUNNING
 
 
 class TestEnding:
     def test_the_runner_is_killed_and_its_run_lives(self, study: Study) -> None:
         """Nobody starts it twice: the next runner waits for it."""
-        (study.out / f"{TRUNK}.wait").touch()
-        first = in_a_process(study)
-        until(lambda: (study.out / TRUNK / "status.json").exists() and (study.out / BRANCH / "result.json").exists())
-        first.kill()
-        first.wait()
-        assert states(study)[TRUNK] == RUNNING
+        killed(study)
         second = in_a_process(study)
-        time.sleep(0.5)
+        until(lambda: looks(study, second) > 2)
+        assert starts(study).count(TRUNK) == 1
         (study.out / f"{TRUNK}.wait").unlink()
-        assert second.wait(20) == 0
+        assert second.wait(MINUTES) == 0
         assert sorted(starts(study)) == sorted([TRUNK, BRANCH])
+
+    def test_the_runner_is_killed_and_the_next_one_stops_its_run(self, study: Study) -> None:
+        killed(study)
+        second = in_a_process(study)
+        until(lambda: looks(study, second) > 2)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(MINUTES) == 75
+        assert json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped"
+        assert states(study)[TRUNK] == INTERRUPTED
+
+    def test_a_run_of_a_runner_that_lives_is_not_stopped_by_another(self, study: Study) -> None:
+        (study.out / f"{TRUNK}.wait").touch()
+        mine, other = in_a_process(study), Players(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        assert other.stop() == set()
+        before = looks(study, mine)
+        until(lambda: looks(study, mine) > before + 2)
+        assert starts(study).count(TRUNK) == 1
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert mine.wait(MINUTES) == 0
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
     def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
+        """A terminal sends it to the whole group; runs hear of it from the runner alone, once."""
         (study.out / f"{TRUNK}.wait").touch()
         process = in_a_process(study)
         until(lambda: (study.out / BRANCH / "result.json").exists())
-        process.send_signal(number)
-        assert process.wait(20) == code
+        os.killpg(process.pid, number)
+        assert process.wait(MINUTES) == code
         assert json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped"
         assert states(study)[TRUNK] == INTERRUPTED
         (study.out / f"{TRUNK}.wait").unlink()
         assert play(study) == 0
+
+
+@pytest.fixture
+def on_gpus(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three, and recipes that want them."""
+    monkeypatch.setattr("scratch_det.study.launch.devices._device", lambda *_: "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
 
 
 class TestPlaces:
@@ -232,17 +287,46 @@ class TestPlaces:
         assert fitting([bn, gn], free=1, max_parallel=1, gpus=1) == [bn]
         assert fitting([bn, gn], free=0, max_parallel=1, gpus=1) == []
 
-    def test_gpus_are_shared_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-        study = Study("digits/smoke", tmp_path / "study", backend="torchvision", gpus=2).begin()
-        launcher = Players(study)
+    @pytest.mark.usefixtures("on_gpus")
+    def test_gpus_are_shared_out(self, study: Study) -> None:
+        """A run of another launcher keeps its own; where too few are free, nothing is started."""
         (study.out / f"{TRUNK}.wait").touch()
-        launcher.start([study.jobs[0]])
-        assert launcher.processes[TRUNK].devices == ("4", "5")
-        with pytest.raises(UserError, match="needs 2 GPUs, but 1 of this machine's 3 are free"):
-            launcher.start([study.jobs[1]])
-        launcher.stop()
-        until(lambda: not launcher.running())
+        first, second = Players(study), Players(replace(study, gpus=2))
+        first.start([study.jobs[0]])
+        assert first.processes[TRUNK].devices == ["4"]
+        Players(replace(study, gpus=3)).start([study.jobs[1]])
+        assert second.running() == {TRUNK}
+        second.start([study.jobs[1]])
+        assert second.processes[BRANCH].devices == ["5", "6"]
+        (study.out / f"{TRUNK}.wait").unlink()
+        until(lambda: not first.running() | second.running())
+
+    def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        launcher, job = Local(study), study.jobs[0]
+        assert (gpus_needed(job, study), launcher._free_devices(job)) == (0, [])
+        environment = launcher._environment([])
+        assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == ("", "1")
+        require_gpus(study.jobs, replace(study, gpus=8), max_parallel=8)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ("--gpus", 2, "--max-parallel", 2),
+                "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; give --max-parallel 1",
+            ),
+            (("--gpus", 4), "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; change --gpus or --only"),
+        ],
+    )
+    @pytest.mark.usefixtures("on_gpus")
+    def test_too_few_gpus(self, call: Callable, tmp_path: Path, words: tuple, message: str) -> None:
+        """Refused before anything is there, also where a single run would fit."""
+        code, said = call("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+        assert not (tmp_path / "x").exists()
 
     def test_torchrun_starts_the_processes(self, study: Study) -> None:
         words = Torchrun(study).command(study.jobs[0])

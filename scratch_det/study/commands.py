@@ -1,6 +1,7 @@
 """What the commands of tools/study.py do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from scratch_det.study.board import as_text
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.folder import check_folders
 from scratch_det.study.launch import Launcher
-from scratch_det.study.launch.local import Local, Torchrun, gpus_here
+from scratch_det.study.launch.devices import gpus_here, gpus_needed, require_gpus
+from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import Options, read_options, require_slurm
 from scratch_det.study.listing import as_table
@@ -58,7 +60,7 @@ def run(
     """The exit code. Raises UserError for what can be refused before anything starts."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
-    launch, threads = LAUNCHERS[launcher], 0 if gpus_here() else threads_of_a_run(max_parallel)
+    launch, threads = LAUNCHERS[launcher], 0
     if launcher == SLURM:
         options = read_options(slurm)
         require_slurm()
@@ -66,11 +68,15 @@ def run(
     elif slurm:
         raise UserError(f"--slurm {slurm}: these options are for --launcher slurm, and the launcher is {launcher}")
     study = Study(experiment, out, share_prefix, backends.choose(backend), gpus, threads)
+    if launcher != SLURM and not (gpus_here() and all(gpus_needed(job, study) for job in study.jobs)):
+        study = replace(study, threads=threads_of_a_run(max_parallel))
     jobs, would_be = study.picked(only), launch(study)
     if dry_run:
         for job in jobs:
             print(would_be.describe(job))
         return 0
+    if launcher != SLURM:
+        require_gpus(jobs, study, max_parallel)
     study = study.begin()
     check_folders(study, study.jobs)
     return run_study(study, study.picked(only), launch(study), max_parallel)

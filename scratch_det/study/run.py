@@ -10,7 +10,7 @@ from scratch_det.study.launch import Launcher
 from scratch_det.study.standing import FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Standing, survey
 from scratch_det.study.study import Study
 
-SECONDS_BETWEEN_LOOKS = 0.5  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
+SECONDS_BETWEEN_LOOKS = 0.5
 EXIT_SOME_FAILED = 1
 
 
@@ -31,8 +31,7 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
             board.show(standings)
             mine = [standing for standing in standings if standing.job.name in chosen]
             if stop.requested:
-                launcher.stop()
-                if not any(standing.state == RUNNING for standing in mine):
+                if not launcher.stop() & running:
                     raise Stopped(stop)
             else:
                 free = max_parallel - sum(s.job.weight(study.gpus) for s in standings if s.state == RUNNING)

@@ -1,7 +1,8 @@
 """Launchers: who starts a job's command, and where. The rest of a study sees them as ``Launcher``.
 
-local.py      processes on this machine, one or several a run; torchrun too
+local.py      processes on this machine, one or several a run; torchrun too; devices.py: its GPUs
 slurm.py      jobs of a cluster, through submitit; slurm_options.py: what it is asked for
+holders.py    who has a job on some machine, and queue.py, which SLURM has: both launchers heed both
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ class Launcher(Protocol):
         """What ``start`` would run, to be read."""
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Start or continue them; nothing where somebody else has just done so."""
+        """Start or continue those that nobody else has and that can be now; the others are asked for again later."""
 
     def running(self) -> set[str]:
         """Names of the jobs that have a process or wait for one, whoever started them.
@@ -25,5 +26,8 @@ class Launcher(Protocol):
         Before it forgets a job that ended otherwise than it should, it leaves the reason in ``failure_file``.
         """
 
-    def stop(self) -> None:
-        """Ask all that this launcher has started to stop with a checkpoint; asking twice is asking once."""
+    def stop(self) -> set[str]:
+        """Ask what this launcher, or one like it that is gone, has started to stop with a checkpoint; their names.
+
+        Asking twice is asking once.
+        """

@@ -1,19 +1,22 @@
 """Runs as processes on this machine."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 from scratch_det.distributed.ending import STOPPED, last_word
-from scratch_det.errors import UserError
 from scratch_det.lock import try_lock
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job, shown_command
+from scratch_det.study.launch.devices import gpus_here, gpus_needed
+from scratch_det.study.launch.holders import holders, is_here, is_orphan, lock_file, sign
+from scratch_det.study.launch.queue import Queue
 from scratch_det.study.standing import failure_file, jobs_folder, read_json
 from scratch_det.study.study import Study
 
@@ -27,7 +30,7 @@ class Process:
     lock: IO[str]
     log: IO[str]
     log_start: int
-    devices: tuple[str, ...]
+    devices: list[str]
     began: float = field(default_factory=time.time)
 
 
@@ -35,9 +38,9 @@ class Local:
     """One process tree a job; the GPUs of this machine, where it has any, are shared out among them."""
 
     def __init__(self, study: Study):
-        self.study, self.devices = study, gpus_here()
+        self.study, self.devices, self.queue = study, gpus_here(), Queue(study)
         self.processes: dict[str, Process] = {}
-        self.stopping = False
+        self.asked: set[str] | None = None
 
     def command(self, job: Job) -> list[str]:
         """The job's command line."""
@@ -48,17 +51,22 @@ class Local:
         return shown_command(self.command(job))
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """See ``Launcher``. Raises UserError when the machine has too few GPUs for one of them."""
+        """See ``Launcher``; one for which too few GPUs are free is left for later, see ``require_gpus``."""
         for job in jobs:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        lock = try_lock(self._lock_file(job))
+        lock = try_lock(lock_file(job, self.study.out))
         if lock is None:
             return
+        devices = self._free_devices(job)
+        if devices is None or self.queue.has(job):
+            lock.close()
+            return
+        sign(lock, devices)
         failure_file(job, self.study.out).unlink(missing_ok=True)
         log = open(jobs_folder(self.study.out) / f"{job.name}.log", "a+", errors="replace")  # noqa: SIM115 - the process has it
-        start, devices = log.tell(), self._free_devices(job)
+        start = log.tell()
         popen = subprocess.Popen(
             self.command(job),
             stdin=subprocess.DEVNULL,
@@ -66,7 +74,9 @@ class Local:
             stderr=log,
             env=self._environment(devices),
             pass_fds=[lock.fileno()],
+            start_new_session=True,  # so that a terminal's Ctrl-C reaches it once, through ``stop``
         )
+        sign(lock, devices, popen.pid)
         self.processes[job.name] = Process(job, popen, lock, log, start, devices)
 
     def running(self) -> set[str]:
@@ -75,15 +85,17 @@ class Local:
             if (code := process.popen.poll()) is not None:
                 self._conclude(process, code)
                 del self.processes[name]
-        others = (job for job in self.study.jobs if job.name not in self.processes)
-        return {*self.processes, *(job.name for job in others if self._is_locked(job))}
+        return {*self.processes, *self._others(), *self.queue.running()}
 
-    def stop(self) -> None:
+    def stop(self) -> set[str]:
         """See ``Launcher``."""
-        if not self.stopping:
-            self.stopping = True
-            for process in self.processes.values():
-                process.popen.terminate()
+        if self.asked is None:
+            left = {name: holder["pid"] for name, holder in self._others().items() if is_orphan(holder)}
+            self.asked = {*self.processes, *left}
+            for pid in [*left.values(), *(process.popen.pid for process in self.processes.values())]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        return self.asked
 
     def _conclude(self, process: Process, code: int) -> None:
         """Leave the reason of a failure; a run that was asked to stop has not failed."""
@@ -96,38 +108,27 @@ class Local:
         process.lock.close()
 
     def was_stopped(self, process: Process, code: int) -> bool:
-        """Whether a run was asked to stop, and can be continued."""
-        return code in STOPPED
+        """Whether a run was asked to stop, if only before it listened, and can be continued."""
+        return code in STOPPED or (process.job.name in (self.asked or ()) and code == -signal.SIGTERM)
 
-    def _environment(self, devices: tuple[str, ...]) -> dict[str, str]:
-        own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-        if self.study.threads:
+    def _environment(self, devices: Sequence[str]) -> dict[str, str]:
+        own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.devices else {}
+        if self.study.threads and not devices:
             own["OMP_NUM_THREADS"] = str(self.study.threads)
         return {**os.environ, **own}
 
-    def _free_devices(self, job: Job) -> tuple[str, ...]:
-        if not self.devices:
-            return ()
-        needed = job.run.processes or self.study.gpus
+    def _free_devices(self, job: Job) -> list[str] | None:
+        """Those for ``job``; None when too few are free."""
+        needed = gpus_needed(job, self.study) if self.devices else 0
         taken = {device for process in self.processes.values() for device in process.devices}
+        for holder in self._others().values():
+            taken |= set(holder["devices"]) if is_here(holder) else set()
         free = [device for device in self.devices if device not in taken]
-        if len(free) < needed:
-            raise UserError(
-                f"{job.name} needs {needed} GPUs, but {len(free)} of this machine's {len(self.devices)} are free; give "
-                "fewer with --gpus or --max-parallel"
-            )
-        return tuple(free[:needed])
+        return free[:needed] if len(free) >= needed else None
 
-    def _lock_file(self, job: Job) -> Path:
-        return jobs_folder(self.study.out) / f"{job.name}.lock"
-
-    def _is_locked(self, job: Job) -> bool:
-        if not self._lock_file(job).exists():
-            return False
-        lock = try_lock(self._lock_file(job))
-        if lock:
-            lock.close()
-        return lock is None
+    def _others(self) -> dict[str, dict]:
+        """Who holds the jobs that this launcher has not started."""
+        return holders((job for job in self.study.jobs if job.name not in self.processes), self.study.out)
 
 
 class Torchrun(Local):
@@ -145,10 +146,3 @@ class Torchrun(Local):
         _, *words = job.command(self.study.out, self.study.backend)
         processes = str(job.run.processes or self.study.gpus)
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *words]
-
-
-def gpus_here() -> list[str]:
-    """CUDA_VISIBLE_DEVICES where it is set, else the numbers of NVIDIA's devices on this machine."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [word for word in visible.split(",") if word.strip()]
-    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)

@@ -1,6 +1,8 @@
 """What SLURM is asked for: a YAML file with sbatch's options, and what follows from it for one job."""
 
+import os
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,7 @@ WORDS = (
 )  # fmt: skip
 SETUP, MORE = "setup", "additional_parameters"
 KINDS: dict[str, tuple[type, str]] = {SETUP: (list, "a list of lines"), MORE: (dict, "lines 'NAME: VALUE'")}
+SECONDS_FOR_AN_ANSWER = 60.0
 SECONDS_TO_STOP = 120  # from the signal to the end of the time limit
 
 
@@ -52,7 +55,7 @@ class Options:
 
 
 def require_slurm() -> None:
-    """Raise UserError where there is no SLURM, or no submitit."""
+    """Raise UserError where there is no SLURM, none that answers, or no submitit."""
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
         raise UserError(
             f"--launcher slurm: there is no {missing[0]} in PATH; start it on a login node of the cluster, or use "
@@ -60,6 +63,23 @@ def require_slurm() -> None:
         )
     if not find_spec("submitit"):
         raise UserError("--launcher slurm needs submitit: pip install -e '.[slurm]'")
+    if problem := no_answer():
+        raise UserError(
+            f"--launcher slurm: squeue does not answer ({problem}); start it on a login node when it does, or use "
+            "--launcher local"
+        )
+
+
+def no_answer() -> str:
+    """Why squeue says nothing; empty where it answers."""
+    try:
+        command = ["squeue", "--noheader", f"--user={os.getuid()}"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr.strip().splitlines()[-1] if error.stderr.strip() else error)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return ""
 
 
 def read_options(path: Path | None) -> Options:

@@ -1,0 +1,54 @@
+"""The GPUs of this machine, and how many a job needs of them."""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from scratch_det import backends
+from scratch_det.config import load_config
+from scratch_det.errors import UserError
+from scratch_det.study.job import Job, from_here
+from scratch_det.study.study import Study
+
+
+def gpus_here() -> list[str]:
+    """CUDA_VISIBLE_DEVICES where it is set, else the numbers of NVIDIA's devices on this machine."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [word for word in visible.split(",") if word.strip()]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def gpus_needed(job: Job, study: Study) -> int:
+    """One a process; none where the recipe's MODEL.DEVICE is cpu."""
+    found = job.config(study.out)
+    config = found if found.exists() else from_here(job.run.config)  # the search that writes it is still to come
+    device = _device(config, (*job.run.changes, *job.overrides(study.out)), study.backend)
+    return 0 if device == "cpu" else job.run.processes or study.gpus
+
+
+def require_gpus(jobs: Sequence[Job], study: Study, max_parallel: int) -> None:
+    """Raise UserError when this machine has GPUs, but fewer than ``jobs`` may need at once."""
+    devices = gpus_here()
+    needed = {job.name: gpus_needed(job, study) for job in jobs} if devices else {}
+    if not any(needed.values()):
+        return
+    (most, greatest), here = max(needed.items(), key=lambda item: item[1]), _there_are(devices)
+    if greatest > len(devices):
+        raise UserError(f"{most} needs {greatest} GPUs, and {here}; change --gpus or --only")
+    largest = sorted(needed.values(), reverse=True)[:max_parallel]
+    if (at_once := min(sum(largest), max_parallel * study.gpus)) > len(devices):
+        raise UserError(
+            f"--max-parallel {max_parallel} with --gpus {study.gpus} needs {at_once} GPUs, and {here}; "
+            f"give --max-parallel {max(1, len(devices) // study.gpus)}, or fewer --gpus"
+        )
+
+
+def _there_are(devices: Sequence[str]) -> str:
+    source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
+    return f"{source} {len(devices)}"
+
+
+@cache
+def _device(config: Path, overrides: tuple[str, ...], backend: str) -> str:
+    return str(load_config(config, list(overrides), backends.defaults(backend)).cfg.MODEL.DEVICE)
