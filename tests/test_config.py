@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 ALL_FILES = sorted(CONFIGS.rglob("*.yaml"))
 LEAVES = [path for path in ALL_FILES if "_base_" not in path.parts]
-SOLVERS = sorted((CONFIGS / "_base_/solver").glob("*x.yaml"))
+SOLVERS = sorted((CONFIGS / "_base_/solver").glob("[0-9]*x.yaml"))
 TABLE1 = sorted((CONFIGS / "COCO-InstanceSegmentation").glob("*_FPN_?x_gn.yaml"))
 KX = re.compile(r"(?:^|_)(\d+)x(?:_|$)")  # "3x" of 3x.yaml or ..._FPN_3x_gn.yaml
 
