@@ -32,16 +32,16 @@ class TimmBody(nn.Module):
         super().__init__()
         keys = cfg.MODEL.TIMM
         check_keys(cfg)
-        arguments = arguments_of(keys.NAME, keys.DROP_PATH)
-        self.net = timm.create_model(keys.NAME, **arguments)
-        choose_norm(self.net.model, keys.NORM, keys.NAME)
+        self.name = keys.NAME
+        self.net = timm.create_model(self.name, **arguments_of(self.name, keys.DROP_PATH))
+        choose_norm(self.net.model, keys.NORM, self.name)
         info = self.net.feature_info
         self.strides = {MAPS[stride]: stride for stride in info.reduction()}
         self.channels = dict(zip(self.strides, info.channels(), strict=True))
         known = self.net.model.pretrained_cfg
         first = known.get("first_conv") or ""
         self.first_layer = f"{PREFIX}{first if isinstance(first, str) else first[0]}.weight"
-        self.pixels = Pixels("RGB", tuple(255 * m for m in known["mean"]), tuple(255 * s for s in known["std"]))
+        self.pixels = Pixels("RGB", *(tuple(round(255 * v, 3) for v in known[key]) for key in ("mean", "std")))
         self.stages = stages_of(self.net.model)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class TimmBody(nn.Module):
     def from_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's own names as this body's, without what is behind the last map."""
         with torch.device("meta"):
-            whole = timm.create_model(self.net.model.pretrained_cfg["architecture"]).state_dict()
+            whole = timm.create_model(self.name).state_dict()
         behind = whole.keys() - self.net.model.state_dict().keys()
         return {PREFIX + name: value for name, value in tensors.items() if name not in behind}
 

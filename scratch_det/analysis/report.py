@@ -43,8 +43,9 @@ def describe(
 
 def _trained(analysis: "Analysis") -> Iterator[str]:
     """Which parameters of the backbone do not train."""
-    yield f"backbone: {len(analysis.frozen)} frozen tensors{_listed(analysis.frozen)}"
-    yield f"one forward and backward pass leaves {len(analysis.unused)} tensors without a gradient{_listed(analysis.unused)}"
+    frozen, unused = analysis.frozen, analysis.unused
+    yield f"backbone: {len(frozen)} frozen tensors{_listed(frozen)}"
+    yield f"one forward and backward pass leaves {len(unused)} tensors without a gradient{_listed(unused)}"
 
 
 def _listed(names: list[str]) -> str:

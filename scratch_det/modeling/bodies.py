@@ -73,7 +73,7 @@ def _other_maps(cfg: CfgNode, body: Any) -> Iterator[str]:
         return
     if len(set(body.channels.values())) > 1:
         channels = ", ".join(map(str, body.channels.values()))
-        yield f"{name} has maps of {channels} channels, which need a pyramid: MODEL.BACKBONE.NAME build_NET_fpn_backbone"
+        yield f"{name} has maps of {channels} channels, which need a pyramid: name build_..._fpn_backbone"
     for key in ("RPN", "ROI_HEADS"):
         if (asked := list(cfg.MODEL[key].IN_FEATURES)) != maps:
             yield f"MODEL.{key}.IN_FEATURES is {asked}; it has {maps}"

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 BODY = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
-OF_RESNETS = re.compile(r"conv1\.|bn1\.|layer\d|fc\.|stem\.|res\d")  # other bodies have the same names in both
+OF_RESNETS = re.compile(
+    r"(conv1|bn1|fc|layer\d|stem\.(conv\d|fc)|res\d\.\d+\.(conv\d|shortcut))(\.|_)"
+)  # others: the same in both
 LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one, {2n} twice the same
     ("backbone.body.conv1", "backbone.bottom_up.stem.conv1"),
     ("backbone.body.bn1", "backbone.bottom_up.stem.conv1.norm"),
