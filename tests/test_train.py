@@ -348,6 +348,12 @@ class TestImports:
         assert own[0] in RANKS, "a new part of the package: give it a rank"
         assert {other for other in others if other != own[0] and RANKS[other] >= RANKS[own[0]]} == set()
 
+    def test_the_package_knows_no_project(self) -> None:
+        projects = {path.parent.name for path in (ROOT / "projects").glob("*/__init__.py")}
+        assert projects
+        for path in PACKAGE.rglob("*.py"):
+            assert not {name.split(".")[0] for name in imports(path)} & {*projects, "projects", "timm"}
+
     def test_backends_do_not_know_each_other(self) -> None:
         folders = [path for path in (PACKAGE / "backends").iterdir() if (path / "model.py").exists()]
         assert folders

@@ -227,10 +227,10 @@ REFUSED = {
     "one stride": ("convnext", ["MODEL.TIMM.NAME", "test_vit"], r"strides \[16, 16, 16\]; FPN needs 4, 8, 16 and 32"),
     "one size": ("convnext", ["MODEL.TIMM.NAME", "hiera_tiny_224"], "no pyramid for images of any size"),
     "rounding": ("efficientnet", ["MODEL.TIMM.NAME", "inception_v3"], "no pyramid for images of any size .*it makes"),
-    "GN": ("efficientnet", ["MODEL.TIMM.NORM", "GN"], "has 16 channels, no multiple of GN's 32"),
+    "GN": ("efficientnet", ["MODEL.TIMM.NORM", "GN"], "bn1 of test_efficientnet has 24 channels, no multiple of GN"),
     "no batch norm": ("convnext", ["MODEL.TIMM.NORM", "GN"], 'no batch norm to replace; set it to ""'),
     "no norm said": ("efficientnet", ["MODEL.TIMM.NORM", ""], "has 12 batch norms; set it to GN, SyncBN or BN"),
-    "small batch": ("efficientnet", ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"], "NORM is BN with 2 image"),
+    "small batch": ("efficientnet", ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"], "is BN with 2 images"),
     "an optimizer": ("convnext", ["SOLVER.OPTIMIZER", "Adam"], "expected SGD or AdamW; did you mean 'AdamW'"),
 }  # fmt: skip
 
