@@ -88,7 +88,9 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
 def _unused(backbone: nn.Module, height: int, width: int) -> list[str]:
     """The parameters without a gradient after one forward and backward pass of an image."""
     maps = backbone.train()(torch.empty(2, 3, height, width))
-    sum(feature.sum() for feature in maps.values()).backward()
+    total = sum(feature.sum() for feature in maps.values())
+    if total.requires_grad:  # else all of it is frozen
+        total.backward()
     return [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
 
 
