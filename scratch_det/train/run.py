@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config.curve import is_cosine, learning_rate_line
+from scratch_det.config.solver_rules import optimizer_of
 from scratch_det.data.coco import collection_paused
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import StopFlag
@@ -128,7 +129,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
 def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
     """Raise UserError when this run's checkpoints will not fit."""
     size = size_of(state.model)
-    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable)
+    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
     check_free_space(
         store.folder, bytes_each, solver.MAX_ITER, solver.CHECKPOINT_PERIOD, store.keep_last, store.keep_at
     )
