@@ -129,6 +129,9 @@ class TestRecipes:
         scale, cut, _ = theirs.dataloader.train.mapper.augmentations
         assert (scale.min_scale, scale.max_scale) == cfg.INPUT.LSJ.SCALES
         assert {scale.target_height, scale.target_width, *cut.crop_size} == {cfg.INPUT.LSJ.SIZE}
+        assert (theirs.model.pixel_mean, theirs.model.pixel_std) == (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+        assert theirs.model.backbone.bottom_up.freeze_at == cfg.MODEL.BACKBONE.FREEZE_AT
+        assert theirs.train.amp.enabled == cfg.SOLVER.AMP.ENABLED
         with torch.device("meta"):
             ours, model = backends.load("detectron2").build(without_keys(cfg)), instantiate(theirs.model)
         assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
