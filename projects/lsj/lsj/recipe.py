@@ -41,6 +41,7 @@ def problems(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.LSJ.SIZE is {size}, expected the side of the training images, {SMALLEST_VIEW} pixels or more; "
             "set INPUT.LSJ.SIZE 1024, or train this recipe without jitter: tools/train_net.py"
         )
+        return
     if len(scales) == 2 and 0 < scales[1] < scales[0]:
         yield f'INPUT.LSJ.SCALES is {scales}, expected the smaller one first; set INPUT.LSJ.SCALES "{scales[::-1]}"'
     elif len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:

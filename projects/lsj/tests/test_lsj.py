@@ -142,6 +142,7 @@ class TestRefusals:
         ("overrides", "expected"),
         [
             (("INPUT.LSJ.SIZE", 0), "INPUT.LSJ.SIZE is 0, expected the side of the training images"),
+            (("INPUT.LSJ.SIZE", 0, "INPUT.MIN_SIZE_TRAIN", "(96,)"), "or train this recipe without jitter"),
             (("INPUT.LSJ.SIZE", -64), "INPUT.LSJ.SIZE is -64, expected"),
             (("INPUT.LSJ.SIZE", 64.5), "INPUT.LSJ.SIZE"),
             (("INPUT.LSJ.SCALES", "(2.0, 0.1)"), 'set INPUT.LSJ.SCALES "(0.1, 2.0)"'),
