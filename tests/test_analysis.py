@@ -56,7 +56,7 @@ class TestBackends:
         assert [sum(part.norms.values()) for part in found.parts.values()] == [53, 8, 0, 4, 4]
         assert set(found.total.norms) == {"GroupNorm"}
         assert found.image == (800, 1344)
-        assert list(found.maps.values()) == [
+        assert list(found.maps.values())[-5:] == [
             (256, 4, 200, 336), (256, 8, 100, 168), (256, 16, 50, 84), (256, 32, 25, 42), (256, 64, 13, 21),
         ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.backends.torchvision.backbone import build_backbone, build_resnet
-from scratch_det.backends.torchvision.keys import HONOURED, PYRAMIDS, check
+from scratch_det.backends.torchvision.keys import HONOURED, RESNETS, check
 from scratch_det.backends.torchvision.pooler import ROIPooler
 from scratch_det.backends.torchvision.roi_heads import box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
@@ -670,7 +670,7 @@ WRONG = {  # a value of the right type that this backend does not have
 class TestRefusals:
     def test_every_restricted_key_has_a_wrong_value_here(self) -> None:
         chosen = {"MODEL.BACKBONE.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
-        assert set(WRONG) == set(HONOURED) | set(PYRAMIDS) | chosen
+        assert set(WRONG) == set(HONOURED) | set(RESNETS) | chosen
 
     @pytest.mark.parametrize("key", WRONG)
     def test_a_value_it_does_not_have_is_refused_by_name(self, key: str, config: Config) -> None:
@@ -726,4 +726,4 @@ class TestRefusals:
         assert all(loss.isfinite() for loss in backend.losses(built(cfg), [sample()]).values())
 
     def test_every_key_is_known(self, config: Config) -> None:
-        assert set(HONOURED) | set(PYRAMIDS) <= set(flatten(config()))
+        assert set(HONOURED) | set(RESNETS) <= set(flatten(config()))

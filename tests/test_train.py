@@ -314,7 +314,7 @@ class TestEvalOnly:
 
 
 RANKS = {  # a module imports from lower ranks and from its own part only
-    "textfile": 0, "columns": 0,
+    "textfile": 0, "columns": 0, "project": 1,
     "errors": 0, "progress": 0, "cache": 0, "schedule": 0, "distributed": 1, "config": 1, "data": 2, "modeling": 3,
     "lock": 1, "weights": 3, "backends": 4, "evaluation": 4, "visualization": 4, "train": 5,
     "study": 6, "search": 6, "check": 6, "benchmark": 6, "conversion": 6, "analysis": 6, "pretrain": 6,
@@ -347,6 +347,12 @@ class TestImports:
             return
         assert own[0] in RANKS, "a new part of the package: give it a rank"
         assert {other for other in others if other != own[0] and RANKS[other] >= RANKS[own[0]]} == set()
+
+    def test_the_package_knows_no_project(self) -> None:
+        projects = {path.parent.name for path in (ROOT / "projects").glob("*/__init__.py")}
+        assert projects
+        for path in PACKAGE.rglob("*.py"):
+            assert not {name.split(".")[0] for name in imports(path)} & {*projects, "projects", "timm"}
 
     def test_backends_do_not_know_each_other(self) -> None:
         folders = [path for path in (PACKAGE / "backends").iterdir() if (path / "model.py").exists()]

@@ -12,7 +12,6 @@ from torch import nn
 from torchvision.models import vgg16
 
 from scratch_det import backends
-from scratch_det.backends.torchvision.keys import check
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.bodies import build_body
@@ -63,7 +62,9 @@ class TestBody:
 
     def test_has_conv5_alone(self, config: Callable[..., CfgNode]) -> None:
         with pytest.raises(ConfigError, match=r"MODEL\.RPN\.IN_FEATURES is \['conv4'\]; it has \['conv5'\]"):
-            check(config("MODEL.RPN.IN_FEATURES", "['conv4']"))
+            build_body(config("MODEL.RPN.IN_FEATURES", "['conv4']"))
+        with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* strides\) conv5 16"):
+            build_body(config("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.FPN.IN_FEATURES", "['conv5']"))
 
 
 @pytest.mark.parametrize("name", INSTALLED)

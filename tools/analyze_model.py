@@ -17,6 +17,7 @@ from scratch_det.analysis.report import describe, parse_size
 from scratch_det.analysis.table import write_table
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.errors import exit_on_user_error
+from scratch_det.project import add_project_flag
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", metavar="HxW", help="height and width of the image (the recipe's test size)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+    add_project_flag(parser)
     return parser
 
 

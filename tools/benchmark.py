@@ -16,6 +16,7 @@ from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.benchmark.loop import loop_against_bare
 from scratch_det.benchmark.peers import loop_against_plain_script
 from scratch_det.errors import exit_on_user_error
+from scratch_det.project import add_project_flag
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="loop: whose model (%(default)s)")
     parser.add_argument("--script", type=Path, metavar="FILE", help="peers: detectron2's tools/plain_train_net.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+    add_project_flag(parser)
     return parser
 
 

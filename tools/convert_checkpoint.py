@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scratch_det.backends import BACKENDS
 from scratch_det.errors import exit_on_user_error
+from scratch_det.project import add_project_flag
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="the recipe (config.yaml beside SRC)")
     parser.add_argument("--verify", type=Path, metavar="IMAGE", help="compare detections of both backends in it")
     parser.add_argument("--partial", action="store_true", help="leave out weights that have no place")
+    add_project_flag(parser)
     return parser
 
 

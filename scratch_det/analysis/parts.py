@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from scratch_det.errors import UserError
 from scratch_det.modeling.size import size_of
 
-NORM_NAMES = ("Norm", "Norm2d")  # how the class of a normalisation layer ends, in both libraries
+NORM_NAMES = ("Norm", "Norm2d")  # how a class of normalisation layers, or one that it is made from, ends
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ class Analysis(NamedTuple):
     """What ``analyze`` finds.
 
     image: height and width after padding. parts: in the order of a forward pass. maps: channels, stride, height and
-    width of the backbone's feature maps.
+    width of the feature maps, those of the body below a pyramid first. frozen: the names of the backbone's parameters
+    that do not train; unused: of those that do, but that no map's gradient reaches.
     """
 
     image: tuple[int, int]
     parts: dict[str, Cost]
     maps: dict[str, tuple[int, int, int, int]]
+    frozen: list[str]
+    unused: list[str]
 
     @property
     def total(self) -> Cost:
@@ -74,9 +77,24 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
         maps = backbone.output
         parts = {**dict(_backbone(backbone)), "RPN": _rpn(_child(model, "rpn", "proposal_generator"), maps)}
         parts |= _heads(model.roi_heads, cfg, channels=list(maps.values())[-1].shape[1])
-    return Analysis((height, width), parts, {name: _describe(maps[name], max(height, width)) for name in maps})
+        below = _body(model.backbone)(torch.empty(1, 3, height, width))
+        every = {**below, **maps} if isinstance(below, dict) else maps
+        shapes = {name: _describe(feature, max(height, width)) for name, feature in every.items()}
+        frozen = [name for name, p in model.backbone.named_parameters() if not p.requires_grad]
+        return Analysis((height, width), parts, shapes, frozen, _unused(model.backbone, height, width))
 
 
+@torch.enable_grad()
+def _unused(backbone: nn.Module, height: int, width: int) -> list[str]:
+    """The parameters without a gradient after one forward and backward pass of an image."""
+    maps = backbone.train()(torch.empty(2, 3, height, width))
+    total = sum(feature.sum() for feature in maps.values())
+    if total.requires_grad:  # else all of it is frozen
+        total.backward()
+    return [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+
+
+BODY_NAMES = "body", "bottom_up"
 BOX_PARTS = ("box_head", "box_predictor")
 
 
@@ -95,7 +113,7 @@ class Pass:
         module = self.module.get_submodule(child)
         name = ".".join(filter(None, (_class(self.module), child)))  # as torch calls it
         flops, activations = (sum(counts.get(name, {}).values()) for counts in (self.flops, self.activations))
-        norms = Counter(kind for kind in map(_class, module.modules()) if kind.endswith(NORM_NAMES))
+        norms = Counter(_class(layer) for layer in module.modules() if _is_norm(layer))
         size = size_of(module)
         return Cost(size.parameters, size.trainable, flops // 2, activations, norms)  # torch counts x and + apart
 
@@ -115,10 +133,15 @@ class Stages(nn.Module):
 
 def _backbone(backbone: Pass) -> Iterator[tuple[str, Cost]]:
     """The body and, where the backbone has more than that, the pyramid."""
-    body = backbone.cost(next((name for name in ("body", "bottom_up") if hasattr(backbone.module, name)), ""))
+    body = backbone.cost(next((name for name in BODY_NAMES if hasattr(backbone.module, name)), ""))
     yield "body", body
     if (pyramid := backbone.cost() - body) != Cost():
         yield "FPN", pyramid
+
+
+def _body(backbone: nn.Module) -> nn.Module:
+    """What is below the pyramid; the backbone itself where there is none."""
+    return next((getattr(backbone, name) for name in BODY_NAMES if hasattr(backbone, name)), backbone)
 
 
 def _rpn(rpn: nn.Module, maps: dict[str, Tensor]) -> Cost:
@@ -160,6 +183,10 @@ def _describe(feature: Tensor, side: int) -> tuple[int, int, int, int]:
     """Channels, stride, height, width of a map; ``side`` is the image's longer one, in pixels."""
     _, channels, height, width = feature.shape
     return channels, 2 ** round(log2(side / max(height, width))), height, width  # sides are rounded up
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return any(base.__name__.endswith(NORM_NAMES) for base in type(module).__mro__)
 
 
 def _class(module: nn.Module) -> str:

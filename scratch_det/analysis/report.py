@@ -1,6 +1,6 @@
 """One recipe's model as text. What can be refused is refused before torch is imported."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 HEADER = ("part", "parameters", "trainable", "frozen", "GFLOPs", "M activations", "norm layers")
 COUNTED = """\
-FLOPs are multiply-adds of convolutions and linear layers, activations the numbers that these put out. Box heads work on
-RPN.POST_NMS_TOPK_TEST proposals, in every stage of a cascade, other heads on TEST.DETECTIONS_PER_IMAGE boxes. Norms,
-activation functions, pooling, upsampling, RoIAlign, box decoding and NMS are not counted."""
+FLOPs are multiply-adds of convolutions, linear layers and attention, activations the numbers that these put out. Box
+heads work on RPN.POST_NMS_TOPK_TEST proposals, in every stage of a cascade, other heads on TEST.DETECTIONS_PER_IMAGE
+boxes. Norms, activation functions, pooling, upsampling, RoIAlign, box decoding and NMS are not counted."""
 
 
 def describe(
@@ -37,7 +37,19 @@ def describe(
     parts = [HEADER, *(_row(*part) for part in analysis.parts.items()), _row("total", analysis.total)]
     maps = [("feature map", "stride", "channels", "size")]
     maps += [(name, str(s), str(c), f"{h} x {w}") for name, (c, s, h, w) in analysis.maps.items()]
-    return "\n\n".join([title, table(parts, markdown), table(maps, markdown), COUNTED])
+    passed = "\n".join(_trained(analysis))
+    return "\n\n".join([title, table(parts, markdown), table(maps, markdown), passed, COUNTED])
+
+
+def _trained(analysis: "Analysis") -> Iterator[str]:
+    """Which parameters of the backbone do not train."""
+    frozen, unused = analysis.frozen, analysis.unused
+    yield f"backbone: {len(frozen)} frozen tensors{_listed(frozen)}"
+    yield f"one forward and backward pass leaves {len(unused)} tensors without a gradient{_listed(unused)}"
+
+
+def _listed(names: list[str]) -> str:
+    return ": " + ", ".join(names) if names else ""
 
 
 def examine(

@@ -14,6 +14,7 @@ from scratch_det.check.model import check_model
 from scratch_det.check.report import Report, Section
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.curve import learning_rate_line
+from scratch_det.config.solver_rules import optimizer_of
 from scratch_det.data.coco import collection_paused, lack_of_images
 from scratch_det.distributed.launch import several_to_launch
 from scratch_det.distributed.world import ALONE
@@ -140,7 +141,8 @@ def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:
 
 def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -> None:
     """Whether the checkpoints fit."""
-    folder, each = RunDir(cfg.OUTPUT_DIR).checkpoints, disk.checkpoint_bytes(size.weights, size.trainable)
+    folder = RunDir(cfg.OUTPUT_DIR).checkpoints
+    each = disk.checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
     asked = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.keep_at)
     needed, free = disk.free_space_needed(each, *asked), disk.free_bytes(folder)
     section.add(

@@ -5,7 +5,7 @@ Needs fvcore alone; never imports torch.
 
 from scratch_det.config.batch import settle_batch
 from scratch_det.config.check import check_config, check_model
-from scratch_det.config.defaults import get_cfg
+from scratch_det.config.defaults import get_cfg, with_project_keys
 from scratch_det.config.keys import flatten, plain, set_key
 from scratch_det.config.load import LoadedConfig, load_config
 
@@ -19,4 +19,5 @@ __all__ = [
     "plain",
     "set_key",
     "settle_batch",
+    "with_project_keys",
 ]

@@ -195,6 +195,7 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     workers,
     known_device,
     output_dir_is_named,
+    solver_rules.known_optimizer,
     solver_rules.positive_numbers,
     solver_rules.drops_happen,
     solver_rules.cosine_ends,

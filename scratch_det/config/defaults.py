@@ -8,11 +8,23 @@ import yaml
 from fvcore.common.config import CfgNode
 
 DEFAULTS_FILE = Path(__file__).with_name("defaults.yaml")
+PROJECT_KEYS: dict[str, Any] = {}  # dotted keys with their defaults, which a project adds to detectron2's
 
 
 def get_cfg() -> CfgNode:
     """A fresh configuration with every default, to be changed freely by the caller."""
-    return _defaults().clone()
+    return with_project_keys(_defaults().clone())
+
+
+def with_project_keys(cfg: CfgNode) -> CfgNode:
+    """``cfg``, changed, with the keys of the projects that were added."""
+    for key, value in PROJECT_KEYS.items():
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[name] = value
+    return cfg
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.defaults import get_cfg
+from scratch_det.config.defaults import PROJECT_KEYS, get_cfg
 from scratch_det.config.keys import explain_unknown, flatten, set_key
 from scratch_det.config.source import BASE_KEY, Entry, Source, base_path, read_source
 from scratch_det.config.values import accept
@@ -48,6 +48,9 @@ def load_config(
     problems = _apply(cfg, in_files, known)
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
+    project = next((folder for folder in Path(config_file).parents if (folder / "__init__.py").is_file()), None)
+    if problems and project and not PROJECT_KEYS:
+        problems.append(f"{config_file} is a recipe of a project; give --project {project}")
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))

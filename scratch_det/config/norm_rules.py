@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.errors import did_you_mean
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
@@ -17,10 +18,14 @@ SMALLEST_BN_BATCH = 8  # images
 
 
 def norms(cfg: CfgNode) -> dict[str, str]:
-    """The norm of each part that has one, by key; the backbone's name says whether RESNETS and FPN are read."""
-    parts = [part for part, word in (("RESNETS", "resnet"), ("FPN", "fpn")) if word in cfg.MODEL.BACKBONE.NAME]
-    parts += ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
-    return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
+    """The norm of each part that has one, by key.
+
+    The backbone's name says whether RESNETS and FPN are read, and which section of a project's.
+    """
+    theirs = [key.split(".")[1] for key in PROJECT_KEYS if key.startswith("MODEL.") and key.endswith(".NORM")]
+    words = {"RESNETS": "resnet", "FPN": "fpn", **{part: part.lower() for part in theirs}}
+    parts = [part for part, word in words.items() if word in cfg.MODEL.BACKBONE.NAME]
+    return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in (*parts, "ROI_BOX_HEAD", "ROI_MASK_HEAD")}
 
 
 def known_norms(cfg: CfgNode) -> Iterator[str]:
@@ -86,11 +91,14 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
 
 
 def _normalised_channels(cfg: CfgNode, norm_key: str) -> dict[str, int]:
-    """The channels that the norm of ``norm_key`` sees; a ResNet's later stages are multiples of res2's."""
+    """The channels that the norm of ``norm_key`` sees; a ResNet's later stages are multiples of res2's.
+
+    None where no key says it: a project's body.
+    """
     part = norm_key.split(".")[1]
     if part != "RESNETS":
         name = "OUT_CHANNELS" if part == "FPN" else "CONV_DIM"
-        return {f"MODEL.{part}.{name}": cfg.MODEL[part][name]}
+        return {f"MODEL.{part}.{name}": cfg.MODEL[part][name]} if name in cfg.MODEL[part] else {}
     resnets = cfg.MODEL.RESNETS
     return {
         "MODEL.RESNETS.STEM_OUT_CHANNELS": resnets.STEM_OUT_CHANNELS,

@@ -2,10 +2,35 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.curve import COSINE, is_cosine
+from scratch_det.errors import did_you_mean
+
+
+class Optimizer(NamedTuple):
+    """``build`` is module:function, called with the recipe and the model; ``moments`` numbers are kept a weight."""
+
+    build: str
+    moments: int
+
+
+SGD = "SGD"  # the only one in detectron2, which has no key for it
+OPTIMIZERS = {SGD: Optimizer("scratch_det.train.optimizer:build_sgd", moments=1)}  # by a project's SOLVER.OPTIMIZER
+
+
+def optimizer_of(cfg: CfgNode) -> Optimizer:
+    """What a recipe that passed ``known_optimizer`` trains with."""
+    return OPTIMIZERS[cfg.SOLVER.get("OPTIMIZER", SGD)]
+
+
+def known_optimizer(cfg: CfgNode) -> Iterator[str]:
+    name = cfg.SOLVER.get("OPTIMIZER", SGD)
+    if name not in OPTIMIZERS:
+        known = list(OPTIMIZERS)
+        yield f"SOLVER.OPTIMIZER is '{name}', expected {' or '.join(known)}{did_you_mean(name, known)}"
 
 
 def positive_numbers(cfg: CfgNode) -> Iterator[str]:

@@ -22,11 +22,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
-from scratch_det.data.boxes import inside
 from scratch_det.data.coco import CocoDataset, lack_of_images
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
-from scratch_det.data.transforms import Sample, augment, resize
+from scratch_det.data.transforms import Augmentation, Sample, augment, keep_inside, resize
 from scratch_det.distributed.group import before_fork
 from scratch_det.distributed.stop import follow_parent
 from scratch_det.distributed.world import ALONE, World
@@ -50,13 +49,13 @@ class Records:
 
 
 class TrainingSet(Dataset):
-    """Training samples addressed by stream position.
+    """Training samples addressed by stream position, ``augment`` being what is done to them, see ``transforms``.
 
     A DataError becomes the item instead of an exception, so that it leaves a worker process as the message it is.
     """
 
-    def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
-        self.cfg = cfg
+    def __init__(self, cfg: CfgNode, datasets: list[CocoDataset], augment: Augmentation = augment):
+        self.cfg, self.augment = cfg, augment
         self.mirror, self.num_keypoints = datasets[0].mirror, len(datasets[0].keypoints)
         usable = [
             (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)
@@ -81,10 +80,8 @@ class TrainingSet(Dataset):
             sample = self._load(image_root, image, annotations)
         except DataError as error:
             return error
-        return {"position": position, **_keep_non_empty(self._augmented(sample, position))}
-
-    def _augmented(self, sample: Sample, position: int) -> Sample:
-        return augment(sample, self.cfg, self.stream.rng(position), self.mirror)
+        augmented = self.augment(sample, self.cfg, self.stream.rng(position), self.mirror)
+        return {"position": position, **keep_inside(augmented)}
 
     def describe(self) -> str:
         """For the log."""
@@ -139,19 +136,6 @@ def as_sample(pixels: np.ndarray, order: str) -> Sample:
     channels = pixels[:, :, ::-1] if order == "BGR" else pixels
     tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
     return {"image": tensor, "height": pixels.shape[0], "width": pixels.shape[1]}
-
-
-def _keep_non_empty(sample: Sample) -> Sample:
-    """Clip boxes to the image, drop objects whose box has no area left, and forget keypoints outside the image."""
-    height, width = sample["image"].shape[-2:]
-    boxes, kept = inside(sample["boxes"], height, width)
-    of_objects = ("labels", "masks", "keypoints")
-    sample = {key: value[kept] if key in of_objects else value for key, value in sample.items()} | {"boxes": boxes}
-    if "keypoints" in sample:
-        x, y, v = sample["keypoints"].unbind(-1)
-        labelled = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (v > 0)
-        sample["keypoints"] = sample["keypoints"] * labelled[..., None]
-    return sample
 
 
 def training_batches(

@@ -1,6 +1,6 @@
 """INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,11 @@ from fvcore.common.config import CfgNode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from scratch_det.data.boxes import inside
+
 Sample = dict[str, Any]
+# Of a sample, the recipe, the numbers to draw from and, where there are keypoints, what ``flip`` takes as mirror.
+Augmentation = Callable[[Sample, CfgNode, np.random.Generator, Sequence[int] | None], Sample]
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
@@ -18,7 +22,11 @@ def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequ
     mirror: see ``flip``.
     """
     short_side = _draw_short_side(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, rng)
-    sample = resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN)
+    return random_flip(resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN), cfg, rng, mirror)
+
+
+def random_flip(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
+    """RANDOM_FLIP with probability 1/2."""
     if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
         sample = flip(sample, cfg.INPUT.RANDOM_FLIP, mirror)
     return sample
@@ -42,8 +50,12 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
     """Scale image (bilinear, antialiased), boxes (xyxy px), masks (nearest pixel centre) and keypoints together."""
+    return resize_to(sample, output_size(*sample["image"].shape[-2:], short_side, max_size))
+
+
+def resize_to(sample: Sample, size: tuple[int, int]) -> Sample:
+    """As ``resize``, to a height and width in pixels."""
     height, width = sample["image"].shape[-2:]
-    size = output_size(height, width, short_side, max_size)
     if size == (height, width):
         return sample
     resized = {**sample, "image": F.resize(sample["image"], list(size), antialias=True)}
@@ -77,3 +89,21 @@ def flip(sample: Sample, direction: str, mirror: Sequence[int] | None = None) ->
     if "masks" in sample:
         flipped["masks"] = sample["masks"].flip(axis)
     return flipped
+
+
+def keep_inside(sample: Sample) -> Sample:
+    """Clip boxes to the image, drop objects whose box has no area left, and forget keypoints outside the image."""
+    height, width = sample["image"].shape[-2:]
+    boxes, kept = inside(sample["boxes"], height, width)
+    sample = select(sample, kept) | {"boxes": boxes}
+    if "keypoints" in sample:
+        x, y, v = sample["keypoints"].unbind(-1)
+        labelled = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (v > 0)
+        sample["keypoints"] = sample["keypoints"] * labelled[..., None]
+    return sample
+
+
+def select(sample: Sample, kept: torch.Tensor) -> Sample:
+    """The sample with the objects at the places ``kept``, int64 [M], alone."""
+    of_objects = ("boxes", "labels", "masks", "keypoints")
+    return {key: value[kept] if key in of_objects else value for key, value in sample.items()}

@@ -43,13 +43,17 @@ FILLS: dict[str, Fill] = {
 }
 
 
-def initialize(model: nn.Module, layer_types: dict[str, str]) -> None:
+def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None = None) -> None:
     """Fill every layer that has weights: the longest matching name prefix in ``layer_types`` gives its type in FILLS.
+
+    leave: the name of a part that keeps the weights it has.
 
     Biases start at 0 and normalisation as the identity (gamma 1, also in the last norm of a residual block). Raises
     ValueError for a layer with weights that no prefix covers: nothing may keep an unintended default.
     """
     for name, layer in model.named_modules():
+        if leave is not None and f"{name}.".startswith(f"{leave}."):
+            continue
         if isinstance(layer, NORM_LAYERS):
             layer.reset_parameters()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

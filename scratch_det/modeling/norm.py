@@ -1,6 +1,7 @@
 """Normalisation layers by detectron2's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -119,4 +120,42 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "SyncBN": SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
 }
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 NORM_LAYERS = (nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm)
+
+
+def batch_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The batch norms of ``module``, itself included, by name."""
+    return [(name, layer) for name, layer in module.named_modules(prefix=prefix) if isinstance(layer, BATCH_NORMS)]
+
+
+def replace_norm(model: nn.Module, name: str, norm: nn.Module) -> None:
+    """Put ``norm`` in the place of ``model``'s layer ``name``; what that one does behind its norm (timm) is kept."""
+    behind = dict(model.get_submodule(name).named_children())
+    for child, layer in behind.items():
+        norm.add_module(child, layer)
+    if behind:
+        norm.register_forward_hook(_children_behind)
+    model.set_submodule(name, norm)
+
+
+def _children_behind(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
+    for layer in norm.children():
+        output = layer(output)
+    return output
+
+
+def frozen(norm: nn.Module) -> FrozenBatchNorm2d:
+    """A batch norm's weights and statistics, which from now on stay as they are."""
+    fixed = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    own = fixed.state_dict().keys()
+    fixed.load_state_dict({name: value for name, value in norm.state_dict().items() if name in own})
+    return fixed
+
+
+def freeze(model: nn.Module, stages: Iterable[Iterable[str]]) -> None:
+    """Train none of ``stages``, each a list of names; their batch norms become FrozenBN, as in detectron2."""
+    for name in (name for stage in stages for name in stage):
+        part = attrgetter(name)(model).requires_grad_(False)
+        for place, norm in batch_norms(part, name) if isinstance(part, nn.Module) else ():
+            replace_norm(model, place, frozen(norm))

@@ -6,29 +6,26 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from scratch_det.modeling.init import initialize
-
 
 class VGG16(nn.Module):
     """The 13 convolutions up to conv5_3 and its ReLU, with torchvision's names of weights; nothing after them.
 
     Attributes:
         channels, strides: of every map that ``forward`` gives, by its name.
-        stages: conv1 ... conv5, what MODEL.BACKBONE.FREEZE_AT counts.
+        stages: the names of the layers of conv1 ... conv5.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.channels, self.strides = {"conv5": 512}, {"conv5": 16}
         self.features = make_layers(cfgs["D"])[:-1]  # the last pooling would halve conv5 once more
-        initialize(self, {"features": "backbone"})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> ``conv5`` [N, 512, H / 16, W / 16], rounded down."""
         return {"conv5": self.features(images)}
 
     @property
-    def stages(self) -> list[nn.Module]:
+    def stages(self) -> list[list[str]]:
         ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         bounds = [0, *ends, len(self.features)]
-        return [self.features[low:high] for low, high in pairwise(bounds)]
+        return [[f"features.{i}" for i in range(low, high)] for low, high in pairwise(bounds)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.config.check import WAIVABLE
+from scratch_det.project import add_project_flag
 
 
 def run_parser(description: str | None) -> ArgumentParser:
@@ -16,6 +17,7 @@ def run_parser(description: str | None) -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    add_project_flag(parser)
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR (or start it)")
     parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
     parser.add_argument(

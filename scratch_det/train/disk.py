@@ -11,12 +11,12 @@ FLOAT32 = 4  # bytes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def checkpoint_bytes(weights: int, trainable: int) -> int:
-    """About one checkpoint's size: ``weights`` numbers in the model, buffers included, and momentum for ``trainable``.
+def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
+    """About one checkpoint's size: ``weights`` numbers in the model, buffers included, ``moments`` a ``trainable`` one.
 
-    Both are float32 with SOLVER.AMP too. What else is in the file takes less than 1 MB.
+    SGD has one, its momentum. All are float32 with SOLVER.AMP too. What else is in the file takes less than 1 MB.
     """
-    return FLOAT32 * (weights + trainable)
+    return FLOAT32 * (weights + moments * trainable)
 
 
 def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from scratch_det import backends
 from scratch_det.config.curve import is_cosine, learning_rate_line
+from scratch_det.config.solver_rules import optimizer_of
 from scratch_det.data.coco import collection_paused
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import StopFlag
@@ -101,9 +101,9 @@ def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
     return origin, settled_seed(plan.cfg, origin, plan.run_dir)
 
 
-def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
+def evaluate_only(plan: Plan, world: World, stop: StopFlag, task: ModuleType = detection) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the folder's last checkpoint; writes inference/ alone."""
-    cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
+    cfg, run_dir, backend = plan.cfg, plan.run_dir, task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
         own = plan.request.resume and group.is_main and CheckpointStore(run_dir.checkpoints).newest_valid()
@@ -128,7 +128,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
 def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
     """Raise UserError when this run's checkpoints will not fit."""
     size = size_of(state.model)
-    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable)
+    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
     check_free_space(
         store.folder, bytes_each, solver.MAX_ITER, solver.CHECKPOINT_PERIOD, store.keep_last, store.keep_at
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scratch_det.errors import UserError
 from scratch_det.weights.address import fetch
-from scratch_det.weights.names import BODY, renamed
+from scratch_det.weights.names import BODY, OF_BODY, renamed
 from scratch_det.weights.pixels import Pixels, adapt_first_layer
 from scratch_det.weights.read import Weights, read_weights
 
@@ -30,7 +30,8 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     source: a file or an address, see ``address.fetch``. A detector's weights have to be ``library``'s and cover the
     whole model; a classifier's have to cover the backbone. Raises UserError otherwise, and leaves the model alone.
     """
-    weights = read_weights(fetch(str(source)))
+    body = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", None))
+    weights = read_weights(fetch(str(source)), body)
     check_library(weights, library)
     check_traits(weights, cfg)
     values, prefix = weights.tensors, ""
@@ -41,7 +42,8 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
         said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    first = next((name for name in wanted if name.endswith(FIRST_LAYERS[library])), "")
+    firsts = (*FIRST_LAYERS[library], *([body.first_layer] if weights.scheme == OF_BODY else []))
+    first = next((name for name in wanted if name.endswith(firsts)), "")
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
         values, said = {**values, first: adapted}, [*said, *[done] * bool(done)]
@@ -83,6 +85,8 @@ def check_traits(weights: Weights, cfg: CfgNode) -> None:
 def body_names(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
     source = weights.scheme.library
+    if weights.scheme == OF_BODY:
+        return {BODY[library] + name: value for name, value in weights.tensors.items()}
     full = {BODY[source] + name: value for name, value in weights.tensors.items() if not _vgg_fc(name)}
     if source != library:
         names = renamed(full, source, library)

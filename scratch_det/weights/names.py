@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 BODY = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
+OF_RESNETS = re.compile(
+    r"(conv1|bn1|fc|layer\d|stem\.(conv\d|fc)|res\d\.\d+\.(conv\d|shortcut))(\.|_)"
+)  # others: the same in both
 LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one, {2n} twice the same
     ("backbone.body.conv1", "backbone.bottom_up.stem.conv1"),
     ("backbone.body.bn1", "backbone.bottom_up.stem.conv1.norm"),
@@ -16,7 +19,6 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("backbone.body.layer{s}.{b}.bn{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}.norm"),
     ("backbone.body.layer{s}.{b}.downsample.0", "backbone.bottom_up.res{s+1}.{b}.shortcut"),
     ("backbone.body.layer{s}.{b}.downsample.1", "backbone.bottom_up.res{s+1}.{b}.shortcut.norm"),
-    ("backbone.body.features.{n}", "backbone.bottom_up.features.{n}"),
     ("backbone.fpn.inner_blocks.{n}.0", "backbone.fpn_lateral{n+2}"),
     ("backbone.fpn.inner_blocks.{n}.1", "backbone.fpn_lateral{n+2}.norm"),
     ("backbone.fpn.layer_blocks.{n}.0", "backbone.fpn_output{n+2}"),
@@ -59,9 +61,12 @@ class Scheme(NamedTuple):
     def __str__(self) -> str:
         if self.whole:
             return f"{self.library} detector"
+        if self == OF_BODY:
+            return "classifier"
         return {"torchvision": "torchvision or timm classifier"}.get(self.library, f"{self.library} classifier")
 
 
+OF_BODY = Scheme("", whole=False)  # a body's own names, the same in all backends
 SIGNS = (  # the first name that begins like this tells
     ("backbone.body.", Scheme("torchvision", whole=True)),
     ("backbone.", Scheme("detectron2", whole=True)),
@@ -153,7 +158,10 @@ def _with_positions(found: dict[str, str | None]) -> dict[str, str | None]:
 
 
 def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | None]:
-    """A function from names like the first patterns to names like the second; weight, bias and so on stay."""
+    """A function from names like the first patterns to names like the second; weight, bias and so on stay.
+
+    Bodies of this repository or of a project have the same names in both.
+    """
     rules = [(re.compile(_as_regex(pattern)), pattern, new) for pattern, new in patterns]
 
     def translate(name: str) -> str | None:
@@ -161,7 +169,9 @@ def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | N
         for regex, pattern, new in rules:
             if match := regex.fullmatch(layer):
                 return f"{_filled(new, _numbers(pattern, match.groups()))}.{leaf}"
-        return None
+        own, other = BODY.values() if name.startswith(BODY["torchvision"]) else reversed(BODY.values())
+        layer = name.removeprefix(own)
+        return None if layer == name or OF_RESNETS.match(layer) else other + layer
 
     return translate
 

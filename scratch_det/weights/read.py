@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scratch_det.errors import UserError
 from scratch_det.weights.files import read_checkpoint, read_pickle, tensors_of
-from scratch_det.weights.names import Scheme, from_caffe2, scheme_of
+from scratch_det.weights.names import OF_BODY, Scheme, from_caffe2, scheme_of
 from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
 
 EPSILON = 1e-5  # of batch norm, in Detectron's AffineChannel taken as 0: a variance of 1 - EPSILON gives a scale of 1
@@ -47,9 +47,10 @@ class Weights:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, body: Any = None) -> Weights:
     """Read a file of one of the ACCEPTED kinds. Raises UserError for any other.
 
+    body: one that knows its classifier's names, see ``scratch_det.modeling.bodies``; that is then accepted too.
     Detectron's names become those of a backbone in detectron2, fused batch norm gets statistics that change nothing.
     """
     content = read_pickle(path) if path.suffix == ".pkl" else read_checkpoint(path)
@@ -57,6 +58,8 @@ def read_weights(path: Path) -> Weights:
     tensors = {name.removeprefix("module."): value for name, value in tensors_of(path, inner or content).items()}
     tensors = {name: value for name, value in tensors.items() if not NO_WEIGHTS.fullmatch(name)}
     scheme = scheme_of(tensors)
+    if hasattr(body, "from_classifier") and not (scheme and scheme.whole):
+        return Weights(path, body.from_classifier(tensors), OF_BODY, str(OF_BODY), body.pixels)
     if scheme is None:
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"weights file {path} has names such as {names}; expected {ACCEPTED}")

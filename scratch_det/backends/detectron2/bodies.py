@@ -1,11 +1,12 @@
 """This repository's bodies as detectron2's backbones, by the same names."""
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from scratch_det.modeling.bodies import BODIES, build_body
+from scratch_det.modeling.bodies import body_names, build_body, has_fpn
 
 
 class BareBackbone(Backbone):
@@ -25,8 +26,19 @@ class BareBackbone(Backbone):
         return {name: ShapeSpec(channels=n, stride=strides[name]) for name, n in self.bottom_up.channels.items()}
 
 
+def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """The recipe's body, under detectron2's FPN where its name says so."""
+    bare = BareBackbone(cfg, input_shape)
+    if not has_fpn(cfg):
+        return bare
+    keys = cfg.MODEL.FPN
+    pyramid = FPN(bare, keys.IN_FEATURES, keys.OUT_CHANNELS, keys.NORM, LastLevelMaxPool(), keys.FUSE_TYPE)
+    pyramid.bottom_up = bare.bottom_up  # FPN asks for a Backbone and uses a module; names are those of a ResNet's
+    return pyramid
+
+
 def register_bodies() -> None:
     """Make the bodies known to ``build_model``, once."""
-    for name in BODIES:
+    for name in body_names():
         if name not in BACKBONE_REGISTRY:
-            BACKBONE_REGISTRY._do_register(name, BareBackbone)
+            BACKBONE_REGISTRY._do_register(name, build_backbone)

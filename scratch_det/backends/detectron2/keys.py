@@ -8,6 +8,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
+from scratch_det.config import with_project_keys
 
 HONOURED: Honoured = {
     **LOOP,
@@ -19,8 +20,8 @@ HONOURED: Honoured = {
 
 
 def defaults() -> CfgNode:
-    """A fresh copy of all of detectron2's keys with its defaults."""
-    return _defaults().clone()
+    """A fresh copy of all of detectron2's keys with its defaults, and those of projects."""
+    return with_project_keys(_defaults().clone())
 
 
 @cache

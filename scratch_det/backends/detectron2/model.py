@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.backends.detectron2.bodies import register_bodies
-from scratch_det.config import flatten, set_key
+from scratch_det.config import flatten, set_key, with_project_keys
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.masks import mask_targets
@@ -36,8 +36,8 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
-    """detectron2's own configuration with the values of ``cfg``."""
-    stock = get_cfg()
+    """detectron2's own configuration, and the keys of projects, with the values of ``cfg``."""
+    stock = with_project_keys(get_cfg())
     for key, value in flatten(cfg).items():
         set_key(stock, key, value)
     stock.MODEL.DEVICE = device

@@ -4,11 +4,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from scratch_det.modeling import bodies
-from scratch_det.modeling.norm import NORMS
+from scratch_det.modeling.norm import NORMS, freeze
 
 BLOCKS = {
     18: (BasicBlock, [2, 2, 2, 2]),
@@ -38,13 +37,33 @@ class BareBackbone(nn.Module):
         return self.body(images)
 
 
+class PyramidBackbone(nn.Module):
+    """A body's maps under FPN: p2 ... p5 and ``pool`` (p6), of MODEL.FPN.OUT_CHANNELS each."""
+
+    strides, size_divisibility = PYRAMID_STRIDES, PYRAMID_DIVISIBILITY
+
+    def __init__(self, cfg: CfgNode, body: nn.Module):
+        super().__init__()
+        self.body, self.out_channels = body, cfg.MODEL.FPN.OUT_CHANNELS
+        self.levels = dict(zip(cfg.MODEL.FPN.IN_FEATURES, LEVELS.values(), strict=True))
+        channels = [body.channels[name] for name in self.levels]
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, LastLevelMaxPool(), NORMS[cfg.MODEL.FPN.NORM])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> maps by name."""
+        maps = self.body(images)
+        return self.fpn({level: maps[name] for name, level in self.levels.items()})
+
+
 def build_backbone(cfg: CfgNode) -> nn.Module:
     """A module from images to maps by name, with their ``strides`` in pixels and common ``out_channels``.
 
     Its ``size_divisibility`` is what the sides of the padded images have to be multiples of.
     """
     body = build_body(cfg)
-    return build_fpn(cfg, body) if isinstance(body, ResNet) else BareBackbone(body)
+    if isinstance(body, ResNet):
+        return build_fpn(cfg, body)
+    return PyramidBackbone(cfg, body) if bodies.has_fpn(cfg) else BareBackbone(body)
 
 
 def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
@@ -64,10 +83,10 @@ def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
 
 def build_body(cfg: CfgNode) -> nn.Module:
     """The body of the recipe's backbone, its stages the module's children in their order; FREEZE_AT are frozen."""
-    if cfg.MODEL.BACKBONE.NAME in bodies.BODIES:
+    if cfg.MODEL.BACKBONE.NAME in bodies.body_names():
         return bodies.build_body(cfg)
     body = build_resnet(cfg)
-    freeze(body, cfg.MODEL.BACKBONE.FREEZE_AT)
+    freeze(body, STAGES[: cfg.MODEL.BACKBONE.FREEZE_AT])
     return body
 
 
@@ -91,21 +110,3 @@ def _stride_in_1x1(body: ResNet) -> None:
     for layer in body.modules():
         if isinstance(layer, Bottleneck):
             layer.conv1.stride, layer.conv2.stride = layer.conv2.stride, layer.conv1.stride
-
-
-def freeze(body: ResNet, freeze_at: int) -> None:
-    """Freeze the first ``freeze_at`` stages (stem, res2, ...); their BN layers become FrozenBN, as in detectron2."""
-    for stage in STAGES[:freeze_at]:
-        for name in stage:
-            getattr(body, name).requires_grad_(False)
-            setattr(body, name, _freeze_batch_norm(getattr(body, name)))
-
-
-def _freeze_batch_norm(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        frozen.load_state_dict({k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"})
-        return frozen
-    for name, child in module.named_children():
-        setattr(module, name, _freeze_batch_norm(child))
-    return module

@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
 from scratch_det.config import flatten, get_cfg
+from scratch_det.modeling.bodies import body_names, has_fpn
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
@@ -39,21 +40,21 @@ HONOURED: Honoured = {
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": ("ROIAlign", "ROIAlignV2"),
 }
-PYRAMIDS: Honoured = {  # of a ResNet with FPN
-    "MODEL.FPN.IN_FEATURES": (LEVELS,),
+PYRAMIDS: Honoured = {
     "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
+    "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
+}
+RESNETS: Honoured = {  # with FPN
+    **PYRAMIDS,
+    "MODEL.FPN.IN_FEATURES": (LEVELS,),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.OUT_FEATURES": (LEVELS,),
     "MODEL.RESNETS.STEM_OUT_CHANNELS": (64,),
     "MODEL.RESNETS.RES5_DILATION": (1,),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
-    "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
-    "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
 }
-BACKBONES: dict[str, Honoured] = {  # what each of them allows
-    "build_resnet_fpn_backbone": PYRAMIDS,
-    "build_vgg16_backbone": {"MODEL.RPN.IN_FEATURES": (["conv5"],), "MODEL.ROI_HEADS.IN_FEATURES": (["conv5"],)},
-}
+RESNET = "build_resnet_fpn_backbone"
 LENGTHS = {
     "MODEL.PIXEL_MEAN": 3,
     "MODEL.PIXEL_STD": 3,
@@ -71,14 +72,15 @@ def defaults() -> CfgNode:
 
 def check(cfg: CfgNode) -> None:
     """Raise ConfigError, one line per key, where the recipe asks for what this backend does not have."""
-    keys, backbone = flatten(cfg), cfg.MODEL.BACKBONE.NAME
+    keys, is_resnet = flatten(cfg), cfg.MODEL.BACKBONE.NAME == RESNET
+    pyramids = PYRAMIDS if has_fpn(cfg) else {}
     honoured = {
         **HONOURED,
-        "MODEL.BACKBONE.NAME": tuple(BACKBONES),
-        **BACKBONES.get(backbone, {}),
+        "MODEL.BACKBONE.NAME": (RESNET, *body_names()),
+        **(RESNETS if is_resnet else pyramids),
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
     }
-    widths = _widths(keys) if "resnet" in backbone else ()
+    widths = _widths(keys) if is_resnet else ()
     refuse("torchvision", chain(not_honoured(cfg, honoured), _lengths(keys), widths, _anchors(keys)))
 
 

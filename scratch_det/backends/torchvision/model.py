@@ -94,7 +94,8 @@ def build(cfg: CfgNode) -> nn.Module:
         name.replace("roi_heads", start): kind for start in ("roi_heads", *stages) for name, kind in LAYER_TYPES.items()
     }
     linear = [name for name, module in model.named_modules() if ".box_head." in name and isinstance(module, nn.Linear)]
-    initialize(model, {**types, **dict.fromkeys(linear, "box_fc")})
+    own = "backbone.body" if getattr(model.backbone.body, "initialized", False) else None
+    initialize(model, {**types, **dict.fromkeys(linear, "box_fc")}, leave=own)
     return model
 
 

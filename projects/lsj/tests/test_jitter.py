@@ -1,0 +1,228 @@
+"""Large-scale jitter against boxes, masks and keypoints that were worked out by hand, and against detectron2's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lsj.jitter import PAD_VALUE, crop, fitted_size, jitter, pad
+from lsj.recipe import add_keys
+from samples import boxes_of, sample
+from torch import Tensor
+
+from scratch_det.config import get_cfg
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import read_coco
+from scratch_det.data.dataset import TrainingSet
+
+SIZES = [(480, 640), (640, 427), (375, 500), (333, 333), (612, 89)]
+
+
+def config(size: int = 8, flip: str = "none") -> Any:
+    cfg = get_cfg()
+    add_keys(cfg)
+    cfg.INPUT.LSJ.SIZE, cfg.INPUT.RANDOM_FLIP = size, flip
+    return cfg
+
+
+def drawing(scale: float, place: float = 0.0, coin: float = 0.9) -> Any:
+    """A generator of these three numbers alone."""
+    numbers = iter([place, coin])
+    return SimpleNamespace(uniform=lambda low, high: scale, random=lambda: next(numbers))
+
+
+def picture(*rows: str) -> Tensor:
+    """A mask, # being 1."""
+    return torch.tensor([[pixel == "#" for pixel in row] for row in rows], dtype=torch.uint8)
+
+
+@pytest.fixture
+def scene() -> dict[str, Any]:
+    """4 rows x 8 columns; a square, a triangle, a bar on the left, and a frame's corner: left column and top row."""
+    masks = [
+        picture("........", ".....##.", ".....##.", "........"),
+        picture("...#....", "..##....", ".###....", "####...."),
+        picture("##......", "##......", "........", "........"),
+        picture("########", "#.......", "#.......", "#......."),
+    ]
+    points = [[5.5, 1.5, 2], [3.5, 0.5, 2], [0.5, 0.5, 2], [7.5, 0.5, 1]]
+    return {
+        "image": torch.arange(96, dtype=torch.uint8).reshape(3, 4, 8),
+        "boxes": boxes_of((5, 1, 7, 3), (0, 0, 4, 4), (0, 0, 2, 2), (0, 0, 8, 4)),
+        "labels": torch.tensor([0, 1, 2, 3]),
+        "masks": torch.stack(masks),
+        "keypoints": torch.tensor(points)[:, None],
+    }
+
+
+class TestFittedSize:
+    @pytest.mark.parametrize(
+        ("height", "width", "side", "expected"),
+        [
+            (480, 640, 1024, (768, 1024)),  # x 1.6
+            (640, 480, 102.4, (102, 77)),  # x 0.16: 102.4 and 76.8
+            (480, 640, 2048, (1536, 2048)),
+            (2, 500, 50, (1, 50)),  # 0.2 rows
+        ],
+    )
+    def test_longer_side_fits(self, height: int, width: int, side: float, expected: tuple[int, int]) -> None:
+        assert fitted_size(height, width, side) == expected
+
+
+class TestCrop:
+    def test_nothing_is_cut(self, scene: dict[str, Any]) -> None:
+        found = crop(scene, 0, 0, 8)
+        assert all(torch.equal(found[key], scene[key]) for key in scene)
+
+    def test_clipped_and_vanished(self, scene: dict[str, Any]) -> None:
+        """Rows 1 to 3, columns 2 to 4 of the scene."""
+        found = crop(scene, 1, 2, 3)
+        assert torch.equal(found["image"], scene["image"][:, 1:4, 2:5])
+        # Square and bar are outside; of the frame the box is inside, but no pixel of its mask.
+        assert found["labels"].tolist() == [1]
+        assert torch.equal(found["masks"], torch.stack([picture("##.", "##.", "##.")]))
+        assert found["boxes"].tolist() == [[0, 0, 2, 3]]
+        assert found["keypoints"].tolist() == [[[0, 0, 0]]]  # was at row 0.5, above the cut
+
+    def test_box_follows_the_mask_not_the_window(self, scene: dict[str, Any]) -> None:
+        """Columns 0 and 1: the triangle begins in row 2 there, where its box cut in two would begin in row 0."""
+        found = crop(scene, 0, 0, 2)
+        assert found["labels"].tolist() == [2, 3]  # rows 0 and 1 alone: no pixel of the triangle
+        assert found["boxes"].tolist() == [[0, 0, 2, 2], [0, 0, 2, 2]]
+        below = crop(scene, 2, 0, 2)
+        assert below["labels"].tolist() == [1, 3]
+        assert below["boxes"].tolist() == [[0, 0, 2, 2], [0, 0, 1, 2]]
+        left = crop({**scene, "image": scene["image"][..., :2], "masks": scene["masks"][..., :2]}, 0, 0, 4)
+        assert left["boxes"][left["labels"] == 1].tolist() == [[0, 2, 2, 4]]
+
+    def test_keypoints_move(self, scene: dict[str, Any]) -> None:
+        found = crop(scene, 0, 3, 4)  # columns 3 to 6
+        assert found["labels"].tolist() == [0, 1, 3]
+        assert found["keypoints"][:, 0].tolist() == [[2.5, 1.5, 2], [0.5, 0.5, 2], [0, 0, 0]]  # the last is at 4.5
+
+    def test_whole_objects_keep_fractions_of_pixels(self, scene: dict[str, Any]) -> None:
+        scene["boxes"][0] = torch.tensor([5.2, 1.3, 6.9, 2.8])
+        assert torch.allclose(crop(scene, 1, 4, 4)["boxes"], boxes_of((1.2, 0.3, 2.9, 1.8), (0, 0, 0, 0))[:1])
+
+    def test_without_masks_boxes_are_clipped(self, scene: dict[str, Any]) -> None:
+        del scene["masks"]
+        found = crop(scene, 1, 2, 3)
+        assert found["labels"].tolist() == [1, 3]
+        assert found["boxes"].tolist() == [[0, 0, 2, 3], [0, 0, 3, 3]]
+
+    def test_everything_vanishes(self, scene: dict[str, Any]) -> None:
+        kept = {key: value[:1] if key != "image" else value for key, value in scene.items()}
+        found = pad(crop(kept, 0, 0, 2), 2)
+        shapes = {key: tuple(value.shape) for key, value in found.items()}
+        assert shapes.pop("image") == (3, 2, 2)
+        assert shapes == {"boxes": (0, 4), "labels": (0,), "masks": (0, 2, 2), "keypoints": (0, 1, 3)}
+        assert all(found[key].dtype == scene[key].dtype for key in scene)
+
+    def test_inputs_are_not_changed(self, scene: dict[str, Any]) -> None:
+        before = {key: value.clone() for key, value in scene.items()}
+        pad(crop(scene, 1, 2, 3), 3)
+        assert all(torch.equal(scene[key], before[key]) for key in scene)
+
+
+def test_pad_is_grey_below_and_right(scene: dict[str, Any]) -> None:
+    found = pad(scene, 8)
+    assert torch.equal(found["image"][:, :4], scene["image"])
+    assert (found["image"][:, 4:] == PAD_VALUE).all()
+    assert torch.equal(found["masks"][:, :4], scene["masks"])
+    assert not found["masks"][:, 4:].any()
+    assert all(torch.equal(found[key], scene[key]) for key in ("boxes", "keypoints", "labels"))
+
+
+class TestJitter:
+    def test_small_is_padded(self, scene: dict[str, Any]) -> None:
+        """Half of 8 px: 2 rows and 4 columns, the rest of the square is grey."""
+        found = jitter(scene, config(), drawing(0.5))
+        assert found["image"].shape == (3, 8, 8)
+        assert (found["image"][:, 2:] == PAD_VALUE).all()
+        assert (found["image"][:, :, 4:] == PAD_VALUE).all()
+        assert (found["image"][:, :2, :4] < 96).all()
+        assert found["boxes"][0].tolist() == [2.5, 0.5, 3.5, 1.5]
+        assert found["keypoints"][0, 0].tolist() == [2.75, 0.75, 2]
+        assert not found["masks"][:, 2:].any()
+        assert not found["masks"][:, :, 4:].any()
+
+    def test_large_is_cut(self, scene: dict[str, Any]) -> None:
+        """Twice 8 px: 8 rows and 16 columns, of which those from 4 on: half of what is too much."""
+        found = jitter(scene, config(), drawing(2.0, place=0.5))
+        assert found["image"].shape == (3, 8, 8)
+        assert found["labels"].tolist() == [0, 1, 3]
+        assert found["boxes"].tolist() == [[6, 2, 8, 6], [0, 0, 4, 8], [0, 0, 8, 2]]
+        doubled = scene["masks"][0].repeat_interleave(2, 0).repeat_interleave(2, 1)
+        assert torch.equal(found["masks"][0], doubled[:, 4:12])
+        assert found["keypoints"][:, 0].tolist() == [[7, 3, 2], [3, 1, 2], [0, 0, 0]]
+
+    def test_flip_is_of_the_padded_square(self, scene: dict[str, Any]) -> None:
+        found = jitter(scene, config(flip="horizontal"), drawing(1.0, coin=0.1), mirror=[0])
+        assert found["boxes"][0].tolist() == [1, 1, 3, 3]
+        assert found["keypoints"][0, 0].tolist() == [2.5, 1.5, 2]
+        narrow = {**scene, "image": scene["image"].transpose(1, 2), "masks": scene["masks"].transpose(1, 2)}
+        narrow["boxes"] = scene["boxes"][:, [1, 0, 3, 2]]
+        narrow["keypoints"] = scene["keypoints"][..., [1, 0, 2]]
+        found = jitter(narrow, config(flip="horizontal"), drawing(1.0, coin=0.1), mirror=[0])
+        assert (found["image"][..., :4] == PAD_VALUE).all()  # the padding has changed sides
+        assert found["boxes"][0].tolist() == [5, 5, 7, 7]
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_boxes_are_those_of_the_masks(self, seed: int) -> None:
+        """Whatever is drawn: one square size, and boxes within a pixel of their masks."""
+        found = jitter(sample(96, 64, seed=seed), config(128), np.random.default_rng(seed))
+        assert found["image"].shape == (3, 128, 128)
+        assert len(found["boxes"]) == len(found["masks"]) == len(found["labels"])
+        for box, mask in zip(found["boxes"], found["masks"], strict=True):
+            rows, columns = mask.nonzero().unbind(1)
+            edges = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (box - edges).abs().max() <= 1
+
+    def test_draws_depend_on_the_generator_alone(self) -> None:
+        def drawn(seed: int) -> Tensor:
+            return jitter(sample(), config(64, "horizontal"), np.random.default_rng(seed))["image"]
+
+        assert torch.equal(drawn(3), drawn(3))
+        assert not torch.equal(drawn(3), drawn(4))
+
+    @pytest.mark.detectron2
+    @pytest.mark.parametrize("scale", [0.1, 0.37, 1.0, 1.31, 2.0])
+    @pytest.mark.parametrize(("height", "width"), SIZES)
+    def test_geometry_is_detectron2s(
+        self, height: int, width: int, scale: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import detectron2.data.transforms as T
+
+        place = 0.73
+        monkeypatch.setattr(np.random, "uniform", lambda low, high: place if (low, high) == (0.0, 1.0) else low)
+        image = sample(height, width)["image"]
+        theirs = T.AugInput(image.permute(1, 2, 0).numpy())
+        steps = T.AugmentationList([T.ResizeScale(scale, scale, 1024, 1024), T.FixedSizeCrop((1024, 1024))])(theirs)
+        ours = {"image": image, "boxes": boxes_of((0, 0, width, height)), "labels": torch.tensor([0])}
+        ours["keypoints"] = torch.tensor([[[0.3 * width, 0.8 * height, 2]]])
+        found = jitter(ours, config(1024), drawing(scale, place))
+        moved = steps.apply_coords(np.array([[0.3 * width, 0.8 * height]]))[0]
+        if ((moved >= 0) & (moved <= 1024)).all():
+            assert np.allclose(found["keypoints"][0, 0, :2], moved, atol=1e-3)
+        box = steps.apply_box(np.array([[0.0, 0.0, width, height]]))[0].clip(0, 1024)
+        assert np.allclose(found["boxes"][0], box, atol=1e-3)
+        grey = (theirs.image == PAD_VALUE).all(2)
+        assert ((found["image"] == PAD_VALUE).all(0).numpy() == grey).mean() > 0.999
+        assert np.abs(found["image"].permute(1, 2, 0).numpy().astype(int) - theirs.image).max() <= 2
+
+
+def test_a_sample_depends_on_seed_and_position_alone(coco_factory: Any) -> None:
+    """Not on the length of the run, nor on what was read before: what exact resume and a shared beginning rest on."""
+    coco_factory("toy_train", num_images=6)
+    data = [read_coco(lookup("toy_train"), need_masks=True)]
+
+    def samples(max_iter: int, positions: range) -> dict[int, Tensor]:
+        cfg = config(64)
+        cfg.SEED, cfg.MODEL.MASK_ON, cfg.SOLVER.MAX_ITER = 3, True, max_iter
+        dataset = TrainingSet(cfg, data, jitter)
+        return {position: dataset[position]["image"] for position in positions}
+
+    first, later = samples(100, range(12)), samples(400, range(11, -1, -1))
+    assert all(torch.equal(first[position], later[position]) for position in range(12))
+    assert len({tuple(image.flatten().tolist()) for image in first.values()}) == 12

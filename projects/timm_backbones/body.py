@@ -1,0 +1,126 @@
+"""A model of timm as a body: maps res2 ... res5 of strides 4, 8, 16 and 32."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import timm
+import torch
+from fvcore.common.config import CfgNode
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.modeling.norm import NORMS, batch_norms, frozen, replace_norm
+from scratch_det.weights.pixels import Pixels
+
+MAPS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # by stride, by detectron2's names
+ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}  # where a model has them
+TRIAL = (160, 224)  # height and width of an image that no model was made for
+PREFIX = "net.model."  # of the names in timm's own files
+
+
+class TimmBody(nn.Module):
+    """The model MODEL.TIMM.NAME without its classifier, initialised by timm's own rules.
+
+    Attributes are those that ``scratch_det.modeling.bodies`` describes; ``net.model`` is timm's.
+    """
+
+    initialized = True
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        keys = cfg.MODEL.TIMM
+        check_keys(cfg)
+        self.name = keys.NAME
+        self.net = timm.create_model(self.name, **arguments_of(self.name, keys.DROP_PATH))
+        choose_norm(self.net.model, keys.NORM, self.name)
+        info = self.net.feature_info
+        self.strides = {MAPS[stride]: stride for stride in info.reduction()}
+        self.channels = dict(zip(self.strides, info.channels(), strict=True))
+        known = self.net.model.pretrained_cfg
+        first = known.get("first_conv") or ""
+        self.first_layer = f"{PREFIX}{first if isinstance(first, str) else first[0]}.weight"
+        self.pixels = Pixels("RGB", *(tuple(round(255 * v, 3) for v in known[key]) for key in ("mean", "std")))
+        self.stages = stages_of(self.net.model)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> maps by name; H and W are multiples of 32."""
+        return dict(zip(self.strides, self.net(images), strict=True))
+
+    def from_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """timm's own names as this body's, without what is behind the last map."""
+        with torch.device("meta"):
+            whole = timm.create_model(self.name).state_dict()
+        behind = whole.keys() - self.net.model.state_dict().keys()
+        return {PREFIX + name: value for name, value in tensors.items() if name not in behind}
+
+
+def check_keys(cfg: CfgNode) -> None:
+    """Raise ConfigError for a model that timm does not have, and for values that would change nothing."""
+    name, known = cfg.MODEL.TIMM.NAME, timm.list_models()
+    if name not in known:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is '{name}', which timm {timm.__version__} lacks{did_you_mean(name, known)}"
+        )
+    if cfg.SOLVER.LAYER_DECAY != 1 and cfg.SOLVER.OPTIMIZER == "SGD":
+        raise ConfigError("SOLVER.LAYER_DECAY is read by SOLVER.OPTIMIZER AdamW alone; set it to 1.0")
+
+
+def arguments_of(name: str, drop_path: float) -> dict[str, Any]:
+    """What makes timm's model ``name`` one of the maps of MAPS, for images of any size.
+
+    Found with models without memory for their weights. Raises ConfigError for one that has no such maps.
+    """
+    arguments = {"features_only": True, "feature_cls": "getter", "pretrained": False}
+    try:
+        with torch.device("meta"):
+            probe = timm.create_model(name, **arguments)
+            takes = signature(type(probe.model)).parameters
+            strides = probe.feature_info.reduction()
+            arguments |= {key: value for key, value in ANY_SIZE.items() if key in takes}
+            arguments |= {"drop_path_rate": drop_path} if drop_path else {}
+            if strides[-1] != 32 or len(set(strides)) < len(strides) or not set(MAPS) <= set(strides):
+                raise ConfigError(f"MODEL.TIMM.NAME {name} has maps of strides {strides}; FPN needs 4, 8, 16 and 32")
+            indices = probe.feature_info.out_indices
+            arguments["out_indices"] = [i for i, s in zip(indices, strides, strict=True) if s in MAPS]
+            maps = timm.create_model(name, **arguments).eval()(torch.empty(1, 3, *TRIAL))
+            found = [tuple(one.shape[-2:]) for one in maps]
+            assert found == [(TRIAL[0] // s, TRIAL[1] // s) for s in MAPS], f"of {TRIAL} pixels it makes {found}"
+    except (RuntimeError, AssertionError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"MODEL.TIMM.NAME {name} gives no pyramid for images of any size ({type(error).__name__}: {reason}); "
+            "choose another, such as convnext_tiny"
+        ) from None
+    return arguments
+
+
+def choose_norm(net: nn.Module, norm: str, name: str) -> None:
+    """Put MODEL.TIMM.NORM in the place of every batch norm. Raises ConfigError where that cannot be or says nothing."""
+    found = batch_norms(net)
+    if found and not norm:
+        raise ConfigError(f"MODEL.TIMM.NORM is '', but {name} has {len(found)} batch norms; set it to GN, SyncBN or BN")
+    if norm and not found:
+        raise ConfigError(f'MODEL.TIMM.NORM is {norm}, but {name} has no batch norm to replace; set it to ""')
+    for place, old in found:
+        try:
+            new = frozen(old) if norm == "FrozenBN" else NORMS[norm](old.num_features)
+        except ValueError:
+            raise ConfigError(
+                f"MODEL.TIMM.NORM is GN, but {place} of {name} has {old.num_features} channels, no multiple of GN's 32 "
+                "groups; set it to SyncBN or BN"
+            ) from None
+        if isinstance(new, nn.BatchNorm2d):
+            new.eps, new.momentum = old.eps, old.momentum
+            new.load_state_dict(old.state_dict())  # timm may start a block's last norm at 0
+        replace_norm(net, place, new)
+
+
+def stages_of(net: nn.Module) -> list[list[str]]:
+    """timm's own groups of layers, stem first, as names in the body; a module stands for its parameters."""
+    if not hasattr(net, "group_matcher"):
+        return []
+    groups = group_parameters(net, net.group_matcher(coarse=True))
+    modules = [dict.fromkeys(name.rpartition(".")[0] or name for name in groups[number]) for number in sorted(groups)]
+    return [[PREFIX + name for name in stage] for stage in modules]

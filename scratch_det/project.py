@@ -1,0 +1,41 @@
+"""Projects: packages beside this one that add to it and that it does not know; see projects/README.md."""
+
+import sys
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from scratch_det.errors import UserError, exit_on_user_error
+
+
+def add_project_flag(parser: ArgumentParser) -> None:
+    """``--project FOLDER``, which leaves no argument behind: what it adds is there when the others are looked at."""
+    parser.add_argument(
+        "--project",
+        action=_Load,
+        metavar="FOLDER",
+        default=SUPPRESS,
+        help="know its keys and models too: projects/NAME",
+    )
+
+
+def load_project(folder: Path) -> None:
+    """Import the package in ``folder`` and let it add what it has. Raises UserError for a folder that is no project."""
+    folder = folder.resolve()
+    if not (folder / "__init__.py").is_file():
+        raise UserError(
+            f"--project {folder} is no folder with an __init__.py; give one such as projects/timm_backbones"
+        )
+    if str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
+    package = import_module(folder.name)
+    if not hasattr(package, "add"):
+        raise UserError(f"--project {folder}: {package.__file__} has no function add(), see projects/README.md")
+    package.add()
+
+
+class _Load(Action):
+    def __call__(self, _parser: ArgumentParser, _args: Namespace, folder: Any, _flag: str | None = None) -> None:
+        with exit_on_user_error():
+            load_project(Path(folder))

@@ -1,0 +1,141 @@
+"""The seam for backbones: what any body gets by one line of BODIES. VGG-16: test_vgg; timm: projects/timm_backbones."""
+
+import math
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+import torch
+from conftest import ROOT
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from scratch_det import backends
+from scratch_det.analysis.parts import analyze
+from scratch_det.config import check_config, flatten, get_cfg, load_config
+from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.modeling.bodies import BODIES, body_names, build_body
+from scratch_det.project import load_project
+from scratch_det.weights.names import renamed
+
+INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
+MODEL = ROOT / "configs/_base_/model/mask_rcnn_R_18_FPN_gn_small.yaml"
+SMALL = ["MODEL.BACKBONE.NAME", "build_steps_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.DEVICE", "cpu",
+         "DATASETS.TRAIN", "('any',)", "SOLVER.BASE_LR", "0.02"]  # fmt: skip
+
+
+class Steps(nn.Module):
+    """Four steps with BN, the last one unused where MODEL.STEPS.WASTE asks for it."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        names = ["res2", "res3", "res4", "res5"]
+        self.strides = {name: 4 << k for k, name in enumerate(names)}
+        self.channels = {name: 8 << k for k, name in enumerate(names)}
+        self.stages = [[name] for name in names]
+        before = 3
+        for k, (name, channels) in enumerate(self.channels.items()):
+            convolution = nn.Conv2d(before, channels, 3, 2 if k else 4, 1)
+            self.add_module(name, nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU()))
+            before = channels
+        if cfg.MODEL.STEPS.WASTE:
+            self.wasted = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for name in self.strides:
+            x = maps[name] = self.get_submodule(name)(x)
+        return maps
+
+
+@pytest.fixture(autouse=True)
+def steps() -> Iterator[None]:
+    with patch.dict(BODIES, steps=f"{__name__}:Steps"), patch.dict(PROJECT_KEYS):
+        PROJECT_KEYS.update({"MODEL.STEPS.WASTE": False, "MODEL.STEPS.NORM": "BN"})
+        yield
+
+
+def config(backend: str, *keys: str) -> CfgNode:
+    return load_config(MODEL, [*SMALL, *keys], backends.defaults(backend)).cfg
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+class TestUnderFPN:
+    def test_maps(self, name: str) -> None:
+        backends.check_keys(name, config(name))
+        backbone = backends.load(name).build(config(name)).backbone
+        maps = backbone(torch.zeros(2, 3, 64, 96))
+        assert [tuple(one.shape) for one in maps.values()] == [
+            (2, 64, math.ceil(64 / stride), math.ceil(96 / stride)) for stride in (4, 8, 16, 32, 64)
+        ]
+        assert backbone.size_divisibility == 32
+
+    def test_layers_are_hes(self, name: str) -> None:
+        torch.manual_seed(0)
+        model = backends.load(name).build(config(name))
+        layer = next(m for n, m in model.named_modules() if n.endswith("res5.0"))
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+
+    def test_frozen_stages_keep_their_statistics(self, name: str) -> None:
+        model = backends.load(name).build(config(name, "MODEL.BACKBONE.FREEZE_AT", "2"))
+        body = model.get_submodule("backbone.body" if name == "torchvision" else "backbone.bottom_up")
+        kinds = [type(body.get_submodule(f"{stage}.1")) for stage in body.strides]
+        assert kinds == [FrozenBatchNorm2d, FrozenBatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d]
+        training = {key.split(".")[0] for key, p in body.named_parameters() if p.requires_grad}
+        assert training == {"res4", "res5"}
+
+    def test_analysis_names_what_does_not_train(self, name: str) -> None:
+        cfg = config(name, "MODEL.STEPS.WASTE", "True", "MODEL.BACKBONE.FREEZE_AT", "1")
+        found = analyze(backends.load(name), cfg, (64, 96))
+        assert [(found.maps[key][:2]) for key in ("res2", "res5", "p2")] == [(8, 4), (64, 32), (64, 4)]
+        assert found.parts["body"].norms == {"BatchNorm2d": 3, "FrozenBatchNorm2d": 1}
+        assert {key.split(".", 1)[1] for key in found.frozen} == {"res2.0.weight", "res2.0.bias"}
+        assert {key.split(".", 1)[1] for key in found.unused} == {"wasted.weight", "wasted.bias"}
+
+
+@pytest.mark.detectron2
+def test_both_backends_give_the_same_maps() -> None:
+    ours, theirs = (backends.load(name).build(config(name)) for name in ("torchvision", "detectron2"))
+    values = ours.state_dict()
+    names = renamed(values, "torchvision", "detectron2")
+    assert {names[key] for key in values} >= {key for key in theirs.state_dict() if key.startswith("backbone.")}
+    theirs.load_state_dict({names[key]: value for key, value in values.items() if key[:8] == "backbone"}, strict=False)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    for one, other in zip(ours.backbone(images).values(), theirs.backbone(images).values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+class TestRules:
+    def test_two_names_a_line(self) -> None:
+        assert {name for name, body in body_names().items() if body == "steps"} == {
+            "build_steps_backbone",
+            "build_steps_fpn_backbone",
+        }
+
+    def test_fpn_takes_four_strides(self) -> None:
+        with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* has maps .* res2 4"):
+            build_body(config("torchvision", "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"))
+
+    def test_without_fpn_maps_are_as_wide(self) -> None:
+        with pytest.raises(ConfigError, match="maps of 8, 16, 32, 64 channels, which need a pyramid"):
+            build_body(config("torchvision", "MODEL.BACKBONE.NAME", "build_steps_backbone"))
+
+    def test_its_norm_is_under_the_rules(self) -> None:
+        with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.NORM is BN with 2 images"):
+            check_config(config("torchvision", "SOLVER.IMS_PER_BATCH", "2"))
+        with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.NORM is FrozenBN while MODEL\.WEIGHTS"):
+            check_config(config("torchvision", "MODEL.STEPS.NORM", "FrozenBN"))
+
+    @pytest.mark.parametrize("name", INSTALLED)
+    def test_keys_of_a_project(self, name: str) -> None:
+        assert flatten(backends.defaults(name))["MODEL.STEPS.NORM"] == "BN"
+        with patch.dict(PROJECT_KEYS, clear=True):
+            assert "MODEL.STEPS.NORM" not in flatten(get_cfg())
+
+    def test_a_folder_that_is_no_project(self) -> None:
+        with pytest.raises(UserError, match=r"is no folder with an __init__\.py; give one such as projects/"):
+            load_project(ROOT / "projects")
+        with pytest.raises(UserError, match=r"has no function add\(\)"):
+            load_project(ROOT / "scratch_det")
