@@ -17,6 +17,7 @@ def run_command(parser: ArgumentParser, start: Callable[[Request, World], None])
     """Parse the command line and ``start`` what it asks for; exit codes as tools/train_net.py describes them."""
     args = vars(parser.parse_intermixed_args())
     several = take_processes(args)
+    args["waive"] = tuple(args["waive"])
     request, world = Request(**args), ALONE
     try:
         with exit_on_user_error():
