@@ -9,7 +9,7 @@ from typing import IO
 
 from scratch_det.lock import try_lock
 from scratch_det.study.job import Job
-from scratch_det.study.standing import jobs_folder, read_json
+from scratch_det.study.standing import jobs_folder
 
 
 def lock_file(job: Job, out: Path) -> Path:
@@ -26,7 +26,7 @@ def sign(lock: IO[str], devices: Sequence[str], pid: int | None = None) -> None:
 
 def holders(jobs: Iterable[Job], out: Path) -> dict[str, dict]:
     """What ``sign`` wrote, of those whose lock is held, by name; empty where it is held only to look or to submit."""
-    return {job.name: read_json(lock_file(job, out)) for job in jobs if _is_locked(lock_file(job, out))}
+    return {job.name: _signed(lock_file(job, out)) for job in jobs if _is_locked(lock_file(job, out))}
 
 
 def is_here(holder: dict) -> bool:
@@ -43,6 +43,14 @@ def is_orphan(holder: dict) -> bool:
     except OSError as error:
         return isinstance(error, ProcessLookupError)
     return False
+
+
+def _signed(path: Path) -> dict:
+    """Its content; empty also while it is being written."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _is_locked(path: Path) -> bool:
