@@ -62,8 +62,14 @@ class TestTable1:
         found = table(
             "digits/table1", *(outcome(name + end, ap) for end, ap in (("", 30), ("_seed2", 31), ("_seed3", 35)))
         )
-        assert row(found, "R18, scratch")["6x"] == "32.0 ± 2.6 (n = 3)"  # sqrt((4 + 1 + 9) / 2)
-        assert "sample deviation" in " ".join(found.notes)
+        assert row(found, "R18, scratch")["6x"] == "32.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
+        assert "sample deviation over 3 seeds" in " ".join(found.notes)
+
+    def test_numbers_of_seeds_that_differ(self) -> None:
+        runs = [outcome(R18.format("scratch", 6) + end, ap) for end, ap in (("", 30), ("_seed2", 31), ("_seed3", 35))]
+        runs += [outcome(R18.format("scratch", 5) + end, ap) for end, ap in (("", 30), ("_seed2", 32))]
+        found = row(table("digits/table1", *runs), "R18, scratch")
+        assert (found["5x"], found["6x"]) == ("31.0 ± 1.4 (n = 2)", "32.0 ± 2.6 (n = 3)")
 
     def test_one_seed_of_three(self) -> None:
         name = R18.format("scratch", 6)

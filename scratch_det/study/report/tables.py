@@ -28,9 +28,10 @@ TITLES = {
     "small_data": "Small data",
     "control": "A branch beside the same run trained on its own",
 }
+SEEDS = re.compile(r" \(n = (\d+)\)")
 LONGEST_CAUSE = 200  # characters
 NOTES = {  # by what occurs in a table's cells
-    "±": "±: sample deviation over n seeds; behind a difference of means its standard error.",
+    "±": "±: sample deviation over {seeds} seeds; behind a difference of means its standard error.",
     "†": "†: not independent: numbers with this sign rest on the same first iterations, where model, initialisation "
     "and seed are the same.",
     " at ": "In brackets: a run that is not finished, at its last evaluation.",
@@ -75,10 +76,19 @@ def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
     rows = [(label, *(text(cell, known, marked) for cell in row)) for label, row in grid.items()]
     if is_digits and kind in ("table1", "table2"):
         rows += _between_initialisations(kind, grid, known)
+    rows, seeds = _seeds_said_once(rows)
     said = "".join(cell for row in rows for cell in row[1:])
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
-    notes += [note for sign, note in NOTES.items() if sign in said]
+    notes += [note.format(seeds=seeds) for sign, note in NOTES.items() if sign in said]
     return Table(kind, title, header, tuple(rows), (*notes, *causes))
+
+
+def _seeds_said_once(rows: Sequence[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], str]:
+    """The rows, without their numbers of seeds where all have the same; and that number, or "n"."""
+    numbers = {number for row in rows for cell in row for number in SEEDS.findall(cell)}
+    if len(numbers) != 1:
+        return list(rows), "n"
+    return [tuple(SEEDS.sub("", cell) for cell in row) for row in rows], numbers.pop()
 
 
 def _causes(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
