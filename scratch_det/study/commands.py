@@ -14,7 +14,7 @@ from scratch_det.study.launch import Launcher
 from scratch_det.study.launch.devices import gpus_here, gpus_needed, require_gpus
 from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.launch.slurm import Slurm
-from scratch_det.study.launch.slurm_options import Options, read_options, require_slurm
+from scratch_det.study.launch.slurm_options import read_options, require_slurm
 from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
 from scratch_det.study.run import run_study
@@ -84,8 +84,7 @@ def run(
 
 def status(out: Path) -> None:
     study = study_in(out)
-    running = Local(study).running() | Slurm(study, Options()).running()
-    print(as_text(survey(study.jobs, out, running), study))
+    print(as_text(survey(study.jobs, out, Local(study).running()), study))
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:

@@ -31,8 +31,6 @@ TABLE3 = {
 # Table 3's caption: ImageNet weights with cascade, train and test aug; box and mask AP.
 TABLE3_PRETRAINED = (50.3, 42.5)
 
-CASCADE_ITERATIONS = 270_000  # the last ones of a cascade from scratch; before, it is trained without (section 5.1)
-
 # Section 5.1, Figure 5: mask AP by depth and initialisation with cascade, train and test aug.
 TEST_AUG = {(50, SCRATCH): 41.6, (50, PRETRAINED): 40.9, (101, SCRATCH): 42.5, (101, PRETRAINED): 41.9}
 
