@@ -1,12 +1,13 @@
 """The report of a study: its files, what is refused, and that it depends on the run folders alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import load_tool
 
-from scratch_det.errors import UserError
+from scratch_det.errors import DataError, UserError
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.report.write import write_report
@@ -48,19 +49,20 @@ class TestReport:
         assert {"index.html", "table1.csv", "table1.md", "table1.tex"} <= self.files(out).keys()
         assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
         about = json.loads((tmp_path / "results/study.json").read_text())
+        (part,) = about["parts"]
         command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
-        assert about["command"] == command
+        assert part["command"] == command
         assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
-        assert about["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
+        assert part["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
         assert about["run_hours"] == 0.19
         assert about["commands"][R18.format("scratch", 5)] == (
             f"python tools/train_net.py --config-file configs/Digits/{R18.format('scratch', 5)}.yaml "
             f"--backend torchvision --branch-from DIR/{R18.format('scratch', 6)}/checkpoints/model_0000779.pth "
             f"--resume OUTPUT_DIR DIR/{R18.format('scratch', 5)}"
         )
-        assert about["environment"]["python"] == "3.11"
+        assert part["environment"]["python"] == "3.11"
         assert str(tmp_path) not in json.dumps(about)
-        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(about["seconds"])
+        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(part["seconds"])
 
     def test_depends_on_the_numbers_alone(self, out: Path) -> None:
         self.report(out)
@@ -92,6 +94,61 @@ class TestReport:
         self.report(out, tmp_path / "results")
         with pytest.raises(UserError, match="holds digits/table1, not "):
             write_report(study_in(out), R18.format("scratch", 6), tmp_path / "results")
+
+    def test_made_in_parts(self, out: Path, tmp_path: Path) -> None:
+        """What another folder has finished stays, with how it was made; what this one has finished is taken from it."""
+        results, again = tmp_path / "results", tmp_path / "again"
+        self.report(out, results)
+        first = {one.run.name: one for one in load(results)}
+        shutil.copytree(out, again)
+        trunk, branch = (again / R18.format("scratch", k) for k in (6, 5))
+        shutil.rmtree(branch)
+        trunk.joinpath("result.json").write_text(json.dumps({"iteration": 1080, "metrics": {"bbox": {"AP": 31.0}}}))
+        again.joinpath("study.json").write_text((out / "study.json").read_text().replace(str(out), str(again)))
+        self.report(again, results)
+        both = {one.run.name: one for one in load(results)}
+        assert both[branch.name] == first[branch.name]
+        assert both[trunk.name].metrics == {"bbox/AP": 31.0}
+        about = json.loads((results / "study.json").read_text())
+        assert [list(part["seconds"]) for part in about["parts"]] == [[branch.name], [trunk.name]]
+        assert about["iterations"] == 1080 + 120
+
+    @pytest.mark.parametrize(
+        ("file", "content", "error", "message"),
+        [
+            (
+                "study.json",
+                '{"experiment": "digits/table1"}',
+                DataError,
+                "in which parts the runs were made; restore the file",
+            ),
+            ("study.json", "{", DataError, "no JSON .* restore the file, or delete its folder"),
+            ("runs.csv", "run\n", DataError, "there is no column state; restore"),
+            (None, "", UserError, "is a file; name a folder"),
+        ],
+    )
+    def test_results_that_were_edited(
+        self, out: Path, tmp_path: Path, file: str | None, content: str, error: type[Exception], message: str
+    ) -> None:
+        results = tmp_path / "results"
+        if file:
+            self.report(out, results)
+        path = results / file if file else results
+        path.write_text(content)
+        with pytest.raises(error, match=message):
+            self.report(out, results)
+        assert path.read_text() == content
+
+    def test_other_data(self, out: Path, tmp_path: Path) -> None:
+        environment = out / R18.format("scratch", 5) / "environment.json"
+        about = json.loads(environment.read_text())
+        environment.write_text(json.dumps({**about, "datasets": {"digits_train": {"images": 1}}}))
+        self.report(out, tmp_path / "results")
+        shutil.rmtree(environment.parent)
+        environment = out / R18.format("scratch", 6) / "environment.json"
+        environment.write_text(json.dumps({**about, "datasets": {"digits_train": {"images": 2}}}))
+        with pytest.raises(UserError, match=r"another digits_train: \{'images': 1\}, here \{'images': 2\}; name"):
+            self.report(out, tmp_path / "results")
 
     def test_nothing_of_the_part_itself(self, tmp_path: Path) -> None:
         """Runs that it needs have something to show."""

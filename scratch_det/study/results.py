@@ -18,7 +18,7 @@ RUNS, CURVES = "runs.csv", "curves.csv"
 FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")
 POINT = ("run", "metric", "iterations", "value")
 WRITES_IT = "tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
-RESTORE = f"restore the file, or make it anew: {WRITES_IT}"
+RESTORE = f"restore the file, or delete its folder to make it anew: {WRITES_IT}"
 
 Kind = TypeVar("Kind")
 

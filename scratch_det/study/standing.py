@@ -116,16 +116,16 @@ def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, mend: str = MEND) -> dict[str, Any]:
     """The object in a file; empty where there is no file. Raises DataError when something else is in it."""
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); {MEND}") from None
+        raise DataError(f"{path} is no JSON ({error}); {mend}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}, expected an object; {MEND}")
+        raise DataError(f"{path} holds {type(content).__name__}, expected an object; {mend}")
     return content
 
 

@@ -1,32 +1,41 @@
 """What study.json in results/ says of a study: commands, versions, data and time, and nothing of this machine."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import ROOT, TOOLS, Job, shown_command
+from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.run_page import MADE_WITH
-from scratch_det.study.standing import Standing, read_json, read_rows
+from scratch_det.study.standing import FINISHED, Standing, read_json, read_rows
 from scratch_det.study.study import Study
 
 
-def describe(study: Study, standings: Sequence[Standing], experiment: str) -> dict[str, Any]:
-    """With what and by which commands the runs were made, how long they took, and what sharing has saved.
-
-    ``run_hours`` are those of the runs added up: which of them ran at once is in no run folder.
-    """
-    seconds = {standing.job.name: own_seconds(standing, study.out) for standing in standings}
-    begun = [standing for standing in standings if standing.iteration]
+def describe_part(study: Study, standings: Sequence[Standing]) -> dict[str, Any]:
+    """With what and by which command one folder's runs were made, those that have begun, and how long each took."""
+    begun = [standing for standing in standings if standing.iteration or standing.state == FINISHED]
     return {
-        "experiment": experiment,
         "command": _command(study),
-        "commands": {standing.job.name: _command_of(standing.job, study) for standing in standings},
-        "environment": _environment(folder for standing in standings for folder in _folders(standing, study.out)),
-        "iterations": sum(max(standing.iteration - standing.job.start, 0) for standing in begun),
-        "iterations_saved_by_sharing": sum(standing.job.start for standing in begun),
-        "run_hours": round(sum(seconds.values()) / 3600, 2),
-        "seconds": {name: round(value, 1) for name, value in seconds.items() if value},
+        "environment": _environment(folder for standing in begun for folder in _folders(standing, study.out)),
+        "seconds": {standing.job.name: round(own_seconds(standing, study.out), 1) for standing in begun},
+    }
+
+
+def describe_all(study: Study, outcomes: Sequence[Outcome], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of ``outcomes``, which were made in ``parts``: the commands, and how much was trained.
+
+    Iterations count of unfinished runs too. ``run_hours`` are those of the runs added up: which of them ran at once is
+    in no run folder.
+    """
+    begun = [outcome for outcome in outcomes if outcome.iteration]
+    of_runs = {outcome.run.name for outcome in outcomes}
+    return {
+        "commands": {job.name: _command_of(job, study) for job in study.jobs if job.name in of_runs},
+        "iterations": sum(max(outcome.iteration - outcome.start, 0) for outcome in begun),
+        "iterations_saved_by_sharing": sum(outcome.start for outcome in begun),
+        "run_hours": round(sum(seconds for part in parts for seconds in part["seconds"].values()) / 3600, 2),
+        "parts": parts,
     }
 
 

@@ -2,27 +2,27 @@
 
 What is there depends on what is in the run folders alone: it is the same, byte for byte, however often the study was
 interrupted, and whatever was reported before. How long the runs took, and on what, is in study.json beside the data.
+
+The data keep what was finished in another folder, so a study may be made in parts, here and there.
 """
 
-import json
 from collections.abc import Set
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from scratch_det.errors import DataError, UserError
+from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import Outcome, collect
-from scratch_det.study.report.description import describe, without_folders
+from scratch_det.study.report.data import Data
+from scratch_det.study.report.description import without_folders
 from scratch_det.study.report.figures import DRAWINGS, draw, figures_of
 from scratch_det.study.report.formats import FORMATS
 from scratch_det.study.report.page import write_page
 from scratch_det.study.report.run_page import read_runs
 from scratch_det.study.report.tables import DIGITS, says_something, tables_of
-from scratch_det.study.results import CURVES, RUNS, save
-from scratch_det.study.standing import INTERRUPTED, Standing, read_json, survey
-from scratch_det.study.study import DESCRIPTION, Study
+from scratch_det.study.standing import INTERRUPTED, Standing, survey
+from scratch_det.study.study import Study
 from scratch_det.textfile import write_atomically
 
 REPORT = "report"
@@ -33,9 +33,9 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     """Write the report of ``experiment``, all of ``study`` or a part of it; its files, and those in ``results``.
 
     Raises UserError when the study has no such runs, when none of them has anything to show, or when ``results`` is no
-    folder of this experiment's.
+    folder of this experiment's or of other data; DataError when its files are not as they were written.
     """
-    _check_results(results, experiment)
+    data = Data.of(results, experiment) if results else None
     chosen = _chosen(study, experiment)
     outcomes = [_as_shown(outcome, study.out) for outcome in collect(chosen, study.out)]
     own = {run.name for run in of_place(experiment)}
@@ -51,21 +51,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, outcomes, figures, read_runs(outcomes, study.out, page))
     _remove_earlier(report, {page, *files, *drawn}, study)
-    if results is None:
-        return [page, *files, *drawn]
-    save(outcomes, results)
-    write_atomically(results / DESCRIPTION, json.dumps(describe(study, chosen, experiment), indent=2) + "\n")
-    return [page, *files, *drawn, results / RUNS, results / CURVES, results / DESCRIPTION]
-
-
-def _check_results(results: Path | None, experiment: str) -> None:
-    if results is None:
-        return
-    if results.exists() and not results.is_dir():
-        raise UserError(f"--results {results} is a file; name a folder")
-    with suppress(DataError):  # a broken file is written anew
-        if (there := read_json(results / DESCRIPTION).get("experiment", experiment)) != experiment:
-            raise UserError(f"--results {results} holds {there}, not {experiment}; name another folder")
+    return [page, *files, *drawn, *(data.add(outcomes, study, chosen) if data else ())]
 
 
 def _remove_earlier(report: Path, written: Set[Path], study: Study) -> None:
