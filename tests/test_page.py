@@ -37,7 +37,7 @@ BROWSERS_OWN = re.compile(r"(google|googleapis|gvt1)\.com[:/]")  # what Chromium
 def fill(out: Path, times: int = 1) -> None:
     """Two finished runs, one that failed and one that waits for it; ``times`` it was started."""
     environment = {"command": "x --out /home/me", "datasets_root": "/home/me", "python": "3.11.7", "threads": 1,
-                   "packages": {"torch": "2.14.1"}, "git": {"commit": "0123456789abcdef", "diff": ""},
+                   "packages": {"torch": "2.14.1", "numpy": EVIL}, "git": {"commit": "0123456789abcdef", "diff": ""},
                    "earlier_starts": [{"python": "3.0"}] * (times - 1)}  # fmt: skip
     for name, last in ((TRUNK, 540), (BRANCH, 360), (FAILED, 120)):
         folder = out / name
@@ -45,7 +45,13 @@ def fill(out: Path, times: int = 1) -> None:
         rows = [row(i, clock) for clock in range(times) for i in range(clock * 90, last, 30)]
         (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
         (folder / "environment.json").write_text(json.dumps(environment))
-        content = {"OUTPUT_DIR": str(folder), "SEED": 1, "SOLVER": {"MAX_ITER": last}, "MODEL": {"DEVICE": "<b>cpu"}}
+        content = {
+            "OUTPUT_DIR": str(folder),
+            "SEED": 1,
+            "VERSION": f"{last}{EVIL}",
+            "SOLVER": {"MAX_ITER": last},
+            "MODEL": {"DEVICE": "<b>cpu"},
+        }
         content["MODEL"]["WEIGHTS"] = f"/home/me/{TRUNK}/backbone.pth" if name == FAILED else ""
         (folder / "config.yaml").write_text(yaml.safe_dump(content))
         status = {"iteration": last, "host": f"host{times}", "pid": times}
@@ -93,13 +99,14 @@ class TestPage:
 
     def test_recipes_differ_in(self, page: Path) -> None:
         table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("<wbr>", "")
-        assert re.findall(r"<th>([A-Z_.]+)</th>", table) == ["MODEL.WEIGHTS", "SOLVER.MAX_ITER"]
+        assert re.findall(r"<th>([A-Z_.]+)</th>", table) == ["MODEL.WEIGHTS", "SOLVER.MAX_ITER", "VERSION"]
         assert f"<td>{TRUNK}/backbone.pth</td>" in table
 
     def test_everything_is_escaped(self, page: Path) -> None:
         text = page.read_text()
         assert EVIL not in text
-        assert text.count(html.escape(EVIL)) == 6  # title twice, the table's title, a cell, its note, the failed run's
+        # title twice, the table's title, a cell, its note, the failed run's; a version, and a key's value in three runs
+        assert text.count(html.escape(EVIL)) == 6 + 1 + 3
         assert text.count("<script") == text.count("</script>") == 2
 
     def test_says_nothing_of_this_machine(self, page: Path) -> None:

@@ -49,20 +49,21 @@ class TestReport:
         assert {"index.html", "table1.csv", "table1.md", "table1.tex"} <= self.files(out).keys()
         assert b"30.0\xe2\x80\xa0" in self.files(out)["table1.md"]
         about = json.loads((tmp_path / "results/study.json").read_text())
-        (part,) = about["parts"]
-        command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
-        assert part["command"] == command
+        trunk, branch = (R18.format("scratch", k) for k in (6, 5))
         assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
-        assert part["seconds"] == {R18.format("scratch", 6): 540.0, R18.format("scratch", 5): 141.2}  # 600 * 120 / 510
+        seconds = {name: made["seconds"] for name, made in about["runs"].items()}
+        assert seconds == {trunk: 540.0, branch: 141.2}  # 600 * 120 / 510
         assert about["run_hours"] == 0.19
-        assert about["commands"][R18.format("scratch", 5)] == (
-            f"python tools/train_net.py --config-file configs/Digits/{R18.format('scratch', 5)}.yaml "
-            f"--backend torchvision --branch-from DIR/{R18.format('scratch', 6)}/checkpoints/model_0000779.pth "
-            f"--resume OUTPUT_DIR DIR/{R18.format('scratch', 5)}"
+        assert about["runs"][branch]["command"] == (
+            f"python tools/train_net.py --config-file configs/Digits/{branch}.yaml "
+            f"--backend torchvision --branch-from DIR/{trunk}/checkpoints/model_0000779.pth "
+            f"--resume OUTPUT_DIR DIR/{branch}"
         )
-        assert part["environment"]["python"] == "3.11"
+        (environment,) = about["environments"]
+        command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
+        assert (environment["study"], environment["python"]) == (command, "3.11")
         assert str(tmp_path) not in json.dumps(about)
-        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == list(part["seconds"])
+        assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == [trunk, branch]
 
     def test_depends_on_the_numbers_alone(self, out: Path) -> None:
         self.report(out)
@@ -95,60 +96,105 @@ class TestReport:
         with pytest.raises(UserError, match="holds digits/table1, not "):
             write_report(study_in(out), R18.format("scratch", 6), tmp_path / "results")
 
-    def test_made_in_parts(self, out: Path, tmp_path: Path) -> None:
-        """What another folder has finished stays, with how it was made; what this one has finished is taken from it."""
-        results, again = tmp_path / "results", tmp_path / "again"
-        self.report(out, results)
-        first = {one.run.name: one for one in load(results)}
+    @pytest.fixture
+    def elsewhere(self, out: Path, tmp_path: Path) -> Path:
+        """The same study in another folder, where its trunk came out otherwise."""
+        again = tmp_path / "again"
         shutil.copytree(out, again)
-        trunk, branch = (again / R18.format("scratch", k) for k in (6, 5))
-        shutil.rmtree(branch)
-        trunk.joinpath("result.json").write_text(json.dumps({"iteration": 1080, "metrics": {"bbox": {"AP": 31.0}}}))
         again.joinpath("study.json").write_text((out / "study.json").read_text().replace(str(out), str(again)))
-        self.report(again, results)
+        result = again / R18.format("scratch", 6) / "result.json"
+        result.write_text(json.dumps({"iteration": 1080, "metrics": {"bbox": {"AP": 31.0}}}))
+        return again
+
+    def test_made_in_parts(self, out: Path, elsewhere: Path, tmp_path: Path) -> None:
+        """What got further in another folder stays, with how it was made; all else is this one's."""
+        results, (trunk, branch) = tmp_path / "results", (R18.format("scratch", k) for k in (6, 5))
+        self.report(elsewhere, results)
+        shutil.rmtree(out / trunk)
+        self.report(out, results)
         both = {one.run.name: one for one in load(results)}
-        assert both[branch.name] == first[branch.name]
-        assert both[trunk.name].metrics == {"bbox/AP": 31.0}
+        assert (both[trunk].metrics, both[branch].metrics) == ({"bbox/AP": 31.0}, {"bbox/AP": 30.0})
         about = json.loads((results / "study.json").read_text())
-        assert [list(part["seconds"]) for part in about["parts"]] == [[branch.name], [trunk.name]]
+        assert list(about["runs"]) == [trunk, branch]
         assert about["iterations"] == 1080 + 120
+        shutil.rmtree(out / branch)
+        (out / trunk).mkdir()
+        (out / trunk / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.0}\n')
+        self.report(out, results)
+        assert {one.run.name: one for one in load(results)} == both
+
+    def test_a_branch_goes_with_its_trunk(
+        self, out: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        """One that rests on another trunk's iterations is not set beside this one, unless the weights are the same."""
+        results, (trunk, branch) = tmp_path / "results", (R18.format("scratch", k) for k in (6, 5))
+        self.report(out, results)
+        shutil.rmtree(elsewhere / branch)
+        self.report(elsewhere, results)
+        assert f"{branch} is not kept, as it rests on another {trunk}" in capsys.readouterr().out
+        assert {one.run.name for one in load(results) if one.state == FINISHED} == {trunk}
 
     @pytest.mark.parametrize(
         ("file", "content", "error", "message"),
         [
-            (
-                "study.json",
-                '{"experiment": "digits/table1"}',
-                DataError,
-                "in which parts the runs were made; restore the file",
-            ),
-            ("study.json", "{", DataError, "no JSON .* restore the file, or delete its folder"),
+            ("study.json", '{"experiment": "digits/table1"}', DataError, "does not say how each run was made; restore"),
+            ("study.json", "{", DataError, "no JSON .* restore the folder"),
+            ("study.json", None, DataError, "study.json is missing beside runs.csv; restore"),
             ("runs.csv", "run\n", DataError, "there is no column state; restore"),
-            (None, "", UserError, "is a file; name a folder"),
+            ("curves.csv", "run,metric,iterations,value\n", DataError, "are not those that study.json describes"),
+            ("", "", UserError, "is a file; name a folder"),
         ],
     )
     def test_results_that_were_edited(
-        self, out: Path, tmp_path: Path, file: str | None, content: str, error: type[Exception], message: str
+        self, out: Path, tmp_path: Path, file: str, content: str | None, error: type[Exception], message: str
     ) -> None:
         results = tmp_path / "results"
+        path = results / file
         if file:
             self.report(out, results)
-        path = results / file if file else results
-        path.write_text(content)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
         with pytest.raises(error, match=message):
             self.report(out, results)
-        assert path.read_text() == content
+        assert content is None or path.read_text() == content
 
-    def test_other_data(self, out: Path, tmp_path: Path) -> None:
-        environment = out / R18.format("scratch", 5) / "environment.json"
-        about = json.loads(environment.read_text())
-        environment.write_text(json.dumps({**about, "datasets": {"digits_train": {"images": 1}}}))
-        self.report(out, tmp_path / "results")
-        shutil.rmtree(environment.parent)
-        environment = out / R18.format("scratch", 6) / "environment.json"
-        environment.write_text(json.dumps({**about, "datasets": {"digits_train": {"images": 2}}}))
-        with pytest.raises(UserError, match=r"another digits_train: \{'images': 1\}, here \{'images': 2\}; name"):
+    def test_results_in_a_study(self, out: Path) -> None:
+        with pytest.raises(UserError, match="holds a study's runs"):
+            self.report(out, out)
+
+    @pytest.mark.parametrize("is_here", [True, False])
+    def test_other_data(self, out: Path, tmp_path: Path, is_here: bool) -> None:
+        """In one folder, or here and in another."""
+        for k in (6, 5):
+            path = out / R18.format("scratch", k) / "environment.json"
+            about = json.loads(path.read_text())
+            path.write_text(json.dumps({**about, "datasets": {"digits_train": {"images": k}}}))
+        if not is_here:
+            shutil.copytree(out, tmp_path / "other")
+            text = (out / "study.json").read_text().replace(str(out), str(tmp_path / "other"))
+            (tmp_path / "other/study.json").write_text(text)
+            shutil.rmtree(tmp_path / "other" / R18.format("scratch", 5))
+            self.report(tmp_path / "other", tmp_path / "results")
+            shutil.rmtree(out / R18.format("scratch", 6))
+        with pytest.raises(
+            UserError, match=r"made with another digits_train than others: \{'images': 6\}, \{'images': 5\}"
+        ):
             self.report(out, tmp_path / "results")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"git": "abc"}, "has git 'abc', expected an object"),
+            ({"git": {"diff": ""}}, "has git without a commit"),
+            ({"packages": [1]}, r"has packages \[1\], expected an object"),
+        ],
+    )
+    def test_an_edited_environment(self, out: Path, content: dict, message: str) -> None:
+        (out / R18.format("scratch", 6) / "environment.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            self.report(out)
 
     def test_nothing_of_the_part_itself(self, tmp_path: Path) -> None:
         """Runs that it needs have something to show."""

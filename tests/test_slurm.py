@@ -226,7 +226,7 @@ class TestQueue:
         monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", -1.0)
         slurm, (job, _) = Slurm(study, ON_CPU), jobs_without_needs(study)
         script(programs, "sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
-        slurm.start([job])
+        assert slurm.start([job]) == set()
         assert slurm.running() == {job.name}
         script(programs, "squeue", "exit 0")
         assert slurm.running() == set()
@@ -236,9 +236,21 @@ class TestQueue:
         assert (said.out + said.err).count("Socket timed out") == 1
         script(programs, "sbatch", "echo Submitted batch job 8")
         script(programs, "squeue", "echo 8 any")
-        slurm.start([job])
+        script(programs, "scontrol", "echo 'ClusterName             = big'")
+        assert slurm.start([job]) == {job.name}
         assert slurm.running() == {job.name}
-        assert read(jobs_folder(study.out), f"{job.name}.slurm") == {"id": "8"}
+        assert read(jobs_folder(study.out), f"{job.name}.slurm") == {"id": "8", "where": f"{os.getuid()}@big"}
+
+    def test_a_look_from_another_cluster(self, programs: Path, study: Study) -> None:
+        """Its squeue has none of the jobs; nothing is concluded, cancelled or submitted again."""
+        slurm, one, other = self.submitted(study)
+        for job in (one, other):
+            (jobs_folder(study.out) / f"{job.name}.slurm").write_text('{"id": "7", "where": "0@big"}')
+        script(programs, "squeue", "exit 0")
+        script(programs, "scontrol", "echo 'ClusterName             = small'")
+        assert slurm.running() == {one.name, other.name}
+        assert slurm.stop() == set()
+        assert not failure_file(one, study.out).exists()
 
     def test_a_number_that_nobody_wrote_down(self, programs: Path, study: Study) -> None:
         """study.py was killed while it submitted an array, and before it submitted a job."""
@@ -249,7 +261,7 @@ class TestQueue:
         script(programs, "squeue", "echo 7_0 digits/table1-0123; echo 7_1 digits/table1-0123; echo 9_1 another")
         assert Slurm(study, ON_CPU).running() == {one.name, other.name}
         numbers = [read(jobs_folder(study.out), f"{job.name}.slurm") for job in (one, other)]
-        assert numbers == [{"id": "7_0"}, {"id": "7_1"}]
+        assert [about["id"] for about in numbers] == ["7_0", "7_1"]
 
     def test_the_other_launchers_runs(self, programs: Path, study: Study) -> None:
         slurm, one, other = self.submitted(study)

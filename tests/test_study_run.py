@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, load_tool
 
 from scratch_det.errors import UserError
+from scratch_det.lock import try_lock
 from scratch_det.study import run as study_run
 from scratch_det.study.board import Board, as_text, eta_seconds
 from scratch_det.study.commands import status
@@ -163,6 +164,16 @@ class TestFailures:
         assert starts(study) == [TRUNK, BRANCH, TRUNK]
         assert "on fire" in (study.out / "jobs" / f"{TRUNK}.log").read_text()
 
+    def test_one_that_could_not_be_started_gets_its_trial(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It has failed before, and the first time its lock is held by somebody who looks."""
+        (study.out / f"jobs/{TRUNK}.failed").write_text("out of memory\n")
+        locks = iter([None])
+        monkeypatch.setattr(
+            "scratch_det.study.launch.local.try_lock",
+            lambda path: next(locks) if locks.__length_hint__() else try_lock(path),
+        )
+        assert play(study) == 0
+
     def test_what_needs_a_failed_one_is_blocked(self, study: Study) -> None:
         (study.out / "jobs" / f"{TRUNK}.failed").write_text("exit code 2: no data\n")
         trunk, branch = survey(study.jobs, study.out, set())
@@ -256,6 +267,21 @@ class TestEnding:
         assert starts(study).count(TRUNK) == 1
         (study.out / f"{TRUNK}.wait").unlink()
         assert mine.wait(MINUTES) == 0
+
+    def test_stopping_does_not_wait_for_others(self, study: Study) -> None:
+        """What this one has stopped, another may have continued: it is that one's."""
+        (study.out / f"{TRUNK}.wait").touch()
+        mine, other = Players(study), Players(study)
+        mine.start([study.jobs[0]])
+        until(lambda: (study.out / TRUNK / "status.json").exists())
+        assert mine.stop() == {TRUNK}
+        until(lambda: TRUNK not in mine.running())
+        assert mine.stop() == set()
+        assert other.start([study.jobs[0]]) == {TRUNK}
+        assert mine.running() == {TRUNK}
+        assert mine.stop() == set()
+        (study.out / f"{TRUNK}.wait").unlink()
+        until(lambda: not other.running())
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
     def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
@@ -406,12 +432,18 @@ class TestBadInput:
         """Another recipe's configuration, and a better AP than the run has logged."""
         folder = study.out / TRUNK
         folder.mkdir()
-        (folder / "config.yaml").write_text("SOLVER:\n  BASE_LR: 0.5\n")
+        (folder / "config.yaml").write_text("MODEL:\n  WEIGHTS: /x/imagenet.pth\nSOLVER:\n  BASE_LR: 0.5\n")
         (folder / "metrics.json").write_text('{"iteration": 27, "bbox/AP": 12.5}\n')
-        (folder / "result.json").write_text('{"iteration": 27, "metrics": {"bbox": {"AP": 99.0}}}')
+        (folder / "result.json").write_text(
+            '{"iteration": 27, "metrics": {"bbox": {"AP": 99.0}, "segm": {"AP": 88.0}}}'
+        )
+        (folder / "environment.json").write_text('{"backend": "detectron2"}')
         found = list(disagreements(study, study.jobs[0]))
         assert f"{folder}/config.yaml has SOLVER.BASE_LR 0.5, its recipe 0.02" in found
         assert f"{folder}/result.json says bbox/AP 99.0, the end of metrics.json 12.5" in found
+        assert f"{folder}/result.json says segm/AP 88.0, the end of metrics.json nothing" in found
+        assert f"{folder}/config.yaml has MODEL.WEIGHTS '/x/imagenet.pth', its recipe ''" in found
+        assert f"{folder}/environment.json has backend 'detectron2', its command 'torchvision'" in found
         code, said = call("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
         assert code == 2
         assert "move such a folder away" in said
@@ -431,17 +463,52 @@ class TestBadInput:
         ("name", "text", "message"),
         [
             ("result.json", '{"iteration": "many"}', "result.json has iteration 'many', expected a number"),
+            ("result.json", '{"iteration": Infinity}', "result.json has iteration inf, expected a number"),
+            ("metrics.json", '{"iteration": "x"}', "metrics.json has iteration 'x', expected a number"),
             ("status.json", "[1]", "status.json holds list, expected an object"),
             ("status.json", '{"iter', "status.json is no JSON"),
         ],
     )
     def test_damaged_folders(self, study: Study, call: Callable, name: str, text: str, message: str) -> None:
+        """It counts as failed, and keeps no other run from going on."""
         (study.out / TRUNK).mkdir()
         (study.out / TRUNK / name).write_text(text)
         code, said = call("status", "--out", study.out)
-        assert code == 2
+        assert code == 0
+        assert f"{TRUNK}  failed" in said
         assert message in said
         assert "move the folder away" in said
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"weights": "/x/else.pth"}, "has weights '/x/else.pth', its command "),
+            ({"backend": "detectron2"}, "has backend 'detectron2', its command 'torchvision'"),
+            ({}, None),
+        ],
+    )
+    def test_another_evaluation(self, tmp_path: Path, changed: dict, message: str | None) -> None:
+        study = Study("digits/figure5", tmp_path / "study", backend="torchvision")
+        job = next(job for job in study.jobs if job.run.evaluates)
+        weights = str(study.out / str(job.run.evaluates) / "checkpoints/model_final.pth")
+        path = job.result(study.out)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"backend": "torchvision", "weights": weights, **changed}))
+        found = list(disagreements(study, job))
+        assert message in found[0] if message else not found
+
+    def test_another_trunk(self, study: Study) -> None:
+        """Made anew after its branch had begun."""
+        trunk, branch = (study.out / name for name in (TRUNK, BRANCH))
+        for folder in (trunk / "checkpoints", branch):
+            folder.mkdir(parents=True)
+        (trunk / "checkpoints/index.json").write_text('{"sha256": {"model_0000011.pth": ["new"]}}')
+        (branch / "metrics.json").write_text('{"iteration": 12}\n')
+        (branch / "config.yaml").write_text("SEED: 1\n")
+        for digest, is_other in (("old", True), ("new", False)):
+            (branch / "parent.json").write_text(json.dumps({"sha256": digest}))
+            found = "".join(disagreements(study, study.jobs[1]))
+            assert ("parent.json is of another model_0000011.pth than smoke_3x has" in found) == is_other
 
     def test_damaged_study(self, study: Study, call: Callable) -> None:
         path = study.out / "study.json"

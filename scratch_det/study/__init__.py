@@ -1,1 +1,1 @@
-"""The paper's experiments as a list, and its numbers. Never imports torch."""
+"""The paper's experiments: listed, planned, run anywhere, and set beside its numbers. Never imports torch."""

@@ -1,12 +1,13 @@
 """Whether a run folder is what its study takes it for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from scratch_det import backends
 from scratch_det.config import flatten, load_config, plain
 from scratch_det.errors import UserError
-from scratch_det.study.experiment import EVALUATE, SEARCH
+from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.standing import newest_metrics, read_json
 from scratch_det.study.study import Study
@@ -15,6 +16,7 @@ from scratch_det.train.rundir import RunDir
 # What a run settles itself, from its data and its machine, and what does not show in its numbers.
 OWN = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
        "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
+WEIGHTS = "MODEL.WEIGHTS"
 
 
 def check_folders(study: Study, jobs: Sequence[Job]) -> None:
@@ -26,23 +28,53 @@ def check_folders(study: Study, jobs: Sequence[Job]) -> None:
 def disagreements(study: Study, job: Job) -> Iterator[str]:
     """What is wrong with the folder of ``job``, a line each; nothing where no run is in it yet."""
     run_dir = RunDir(study.out / job.name)
-    if job.run.kind in (SEARCH, EVALUATE) or not run_dir.holds_run():
+    if job.run.kind == EVALUATE:
+        yield from _other_evaluation(study, job)
+        return
+    if job.run.kind == SEARCH or not run_dir.holds_run():
         return
     try:
         made_with = flatten(run_dir.read_config())
     except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
         yield f"{run_dir.config} is no run's configuration ({str(error).splitlines()[0]})"
         return
-    for key, value in _recipe(study, job).items():
-        if plain(made_with.get(key, value)) != plain(value):
-            yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
-    yield from _other_beginning(run_dir, job)
+    yield from _other_recipe(run_dir, made_with, _recipe(study, job), job)
+    yield from _other_circumstances(study, run_dir, job)
+    yield from _other_beginning(study, run_dir, job)
     if run_dir.result.exists():
         yield from _edited_result(run_dir, job)
 
 
-def _other_beginning(run_dir: RunDir, job: Job) -> Iterator[str]:
-    """Random weights of another width, a branch that is none, or a run of its own that is a branch."""
+def _other_evaluation(study: Study, job: Job) -> Iterator[str]:
+    path = job.result(study.out)
+    asked = {"backend": study.backend, "weights": dict(pairwise(job.overrides(study.out))).get(WEIGHTS)}
+    result = read_json(path)
+    for key, value in asked.items() if result else ():
+        if result.get(key) != value:
+            yield f"{path} has {key} {result.get(key)!r}, its command {value!r}"
+
+
+def _other_recipe(run_dir: RunDir, made_with: Mapping[str, Any], wanted: Mapping[str, Any], job: Job) -> Iterator[str]:
+    own = OWN | ({"SEED"} if wanted.get("SEED", 0) < 0 else set())
+    for key, value in wanted.items():
+        if key not in own and plain(made_with.get(key, value)) != plain(value):
+            yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
+    began, begins = made_with.get(WEIGHTS), wanted.get(WEIGHTS)
+    if wanted and not job.start and bool(began) != bool(begins):  # from scratch, or not
+        yield f"{run_dir.config} has {WEIGHTS} {began!r}, its recipe {begins!r}"
+
+
+def _other_circumstances(study: Study, run_dir: RunDir, job: Job) -> Iterator[str]:
+    """Another backend, and another number of processes where a recipe means one: BN's statistics are of each."""
+    asked = {"backend": None if job.run.kind == PRETRAIN else study.backend, "processes": job.run.processes}
+    environment = read_json(run_dir.environment)
+    for key, value in asked.items():
+        if value and environment.get(key, value) != value:
+            yield f"{run_dir.environment} has {key} {environment[key]!r}, its command {value!r}"
+
+
+def _other_beginning(study: Study, run_dir: RunDir, job: Job) -> Iterator[str]:
+    """Random weights of another width, a branch that is none or of another trunk, or a run of its own that is one."""
     asked = dict(pairwise(job.run.flags)).get("--init-std")
     began = read_json(run_dir.environment).get("init_std")
     if began != (float(asked) if asked else None):
@@ -50,16 +82,20 @@ def _other_beginning(run_dir: RunDir, job: Job) -> Iterator[str]:
     if run_dir.parent.exists() != bool(job.start):
         found, wanted = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
         yield f"{run_dir.parent} {found}, but {job.name} is {wanted} here"
+    elif job.start:
+        index = read_json(study.out / str(job.run.trunk) / "checkpoints/index.json").get("sha256", {})
+        name = f"model_{job.start - 1:07d}.pth"
+        if (digest := read_json(run_dir.parent).get("sha256")) not in index.get(name, [digest]):
+            yield f"{run_dir.parent} is of another {name} than {job.run.trunk} has"
 
 
-def _recipe(study: Study, job: Job) -> dict[str, object]:
+def _recipe(study: Study, job: Job) -> dict[str, Any]:
     """What has to be in config.yaml; nothing where a search's result is gone, from which the recipe was made."""
     config = job.config(study.out)
     if not config.exists():
         return {}
-    recipe = load_config(config, [*job.run.changes, *job.overrides(study.out)], backends.defaults(study.backend))
-    own = OWN | ({"SEED"} if recipe.cfg.SEED < 0 else set())
-    return {key: value for key, value in flatten(recipe.cfg).items() if key not in own}
+    changes = [*job.run.changes, *job.overrides(study.out)]
+    return flatten(load_config(config, changes, backends.defaults(study.backend)).cfg)
 
 
 def _edited_result(run_dir: RunDir, job: Job) -> Iterator[str]:
@@ -70,6 +106,7 @@ def _edited_result(run_dir: RunDir, job: Job) -> Iterator[str]:
     logged = newest_metrics(run_dir.path, {})
     if not logged:
         yield f"{run_dir.metrics} has no evaluation, which {run_dir.result} is to repeat"
+        return
     for name, value in newest_metrics(run_dir.path, result).items():
-        if logged.get(name, value) != value:
-            yield f"{run_dir.result} says {name} {value}, the end of metrics.json {logged[name]}"
+        if logged.get(name) != value:
+            yield f"{run_dir.result} says {name} {value}, the end of metrics.json {logged.get(name, 'nothing')}"

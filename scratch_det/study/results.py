@@ -12,13 +12,15 @@ from typing import NamedTuple, TypeVar
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
 from scratch_det.study.outcome import DECIMALS, Outcome
+from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, READY, UNFINISHED, WAITING
 from scratch_det.textfile import write_atomically
 
 RUNS, CURVES = "runs.csv", "curves.csv"
+STATES = (WAITING, READY, UNFINISHED, FAILED, BLOCKED, FINISHED)
 FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")
 POINT = ("run", "metric", "iterations", "value")
 WRITES_IT = "tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
-RESTORE = f"restore the file, or delete its folder to make it anew: {WRITES_IT}"
+RESTORE = "restore the folder's files as report --results wrote them, from version control or a copy"
 
 Kind = TypeVar("Kind")
 
@@ -44,6 +46,10 @@ def save(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 def load(folder: Path) -> list[Outcome]:
     """What ``save`` wrote. Raises DataError when a file is missing, or is not as it was written: where, and what."""
+    lines = _read(folder / RUNS, FIELDS)
+    names = [line.cells["run"] for line in lines]
+    if twice := [line for number, line in enumerate(lines) if line.cells["run"] in names[:number]]:
+        raise DataError(f"{twice[0].place}: {twice[0].cells['run']} is there twice; {RESTORE}")
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in _read(folder / CURVES, POINT):
         points = curves.setdefault(line.cells["run"], {}).setdefault(line.cells["metric"], [])
@@ -51,7 +57,7 @@ def load(folder: Path) -> list[Outcome]:
     return [
         Outcome(
             run=line.read_as(find, "run"),
-            state=line.cells["state"],
+            state=line.read_as(_state, "state"),
             start=line.read_as(int, "start"),
             iteration=line.read_as(int, "iteration"),
             metrics={
@@ -62,8 +68,14 @@ def load(folder: Path) -> list[Outcome]:
             weights_sha256=line.cells["weights_sha256"],
             found=line.cells["found"],
         )
-        for line in _read(folder / RUNS, FIELDS)
+        for line in lines
     ]
+
+
+def _state(word: str) -> str:
+    if word not in STATES:
+        raise ValueError(f"{word!r} is none of {', '.join(STATES)}")
+    return word
 
 
 def _text(value: float | None) -> str:

@@ -31,14 +31,12 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
             board.show(standings)
             mine = [standing for standing in standings if standing.job.name in chosen]
             if stop.requested:
-                if not launcher.stop() & running:
+                if not launcher.stop():
                     raise Stopped(stop)
             else:
                 free = max_parallel - sum(s.job.weight(study.gpus) for s in standings if s.state == RUNNING)
                 startable = [standing.job for standing in mine if can_start(standing, tried)]
-                if jobs := fitting(startable, free, max_parallel, study.gpus):
-                    tried |= {job.name for job in jobs}
-                    launcher.start(jobs)
+                tried |= launcher.start(fitting(startable, free, max_parallel, study.gpus))
                 if not startable and not any(standing.state == RUNNING for standing in mine):
                     board.conclude(mine)
                     return 0 if all(standing.state == FINISHED for standing in mine) else EXIT_SOME_FAILED

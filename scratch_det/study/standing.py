@@ -1,12 +1,14 @@
 """Where each run of a study stands, read from its folder; see ``scratch_det.train.rundir`` for that contract.
 
 Beside the run folders DIR has study.json, what the study is, and jobs/: NAME.log, what a run's process said, NAME.lock,
-held as long as it lives, and NAME.failed, why it ended, if it was not as it should. See also launch/slurm.py.
+held as long as it lives, and NAME.failed, why it ended, if it was not as it should. See also launch/queue.py.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from scratch_det.study.job import Job
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",
 )  # fmt: skip
+UNFINISHED = "unfinished"  # of a report: interrupted or running, as nobody asked whether it has a process
 TAIL = 2**20  # bytes of a metrics.json in which its newest evaluation is looked for
 MEND = "move the folder away, and study.py run makes it anew"
 
@@ -53,7 +56,11 @@ def survey(jobs: Sequence[Job], out: Path, running: set[str]) -> list[Standing]:
     """Where every job stands; ``running``: names of those that have a process."""
     found: dict[str, Standing] = {}
     for job in jobs:
-        found[job.name] = look(job, out, job.name in running, [found[name] for name in job.needs if name in found])
+        is_running, needed = job.name in running, [found[name] for name in job.needs if name in found]
+        try:
+            found[job.name] = look(job, out, is_running, needed)
+        except DataError as error:  # a damaged folder keeps nobody else from going on
+            found[job.name] = Standing(job, RUNNING if is_running else FAILED, error=str(error))
     return list(found.values())
 
 
@@ -88,8 +95,18 @@ def newest_metrics(folder: Path, result: dict[str, Any]) -> dict[str, float]:
             for name, value in values.items()
             if isinstance(value, int | float)
         }
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    about = path.stat()
+    return _newest_in(path, (about.st_mtime_ns, about.st_size))
+
+
+@lru_cache(maxsize=256)
+def _newest_in(path: Path, _changed: tuple[int, int]) -> dict[str, float]:
+    """Read once after each change: a study is looked at twice a second, for weeks."""
     newest: dict[str, float] = {}
-    for row in read_rows(folder / "metrics.json", TAIL):
+    for row in read_rows(path, TAIL):
         newest |= {name: value for name, value in row.items() if "/" in name and isinstance(value, int | float)}
     return newest
 
@@ -97,7 +114,7 @@ def newest_metrics(folder: Path, result: dict[str, Any]) -> dict[str, float]:
 def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics.json, those in its last ``most`` bytes; none where there is no file.
 
-    One that was cut off is left out.
+    One that was cut off is left out. Raises DataError when an iteration or a time is no number.
     """
     if not path.exists():
         return []
@@ -112,6 +129,8 @@ def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict):
+            for key in ("iteration", "time"):
+                number(row, key, path)
             rows.append(row)
     return rows
 
@@ -124,6 +143,8 @@ def read_json(path: Path, mend: str = MEND) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}); {mend}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {mend}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected an object; {mend}")
     return content
@@ -132,7 +153,7 @@ def read_json(path: Path, mend: str = MEND) -> dict[str, Any]:
 def number(content: dict[str, Any], key: str, path: Path) -> float | None:
     """A number or nothing. Raises DataError when ``path``, where ``content`` is from, has something else there."""
     value = content.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
         raise DataError(f"{path} has {key} {value!r}, expected a number; {MEND}")
     return value
 

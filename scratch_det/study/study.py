@@ -94,7 +94,6 @@ def study_in(out: Path) -> Study:
     content = read_json(path)
     if not content:
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
-    content.setdefault("out", str(out))
     if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
         raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; restore it")
     study = Study(**{**content, "out": Path(content["out"])})

@@ -144,8 +144,6 @@ def warn_of_missed(keep_at: tuple[int, ...], store: CheckpointStore, completed: 
 def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
     """Take the run folder and write what the run is; from here on a failure is recorded in it."""
     run_dir.create()
-    if origin.is_branch:
-        begin_branch(run_dir, origin, completed)
     if run_dir.writes:
         log_to_file(run_dir.path / "log.txt")
         for path in () if completed else (run_dir.parent, run_dir.path / REPORT):  # of a start that got nowhere
@@ -154,6 +152,8 @@ def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], orig
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
     run_dir.write_json(run_dir.environment.name, {**environment, "earlier_starts": starts})
+    if origin.is_branch:  # last: its first lines of metrics make the folder a run's
+        begin_branch(run_dir, origin, completed)
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
 

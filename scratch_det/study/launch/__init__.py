@@ -17,8 +17,11 @@ class Launcher(Protocol):
     def describe(self, job: Job) -> str:
         """What ``start`` would run, to be read."""
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Start or continue those that nobody else has and that can be now; the others are asked for again later."""
+    def start(self, jobs: Sequence[Job]) -> set[str]:
+        """Start or continue those that nobody else has and that can be now; their names.
+
+        The others are asked for again later.
+        """
 
     def running(self) -> set[str]:
         """Names of the jobs that have a process or wait for one, whoever started them.
@@ -27,7 +30,7 @@ class Launcher(Protocol):
         """
 
     def stop(self) -> set[str]:
-        """Ask what this launcher, or one like it that is gone, has started to stop with a checkpoint; their names.
+        """Ask what this launcher, or one like it that is gone, has started to stop with a checkpoint.
 
-        Asking twice is asking once.
+        Names of what was asked and has not ended yet; asking twice is asking once.
         """

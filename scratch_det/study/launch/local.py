@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from scratch_det.distributed.ending import STOPPED, last_word
-from scratch_det.lock import try_lock
+from scratch_det.lock import locked, try_lock
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job, shown_command
 from scratch_det.study.launch.devices import gpus_here, gpus_needed
@@ -40,7 +40,7 @@ class Local:
     def __init__(self, study: Study):
         self.study, self.devices, self.queue = study, gpus_here(), Queue(study)
         self.processes: dict[str, Process] = {}
-        self.asked: set[str] | None = None
+        self.asked: dict[str, int] | None = None  # processes by name
 
     def command(self, job: Job) -> list[str]:
         """The job's command line."""
@@ -50,20 +50,20 @@ class Local:
         """See ``Launcher``."""
         return shown_command(self.command(job))
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; one for which too few GPUs are free is left for later, see ``require_gpus``."""
-        for job in jobs:
-            self._start(job)
+        return {job.name for job in jobs if self._start(job)}
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job) -> bool:
         lock = try_lock(lock_file(job, self.study.out))
         if lock is None:
-            return
-        devices = self._free_devices(job)
-        if devices is None or self.queue.has(job):
-            lock.close()
-            return
-        sign(lock, devices)
+            return False
+        with locked(jobs_folder(self.study.out) / "devices.lock"):  # until the GPUs are signed for
+            devices = self._free_devices(job)
+            if devices is None or self.queue.has(job):
+                lock.close()
+                return False
+            sign(lock, devices)
         failure_file(job, self.study.out).unlink(missing_ok=True)
         log = open(jobs_folder(self.study.out) / f"{job.name}.log", "a+", errors="replace")  # noqa: SIM115 - the process has it
         start = log.tell()
@@ -78,6 +78,7 @@ class Local:
         )
         sign(lock, devices, popen.pid)
         self.processes[job.name] = Process(job, popen, lock, log, start, devices)
+        return True
 
     def running(self) -> set[str]:
         """See ``Launcher``."""
@@ -89,13 +90,15 @@ class Local:
 
     def stop(self) -> set[str]:
         """See ``Launcher``."""
+        own = {name: process.popen.pid for name, process in self.processes.items()}
+        others = self._others()
         if self.asked is None:
-            left = {name: holder["pid"] for name, holder in self._others().items() if is_orphan(holder)}
-            self.asked = {*self.processes, *left}
-            for pid in [*left.values(), *(process.popen.pid for process in self.processes.values())]:
+            self.asked = {**{name: holder["pid"] for name, holder in others.items() if is_orphan(holder)}, **own}
+            for pid in self.asked.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-        return self.asked
+        here = {name: holder["pid"] for name, holder in others.items() if is_here(holder)} | own
+        return {name for name, pid in self.asked.items() if here.get(name) == pid}
 
     def _conclude(self, process: Process, code: int) -> None:
         """Leave the reason of a failure; a run that was asked to stop has not failed."""

@@ -1,11 +1,13 @@
 """Which of a study's jobs SLURM has, and how those ended that it has no longer.
 
 jobs/NAME.slurm has "id", the number of the job that is queued or goes on. Before the submission it has "name" and
-"task" instead, by which the number is found if study.py is killed before it learns it.
+"task" instead, by which the number is found if study.py is killed before it learns it. "where" is the user and the
+cluster: asked elsewhere, SLURM does not know of it, which does not mean that it has ended.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -34,6 +36,7 @@ class Queue:
     def __init__(self, study: Study):
         self.study, self.folder = study, (jobs_folder(study.out) / "slurm").absolute()
         self.looked, self.answers = -float("inf"), True
+        self._where = ""
 
     def has(self, job: Job) -> bool:
         """Whether it was submitted, or is about to be, and was not concluded yet."""
@@ -41,8 +44,8 @@ class Queue:
 
     def numbers(self) -> dict[str, str]:
         """SLURM's number of each job that was not concluded yet, by name."""
-        found = {job.name: read_json(self._record(job)).get("id") for job in self.study.jobs}
-        return {name: number for name, number in found.items() if number}
+        found = {job.name: read_json(self._record(job)) for job in self.study.jobs}
+        return {name: about["id"] for name, about in found.items() if "id" in about and self._is_ours(about)}
 
     def running(self) -> set[str]:
         """Names of the jobs that SLURM has, by a look that is not too old."""
@@ -58,6 +61,8 @@ class Queue:
             return
         for job in self.study.jobs:
             record = read_json(self._record(job))
+            if not self._is_ours(record):
+                continue
             if "id" in record and record["id"] not in queued:
                 self._conclude(job, record["id"])
             elif "name" in record:
@@ -67,16 +72,28 @@ class Queue:
         """They are about to be submitted under ``name``, more than one as an array."""
         for task, job in enumerate(jobs):
             suffix = f"_{task}" if len(jobs) > 1 else ""
-            write_atomically(self._record(job), json.dumps({"name": name, "task": suffix}) + "\n")
+            write_atomically(
+                self._record(job), json.dumps({"name": name, "task": suffix, "where": self.where()}) + "\n"
+            )
 
     def record(self, job: Job, number: str) -> None:
         """It was submitted."""
-        write_atomically(self._record(job), json.dumps({"id": number}) + "\n")
+        write_atomically(self._record(job), json.dumps({"id": number, "where": self.where()}) + "\n")
 
     def withdraw(self, jobs: Sequence[Job]) -> None:
         """They were not."""
         for job in jobs:
             self._record(job).unlink(missing_ok=True)
+
+    def where(self) -> str:
+        """This user on this cluster; empty while SLURM is silent."""
+        if not self._where and (lines := ask("scontrol", "show", "config")) is not None:
+            name = re.search(r"^ClusterName\s*=\s*(\S+)", lines, re.MULTILINE)
+            self._where = f"{os.getuid()}@{name[1] if name else ''}"
+        return self._where
+
+    def _is_ours(self, record: dict[str, str]) -> bool:
+        return record.get("where", "") in ("", self.where())
 
     def _queued(self) -> dict[str, str] | None:
         """Names by numbers of this user's jobs that wait, go on or are about to end; None while SLURM is silent."""

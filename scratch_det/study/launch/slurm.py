@@ -44,7 +44,7 @@ class Slurm:
         self.study, self.options, self.queue = study, options, Queue(study)
         self.shapes = {job.name: shape(job, study.gpus, options) for job in study.jobs}
         self.next_trial, self.complaint = -float("inf"), ""
-        self.asked: set[str] | None = None
+        self.asked: dict[str, str] | None = None  # SLURM's numbers by name
 
     def command(self, job: Job) -> list[str]:
         """Of each task."""
@@ -56,14 +56,16 @@ class Slurm:
         flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in asked.items()]
         return f"# sbatch {shown_command(flags)}\nsrun {shown_command(self.command(job))}"
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; what cannot be submitted now is left for later. Raises UserError when sbatch refuses."""
+        started: set[str] = set()
         if time.monotonic() < self.next_trial:
-            return
+            return started
         try:
             with ExitStack() as locks:
                 for group in self._alike(jobs, locks):
                     self._submit(group)
+                    started |= {job.name for job in group}
             self.complaint = ""
         except NotNow as error:
             self.next_trial = time.monotonic() + SECONDS_BETWEEN_TRIALS
@@ -71,6 +73,7 @@ class Slurm:
             if str(error) != self.complaint:
                 self.complaint = str(error)
                 say_now(f"{error}; trying again every {SECONDS_BETWEEN_TRIALS:.0f} seconds")
+        return started
 
     def running(self) -> set[str]:
         """See ``Launcher``."""
@@ -78,15 +81,15 @@ class Slurm:
 
     def stop(self) -> set[str]:
         """See ``Launcher``; also what earlier starts of the study have submitted, and none of it is requeued."""
+        numbers = self.queue.numbers()
         if self.asked is None:
-            numbers = self.queue.numbers()
             for number in numbers.values():
                 ask("scontrol", "update", f"JobId={number}", "Requeue=0")
             if numbers:
                 ask("scancel", "--state=PENDING", *numbers.values())
                 ask("scancel", "--signal=USR1", *numbers.values())
-            self.asked = set(numbers)
-        return self.asked
+            self.asked = numbers
+        return {name for name, number in self.asked.items() if numbers.get(name) == number}
 
     def _alike(self, jobs: Sequence[Job], locks: ExitStack) -> list[list[Job]]:
         """Those that nobody else has, locked, in groups that ask for the same."""

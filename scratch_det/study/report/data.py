@@ -3,77 +3,126 @@
 So a study may be made in parts: some runs on one machine, the others on another, or later.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.progress import say_now
 from scratch_det.study.outcome import Outcome
-from scratch_det.study.report.description import describe_all, describe_part
+from scratch_det.study.report.description import Made, describe, made_of
 from scratch_det.study.results import CURVES, RESTORE, RUNS, load, save
 from scratch_det.study.standing import FINISHED, Standing, read_json
-from scratch_det.study.study import DESCRIPTION, Study
+from scratch_det.study.study import DESCRIPTION, LOCK, Study
 from scratch_det.textfile import write_atomically
-
-Part = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is in ``folder``: finished runs by name, and the parts that they were made in, as in ``describe_part``."""
+    """What is in ``folder``: outcomes and how each was made, both by the run's name."""
 
     folder: Path
     experiment: str
-    finished: Mapping[str, Outcome] = field(default_factory=dict)
-    parts: Sequence[Part] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    made: Mapping[str, Made] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, experiment: str) -> "Data":
-        """Raises UserError when the folder is none or holds another experiment, DataError when files were edited."""
+        """Raises UserError when the folder is none or holds something else, DataError when its files were edited."""
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--results {folder} is a file; name a folder")
-        path = folder / DESCRIPTION
+        if (folder / LOCK).exists():
+            raise UserError(f"--results {folder} holds a study's runs; name a folder for the numbers alone")
+        path, there = folder / DESCRIPTION, [name for name in (RUNS, CURVES) if (folder / name).exists()]
         if not path.exists():
+            if there:
+                raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
             return cls(folder, experiment)
         description = read_json(path, mend=RESTORE)
-        if (there := description.get("experiment")) != experiment:
-            raise UserError(f"--results {folder} holds {there}, not {experiment}; name another folder")
-        parts = description.get("parts")
-        if not isinstance(parts, list) or not all(map(_is_part, parts)):
-            raise DataError(f"{path} does not say in which parts the runs were made; {RESTORE}")
-        return cls(folder, experiment, {one.run.name: one for one in load(folder) if one.state == FINISHED}, parts)
+        if (other := description.get("experiment")) != experiment:
+            raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
+        outcomes, made = {one.run.name: one for one in load(folder)}, _read_made(description, path)
+        if description.get("sha256") != _digests(folder):
+            raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
+        return cls(folder, experiment, outcomes, made)
 
     def add(self, outcomes: Sequence[Outcome], study: Study, standings: Sequence[Standing]) -> list[Path]:
-        """Write ``outcomes``, but runs that have finished earlier and not here as they are; the files.
+        """Write ``outcomes``, of which the folder's own are taken that got further; the files.
 
-        Raises UserError when the two were made with other data.
+        Raises UserError when both were made with other data.
         """
-        kept = {one.run.name for one in outcomes if one.state != FINISHED and one.run.name in self.finished}
-        here = describe_part(study, [standing for standing in standings if standing.job.name not in kept])
-        parts = [part for earlier in self.parts if (part := _only(earlier, kept))["seconds"]] + [here]
-        self._require_same_data(parts)
-        outcomes = [self.finished[one.run.name] if one.run.name in kept else one for one in outcomes]
+        kept = self._kept(outcomes)
+        ours = made_of(study, [standing for standing in standings if standing.job.name not in kept])
+        made = {name: about for name, about in self.made.items() if name in kept} | ours
+        self._require_same_data(about["environment"] for about in made.values())
+        outcomes = [self.outcomes[one.run.name] if one.run.name in kept else one for one in outcomes]
         save(outcomes, self.folder)
-        description = {"experiment": self.experiment, **describe_all(study, outcomes, parts)}
+        description = {"experiment": self.experiment, **describe(outcomes, made), "sha256": _digests(self.folder)}
         write_atomically(self.folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         return [self.folder / name for name in (RUNS, CURVES, DESCRIPTION)]
 
-    def _require_same_data(self, parts: Sequence[Part]) -> None:
+    def _kept(self, outcomes: Sequence[Outcome]) -> set[str]:
+        """Names of the runs that got further here than in ``outcomes``, which are in an order of what needs what.
+
+        A branch, an evaluation, and a run with values that a search found are kept together with what they rest on, or
+        where that is the same to the last bit.
+        """
+        kept: set[str] = set()
+        now = {one.run.name: one for one in outcomes}
+        for name, one in now.items():
+            there = self.outcomes.get(name)
+            if there is None or not _is_further(there, one):
+                continue
+            parents = [one.run.trunk if there.start else None, one.run.evaluates, one.run.found_by]
+            changed = [p for p in parents if p and p not in kept and not _is_same(self.outcomes.get(p), now.get(p))]
+            if changed:
+                say_now(f"{self.folder}: {name} is not kept, as it rests on another {changed[0]} than this one")
+            else:
+                kept.add(name)
+        return kept
+
+    def _require_same_data(self, environments: Iterable[Mapping[str, Any]]) -> None:
         known: dict[str, Any] = {}
-        for part in parts:
-            for name, about in part["environment"].get("datasets", {}).items():
+        for environment in environments:
+            for name, about in environment["datasets"].items():
                 if known.setdefault(name, about) != about:
                     raise UserError(
-                        f"--results {self.folder} has runs made with another {name}: {known[name]}, here {about}; name "
-                        "another folder"
+                        f"--results {self.folder}: some runs were made with another {name} than others: {known[name]}, "
+                        f"{about}; name another folder"
                     )
 
 
-def _is_part(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("environment", "seconds"))
+def _is_further(one: Outcome, other: Outcome) -> bool:
+    return (one.state == FINISHED, one.iteration) > (other.state == FINISHED, other.iteration)
 
 
-def _only(part: Part, names: set[str]) -> Part:
-    return {**part, "seconds": {name: value for name, value in part["seconds"].items() if name in names}}
+def _is_same(one: Outcome | None, other: Outcome | None) -> bool:
+    """Whether two have ended alike, to the last bit."""
+    if one is None or other is None:
+        return False
+    ends = [(outcome.weights_sha256, outcome.found) for outcome in (one, other)]
+    return any(ends[0]) and ends[0] == ends[1]
+
+
+def _read_made(description: Mapping[str, Any], path: Path) -> dict[str, Made]:
+    try:
+        environments = [
+            {**environment, "datasets": {**environment["datasets"]}} for environment in description["environments"]
+        ]
+        return {
+            name: {
+                "command": about["command"],
+                "seconds": float(about["seconds"]),
+                "environment": environments[about["environment"]],
+            }
+            for name, about in description["runs"].items()
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (RUNS, CURVES)}

@@ -1,41 +1,57 @@
 """What study.json in results/ says of a study: commands, versions, data and time, and nothing of this machine."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import ROOT, TOOLS, Job, shown_command
 from scratch_det.study.outcome import Outcome
-from scratch_det.study.report.run_page import MADE_WITH
+from scratch_det.study.report.run_page import MADE_WITH, load_environment
 from scratch_det.study.standing import FINISHED, Standing, read_json, read_rows
 from scratch_det.study.study import Study
 
 
-def describe_part(study: Study, standings: Sequence[Standing]) -> dict[str, Any]:
-    """With what and by which command one folder's runs were made, those that have begun, and how long each took."""
+class Made(TypedDict):
+    """How a run was made: by which command, in how many seconds, and with what."""
+
+    command: str
+    seconds: float
+    environment: dict[str, Any]
+
+
+def made_of(study: Study, standings: Sequence[Standing]) -> dict[str, Made]:
+    """Of the runs in one folder that have begun, by name."""
     begun = [standing for standing in standings if standing.iteration or standing.state == FINISHED]
     return {
-        "command": _command(study),
-        "environment": _environment(folder for standing in begun for folder in _folders(standing, study.out)),
-        "seconds": {standing.job.name: round(own_seconds(standing, study.out), 1) for standing in begun},
+        standing.job.name: Made(
+            command=_command_of(standing.job, study),
+            seconds=round(own_seconds(standing, study.out), 1),
+            environment={"study": _command(study), **_environment(_folders(standing, study.out))},
+        )
+        for standing in begun
     }
 
 
-def describe_all(study: Study, outcomes: Sequence[Outcome], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of ``outcomes``, which were made in ``parts``: the commands, and how much was trained.
+def describe(outcomes: Sequence[Outcome], made: Mapping[str, Made]) -> dict[str, Any]:
+    """How much was trained, and how each run was made; of environments that are alike, one.
 
     Iterations count of unfinished runs too. ``run_hours`` are those of the runs added up: which of them ran at once is
     in no run folder.
     """
-    begun = [outcome for outcome in outcomes if outcome.iteration]
-    of_runs = {outcome.run.name for outcome in outcomes}
+    begun = [one for one in outcomes if one.iteration]
+    environments: list[dict[str, Any]] = []
+    for about in made.values():
+        if about["environment"] not in environments:
+            environments.append(about["environment"])
+    names = [one.run.name for one in outcomes if one.run.name in made]
     return {
-        "commands": {job.name: _command_of(job, study) for job in study.jobs if job.name in of_runs},
-        "iterations": sum(max(outcome.iteration - outcome.start, 0) for outcome in begun),
-        "iterations_saved_by_sharing": sum(outcome.start for outcome in begun),
-        "run_hours": round(sum(seconds for part in parts for seconds in part["seconds"].values()) / 3600, 2),
-        "parts": parts,
+        "iterations": sum(max(one.iteration - one.start, 0) for one in begun),
+        "iterations_saved_by_sharing": sum(one.start for one in begun),
+        "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
+        "environments": environments,
+        "runs": {name: {**made[name], "environment": environments.index(made[name]["environment"])} for name in names},
     }
 
 
@@ -73,12 +89,15 @@ def own_seconds(standing: Standing, out: Path) -> float:
     return total
 
 
-def _environment(folders: Iterable[Path]) -> dict[str, Any]:
-    """What the runs agree on, or a list of what they have; of checkouts the commits, and whether one was changed."""
-    found = [content for folder in folders if (content := read_json(folder / "environment.json"))]
+def _environment(folders: Sequence[Path]) -> dict[str, Any]:
+    """What a run was made with; of a search what its trainings agree on, or a list of what they have.
+
+    Of checkouts the commit, and whether it was changed.
+    """
+    found = [load_environment(path) for folder in folders if (path := folder / "environment.json").exists()]
     alike = {key: _one_or_all([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")}
-    checkouts = [content["git"] for content in found if content.get("git")]
-    data = {name: about for content in found for name, about in content.get("datasets", {}).items()}
+    checkouts = [content["git"] for content in found if content["git"]]
+    data = {name: about for content in found for name, about in content["datasets"].items()}
     changed = any(git.get("diff") for git in checkouts)
     return {**alike, "commit": _one_or_all([git["commit"] for git in checkouts]), "changed": changed, "datasets": data}
 
@@ -91,5 +110,6 @@ def _one_or_all(values: Sequence[Any]) -> Any:
 def without_folders(error: str, out: Path) -> str:
     """Where a folder is differs between machines, what failed in it does not."""
     for folder in (out.resolve(), out, ROOT, Path.home()):
-        error = error.replace(f"{folder}/", "") if folder.parts else error  # Path(".") has none
+        if folder.parts:  # Path(".") has none
+            error = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", error)
     return error

@@ -13,8 +13,9 @@ from urllib.parse import quote
 import yaml
 from PIL import Image
 
+from scratch_det.errors import DataError
 from scratch_det.study.outcome import Outcome
-from scratch_det.study.standing import read_json
+from scratch_det.study.standing import MEND, read_json
 
 PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
@@ -70,12 +71,24 @@ def read_config(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 def read_environment(path: Path) -> dict[str, str]:
     """What may shape numbers, and neither paths nor when and where it was started."""
-    content = read_json(path)
-    git = content.get("git") or {}
+    content = load_environment(path)
+    git = content["git"]
     changed = " with changes" if git.get("diff") else ""
-    found = {key: content.get(key) for key in MADE_WITH} | (content.get("packages") or {})
+    found = {key: content.get(key) for key in MADE_WITH} | content["packages"]
     found["git commit"] = git.get("commit") and f"{git['commit'][:12]}{changed}"
     return {key: _text(value) for key, value in found.items() if value not in (None, [])}
+
+
+def load_environment(path: Path) -> dict[str, Any]:
+    """An environment.json; what is missing is empty. Raises DataError for an object that is none."""
+    content = read_json(path)
+    for key in ("git", "packages", "datasets"):
+        content[key] = content.get(key) or {}
+        if not isinstance(content[key], dict):
+            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {MEND}")
+    if content["git"] and not isinstance(content["git"].get("commit"), str):
+        raise DataError(f"{path} has git without a commit; {MEND}")
+    return content
 
 
 def encode(png: Path) -> str:
@@ -83,7 +96,7 @@ def encode(png: Path) -> str:
     try:
         with Image.open(png) as picture:
             small = picture.convert("RGB")
-    except OSError:
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # PIL finds a broken PNG a matter of syntax
         return ""
     small.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
     for quality in (80, 60, 40, 20):

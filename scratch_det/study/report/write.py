@@ -3,7 +3,7 @@
 What is there depends on what is in the run folders alone: it is the same, byte for byte, however often the study was
 interrupted, and whatever was reported before. How long the runs took, and on what, is in study.json beside the data.
 
-The data keep what was finished in another folder, so a study may be made in parts, here and there.
+The data keep what got further in another folder, so a study may be made in parts, here and there.
 """
 
 from collections.abc import Set
@@ -21,12 +21,11 @@ from scratch_det.study.report.formats import FORMATS
 from scratch_det.study.report.page import write_page
 from scratch_det.study.report.run_page import read_runs
 from scratch_det.study.report.tables import DIGITS, says_something, tables_of
-from scratch_det.study.standing import INTERRUPTED, Standing, survey
+from scratch_det.study.standing import INTERRUPTED, UNFINISHED, Standing, survey
 from scratch_det.study.study import Study
 from scratch_det.textfile import write_atomically
 
 REPORT = "report"
-UNFINISHED = "unfinished"
 
 
 def write_report(study: Study, experiment: str, results: Path | None = None) -> list[Path]:
@@ -35,7 +34,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     Raises UserError when the study has no such runs, when none of them has anything to show, or when ``results`` is no
     folder of this experiment's or of other data; DataError when its files are not as they were written.
     """
-    data = Data.of(results, experiment) if results else None
+    if results:
+        Data.of(results, experiment)  # refused before anything is written
     chosen = _chosen(study, experiment)
     outcomes = [_as_shown(outcome, study.out) for outcome in collect(chosen, study.out)]
     own = {run.name for run in of_place(experiment)}
@@ -51,7 +51,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, outcomes, figures, read_runs(outcomes, study.out, page))
     _remove_earlier(report, {page, *files, *drawn}, study)
-    return [page, *files, *drawn, *(data.add(outcomes, study, chosen) if data else ())]
+    data = Data.of(results, experiment).add(outcomes, study, chosen) if results else ()
+    return [page, *files, *drawn, *data]
 
 
 def _remove_earlier(report: Path, written: Set[Path], study: Study) -> None:
@@ -73,5 +74,5 @@ def _chosen(study: Study, experiment: str) -> list[Standing]:
 
 def _as_shown(outcome: Outcome, out: Path) -> Outcome:
     """Without what differs between two starts of the same study."""
-    state = UNFINISHED if outcome.state == INTERRUPTED else outcome.state  # nobody asked whether it has a process
+    state = UNFINISHED if outcome.state == INTERRUPTED else outcome.state
     return replace(outcome, state=state, error=without_folders(outcome.error, out))
