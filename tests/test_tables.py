@@ -300,7 +300,9 @@ class TestDocuments:
         save([outcome(R18.format("scratch", 6), 30.0, curves=curves)], root / "results/digits")
         render(root)
         source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.png"
-        assert figure.name in source.read_text().splitlines()
+        assert f"  {figure.name}\n" in source.read_text()
+        figure.write_bytes(figure.read_bytes() + b"0")
+        assert render(root, check=True) == [source]
         figure.unlink()
         assert render(root, check=True) == [source]
         assert render(root) == [source]

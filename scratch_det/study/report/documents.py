@@ -4,7 +4,7 @@
 <!-- end -->
 
 docs/digits/ has the figures of results/digits/, and SOURCE: digests of the numbers and of the code that they were drawn
-from, for other versions of matplotlib draw other bytes, and the names of the figures' files.
+from, for other versions of matplotlib draw other bytes, and of the figures' files.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from scratch_det.textfile import write_atomically
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
 RESULTS, SOURCE = Path("results"), "SOURCE"
-DRAWN_BY = [Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels")]
+FOLDERS = ("digits", "paper")  # below results/, by experiment
+DRAWN_BY = [Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels", "cells")]
 
 
 def render(root: Path, check: bool = False) -> list[Path]:
@@ -44,20 +45,23 @@ def render(root: Path, check: bool = False) -> list[Path]:
 def _stale_figures(root: Path, check: bool) -> list[Path]:
     """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers or gone; drawn anew unless ``check``."""
     stale = []
-    for runs in sorted((root / RESULTS).glob(f"*/{RUNS}")):
-        name, source = runs.parent.name, root / "docs" / runs.parent.name / SOURCE
+    for name in FOLDERS:
+        runs, source = root / RESULTS / name / RUNS, root / "docs" / name / SOURCE
+        if not runs.exists():
+            continue
         digests = [f"{_digest(runs, runs.with_name(CURVES))}  numbers", f"{_digest(*DRAWN_BY)}  drawings"]
         known = source.read_text().splitlines() if source.exists() else []
-        if known[:2] == digests and all((source.parent / file).exists() for file in known[2:]):
+        drawn = {source.parent / Path(line.split()[-1]).name: line.split()[0] for line in known[2:]}  # "DIGEST  NAME"
+        if known[:2] == digests and all(path.exists() and _digest(path) == was for path, was in drawn.items()):
             continue
         stale.append(source)
         if not check:
             from scratch_det.study.report.figures import draw, figures_of  # matplotlib takes a while
 
-            drawn = [path.name for path in draw(figures_of(name, load(runs.parent)), source.parent)]
-            for old in {Path(file).name for file in known[2:]} - {*drawn, SOURCE}:
-                (source.parent / old).unlink(missing_ok=True)
-            write_atomically(source, "\n".join([*digests, *drawn]) + "\n")
+            paths = draw(figures_of(name, load(runs.parent)), source.parent)
+            for old in drawn.keys() - {*paths, source}:
+                old.unlink(missing_ok=True)
+            write_atomically(source, "\n".join([*digests, *(f"{_digest(path)}  {path.name}" for path in paths)]) + "\n")
     return stale
 
 
