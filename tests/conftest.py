@@ -5,6 +5,7 @@
 ``train_net``     tools/train_net.py   ``tiny_coco``      100 real COCO images, where they are at hand
 ``train``         starts a run of ``toy_recipe`` in this process
 ``points_recipe`` ``toy_recipe`` with keypoints in its data
+``study_tool``    tools/study.py
 """
 
 import importlib.util
@@ -293,3 +294,20 @@ def tiny_coco() -> Path:
     if not (TINY_COCO / "annotations").is_dir():
         pytest.skip(f"needs tiny_coco at {TINY_COCO} (or set TINY_COCO)")
     return TINY_COCO
+
+
+@pytest.fixture
+def study_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """tools/study.py in this process: its exit code and what it says."""
+
+    def call(*words: Any) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["study.py", *map(str, words)])
+        try:
+            load_tool("study").main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return int(code or 0), said.out + said.err
+
+    return call

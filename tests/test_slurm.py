@@ -31,7 +31,7 @@ ON_CPU = Options(gpus_per_node=0, cpus_per_task=1)
 MINUTES = 600.0
 
 
-def study_tool(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+def exit_code_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     """The exit code of tools/study.py."""
     monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
@@ -98,7 +98,7 @@ class TestOptions:
     ) -> None:
         path, out = tmp_path / "slurm.yaml", tmp_path / "study"
         path.write_text(text)
-        code = study_tool(monkeypatch, "run", "digits/smoke", "--out", out, "--launcher", "slurm", "--slurm", path)
+        code = exit_code_of(monkeypatch, "run", "digits/smoke", "--out", out, "--launcher", "slurm", "--slurm", path)
         assert (code, out.exists()) == (2, False)
         said = capsys.readouterr().err
         assert message in said
@@ -125,7 +125,7 @@ class TestRefusals:
     def refused(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, out: Path, *arguments: Any
     ) -> str:
-        assert study_tool(monkeypatch, "run", "digits/smoke", "--out", out, *arguments) == 2
+        assert exit_code_of(monkeypatch, "run", "digits/smoke", "--out", out, *arguments) == 2
         assert not out.exists()
         said = capsys.readouterr().err
         assert said.count("\n") == 1

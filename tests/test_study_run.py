@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 
 from scratch_det.errors import UserError
 from scratch_det.lock import try_lock
@@ -81,23 +80,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
     yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
     for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends
         wait.unlink()
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
-    """tools/study.py in this process: its exit code and what it says."""
-
-    def call(*words: Any) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["study.py", *map(str, words)])
-        try:
-            load_tool("study").main()
-            code: Any = 0
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        return int(code or 0), said.out + said.err
-
-    return call
 
 
 def states(study: Study, launcher: Local | None = None) -> dict[str, str]:
@@ -347,9 +329,9 @@ class TestPlaces:
         ],
     )
     @pytest.mark.usefixtures("on_gpus")
-    def test_too_few_gpus(self, call: Callable, tmp_path: Path, words: tuple, message: str) -> None:
+    def test_too_few_gpus(self, study_tool: Callable, tmp_path: Path, words: tuple, message: str) -> None:
         """Refused before anything is there, also where a single run would fit."""
-        code, said = call("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
         assert (code, said.count("\n")) == (2, 1)
         assert message in said
         assert not (tmp_path / "x").exists()
@@ -360,75 +342,33 @@ class TestPlaces:
         assert "--num-gpus" not in words
 
 
-class TestPlan:
-    @pytest.mark.parametrize(
-        ("flag", "iterations"), [("--share-prefix", "3,120,000"), ("--no-share-prefix", "7,200,000")]
-    )
-    def test_table1(self, call: Callable, flag: str, iterations: str) -> None:
-        code, said = call("plan", "table1", flag, "--gpus", 8, "--seconds-per-iter", 0.5)
-        assert code == 0
-        assert f"iterations: {iterations}" in said
-        hours = int(iterations.replace(",", "")) / 7200
-        assert f"time: {hours:,.0f} h on 8 GPUs one run after the other, {8 * hours:,.0f} GPU hours" in said
-
-    @pytest.mark.parametrize(
-        "experiment", sorted({place for run in of_place("paper") for place in run.places} | {"digits"})
-    )
-    def test_every_experiment(self, call: Callable, experiment: str) -> None:
-        code, said = call("plan", experiment)
-        assert code == 0
-        assert "GB of checkpoints" in said
-
-    def test_order(self) -> None:
-        """Pre-training, trunk, branches, switch, evaluation."""
-        for experiment in ("paper", "digits"):
-            seen: set[str] = set()
-            for job in jobs_of(of_place(experiment)):
-                assert seen.issuperset(job.needs), job.name
-                seen.add(job.name)
-
-    def test_needs_come_along(self) -> None:
-        names = {job.name for job in jobs_of(of_place("scratch_cascade_mask_rcnn_R_50_FPN_9x_gn_train_aug_test_aug"))}
-        plain = "scratch_mask_rcnn_R_50_FPN_9x_gn_train_aug"
-        cascade = plain.replace("mask_rcnn", "cascade_mask_rcnn")
-        assert names == {plain, cascade, f"{cascade}_test_aug"}
-
-    def test_neither_torch_nor_matplotlib(self) -> None:
-        code = (
-            "import sys, runpy; sys.argv = ['study.py', 'plan', 'paper']\n"
-            "runpy.run_path('tools/study.py', run_name='__main__')\n"
-            "assert not {'torch', 'matplotlib'} & set(sys.modules)"
-        )
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-
-
 class TestBadInput:
-    def test_unknown_experiment(self, call: Callable, tmp_path: Path) -> None:
-        code, said = call("run", "digits/smok", "--out", tmp_path / "new")
+    def test_unknown_experiment(self, study_tool: Callable, tmp_path: Path) -> None:
+        code, said = study_tool("run", "digits/smok", "--out", tmp_path / "new")
         assert code == 2
         assert "no experiment digits/smok; did you mean 'digits/smoke'?" in said
         assert not (tmp_path / "new").exists()
 
-    def test_folder_of_another_experiment(self, call: Callable, study: Study) -> None:
-        code, said = call("run", "digits/norms", "--out", study.out, "--backend", "torchvision")
+    def test_folder_of_another_experiment(self, study_tool: Callable, study: Study) -> None:
+        code, said = study_tool("run", "digits/norms", "--out", study.out, "--backend", "torchvision")
         assert code == 2
         assert "holds another study: experiment was digits/smoke, now digits/norms" in said
 
-    def test_folder_of_something_else(self, call: Callable, tmp_path: Path) -> None:
+    def test_folder_of_something_else(self, study_tool: Callable, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").touch()
-        code, said = call("run", "digits/smoke", "--out", tmp_path)
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path)
         assert code == 2
         assert "has thesis.tex in it, but no study.json" in said
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-        code, said = call("status", "--out", tmp_path)
+        code, said = study_tool("status", "--out", tmp_path)
         assert code == 2
         assert "no study was started there" in said
 
-    def test_nonsense_numbers(self, call: Callable, tmp_path: Path) -> None:
-        assert call("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 0)[0] == 2
-        assert call("plan", "table1", "--seconds-per-iter", -1)[0] == 2
+    def test_nonsense_numbers(self, study_tool: Callable, tmp_path: Path) -> None:
+        assert study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 0)[0] == 2
+        assert study_tool("plan", "table1", "--seconds-per-iter", -1)[0] == 2
 
-    def test_edited_folders(self, study: Study, call: Callable, capsys: pytest.CaptureFixture) -> None:
+    def test_edited_folders(self, study: Study, study_tool: Callable, capsys: pytest.CaptureFixture) -> None:
         """Another recipe's configuration, and a better AP than the run has logged."""
         folder = study.out / TRUNK
         folder.mkdir()
@@ -444,7 +384,7 @@ class TestBadInput:
         assert f"{folder}/result.json says segm/AP 88.0, the end of metrics.json nothing" in found
         assert f"{folder}/config.yaml has MODEL.WEIGHTS '/x/imagenet.pth', its recipe ''" in found
         assert f"{folder}/environment.json has backend 'detectron2', its command 'torchvision'" in found
-        code, said = call("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
+        code, said = study_tool("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
         assert code == 2
         assert "move such a folder away" in said
         (folder / "metrics.json").write_text("")
@@ -469,11 +409,11 @@ class TestBadInput:
             ("status.json", '{"iter', "status.json is no JSON"),
         ],
     )
-    def test_damaged_folders(self, study: Study, call: Callable, name: str, text: str, message: str) -> None:
+    def test_damaged_folders(self, study: Study, study_tool: Callable, name: str, text: str, message: str) -> None:
         """It counts as failed, and keeps no other run from going on."""
         (study.out / TRUNK).mkdir()
         (study.out / TRUNK / name).write_text(text)
-        code, said = call("status", "--out", study.out)
+        code, said = study_tool("status", "--out", study.out)
         assert code == 0
         assert f"{TRUNK}  failed" in said
         assert message in said
@@ -510,22 +450,22 @@ class TestBadInput:
             found = "".join(disagreements(study, study.jobs[1]))
             assert ("parent.json is of another model_0000011.pth than smoke_3x has" in found) == is_other
 
-    def test_damaged_study(self, study: Study, call: Callable) -> None:
+    def test_damaged_study(self, study: Study, study_tool: Callable) -> None:
         path = study.out / "study.json"
         path.write_text(path.read_text().replace('"gpus": 1', '"gpus": "one"'))
-        code, said = call("status", "--out", study.out)
+        code, said = study_tool("status", "--out", study.out)
         assert code == 2
         assert "study.json is not as study.py run wrote it" in said
 
-    def test_moved_study(self, study: Study, call: Callable, tmp_path: Path) -> None:
+    def test_moved_study(self, study: Study, study_tool: Callable, tmp_path: Path) -> None:
         study.out.rename(tmp_path / "elsewhere")
-        code, said = call("status", "--out", tmp_path / "elsewhere")
+        code, said = study_tool("status", "--out", tmp_path / "elsewhere")
         assert code == 2
         assert "was begun as" in said
 
-    def test_no_folder_can_be_made(self, call: Callable, tmp_path: Path) -> None:
+    def test_no_folder_can_be_made(self, study_tool: Callable, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        code, said = call("run", "digits/smoke", "--out", tmp_path / "file", "--backend", "torchvision")
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "file", "--backend", "torchvision")
         assert code == 2
         assert "cannot be used: File exists; name another folder" in said
 
@@ -538,8 +478,8 @@ class TestBadInput:
         assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
 
 
-def test_dry_run_starts_nothing(call: Callable, tmp_path: Path) -> None:
-    code, said = call("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", "--dry-run")
+def test_dry_run_starts_nothing(study_tool: Callable, tmp_path: Path) -> None:
+    code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", "--dry-run")
     assert code == 0
     assert said.count("tools/train_net.py") == 2
     assert not (tmp_path / "x").exists()
