@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.description import describe_all, describe_part
 from scratch_det.study.results import CURVES, RESTORE, RUNS, load, save
@@ -43,7 +44,8 @@ class Data:
         parts = description.get("parts")
         if not isinstance(parts, list) or not all(map(_is_part, parts)):
             raise DataError(f"{path} does not say in which parts the runs were made; {RESTORE}")
-        return cls(folder, experiment, {one.run.name: one for one in load(folder) if one.state == FINISHED}, parts)
+        outcomes = load(folder, of_place(experiment))
+        return cls(folder, experiment, {one.run.name: one for one in outcomes if one.state == FINISHED}, parts)
 
     def add(self, outcomes: Sequence[Outcome], study: Study, standings: Sequence[Standing]) -> list[Path]:
         """Write ``outcomes``, but runs that have finished earlier and not here as they are; the files.
