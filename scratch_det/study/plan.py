@@ -86,6 +86,6 @@ def _row(job: Job) -> tuple[str, ...]:
 
 
 def _saving(iterations: int, apart: int, share_prefix: bool) -> str:
-    if not share_prefix:
+    if not share_prefix or iterations == apart:
         return ", every run on its own"
-    return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})" if apart else ""
+    return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})"
