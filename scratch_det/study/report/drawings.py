@@ -51,9 +51,9 @@ def norms(outcomes: Sequence[Outcome]) -> Figure | None:
 
 
 def own_runs(outcomes: Sequence[Outcome]) -> Figure | None:
-    """A line for each recipe, the mean of its seeds where there are several."""
+    """A line for each recipe, the mean of its seeds; one of each initialisation has the colours of panels.INITS."""
     curves: dict[str, list[Curve]] = {}
-    for one in outcomes:
+    for one in sorted(outcomes, key=lambda one: one.run.init == SCRATCH):
         if "bbox/AP" in one.curves:
             curves.setdefault(one.run.shown, []).append(one.curves["bbox/AP"])
     lines = {label: line for label, seeds in curves.items() if (line := panels.mean(seeds))}
