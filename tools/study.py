@@ -9,7 +9,7 @@
     python tools/study.py report digits/smoke --out output/smoke
 
 EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of them, a miniature on digits
-(digits/table1, ..., "digits" for all), or the name of one run.
+(digits/table1, ..., "digits" for all), the name of one run, or a YAML file with runs of your own: docs/new_data.md.
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
 plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
@@ -19,6 +19,7 @@ Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/repo
 
 import argparse
 import sys
+from os.path import normpath
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_list(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("list", help="the runs, with the paper's numbers", allow_abbrev=False)
-    parser.add_argument("--experiment", default="paper", metavar="EXPERIMENT", help="(%(default)s)")
+    parser.add_argument("--experiment", type=normpath, default="paper", metavar="EXPERIMENT", help="(%(default)s)")
     parser.set_defaults(do=list_runs)
 
 
@@ -55,7 +56,7 @@ def add_samples(commands: argparse._SubParsersAction) -> None:
 
 def add_plan(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("plan", help="what an experiment costs", allow_abbrev=False)
-    parser.add_argument("experiment", metavar="EXPERIMENT")
+    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
     add_sharing(parser)
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
     parser.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
@@ -64,7 +65,7 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
 
 def add_run(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("run", help="start or continue an experiment", allow_abbrev=False)
-    parser.add_argument("experiment", metavar="EXPERIMENT")
+    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
     )
@@ -89,7 +90,7 @@ def add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "report", help="write tables, figures and one page into DIR/report", allow_abbrev=False
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="the study's, or a part of it")
+    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT", help="the study's, or a part of it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
     parser.set_defaults(do=report)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scratch_det import backends
 from scratch_det.errors import UserError
+from scratch_det.study import own
 from scratch_det.study.board import as_text
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.folder import check_folders
@@ -29,8 +30,8 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "torchrun": Tor
 
 
 def folder_of(experiment: str) -> Path:
-    """Where a study is that names no folder: output/studies/digits-table1."""
-    return STUDIES / experiment.replace("/", "-")
+    """Where a study is that names no folder: output/studies/digits-table1; of a file by its name alone."""
+    return STUDIES / (Path(experiment).stem if own.is_file(experiment) else experiment.replace("/", "-"))
 
 
 def list_runs(experiment: str) -> None:

@@ -16,13 +16,13 @@ class Experiment:
 
     Attributes:
         name: of its folder, and of its recipe unless ``recipe`` says otherwise.
-        places: of the paper, such as "table1", or of a study that mirrors it, such as "digits/table1".
+        places: of the paper, such as "table1", or of a study that mirrors it, such as "digits/table1", or own.PLACE.
         shown: the row, column or curve there.
         init: SCRATCH or PRETRAINED.
         k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
         expected: what the paper reports, in percent by metric; empty where it only shows a curve.
         trunk: the run of the same model whose checkpoint after ``branch_at`` iterations this one may start from.
-        folder: the recipe's, below configs/.
+        folder: the recipe's, below configs/; an absolute path where it is elsewhere.
         is_switch: it does start there, and goes on as a cascade.
         evaluates: the run whose final weights are evaluated; nothing is trained.
         per_x: iterations of 1x.
@@ -60,7 +60,7 @@ class Experiment:
 
     @property
     def config(self) -> Path:
-        """The recipe, from the repository's root."""
+        """The recipe, from the repository's root or as an absolute path."""
         return CONFIGS / self.folder / f"{self.recipe or self.name}.yaml"
 
     @property

@@ -1,28 +1,33 @@
-"""All experiments: the paper's and, smaller, those on digits."""
+"""All experiments: the paper's, smaller those on digits, and files of one's own runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from scratch_det.errors import UserError, did_you_mean
-from scratch_det.study import coco, digits
+from scratch_det.study import coco, digits, own
 from scratch_det.study.experiment import Experiment
 
 
 def experiments() -> list[Experiment]:
-    """All runs, each after those that it needs."""
+    """All runs that are listed here, each after those that it needs."""
     return [*coco.runs(), *digits.runs(), *digits.smoke()]
 
 
-def find(name: str) -> Experiment:
-    """The run called ``name``. Raises UserError when there is none."""
-    known = {experiment.name: experiment for experiment in experiments()}
+def find(name: str, own_runs: Sequence[Experiment] = ()) -> Experiment:
+    """The run called ``name``, of ``own_runs`` or else listed. Raises UserError when there is none."""
+    known = {experiment.name: experiment for experiment in (*experiments(), *own_runs)}
     if name not in known:
         raise UserError(f"there is no experiment {name}{did_you_mean(name, list(known))}")
     return known[name]
 
 
 def of_place(place: str) -> list[Experiment]:
-    """The runs of a table or figure, those of "paper" or "digits" as a whole, or the one run called so.
+    """The runs of a table or figure, those of "paper" or "digits" as a whole, those in a file, or the run called so.
 
     Raises UserError when there are none.
     """
+    if own.is_file(place):
+        return own.runs(Path(place))
     known = experiments()
     wholes = {"paper": coco.runs(), "digits": digits.runs()}
     if place in wholes:
@@ -31,5 +36,7 @@ def of_place(place: str) -> list[Experiment]:
     names = [run.name for run in known]
     if place not in (*places, *names):
         mend = did_you_mean(place, [*places, *names])
-        raise UserError(f"no experiment {place}{mend}; there are {', '.join(places)}, and names that list prints")
+        raise UserError(
+            f"no experiment {place}{mend}; there are {', '.join(places)}, names that list prints, and files, *.yaml"
+        )
     return [run for run in known if place in (*run.places, run.name)]

@@ -1,11 +1,10 @@
 """What an experiment costs before it is started: iterations, GPU hours and disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from scratch_det.columns import aligned
+from scratch_det.config.source import base_path, read_source
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
@@ -34,7 +33,7 @@ def as_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: fl
         lines.append(f"time: {hours:,.0f} h on {gpus} GPUs one run after the other, {hours * gpus:,.0f} GPU hours")
     else:
         lines.append("time: --seconds-per-iter S --gpus N tells GPU hours")
-    lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints")
+    lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints{_unmeasured(jobs)}")
     return "\n".join(lines)
 
 
@@ -51,7 +50,13 @@ def disk_bytes(jobs: Sequence[Job]) -> int:
     """About what the checkpoints take when all has run; models are measured in results/models.md, with 80 classes."""
     sizes = parameters(MODELS.read_text())
     kept = {job.name: 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at)) for job in jobs}
-    return sum(kept[job.name] * checkpoint_bytes(*2 * [sizes[model_of(job.run)]]) for job in jobs)
+    return sum(kept[job.name] * checkpoint_bytes(*2 * [sizes.get(model_of(job.run), 0)]) for job in jobs)
+
+
+def _unmeasured(jobs: Sequence[Job]) -> str:
+    sizes = parameters(MODELS.read_text())
+    count = sum(model_of(job.run) not in sizes for job in jobs)
+    return f"; {count} of the runs not counted, as {MODELS.name} has no such model" if count else ""
 
 
 def parameters(models: str) -> dict[str, int]:
@@ -65,10 +70,15 @@ def parameters(models: str) -> dict[str, int]:
 
 
 def model_of(run: Experiment) -> str:
-    """The name that results/models.md has for a recipe's model."""
-    bases = [Path(base) for base in yaml.safe_load((ROOT / run.config).read_text())["_BASE_"]]
-    names = {base.parent.name: base.stem for base in bases}
-    return names["model"] + (" + cascade" if "head" in names else "")
+    """The name that results/models.md has for a recipe's model; empty for one that is built on none of the models."""
+    names = {base.parent.name: base.stem for base in _bases(ROOT / run.config)}
+    return names.get("model", "") + (" + cascade" if "head" in names else "")
+
+
+def _bases(recipe: Path) -> Iterator[Path]:
+    source = read_source(recipe, "study.py")
+    for path in (base_path(source, base) for base in source.bases):
+        yield from (*_bases(path), path)
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -76,6 +86,6 @@ def _row(job: Job) -> tuple[str, ...]:
 
 
 def _saving(iterations: int, apart: int, share_prefix: bool) -> str:
-    if not share_prefix:
+    if not share_prefix or iterations == apart:
         return ", every run on its own"
-    return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})" if apart else ""
+    return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})"

@@ -6,10 +6,12 @@ Beside them is study.json: with what and by which commands it was made, and how 
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.study.experiment import Experiment
 from scratch_det.study.experiments import find
 from scratch_det.study.outcome import DECIMALS, Outcome
 from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, READY, UNFINISHED, WAITING
@@ -44,8 +46,11 @@ def save(outcomes: Sequence[Outcome], folder: Path) -> None:
     _write(folder / CURVES, [POINT, *points])
 
 
-def load(folder: Path) -> list[Outcome]:
-    """What ``save`` wrote. Raises DataError when a file is missing, or is not as it was written: where, and what."""
+def load(folder: Path, own_runs: Sequence[Experiment] = ()) -> list[Outcome]:
+    """What ``save`` wrote, of ``own_runs`` and listed ones.
+
+    Raises DataError when a file is missing, or is not as it was written: where, and what.
+    """
     lines = _read(folder / RUNS, FIELDS)
     names = [line.cells["run"] for line in lines]
     if twice := [line for number, line in enumerate(lines) if line.cells["run"] in names[:number]]:
@@ -56,7 +61,7 @@ def load(folder: Path) -> list[Outcome]:
         points.append((line.read_as(int, "iterations"), line.read_as(float, "value")))
     return [
         Outcome(
-            run=line.read_as(find, "run"),
+            run=line.read_as(partial(find, own_runs=own_runs), "run"),
             state=line.read_as(_state, "state"),
             start=line.read_as(int, "start"),
             iteration=line.read_as(int, "iteration"),

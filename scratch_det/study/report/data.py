@@ -12,6 +12,7 @@ from typing import Any
 
 from scratch_det.errors import DataError, UserError
 from scratch_det.progress import say_now
+from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.description import Made, describe, made_of
 from scratch_det.study.results import CURVES, RESTORE, RUNS, load, save
@@ -44,7 +45,10 @@ class Data:
         description = read_json(path, mend=RESTORE)
         if (other := description.get("experiment")) != experiment:
             raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
-        outcomes, made = {one.run.name: one for one in load(folder)}, _read_made(description, path)
+        outcomes, made = (
+            {one.run.name: one for one in load(folder, of_place(experiment))},
+            _read_made(description, path),
+        )
         if description.get("sha256") != _digests(folder):
             raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
         return cls(folder, experiment, outcomes, made)

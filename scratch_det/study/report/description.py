@@ -64,7 +64,8 @@ def _command(study: Study) -> str:
 def _command_of(job: Job, study: Study) -> str:
     """As it is started on any machine, from the repository's root."""
     words = job.arguments(Path("DIR"), study.backend, study.gpus)
-    return shown_command(["python", f"tools/{TOOLS[job.run.kind]}", *words]).replace(f"{ROOT}/", "")
+    command = shown_command(["python", f"tools/{TOOLS[job.run.kind]}", *words])
+    return command.replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", "")
 
 
 def _folders(standing: Standing, out: Path) -> list[Path]:

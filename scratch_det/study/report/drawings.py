@@ -11,7 +11,7 @@ from scratch_det.study import samples
 from scratch_det.study.experiment import TRAIN, Experiment
 from scratch_det.study.experiments import find
 from scratch_det.study.job import from_here
-from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.outcome import LOSS, Curve, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.report import panels
 from scratch_det.study.report.cells import label_of_norm
@@ -47,6 +47,20 @@ def norms(outcomes: Sequence[Outcome]) -> Figure | None:
         return None
     figure = _figure(f"{_model(outcomes[0])} from scratch, 3x, by normalisation", 4.2)
     panels.draw_lines(figure.subplots(), curves)
+    return figure
+
+
+def own_runs(outcomes: Sequence[Outcome]) -> Figure | None:
+    """A line for each recipe, the mean of its seeds; one of each initialisation has the colours of panels.INITS."""
+    curves: dict[str, list[Curve]] = {}
+    for one in sorted(outcomes, key=lambda one: one.run.init == SCRATCH):
+        if "bbox/AP" in one.curves:
+            curves.setdefault(one.run.shown, []).append(one.curves["bbox/AP"])
+    lines = {label: line for label, seeds in curves.items() if (line := panels.mean(seeds))}
+    if not lines:
+        return None
+    figure = _figure("box AP by iteration", 4.2)
+    panels.draw_lines(figure.subplots(), lines)
     return figure
 
 

@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from scratch_det.study.experiments import of_place
+from scratch_det.study import own
+from scratch_det.study.experiments import experiments, of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report import drawings
 from scratch_det.study.report.tables import DIGITS
@@ -27,6 +28,7 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Outcome]], Figure | None]] = {  # by t
     "figure7": drawings.small_data,
     "figure8": drawings.training_loss,
     "norms": drawings.norms,
+    own.PLACE: drawings.own_runs,
     "smoke": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
 }
 
@@ -42,7 +44,8 @@ def figures_of(experiment: str, outcomes: Sequence[Outcome]) -> dict[str, Figure
     drawn: dict[str, Figure] = {}
     for name, draw_one in DRAWINGS.items():
         place = f"{prefix}{'figure1' if name == 'figure2' else name}"  # whose runs they count
-        if any(place in run.places for run in runs) and ours.issuperset(run.name for run in of_place(place)):
+        listed = {run.name for run in experiments() if place in run.places}
+        if any(place in run.places for run in runs) and ours >= listed:
             members = [one for one in outcomes if place in one.run.places]
             if members and (found := draw_one(members)):
                 drawn[name] = found
@@ -74,5 +77,7 @@ def as_svg(figure: Figure) -> str:
 
 def _in_words(name: str, is_small: bool) -> str:
     """figure1 -> Figure 1, or Figure 1 in miniature."""
+    if name == own.PLACE:
+        return "All runs"
     number = name.removeprefix("figure")
     return f"Figure {number}{' in miniature' * is_small}" if number.isdecimal() else "In miniature"

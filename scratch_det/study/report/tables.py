@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from scratch_det.study import own
 from scratch_det.study.experiment import PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
@@ -26,6 +27,7 @@ TITLES = {
     "norms": "Normalisation",
     "freezing": "Frozen stages",
     "small_data": "Small data",
+    own.PLACE: "All runs",
     "control": "A branch beside the same run trained on its own",
 }
 SEEDS = re.compile(r" \(n = (\d+)\)")
@@ -47,7 +49,7 @@ def tables_of(experiment: str, outcomes: Sequence[Outcome]) -> list[Table]:
     Raises UserError when there is no such experiment.
     """
     known, runs = {outcome.run.name: outcome for outcome in outcomes}, of_place(experiment)
-    places = {experiment: runs}
+    places = {own.PLACE if own.is_file(experiment) else experiment: runs}
     if experiment in WHOLES:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
         places = {name: [run for run in runs if name in run.places] for name in names}
@@ -76,6 +78,8 @@ def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
     rows = [(label, *(text(cell, known, marked) for cell in row)) for label, row in grid.items()]
     if is_digits and kind in ("table1", "table2"):
         rows += _between_initialisations(kind, grid, known)
+    if kind == own.PLACE:
+        rows += _between_two(grid, known)
     rows, seeds = _seeds_said_once(rows)
     said = "".join(cell for row in rows for cell in row[1:])
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
@@ -107,7 +111,7 @@ def _found(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
 
 def _grid(kind: str, runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
     """Header and rows: models by length in Table 1, elsewhere models or runs by metric."""
-    labels = {"table1": _model_of, "table2": _model_of, "norms": label_of_norm}
+    labels = {"table1": _model_of, "table2": _model_of, "norms": label_of_norm, own.PLACE: lambda run: run.shown}
     rows = _grouped(runs, labels.get(kind) or _label_among(runs))
     if kind == "table1":
         lengths = sorted({run.k for run in runs})
@@ -167,7 +171,17 @@ def _between_initialisations(kind: str, grid: Grid, known: Known) -> list[tuple[
         init: TABLE1[50, init].values() if kind == "table1" else TABLE2[50, init] for init in (SCRATCH, PRETRAINED)
     }
     papers = [signed(a - b) for a, b in zip(reported[SCRATCH], reported[PRETRAINED], strict=True)]
-    scratch, pretrained = grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"]
-    ours = [difference(a.values(known), b.values(known)) for a, b in zip(scratch, pretrained, strict=True)]
-    label = f"{SCRATCH} - {PRETRAINED}"
-    return [(label, *ours), (f"{label}, R50 in the paper", *papers)]
+    ours = _difference(grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"], known)
+    return [ours, (f"{ours[0]}, R50 in the paper", *papers)]
+
+
+def _between_two(grid: Grid, known: Known) -> list[tuple[str, ...]]:
+    """The difference between one's own recipes where there is one of each initialisation."""
+    trained = [row for row in grid.values() if row[0].runs[0].kind != PRETRAIN]
+    by_init = {row[0].runs[0].init: row for row in trained}
+    return [_difference(by_init[SCRATCH], by_init[PRETRAINED], known)] if len(trained) == len(by_init) == 2 else []
+
+
+def _difference(scratch: Sequence[Cell], pretrained: Sequence[Cell], known: Known) -> tuple[str, ...]:
+    numbers = (difference(a.values(known), b.values(known)) for a, b in zip(scratch, pretrained, strict=True))
+    return (f"{SCRATCH} - {PRETRAINED}", *numbers)

@@ -1,0 +1,99 @@
+"""A study of one's own: a YAML file of runs, each with its recipe, which is found from the file's folder.
+
+scratch: {recipe: scratch.yaml, seeds: [1, 2, 3]}
+pretrained: {recipe: pretrained.yaml, pretraining: crops, changes: {MODEL.BACKBONE.FREEZE_AT: 0}}
+crops: {recipe: crops.yaml}
+
+``seeds``: the run is repeated, and tables have the mean. ``pretraining``: the run, of tools/pretrain_net.py, whose
+backbone.pth it starts from. ``changes``: keys of the recipe with other values.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scratch_det import backends
+from scratch_det.config import load_config
+from scratch_det.config.load import COMMAND_LINE
+from scratch_det.config.source import Entry, read_source
+from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.study.experiment import PRETRAIN, TRAIN, Experiment
+from scratch_det.study.paper import PRETRAINED, SCRATCH
+
+PLACE = "runs"  # of all of them: their table and their figure are called so
+NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
+CHANGES = "changes."
+FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # whether a value fits, and what does
+    "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
+    "seeds": (lambda value: _are_seeds(value), "a list of different numbers, such as [1, 2, 3]"),
+    "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
+    "changes": (lambda _: False, "{KEY: VALUE}"),
+}
+Fields = Mapping[str, Entry]  # by their names; one of a recipe's keys is called CHANGES + KEY
+
+
+def is_file(experiment: str) -> bool:
+    """Whether it names a file of runs, and no experiment that is listed."""
+    return experiment.endswith((".yaml", ".yml"))
+
+
+def runs(path: Path) -> list[Experiment]:
+    """The runs of a file, in its order. Raises ConfigError, with file and line, for what is none."""
+    sections: dict[str, dict[str, Entry]] = {}
+    for entry in read_source(path, "study.py").entries:
+        name, _, field = entry.key.partition(".")
+        sections.setdefault(name, {})[field] = entry
+    for name, fields in sections.items():
+        _check(name, fields, sections)
+    sources = {fields["pretraining"].value for fields in sections.values() if "pretraining" in fields}
+    kinds = {name: PRETRAIN if name in sources else TRAIN for name in sections}
+    return [run for name, fields in sections.items() for run in _repeated(path.parent, name, fields, kinds[name])]
+
+
+def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Experiment]:
+    """The run, with the first of its seeds, and NAME_seed2 with seed 2."""
+    recipe, where = (folder / fields["recipe"].value).absolute(), fields["recipe"].where
+    seeds = fields["seeds"].value if "seeds" in fields else []
+    pretraining = fields["pretraining"].value if "pretraining" in fields else None
+    pairs = [(key.removeprefix(CHANGES), entry.value) for key, entry in fields.items() if key.startswith(CHANGES)]
+    changes = tuple(str(word) for pair in pairs for word in pair)
+    try:
+        cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
+    init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
+    run = Experiment(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
+                     folder=str(recipe.parent), recipe=recipe.stem, changes=changes)  # fmt: skip
+    yield replace(run, changes=(*changes, "SEED", str(seeds[0]))) if seeds else run
+    yield from (replace(run, name=f"{name}_seed{seed}", seed=seed) for seed in seeds[1:])
+
+
+def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
+    """Raise ConfigError for the first thing in a run's section that is not as it should be."""
+    where = next(iter(fields.values())).where
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a run cannot be called {name}: take another name, of letters, digits, - and _")
+    for field, entry in fields.items():
+        fits, expected = FIELDS.get(field, (None, ""))
+        if not field:
+            raise ConfigError(f"{entry.where}: {name} is {entry.value!r}: write {name}: {{recipe: FILE.yaml}}")
+        if fits is None and not field.startswith(CHANGES):
+            mend = did_you_mean(field, list(FIELDS))
+            raise ConfigError(f"{entry.where}: {name} has no {field}{mend}; it may have {', '.join(FIELDS)}")
+        if fits and not fits(entry.value):
+            raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
+    if "recipe" not in fields:
+        raise ConfigError(f"{where}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
+    sources = [other for other, theirs in sections.items() if "pretraining" not in theirs]
+    if "pretraining" in fields and (source := fields["pretraining"].value) not in sources:
+        raise ConfigError(
+            f"{fields['pretraining'].where}: {name} starts from {source}, expected a run of this file that itself "
+            f"starts from none{did_you_mean(source, sources)}"
+        )
+
+
+def _are_seeds(value: Any) -> bool:
+    are_numbers = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    return are_numbers and 0 < len(value) == len(set(value))
