@@ -8,6 +8,8 @@ from typing import Any
 
 from scratch_det.errors import UserError, exit_on_user_error
 
+GIVEN: list[str] = []  # the folders of --project
+
 
 def add_project_flag(parser: ArgumentParser) -> None:
     """``--project FOLDER``, which leaves no argument behind: what it adds is there when the others are looked at."""
@@ -18,6 +20,11 @@ def add_project_flag(parser: ArgumentParser) -> None:
         default=SUPPRESS,
         help="know its keys and models too: projects/NAME",
     )
+
+
+def project_flags() -> list[str]:
+    """The ``--project`` flags of this command line, for those of runs that it starts."""
+    return [word for folder in GIVEN for word in ("--project", folder)]
 
 
 def load_project(folder: Path) -> None:
@@ -39,3 +46,4 @@ class _Load(Action):
     def __call__(self, _parser: ArgumentParser, _args: Namespace, folder: Any, _flag: str | None = None) -> None:
         with exit_on_user_error():
             load_project(Path(folder))
+        GIVEN.append(folder)

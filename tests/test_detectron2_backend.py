@@ -386,6 +386,7 @@ class TestAgainstDetectron2:
             overrides += ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""]
             overrides += ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "1.0"]
             overrides += ["MODEL.RPN.SMOOTH_L1_BETA", "0.1111", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"]
+            overrides += ["MODEL.RPN.CONV_DIMS", "[-1, -1]"]
         torch.manual_seed(0)
         ours = torchvision_backend.build(load_config(recipe, overrides).cfg)
         for layer in ours.modules():

@@ -290,6 +290,14 @@ class TestChanges:
         assert (harmless.what, harmless.effect) == ("TEST.DETECTIONS_PER_IMAGE", "evaluations from now on")
         assert (refused.what, refused.earlier, refused.now) == ("MODEL.RPN.NMS_THRESH", 0.7, 0.5)
 
+    def test_without_a_project_its_keys_mean_something_too(self) -> None:
+        without, now = paper(), paper()
+        now.INPUT.AUGMENTATION = "resize"
+        assert config_changes(without, now, 10) == config_changes(now, without, 10) == []
+        now.INPUT.AUGMENTATION = "other"
+        for changes in (config_changes(without, now, 10), config_changes(now, without, 10)):
+            assert [(change.what, change.refused) for change in changes] == [("INPUT.AUGMENTATION", True)]
+
     def test_only_the_key_that_changes_the_past_is_blamed(self) -> None:
         changes = config_changes(paper(), paper(MAX_ITER=180_000, STEPS=(120_000, 160_000), BASE_LR=0.01), 1000)
         assert {change.what: change.refused for change in changes} == {

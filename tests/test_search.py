@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, load_tool
 from run_folder import is_same, read
 
-from scratch_det import lock
+from scratch_det import lock, project
 from scratch_det.config import flatten, load_config
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.errors import UserError
@@ -331,6 +331,12 @@ class TestTrainer:
             "SEED", "3", "SOLVER.BASE_LR", "0.02", "SOLVER.GAMMA", "0.1",
             "OUTPUT_DIR", str(tmp_path / "out" / NAMES[0]),
         ]  # fmt: skip
+
+    def test_projects_are_handed_on(self, search: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(project, "GIVEN", ["projects/one", "projects/other"])
+        wanted = search(train_net=Path("train_net.py"))
+        words = command(wanted, wanted.points[0])
+        assert words[1:6] == ["train_net.py", "--project", "projects/one", "--project", "projects/other"]
 
 
 @pytest.fixture

@@ -245,6 +245,14 @@ class TestInitialisation:
         widest = weight.abs().max().item() / std
         assert widest <= math.sqrt(3) + 1e-4 if distribution == "uniform" else widest > 2.5
 
+    def test_every_hidden_convolution_of_the_rpn(self, config: Config) -> None:
+        hidden = built(config("MODEL.RPN.CONV_DIMS", "[-1, -1, -1]")).rpn.head.conv
+        assert len(hidden) == 3
+        for layer, activation in hidden:
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=4 / math.sqrt(2 * layer.weight.numel()))
+            assert not layer.bias.any()
+            assert isinstance(activation, nn.ReLU)
+
     def test_table_covers_every_layer_type(self) -> None:
         types = {backend.LAYER_TYPES.get(name.rpartition(".")[0]) for name, *_ in INITIALISED}
         tested = {
@@ -643,7 +651,6 @@ WRONG = {  # a value of the right type that this backend does not have
     "MODEL.RPN.BOUNDARY_THRESH": 0,
     "MODEL.RPN.IOU_LABELS": [0, 1],
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou",
-    "MODEL.RPN.CONV_DIMS": [-1, -1],
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
     "MODEL.ROI_HEADS.IOU_LABELS": [0, -1, 1],
@@ -696,6 +703,7 @@ class TestRefusals:
             (("MODEL.RPN.IOU_THRESHOLDS", "[0.5]"), "MODEL.RPN.IOU_THRESHOLDS is [0.5]; it takes 2 values"),
             (("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5, 0.7]"), "MODEL.ROI_HEADS.IOU_THRESHOLDS is [0.5, 0.7]"),
             (("MODEL.RESNETS.NUM_GROUPS", "32"), "MODEL.RESNETS.NUM_GROUPS"),
+            (("MODEL.RPN.CONV_DIMS", "[-1, 64]"), "MODEL.RPN.CONV_DIMS is [-1, 64]"),
             (("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16]]"), "MODEL.ANCHOR_GENERATOR.SIZES has 2 lists"),
             (
                 ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0],[1.0],[1.0],[1.0],[0.5,1.0]]"),
@@ -718,6 +726,8 @@ class TestRefusals:
             ("MODEL.MASK_ON", "False", "MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),  # not built, so not asked
             ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8, 16]]"),  # one list for all levels
             ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
+            ("MODEL.RPN.CONV_DIMS", "[]"),
+            ("MODEL.RPN.CONV_DIMS", "[-1, 32]"),
         ],
     )
     def test_what_is_accepted_also_trains(self, overrides: tuple[str, ...], config: Config) -> None:

@@ -108,12 +108,18 @@ class TestNames:
         names = [name for _, name in PAIRS] + [f"roi_heads.box_head.conv{i}.weight" for i in range(1, 5)]
         assert renamed(names, "detectron2", "torchvision")[theirs] == ours
 
+    def test_hidden_convolutions_of_an_rpn(self) -> None:
+        ours = [f"rpn.head.conv.{n}.0.weight" for n in range(2)]
+        theirs = [f"proposal_generator.rpn_head.conv.conv{n}.weight" for n in range(2)]
+        assert renamed(ours, "torchvision", "detectron2") == dict(zip(ours, theirs, strict=True))
+        assert renamed(theirs, "detectron2", "torchvision") == dict(zip(theirs, ours, strict=True))
+
     @pytest.mark.parametrize("fcs", [1, 2])
     @pytest.mark.parametrize("convs", [0, 4])
     @pytest.mark.parametrize("norm", ["GN", "BN"])
     def test_a_model_there_and_back(self, norm: str, convs: int, fcs: int) -> None:
         model = model_of("MODEL.RESNETS.NORM", norm, "MODEL.ROI_BOX_HEAD.NUM_CONV", convs,
-                         "MODEL.ROI_BOX_HEAD.NUM_FC", fcs)  # fmt: skip
+                         "MODEL.ROI_BOX_HEAD.NUM_FC", fcs, "MODEL.RPN.CONV_DIMS", [-1] * fcs)  # fmt: skip
         there = renamed(model.state_dict(), "torchvision", "detectron2")
         assert None not in there.values()
         assert len(set(there.values())) == len(there)
@@ -137,7 +143,8 @@ class TestNames:
         cfg = get_cfg()
         cfg.merge_from_file(str(R50))
         cfg.merge_from_list(["MODEL.DEVICE", "meta", "MODEL.KEYPOINT_ON", keypoints, "MODEL.ROI_BOX_HEAD.NUM_CONV", 0,
-                             "MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.FPN.NORM", ""])  # fmt: skip
+                             "MODEL.ROI_BOX_HEAD.NUM_FC", 2, "MODEL.FPN.NORM", "",
+                             "MODEL.RPN.CONV_DIMS", [-1, -1] if keypoints else [-1]])  # fmt: skip
         with torch.device("meta"):
             names = build_model(cfg).state_dict()
         assert any("keypoint" in name for name in names) == keypoints

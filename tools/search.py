@@ -28,6 +28,7 @@ from pathlib import Path
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
+from scratch_det.project import add_project_flag
 from scratch_det.search.search import Search
 from scratch_det.search.work import search_grid
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    add_project_flag(parser)
     parser.add_argument("--grid", required=True, metavar="FILE", help="the grid, a YAML file; see above")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the runs, the record and the result")
     parser.add_argument(

@@ -15,7 +15,10 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.benchmark.loop import load_recipe, new_run, training_set
 from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
+from scratch_det.config.augmentation import RESIZE, augmentation_name
+from scratch_det.config.solver_rules import OPTIMIZERS, SGD, optimizer_of
 from scratch_det.data.dataset import TrainingSet, training_batches
+from scratch_det.errors import UserError
 from scratch_det.train.loop import Run, iterate, timed
 
 Gate = Callable[[Iterable[Any]], Iterator[Any]]
@@ -71,6 +74,10 @@ def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int
     cfg = load_recipe(config_file, overrides, pairs, name)
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # iterations alone
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
+    if augmentation_name(cfg) != RESIZE or optimizer_of(cfg) != OPTIMIZERS[SGD]:
+        raise UserError(
+            "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
+        )
     backends.load(name)
     from scratch_det.backends.detectron2 import plain
 

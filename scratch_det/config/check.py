@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import norm_rules, solver_rules
+from scratch_det.config.augmentation import known_augmentation
 from scratch_det.config.curve import COSINE
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten
@@ -65,17 +66,6 @@ def nothing_is_ignored(cfg: CfgNode) -> Iterator[str]:
     for key in NOT_HONOURED:
         if values[key] != defaults[key]:
             yield f"{key} is {values[key]!r}, which would change nothing here; leave it at {defaults[key]!r}"
-
-
-def training_sizes(cfg: CfgNode) -> Iterator[str]:
-    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
-    if not sizes or min(sizes) < 1:
-        yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one or more sides in pixels such as (800,)"
-    elif cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
-        yield (
-            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but sampling from a range needs its two ends; "
-            f'set INPUT.MIN_SIZE_TRAIN "{min(sizes), max(sizes)}" or INPUT.MIN_SIZE_TRAIN_SAMPLING choice'
-        )
 
 
 def keypoints_can_be_flipped(cfg: CfgNode) -> Iterator[str]:
@@ -189,7 +179,7 @@ RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     augmentation,
     known_choices,
     nothing_is_ignored,
-    training_sizes,
+    known_augmentation,
     keypoints_can_be_flipped,
     has_training_data,
     workers,

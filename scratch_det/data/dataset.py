@@ -15,6 +15,7 @@ Boxes and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
+from scratch_det.config.augmentation import AUGMENTATIONS, augmentation_name
 from scratch_det.data.coco import CocoDataset, lack_of_images
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.stream import Stream
-from scratch_det.data.transforms import Augmentation, Sample, augment, keep_inside, resize
+from scratch_det.data.transforms import Sample, keep_inside, resize
 from scratch_det.distributed.group import before_fork
 from scratch_det.distributed.stop import follow_parent
 from scratch_det.distributed.world import ALONE, World
@@ -49,13 +51,13 @@ class Records:
 
 
 class TrainingSet(Dataset):
-    """Training samples addressed by stream position, ``augment`` being what is done to them, see ``transforms``.
+    """Training samples addressed by stream position, with INPUT.AUGMENTATION.
 
     A DataError becomes the item instead of an exception, so that it leaves a worker process as the message it is.
     """
 
-    def __init__(self, cfg: CfgNode, datasets: list[CocoDataset], augment: Augmentation = augment):
-        self.cfg, self.augment = cfg, augment
+    def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
+        self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].apply)
         self.mirror, self.num_keypoints = datasets[0].mirror, len(datasets[0].keypoints)
         usable = [
             (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)

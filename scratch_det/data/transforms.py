@@ -1,6 +1,6 @@
 """INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ from torchvision.transforms.v2 import functional as F
 from scratch_det.data.boxes import inside
 
 Sample = dict[str, Any]
-# Of a sample, the recipe, the numbers to draw from and, where there are keypoints, what ``flip`` takes as mirror.
-Augmentation = Callable[[Sample, CfgNode, np.random.Generator, Sequence[int] | None], Sample]
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:

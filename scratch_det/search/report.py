@@ -12,6 +12,7 @@ import yaml
 from scratch_det.columns import markdown
 from scratch_det.config import flatten, plain
 from scratch_det.progress import clock
+from scratch_det.project import project_flags
 from scratch_det.search.board import Board, Record
 from scratch_det.search.picture import draw_grid
 from scratch_det.search.search import BEST, Search
@@ -89,8 +90,7 @@ def recipes(search: Search, best: Record, failed: int) -> dict[str, str]:
     for recipe in search.apply_to:
         name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
         header = f"# {recipe} with what a grid search found, see {BEST}.\n"
-        command = (
-            f"#  python tools/train_net.py --config-file {search.out / name} OUTPUT_DIR output/{Path(name).stem}\n"
-        )
+        words = [*project_flags(), "--config-file", str(search.out / name), "OUTPUT_DIR", f"output/{Path(name).stem}"]
+        command = f"#  python tools/train_net.py {shlex.join(words)}\n"
         files[name] = header + command + yaml.safe_dump({"_BASE_": bases})
     return files

@@ -9,6 +9,7 @@ from typing import IO, Any
 from scratch_det.backends import AUTO
 from scratch_det.distributed.ending import STOPPED, last_word
 from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.project import project_flags
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
 from scratch_det.train.rundir import RunDir
@@ -56,7 +57,7 @@ def command(search: Search, point: Point) -> list[str]:
     given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
     seed = ["SEED", str(SEED)] if search.recipe().cfg.SEED < 0 else []
     changes = [*seed, *search.overrides, *point.overrides, "OUTPUT_DIR", str(search.folder(point))]
-    return [sys.executable, str(search.train_net), *given, "--resume", *changes]
+    return [sys.executable, str(search.train_net), *project_flags(), *given, "--resume", *changes]
 
 
 def metric_of(result: dict[str, Any], metric: str) -> float:

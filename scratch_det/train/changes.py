@@ -11,8 +11,11 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten, plain, set_key
+from scratch_det.config.augmentation import RESIZE
 from scratch_det.config.curve import is_cosine, learning_rate
+from scratch_det.config.solver_rules import SGD
 
+PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # what is meant without --project
 EVALUATION = "evaluations from now on"
 ROUNDING = "the same computation, last digits may differ"
 EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights of completed iterations
@@ -69,7 +72,7 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
     effects = EFFECTS | SWITCH if switch else EFFECTS
     first = first_other_rate(earlier, now, completed)
     guilty = _guilty(earlier, now, completed) if first is not None else set()
-    old, new = flatten(earlier), flatten(now)
+    old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
     return [
         _judge(key, _like(value, old[key]), value, first if key in guilty else None, effects)
         for key, value in new.items()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from scratch_det import backends
 from scratch_det.config.curve import is_cosine, learning_rate_line
 from scratch_det.config.solver_rules import optimizer_of
 from scratch_det.data.coco import collection_paused
@@ -101,9 +102,9 @@ def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
     return origin, settled_seed(plan.cfg, origin, plan.run_dir)
 
 
-def evaluate_only(plan: Plan, world: World, stop: StopFlag, task: ModuleType = detection) -> None:
+def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the folder's last checkpoint; writes inference/ alone."""
-    cfg, run_dir, backend = plan.cfg, plan.run_dir, task.load(plan.backend)
+    cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
         own = plan.request.resume and group.is_main and CheckpointStore(run_dir.checkpoints).newest_valid()

@@ -29,8 +29,6 @@ from scratch_det.train.log import close_logging, logger, set_up_logging
 from scratch_det.train.rundir import RunDir
 from scratch_det.weights.address import check_weights
 
-AddKeys = Callable[[CfgNode], None]  # to a configuration
-
 
 @dataclass(frozen=True)
 class Request:
@@ -93,12 +91,9 @@ def planned(request: Request, world: World, make: Callable[[Request, World], Pla
         yield plan, stop
 
 
-def make_plan(request: Request, world: World, add_keys: AddKeys | None = None) -> Plan:
-    """Refuse what can be refused without torch, the cheap checks first; then say what was found.
-
-    ``add_keys``: see ``choose_backend``.
-    """
-    backend, recipe = choose_backend(request, add_keys)
+def make_plan(request: Request, world: World) -> Plan:
+    """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
+    backend, recipe = choose_backend(request)
     cfg = recipe.cfg
     batch: list[str] = []
     if request.eval_only:
@@ -131,20 +126,10 @@ def announce(plan: Plan, library: str, batch: list[str], notices: list[str]) -> 
         logger.warning(notice)
 
 
-def choose_backend(request: Request, add_keys: AddKeys | None = None) -> tuple[str, LoadedConfig]:
-    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run.
-
-    ``add_keys`` adds a project's own keys, with their defaults, to those of the backend.
-    """
-
-    def load(backend: str) -> LoadedConfig:
-        known = backends.defaults(backend)
-        if add_keys:
-            add_keys(known)
-        return load_config(request.config_file, request.overrides, known)
-
+def choose_backend(request: Request) -> tuple[str, LoadedConfig]:
+    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
     backend = backends.choose(request.backend)
-    recipe = load(backend)
+    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
     began = (
         RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
         if request.resume and request.backend == backends.AUTO
@@ -152,7 +137,7 @@ def choose_backend(request: Request, add_keys: AddKeys | None = None) -> tuple[s
     )
     if began in (None, backend):
         return backend, recipe
-    return backends.choose(began), load(began)
+    return backends.choose(began), load_config(request.config_file, request.overrides, backends.defaults(began))
 
 
 def check_evaluation(request: Request, cfg: CfgNode) -> None:

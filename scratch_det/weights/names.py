@@ -23,7 +23,8 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("backbone.fpn.inner_blocks.{n}.1", "backbone.fpn_lateral{n+2}.norm"),
     ("backbone.fpn.layer_blocks.{n}.0", "backbone.fpn_output{n+2}"),
     ("backbone.fpn.layer_blocks.{n}.1", "backbone.fpn_output{n+2}.norm"),
-    ("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv"),
+    ("rpn.head.conv.{n}.0", "proposal_generator.rpn_head.conv.conv{n}"),
+    ("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv"),  # where it is the only one
     ("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
     ("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas"),
     ("roi_heads.box_head.{n}.0", "roi_heads.box_head.conv{n+1}"),
@@ -38,6 +39,7 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("roi_heads.keypoint_head.{2n}", "roi_heads.keypoint_head.conv_fcn{n+1}"),
     ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
+RPN_CONV = "proposal_generator.rpn_head.conv.conv"  # and its number
 FC = re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)")
 CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
 # A cascade's: roi_heads.stages.{k}.box_head. in torchvision, roi_heads.box_head.{k}. in detectron2, where a plain head
@@ -124,7 +126,7 @@ def _renamed_head(names: Iterable[str], source: str, target: str) -> dict[str, s
     names, translate = list(names), TRANSLATIONS[source]
     plain = _numbered_fc(names) if source == "torchvision" else {name: name for name in names}
     found = {name: translate(plain[name]) for name in names}
-    return found if target == "detectron2" else _with_positions(found)
+    return _with_lone_conv(found) if target == "detectron2" else _with_positions(found)
 
 
 def from_caffe2(name: str) -> str | None:
@@ -155,6 +157,13 @@ def _with_positions(found: dict[str, str | None]) -> dict[str, str | None]:
         return f"roi_heads.box_head.{first + 2 * (int(match[1]) - 1)}."
 
     return {name: fc.sub(place, new) if new else None for name, new in found.items()}
+
+
+def _with_lone_conv(found: dict[str, str | None]) -> dict[str, str | None]:
+    """detectron2 numbers the hidden convolutions of an RPN where there are several."""
+    if any(name and name.startswith(f"{RPN_CONV}1.") for name in found.values()):
+        return found
+    return {name: new and new.replace(f"{RPN_CONV}0.", RPN_CONV.removesuffix("conv")) for name, new in found.items()}
 
 
 def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | None]:

@@ -1,41 +1,83 @@
 """Recipes, schedule, refusals and whole runs of the project."""
 
-import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from lsj.recipe import add_keys, lsj_schedule, problems, warmup_iters, without_keys
+from conftest import load_tool
+from fvcore.common.config import CfgNode
+from lsj.recipe import lsj_schedule, warmup_iters
 from run_folder import interrupted_after, is_same, read
+from torch import Tensor
 
 from scratch_det import backends
-from scratch_det.config import check_config, flatten, get_cfg, load_config
+from scratch_det.analysis.parts import analyze
+from scratch_det.config import check_config, flatten, load_config
+from scratch_det.config.augmentation import AUGMENTATIONS
+from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import read_coco
+from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.digits.make import make_digits
+from scratch_det.errors import UserError
+from scratch_det.project import load_project
 from scratch_det.schedule import Schedule
-from scratch_det.train import metrics
-from scratch_det.train.rundir import RunDir
+from scratch_det.search.search import Search
+from scratch_det.search.trainer import command
+from scratch_det.train.start import Request, start
+from scratch_det.weights.names import renamed
 
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT.parents[1]
 COCO = sorted((PROJECT / "configs").glob("mask_rcnn_*.yaml"))
+R50 = PROJECT / "configs/mask_rcnn_R_50_FPN_100ep_lsj.yaml"
 DIGITS = PROJECT / "configs/digits_mask_rcnn_R_18_FPN_2ep_lsj.yaml"
 NAME = re.compile(r"mask_rcnn_R_(\d+)_FPN_(\d+)ep_lsj")
+INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
 # Box and mask AP of detectron2's MODEL_ZOO.md, by depth and epochs.
 REPORTED = {
     (50, 100): (44.6, 40.3), (50, 200): (46.3, 41.7), (50, 400): (47.4, 42.5),
     (101, 100): (46.4, 41.6), (101, 200): (48.0, 43.1), (101, 400): (48.9, 43.7),
 }  # fmt: skip
-Net = Callable[..., Path]
+FEW = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.005", "SOLVER.WARMUP_ITERS", "1", "SOLVER.STEPS", "()",
+       "SOLVER.CHECKPOINT_PERIOD", "1", "INPUT.LSJ.SIZE", "64", "INPUT.MIN_SIZE_TEST", "64")  # fmt: skip
+Run = Callable[..., Path]
 
 
-def config(path: Path, *overrides: Any) -> Any:
-    known = get_cfg()
-    add_keys(known)
-    return load_config(path, overrides, known).cfg
+@pytest.fixture(autouse=True)
+def project() -> Iterator[None]:
+    with patch.dict(AUGMENTATIONS), patch.dict(PROJECT_KEYS):
+        load_project(PROJECT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_digits(folder / "digits", seed=0, train=24, val=3)
+    return folder
+
+
+@pytest.fixture
+def run(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``run(KEY, VALUE, ..., name="run", **request)`` on 64 px squares; returns the run's folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(digits))
+
+    def begin(*keys: Any, name: str = "run", **request: Any) -> Path:
+        start(Request(str(DIGITS), [*FEW, *map(str, keys), "OUTPUT_DIR", str(tmp_path / name)], **request))
+        return tmp_path / name
+
+    return begin
+
+
+def config(path: Path, *overrides: Any) -> CfgNode:
+    return load_config(path, overrides).cfg
 
 
 def depth_and_epochs(path: Path) -> tuple[int, int]:
@@ -72,9 +114,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("path", [*COCO, DIGITS], ids=lambda path: path.stem)
     def test_can_train(self, path: Path) -> None:
-        cfg = config(path)
-        assert check_config(cfg, num_processes=8) == []
-        assert list(problems(cfg)) == []
+        assert check_config(config(path), num_processes=8) == []
 
     @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
     def test_schedule_is_recomputed(self, path: Path) -> None:
@@ -91,7 +131,8 @@ class TestRecipes:
     @pytest.mark.parametrize("path", [*COCO, DIGITS], ids=lambda path: path.stem)
     def test_header(self, path: Path) -> None:
         header, solver = path.read_text().split("_BASE_")[0], config(path).SOLVER
-        assert f"python projects/lsj/train_net.py --config-file {path.relative_to(ROOT)}" in header
+        assert "python tools/train_net.py --project projects/lsj " in header
+        assert f"--config-file {path.relative_to(ROOT)}" in header
         first, second = solver.STEPS
         assert f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images" in header
         assert f"drops at {first:,} and {second:,}" in header
@@ -105,18 +146,35 @@ class TestRecipes:
             differing = {key for key, value in of_depth[0].items() if any(cfg[key] != value for cfg in of_depth)}
             assert differing == {"SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"}
 
-    def test_keys_are_removed_without_a_trace(self) -> None:
-        cfg = config(COCO[0])
-        assert flatten(without_keys(cfg)).keys() == flatten(get_cfg()).keys()
-        assert "INPUT.LSJ.SIZE" in flatten(cfg)
+    @pytest.mark.parametrize("backend", INSTALLED)
+    def test_the_model(self, backend: str) -> None:
+        """Parameters by hand, but the body's, which is that of torchvision's classifier; names there and back."""
+        cfg = load_config(R50, (), backends.defaults(backend)).cfg
+        backends.check_keys(backend, cfg)
+        parts = analyze(backends.load(backend), cfg, (256, 320)).parts
+        slots = {"box head": 4 * 1025, "mask head": 257} if backend == "torchvision" else {}  # of the background
+        conv = 9 * 256 * 256
+        assert {name: part.parameters - slots.get(name, 0) for name, part in parts.items()} == {
+            "body": 23_508_032,
+            "FPN": 256 * (256 + 512 + 1024 + 2048) + 4 * conv + 8 * 2 * 256,
+            "RPN": 2 * (conv + 256) + 257 * 3 * 5,
+            "box head": 4 * (conv + 2 * 256) + (49 * 256 + 1) * 1024 + 1025 * (80 * 5 + 1),
+            "mask head": 4 * (conv + 2 * 256) + 4 * 256 * 256 + 256 + 257 * 80,
+        }
+        with torch.device("meta"):
+            names = backends.load(backend).build(cfg).state_dict()
+        other = next(name for name in backends.BACKENDS if name != backend)
+        theirs = renamed(names, backend, other)
+        assert None not in theirs.values()
+        assert set(renamed(map(str, theirs.values()), other, backend).values()) == set(names)
 
     @pytest.mark.detectron2
     @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
     def test_says_what_detectron2s_does(self, path: Path) -> None:
-        from detectron2 import model_zoo
+        model_zoo = pytest.importorskip("detectron2.model_zoo")
         from detectron2.config import instantiate
 
-        cfg = config(path)
+        cfg = load_config(path, (), backends.defaults("detectron2")).cfg
         theirs = model_zoo.get_config(f"new_baselines/{path.stem.replace('lsj', 'LSJ')}.py")
         scheduler, solver = theirs.lr_multiplier.scheduler, cfg.SOLVER
         assert (theirs.train.max_iter, tuple(scheduler.milestones)) == (solver.MAX_ITER, solver.STEPS)
@@ -133,91 +191,87 @@ class TestRecipes:
         assert theirs.model.backbone.bottom_up.freeze_at == cfg.MODEL.BACKBONE.FREEZE_AT
         assert theirs.train.amp.enabled == cfg.SOLVER.AMP.ENABLED
         with torch.device("meta"):
-            ours, model = backends.load("detectron2").build(without_keys(cfg)), instantiate(theirs.model)
+            ours, model = backends.load("detectron2").build(cfg), instantiate(theirs.model)
         assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("overrides", "expected"),
+        ("keys", "expected"),
         [
             (("INPUT.LSJ.SIZE", 0), "INPUT.LSJ.SIZE is 0, expected the side of the training images"),
-            (("INPUT.LSJ.SIZE", 0, "INPUT.MIN_SIZE_TRAIN", "(96,)"), "or train this recipe without jitter"),
             (("INPUT.LSJ.SIZE", -64), "INPUT.LSJ.SIZE is -64, expected"),
-            (("INPUT.LSJ.SIZE", 64.5), "INPUT.LSJ.SIZE"),
+            (("INPUT.LSJ.SIZE", 64.5), "INPUT.LSJ.SIZE is 64.5 (float), expected int"),
             (("INPUT.LSJ.SCALES", "(2.0, 0.1)"), 'set INPUT.LSJ.SCALES "(0.1, 2.0)"'),
             (("INPUT.LSJ.SCALES", "(0.0, 2.0)"), "INPUT.LSJ.SCALES is (0.0, 2.0), expected the two ends"),
             (("INPUT.LSJ.SCALES", "(0.1, 1.0, 2.0)"), "INPUT.LSJ.SCALES is (0.1, 1.0, 2.0), expected the two ends"),
-            (("INPUT.MIN_SIZE_TRAIN", "(640, 800)"), "INPUT.MIN_SIZE_TRAIN would change nothing"),
             (("INPUT.LSJ.SCALE", "(0.1, 2.0)"), "unknown key INPUT.LSJ.SCALE; did you mean 'INPUT.LSJ.SCALES'?"),
+            (
+                ("INPUT.MIN_SIZE_TRAIN", "(640, 800)"),
+                "which would change nothing with INPUT.AUGMENTATION LSJ; leave it",
+            ),
+            (("INPUT.AUGMENTATION", "resize"), "INPUT.LSJ.SIZE is 64, which would change nothing"),
+            (("INPUT.AUGMENTATION", "LJS"), "INPUT.AUGMENTATION is 'LJS', expected resize or LSJ; did you mean 'LSJ'?"),
         ],
     )
-    def test_one_line_and_exit_code_2(
-        self, lsj_net: Net, tmp_path: Path, capsys: pytest.CaptureFixture, overrides: tuple, expected: str
-    ) -> None:
-        with pytest.raises(SystemExit) as exit_info:
-            lsj_net(*overrides)
-        assert exit_info.value.code == 2
-        message = capsys.readouterr().err
-        assert expected in message
-        assert message.startswith("error: ")
-        assert message.count("\n") == 1
+    def test_one_line(self, run: Run, tmp_path: Path, keys: tuple, expected: str) -> None:
+        with pytest.raises(UserError, match=re.escape(expected)) as raised:
+            run(*keys)
+        assert len(str(raised.value).splitlines()) == 1
         assert not (tmp_path / "run").exists()
 
     def test_jitter_is_not_left_out_silently(self) -> None:
-        """The plain tool does not train a recipe of this project as if it said nothing of jitter."""
         command = [sys.executable, "tools/train_net.py", "--config-file", str(DIGITS)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
-        assert "unknown key INPUT.LSJ.SIZE" in done.stderr
+        assert "unknown key INPUT.AUGMENTATION" in done.stderr
+        assert done.stderr.endswith(f"give --project {PROJECT}\n")
 
     def test_refusing_needs_no_torch(self) -> None:
-        code = "import sys, lsj.start; assert 'torch' not in sys.modules"
-        path = ":".join([str(PROJECT), str(ROOT)])
+        code = "import sys, lsj; lsj.add(); assert 'torch' not in sys.modules"
+        path = ":".join([str(PROJECT.parent), str(ROOT)])
         subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})
 
 
-class TestRuns:
-    KEYS = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.STEPS", "(4, 5)")
+def test_a_search_hands_the_project_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scratch_det.project.GIVEN", [])
+    (tmp_path / "grid.yaml").write_text("INPUT.LSJ.SCALES: [[0.1, 2.0], [0.8, 1.25]]")
+    words = ["--project", str(PROJECT), "--config-file", str(DIGITS), "--grid", str(tmp_path / "grid.yaml")]
+    args = load_tool("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])
+    search = Search(**vars(args))
+    search.check()
+    for point in search.points:
+        assert command(search, point)[2:4] == ["--project", str(PROJECT)]
 
-    def test_resumes_bit_for_bit_and_evaluates(self, lsj_net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metrics, "PERIOD", 1)
-        whole = lsj_net(*self.KEYS, name="whole")
-        with interrupted_after(monkeypatch, 4):
-            lsj_net(*self.KEYS, name="halves")
-        halves = lsj_net(*self.KEYS, name="halves", flags=("--resume",))
-        assert is_same(whole, halves)
-        assert RunDir(whole).read_config().INPUT.LSJ.SIZE == 64
-        result = read(halves, "result.json")
-        assert result["iteration"] == 6
-        assert {"bbox", "segm"} <= result["metrics"].keys()
 
-    def test_another_jitter_is_another_run(self, lsj_net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-        with interrupted_after(monkeypatch, 4):
-            lsj_net(*self.KEYS)
-        with pytest.raises(SystemExit) as exit_info:
-            lsj_net(*self.KEYS, "INPUT.LSJ.SCALES", "(0.8, 1.25)", flags=("--resume",))
-        assert exit_info.value.code == 2
+def test_a_sample_depends_on_seed_and_position_alone(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the length of the run, nor on what was read before: what exact resume and a shared beginning rest on."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(digits))
+    data = [read_coco(lookup("digits_train"), need_masks=True)]
 
-    def test_shapes_training(self, lsj_net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The jitter reaches the loss: another range of scales, other numbers."""
-        monkeypatch.setattr(metrics, "PERIOD", 1)
-        keys = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
-        folders = [lsj_net(*keys, name="one"), lsj_net(*keys, "INPUT.LSJ.SCALES", "(1.0, 1.0)", name="other")]
-        losses = [json.loads((folder / "metrics.json").read_text().splitlines()[0])["total_loss"] for folder in folders]
-        assert losses[0] != losses[1]
+    def samples(max_iter: int, positions: range) -> dict[int, Tensor]:
+        dataset = TrainingSet(config(DIGITS, "SOLVER.MAX_ITER", max_iter), data)
+        return {position: dataset[position]["image"] for position in positions}
 
-    def test_eval_only(self, lsj_net: Net) -> None:
-        folder = lsj_net("SOLVER.MAX_ITER", 1)
-        weights = folder / "checkpoints/model_final.pth"
-        found = lsj_net("MODEL.WEIGHTS", weights, name="again", flags=("--eval-only",))
-        assert read(found, "inference/result.json")["metrics"] == read(folder, "result.json")["metrics"]
+    first, later = samples(500, range(12)), samples(2000, range(11, -1, -1))
+    assert all(torch.equal(first[position], later[position]) for position in range(12))
+    assert {image.shape for image in first.values()} == {(3, 128, 128)}
+    assert len({tuple(image.flatten().tolist()) for image in first.values()}) == 12
 
-    @pytest.mark.detectron2
-    def test_on_detectron2(self, lsj_net: Net) -> None:
-        flags = ("--backend", "detectron2")
-        folder = lsj_net("SOLVER.MAX_ITER", 1, "MODEL.RPN.CONV_DIMS", "[-1, -1]", flags=flags)
-        weights = folder / "checkpoints/model_final.pth"
-        found = lsj_net("MODEL.WEIGHTS", weights, "MODEL.RPN.CONV_DIMS", "[-1, -1]", name="again",
-                        flags=(*flags, "--eval-only"))  # fmt: skip
-        assert read(found, "inference/result.json")["backend"] == "detectron2"
+
+@pytest.mark.parametrize("backend", INSTALLED)
+@pytest.mark.parametrize("iterations", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_trains_resumes_and_evaluates(iterations: int, backend: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("SOLVER.MAX_ITER", iterations, "MODEL.RPN.CONV_DIMS", [-1, -1])
+    whole = run(*keys, name="whole", backend=backend)
+    with interrupted_after(monkeypatch, iterations - 1):
+        run(*keys, name="halves", backend=backend)
+    with pytest.raises(UserError, match=r"INPUT\.LSJ\.SCALES was \(0\.1, 2\.0\), now \(0\.8, 1\.25\)"):
+        run(*keys, "INPUT.LSJ.SCALES", "(0.8, 1.25)", name="halves", backend=backend, resume=True)
+    halves = run(*keys, name="halves", backend=backend, resume=True)
+    assert is_same(halves, whole)
+    found = read(halves, "result.json")["metrics"]
+    assert set(found) == {"bbox", "segm"}
+    weights = halves / "checkpoints/model_final.pth"
+    again = run(*keys, "MODEL.WEIGHTS", weights, name="again", backend=backend, eval_only=True)
+    assert read(again, "inference/result.json")["metrics"] == found

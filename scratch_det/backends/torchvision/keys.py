@@ -24,7 +24,6 @@ HONOURED: Honoured = {
     "MODEL.RPN.BOUNDARY_THRESH": (-1,),
     "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.RPN.CONV_DIMS": ([-1],),
     "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
     "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
@@ -81,7 +80,7 @@ def check(cfg: CfgNode) -> None:
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
     }
     widths = _widths(keys) if is_resnet else ()
-    refuse("torchvision", chain(not_honoured(cfg, honoured), _lengths(keys), widths, _anchors(keys)))
+    refuse("torchvision", chain(not_honoured(cfg, honoured), _lengths(keys), widths, _rpn(cfg), _anchors(keys)))
 
 
 def _lengths(keys: dict[str, Any]) -> Iterator[str]:
@@ -97,6 +96,13 @@ def _widths(keys: dict[str, Any]) -> Iterator[str]:
         yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {res2}; it has 256 at this depth"
     if basic and (groups, keys["MODEL.RESNETS.WIDTH_PER_GROUP"]) != (1, 64):
         yield "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP are fixed at 1 and 64 for ResNet-18 and -34"
+
+
+def _rpn(cfg: CfgNode) -> Iterator[str]:
+    """Hidden convolutions, any number of them; without FPN no key says how wide the maps are."""
+    dims, width = cfg.MODEL.RPN.CONV_DIMS, cfg.MODEL.FPN.OUT_CHANNELS if has_fpn(cfg) else -1
+    if set(dims) - {-1, width}:
+        yield f"MODEL.RPN.CONV_DIMS is {dims!r}; every hidden convolution has the maps' width: -1"
 
 
 def _anchors(keys: dict[str, Any]) -> Iterator[str]:

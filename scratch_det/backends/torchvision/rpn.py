@@ -74,7 +74,7 @@ class RPN(RegionProposalNetwork):
         generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
         super().__init__(
             generator,
-            Float32RPNHead(in_channels, generator.per_location),
+            Float32RPNHead(in_channels, generator.per_location, conv_depth=len(keys.CONV_DIMS)),
             fg_iou_thresh=keys.IOU_THRESHOLDS[1],
             bg_iou_thresh=keys.IOU_THRESHOLDS[0],
             batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,

@@ -1,11 +1,10 @@
-"""What a recipe says of large-scale jitter: this project's keys, their rules, and the schedule. Never imports torch."""
+"""What a recipe says of large-scale jitter: rules on its keys, and the schedule. Never imports torch."""
 
 import math
 from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, get_cfg
 from scratch_det.config.check import SMALLEST_VIEW
 from scratch_det.schedule import Schedule
 
@@ -13,44 +12,22 @@ EPOCH = 118_000  # images: detectron2 counts with the rounded size of train2017
 BATCH = 64  # images
 DROPS = (8 / 9, 26 / 27)  # of a run, the two drops of detectron2's 100 epochs: 163,889 and 177,546 of 184,375
 WARMUP = 500 / 184_375  # of a run, its first part: detectron2 means 500 iterations of the 100 epochs
-REPLACED = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN")
-
-
-def add_keys(cfg: CfgNode) -> None:
-    """INPUT.LSJ; detectron2 has no such keys, since its own recipes of this kind are Python."""
-    cfg.INPUT.LSJ = CfgNode(
-        {
-            "SIZE": 0,  # pixels: the side of the square images that are trained on; no recipe without one
-            "SCALES": (0.1, 2.0),  # an image is first fitted into a square of SIZE times a number drawn between these
-        }
-    )
-
-
-def without_keys(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` as it was before ``add_keys``."""
-    copy = cfg.clone()
-    del copy.INPUT["LSJ"]
-    return copy
 
 
 def problems(cfg: CfgNode) -> Iterator[str]:
-    """One line for each thing that INPUT cannot mean."""
+    """One line for each thing that INPUT.LSJ cannot mean."""
     size, scales = cfg.INPUT.LSJ.SIZE, tuple(cfg.INPUT.LSJ.SCALES)
     if size < SMALLEST_VIEW:
         yield (
             f"INPUT.LSJ.SIZE is {size}, expected the side of the training images, {SMALLEST_VIEW} pixels or more; "
-            "set INPUT.LSJ.SIZE 1024, or train this recipe without jitter: tools/train_net.py"
+            "set INPUT.LSJ.SIZE 1024"
         )
-        return
     if len(scales) == 2 and 0 < scales[1] < scales[0]:
         yield f'INPUT.LSJ.SCALES is {scales}, expected the smaller one first; set INPUT.LSJ.SCALES "{scales[::-1]}"'
     elif len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:
         yield (
             f'INPUT.LSJ.SCALES is {scales}, expected the two ends of a range above 0; set INPUT.LSJ.SCALES "(0.1, 2.0)"'
         )
-    values, defaults = flatten(cfg), flatten(get_cfg())
-    if named := [key for key in REPLACED if values[key] != defaults[key]]:
-        yield f"{', '.join(named)} would change nothing: the sizes are those of INPUT.LSJ; leave out what sets it"
 
 
 def lsj_schedule(epochs: int, epoch: int = EPOCH, batch: int = BATCH) -> Schedule:
