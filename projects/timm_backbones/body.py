@@ -49,10 +49,14 @@ class TimmBody(nn.Module):
         return dict(zip(self.strides, self.net(images), strict=True))
 
     def from_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's own names as this body's, without what is behind the last map."""
+        """timm's own names as this body's, without what is behind the last map.
+
+        Left out are whole layers only: the statistics of a batch norm that is GN here stay, and find no place.
+        """
         with torch.device("meta"):
             whole = timm.create_model(self.name).state_dict()
-        behind = whole.keys() - self.net.model.state_dict().keys()
+        own = {layer_of(name) for name in self.net.model.state_dict()}
+        behind = {name for name in whole if layer_of(name) not in own}
         return {PREFIX + name: value for name, value in tensors.items() if name not in behind}
 
 
@@ -122,5 +126,10 @@ def stages_of(net: nn.Module) -> list[list[str]]:
     if not hasattr(net, "group_matcher"):
         return []
     groups = group_parameters(net, net.group_matcher(coarse=True))
-    modules = [dict.fromkeys(name.rpartition(".")[0] or name for name in groups[number]) for number in sorted(groups)]
+    modules = [dict.fromkeys(layer_of(name) or name for name in groups[number]) for number in sorted(groups)]
     return [[PREFIX + name for name in stage] for stage in modules]
+
+
+def layer_of(name: str) -> str:
+    """The module that has the tensor ``name``; "" for one of the whole model's own."""
+    return name.rpartition(".")[0]

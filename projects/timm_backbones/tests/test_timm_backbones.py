@@ -181,6 +181,14 @@ class TestWeights:
         ):
             load_weights(model, file, "torchvision", cfg)
 
+    def test_statistics_have_no_place_in_gn(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
+        cfg = config("efficientnet", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "GN")
+        with torch.device("meta"):
+            model = backends.load("torchvision").build(cfg)
+        with pytest.raises(UserError, match=r"40 without a place.*bn1\.running_mean\n.*these are BN's"):
+            load_weights(model, tmp_path / "resnet18.pth", "torchvision", cfg)
+
 
 class TestAdamW:
     def groups(self, *keys: str) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
