@@ -1,7 +1,8 @@
 """The seam for backbones: what any body gets by one line of BODIES. VGG-16: test_vgg; timm: projects/timm_backbones."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -17,6 +18,7 @@ from scratch_det.config import check_config, flatten, get_cfg, load_config
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.bodies import BODIES, body_names, build_body
+from scratch_det.modeling.norm import NORMS
 from scratch_det.project import load_project
 from scratch_det.weights.names import renamed
 
@@ -105,6 +107,71 @@ def test_both_backends_give_the_same_maps() -> None:
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     for one, other in zip(ours.backbone(images).values(), theirs.backbone(images).values(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def changed(change: Callable[[Any], object]) -> Any:
+    """Instead of Steps, as BODIES finds it: the same body, changed before it is handed over."""
+
+    def build(cfg: CfgNode, own: type[Steps] = Steps) -> nn.Module:
+        body = own(cfg)
+        change(body)
+        return body
+
+    return patch(f"{__name__}.Steps", build)
+
+
+class TestWhatABodyStates:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda body: setattr(body.res5[0], "stride", (1, 1)), ".*makes 64 x 4 x 6 of .*, but gives 64 x 8 x 12"),
+            (lambda body: body.channels.update(res5=32), "states 32 channels .* for res5, .*, but gives 64 x 4 x 6"),
+            (lambda body: body.channels.pop("res2"), "states None channels and stride 4 for res2"),
+            (
+                lambda body: setattr(body, "forward", lambda x: {"res2": x}),
+                r"gives maps .*, but has strides of \[.*res5",
+            ),
+        ],
+    )
+    def test_has_to_be_what_it_gives(self, change: Callable[[Any], object], message: str) -> None:
+        with changed(change), pytest.raises(ConfigError, match=f"build_steps_fpn_backbone {message}"):
+            build_body(config("torchvision"))
+
+    def test_is_compared_without_a_trace(self) -> None:
+        """Neither statistics nor random numbers show that an image went through."""
+        torch.manual_seed(0)
+        body, after = build_body(config("torchvision")), torch.rand(1)
+        assert body.training
+        assert body.res2[1].num_batches_tracked == 0
+        assert body.res2[1].running_var.eq(1).all()
+        torch.manual_seed(0)
+        with patch("scratch_det.modeling.bodies._misstated", return_value=[]):
+            build_body(config("torchvision"))
+        assert torch.rand(1).equal(after)
+
+    @pytest.mark.parametrize("stages", [[], None])
+    def test_no_more_stages_are_frozen_than_there_are(self, stages: list[list[str]] | None) -> None:
+        with pytest.raises(ConfigError, match="FREEZE_AT is 5, but build_steps_fpn_backbone has 4 stages to freeze"):
+            build_body(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "5"))
+        with changed(lambda body: delattr(body, "stages") if stages is None else setattr(body, "stages", stages)):
+            assert all(p.requires_grad for p in build_body(config("torchvision")).parameters())
+            with pytest.raises(ConfigError, match="FREEZE_AT is 1, but build_steps_fpn_backbone has 0 stages"):
+                build_body(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "1"))
+
+    @pytest.mark.parametrize(
+        ("name", "weights"), [("scale", nn.Parameter(torch.ones(1))), ("norm", nn.InstanceNorm2d(3, affine=True))]
+    )
+    def test_weights_without_a_rule_are_its_own_to_draw(self, name: str, weights: Any) -> None:
+        message = "build_steps_fpn_backbone: layer .* has weights but no rule in FILLS; .* `initialized = True`"
+        with changed(lambda body: setattr(body, name, weights)), pytest.raises(ConfigError, match=message):
+            build_body(config("torchvision"))
+        with changed(lambda body: body.__dict__.update(initialized=True) or setattr(body, name, weights)):
+            assert name in build_body(config("torchvision")).state_dict() or name == "norm"
+
+    def test_gn_needs_its_widths(self) -> None:
+        with pytest.raises(ConfigError, match=r"a layer of 40 channels into 32 groups; .* by a factor of 4"):
+            NORMS["GN"](40)
+        assert NORMS[""](40)(torch.ones(1)) == 1
 
 
 class TestRules:

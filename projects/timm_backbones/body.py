@@ -110,7 +110,7 @@ def choose_norm(net: nn.Module, norm: str, name: str) -> None:
     for place, old in found:
         try:
             new = frozen(old) if norm == "FrozenBN" else NORMS[norm](old.num_features)
-        except ValueError:
+        except ConfigError:
             raise ConfigError(
                 f"MODEL.TIMM.NORM is GN, but {place} of {name} has {old.num_features} channels, no multiple of GN's 32 "
                 "groups; set it to SyncBN or BN"

@@ -4,7 +4,7 @@ A body is a module, built from the recipe, from images [N, 3, H, W] to a diction
 
 ``channels``, ``strides``
     of every map, by its name.
-``stages``
+``stages``, if any of it can be frozen
     lists of its submodules' (or parameters') names, from the pixels on: what MODEL.BACKBONE.FREEZE_AT counts.
 ``initialized``, if True
     has drawn its own weights, by the rules of its family; all others get He's.
@@ -17,7 +17,7 @@ with as many channels, go to RPN and heads as they are, and as build_net_fpn_bac
 names the maps below a feature pyramid. Free of torch until one is built.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BODIES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
 PYRAMID_STRIDES = [4, 8, 16, 32]  # of p2 to p5
+TRIAL = (128, 192)  # height and width of an image that every stride divides
 
 
 def body_names() -> dict[str, str]:
@@ -45,18 +46,51 @@ def has_fpn(cfg: CfgNode) -> bool:
 def build_body(cfg: CfgNode) -> "nn.Module":
     """The body that the recipe names, its weights drawn, its first FREEZE_AT stages frozen.
 
-    Raises ConfigError when its maps are not those that the recipe asks for.
+    Raises ConfigError when its maps are not those that it states or the recipe asks for, when it has fewer stages, or
+    weights that it leaves to draw and He's rule does not cover.
     """
     from scratch_det.modeling.init import initialize  # these import torch
     from scratch_det.modeling.norm import freeze
 
-    body: Any = resolve_name(BODIES[body_names()[cfg.MODEL.BACKBONE.NAME]])(cfg)
-    if problems := list(_other_maps(cfg, body)):
+    name, freeze_at = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
+    body: Any = resolve_name(BODIES[body_names()[name]])(cfg)
+    stages = getattr(body, "stages", [])
+    problems = [*_other_maps(cfg, body), *(f"{name} {problem}" for problem in _misstated(body))]
+    if not 0 <= freeze_at <= len(stages):
+        problems.append(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has {len(stages)} stages to freeze")
+    if problems:
         raise ConfigError("\n".join(problems))
     if not getattr(body, "initialized", False):
-        initialize(body, {name: "backbone" for name, _ in body.named_children()})
-    freeze(body, body.stages[: cfg.MODEL.BACKBONE.FREEZE_AT])
+        try:
+            initialize(body, {layer: "backbone" for layer, _ in body.named_children()})
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}; let it draw its own weights and say `initialized = True`") from None
+    freeze(body, stages[:freeze_at])
     return body
+
+
+def _misstated(body: Any) -> Iterator[str]:
+    """The maps of one image that are not of the channels and strides that the body states; it stays as it was."""
+    import torch
+
+    training = body.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        maps = body.eval()(torch.zeros(1, 3, *TRIAL))
+    body.train(training)
+    if (found := list(maps)) != list(body.strides):
+        yield f"gives maps {found}, but has strides of {list(body.strides)}; both need the same names in the same order"
+        return
+    for name, stride in body.strides.items():
+        shape = tuple(maps[name].shape[1:])
+        if shape != (stated := (body.channels.get(name), *(side // stride for side in TRIAL))):
+            yield (
+                f"states {stated[0]} channels and stride {stride} for {name}, which makes {_text(stated)} of an image "
+                f"of {_text(TRIAL)}, but gives {_text(shape)}; mend its `channels` and `strides`"
+            )
+
+
+def _text(sides: Iterable[int | None]) -> str:
+    return " x ".join(map(str, sides))
 
 
 def _other_maps(cfg: CfgNode, body: Any) -> Iterator[str]:

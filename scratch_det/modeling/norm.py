@@ -1,6 +1,7 @@
 """Normalisation layers by detectron2's names."""
 
 from collections.abc import Callable, Iterable
+from math import gcd
 from operator import attrgetter
 from typing import Any
 
@@ -12,12 +13,18 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.config.norm_rules import GN_GROUPS
+from scratch_det.errors import ConfigError
 
 OVER_VALUES = (0, 2, 3)  # all axes of [N, C, H, W] but the channels
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-5. Raises ValueError when ``channels`` is not a multiple of 32."""
+    """GroupNorm of 32 groups, eps 1e-5. Raises ConfigError when ``channels`` is not a multiple of 32."""
+    if channels % GN_GROUPS:
+        raise ConfigError(
+            f"GN cannot split a layer of {channels} channels into {GN_GROUPS} groups; change the body's widths, by a "
+            f"factor of {GN_GROUPS // gcd(channels, GN_GROUPS)} for instance, or its norm, to BN or SyncBN"
+        )
     return nn.GroupNorm(GN_GROUPS, channels)
 
 
@@ -113,8 +120,8 @@ def _per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-NORMS: dict[str, Callable[[int], nn.Module] | None] = {
-    "": None,
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "": nn.Identity,
     "GN": group_norm,
     "BN": nn.BatchNorm2d,
     "SyncBN": SyncBatchNorm,
@@ -122,6 +129,11 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 }
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 NORM_LAYERS = (nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm)
+
+
+def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
+    """For torchvision's builders, which give a convolution a bias where there is no norm behind it."""
+    return NORMS[name] if name else None
 
 
 def batch_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:

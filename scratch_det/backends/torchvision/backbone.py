@@ -7,7 +7,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from scratch_det.modeling import bodies
-from scratch_det.modeling.norm import NORMS, freeze
+from scratch_det.modeling.norm import NORMS, freeze, norm_layer
 
 BLOCKS = {
     18: (BasicBlock, [2, 2, 2, 2]),
@@ -47,7 +47,9 @@ class PyramidBackbone(nn.Module):
         self.body, self.out_channels = body, cfg.MODEL.FPN.OUT_CHANNELS
         self.levels = dict(zip(cfg.MODEL.FPN.IN_FEATURES, LEVELS.values(), strict=True))
         channels = [body.channels[name] for name in self.levels]
-        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, LastLevelMaxPool(), NORMS[cfg.MODEL.FPN.NORM])
+        self.fpn = FeaturePyramidNetwork(
+            channels, self.out_channels, LastLevelMaxPool(), norm_layer(cfg.MODEL.FPN.NORM)
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> maps by name."""
@@ -75,7 +77,7 @@ def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
         in_channels_list=[res2 * 2**level for level in range(len(LEVELS))],
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         extra_blocks=LastLevelMaxPool(),
-        norm_layer=NORMS[cfg.MODEL.FPN.NORM],
+        norm_layer=norm_layer(cfg.MODEL.FPN.NORM),
     )
     backbone.strides, backbone.size_divisibility = PYRAMID_STRIDES, PYRAMID_DIVISIBILITY
     return backbone
@@ -98,7 +100,7 @@ def build_resnet(cfg: CfgNode) -> ResNet:
         layers,
         groups=cfg.MODEL.RESNETS.NUM_GROUPS,
         width_per_group=cfg.MODEL.RESNETS.WIDTH_PER_GROUP,
-        norm_layer=NORMS[cfg.MODEL.RESNETS.NORM] or nn.Identity,
+        norm_layer=NORMS[cfg.MODEL.RESNETS.NORM],
     )
     if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
         _stride_in_1x1(body)

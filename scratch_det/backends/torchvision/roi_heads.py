@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 from scratch_det.backends.torchvision.keypoint_head import keypoint_layers, keypoint_loss, keypoint_samples
 from scratch_det.backends.torchvision.pooler import build_pooler
 from scratch_det.modeling.masks import mask_targets
-from scratch_det.modeling.norm import NORMS
+from scratch_det.modeling.norm import norm_layer
 
 Detections = tuple[list[Tensor], list[Tensor], list[Tensor]]  # boxes, scores, labels by image
 
@@ -160,14 +160,14 @@ def box_head(cfg: CfgNode, in_channels: int) -> tuple[nn.Module, FastRCNNPredict
     keys = cfg.MODEL.ROI_BOX_HEAD
     side = keys.POOLER_RESOLUTION
     convs, fcs = [keys.CONV_DIM] * keys.NUM_CONV, [keys.FC_DIM] * keys.NUM_FC
-    head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=NORMS[keys.NORM])
+    head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=norm_layer(keys.NORM))
     width = keys.FC_DIM if fcs else (keys.CONV_DIM if convs else in_channels) * side**2
     return head, Float32Predictor(width, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def _mask_parts(cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> dict[str, nn.Module]:
     keys = cfg.MODEL.ROI_MASK_HEAD
-    head = MaskRCNNHeads(in_channels, [keys.CONV_DIM] * keys.NUM_CONV, dilation=1, norm_layer=NORMS[keys.NORM])
+    head = MaskRCNNHeads(in_channels, [keys.CONV_DIM] * keys.NUM_CONV, dilation=1, norm_layer=norm_layer(keys.NORM))
     width = keys.CONV_DIM if keys.NUM_CONV else in_channels
     predictor = MaskRCNNPredictor(width, keys.CONV_DIM, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return {"mask_roi_pool": build_pooler(keys, strides), "mask_head": head, "mask_predictor": predictor}
