@@ -14,10 +14,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det import backends
 from scratch_det.analysis.parts import analyze
-from scratch_det.config import check_config, flatten, get_cfg, load_config
+from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
+from scratch_det.config.body_rules import BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.norm_rules import norms
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.bodies import BODIES, body_names, build_body
+from scratch_det.modeling.bodies import BODIES, body_names, build_body, is_resnet
 from scratch_det.modeling.norm import NORMS
 from scratch_det.project import load_project
 from scratch_det.weights.names import renamed
@@ -194,6 +196,35 @@ class TestRules:
             check_config(config("torchvision", "SOLVER.IMS_PER_BATCH", "2"))
         with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.NORM is FrozenBN while MODEL\.WEIGHTS"):
             check_config(config("torchvision", "MODEL.STEPS.NORM", "FrozenBN"))
+
+    @pytest.mark.parametrize(
+        ("name", "read"),
+        [
+            ("resnet_fpn", ["RESNETS", "FPN"]),
+            ("resnet", ["RESNETS"]),  # detectron2's
+            ("net_fpn", ["FPN", "NET"]),
+            ("myresnet_fpn", ["FPN"]),
+            ("fpnnet", []),
+        ],
+    )
+    def test_whose_norm_is_read(self, name: str, read: list[str]) -> None:
+        """By a body's whole name, not by what is a part of it."""
+        PROJECT_KEYS["MODEL.NET.NORM"] = "GN"
+        with patch.dict(BODIES, dict.fromkeys(("net", "myresnet", "fpnnet"), "")):
+            cfg = config("torchvision", "MODEL.BACKBONE.NAME", f"build_{name}_backbone")
+            assert [key.split(".")[1] for key in norms(cfg)] == [*read, "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
+            assert is_resnet(cfg) == ("RESNETS" in read)
+
+    def test_another_bodys_keys_are_refused(self) -> None:
+        cfg = config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.STEPS.WASTE", "True")
+        with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is True, which would change nothing with .*vgg16"):
+            check_model(cfg)
+
+    def test_a_body_has_a_rule(self) -> None:
+        with patch.dict(BODY_RULES, steps=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"])):
+            with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is bad"):
+                check_model(config("torchvision"))
+            check_model(config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"))
 
     @pytest.mark.parametrize("name", INSTALLED)
     def test_keys_of_a_project(self, name: str) -> None:

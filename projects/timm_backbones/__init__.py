@@ -2,10 +2,12 @@
 
 from importlib.util import find_spec
 
+from scratch_det.config.body_rules import BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.solver_rules import OPTIMIZERS, Optimizer
 from scratch_det.errors import UserError
 from scratch_det.modeling.bodies import BODIES
+from timm_backbones.recipe import adamw, timm_body
 
 KEYS = {
     "MODEL.TIMM.NAME": "",  # timm.list_models() has them
@@ -22,4 +24,7 @@ def add() -> None:
         raise UserError("projects/timm_backbones needs timm, which is not installed; pip install --editable '.[timm]'")
     PROJECT_KEYS.update(KEYS)
     BODIES["timm"] = "timm_backbones.body:TimmBody"
-    OPTIMIZERS["AdamW"] = Optimizer("timm_backbones.optimizer:build_adamw", moments=2)
+    BODY_RULES["timm"] = timm_body
+    OPTIMIZERS["AdamW"] = Optimizer(
+        "timm_backbones.optimizer:build_adamw", moments=2, keys=("SOLVER.LAYER_DECAY",), rule=adamw
+    )

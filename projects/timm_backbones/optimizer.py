@@ -5,7 +5,6 @@ from fvcore.common.config import CfgNode
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from scratch_det.errors import ConfigError
 from scratch_det.train.optimizer import parameter_groups
 from timm_backbones.body import TimmBody
 
@@ -14,14 +13,9 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
     """SOLVER.MOMENTUM is its first beta, the second is 0.999.
 
     A body of timm has timm's groups: SOLVER.LAYER_DECAY by its layers, no decay for vectors, nor for what the model
-    exempts (Swin's position biases). All else has the groups of SGD. Raises ConfigError for what AdamW does not have.
+    exempts (Swin's position biases). All else has the groups of SGD.
     """
     keys = cfg.SOLVER
-    if keys.NESTEROV or not 0 < keys.LAYER_DECAY <= 1:
-        raise ConfigError(
-            f"SOLVER.NESTEROV is {keys.NESTEROV} and LAYER_DECAY {keys.LAYER_DECAY}; AdamW expects False and a factor "
-            "above 0 and at most 1"
-        )
     groups, done = [], set()
     for net in (module.net.model for module in model.modules() if isinstance(module, TimmBody)):
         exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()

@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import norm_rules, solver_rules
 from scratch_det.config.augmentation import known_augmentation
+from scratch_det.config.body_rules import body_keys
 from scratch_det.config.curve import COSINE
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten
@@ -169,6 +170,7 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
 MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     norm_rules.known_norms,
     norm_rules.gn_channels_divide,
+    body_keys,
     resnet_depth,
     roi_thresholds,
     cascade_stages,

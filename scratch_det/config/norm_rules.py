@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.body_rules import section_of
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.errors import did_you_mean
+from scratch_det.modeling.bodies import body_names, has_fpn, is_resnet
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
@@ -22,10 +24,10 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 
     The backbone's name says whether RESNETS and FPN are read, and which section of a project's.
     """
-    theirs = [key.split(".")[1] for key in PROJECT_KEYS if key.startswith("MODEL.") and key.endswith(".NORM")]
-    words = {"RESNETS": "resnet", "FPN": "fpn", **{part: part.lower() for part in theirs}}
-    parts = [part for part, word in words.items() if word in cfg.MODEL.BACKBONE.NAME]
-    return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in (*parts, "ROI_BOX_HEAD", "ROI_MASK_HEAD")}
+    own = body_names().get(cfg.MODEL.BACKBONE.NAME)
+    theirs = [key.split(".")[1] for key in PROJECT_KEYS if key.endswith(".NORM") and own and section_of(key) == own]
+    parts = ["RESNETS"] * is_resnet(cfg) + ["FPN"] * has_fpn(cfg) + theirs + ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
+    return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
 
 
 def known_norms(cfg: CfgNode) -> Iterator[str]:

@@ -14,7 +14,8 @@ A body is a module, built from the recipe, from images [N, 3, H, W] to a diction
 
 A line of BODIES makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as build_net_backbone, whose maps, all
 with as many channels, go to RPN and heads as they are, and as build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES
-names the maps below a feature pyramid. Free of torch until one is built.
+names the maps below a feature pyramid. A project's keys MODEL.NET are that body's alone, under the rules of
+``scratch_det.config.body_rules``. Free of torch until one is built.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,8 +39,14 @@ def body_names() -> dict[str, str]:
     return {f"build_{body}{fpn}_backbone": body for body in BODIES for fpn in ("", "_fpn")}
 
 
+def is_resnet(cfg: CfgNode) -> bool:
+    """Whether the recipe's backbone is a backend's own ResNet."""
+    name = cfg.MODEL.BACKBONE.NAME
+    return "resnet" in name and name not in body_names()
+
+
 def has_fpn(cfg: CfgNode) -> bool:
-    """Whether the recipe's backbone is a body with a pyramid on it."""
+    """Whether the recipe's backbone has a pyramid."""
     return cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone")
 
 

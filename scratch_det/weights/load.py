@@ -6,6 +6,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.errors import UserError
+from scratch_det.modeling.bodies import is_resnet
 from scratch_det.weights.address import fetch
 from scratch_det.weights.names import BODY, OF_BODY, renamed
 from scratch_det.weights.pixels import Pixels, adapt_first_layer
@@ -72,7 +73,7 @@ def check_traits(weights: Weights, cfg: CfgNode) -> None:
             f"{has} with batch norm fused into scale and shift, which only FrozenBN can continue; MODEL.RESNETS.NORM "
             f"is {resnets.NORM!r}: choose weights that were trained with it"
         )
-    bottlenecks = "resnet" in cfg.MODEL.BACKBONE.NAME and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
+    bottlenecks = is_resnet(cfg) and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
     known = weights.stride_in_1x1 is not None and bottlenecks
     if known and weights.stride_in_1x1 != resnets.STRIDE_IN_1X1:
         raise UserError(

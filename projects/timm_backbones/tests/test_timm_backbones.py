@@ -17,10 +17,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from scratch_det import backends
 from scratch_det.analysis.parts import analyze
 from scratch_det.config import check_config, load_config
+from scratch_det.config.body_rules import BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.solver_rules import OPTIMIZERS
 from scratch_det.data.digits.make import make_digits
-from scratch_det.errors import UserError
+from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.bodies import BODIES, build_body
 from scratch_det.project import load_project
 from scratch_det.train.optimizer import build_optimizer
@@ -50,7 +51,7 @@ def swin_of_tests(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def project() -> Iterator[None]:
-    with patch.dict(BODIES), patch.dict(OPTIMIZERS), patch.dict(PROJECT_KEYS):
+    with patch.dict(BODIES), patch.dict(BODY_RULES), patch.dict(OPTIMIZERS), patch.dict(PROJECT_KEYS):
         load_project(PROJECT)
         yield
 
@@ -152,6 +153,21 @@ class TestBody:
         names = {name.split(".")[2] for name, p in body.named_parameters() if not p.requires_grad}
         assert names == {"conv1", "bn1", "layer1"}
 
+    def test_without_groups_of_layers_nothing_can_be_frozen(self) -> None:
+        """timm's RDNet has no stages."""
+        with torch.device("meta"):
+            assert build_body(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny")).stages == []
+            with pytest.raises(ConfigError, match="FREEZE_AT is 1, but build_timm_fpn_backbone has 0 stages"):
+                build_body(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny", "MODEL.BACKBONE.FREEZE_AT", "1"))
+
+    def test_a_tag_says_the_pixels_alone(self) -> None:
+        bodies = []
+        for name in ("mobilenetv3_small_050", "mobilenetv3_large_100", "mobilenetv3_large_100.miil_in21k_ft_in1k"):
+            torch.manual_seed(0)
+            bodies.append(build_body(config("efficientnet", "MODEL.TIMM.NAME", name)))
+        assert all(p.equal(q) for p, q in zip(bodies[1].parameters(), bodies[2].parameters(), strict=True))
+        assert [body.pixels.std[0] for body in bodies] == [58.395, 58.395, 255]
+
 
 class TestWeights:
     @pytest.fixture
@@ -217,17 +233,25 @@ class TestAdamW:
         assert all(decay == 0.05 for name, (_, decay) in found.items() if name.endswith(("fc1.weight", "qkv.weight")))
         assert all(decay == 0 for name, (_, decay) in found.items() if ".norm1." in name)
 
-    @pytest.mark.parametrize(
-        ("keys", "message"),
-        [
-            (("SOLVER.NESTEROV", "True"), "AdamW expects False"),
-            (("SOLVER.LAYER_DECAY", "1.5"), "a factor above 0 and at most 1"),
-            (("SOLVER.OPTIMIZER", "SGD", "SOLVER.LAYER_DECAY", "0.9"), "is read by SOLVER.OPTIMIZER AdamW alone"),
-        ],
-    )
-    def test_refused(self, keys: tuple[str, ...], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            self.groups(*keys)
+
+RESNET = ROOT / "configs/Digits/quickstart.yaml"
+UNREAD = {
+    "a body's keys": (("MODEL.TIMM.NORM", "BN", "MODEL.TIMM.NAME", "nonsense"), "MODEL.TIMM.NAME is 'nonsense', which"),
+    "an optimizer's key": (("SOLVER.LAYER_DECAY", "0.9"), "LAYER_DECAY is 0.9, which would .* SOLVER.OPTIMIZER SGD"),
+    "layers of another body": (
+        ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.LAYER_DECAY", "0.9"),
+        "LAYER_DECAY is 0.9, which would .* MODEL.BACKBONE.NAME build_resnet_fpn_backbone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_nothing_is_set_that_nobody_reads(case: str) -> None:
+    keys, message = UNREAD[case]
+    check_config(load_config(RESNET).cfg)
+    with pytest.raises(ConfigError, match=message) as raised:
+        check_config(load_config(RESNET, keys).cfg)
+    assert len(str(raised.value).splitlines()) == keys.count("MODEL.TIMM.NORM") + 1
 
 
 REFUSED = {
@@ -235,10 +259,16 @@ REFUSED = {
     "one stride": ("convnext", ["MODEL.TIMM.NAME", "test_vit"], r"strides \[16, 16, 16\]; FPN needs 4, 8, 16 and 32"),
     "one size": ("convnext", ["MODEL.TIMM.NAME", "hiera_tiny_224"], "no pyramid for images of any size"),
     "rounding": ("efficientnet", ["MODEL.TIMM.NAME", "inception_v3"], "no pyramid for images of any size .*it makes"),
+    "no paths": ("efficientnet", ["MODEL.TIMM.NAME", "vgg16_bn", "MODEL.TIMM.DROP_PATH", "0.2"], "no paths to drop"),
     "GN": ("efficientnet", ["MODEL.TIMM.NORM", "GN"], "bn1 of test_efficientnet has 24 channels, no multiple of GN"),
     "no batch norm": ("convnext", ["MODEL.TIMM.NORM", "GN"], 'no batch norm to replace; set it to ""'),
     "no norm said": ("efficientnet", ["MODEL.TIMM.NORM", ""], "has 12 batch norms; set it to GN, SyncBN or BN"),
     "small batch": ("efficientnet", ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001"], "is BN with 2 images"),
+    "dropped paths": ("convnext", ["MODEL.TIMM.DROP_PATH", "1.5"], "DROP_PATH is 1.5, expected a probability"),
+    "no name": ("convnext", ["MODEL.TIMM.NAME", ""], "NAME is '', .*set MODEL.TIMM.NAME convnext_tiny"),
+    "a tag": ("convnext", ["MODEL.TIMM.NAME", "test_convnext.r"], "leave out the tag; .* 'test_convnext.r160_in1k'"),
+    "Nesterov": ("swin", ["SOLVER.NESTEROV", "True"], "NESTEROV is True, which SOLVER.OPTIMIZER AdamW does not have"),
+    "layers' decay": ("swin", ["SOLVER.LAYER_DECAY", "1.5"], "a factor above 0 and at most 1"),
     "an optimizer": ("convnext", ["SOLVER.OPTIMIZER", "Adam"], "expected SGD or AdamW; did you mean 'AdamW'"),
 }  # fmt: skip
 
