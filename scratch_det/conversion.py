@@ -14,6 +14,7 @@ from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.agreement import SAME_BOX, SAME_MASK, SAME_POINTS, SAME_SCORE, Agreement, agreement
+from scratch_det.modeling.bodies import body_names
 from scratch_det.train.checkpoint import sha256_of, write_synced
 from scratch_det.train.rundir import RunDir
 from scratch_det.weights.address import fetch
@@ -45,7 +46,8 @@ def convert_file(
         raise UserError(f"{destination} exists; name another file, or remove it first")
     path = fetch(source)
     weights = read_weights(path)
-    converted = convert(weights, to)
+    cfg = recipe_of(path, config_file, weights)
+    converted = convert(weights, to, own_body=bool(cfg and cfg.MODEL.BACKBONE.NAME in body_names()))
     say(f"{path}: {weights.kind}; {sum(converted.found.values())} of {len(weights.tensors)} tensors have a place:")
     say(converted.describe())
     if converted.lost and not partial:
@@ -53,7 +55,6 @@ def convert_file(
             f"{len(converted.lost)} tensors of {path} have no place in a {to} model, the first is {converted.lost[0]}; "
             "give --partial to leave them out"
         )
-    cfg = recipe_of(path, config_file, weights)
     destination.parent.mkdir(parents=True, exist_ok=True)
     trial = destination.with_name(destination.name + ".partial.pth")
     content = checkpoint_of(converted, weights, Pixels.of(cfg) if cfg else None, sha256_of(path))

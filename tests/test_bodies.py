@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from scratch_det.config import check_config, check_model, flatten, get_cfg, load
 from scratch_det.config.body_rules import BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.norm_rules import norms
+from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.bodies import BODIES, body_names, build_body, is_resnet
 from scratch_det.modeling.norm import NORMS
@@ -174,6 +176,40 @@ class TestWhatABodyStates:
         with pytest.raises(ConfigError, match=r"a layer of 40 channels into 32 groups; .* by a factor of 4"):
             NORMS["GN"](40)
         assert NORMS[""](40)(torch.ones(1)) == 1
+
+
+class Stems(Steps):
+    """The same steps by names that a ResNet's layers have."""
+
+    LIKE = {"res2": "stem", "res3": "layer1", "res4": "conv1", "res5": "bn1"}  # noqa: RUF012
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        for name, like in self.LIKE.items():
+            self.add_module(like, nn.Sequential(nn.ModuleDict({"conv1": self._modules.pop(name)})))
+        self.stages = [[like] for like in self.LIKE.values()]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = {}
+        for name, like in self.LIKE.items():
+            x = maps[name] = self.get_submodule(f"{like}.0.conv1")(x)
+        return maps
+
+
+def test_names_like_a_resnets_are_converted_as_they_are(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"_BASE_: {MODEL}\nMODEL: {{DEVICE: cpu, BACKBONE: {{NAME: build_steps_fpn_backbone, FREEZE_AT: 0}}}}"
+    )
+    with patch.dict(BODIES, steps=f"{__name__}:Stems"):
+        torch.save(backends.load("torchvision").build(config("torchvision")).state_dict(), tmp_path / "ours.pth")
+        convert_file(str(tmp_path / "ours.pth"), tmp_path / "theirs.pth", "detectron2", recipe)
+        convert_file(str(tmp_path / "theirs.pth"), tmp_path / "back.pth", "torchvision", recipe)
+    ours, theirs, back = (torch.load(tmp_path / f"{name}.pth") for name in ("ours", "theirs", "back"))
+    assert "backbone.bottom_up.layer1.0.conv1.1.running_mean" in theirs["model"]
+    bodys = [name for name in ours if name.startswith("backbone.body.")]
+    assert len(bodys) == 28
+    assert all(back["model"][name].equal(ours[name]) for name in bodys)
 
 
 class TestRules:

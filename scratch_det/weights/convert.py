@@ -37,8 +37,11 @@ class Converted:
         return "\n".join(f"  {module:<{width}}  {self.found[module]:4d} of {n:4d}" for module, n in self.total.items())
 
 
-def convert(weights: Weights, to: str) -> Converted:
-    """``weights`` in the names of ``to``, "torchvision" or "detectron2". Raises UserError when they have them."""
+def convert(weights: Weights, to: str, own_body: bool = False) -> Converted:
+    """``weights`` in the names of ``to``, "torchvision" or "detectron2"; own_body as in ``renamed``.
+
+    Raises UserError when they have them.
+    """
     source = weights.scheme.library
     if source == to:
         raise UserError(f"{weights.path} is a {weights.kind} already; MODEL.WEIGHTS takes it as it is")
@@ -48,7 +51,7 @@ def convert(weights: Weights, to: str) -> Converted:
         lost = [name for name in full if not name.startswith(BODY[to])]
         total = Counter({"backbone": len(full)})
         return Converted(kept, Counter({"backbone": len(kept)}), total, lost)
-    names = renamed(weights.tensors, source, to)
+    names = renamed(weights.tensors, source, to, own_body)
     check_classes(weights, names)
     tensors = {
         new: _with_slots(names, name, value, to) for name, value in weights.tensors.items() if (new := names[name])

@@ -85,14 +85,18 @@ def scheme_of(names: Iterable[str]) -> Scheme | None:
     return next((scheme for sign, scheme in SIGNS if any(name.startswith(sign) for name in names)), None)
 
 
-def renamed(names: Iterable[str], source: str, target: str) -> dict[str, str | None]:
+def renamed(names: Iterable[str], source: str, target: str, own_body: bool = False) -> dict[str, str | None]:
     """A detector's names, each with that of ``target``, or None where it has no such layer.
 
-    source, target: "torchvision" and "detectron2", either way round.
+    source, target: "torchvision" and "detectron2", either way round. own_body: its body is one of BODIES, whose own
+    names are the same in both, however like a ResNet's; without a word they are told from a ResNet's by their look.
     """
     found: dict[str, str | None] = {}
     by_stage: dict[str, list[str]] = {}
     for name in names:
+        if own_body and name.startswith(BODY[source]):
+            found[name] = BODY[target] + name.removeprefix(BODY[source])
+            continue
         by_stage.setdefault(stage_of(name), []).append(name)
     for stage, own in by_stage.items():
         plain = {name: without_stage(name) for name in own}
