@@ -8,7 +8,8 @@ from typing import Any
 
 from scratch_det.errors import UserError, exit_on_user_error
 
-GIVEN: list[str] = []  # the folders of --project
+GIVEN: list[str] = []  # the folders of --project, as they were written
+LOADED: set[Path] = set()
 
 
 def add_project_flag(parser: ArgumentParser) -> None:
@@ -34,12 +35,24 @@ def load_project(folder: Path) -> None:
         raise UserError(
             f"--project {folder} is no folder with an __init__.py; give one such as projects/timm_backbones"
         )
+    if not folder.name.isidentifier():
+        raise UserError(f"--project {folder}: {folder.name} is no name for a Python package; rename the folder")
     if str(folder.parent) not in sys.path:
         sys.path.append(str(folder.parent))
     package = import_module(folder.name)
+    if Path(str(package.__file__)).resolve().parent != folder:
+        raise UserError(f"--project {folder}: {package.__file__} has the same name; rename the folder")
     if not hasattr(package, "add"):
         raise UserError(f"--project {folder}: {package.__file__} has no function add(), see projects/README.md")
     package.add()
+    LOADED.add(folder)
+
+
+def missing_project(recipe: Path) -> Path | None:
+    """The project that a recipe lies in, where that is not known yet."""
+    folders = (folder for folder in recipe.absolute().parents if (folder / "__init__.py").is_file())
+    project = next(folders, None)
+    return project if project and project.resolve() not in LOADED else None
 
 
 class _Load(Action):

@@ -273,3 +273,12 @@ class TestRules:
             load_project(ROOT / "projects")
         with pytest.raises(UserError, match=r"has no function add\(\)"):
             load_project(ROOT / "scratch_det")
+
+    @pytest.mark.parametrize(
+        ("name", "message"), [("my.net", "is no name for a Python package"), ("json", "has the same name; rename")]
+    )
+    def test_a_name_that_is_none_or_taken(self, tmp_path: Path, name: str, message: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("def add(): pass\n")
+        with pytest.raises(UserError, match=message):
+            load_project(tmp_path / name)

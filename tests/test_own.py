@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det.errors import ConfigError, UserError
@@ -76,6 +77,14 @@ class TestRuns:
         (run,) = own.runs(folder / "study.yaml")
         assert (run.iterations, run.changes) == (3, ("SOLVER.MAX_ITER", "3"))
 
+    def test_a_recipe_of_a_project(self, folder: Path) -> None:
+        """It is loaded for the recipe's keys, and its run is told."""
+        recipe = ROOT / "projects/lsj/configs/digits_mask_rcnn_R_18_FPN_2ep_lsj.yaml"
+        line = {"recipe": str(recipe), "project": str(ROOT / "projects/lsj")}
+        (folder / "study.yaml").write_text(yaml.safe_dump({"jitter": line}))
+        (run,) = own.runs(folder / "study.yaml")
+        assert (run.iterations, run.flags) == (500, ("--project", str(ROOT / "projects/lsj")))
+
     def test_weights_of_ones_own(self, folder: Path) -> None:
         (folder / "study.yaml").write_text(
             "tuned: {recipe: scratch.yaml, pretraining: crops}\ncrops: {recipe: scratch.yaml}\n"
@@ -98,7 +107,23 @@ class TestRuns:
             ("a: {recipe: scratch.yaml, changes: 5}", ":1: a.changes is 5, expected {KEY: VALUE}"),
             ("jobs: {recipe: scratch.yaml}", ":1: a run cannot be called jobs: take another name"),
             ("a_seed2: {recipe: scratch.yaml}", ":1: a run cannot be called a_seed2: take another name"),
-            ("3.5k: {recipe: scratch.yaml}", ":1: 3 has no 5k.recipe"),
+            ("3.5k: {recipe: scratch.yaml}", ":1: a run cannot be called 3.5k: take another name, without a dot"),
+            ("_BASE_: other.yaml\na: {recipe: scratch.yaml}", ":1: a file of runs has no _BASE_: list all runs in it"),
+            ("a: {recipe: scratch.yaml}\nb: {}", ": b has no recipe: write b: {recipe: FILE.yaml}"),
+            ("a: {recipe: scratch.yaml}\nA: {recipe: scratch.yaml}", ":1: a and A would be one folder on some disks"),
+            (
+                "a: {recipe: scratch.yaml, seeds: [1, 2], changes: {SEED: 7}}",
+                ":1: a changes SEED, which seeds settles: leave one of them out",
+            ),
+            (
+                "a: {recipe: scratch.yaml, changes: {OUTPUT_DIR: elsewhere}}",
+                ":1: a changes OUTPUT_DIR, which its name settles",
+            ),
+            (
+                "a: {recipe: scratch.yaml, pretraining: b, changes: {MODEL.WEIGHTS: x.pth}}\nb: {recipe: scratch.yaml}",
+                ":1: a changes MODEL.WEIGHTS, which pretraining settles",
+            ),
+            ("a: {recipe: scratch.yaml, project: none}", ":1: a: project "),
             ("a: {recipe: scratch.yaml, pretraining: a}", ":1: a starts from a, expected a run of this file that"),
             ("a: {recipe: none.yaml}", "/none.yaml does not exist"),
             (

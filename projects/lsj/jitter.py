@@ -54,7 +54,7 @@ def crop(sample: Sample, top: int, left: int, size: int) -> Sample:
 def fit_to_masks(sample: Sample) -> Sample:
     """Drop objects whose mask has no pixel left; a box that sticks out of the image becomes the box of its mask.
 
-    The others keep theirs, which are finer than pixels. (detectron2's recompute_boxes and filter_empty_instances.)
+    The others keep theirs, which are finer than pixels; detectron2's recompute_boxes takes the mask's for all.
     """
     sample = select(sample, sample["masks"].flatten(1).any(1).nonzero()[:, 0])
     boxes, masks = sample["boxes"], sample["masks"]

@@ -6,7 +6,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, did_you_mean
 
 Honoured = dict[str, tuple[Any, ...]]  # a key that is not listed is honoured, whatever its value
 
@@ -33,4 +33,7 @@ def not_honoured(cfg: CfgNode, honoured: Honoured) -> Iterator[str]:
         if key.startswith(unused):
             continue
         if keys[key] not in values:
-            yield f"{key} is {keys[key]!r}; it has {' or '.join(repr(value) for value in values)}"
+            has = " or ".join(repr(value) for value in values)
+            mend = did_you_mean(str(keys[key]), [str(value) for value in values])
+            mend += "; a project's are known with --project FOLDER" if key == "MODEL.BACKBONE.NAME" else ""
+            yield f"{key} is {keys[key]!r}; it has {has}{mend}"

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.defaults import PROJECT_KEYS, get_cfg
+from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import explain_unknown, flatten, set_key
 from scratch_det.config.source import BASE_KEY, Entry, Source, base_path, read_source
 from scratch_det.config.values import accept
 from scratch_det.errors import ConfigError
+from scratch_det.project import missing_project
 
 COMMAND_LINE = "command line"
 
@@ -48,8 +49,7 @@ def load_config(
     problems = _apply(cfg, in_files, known)
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
-    project = next((folder for folder in Path(config_file).parents if (folder / "__init__.py").is_file()), None)
-    if problems and project and not PROJECT_KEYS:
+    if problems and (project := missing_project(Path(config_file))):
         problems.append(f"{config_file} is a recipe of a project; give --project {project}")
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))

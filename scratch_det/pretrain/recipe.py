@@ -11,6 +11,7 @@ from scratch_det.data.agreement import NUM_CLASSES
 from scratch_det.data.catalog import lookup_folder
 from scratch_det.data.image_folder import ImageFolder, class_mismatch, read_image_folder
 from scratch_det.errors import ConfigError, DataError
+from scratch_det.modeling.bodies import body_names
 
 LIBRARY = "torchvision"  # whose bodies are trained, and whose names the weights have; both backends take them
 
@@ -32,6 +33,8 @@ def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int, waived: Coll
 def _problems(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
+    if (name := cfg.MODEL.BACKBONE.NAME) in body_names():
+        yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST
     if len(sizes) > 1:
         yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one side: that of the square crops, such as (224,)"

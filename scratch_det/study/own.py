@@ -5,7 +5,8 @@ pretrained: {recipe: pretrained.yaml, pretraining: crops, changes: {MODEL.BACKBO
 crops: {recipe: crops.yaml}
 
 ``seeds``: the run is repeated, and tables have the mean. ``pretraining``: the run, of tools/pretrain_net.py, whose
-backbone.pth it starts from. ``changes``: keys of the recipe with other values.
+backbone.pth it starts from. ``changes``: keys of the recipe with other values. ``project``: the folder of the project
+that the recipe needs.
 """
 
 import re
@@ -14,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.config.load import COMMAND_LINE
-from scratch_det.config.source import Entry, read_source
-from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.config.source import BASE_KEY, Entry, read_source
+from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.project import load_project
 from scratch_det.study.experiment import PRETRAIN, TRAIN, Experiment
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 
@@ -29,6 +33,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # whether a value f
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_seeds(value), "a list of different numbers, such as [1, 2, 3]"),
     "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
+    "project": (lambda value: isinstance(value, str), "a folder such as ../projects/lsj"),
     "changes": (lambda _: False, "{KEY: VALUE}"),
 }
 Fields = Mapping[str, Entry]  # by their names; one of a recipe's keys is called CHANGES + KEY
@@ -42,9 +47,15 @@ def is_file(experiment: str) -> bool:
 def runs(path: Path) -> list[Experiment]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for what is none."""
     sections: dict[str, dict[str, Entry]] = {}
-    for entry in read_source(path, "study.py").entries:
+    source = read_source(path, "study.py")
+    for base in source.bases:
+        raise ConfigError(f"{base.where}: a file of runs has no {BASE_KEY}: list all runs in it")
+    for entry in source.entries:
         name, _, field = entry.key.partition(".")
         sections.setdefault(name, {})[field] = entry
+    for name in yaml.safe_load(path.read_text()):
+        if str(name).partition(".")[0] not in sections:
+            raise ConfigError(f"{path}: {_no_recipe(name)}")
     for name, fields in sections.items():
         _check(name, fields, sections)
     sources = {fields["pretraining"].value for fields in sections.values() if "pretraining" in fields}
@@ -59,13 +70,19 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ex
     pretraining = fields["pretraining"].value if "pretraining" in fields else None
     pairs = [(key.removeprefix(CHANGES), entry.value) for key, entry in fields.items() if key.startswith(CHANGES)]
     changes = tuple(str(word) for pair in pairs for word in pair)
+    project = (folder / fields["project"].value).absolute() if "project" in fields else None
     try:
+        if project:
+            load_project(project)
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
+    except UserError as error:
+        raise ConfigError(f"{fields['project'].where}: {name}: {error}".replace("--project", "project")) from None
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
     run = Experiment(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
-                     folder=str(recipe.parent), recipe=recipe.stem, changes=changes)  # fmt: skip
+                     folder=str(recipe.parent), recipe=recipe.stem, changes=changes,
+                     flags=("--project", str(project)) if project else ())  # fmt: skip
     yield replace(run, changes=(*changes, "SEED", str(seeds[0]))) if seeds else run
     yield from (replace(run, name=f"{name}_seed{seed}", seed=seed) for seed in seeds[1:])
 
@@ -79,19 +96,32 @@ def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
         fits, expected = FIELDS.get(field, (None, ""))
         if not field:
             raise ConfigError(f"{entry.where}: {name} is {entry.value!r}: write {name}: {{recipe: FILE.yaml}}")
+        if fits is None and not field.startswith(CHANGES) and field.split(".")[-1] in FIELDS:
+            whole = f"{name}.{field.rpartition('.')[0]}"
+            raise ConfigError(f"{entry.where}: a run cannot be called {whole}: take another name, without a dot")
         if fits is None and not field.startswith(CHANGES):
             mend = did_you_mean(field, list(FIELDS))
             raise ConfigError(f"{entry.where}: {name} has no {field}{mend}; it may have {', '.join(FIELDS)}")
         if fits and not fits(entry.value):
             raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
     if "recipe" not in fields:
-        raise ConfigError(f"{where}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
+        raise ConfigError(f"{where}: {_no_recipe(name)}")
+    settled = {"OUTPUT_DIR": "its name", "SEED": "seeds", "MODEL.WEIGHTS": "pretraining"}
+    for key, by in settled.items():
+        if (changed := fields.get(CHANGES + key)) and (by in fields or key == "OUTPUT_DIR"):
+            raise ConfigError(f"{changed.where}: {name} changes {key}, which {by} settles: leave one of them out")
+    if twins := [other for other in sections if other != name and other.lower() == name.lower()]:
+        raise ConfigError(f"{where}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
     sources = [other for other, theirs in sections.items() if "pretraining" not in theirs]
     if "pretraining" in fields and (source := fields["pretraining"].value) not in sources:
         raise ConfigError(
             f"{fields['pretraining'].where}: {name} starts from {source}, expected a run of this file that itself "
             f"starts from none{did_you_mean(source, sources)}"
         )
+
+
+def _no_recipe(name: str) -> str:
+    return f"{name} has no recipe: write {name}: {{recipe: FILE.yaml}}"
 
 
 def _are_seeds(value: Any) -> bool:
