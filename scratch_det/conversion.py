@@ -9,12 +9,12 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.config import load_config
+from scratch_det.config.bodies import body_names
 from scratch_det.data.dataset import as_sample
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.agreement import SAME_BOX, SAME_MASK, SAME_POINTS, SAME_SCORE, Agreement, agreement
-from scratch_det.modeling.bodies import body_names
 from scratch_det.train.checkpoint import sha256_of, write_synced
 from scratch_det.train.rundir import RunDir
 from scratch_det.weights.address import fetch

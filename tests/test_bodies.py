@@ -16,12 +16,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from scratch_det import backends
 from scratch_det.analysis.parts import analyze
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
-from scratch_det.config.body_rules import BODY_RULES
+from scratch_det.config.bodies import BODIES, BODY_RULES, body_names, is_resnet
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.norm_rules import norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.bodies import BODIES, body_names, build_body, is_resnet
+from scratch_det.modeling.bodies import build_body
 from scratch_det.modeling.norm import NORMS
 from scratch_det.project import load_project
 from scratch_det.weights.names import renamed

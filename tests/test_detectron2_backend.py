@@ -24,6 +24,7 @@ from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.benchmark.loop import training_set
 from scratch_det.benchmark.peers import Stepwise, loop_against_plain_script
 from scratch_det.config import flatten, get_cfg, load_config
+from scratch_det.config.bodies import BODIES
 from scratch_det.config.curve import learning_rate
 from scratch_det.conversion import convert_file
 from scratch_det.data.dataset import as_sample
@@ -32,7 +33,6 @@ from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.agreement import agreement
-from scratch_det.modeling.bodies import BODIES
 from scratch_det.modeling.norm import NORM_LAYERS, SyncBatchNorm
 from scratch_det.train.optimizer import build_optimizer
 from scratch_det.train.start import Request, start

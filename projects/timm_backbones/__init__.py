@@ -2,11 +2,10 @@
 
 from importlib.util import find_spec
 
-from scratch_det.config.body_rules import BODY_RULES
+from scratch_det.config.bodies import BODIES, BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.solver_rules import OPTIMIZERS, Optimizer
 from scratch_det.errors import UserError
-from scratch_det.modeling.bodies import BODIES
 from timm_backbones.recipe import adamw, timm_body
 
 KEYS = {

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import norm_rules, solver_rules
 from scratch_det.config.augmentation import known_augmentation
-from scratch_det.config.body_rules import body_keys
+from scratch_det.config.bodies import body_keys
 from scratch_det.config.curve import COSINE
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten

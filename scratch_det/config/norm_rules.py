@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.body_rules import section_of
+from scratch_det.config.bodies import body_names, has_fpn, is_resnet, section_of
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.errors import did_you_mean
-from scratch_det.modeling.bodies import body_names, has_fpn, is_resnet
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes

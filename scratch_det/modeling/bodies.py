@@ -12,10 +12,10 @@ A body is a module, built from the recipe, from images [N, 3, H, W] to a diction
     an ImageNet model's tensors by the body's names, without what it does not have; the name of the weight that sees
     the pixels; the pixels it was trained on.
 
-A line of BODIES makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as build_net_backbone, whose maps, all
-with as many channels, go to RPN and heads as they are, and as build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES
-names the maps below a feature pyramid. A project's keys MODEL.NET are that body's alone, under the rules of
-``scratch_det.config.body_rules``. Free of torch until one is built.
+A line of ``scratch_det.config.bodies.BODIES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
+build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
+build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. A project's keys MODEL.NET
+are that body's alone, under rules that stand there too. Free of torch until one is built.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,30 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.bodies import BODIES, body_names, has_fpn
 from scratch_det.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
-BODIES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
 PYRAMID_STRIDES = [4, 8, 16, 32]  # of p2 to p5
 TRIAL = (128, 192)  # height and width of an image that every stride divides
-
-
-def body_names() -> dict[str, str]:
-    """MODEL.BACKBONE.NAME -> the body's name in BODIES."""
-    return {f"build_{body}{fpn}_backbone": body for body in BODIES for fpn in ("", "_fpn")}
-
-
-def is_resnet(cfg: CfgNode) -> bool:
-    """Whether the recipe's backbone is a backend's own ResNet."""
-    name = cfg.MODEL.BACKBONE.NAME
-    return "resnet" in name and name not in body_names()
-
-
-def has_fpn(cfg: CfgNode) -> bool:
-    """Whether the recipe's backbone has a pyramid."""
-    return cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone")
 
 
 def build_body(cfg: CfgNode) -> "nn.Module":

@@ -6,12 +6,12 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config import check_config
+from scratch_det.config.bodies import body_names
 from scratch_det.config.load import LoadedConfig
 from scratch_det.data.agreement import NUM_CLASSES
 from scratch_det.data.catalog import lookup_folder
 from scratch_det.data.image_folder import ImageFolder, class_mismatch, read_image_folder
 from scratch_det.errors import ConfigError, DataError
-from scratch_det.modeling.bodies import body_names
 
 LIBRARY = "torchvision"  # whose bodies are trained, and whose names the weights have; both backends take them
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from scratch_det.config.bodies import is_resnet
 from scratch_det.errors import UserError
-from scratch_det.modeling.bodies import is_resnet
 from scratch_det.weights.address import fetch
 from scratch_det.weights.names import BODY, OF_BODY, renamed
 from scratch_det.weights.pixels import Pixels, adapt_first_layer

@@ -6,7 +6,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from scratch_det.modeling.bodies import body_names, build_body, has_fpn
+from scratch_det.config.bodies import body_names, has_fpn
+from scratch_det.modeling.bodies import build_body
 
 
 class BareBackbone(Backbone):

@@ -6,7 +6,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from scratch_det.modeling import bodies
+from scratch_det.config.bodies import body_names, has_fpn
+from scratch_det.modeling.bodies import build_body as build_other_body
 from scratch_det.modeling.norm import NORMS, freeze, norm_layer
 
 BLOCKS = {
@@ -65,7 +66,7 @@ def build_backbone(cfg: CfgNode) -> nn.Module:
     body = build_body(cfg)
     if isinstance(body, ResNet):
         return build_fpn(cfg, body)
-    return PyramidBackbone(cfg, body) if bodies.has_fpn(cfg) else BareBackbone(body)
+    return PyramidBackbone(cfg, body) if has_fpn(cfg) else BareBackbone(body)
 
 
 def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
@@ -85,8 +86,8 @@ def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
 
 def build_body(cfg: CfgNode) -> nn.Module:
     """The body of the recipe's backbone, its stages the module's children in their order; FREEZE_AT are frozen."""
-    if cfg.MODEL.BACKBONE.NAME in bodies.body_names():
-        return bodies.build_body(cfg)
+    if cfg.MODEL.BACKBONE.NAME in body_names():
+        return build_other_body(cfg)
     body = build_resnet(cfg)
     freeze(body, STAGES[: cfg.MODEL.BACKBONE.FREEZE_AT])
     return body

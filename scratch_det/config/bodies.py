@@ -1,4 +1,4 @@
-"""Rules on the keys of bodies, MODEL.NET for the body ``net``, which a project adds."""
+"""Which bodies there are, and rules on their keys, MODEL.NET for the body ``net``; see ``scratch_det.modeling.bodies``."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,9 +6,25 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.keys import flatten, plain
-from scratch_det.modeling.bodies import BODIES, body_names
 
+BODIES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
 BODY_RULES: dict[str, Callable[[CfgNode], Iterator[str]]] = {}  # by the body's name in BODIES; free of torch
+
+
+def body_names() -> dict[str, str]:
+    """MODEL.BACKBONE.NAME -> the body's name in BODIES."""
+    return {f"build_{body}{fpn}_backbone": body for body in BODIES for fpn in ("", "_fpn")}
+
+
+def is_resnet(cfg: CfgNode) -> bool:
+    """Whether the recipe's backbone is a backend's own ResNet."""
+    name = cfg.MODEL.BACKBONE.NAME
+    return "resnet" in name and name not in body_names()
+
+
+def has_fpn(cfg: CfgNode) -> bool:
+    """Whether the recipe's backbone has a pyramid."""
+    return cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone")
 
 
 def section_of(key: str) -> str:
