@@ -1,4 +1,4 @@
-"""Which bodies there are, and rules on their keys, MODEL.NET for the body ``net``; see ``scratch_det.modeling.bodies``."""
+"""Which bodies there are, and rules on their keys, MODEL.NET for the body ``net``; see scratch_det.modeling.bodies."""
 
 from collections.abc import Callable, Iterator
 
