@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from scratch_det.study.experiment import PRETRAIN
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.report.formats import Table
 from scratch_det.study.report.panels import own_part, thin
@@ -41,6 +42,7 @@ def write_page(
     ``figures``: SVG documents by name; ``runs`` may be empty where there are no folders any more.
     """
     here = Path(__file__).parent
+    classifiers = {one.run.name for one in outcomes if one.run.kind == PRETRAIN}
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     script = (here / "page.js").read_text(encoding="utf-8")
     text = environment.get_template("page.html").render(
@@ -52,7 +54,7 @@ def write_page(
         outcomes=outcomes,
         failed=[(one.run.name, last_line(one.error)) for one in outcomes if one.state == FAILED],
         figures={name: data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
-        differences=differences(runs),
+        differences=differences([run for run in runs if run.name not in classifiers] or runs),
         made_with=made_with(runs),
         data={"metrics": METRICS, "runs": curves(outcomes)},
         metrics=METRICS,
