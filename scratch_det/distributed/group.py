@@ -33,6 +33,7 @@ class Group:
         self.world, self.stop = world, stop
         self.rank, self.size, self.is_main = world.rank, world.size, world.is_main
         self.watch: Watch | None = None
+        self.has_waited = False
         if self.size > 1:
             self.watch = Watch(self.rank, stop)
             self.watch.start()
@@ -88,11 +89,16 @@ class Group:
         """
         if not self.watch or error is None or isinstance(error, Stopped):
             return self.close()
-        if lost_connection(error):
-            time.sleep(SECONDS_TO_LEARN)  # the watch may hear of the failure behind it, and leave
+        self.wait_for_cause(error)
         if self.watch.is_first_failure(error):
             print(explanation(error, self.rank, self.size), file=sys.stderr, flush=True)
         os._exit(exit_code(error))
+
+    def wait_for_cause(self, error: BaseException) -> None:
+        """After a lost connection: the watch may hear of the failure behind it, and leave with that. Waits once."""
+        if self.watch and lost_connection(error) and not self.has_waited:
+            self.has_waited = True
+            time.sleep(SECONDS_TO_LEARN)
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
         """Give every process the main one's buffers (running statistics)."""

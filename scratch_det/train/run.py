@@ -165,6 +165,7 @@ def recording_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        run.group.wait_for_cause(error)  # which is recorded, and not what follows from it
         run.run_dir.fail(run.state.iteration, error)
         if isinstance(error, OSError) and error.errno in FULL:
             place = error.filename or run.run_dir.path
