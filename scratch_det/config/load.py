@@ -50,7 +50,7 @@ def load_config(
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
     if problems and (project := missing_project(Path(config_file))):
-        problems.insert(0, f"{config_file} is a recipe of a project; give --project {project}")
+        problems.append(f"{config_file} is a recipe of a project; give --project {project}")
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
