@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.defaults import get_cfg
-from scratch_det.config.keys import flatten
-from scratch_det.errors import did_you_mean
+from scratch_det.config.choice import known_choice
 
 
 class Augmentation(NamedTuple):
@@ -48,17 +46,5 @@ def augmentation_name(cfg: CfgNode) -> str:
 
 
 def known_augmentation(cfg: CfgNode) -> Iterator[str]:
-    """There is one of this name, its own rule is kept, and nothing is set that only another one reads."""
-    name = augmentation_name(cfg)
-    if name not in AUGMENTATIONS:
-        known = list(AUGMENTATIONS)
-        yield f"INPUT.AUGMENTATION is '{name}', expected {' or '.join(known)}{did_you_mean(name, known)}"
-        return
-    yield from AUGMENTATIONS[name].rule(cfg)
-    values, defaults = flatten(cfg), flatten(get_cfg())
-    for key in (key for other, one in AUGMENTATIONS.items() if other != name for key in one.keys):
-        if values[key] != defaults[key]:
-            yield (
-                f"{key} is {values[key]!r}, which would change nothing with INPUT.AUGMENTATION {name}; "
-                f"leave it at {defaults[key]!r}"
-            )
+    """See ``known_choice``."""
+    yield from known_choice(cfg, "INPUT.AUGMENTATION", augmentation_name(cfg), AUGMENTATIONS)

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.choice import known_choice
 from scratch_det.config.curve import COSINE, is_cosine
-from scratch_det.config.defaults import get_cfg
-from scratch_det.config.keys import flatten
-from scratch_det.errors import did_you_mean
 
 
 def no_rule(cfg: CfgNode) -> Iterator[str]:
@@ -39,20 +37,8 @@ def optimizer_of(cfg: CfgNode) -> Optimizer:
 
 
 def known_optimizer(cfg: CfgNode) -> Iterator[str]:
-    """There is one of this name, its own rule is kept, and nothing is set that only another one reads."""
-    name = cfg.SOLVER.get("OPTIMIZER", SGD)
-    if name not in OPTIMIZERS:
-        known = list(OPTIMIZERS)
-        yield f"SOLVER.OPTIMIZER is '{name}', expected {' or '.join(known)}{did_you_mean(name, known)}"
-        return
-    yield from OPTIMIZERS[name].rule(cfg)
-    values, defaults = flatten(cfg), flatten(get_cfg())
-    for key in (key for other, one in OPTIMIZERS.items() if other != name for key in one.keys):
-        if values[key] != defaults[key]:
-            yield (
-                f"{key} is {values[key]!r}, which would change nothing with SOLVER.OPTIMIZER {name}; "
-                f"leave it at {defaults[key]!r}"
-            )
+    """See ``known_choice``."""
+    yield from known_choice(cfg, "SOLVER.OPTIMIZER", cfg.SOLVER.get("OPTIMIZER", SGD), OPTIMIZERS)
 
 
 def positive_numbers(cfg: CfgNode) -> Iterator[str]:

@@ -45,10 +45,8 @@ class Data:
         description = read_json(path, mend=RESTORE)
         if (other := description.get("experiment")) != experiment:
             raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
-        outcomes, made = (
-            {one.run.name: one for one in load(folder, of_place(experiment))},
-            _read_made(description, path),
-        )
+        outcomes = {one.run.name: one for one in load(folder, of_place(experiment))}
+        made = _read_made(description, path)
         if description.get("sha256") != _digests(folder):
             raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
         return cls(folder, experiment, outcomes, made)
