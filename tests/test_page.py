@@ -21,7 +21,8 @@ from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import LOSS, Outcome, collect
 from scratch_det.study.report.figures import as_svg, figures_of
 from scratch_det.study.report.formats import Table
-from scratch_det.study.report.page import write_page
+from scratch_det.study.report.page import curves, write_page
+from scratch_det.study.report.panels import INITS
 from scratch_det.study.report.run_page import read_runs
 from scratch_det.study.results import load, save
 from scratch_det.study.standing import survey
@@ -130,6 +131,17 @@ class TestPage:
         outcomes = outcomes_in(page.parent / "out")
         save(outcomes, tmp_path / "results")
         assert load(tmp_path / "results") == outcomes
+
+    def test_the_figures_colours(self) -> None:
+        """One family of each initialisation has the figures' two colours, however many schedules and seeds."""
+        outcomes = [Outcome(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
+        by_init = {outcome.run.name: INITS[outcome.run.init][1] for outcome in outcomes if outcome.run.k}
+        found = {curve["run"]: curve["colour"] for curve in curves(outcomes)}
+        assert {name: found[name] for name in by_init} == by_init
+        norms = [Outcome(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
+        drawn = curves(norms)
+        families, colours = ({(curve["group"], curve[key]) for curve in drawn} for key in ("family", "colour"))
+        assert len(families) == len(colours) > 1
 
     def test_without_folders(self, tmp_path: Path) -> None:
         outcomes = [Outcome(run, "finished", 0, 0) for run in of_place(PLACE)]

@@ -30,7 +30,8 @@ def as_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: fl
     lines.append(f"iterations: {iterations:,}" + _saving(iterations, apart, share_prefix))
     if seconds_per_iter:
         hours = iterations * seconds_per_iter / 3600
-        lines.append(f"time: {hours:,.0f} h on {gpus} GPUs one run after the other, {hours * gpus:,.0f} GPU hours")
+        shown = f"{gpus} GPU{'s' * (gpus > 1)}"
+        lines.append(f"time: {hours:,.0f} h on {shown} one run after the other, {hours * gpus:,.0f} GPU hours")
     else:
         lines.append("time: --seconds-per-iter S --gpus N tells GPU hours")
     lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints{_unmeasured(jobs)}")

@@ -6,7 +6,6 @@
   if (!plot) return;
   const { metrics, runs } = JSON.parse(element.textContent);
   const choice = document.getElementById("metric"), tip = document.getElementById("tip"), legend = document.getElementById("legend");
-  const colours = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", "#888888"];
   const dashes = ["", "7 3", "2 3", "9 3 2 3"];
   const margin = { left: 44, right: 14, top: 10, bottom: 38 };
   let points = [];
@@ -82,13 +81,12 @@
   const by = (some, key) => some.reduce((found, run) => found.set(run[key], [...(found.get(run[key]) ?? []), run]), new Map());
   [...by(runs, "group")].forEach(([group, members]) => {
     add(legend, "h3", {}, group);
-    [...by(members, "family")].forEach(([family, some], place) => {
+    [...by(members, "family")].forEach(([family, some]) => {
       const row = add(legend, "div", {});
       const head = add(row, "button", { class: "family", type: "button" }, `\u25cf ${family}`);
-      head.style.color = colours[place % colours.length];
+      head.style.color = some[0].colour;
       head.addEventListener("click", () => toggle(some));
       for (const run of some) {
-        run.colour = colours[place % colours.length];
         run.button = add(row, "button", { type: "button", title: run.run, "aria-pressed": run.on }, run.label);
         run.button.addEventListener("click", () => toggle([run]));
       }

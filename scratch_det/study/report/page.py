@@ -19,7 +19,7 @@ from markupsafe import Markup
 from scratch_det.study.experiment import PRETRAIN
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.report.formats import Table
-from scratch_det.study.report.panels import own_part, thin
+from scratch_det.study.report.panels import INITS, LINES, own_part, thin
 from scratch_det.study.report.run_page import RunPage, data_uri
 from scratch_det.study.standing import FAILED
 from scratch_det.textfile import write_atomically
@@ -69,13 +69,15 @@ def write_page(
 
 def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """What page.js draws: a branch from its trunk on, a family for all schedules and seeds of a model."""
+    colours = _colours(outcomes)
     have = {metric: {one.run.name for one in outcomes if metric in one.curves} for metric in METRICS}
     first = next((one.run.places[0] for one in outcomes if "bbox/AP" in one.curves), "")
     return [
         {
             "run": one.run.name,
             "group": one.run.places[0],
-            "family": re.sub(r", \d+x$", "", one.run.shown),
+            "family": _family(one),
+            "colour": colours[one.run.places[0], _family(one)],
             "label": (f"{one.run.k}x" if one.run.k else "run") + (f" seed {one.run.seed}" if one.run.seed else ""),
             "on": "bbox/AP" not in one.curves or (one.run.seed is None and one.run.places[0] == first),
             "curves": {
@@ -89,6 +91,22 @@ def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for one in outcomes
         if any(metric in one.curves for metric in METRICS)
     ]
+
+
+def _family(one: Outcome) -> str:
+    return re.sub(r", \d+x$", "", one.run.shown)
+
+
+def _colours(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], str]:
+    """By group and family as in the figures: an initialisation's own where a group has one family of each."""
+    groups: dict[str, dict[str, str]] = {}
+    for one in outcomes:
+        groups.setdefault(one.run.places[0], {})[_family(one)] = one.run.init
+    return {
+        (group, family): INITS[init][1] if len(set(inits.values())) == len(inits) else LINES[place % len(LINES)]
+        for group, inits in groups.items()
+        for place, (family, init) in enumerate(inits.items())
+    }
 
 
 def differences(runs: Sequence[RunPage]) -> dict[str, Any]:
