@@ -289,6 +289,10 @@ class TestRules:
             ("INPUT.RANDOM_FLIP", "horizontaly", "did you mean 'horizontal'"),
             ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "needs its two ends"),
             ("INPUT.MIN_SIZE_TRAIN", (), "INPUT.MIN_SIZE_TRAIN is ()"),
+            ("INPUT.MAX_SIZE_TRAIN", 0, "INPUT.MAX_SIZE_TRAIN is 0"),
+            ("INPUT.MIN_SIZE_TEST", -800, "INPUT.MIN_SIZE_TEST is -800, expected 0 or more"),
+            ("INPUT.MAX_SIZE_TEST", 0, "INPUT.MAX_SIZE_TEST is 0, expected 1 or more"),
+            ("TEST.DETECTIONS_PER_IMAGE", -1, "TEST.DETECTIONS_PER_IMAGE is -1, expected 1 or more"),
             ("DATASETS.TRAIN", (), "DATASETS.TRAIN is empty"),
         ],
     )

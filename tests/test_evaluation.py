@@ -131,6 +131,14 @@ def test_truth_scores_100(truth_file):
     assert not any(math.isnan(value) for values in metrics.values() for value in values.values())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_truth_in_other_encodings(tmp_path, encoding):
+    """What the validation of a data set reads, the evaluation at the end of a run reads too."""
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(small_coco()), encoding=encoding)
+    assert len(load_truth(path).imgs) == 12
+
+
 def test_truth_of_tiny_coco_scores_100(tiny_file):
     assert_perfect(evaluate_predictions(tiny_file, results_of(json.loads(tiny_file.read_text()))))
 

@@ -130,6 +130,10 @@ class TestRuns:
                 "a:\n  recipe: scratch.yaml\n  changes: {SOLVER.MAX_ITR: 3}",
                 ":2: a: unknown key SOLVER.MAX_ITR; did you mean 'SOLVER.MAX_ITER'?",
             ),
+            (
+                "a: {recipe: scratch.yaml, changes: {DATASETS.TEST: [one, two]}}",
+                ":1: a has DATASETS.TEST ('one', 'two'), but a study has one number of each kind for a run: name one",
+            ),
             ("a: {recipe: scratch.yaml", ": not valid YAML"),
             ("a: {recipe: scratch.yaml}\na: {recipe: scratch.yaml}", ":2: a is already in line 1"),
             ("", ": expected lines such as"),

@@ -12,7 +12,7 @@ from pycocotools import mask as mask_api
 from scratch_det.errors import DataError, UserError
 from scratch_det.visualization import predictions
 from scratch_det.visualization.compare import compare_runs
-from scratch_det.visualization.curves import draw_curves, draw_losses, read_series
+from scratch_det.visualization.curves import draw_curves, draw_losses, draw_scores, read_series
 from scratch_det.visualization.predictions import draw_predictions
 
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
@@ -59,6 +59,15 @@ def test_curves_of_any_run(tmp_path, rows):
     out = draw_curves(write_rows(tmp_path / "metrics.json", rows), tmp_path / "made" / "curves.png", "a run")
     assert picture(out).shape == (1008, 1080, 3)
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
+
+
+def test_curves_of_two_data_sets(tmp_path):
+    row = {"iteration": 600, "one_val/bbox/AP": 30.0, "other_val/bbox/AP": 20.0}
+    axes = Figure().subplots()
+    draw_scores(axes, read_series(write_rows(tmp_path / "metrics.json", [row])))
+    shown = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert shown == {"one_val: box AP, best 30.0", "other_val: box AP, best 20.0"}
+    assert len({line.get_linestyle() for line in axes.lines}) == 2
 
 
 def test_curves_of_100k_rows(tmp_path):

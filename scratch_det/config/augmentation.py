@@ -28,6 +28,8 @@ def training_sizes(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.MIN_SIZE_TRAIN is {sizes}, but sampling from a range needs its two ends; "
             f'set INPUT.MIN_SIZE_TRAIN "{min(sizes), max(sizes)}" or INPUT.MIN_SIZE_TRAIN_SAMPLING choice'
         )
+    if cfg.INPUT.MAX_SIZE_TRAIN < 1:
+        yield f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, expected pixels of the longer side, such as 1333"
 
 
 RESIZE = "resize"  # detectron2's, which has no key for it

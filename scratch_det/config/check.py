@@ -145,6 +145,15 @@ def cascade_stages(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def test_images(cfg: CfgNode) -> Iterator[str]:
+    """What an evaluation would stop at, perhaps after the whole training."""
+    least = {"INPUT.MIN_SIZE_TEST": 0, "INPUT.MAX_SIZE_TEST": 1, "TEST.DETECTIONS_PER_IMAGE": 1}
+    values = flatten(cfg)
+    for key, value in least.items():
+        if values[key] < value:
+            yield f"{key} is {values[key]}, expected {value} or more; detectron2's default is {flatten(get_cfg())[key]}"
+
+
 def augmentation(cfg: CfgNode) -> Iterator[str]:
     """Test-time augmentation has views."""
     keys = cfg.TEST.AUG
@@ -178,6 +187,7 @@ MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
 RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     norm_rules.nothing_random_is_frozen,
     *MODEL_RULES,
+    test_images,
     augmentation,
     known_choices,
     nothing_is_ignored,

@@ -44,7 +44,7 @@ def make_subsets(
     """
     entry = lookup(source)
     with collection_paused():
-        content = json.loads(entry.json_file.read_text())
+        content = json.loads(entry.json_file.read_bytes())
         images = {image["id"]: image for image in content["images"]}
         wrong = [size for size in sizes if not 0 < size <= len(images)]
         if wrong:
@@ -138,7 +138,7 @@ def enter(subset: Subset, entry: DatasetEntry) -> None:
     fields.update({"drop_empty_boxes": True} if entry.drop_empty_boxes else {})
     fields.update({"ap": entry.ap} if entry.ap else {})
     line = f"{subset.name}: {json.dumps(fields)}\n"
-    catalog.write_text(written + ("\n" if written and not written.endswith("\n") else "") + line)
+    write_atomically(catalog, written + ("\n" if written and not written.endswith("\n") else "") + line)
 
 
 def _from_root(path: Path) -> Path:
@@ -149,7 +149,7 @@ def _from_root(path: Path) -> Path:
 def _check_free(subset: Subset) -> None:
     """A file of that name may only be the same subset."""
     if subset.json_file.exists():
-        known = json.loads(subset.json_file.read_text()).get("subset", {}).get("ids_sha256")
+        known = json.loads(subset.json_file.read_bytes()).get("subset", {}).get("ids_sha256")
         if known != subset.ids_sha256:
             raise DataError(
                 f"{subset.json_file} exists and holds other images; remove it, or draw with the seed it was made with"

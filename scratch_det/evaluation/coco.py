@@ -50,7 +50,7 @@ def load_truth(json_file: str | Path) -> COCO:
     COCO's matching takes annotation id 0 for "unmatched", so the ids are renumbered from 1. A missing ``iscrowd``
     counts as 0, a missing ``area`` as that of the box, a missing ``num_keypoints`` as those with v above 0.
     """
-    dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
+    dataset = json.loads(Path(json_file).read_bytes())  # UTF-8, also with a mark, or UTF-16
     for number, annotation in enumerate(dataset.setdefault("annotations", []), start=1):
         annotation["id"] = number
         annotation.setdefault("iscrowd", 0)

@@ -79,6 +79,11 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ex
         raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
     except UserError as error:
         raise ConfigError(f"{fields['project'].where}: {name}: {error}".replace("--project", "project")) from None
+    if len(cfg.DATASETS.TEST) > 1:
+        raise ConfigError(
+            f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but a study has one number of each kind for a "
+            f"run: name one data set in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
+        )
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
     run = Experiment(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
                      folder=str(recipe.parent), recipe=recipe.stem, changes=changes,

@@ -38,6 +38,7 @@ TASKS = {
     "classification/top5": ("top-5", "#D55E00", "s"),
 }
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
+DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
@@ -52,7 +53,7 @@ def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Pa
     losses, rate, scores = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
     draw_losses(losses, series)
     _draw_rate(rate, series)
-    _draw_scores(scores, series)
+    draw_scores(scores, series)
     for axes in (losses, rate, scores):
         _dress(axes)
     scores.set_xlabel("iteration")
@@ -174,19 +175,23 @@ def _corners(values: np.ndarray) -> np.ndarray:
     return np.concatenate([drops, drops + 1])
 
 
-def _draw_scores(axes: Axes, series: Series) -> None:
-    tasks = [key for key in TASKS if key in series]
-    axes.set_ylabel("AP (%)" if not tasks or tasks[0].endswith("/AP") else "accuracy (%)")
+def draw_scores(axes: Axes, series: Series) -> None:
+    """A colour a task; where there are several data sets, each has its name and a kind of line."""
+    tasks = {key: task for task in TASKS for key in series if key == task or key.endswith(f"/{task}")}
+    sets = sorted({key.removesuffix(task) for key, task in tasks.items()})
+    axes.set_ylabel("AP (%)" if all(key.endswith("/AP") for key in tasks) else "accuracy (%)")
     if not tasks:
         return _say(axes, "no evaluation yet")
-    for key in tasks:
-        label, color, marker = TASKS[key]
+    for key, task in tasks.items():
+        label, color, marker = TASKS[task]
         x, y = series[key]
-        size = 6 if len(x) < 40 else 3
-        axes.plot(x, y, color=color, marker=marker, ms=size, clip_on=False, label=f"{label}, best {y.max():.1f}")
+        name = key.removesuffix(task)
+        style = {"ls": DASHES[sets.index(name) % len(DASHES)], "marker": marker, "ms": 6 if len(x) < 40 else 3}
+        label = f"{name.replace('/', ': ')}{label}, best {y.max():.1f}"
+        axes.plot(x, y, color=color, clip_on=False, label=label, **style)
     top = max(series[key][1].max() for key in tasks)
     axes.set_ylim(0, min(max(1.0, 1.3 * top), 112))  # percent, and room for a number
-    _number_last_points(axes, [(*series[key], TASKS[key][1]) for key in tasks])
+    _number_last_points(axes, [(*series[key], TASKS[task][1]) for key, task in tasks.items()])
     _legend(axes)
     return None
 
