@@ -90,14 +90,3 @@ def as_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
         f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"
         f"  {losses}  lr {medians['lr']:.6f}  {medians['time']:.3f} s/iter  data {medians['data_time']:.3f} s"
     )
-
-
-def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """{"bbox": {"AP": 1.0}} -> {"bbox/AP": 1.0}, detectron2's keys; deeper for several test sets."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}/{name}": number for name, number in flat_metrics(value).items()})
-        else:
-            flat[key] = value
-    return flat
