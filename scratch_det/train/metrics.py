@@ -1,19 +1,16 @@
 """Losses and AP as they come: metrics.json, TensorBoard, log lines."""
 
-import contextlib
 import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.progress import clock
 from scratch_det.textfile import write_atomically
-from scratch_det.train.rundir import RunDir
+from scratch_det.train.rundir import RunDir, read_lines
 
 logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it
@@ -63,13 +60,6 @@ class Metrics:
         if self.board:
             self.file.close()
             self.board.close()
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics.json; a last one cut off by a crash is no line. Nothing when there is no file."""
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(text)
 
 
 def keep_lines(source: Path, target: Path, completed: int) -> None:
