@@ -1,7 +1,7 @@
 """Mistakes that the user can mend: one clear message, exit code 2, nothing half-written."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -18,6 +18,12 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data set, json entry or image that is not what it claims to be."""
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one ConfigError with a line for each of ``problems``, where there are any."""
+    if lines := list(problems):
+        raise ConfigError("\n".join(lines))
 
 
 @contextmanager

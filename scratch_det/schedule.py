@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-PAPER_BATCH = 16  # images: 8 GPUs x 2
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
 TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k iterations
 ONE_X_STEPS = (6, 8)  # ninths, again 60k and 80k, but from the start: 1x predates the rule above

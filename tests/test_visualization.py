@@ -148,11 +148,12 @@ def test_any_number_of_objects(tmp_path, truth, found, scores):
 
 def test_below_the_threshold_the_best_few_are_dashed():
     one = sample(found=5, scores=(0.1, 0.3))
-    things, note = predictions._things(one, "prediction", CLASSES, {}, 0.5, (400, 300))
+    things, note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
     assert [thing.dashed for thing in things] == [True] * 3
     assert things[0].text.endswith("0.30")
     assert note == "no score reaches 0.5; dashed: the best 3"
-    things, note = predictions._things(one, "prediction", CLASSES, {}, 0.25, (400, 300))
+    one = sample(found=5, scores=(0.1, 0.7))
+    things, note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
     assert [thing.dashed for thing in things] == [False, False]
     assert note == ""
 
@@ -170,7 +171,7 @@ def test_truth_and_prediction_share_a_colour_per_class():
     one = sample()
     colors = predictions._class_colors([one], len(many))
     for side in predictions.SIDES:
-        things, _ = predictions._things(one, side, many, colors, 0.0, (400, 300))
+        things, _ = predictions._things(one, side, many, colors, (400, 300))
         assert {(thing.text.split(":")[0], thing.color) for thing in things} <= {
             (many[label], color) for label, color in colors.items()
         }

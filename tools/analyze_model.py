@@ -10,7 +10,6 @@ MODEL.RPN.POST_NMS_TOPK_TEST proposals, other heads on TEST.DETECTIONS_PER_IMAGE
 model finds. --table writes one row for each model below configs/. Weights are neither read nor made.
 """
 
-import argparse
 from pathlib import Path
 
 from scratch_det.analysis.report import describe, parse_size
@@ -18,12 +17,11 @@ from scratch_det.analysis.table import write_table
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.errors import exit_on_user_error
 from scratch_det.project import add_project_flag
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="FILE", help="the recipe, a YAML file")
     what.add_argument("--table", type=Path, metavar="FILE", help="write a table of all models")

@@ -9,7 +9,6 @@ loop: an iteration of the training loop beside its bare forward pass, backward p
 peers: the loop with the detectron2 backend beside detectron2's own plain training script, on the same images.
 """
 
-import argparse
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
@@ -17,12 +16,11 @@ from scratch_det.benchmark.loop import loop_against_bare
 from scratch_det.benchmark.peers import loop_against_plain_script
 from scratch_det.errors import exit_on_user_error
 from scratch_det.project import add_project_flag
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     parser.add_argument("what", choices=["loop", "peers"], help="what to time")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument("--pairs", type=int, default=100, metavar="N", help="pairs to time (%(default)s)")

@@ -9,18 +9,16 @@ classifier of torchvision or timm, a .pkl of Detectron. Every weight has to find
 run's config.yaml lies beside its checkpoint) the result is also loaded into a model. Exit code 2: something to mend.
 """
 
-import argparse
 from pathlib import Path
 
 from scratch_det.backends import BACKENDS
 from scratch_det.errors import exit_on_user_error
 from scratch_det.project import add_project_flag
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     parser.add_argument("source", metavar="SRC", help="a file or an address")
     parser.add_argument("destination", type=Path, metavar="DST", help="the file to write, .pth")
     parser.add_argument("--to", required=True, choices=BACKENDS, help="whose names the weights get")

@@ -7,17 +7,15 @@
 Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exit code 0: drawn; 2: something to mend.
 """
 
-import argparse
 from pathlib import Path
 
 from scratch_det.errors import exit_on_user_error
+from scratch_det.tool import ToolParser
 from scratch_det.visualization.compare import compare_runs
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="a run's folder and what to call it")
     parser.add_argument("--metric", action="append", metavar="KEY", help="total_loss and bbox/AP, unless given")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG")

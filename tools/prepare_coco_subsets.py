@@ -8,17 +8,14 @@ Writes instances_..._35k.json and so on beside the data set's json and, for name
 catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to mend.
 """
 
-import argparse
-
 from scratch_det.data.subset import PAPER_SIZES, make_subsets
 from scratch_det.errors import exit_on_user_error
+from scratch_det.tool import ToolParser
 from scratch_det.train.arguments import numbers
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
     parser.add_argument(
         "--sizes",

@@ -5,17 +5,17 @@ Real handwritten digits (scikit-learn) drawn over real photographs (scikit-learn
 format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is left alone.
 """
 
-import argparse
 import os
 import signal
 import sys
 from pathlib import Path
 
 from scratch_det.errors import exit_on_user_error
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     out = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "digits")
     parser.add_argument("--out", type=Path, default=out, help="folder; <out>_pretrain is made too (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")

@@ -9,16 +9,13 @@ them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree t
 whole. Exit code 2: something to mend.
 """
 
-import argparse
-
 from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import exit_on_user_error
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--force", action="store_true", help="replace json files of other content")
     return parser

@@ -9,18 +9,16 @@ docs/NAME/ has the figures of results/NAME/, and SOURCE, which says what they we
 Exit code 1: with --check, a file is not up to date; 2: something to mend.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from scratch_det.errors import exit_on_user_error
 from scratch_det.study.report.documents import render
+from scratch_det.tool import ToolParser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, list the files that are not up to date")
     check = parser.parse_args().check
     with exit_on_user_error():

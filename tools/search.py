@@ -21,7 +21,6 @@ command tries the failed ones again; 2: something to mend, and the message says 
 SIGUSR1, the same command continues.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -31,14 +30,13 @@ from scratch_det.errors import exit_on_user_error
 from scratch_det.project import add_project_flag
 from scratch_det.search.search import Search
 from scratch_det.search.work import search_grid
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ToolParser:
+    parser = ToolParser(
         usage="%(prog)s --config-file FILE --grid FILE --out DIR [flags] [KEY VALUE ...]   (--help lists the flags)",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     add_project_flag(parser)

@@ -17,8 +17,8 @@ interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, BooleanOptionalAction
 from os.path import normpath
 from pathlib import Path
 
@@ -26,80 +26,59 @@ from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
 from scratch_det.study.commands import LAUNCHERS, folder_of, list_runs, plan, report, run, samples, status
+from scratch_det.tool import ToolParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_list(commands)
-    add_samples(commands)
-    add_plan(commands)
-    add_run(commands)
-    add_status(commands)
-    add_report(commands)
+
+    command = commands.add_parser("list", help="the runs, with the paper's numbers")
+    command.add_argument("--experiment", type=normpath, default="paper", metavar="EXPERIMENT", help="(%(default)s)")
+    command.set_defaults(do=list_runs)
+
+    command = commands.add_parser("samples", help="what trainings see (Figure 2)")
+    command.add_argument("--config-file", action="append", metavar="FILE", help="a recipe (Figure 2's two)")
+    command.set_defaults(do=samples)
+
+    command = commands.add_parser("plan", help="what an experiment costs")
+    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
+    add_sharing(command)
+    command.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
+    command.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
+    command.set_defaults(do=plan)
+
+    command = commands.add_parser("run", help="start or continue an experiment")
+    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
+    )
+    command.add_argument("--launcher", default="local", choices=sorted(LAUNCHERS), help="who starts runs (%(default)s)")
+    command.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
+    command.add_argument("--max-parallel", type=int, default=1, metavar="N", help="runs at once (%(default)s)")
+    command.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
+    command.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
+    command.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
+    command.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, as in docs/slurm.yaml")
+    add_sharing(command)
+    command.set_defaults(do=run)
+
+    command = commands.add_parser("status", help="where the runs stand")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
+    command.set_defaults(do=status)
+
+    command = commands.add_parser("report", help="write tables, figures and one page into DIR/report")
+    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT", help="the study's, or a part of it")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
+    command.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
+    command.set_defaults(do=report)
     return parser
 
 
-def add_list(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("list", help="the runs, with the paper's numbers", allow_abbrev=False)
-    parser.add_argument("--experiment", type=normpath, default="paper", metavar="EXPERIMENT", help="(%(default)s)")
-    parser.set_defaults(do=list_runs)
-
-
-def add_samples(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("samples", help="what trainings see (Figure 2)", allow_abbrev=False)
-    parser.add_argument("--config-file", action="append", metavar="FILE", help="a recipe (Figure 2's two)")
-    parser.set_defaults(do=samples)
-
-
-def add_plan(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("plan", help="what an experiment costs", allow_abbrev=False)
-    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
-    add_sharing(parser)
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
-    parser.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
-    parser.set_defaults(do=plan)
-
-
-def add_run(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("run", help="start or continue an experiment", allow_abbrev=False)
-    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
-    )
-    parser.add_argument("--launcher", default="local", choices=sorted(LAUNCHERS), help="who starts runs (%(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
-    parser.add_argument("--max-parallel", type=int, default=1, metavar="N", help="runs at once (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
-    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
-    parser.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, as in docs/slurm.yaml")
-    add_sharing(parser)
-    parser.set_defaults(do=run)
-
-
-def add_status(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("status", help="where the runs stand", allow_abbrev=False)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
-    parser.set_defaults(do=status)
-
-
-def add_report(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "report", help="write tables, figures and one page into DIR/report", allow_abbrev=False
-    )
-    parser.add_argument("experiment", type=normpath, metavar="EXPERIMENT", help="the study's, or a part of it")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
-    parser.set_defaults(do=report)
-
-
-def add_sharing(parser: argparse.ArgumentParser) -> None:
+def add_sharing(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--share-prefix",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=True,
         help="schedules of one model branch off its longest one",
     )

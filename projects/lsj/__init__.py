@@ -1,7 +1,8 @@
 """Large-scale jitter, INPUT.AUGMENTATION LSJ: detectron2's recipes from scratch in configs/new_baselines."""
 
 from lsj.recipe import problems
-from scratch_det.config.augmentation import AUGMENTATIONS, RESIZE, Augmentation
+from scratch_det.config.augmentation import AUGMENTATIONS, RESIZE
+from scratch_det.config.choice import Choice
 from scratch_det.config.defaults import PROJECT_KEYS
 
 KEYS = {
@@ -14,4 +15,4 @@ KEYS = {
 def add() -> None:
     """Make augmentation and keys known."""
     PROJECT_KEYS.update(KEYS)
-    AUGMENTATIONS["LSJ"] = Augmentation("lsj.jitter:jitter", ("INPUT.LSJ.SIZE", "INPUT.LSJ.SCALES"), problems)
+    AUGMENTATIONS["LSJ"] = Choice("lsj.jitter:jitter", ("INPUT.LSJ.SIZE", "INPUT.LSJ.SCALES"), problems)

@@ -77,7 +77,7 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
         maps = backbone.output
         parts = {**dict(_backbone(backbone)), "RPN": _rpn(_child(model, "rpn", "proposal_generator"), maps)}
         parts |= _heads(model.roi_heads, cfg, channels=list(maps.values())[-1].shape[1])
-        below = _body(model.backbone)(torch.empty(1, 3, height, width))
+        below = (_child(model.backbone, *BODY_NAMES) or model.backbone)(torch.empty(1, 3, height, width))
         every = {**below, **maps} if isinstance(below, dict) else maps
         shapes = {name: _describe(feature, max(height, width)) for name, feature in every.items()}
         frozen = [name for name, p in model.backbone.named_parameters() if not p.requires_grad]
@@ -111,9 +111,9 @@ class Pass:
     def cost(self, child: str = "") -> Cost:
         """Of ``child``, by default of all."""
         module = self.module.get_submodule(child)
-        name = ".".join(filter(None, (_class(self.module), child)))  # as torch calls it
+        name = ".".join(filter(None, (type(self.module).__name__, child)))  # as torch calls it
         flops, activations = (sum(counts.get(name, {}).values()) for counts in (self.flops, self.activations))
-        norms = Counter(_class(layer) for layer in module.modules() if _is_norm(layer))
+        norms = Counter(type(layer).__name__ for layer in module.modules() if _is_norm(layer))
         size = size_of(module)
         return Cost(size.parameters, size.trainable, flops // 2, activations, norms)  # torch counts x and + apart
 
@@ -139,11 +139,6 @@ def _backbone(backbone: Pass) -> Iterator[tuple[str, Cost]]:
         yield "FPN", pyramid
 
 
-def _body(backbone: nn.Module) -> nn.Module:
-    """What is below the pyramid; the backbone itself where there is none."""
-    return next((getattr(backbone, name) for name in BODY_NAMES if hasattr(backbone, name)), backbone)
-
-
 def _rpn(rpn: nn.Module, maps: dict[str, Tensor]) -> Cost:
     return Pass(_child(rpn, "head", "rpn_head"), [maps[name] for name in getattr(rpn, "in_features", maps)]).cost()
 
@@ -157,7 +152,7 @@ def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]
     known = {f"{kind}_{part}" for kind in kinds for part in ("head", "predictor")}
     if others := [name for name, part in children.items() if name not in known and size_of(part).parameters]:
         raise UserError(
-            f"{_class(roi_heads)} has weights in {', '.join(others)}; only heads that are called KIND_head and "
+            f"{type(roi_heads).__name__} has weights in {', '.join(others)}; only heads that are called KIND_head and "
             "KIND_predictor can be counted"
         )
     return {f"{kind} head": _head(children, cfg, kind, channels) for kind in kinds}
@@ -187,10 +182,6 @@ def _describe(feature: Tensor, side: int) -> tuple[int, int, int, int]:
 
 def _is_norm(module: nn.Module) -> bool:
     return any(base.__name__.endswith(NORM_NAMES) for base in type(module).__mro__)
-
-
-def _class(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def _numbers_put_out(*shapes: Any, out_shape: torch.Size, **keywords: Any) -> int:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+WARMUP = 3  # pairs
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -27,10 +29,10 @@ class Pairs:
         return "\n".join(lines)
 
 
-def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs: int, warmup: int = 3) -> Pairs:
-    """Call both ``pairs`` times, taking turns in who begins; ``warmup`` pairs before do not count."""
+def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Pairs:
+    """Call both ``pairs`` times, taking turns in who begins; WARMUP pairs before do not count."""
     times: tuple[list[float], list[float]] = [], []
-    for number in range(-warmup, pairs):
+    for number in range(-WARMUP, pairs):
         order = (0, 1) if number % 2 else (1, 0)
         for which in order:
             began = time.perf_counter()

@@ -144,10 +144,10 @@ def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -
     folder = RunDir(cfg.OUTPUT_DIR).checkpoints
     each = disk.checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
     asked = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.keep_at)
-    needed, free = disk.free_space_needed(each, *asked), disk.free_bytes(folder)
+    most, free = disk.most_checkpoints(*asked), disk.free_bytes(folder)
     section.add(
-        f"up to {disk.most_checkpoints(*asked)} checkpoints of {disk.size(each)} at a time, {disk.size(needed)}; "
+        f"up to {most} checkpoints of {disk.size(each)} at a time, {disk.size(most * each)}; "
         f"{disk.size(free)} are free",
-        checkpoint_bytes=each, needed_bytes=needed, free_bytes=free,
+        checkpoint_bytes=each, needed_bytes=most * each, free_bytes=free,
     )  # fmt: skip
     section.attempt(disk.check_free_space, folder, each, *asked)

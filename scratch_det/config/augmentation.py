@@ -1,22 +1,10 @@
 """What is done to a training sample: INPUT.AUGMENTATION, a key that detectron2 does not have, and its rules."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choice import known_choice
-
-
-class Augmentation(NamedTuple):
-    """``apply`` is module:function, see ``scratch_det.data.transforms.augment``; ``rule`` is on the ``keys`` it reads.
-
-    Keys that others read as well, such as INPUT.RANDOM_FLIP, are not among them.
-    """
-
-    apply: str
-    keys: tuple[str, ...]
-    rule: Callable[[CfgNode], Iterator[str]]
+from scratch_det.config.choice import Choice, known_choice
 
 
 def training_sizes(cfg: CfgNode) -> Iterator[str]:
@@ -33,8 +21,8 @@ def training_sizes(cfg: CfgNode) -> Iterator[str]:
 
 
 RESIZE = "resize"  # detectron2's, which has no key for it
-AUGMENTATIONS = {  # by a project's INPUT.AUGMENTATION
-    RESIZE: Augmentation(
+AUGMENTATIONS = {  # by a project's INPUT.AUGMENTATION; functions like ``scratch_det.data.transforms.augment``
+    RESIZE: Choice(
         "scratch_det.data.transforms:augment",
         ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN"),
         training_sizes,

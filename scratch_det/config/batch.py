@@ -6,7 +6,7 @@ from scratch_det.columns import aligned
 from scratch_det.config.keys import flatten, set_key
 from scratch_det.config.load import COMMAND_LINE, LoadedConfig
 from scratch_det.config.solver_rules import drops_happen, positive_numbers, reference_world_size
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, refuse
 from scratch_det.schedule import BatchSettings, rescale
 
 KEYS = {  # of the fields of BatchSettings
@@ -70,14 +70,14 @@ def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, num_processes):
         return
-    _refuse(list(reference_world_size(cfg)))
+    refuse(reference_world_size(cfg))
     scale_to_batch(cfg, cfg.SOLVER.IMS_PER_BATCH // reference * num_processes)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = num_processes
 
 
 def scale_to_batch(cfg: CfgNode, batch: int) -> None:
     """``rescale`` in place. Raises ConfigError when ``cfg``'s schedule is no schedule, or none in so few iterations."""
-    _refuse([*positive_numbers(cfg), *drops_happen(cfg)])
+    refuse([*positive_numbers(cfg), *drops_happen(cfg)])
     settings = batch_settings(cfg)
     try:
         scaled = rescale(settings, batch)
@@ -134,8 +134,3 @@ def _column(settings: BatchSettings, shares: str) -> dict[str, str]:
         "checkpoint every": f"{settings.checkpoint_period:,}",
         "images in all": f"{settings.max_iter * settings.batch:,}",
     }
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError("\n".join(problems))

@@ -13,7 +13,7 @@ from scratch_det.config.bodies import body_keys
 from scratch_det.config.curve import COSINE
 from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import flatten
-from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.errors import did_you_mean, refuse
 
 CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", COSINE),
@@ -41,16 +41,14 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
         raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
     found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
     found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
-    if problems := [problem for rule, problem in found if rule not in waived]:
-        raise ConfigError("\n".join(problems))
+    refuse(problem for rule, problem in found if rule not in waived)
     notices = [f"--waive {rule}: {problem}" for rule, problem in found]
     return [*notices, *norm_rules.sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
 
 
 def check_model(cfg: CfgNode) -> None:
     """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
-    if problems := [problem for rule in MODEL_RULES for problem in rule(cfg)]:
-        raise ConfigError("\n".join(problems))
+    refuse(problem for rule in MODEL_RULES for problem in rule(cfg))
 
 
 def known_choices(cfg: CfgNode) -> Iterator[str]:

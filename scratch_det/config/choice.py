@@ -1,7 +1,7 @@
 """Keys whose value names one of several things: each has a rule, and keys that it alone reads. Projects add some."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
@@ -10,14 +10,16 @@ from scratch_det.config.keys import flatten
 from scratch_det.errors import did_you_mean
 
 
-class Choice(Protocol):
-    """What a value names: ``rule`` is on what it reads; ``keys`` are those that no other one reads."""
+@dataclass(frozen=True)
+class Choice:
+    """What a value names: ``function`` is module:function; ``rule`` is on what it reads.
 
-    @property
-    def keys(self) -> tuple[str, ...]: ...
+    ``keys`` are those that no other one reads; ones that all read, such as INPUT.RANDOM_FLIP, are not among them.
+    """
 
-    @property
-    def rule(self) -> Callable[[CfgNode], Iterator[str]]: ...
+    function: str
+    keys: tuple[str, ...] = ()
+    rule: Callable[[CfgNode], Iterator[str]] | None = None
 
 
 def known_choice(cfg: CfgNode, key: str, name: str, choices: Mapping[str, Choice]) -> Iterator[str]:
@@ -26,7 +28,8 @@ def known_choice(cfg: CfgNode, key: str, name: str, choices: Mapping[str, Choice
         known = list(choices)
         yield f"{key} is '{name}', expected {' or '.join(known)}{did_you_mean(name, known)}"
         return
-    yield from choices[name].rule(cfg)
+    if rule := choices[name].rule:
+        yield from rule(cfg)
     values, defaults = flatten(cfg), flatten(get_cfg())
     for unread in (unread for other, one in choices.items() if other != name for unread in one.keys):
         if values[unread] != defaults[unread]:

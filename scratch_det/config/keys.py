@@ -1,5 +1,6 @@
 """Dotted keys such as ``SOLVER.BASE_LR``: list them, set one, name the one that was meant."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,14 +12,14 @@ from scratch_det.errors import did_you_mean
 OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key with its value, in the order of the configuration."""
+def flatten(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Every value of nested dictionaries, such as a configuration, by its dotted key, in their order."""
     flat: dict[str, Any] = {}
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{name}."))
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}{separator}{key}": item for key, item in flatten(value, separator).items()}
         else:
-            flat[prefix + name] = value
+            flat[str(name)] = value
     return flat
 
 

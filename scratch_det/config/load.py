@@ -14,7 +14,7 @@ from scratch_det.config.defaults import get_cfg
 from scratch_det.config.keys import explain_unknown, flatten, set_key
 from scratch_det.config.source import BASE_KEY, Entry, Source, base_path, read_source
 from scratch_det.config.values import accept
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, refuse
 from scratch_det.project import missing_project
 
 COMMAND_LINE = "command line"
@@ -51,8 +51,7 @@ def load_config(
     problems += _apply(cfg, in_command, known)
     if problems and (project := missing_project(Path(config_file))):
         problems.append(f"{config_file} is a recipe of a project; give --project {project}")
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    refuse(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
     return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
 

@@ -1,30 +1,20 @@
 """Rules on the schedule and the batch."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choice import known_choice
+from scratch_det.config.choice import Choice, known_choice
 from scratch_det.config.curve import COSINE, is_cosine
 
 
-def no_rule(cfg: CfgNode) -> Iterator[str]:
-    """Nothing beyond the rules for all optimizers."""
-    yield from ()
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Choice):
+    """``function`` is called with the recipe and the model; ``moments`` numbers are kept a weight."""
 
-
-class Optimizer(NamedTuple):
-    """``build`` is module:function, called with the recipe and the model; ``moments`` numbers are kept a weight.
-
-    ``rule`` is on what it reads; ``keys`` are those that no other one reads.
-    """
-
-    build: str
     moments: int
-    keys: tuple[str, ...] = ()
-    rule: Callable[[CfgNode], Iterator[str]] = no_rule
 
 
 SGD = "SGD"  # the only one in detectron2, which has no key for it

@@ -57,7 +57,7 @@ class TrainingSet(Dataset):
     """
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
-        self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].apply)
+        self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].function)
         self.mirror, self.num_keypoints = datasets[0].mirror, len(datasets[0].keypoints)
         usable = [
             (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)

@@ -18,7 +18,7 @@ ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products
 
 def box_problems(annotations: list[Record], sizes: Sizes, drop_empty: bool) -> Iterator[Problem]:
     """Boxes that are none, have no area (unless those are dropped), or lie outside their image."""
-    boxed, others = split(annotations, lambda one: is_box(one["bbox"]))
+    boxed, others = split(annotations, lambda one: _are_numbers(one["bbox"], 4))
     x, y, width, height = np.array([one["bbox"] for one in boxed], dtype=float).reshape(-1, 4).T
     crowd = np.array([bool(one.get("iscrowd")) for one in boxed], dtype=bool)
     image_width, image_height = np.array([sizes.get(one["image_id"], UNKNOWN_SIZE) for one in boxed]).reshape(-1, 2).T
@@ -106,11 +106,6 @@ def count_visible(annotation: Record) -> int:
     return sum(v > 0 for v in annotation["keypoints"][2::3])
 
 
-def is_box(bbox: Any) -> bool:
-    """Whether ``bbox`` is a list of four finite numbers."""
-    return _are_numbers(bbox, 4)
-
-
 def encloses_area(polygon: list[float]) -> bool:
     """Whether the area inside, x and y of the corners taking turns, is more than rounding (Gauss's area formula)."""
     x, y = polygon[0::2], polygon[1::2]
@@ -119,6 +114,7 @@ def encloses_area(polygon: list[float]) -> bool:
 
 
 def _are_numbers(values: Any, count: int) -> bool:
+    """Whether ``values`` is a list of ``count`` finite numbers."""
     return isinstance(values, list) and len(values) == count and _are_finite(values)
 
 

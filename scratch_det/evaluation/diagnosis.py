@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,21 @@ from faster_coco_eval.core import mask as mask_api
 from scratch_det.evaluation.coco import Metrics, Result, load_truth
 
 
-def explain_low_ap(
-    json_file: str | Path, results: Sequence[Result], metrics: Metrics, image_ids: Iterable[int] | None = None
-) -> str:
+def explain_low_ap(json_file: str | Path, results: Sequence[Result], metrics: Metrics) -> str:
     """At most eight lines on why box AP is below 1 or nan, from the predictions themselves; else an empty string."""
     box_ap = metrics.get("bbox", {}).get("AP", math.nan)
     if box_ap >= 1:
         return ""
     truth = load_truth(json_file)
-    chosen = set(truth.imgs) if image_ids is None else set(image_ids)
-    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in chosen and not a["iscrowd"]]
-    found = [result for result in results if result["image_id"] in chosen]
+    images = set(truth.imgs)
+    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in images and not a["iscrowd"]]
+    found = [result for result in results if result["image_id"] in images]
     scores = np.array([result["score"] for result in found])
     inside, any_class, own_class = _share_inside(truth, found), _recall(objects, found, False), _recall(objects, found)
     lines = [
-        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(chosen)} images. What was predicted:",
+        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(images)} images. What was predicted:",
         f"  predictions: {len(found)}; score above 0.05: {(scores > 0.05).sum()}, above 0.5: {(scores > 0.5).sum()}",
-        f"  images without a prediction: {len(chosen - {r['image_id'] for r in found})} of {len(chosen)}",
+        f"  images without a prediction: {len(images - {r['image_id'] for r in found})} of {len(images)}",
         f"  predicted classes: {_top_classes(truth, found)}",
         f"  true classes: {_top_classes(truth, objects)}",
         f"  boxes inside their image: {inside:.0%}",

@@ -10,6 +10,7 @@ import numpy as np
 from scratch_det.evaluation.coco import Metrics
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+PAIRS_PER_ROW = 3  # of class and AP
 
 
 def format_table(metrics: Metrics) -> str:
@@ -18,8 +19,8 @@ def format_table(metrics: Metrics) -> str:
     return _markdown(["task", *COLUMNS], rows)
 
 
-def format_per_class(metrics: Metrics, pairs_per_row: int = 3) -> str:
-    """A Markdown table of AP per class (one column per task), ``pairs_per_row`` classes side by side, read downwards.
+def format_per_class(metrics: Metrics) -> str:
+    """A Markdown table of AP per class (one column per task), PAIRS_PER_ROW classes side by side, read downwards.
 
     An empty string for a single class, where the per-class AP is the AP.
     """
@@ -27,7 +28,7 @@ def format_per_class(metrics: Metrics, pairs_per_row: int = 3) -> str:
     if not names:
         return ""
     cells = [[name[3:], *(_cell(v.get(name, math.nan)) for v in metrics.values())] for name in names]
-    pairs = min(pairs_per_row, len(cells))
+    pairs = min(PAIRS_PER_ROW, len(cells))
     height = math.ceil(len(cells) / pairs)
     cells += [[""] * (1 + len(metrics))] * (pairs * height - len(cells))
     rows = [list(chain.from_iterable(cells[start::height])) for start in range(height)]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.bodies import BODIES, body_names, has_fpn
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,8 +49,7 @@ def build_body(cfg: CfgNode) -> "nn.Module":
     problems = [*_other_maps(cfg, body), *(f"{name} {problem}" for problem in _misstated(body))]
     if not 0 <= freeze_at <= len(stages):
         problems.append(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has {len(stages)} stages to freeze")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     if not getattr(body, "initialized", False):
         try:
             initialize(body, {layer: "backbone" for layer, _ in body.named_children()})

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> np.ndarray:
-    """Resample each mask at the image's pixel centres, as detectron2 does, and cut at ``threshold``.
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> np.ndarray:
+    """Resample each mask at the image's pixel centres, as detectron2 does, and cut at 0.5.
 
     masks float [N, M, M] probabilities, boxes [N, 4] (x1 y1 x2 y2, image pixels) -> uint8 [N, height, width].
     torchvision's own pasting rounds boxes to whole pixels first, which costs mask AP.
@@ -19,7 +19,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
         if x1 > x0 and y1 > y0:
             grid = _sampling_grid(box, x0, y0, x1, y1)
             sampled = F.grid_sample(mask[None, None], grid[None], align_corners=False)
-            canvas[y0:y1, x0:x1] = (sampled[0, 0] >= threshold).numpy()
+            canvas[y0:y1, x0:x1] = (sampled[0, 0] >= 0.5).numpy()
     return pasted
 
 

@@ -23,6 +23,7 @@ from scratch_det.train.rundir import RunDir
 from scratch_det.train.state import State
 
 BEST = ("classification", "top1")
+training_set = TrainingFolderSet
 BACKBONE = "backbone.pth"
 FEW_CLASSES = 5  # up to here the right class is always among the first five
 
@@ -30,11 +31,6 @@ FEW_CLASSES = 5  # up to here the right class is always among the first five
 def load(backend: str) -> ModuleType:
     """See the contract; there is one model alone."""
     return classifier
-
-
-def training_set(cfg: CfgNode, data: list[ImageFolder]) -> TrainingFolderSet:
-    """See the contract."""
-    return TrainingFolderSet(cfg, data)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from scratch_det.config.load import LoadedConfig
 from scratch_det.data.agreement import NUM_CLASSES
 from scratch_det.data.catalog import lookup_folder
 from scratch_det.data.image_folder import ImageFolder, class_mismatch, read_image_folder
-from scratch_det.errors import ConfigError, DataError
+from scratch_det.errors import ConfigError, DataError, refuse
 
 LIBRARY = "torchvision"  # whose bodies are trained, and whose names the weights have; both backends take them
 
@@ -25,8 +25,7 @@ def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int, waived: Coll
     as_detector = cfg.clone()
     as_detector.INPUT.CROP.ENABLED = False  # which this loop has for classification alone
     backends.check_keys(LIBRARY, as_detector)
-    if problems := list(_problems(cfg)):
-        raise ConfigError("\n".join(problems))
+    refuse(_problems(cfg))
     return notices
 
 

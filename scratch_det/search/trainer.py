@@ -3,10 +3,10 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import IO, Any
 
 from scratch_det.backends import AUTO
+from scratch_det.config import flatten
 from scratch_det.distributed.ending import STOPPED, last_word
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.project import project_flags
@@ -62,18 +62,10 @@ def command(search: Search, point: Point) -> list[str]:
 
 def metric_of(result: dict[str, Any], metric: str) -> float:
     """A number of result.json by its path, such as bbox/AP. Raises RunFailed when it is missing or null."""
-    found = dict(_flat(result["metrics"])).get(metric)
+    found = flatten(result["metrics"], "/").get(metric)
     if found is None:
         raise RunFailed(f"its result.json has no number for {metric}")
     return found
-
-
-def _flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
 
 
 def _wait(process: subprocess.Popen, stop: StopFlag) -> int:

@@ -1,6 +1,5 @@
 """The commands of a study: one a run, with the runs that have to come first."""
 
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,11 +132,6 @@ def jobs_of(runs: Sequence[Experiment], share_prefix: bool = True) -> list[Job]:
 def from_here(path: Path) -> Path:
     """A path from the repository's root, from the current folder."""
     return path if Path.cwd() == ROOT else ROOT / path
-
-
-def shown_command(words: Iterable[str]) -> str:
-    """A command line to be read, or pasted into a shell."""
-    return shlex.join(words)
 
 
 def _needs(run: Experiment, start: int) -> tuple[str, ...]:

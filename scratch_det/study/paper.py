@@ -49,7 +49,6 @@ FEWER_IMAGES = {
     "3.5k": {PRETRAINED: 16.0, SCRATCH: 9.3},
     "1k": {PRETRAINED: 9.9, SCRATCH: 3.5},
 }
-SEARCHED_1K = 5.4  # from scratch, after a grid search of its own
 ITERATIONS_10K = {PRETRAINED: 60_000, SCRATCH: 220_000}
 
 # Section 5.2, PASCAL VOC: iterations, and mAP on val2012 (VOC's: at IoU 0.5), of Faster R-CNN R101 by initialisation.

@@ -15,6 +15,7 @@ from typing import Any
 from scratch_det.errors import DataError
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
+from scratch_det.train.rundir import read_lines
 
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",
@@ -116,22 +117,10 @@ def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
 
     One that was cut off is left out. Raises DataError when an iteration or a time is no number.
     """
-    if not path.exists():
-        return []
-    rows = []
-    with open(path, "rb") as file:
-        if most is not None:
-            file.seek(max(0, path.stat().st_size - most))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            for key in ("iteration", "time"):
-                number(row, key, path)
-            rows.append(row)
+    rows = list(read_lines(path, most))
+    for row in rows:
+        for key in ("iteration", "time"):
+            number(row, key, path)
     return rows
 
 

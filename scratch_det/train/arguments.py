@@ -1,20 +1,19 @@
 """The flags that every tool has which looks at or starts a run; see ``Request`` for what becomes of them."""
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.config.check import WAIVABLE
 from scratch_det.project import add_project_flag
+from scratch_det.tool import ToolParser
 
 
 def run_parser(description: str | None) -> ArgumentParser:
     """A parser of recipe, processes, batch, checkpoints and overrides; the first flags are detectron2's."""
-    parser = ArgumentParser(
+    parser = ToolParser(
         usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
         description=description,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     add_project_flag(parser)

@@ -22,11 +22,7 @@ from scratch_det.train.state import State
 
 __all__ = ["BEST", "conclude", "evaluate", "load", "training_set"]
 BEST = ("bbox", "AP")
-
-
-def training_set(cfg: CfgNode, data: list[CocoDataset]) -> TrainingSet:
-    """See above."""
-    return TrainingSet(cfg, data)
+training_set = TrainingSet
 
 
 def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:

@@ -30,13 +30,6 @@ def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collec
     return (min(keep_last, regular) if keep_last else regular) + len(apart) + 3
 
 
-def free_space_needed(
-    bytes_each: int, max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()
-) -> int:
-    """Bytes that a run's checkpoints take at one time, at most; see ``most_checkpoints``."""
-    return bytes_each * most_checkpoints(max_iter, period, keep_last, keep_at)
-
-
 def check_free_space(
     folder: Path, bytes_each: int, max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()
 ) -> None:
@@ -44,12 +37,13 @@ def check_free_space(
 
     Checkpoints that are there already are counted as part of them.
     """
-    needed = free_space_needed(bytes_each, max_iter, period, keep_last, keep_at)
+    most = most_checkpoints(max_iter, period, keep_last, keep_at)
+    needed = most * bytes_each
     available = free_bytes(folder) + _bytes_in(folder)
     if needed > available:
         raise UserError(
-            f"{folder}: this run keeps up to {most_checkpoints(max_iter, period, keep_last, keep_at)} checkpoints of "
-            f"{size(bytes_each)} and needs {size(needed)} for them; available are {size(available)}\n"
+            f"{folder}: this run keeps up to {most} checkpoints of {size(bytes_each)} and needs {size(needed)} "
+            f"for them; available are {size(available)}\n"
             "  free space, or keep fewer (--keep-last 1, a larger SOLVER.CHECKPOINT_PERIOD), "
             "or name a folder on another disk: OUTPUT_DIR PATH"
         )

@@ -8,11 +8,12 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from scratch_det.config import flatten
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.train import detection
 from scratch_det.train.loop import Run, due
-from scratch_det.train.metrics import flat_metrics, is_evaluated
+from scratch_det.train.metrics import is_evaluated
 
 
 def evaluate_now(run: Run, test: list[Any], iteration: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def evaluate_now(run: Run, test: list[Any], iteration: int) -> dict[str, Any]:
         raise
     if found:
         keep_if_best(run, found if len(test) == 1 else found[test[0].entry.name])
-        run.metrics.write(iteration, flat_metrics(found))  # last: the sign that this evaluation is done
+        run.metrics.write(iteration, flatten(found, "/"))  # last: the sign that this evaluation is done
     return found
 
 

@@ -1,19 +1,16 @@
 """Losses and AP as they come: metrics.json, TensorBoard, log lines."""
 
-import contextlib
 import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.progress import clock
 from scratch_det.textfile import write_atomically
-from scratch_det.train.rundir import RunDir
+from scratch_det.train.rundir import RunDir, read_lines
 
 logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it
@@ -65,13 +62,6 @@ class Metrics:
             self.board.close()
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics.json; a last one cut off by a crash is no line. Nothing when there is no file."""
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(text)
-
-
 def keep_lines(source: Path, target: Path, completed: int) -> None:
     """Write to ``target`` what ``source`` has about the first ``completed`` iterations."""
     kept = [json.dumps(line, sort_keys=True) + "\n" for line in read_lines(source) if line["iteration"] < completed]
@@ -90,14 +80,3 @@ def as_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
         f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"
         f"  {losses}  lr {medians['lr']:.6f}  {medians['time']:.3f} s/iter  data {medians['data_time']:.3f} s"
     )
-
-
-def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """{"bbox": {"AP": 1.0}} -> {"bbox/AP": 1.0}, detectron2's keys; deeper for several test sets."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}/{name}": number for name, number in flat_metrics(value).items()})
-        else:
-            flat[key] = value
-    return flat

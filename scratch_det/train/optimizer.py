@@ -15,7 +15,7 @@ from scratch_det.modeling.norm import NORM_LAYERS
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer over the trainable parameters; a group's ``lr_factor`` is on the iteration's rate."""
-    return resolve_name(optimizer_of(cfg).build)(cfg, model)
+    return resolve_name(optimizer_of(cfg).function)(cfg, model)
 
 
 def build_sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:

@@ -24,7 +24,7 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.distributed.world import ALONE, World
-from scratch_det.errors import ConfigError, DataError
+from scratch_det.errors import ConfigError, DataError, refuse
 from scratch_det.train.log import close_logging, logger, set_up_logging
 from scratch_det.train.rundir import RunDir
 from scratch_det.weights.address import check_weights
@@ -221,8 +221,7 @@ def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDatas
             raise DataError(mismatch)
     if conflict := class_count_conflict(recipe, first):
         raise ConfigError(conflict)
-    if conflicts := list(keypoint_conflicts(recipe, training, test)):
-        raise ConfigError("\n".join(conflicts))
+    refuse(keypoint_conflicts(recipe, training, test))
     settle_counts(cfg, first)
     return training, test
 

@@ -1,6 +1,5 @@
 """Learning curves of a run as one PNG: losses, learning rate and AP against the iteration."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scratch_det.errors import DataError, did_you_mean
+from scratch_det.train.rundir import read_lines
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -92,8 +92,7 @@ def read_series(metrics_file: str | Path) -> Series:
     that was cut off when the run was killed. Raises DataError when no row is left.
     """
     values: dict[str, dict[int, float]] = {}
-    for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
-        row = _parse(line)
+    for row in read_lines(Path(metrics_file)):
         for key, value in row.items():
             if "iteration" in row and isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(key, {})[row["iteration"]] = value
@@ -113,14 +112,6 @@ def save_figure(figure: Figure, out_png: str | Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def _parse(line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _sorted_arrays(points: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:

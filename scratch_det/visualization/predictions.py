@@ -25,7 +25,8 @@ DPI = 100
 TILE = 400  # px of the longer side of every image in the picture
 MARGIN, PAIR_GAP, COLUMN_GAP, HEADER, TITLE, FOOTER = 14, 6, 26, 30, 20, 30  # px
 MOST_OBJECTS = 60  # per tile, best scores first
-FALLBACK = 3  # boxes shown, dashed, where none reaches the threshold
+THRESHOLD = 0.5  # of the score, for predictions to be shown
+FALLBACK = 3  # boxes shown, dashed, where none reaches it
 # Colours that differ from each other and from most photographs; classes take them in turn.
 PALETTE = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4",
@@ -38,12 +39,11 @@ def draw_predictions(
     samples: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
     out_png: str | Path,
-    score_threshold: float = 0.5,
     columns: int = 2,
 ) -> Path:
     """Draw truth (left) and prediction (right) of every sample, ``columns`` pairs a row; return the path of the PNG.
 
-    Where no score reaches the threshold the best few are dashed, and the tile says so. Raises DataError for no samples.
+    Where no score reaches THRESHOLD the best few are dashed, and the tile says so. Raises DataError for no samples.
     """
     if not samples:
         raise DataError("no samples to draw: expected at least one image with its truth and prediction")
@@ -56,10 +56,10 @@ def draw_predictions(
     for sample, size, pair in zip(samples, sizes, corners, strict=True):
         for side, corner in zip(SIDES, pair, strict=True):
             axes = _add_axes(figure, corner, size)
-            draw_tile(axes, sample["image"], size, *_things(sample, side, classes, colors, score_threshold, size))
+            draw_tile(axes, sample["image"], size, *_things(sample, side, classes, colors, size))
         title_at = (pair[0][0], pair[0][1] - 5)
         _write(figure, title_at, str(sample.get("title", "")), ha="left", va="bottom", color="#666666", fontsize=8)
-    _write_frame(figure, corners, sizes, columns, score_threshold)
+    _write_frame(figure, corners, sizes, columns)
     return save_figure(figure, out_png)
 
 
@@ -112,12 +112,11 @@ def _things(
     side: str,
     classes: Sequence[str],
     colors: Mapping[int, str],
-    threshold: float,
     size: tuple[int, int],
 ) -> tuple[list[Thing], str]:
     """What to draw on one side, most important first, and a note for the tile (empty when all is as expected)."""
     items = sample[side]
-    chosen, dashed = _choose(items, threshold)
+    chosen, dashed = _choose(items)
     scale = size[0] / sample["image"].shape[1]
     things = []
     for i in chosen[:MOST_OBJECTS]:
@@ -127,25 +126,25 @@ def _things(
         box = tuple(float(value) * scale for value in items["boxes"][i])
         mask, points = _mask(items.get("masks"), i, size), _keypoints(items.get("keypoints"), i, scale)
         things.append(Thing(box, text, colors.get(label, PALETTE[-1]), mask, points, dashed))
-    return things, _note(side, len(things), dashed, threshold)
+    return things, _note(side, len(things), dashed)
 
 
-def _choose(items: Mapping[str, Any], threshold: float) -> tuple[np.ndarray, bool]:
+def _choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
     """The indices to draw and whether they are a fallback: large objects of the truth first; of a prediction all that
-    reach the threshold by falling score, or if none does the best few."""
+    reach THRESHOLD by falling score, or if none does the best few."""
     if "scores" not in items:
         areas = [area(box) for box in items["boxes"]]
         return np.argsort(-np.array(areas), kind="stable"), False
     scores = np.asarray(items["scores"], float).reshape(-1)
     order = np.argsort(-scores, kind="stable")
-    above = order[scores[order] >= threshold]
+    above = order[scores[order] >= THRESHOLD]
     return (above, False) if len(above) else (order[:FALLBACK], True)
 
 
-def _note(side: str, count: int, dashed: bool, threshold: float) -> str:
+def _note(side: str, count: int, dashed: bool) -> str:
     if not count:
         return "no objects" if side == "truth" else "no predictions"
-    return f"no score reaches {threshold:g}; dashed: the best {count}" if dashed else ""
+    return f"no score reaches {THRESHOLD:g}; dashed: the best {count}" if dashed else ""
 
 
 def _mask(masks: Any, index: int, size: tuple[int, int]) -> np.ndarray | None:
@@ -169,14 +168,12 @@ def _write(figure: Figure, at: tuple[float, float], words: str, **style: Any) ->
     figure.text(at[0] / width, 1 - at[1] / height, words, **style)
 
 
-def _write_frame(
-    figure: Figure, corners: Sequence[tuple], sizes: Sequence[tuple[int, int]], columns: int, threshold: float
-) -> None:
+def _write_frame(figure: Figure, corners: Sequence[tuple], sizes: Sequence[tuple[int, int]], columns: int) -> None:
     """The header over each column and the footer that states the threshold."""
     for column in range(columns):
         for side, words in enumerate(SIDES):
             middle = corners[column][side][0] + sizes[column][0] / 2
             _write(figure, (middle, HEADER / 2 + 4), words, ha="center", va="center", fontsize=12, fontweight="bold")
     height = figure.get_size_inches()[1] * DPI
-    words = f"predictions with score \u2265 {threshold:g}; truth and prediction share a colour per class"
+    words = f"predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
     _write(figure, (MARGIN, height - FOOTER / 2), words, ha="left", va="center", fontsize=9, color="#444444")

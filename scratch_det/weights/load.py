@@ -136,19 +136,16 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
             for names, what in ((missing, "missing"), (misshaped, "of another shape"), (unused, "without a place"))
             if names
         ]
+        of_bn = any(name.endswith("running_mean") for name in unused)
         raise UserError(
             f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "
             f"{len(covered)} tensors of {'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
             "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
-            + ("; these are BN's, which FrozenBN, BN and SyncBN continue" if _has_statistics(unused) else "")
+            + ("; these are BN's, which FrozenBN, BN and SyncBN continue" if of_bn else "")
         )
     if not any(parameter.is_meta for parameter in model.parameters()):
         model.load_state_dict({name: values[name] for name in covered if name in values}, strict=False)
     return len(covered), len(wanted)
-
-
-def _has_statistics(names: list[str]) -> bool:
-    return any(name.endswith("running_mean") for name in names)
 
 
 def _is_counter(name: str) -> bool:

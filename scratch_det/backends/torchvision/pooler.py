@@ -24,7 +24,7 @@ class ROIPooler(nn.Module):
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.first_level = min(strides.values()).bit_length() - 1
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: object = None) -> Tensor:
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
         rois = _with_image_index(boxes)
         levels = self._level_of(rois[:, 1:])

@@ -16,7 +16,7 @@ VERSION = "1.0"
 POINTS = {"keypoints": ["top", "bottom", "left", "right"], "skeleton": [[1, 2], [3, 4]]}
 HIDDEN, SEEN = 1, 2  # COCO's v of a labelled keypoint: behind a later digit, or visible
 TOLERANCE = 0.75  # px that a simplified polygon may stray from the edge of its mask
-ZOOM, CELL = 3, 480  # of the picture: enlargement of a scene, side in px of the square it is shown in
+COLUMNS, ZOOM, CELL = 4, 3, 480  # of the picture; enlargement of a scene, side in px of the square it is shown in
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 PALETTE = [(230, 60, 60), (60, 200, 80), (70, 130, 255), (250, 200, 40), (220, 90, 240), (40, 220, 230)]
 
@@ -97,11 +97,11 @@ def extreme_pixels(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(xs[tie[len(tie) // 2]]), int(ys[tie[len(tie) // 2]])) for tie in ties]
 
 
-def draw_preview(scenes: list[Scene], columns: int = 4) -> np.ndarray:
+def draw_preview(scenes: list[Scene]) -> np.ndarray:
     """Grid (H x W x 3 uint8 RGB) of annotated scenes: box, outline, class; hidden keypoints are hollow."""
     cells = [_cell(scene) for scene in scenes]
-    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
-    return np.vstack([np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)])
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % COLUMNS)
+    return np.vstack([np.hstack(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)])
 
 
 def _cell(scene: Scene) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Runs as processes on this machine."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import IO
 from scratch_det.distributed.ending import STOPPED, last_word
 from scratch_det.lock import locked, try_lock
 from scratch_det.study.experiment import SEARCH
-from scratch_det.study.job import Job, shown_command
+from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_here, gpus_needed
 from scratch_det.study.launch.holders import holders, is_here, is_orphan, lock_file, sign
 from scratch_det.study.launch.queue import Queue
@@ -48,7 +49,7 @@ class Local:
 
     def describe(self, job: Job) -> str:
         """See ``Launcher``."""
-        return shown_command(self.command(job))
+        return shlex.join(self.command(job))
 
     def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; one for which too few GPUs are free is left for later, see ``require_gpus``."""

@@ -17,7 +17,7 @@ from scratch_det.errors import UserError
 from scratch_det.lock import try_lock
 from scratch_det.progress import say_now
 from scratch_det.study.experiment import SEARCH
-from scratch_det.study.job import Job, shown_command
+from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import holders, lock_file
 from scratch_det.study.launch.queue import TO_REQUEUE, Queue, ask
 from scratch_det.study.launch.slurm_options import Options, shape
@@ -54,7 +54,7 @@ class Slurm:
         """See ``Launcher``."""
         asked = {**self.shapes[job.name], **self.options.words, **self._more()}
         flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in asked.items()]
-        return f"# sbatch {shown_command(flags)}\nsrun {shown_command(self.command(job))}"
+        return f"# sbatch {shlex.join(flags)}\nsrun {shlex.join(self.command(job))}"
 
     def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; what cannot be submitted now is left for later. Raises UserError when sbatch refuses."""

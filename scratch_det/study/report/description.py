@@ -1,12 +1,13 @@
 """What study.json in results/ says of a study: commands, versions, data and time, and nothing of this machine."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from scratch_det.study.experiment import SEARCH
-from scratch_det.study.job import ROOT, TOOLS, Job, shown_command
+from scratch_det.study.job import ROOT, TOOLS, Job
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.run_page import MADE_WITH, load_environment
 from scratch_det.study.standing import FINISHED, Standing, read_json, read_rows
@@ -58,13 +59,13 @@ def describe(outcomes: Sequence[Outcome], made: Mapping[str, Made]) -> dict[str,
 def _command(study: Study) -> str:
     words = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
     words += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
-    return (f"OMP_NUM_THREADS={study.threads} " if study.threads else "") + shown_command(words)
+    return (f"OMP_NUM_THREADS={study.threads} " if study.threads else "") + shlex.join(words)
 
 
 def _command_of(job: Job, study: Study) -> str:
     """As it is started on any machine, from the repository's root."""
     words = job.arguments(Path("DIR"), study.backend, study.gpus)
-    command = shown_command(["python", f"tools/{TOOLS[job.run.kind]}", *words])
+    command = shlex.join(["python", f"tools/{TOOLS[job.run.kind]}", *words])
     return command.replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", "")
 
 

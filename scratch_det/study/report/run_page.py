@@ -13,6 +13,7 @@ from urllib.parse import quote
 import yaml
 from PIL import Image
 
+from scratch_det.config import flatten
 from scratch_det.errors import DataError
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.standing import MEND, read_json
@@ -63,10 +64,10 @@ def read_config(path: Path, names: Iterable[str]) -> dict[str, str]:
         content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError):
         return {}
-    flat = dict(_flat(content)) if isinstance(content, dict) else {}
+    flat = flatten(content) if isinstance(content, dict) else {}
     flat.pop("OUTPUT_DIR", None)
     folders = re.compile(rf"^.*?(?<![^/])(?=({'|'.join(map(re.escape, names))})/)")
-    return {key: folders.sub("", value) for key, value in flat.items()}
+    return {key: folders.sub("", _text(value)) for key, value in flat.items()}
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -109,14 +110,6 @@ def encode(png: Path) -> str:
 
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
 
 
 def _text(value: Any) -> str:
