@@ -96,6 +96,7 @@ class TestRun:
         header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
         assert f"--config-file {run.config}" in header
         assert f"OUTPUT_DIR output/{run.name}" in header
+        assert "/model_" not in header.replace("/checkpoints/model_", "")  # where a run leaves them
         assert "Nothing is trained" in header if run.evaluates else f"{run.iterations:,} iterations" in header
         assert all(str(value) in header for metric, value in run.expected.items() if metric.endswith("/AP"))
 
