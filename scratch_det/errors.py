@@ -1,11 +1,18 @@
 """Mistakes that the user can mend: one clear message, exit code 2, nothing half-written."""
 
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 EXIT_CODE = 2
+UNUSABLE = {  # what is wrong with a path, and its mend
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
+    errno.EROFS: "make its disk writable",
+}
 
 
 class UserError(Exception):
@@ -28,7 +35,7 @@ def refuse(problems: Iterable[str]) -> None:
 
 @contextmanager
 def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
-    """Turn a UserError, or a file that may not be read, into ``error: message`` on stderr and exit code 2.
+    """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
 
     Without ``speaks`` into the exit code alone: another process says the same.
     """
@@ -36,8 +43,10 @@ def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    except PermissionError as error:
-        message = f"{error.filename}: {error.strerror}; change its permissions or name another"
+    except OSError as error:
+        if error.errno not in UNUSABLE or not error.filename:
+            raise
+        message = f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
     else:
         return
     if speaks:

@@ -1,7 +1,11 @@
-"""Text files that are never seen half written."""
+"""Text files that are never seen half written, and lines of JSON of which the last one may be."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -15,3 +19,20 @@ def write_atomically(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The complete lines of a metrics.json, those in its last ``most`` bytes; one that was cut off is none.
+
+    Nothing when there is no file.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        if most is not None:
+            file.seek(max(0, path.stat().st_size - most))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
+        with suppress(ValueError):
+            if isinstance(row := json.loads(line), dict):
+                yield row

@@ -36,7 +36,7 @@ BROWSERS_OWN = re.compile(r"(google|googleapis|gvt1)\.com[:/]")  # what Chromium
 
 
 def fill(out: Path, times: int = 1) -> None:
-    """Two finished runs, one that failed and one that waits for it; ``times`` it was started."""
+    """Two finished runs and their pre-training, one that failed and one that waits for it; ``times`` it was started."""
     environment = {"command": "x --out /home/me", "datasets_root": "/home/me", "python": "3.11.7", "threads": 1,
                    "packages": {"torch": "2.14.1", "numpy": EVIL}, "git": {"commit": "0123456789abcdef", "diff": ""},
                    "earlier_starts": [{"python": "3.0"}] * (times - 1)}  # fmt: skip
@@ -61,6 +61,9 @@ def fill(out: Path, times: int = 1) -> None:
             result = {"iteration": last, "seconds": times, "metrics": {"bbox": {"AP": 30.0}, "keypoints": {"AP": 20.0}}}
             (folder / "result.json").write_text(json.dumps(result))
             Image.new("RGB", (1200, 900), "red").save(folder / "predictions.png")
+    (out / "pretrain_digits_R_18_gn").mkdir()
+    (out / "pretrain_digits_R_18_gn" / "result.json").write_text('{"iteration": 2000}')
+    (out / "pretrain_digits_R_18_gn" / "backbone.pth").touch()
     (out / "jobs").mkdir()
     (out / "jobs" / f"{FAILED}.failed").write_text(f"Traceback\nRuntimeError: {EVIL}\n")
 
@@ -91,7 +94,7 @@ def page(tmp_path: Path) -> Path:
 class TestPage:
     def test_content(self, page: Path) -> None:
         text = page.read_text()
-        assert "2 of 5 runs are finished" in text
+        assert "3 of 5 runs are finished" in text
         assert f'<a href="out/{TRUNK}/">' in text
         assert text.count("data:image/svg+xml") == 1
         assert text.count("data:image/jpeg") == 1  # a branch has its trunk's

@@ -233,5 +233,8 @@ class TestReport:
 
     def test_failures_name_no_folders(self, out: Path) -> None:
         (out / f"jobs/{R18.format('scratch', 4)}.failed").write_text(f"exit code 2: {out}/x is broken\n")
+        checkpoint = out / R18.format("scratch", 6) / "checkpoints" / "model_0000599.pth"
+        checkpoint.parent.mkdir()
+        checkpoint.touch()
         self.report(out)
         assert f"{R18.format('scratch', 4)} failed: exit code 2: x is broken".encode() in self.files(out)["table1.md"]

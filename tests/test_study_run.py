@@ -1,6 +1,7 @@
 """study.py plan, run and status: order, failures, death of the runner, other people's folders. Runs are played by a
 script that leaves what a run leaves; real ones are in tests/test_study_smoke.py."""
 
+import errno
 import json
 import os
 import signal
@@ -25,7 +26,17 @@ from scratch_det.study.job import Job, jobs_of
 from scratch_det.study.launch.devices import gpus_needed, require_gpus
 from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.run import fitting, run_study
-from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, WAITING, survey
+from scratch_det.study.standing import (
+    BLOCKED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    READY,
+    RUNNING,
+    WAITING,
+    survey,
+    write_failure,
+)
 from scratch_det.study.study import Study
 
 TRUNK, BRANCH = "smoke_3x", "smoke_2x"
@@ -282,7 +293,7 @@ class TestEnding:
 @pytest.fixture
 def on_gpus(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three, and recipes that want them."""
-    monkeypatch.setattr("scratch_det.study.launch.devices._device", lambda *_: "cuda")
+    monkeypatch.setattr("scratch_det.study.launch.devices._read", lambda *_: ("cuda", 16))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
 
 
@@ -366,6 +377,10 @@ class TestBadInput:
 
     def test_nonsense_numbers(self, study_tool: Callable, tmp_path: Path) -> None:
         assert study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 0)[0] == 2
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 3)
+        assert code == 2
+        assert "smoke_3x has 4 images an iteration, which 3 processes cannot share evenly" in said
+        assert not (tmp_path / "x").exists()
         assert study_tool("plan", "table1", "--seconds-per-iter", -1)[0] == 2
 
     def test_edited_folders(self, study: Study, study_tool: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -456,6 +471,14 @@ class TestBadInput:
         code, said = study_tool("status", "--out", study.out)
         assert code == 2
         assert "study.json is not as study.py run wrote it" in said
+        (study.out / TRUNK).mkdir()
+        path.write_text("")
+        said = study_tool("status", "--out", study.out)[1]
+        assert "study.json is no JSON" in said
+        assert "restore it, or begin the study in another folder" in said
+        path.unlink()
+        said = study_tool("run", "digits/smoke", "--out", study.out)[1]
+        assert "has runs of digits/smoke, but no study.json: restore it" in said
 
     def test_moved_study(self, study: Study, study_tool: Callable, tmp_path: Path) -> None:
         study.out.rename(tmp_path / "elsewhere")
@@ -497,6 +520,36 @@ def test_status(study: Study, capsys: pytest.CaptureFixture) -> None:
     assert "1 finished, 1 ready; 27 of 33 iterations; 0:00:00 of training left" in as_text(standings, study)
 
 
+def touch_inputs(job: Job, out: Path) -> None:
+    for path in job.inputs(out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_a_branch_that_failed_waits_for_a_trunk_that_is_gone(study: Study) -> None:
+    """It would only fail again, and get no other trial."""
+    trunk, branch = study.jobs
+    write_failure(branch, study.out, "its checkpoint is damaged")
+    assert states(study)[BRANCH] == WAITING
+    touch_inputs(branch, study.out)
+    assert states(study)[BRANCH] == FAILED
+    (study.out / trunk.name / "result.json").write_text('{"iteration": 27}')
+    for path in branch.inputs(study.out):
+        path.unlink()
+    assert states(study)[BRANCH] == BLOCKED
+
+
+def test_a_reason_that_cannot_be_written_is_said(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("scratch_det.study.standing.write_atomically", full)
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\): .* failed: out of memory; make"
+    ):
+        write_failure(study.jobs[0], study.out, "out of memory")
+
+
 def test_eta(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
     now = [50.0]
@@ -505,6 +558,7 @@ def test_eta(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         board.show(survey(study.jobs, study.out, set()))
         (study.out / TRUNK).mkdir()
         (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+        touch_inputs(study.jobs[1], study.out)
         now[0] += 100
         board.show(survey(study.jobs, study.out, set()))
     assert "27 of 33 iterations; eta 0:00:22" in capsys.readouterr().out

@@ -314,7 +314,7 @@ class TestEvalOnly:
 
 
 RANKS = {  # a module imports from lower ranks and from its own part only
-    "textfile": 0, "columns": 0, "project": 0.5,
+    "textfile": 0, "columns": 0, "tool": 0, "project": 0.5,
     "errors": 0, "progress": 0, "cache": 0, "schedule": 0, "distributed": 1, "config": 1, "data": 2, "modeling": 3,
     "lock": 1, "weights": 3, "backends": 4, "evaluation": 4, "visualization": 4, "train": 5,
     "study": 6, "search": 6, "check": 6, "benchmark": 6, "conversion": 6, "analysis": 6, "pretrain": 6,

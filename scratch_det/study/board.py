@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scratch_det.columns import aligned
 from scratch_det.progress import clock, say_now
-from scratch_det.study.standing import FAILED, FINISHED, RUNNING, Standing
+from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, RUNNING, Standing, jobs_folder
 from scratch_det.study.study import Study
 
 HEADER = ("run", "state", "iteration", "AP", "eta", "")
@@ -59,6 +59,8 @@ class Board:
         for standing in standings:
             if standing.state != FINISHED:
                 say_now(f"{standing.job.name}: {standing.state}: {standing.error}")
+        if any(standing.state == FAILED for standing in standings):
+            say_now(f"{jobs_folder(self.study.out)} has all that they said")
         say_now(summary(standings, self.study))
 
     def _line(self, standings: Sequence[Standing]) -> str:
@@ -66,7 +68,9 @@ class Board:
         done = iterations_done(standings)
         if self.done_before is None:
             self.done_before = done
-        fresh, missing = done - self.done_before, sum(standing.job.iterations for standing in standings) - done
+        left = [standing for standing in standings if standing.state not in (FAILED, BLOCKED)]
+        fresh = done - self.done_before
+        missing = sum(standing.job.iterations for standing in left) - iterations_done(left)
         eta = (time.monotonic() - self.began) / fresh * missing if fresh > 0 else None
         return summary(standings, self.study) + (f"; eta {clock(eta)}" if eta else "")
 

@@ -12,7 +12,7 @@ from scratch_det.study.board import as_text
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.folder import check_folders
 from scratch_det.study.launch import Launcher
-from scratch_det.study.launch.devices import gpus_here, gpus_needed, require_gpus
+from scratch_det.study.launch.devices import gpus_here, gpus_needed, require_even_shares, require_gpus
 from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import read_options, require_slurm
@@ -72,6 +72,7 @@ def run(
     if launcher != SLURM and not (gpus_here() and all(gpus_needed(job, study) for job in study.jobs)):
         study = replace(study, threads=threads_of_a_run(max_parallel))
     jobs, would_be = study.picked(only), launch(study)
+    require_even_shares(jobs, study)
     if dry_run:
         for job in jobs:
             print(would_be.describe(job))

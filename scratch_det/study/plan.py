@@ -27,11 +27,14 @@ def as_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: fl
     kinds = [what_it_is(job) for job in jobs]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     lines = [*aligned(rows), "", f"{len(jobs)} runs: {counts}"]
-    lines.append(f"iterations: {iterations:,}" + _saving(iterations, apart, share_prefix))
+    lines.append(f"iterations: {iterations:,}" + _saving(jobs, iterations, apart))
     if seconds_per_iter:
         hours = iterations * seconds_per_iter / 3600
         shown = f"{gpus} GPU{'s' * (gpus > 1)}"
-        lines.append(f"time: {hours:,.0f} h on {shown} one run after the other, {hours * gpus:,.0f} GPU hours")
+        digits = 0 if hours >= 10 else 1
+        lines.append(
+            f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
+        )
     else:
         lines.append("time: --seconds-per-iter S --gpus N tells GPU hours")
     lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints{_unmeasured(jobs)}")
@@ -86,7 +89,7 @@ def _row(job: Job) -> tuple[str, ...]:
     return job.name, what_it_is(job), f"{job.start:,}", f"{job.iterations:,}", ", ".join(job.needs)
 
 
-def _saving(iterations: int, apart: int, share_prefix: bool) -> str:
-    if not share_prefix or iterations == apart:
-        return ", every run on its own"
+def _saving(jobs: Sequence[Job], iterations: int, apart: int) -> str:
+    if iterations == apart:
+        return "" if any(job.start for job in jobs) else ", every run on its own"
     return f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})"

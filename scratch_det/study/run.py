@@ -28,8 +28,8 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
         while True:
             running = launcher.running()
             standings = survey(study.jobs, study.out, running)
-            board.show(standings)
             mine = [standing for standing in standings if standing.job.name in chosen]
+            board.show(mine)
             if stop.requested:
                 if not launcher.stop():
                     raise Stopped(stop)

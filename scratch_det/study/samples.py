@@ -61,6 +61,8 @@ def instances_an_image(cfg: CfgNode) -> tuple[float, str]:
             data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
             counts = [len(one.training_annotations(image["id"])) for one in data for image in one.images]
     except DataError:
+        if not all(name.startswith("coco_") for name in cfg.DATASETS.TRAIN):
+            raise
         return COCO_OBJECTS / COCO_IMAGES, "train2017's, as the data set is not here"
     return sum(counts) / len(counts), f"{', '.join(cfg.DATASETS.TRAIN)}'s"
 

@@ -12,10 +12,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
-from scratch_det.train.rundir import read_lines
+from scratch_det.textfile import read_lines, write_atomically
 
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",
@@ -53,6 +53,17 @@ def failure_file(job: Job, out: Path) -> Path:
     return jobs_folder(out) / f"{job.name}.failed"
 
 
+def write_failure(job: Job, out: Path, reason: str) -> None:
+    """Leave why ``job`` failed. Raises UserError with the reason in it where the disk takes no more."""
+    try:
+        write_atomically(failure_file(job, out), reason + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{failure_file(job, out)} cannot be written ({error.strerror}): {job.name} failed: {reason}; make "
+            "room, and give the same command again, which also looks after the runs that go on"
+        ) from None
+
+
 def survey(jobs: Sequence[Job], out: Path, running: set[str]) -> list[Standing]:
     """Where every job stands; ``running``: names of those that have a process."""
     found: dict[str, Standing] = {}
@@ -76,12 +87,12 @@ def look(job: Job, out: Path, is_running: bool, needed: Sequence[Standing] = ())
         iteration = job.run.iterations if job.run.kind == SEARCH else number(result, "iteration", job.result(out))
         seconds = number(result, "seconds", job.result(out))
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds)
-    if failure.exists():
-        return replace(known, state=FAILED, error=failure.read_text().strip())
-    if missing := [path for path in job.inputs(out) if not path.exists()]:
+    if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
         reason = _hopeless(missing, needed, out)
         waits = f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
         return replace(known, state=BLOCKED if reason else WAITING, error=reason or waits)
+    if failure.exists():
+        return replace(known, state=FAILED, error=failure.read_text().strip())
     return replace(known, state=INTERRUPTED) if status else known
 
 

@@ -20,6 +20,10 @@ DESCRIPTION, LOCK = "study.json", "study.lock"
 OWN = {DESCRIPTION, LOCK, f"{DESCRIPTION}.partial", "jobs"}
 SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
 TYPES = {"experiment": str, "out": str, "share_prefix": bool, "backend": str, "gpus": int, "threads": int}
+MEND = (
+    'restore it, or begin the study in another folder, and put that study.json here, with this folder as its "out": '
+    "the run folders are compared with it, and nothing is trained anew"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Study:
             self.out.mkdir(parents=True, exist_ok=True)
             foreign = {path.name for path in self.out.iterdir()} - OWN
             if foreign and not (self.out / DESCRIPTION).exists():
+                if foreign & {job.name for job in self.jobs}:
+                    raise UserError(f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: {MEND}")
                 raise UserError(
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
@@ -91,11 +97,11 @@ def study_in(out: Path) -> Study:
     Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
     """
     path = out / DESCRIPTION
-    content = read_json(path)
-    if not content:
+    content = read_json(path, MEND)
+    if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
     if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
-        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; restore it")
+        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {MEND}")
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(

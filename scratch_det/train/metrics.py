@@ -9,8 +9,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.progress import clock
-from scratch_det.textfile import write_atomically
-from scratch_det.train.rundir import RunDir, read_lines
+from scratch_det.textfile import read_lines, write_atomically
+from scratch_det.train.rundir import RunDir
 
 logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it

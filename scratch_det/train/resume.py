@@ -69,7 +69,10 @@ def find_origin(
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name)):
-        raise UserError(f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}")
+        raise UserError(
+            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
+            "move that folder away and make its run anew"
+        )
     return Origin(checkpoint, parent, is_branch=True, is_switch=switch)
 
 

@@ -20,7 +20,6 @@ import os
 import platform
 import tempfile
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,23 +29,6 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.textfile import write_atomically
 from scratch_det.train.log import logger
-
-
-def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics.json, those in its last ``most`` bytes; one that was cut off is none.
-
-    Nothing when there is no file.
-    """
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        if most is not None:
-            file.seek(max(0, path.stat().st_size - most))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            if isinstance(row := json.loads(line), dict):
-                yield row
 
 
 class RunDir:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scratch_det.errors import DataError, did_you_mean
-from scratch_det.train.rundir import read_lines
+from scratch_det.textfile import read_lines
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and how many a job needs of them."""
+"""The GPUs of this machine, how many a job needs of them, and whether its processes can share its images."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.errors import UserError
+from scratch_det.study.experiment import EVALUATE
 from scratch_det.study.job import Job, from_here
 from scratch_det.study.study import Study
 
@@ -21,10 +22,19 @@ def gpus_here() -> list[str]:
 
 def gpus_needed(job: Job, study: Study) -> int:
     """One a process; none where the recipe's MODEL.DEVICE is cpu."""
-    found = job.config(study.out)
-    config = found if found.exists() else from_here(job.run.config)  # the search that writes it is still to come
-    device = _device(config, (*job.run.changes, *job.overrides(study.out)), study.backend)
+    device, _ = _device_and_batch(job, study)
     return 0 if device == "cpu" else job.run.processes or study.gpus
+
+
+def require_even_shares(jobs: Sequence[Job], study: Study) -> None:
+    """Raise UserError when the processes of one of ``jobs`` cannot share the images of an iteration evenly."""
+    for job in jobs:
+        processes, (_, batch) = job.run.processes or study.gpus, _device_and_batch(job, study)
+        if job.run.kind != EVALUATE and batch % processes:
+            raise UserError(
+                f"--gpus {study.gpus}: {job.name} has {batch} images an iteration, which {processes} processes cannot "
+                f"share evenly; give a number that divides {batch}"
+            )
 
 
 def require_gpus(jobs: Sequence[Job], study: Study, max_parallel: int) -> None:
@@ -49,6 +59,13 @@ def _there_are(devices: Sequence[str]) -> str:
     return f"{source} {len(devices)}"
 
 
+def _device_and_batch(job: Job, study: Study) -> tuple[str, int]:
+    found = job.config(study.out)
+    config = found if found.exists() else from_here(job.run.config)  # the search that writes it is still to come
+    return _read(config, (*job.run.changes, *job.overrides(study.out)), study.backend)
+
+
 @cache
-def _device(config: Path, overrides: tuple[str, ...], backend: str) -> str:
-    return str(load_config(config, list(overrides), backends.defaults(backend)).cfg.MODEL.DEVICE)
+def _read(config: Path, overrides: tuple[str, ...], backend: str) -> tuple[str, int]:
+    cfg = load_config(config, list(overrides), backends.defaults(backend)).cfg
+    return str(cfg.MODEL.DEVICE), int(cfg.SOLVER.IMS_PER_BATCH)

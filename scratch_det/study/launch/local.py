@@ -18,7 +18,7 @@ from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_here, gpus_needed
 from scratch_det.study.launch.holders import holders, is_here, is_orphan, lock_file, sign
 from scratch_det.study.launch.queue import Queue
-from scratch_det.study.standing import failure_file, jobs_folder, read_json
+from scratch_det.study.standing import failure_file, jobs_folder, read_json, write_failure
 from scratch_det.study.study import Study
 
 
@@ -49,7 +49,8 @@ class Local:
 
     def describe(self, job: Job) -> str:
         """See ``Launcher``."""
-        return shlex.join(self.command(job))
+        threads = self.study.threads
+        return (f"OMP_NUM_THREADS={threads} " if threads and not self.devices else "") + shlex.join(self.command(job))
 
     def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; one for which too few GPUs are free is left for later, see ``require_gpus``."""
@@ -108,7 +109,7 @@ class Local:
         said = process.log.read()
         process.log.close()
         if not job.result(out).exists() and not self.was_stopped(process, code):
-            failure_file(job, out).write_text(last_word(said, code) + "\n")
+            write_failure(job, out, last_word(said, code))
         process.lock.close()
 
     def was_stopped(self, process: Process, code: int) -> bool:

@@ -21,7 +21,7 @@ from scratch_det.progress import say_now
 from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import lock_file
 from scratch_det.study.launch.slurm_options import SECONDS_FOR_AN_ANSWER
-from scratch_det.study.standing import failure_file, jobs_folder, read_json
+from scratch_det.study.standing import jobs_folder, read_json, write_failure
 from scratch_det.study.study import Study
 from scratch_det.textfile import write_atomically
 
@@ -124,7 +124,7 @@ class Queue:
         if not job.result(self.study.out).exists() and (not code or int(code) not in (*STOPPED, *TO_REQUEUE)):
             said = _read(self.folder / f"{number}_0_log.out").rpartition(BEGIN_OF_LOG)[2]
             reason = last_word(said, int(code)) if code else f"SLURM ended job {number}: {_state(number)}"
-            failure_file(job, self.study.out).write_text(reason + "\n")
+            write_failure(job, self.study.out, reason)
         if read_json(self._record(job)).get("id") == number:  # another study.py may have started it anew
             self._record(job).unlink(missing_ok=True)
 

@@ -49,6 +49,7 @@ def write_page(
         title=title,
         states=Counter(one.state for one in outcomes),
         total=len(outcomes),
+        compares={one.run.init for one in outcomes} == set(INITS),
         tables=tables,
         runs={run.name: run for run in runs},
         outcomes=outcomes,

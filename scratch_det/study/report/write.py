@@ -42,7 +42,13 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if not any(outcome.run.name in own and says_something(outcome) for outcome in outcomes):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
     report = study.out / REPORT / ("" if experiment == study.experiment else experiment.replace("/", "-"))
-    report.mkdir(parents=True, exist_ok=True)
+    for folder in (report, *([results] if results else [])):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be used: {error.strerror}; move away what is there, or name another"
+            ) from None
     tables, page = tables_of(experiment, outcomes), report / "index.html"
     files = {report / f"{table.name}.{end}": write(table) for table in tables for end, write in FORMATS.items()}
     for path, text in files.items():
