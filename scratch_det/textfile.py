@@ -17,6 +17,9 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is met without a name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -554,7 +554,7 @@ def test_eta(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
     now = [50.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with Board(study) as board:
+    with Board(study, {job.name for job in study.jobs}) as board:
         board.show(survey(study.jobs, study.out, set()))
         (study.out / TRUNK).mkdir()
         (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from rich.console import Group
@@ -23,8 +23,9 @@ SHOWN = (("bbox/AP", "box"), ("segm/AP", "mask"), ("keypoints/AP", "keypoint"), 
 class Board:
     """Context manager; ``show`` is called as often as one likes."""
 
-    def __init__(self, study: Study):
-        self.study = study
+    def __init__(self, study: Study, chosen: Set[str]):
+        """``chosen``: names of the runs that the summary and its eta are of."""
+        self.study, self.chosen = study, chosen
         self.live = Live(auto_refresh=False) if sys.stdout.isatty() else None
         self.states: dict[str, str] = {}
         self.began = self.last_line = time.monotonic()
@@ -39,9 +40,9 @@ class Board:
         if self.live:
             self.live.stop()
 
-    def show(self, standings: Sequence[Standing]) -> None:
-        """Where everything stands now."""
-        line = self._line(standings)
+    def show(self, standings: Sequence[Standing], tried: Set[str] = frozenset()) -> None:
+        """Where everything stands now; those of ``tried`` that failed get no other trial."""
+        line = self._line([standing for standing in standings if standing.job.name in self.chosen], tried)
         if self.live:
             self.live.update(_as_rich(standings, line), refresh=True)
             return
@@ -63,12 +64,16 @@ class Board:
             say_now(f"{jobs_folder(self.study.out)} has all that they said")
         say_now(summary(standings, self.study))
 
-    def _line(self, standings: Sequence[Standing]) -> str:
+    def _line(self, standings: Sequence[Standing], tried: Set[str]) -> str:
         """The summary, with the time that the rest takes at the speed since this start, all runs at once."""
         done = iterations_done(standings)
         if self.done_before is None:
             self.done_before = done
-        left = [standing for standing in standings if standing.state not in (FAILED, BLOCKED)]
+        lost: set[str] = set()
+        for one in standings:
+            if (one.state == FAILED and one.job.name in tried) or (one.state == BLOCKED and lost & set(one.job.needs)):
+                lost.add(one.job.name)
+        left = [standing for standing in standings if standing.job.name not in lost]
         fresh = done - self.done_before
         missing = sum(standing.job.iterations for standing in left) - iterations_done(left)
         eta = (time.monotonic() - self.began) / fresh * missing if fresh > 0 else None

@@ -24,12 +24,12 @@ def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_paralle
     stop = StopFlag()
     tried: set[str] = set()
     chosen = {job.name for job in jobs}
-    with stop.listening(), Board(study) as board:
+    with stop.listening(), Board(study, chosen) as board:
         while True:
             running = launcher.running()
             standings = survey(study.jobs, study.out, running)
+            board.show(standings, tried)
             mine = [standing for standing in standings if standing.job.name in chosen]
-            board.show(mine)
             if stop.requested:
                 if not launcher.stop():
                     raise Stopped(stop)

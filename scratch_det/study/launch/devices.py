@@ -60,6 +60,7 @@ def _there_are(devices: Sequence[str]) -> str:
 
 
 def _device_and_batch(job: Job, study: Study) -> tuple[str, int]:
+    """MODEL.DEVICE, and the images of an iteration; 0 where those follow from the number of processes."""
     found = job.config(study.out)
     config = found if found.exists() else from_here(job.run.config)  # the search that writes it is still to come
     return _read(config, (*job.run.changes, *job.overrides(study.out)), study.backend)
@@ -68,4 +69,5 @@ def _device_and_batch(job: Job, study: Study) -> tuple[str, int]:
 @cache
 def _read(config: Path, overrides: tuple[str, ...], backend: str) -> tuple[str, int]:
     cfg = load_config(config, list(overrides), backends.defaults(backend)).cfg
-    return str(cfg.MODEL.DEVICE), int(cfg.SOLVER.IMS_PER_BATCH)
+    adapts = cfg.SOLVER.REFERENCE_WORLD_SIZE > 0  # to any number of processes
+    return str(cfg.MODEL.DEVICE), 0 if adapts else int(cfg.SOLVER.IMS_PER_BATCH)

@@ -49,8 +49,9 @@ class Local:
 
     def describe(self, job: Job) -> str:
         """See ``Launcher``."""
-        threads = self.study.threads
-        return (f"OMP_NUM_THREADS={threads} " if threads and not self.devices else "") + shlex.join(self.command(job))
+        on_gpu = self.devices and gpus_needed(job, self.study)
+        threads = "" if on_gpu or not self.study.threads else f"OMP_NUM_THREADS={self.study.threads} "
+        return threads + shlex.join(self.command(job))
 
     def start(self, jobs: Sequence[Job]) -> set[str]:
         """See ``Launcher``; one for which too few GPUs are free is left for later, see ``require_gpus``."""
