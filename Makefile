@@ -11,7 +11,7 @@ quickstart: $(INSTALLED)
 	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
 
 test: $(INSTALLED)-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)-dev
 	$(RUN) -m pytest -m slow

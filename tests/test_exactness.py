@@ -141,7 +141,7 @@ def test_resumed_after_kill_9_in_two_processes(runs: Digits) -> None:
     whole = runs.train("whole", "--num-gpus", 2, **keys)
     process = runs.start("killed", "--num-gpus", 2, **keys)
     first = runs.folder / "killed/checkpoints/model_0000002.pth"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     kill(process, random.Random(0))

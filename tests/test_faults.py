@@ -70,13 +70,13 @@ def shell(toy_recipe: Path, tmp_path: Path) -> Shell:
 
 def end(process: subprocess.Popen, code: int = 0) -> str:
     """The standard error of a command that has to end with ``code``."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, out[-2000:] + err[-4000:]
     return err
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300  # after which something hangs
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -191,7 +191,7 @@ class TestStopping:
         process = shell("--resume", *keys, program=(*TORCHRUN, *broken("pause")))
         wait_for(is_asleep(tmp_path), process)
         process.terminate()
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         assert_stopped(folder, 6)
 
         end(shell("--resume", *keys, program=(*TORCHRUN, TRAIN_NET)))

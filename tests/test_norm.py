@@ -72,7 +72,7 @@ def run_process(rank: int, folder: Path) -> None:
     """One of two processes: every case, its results into ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     results: dict[Any, Any] = {}
     for name, sizes in SIZES.items():

@@ -202,7 +202,7 @@ def browse(page: Path, proxy: Proxy, width: int = 1400) -> tuple[str, list[str]]
              "--disable-background-networking", f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}",
              "--proxy-bypass-list=<-loopback>", f"--window-size={width},900", "--virtual-time-budget=3000"]  # fmt: skip
     command = [str(CHROMIUM), *words, "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     return done.stdout, [line for line in proxy.asked if not BROWSERS_OWN.search(line)]
 
 

@@ -358,7 +358,7 @@ def worker(tmp_path: Path, toy_recipe: Path) -> Iterator[Callable[..., subproces
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -397,7 +397,7 @@ class TestWorkers:
         else:
             wait_for(lambda: self.starts(out) == [2, 1, 1, 1])
         self.finish(out, NAMES[:1])
-        assert [process.wait(120) for process in others] == [0, 0]
+        assert [process.wait(300) for process in others] == [0, 0]
         assert self.starts(out) == [1 if trainer_lives else 2, 1, 1, 1]
         assert yaml.safe_load((out / "best.yaml").read_text())["SOLVER"] == {"BASE_LR": 0.04, "GAMMA": 0.1}
 
