@@ -146,13 +146,11 @@ def cascade_stages(cfg: CfgNode) -> Iterator[str]:
 def test_images(cfg: CfgNode) -> Iterator[str]:
     """What an evaluation would stop at, perhaps after the whole training."""
     least = {"INPUT.MIN_SIZE_TEST": 0, "INPUT.MAX_SIZE_TEST": 1, "TEST.DETECTIONS_PER_IMAGE": 1}
+    mends = {"TEST.DETECTIONS_PER_IMAGE": "; a large number keeps all"}  # as -1 does in detectron2
     values = flatten(cfg)
     for key, value in least.items():
         if values[key] < value:
-            more = (
-                "; a large number keeps all" if key == "TEST.DETECTIONS_PER_IMAGE" else ""
-            )  # as -1 does in detectron2
-            yield f"{key} is {values[key]}, expected {value} or more{more}"
+            yield f"{key} is {values[key]}, expected {value} or more{mends.get(key, '')}"
 
 
 def augmentation(cfg: CfgNode) -> Iterator[str]:

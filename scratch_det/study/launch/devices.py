@@ -29,8 +29,11 @@ def gpus_needed(job: Job, study: Study) -> int:
 def require_even_shares(jobs: Sequence[Job], study: Study) -> None:
     """Raise UserError when the processes of one of ``jobs`` cannot share the images of an iteration evenly."""
     for job in jobs:
-        processes, (_, batch) = job.run.processes or study.gpus, _device_and_batch(job, study)
-        if job.run.kind != EVALUATE and batch % processes:
+        processes = job.run.processes or study.gpus
+        if processes == 1 or job.run.kind == EVALUATE:
+            continue  # no recipe has to be read
+        _, batch = _device_and_batch(job, study)
+        if batch % processes:
             raise UserError(
                 f"--gpus {study.gpus}: {job.name} has {batch} images an iteration, which {processes} processes cannot "
                 f"share evenly; give a number that divides {batch}"
