@@ -281,6 +281,18 @@ class TestQueue:
         said = Slurm(study, replace(ON_CPU, more={"exclusive": True})).describe(study.jobs[0]).splitlines()[0]
         assert said.endswith("--cpus-per-task=1 --requeue --signal=USR1@120 --exclusive")
 
+    def test_a_recipe_for_the_cpu_asks_for_no_gpus(self, study: Study, tmp_path: Path) -> None:
+        options = Options(gpus_per_node=4)
+        slurm = Slurm(study, options)
+        assert "gpus" not in slurm.describe(study.jobs[0])
+        threads = replace(study, threads=3)
+        assert (
+            "export OMP_NUM_THREADS=3"
+            in Slurm(threads, options)._parameters(slurm.shapes[study.jobs[0].name], "x")["setup"]
+        )
+        for_gpus = Study("table1", tmp_path / "table1", backend="torchvision", gpus=4)
+        assert "--gpus-per-node=4" in Slurm(for_gpus, options).describe(for_gpus.jobs[0])
+
 
 @pytest.fixture(scope="module")
 def real_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -312,7 +324,7 @@ result.write_text("{{}}")
 def test_an_array_of_two_tasks_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One array, own ports, SLURM's variables, and the last words of what fails."""
     monkeypatch.setattr("scratch_det.study.launch.queue.SECONDS_BETWEEN_QUERIES", 0.2)
-    study = Study("digits/table1", tmp_path / "study", gpus=2, threads=1).begin()
+    study = Study("digits/table1", tmp_path / "study", backend="torchvision", gpus=2, threads=1).begin()
     jobs = [study.jobs[0], study.jobs[-1]]
     slurm = Quick(study, ON_CPU)
     slurm.start(jobs)

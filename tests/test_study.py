@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -225,6 +226,16 @@ class TestTool:
             load_tool("study").main()
         assert end.value.code == 2
         assert "no experiment tabel1; did you mean 'table1'?" in capsys.readouterr().err
+
+    def test_figure2_is_counted(self, study_tool: Callable) -> None:
+        code, said = study_tool("plan", "figure2")
+        assert code == 2
+        assert "no experiment figure2; tools/study.py samples counts it" in said
+
+    def test_into_head(self) -> None:
+        piped = f"set -o pipefail; {sys.executable} tools/study.py list | true"
+        done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, "")
 
     def test_does_not_import_torch(self) -> None:
         code = (

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from scratch_det.config import load_config
 from scratch_det.errors import UserError
 from scratch_det.lock import try_lock
 from scratch_det.study import run as study_run
@@ -82,6 +83,16 @@ class Players(Local):
     def command(self, job: Job) -> list[str]:
         words = [str(self.study.out / job.name), str(job.run.iterations), json.dumps(job.keep_at)]
         return [sys.executable, "-c", PLAYER, *words]
+
+
+@pytest.fixture(autouse=True)
+def digits(datasets_root: Path) -> Path:
+    """A data set as far as it is looked at before a run is started."""
+    for part in ("train", "val"):
+        (datasets_root / "digits" / part).mkdir(parents=True)
+        (datasets_root / f"digits/annotations/instances_{part}.json").parent.mkdir(exist_ok=True)
+        (datasets_root / f"digits/annotations/instances_{part}.json").touch()
+    return datasets_root / "digits"
 
 
 @pytest.fixture
@@ -293,7 +304,8 @@ class TestEnding:
 @pytest.fixture
 def on_gpus(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three, and recipes that want them."""
-    monkeypatch.setattr("scratch_det.study.launch.devices._read", lambda *_: ("cuda", 16))
+    recipe = load_config(study.jobs[0].run.config, ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 16]).cfg
+    monkeypatch.setattr("scratch_det.study.launch.devices.recipe_of", lambda *_: recipe)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
 
 
@@ -366,11 +378,12 @@ class TestBadInput:
         assert "holds another study: experiment was digits/smoke, now digits/norms" in said
 
     def test_folder_of_something_else(self, study_tool: Callable, tmp_path: Path) -> None:
-        (tmp_path / "thesis.tex").touch()
-        code, said = study_tool("run", "digits/smoke", "--out", tmp_path)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/thesis.tex").touch()
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "mine")
         assert code == 2
         assert "has thesis.tex in it, but no study.json" in said
-        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
         code, said = study_tool("status", "--out", tmp_path)
         assert code == 2
         assert "no study was started there" in said
@@ -382,6 +395,15 @@ class TestBadInput:
         assert "smoke_3x has 4 images an iteration, which 3 processes cannot share evenly" in said
         assert not (tmp_path / "x").exists()
         assert study_tool("plan", "table1", "--seconds-per-iter", -1)[0] == 2
+
+    def test_no_data(self, study_tool: Callable, digits: Path, tmp_path: Path) -> None:
+        """Refused before anything is there."""
+        (digits / "train").rmdir()
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision")
+        assert code == 2
+        assert f"{TRUNK}: data set 'digits_train' is not complete under" in said
+        assert "make it with: python tools/prepare_digits.py" in said
+        assert not (tmp_path / "x").exists()
 
     def test_edited_folders(self, study: Study, study_tool: Callable, capsys: pytest.CaptureFixture) -> None:
         """Another recipe's configuration, and a better AP than the run has logged."""
@@ -407,7 +429,9 @@ class TestBadInput:
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints/model_0000004.pth").touch()
         (folder / "environment.json").write_text('{"init_std": 0.01}')
+        (folder / "result.json").write_text('{"metrics_json_sha256": "ab12"}')
         rest = "\n".join(disagreements(study, study.jobs[0]))
+        assert f"metrics.json is not as the run wrote it: {folder}/result.json has another SHA-256 of it" in rest
         assert "metrics.json has no evaluation" in rest
         assert f"parent.json is there, but {TRUNK} is a run of its own here" in rest
         assert "environment.json has init_std 0.01, its command None" in rest

@@ -1,6 +1,7 @@
 """Tables of a study by hand-made outcomes, their formats, and the documents that show them."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -294,6 +295,14 @@ class TestDocuments:
         render(root)
         save([outcome(R18.format("scratch", 6), 30.1)], root / "results/digits")
         assert render(root, check=True) == [root / "README.md", root / "docs/digits/SOURCE"]
+
+    def test_edited_results_are_refused(self, root: Path) -> None:
+        shutil.copytree(ROOT / "results/digits", root / "results/digits", dirs_exist_ok=True)
+        runs = root / "results/digits/runs.csv"
+        runs.write_text(runs.read_text().replace("finished", "failed", 1))
+        with pytest.raises(UserError, match=r"README.md:2: .*runs.csv and curves.csv are not those that study.json"):
+            render(root)
+        assert "old" in (root / "README.md").read_text()
 
     def test_figures_that_are_gone_or_drawn_otherwise_are_stale(self, root: Path) -> None:
         curves = {"bbox/AP": ((540, 15.0), (1080, 30.0))}

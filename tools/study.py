@@ -17,6 +17,7 @@ interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
+import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction
 from os.path import normpath
@@ -91,8 +92,13 @@ def main() -> None:
         args["out"] = folder_of(args["experiment"])
     try:
         with exit_on_user_error():
-            if code := do(**args):
+            code = do(**args)
+            sys.stdout.flush()
+            if code:
                 sys.exit(code)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(1)
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the study", file=sys.stderr)
         sys.exit(stopped.exit_code)

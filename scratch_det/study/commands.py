@@ -18,6 +18,7 @@ from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import read_options, require_slurm
 from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
+from scratch_det.study.recipe import require_data
 from scratch_det.study.run import run_study
 from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
@@ -61,16 +62,16 @@ def run(
     """The exit code. Raises UserError for what can be refused before anything starts."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
-    launch, threads = LAUNCHERS[launcher], 0
+    launch, has_gpus, threads = LAUNCHERS[launcher], bool(gpus_here()), threads_of_a_run(max_parallel)
     if launcher == SLURM:
         options = read_options(slurm)
         require_slurm()
-        launch, threads = partial(Slurm, options=options), options.threads
+        launch, has_gpus, threads = partial(Slurm, options=options), options.gpus_per_node != 0, options.threads
     elif slurm:
         raise UserError(f"--slurm {slurm}: these options are for --launcher slurm, and the launcher is {launcher}")
-    study = Study(experiment, out, share_prefix, backends.choose(backend), gpus, threads)
-    if launcher != SLURM and not (gpus_here() and all(gpus_needed(job, study) for job in study.jobs)):
-        study = replace(study, threads=threads_of_a_run(max_parallel))
+    study = Study(experiment, out, share_prefix, backends.choose(backend), gpus)
+    if not (has_gpus and all(gpus_needed(job, study) for job in study.jobs)):
+        study = replace(study, threads=threads)
     jobs, would_be = study.picked(only), launch(study)
     require_even_shares(jobs, study)
     if dry_run:
@@ -79,6 +80,7 @@ def run(
         return 0
     if launcher != SLURM:
         require_gpus(jobs, study, max_parallel)
+        require_data(jobs, study)  # a cluster's nodes may have what its login node has not
     study = study.begin()
     check_folders(study, study.jobs)
     return run_study(study, study.picked(only), launch(study), max_parallel)

@@ -35,7 +35,7 @@ def of_place(place: str) -> list[Experiment]:
     places = [*wholes, *sorted({known_place for run in known for known_place in run.places})]
     names = [run.name for run in known]
     if place not in (*places, *names):
-        mend = did_you_mean(place, [*places, *names])
+        mend = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, [*places, *names])
         raise UserError(
             f"no experiment {place}{mend}; there are {', '.join(places)}, names that list prints, and files, *.yaml"
         )

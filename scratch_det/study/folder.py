@@ -1,14 +1,15 @@
 """Whether a run folder is what its study takes it for."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
-from scratch_det import backends
-from scratch_det.config import flatten, load_config, plain
+from scratch_det.config import flatten, plain
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH
 from scratch_det.study.job import Job
+from scratch_det.study.recipe import recipe_of
 from scratch_det.study.standing import newest_metrics, read_json
 from scratch_det.study.study import Study
 from scratch_det.train.rundir import RunDir
@@ -91,16 +92,15 @@ def _other_beginning(study: Study, run_dir: RunDir, job: Job) -> Iterator[str]:
 
 def _recipe(study: Study, job: Job) -> dict[str, Any]:
     """What has to be in config.yaml; nothing where a search's result is gone, from which the recipe was made."""
-    config = job.config(study.out)
-    if not config.exists():
-        return {}
-    changes = [*job.run.changes, *job.overrides(study.out)]
-    return flatten(load_config(config, changes, backends.defaults(study.backend)).cfg)
+    return flatten(recipe_of(job, study)) if job.config(study.out).exists() else {}
 
 
 def _edited_result(run_dir: RunDir, job: Job) -> Iterator[str]:
-    """result.json repeats the last lines of metrics.json."""
+    """result.json repeats the last lines of metrics.json, and has its digest unless an older version wrote it."""
     result = read_json(run_dir.result)
+    digest = sha256(run_dir.metrics.read_bytes()).hexdigest() if run_dir.metrics.exists() else ""
+    if digest != result.get("metrics_json_sha256", digest):
+        yield f"{run_dir.metrics} is not as the run wrote it: {run_dir.result} has another SHA-256 of it"
     if result.get("iteration") != job.run.iterations:
         yield f"{run_dir.result} says {result.get('iteration')} iterations, its recipe {job.run.iterations}"
     logged = newest_metrics(run_dir.path, {})

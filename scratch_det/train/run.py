@@ -23,6 +23,7 @@ from scratch_det.modeling.size import size_of
 from scratch_det.progress import clock
 from scratch_det.train import detection
 from scratch_det.train.changes import config_changes
+from scratch_det.train.checkpoint import sha256_of
 from scratch_det.train.disk import FULL, check_free_space, checkpoint_bytes
 from scratch_det.train.divergence import REPORT
 from scratch_det.train.environment import describe
@@ -194,6 +195,8 @@ def finish(run: Run, backend: str, test: list[Any], metrics: dict[str, Any]) -> 
     state, run_dir = run.state, run.run_dir
     run.task.conclude(run.cfg, run_dir, state, test)
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
+    if run_dir.writes:
+        result["metrics_json_sha256"] = sha256_of(run_dir.metrics)
     run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=run.cfg.SOLVER.MAX_ITER)
     if len(test) == 1 and (table := format_per_class(metrics)):

@@ -7,7 +7,7 @@ checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last
 inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
-result.json        written last: backend, iteration, seconds, metrics
+result.json        written last: backend, iteration, seconds, metrics, the SHA-256 of metrics.json
 log.txt, tensorboard/, curves.png, predictions.png
 backbone.pth       of a classification: the body's weights
 lock               held while a process trains here

@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-from scratch_det import backends
-from scratch_det.config import load_config
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import EVALUATE
-from scratch_det.study.job import Job, from_here
+from scratch_det.study.job import Job
+from scratch_det.study.recipe import recipe_of
 from scratch_det.study.study import Study
 
 
@@ -22,8 +20,7 @@ def gpus_here() -> list[str]:
 
 def gpus_needed(job: Job, study: Study) -> int:
     """One a process; none where the recipe's MODEL.DEVICE is cpu."""
-    device, _ = _device_and_batch(job, study)
-    return 0 if device == "cpu" else job.run.processes or study.gpus
+    return 0 if recipe_of(job, study).MODEL.DEVICE == "cpu" else job.run.processes or study.gpus
 
 
 def require_even_shares(jobs: Sequence[Job], study: Study) -> None:
@@ -32,8 +29,9 @@ def require_even_shares(jobs: Sequence[Job], study: Study) -> None:
         processes = job.run.processes or study.gpus
         if processes == 1 or job.run.kind == EVALUATE:
             continue  # no recipe has to be read
-        _, batch = _device_and_batch(job, study)
-        if batch % processes:
+        solver = recipe_of(job, study).SOLVER
+        batch, adapts = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE > 0  # to any number of processes
+        if batch % processes and not adapts:
             raise UserError(
                 f"--gpus {study.gpus}: {job.name} has {batch} images an iteration, which {processes} processes cannot "
                 f"share evenly; give a number that divides {batch}"
@@ -60,17 +58,3 @@ def require_gpus(jobs: Sequence[Job], study: Study, max_parallel: int) -> None:
 def _there_are(devices: Sequence[str]) -> str:
     source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
     return f"{source} {len(devices)}"
-
-
-def _device_and_batch(job: Job, study: Study) -> tuple[str, int]:
-    """MODEL.DEVICE, and the images of an iteration; 0 where those follow from the number of processes."""
-    found = job.config(study.out)
-    config = found if found.exists() else from_here(job.run.config)  # the search that writes it is still to come
-    return _read(config, (*job.run.changes, *job.overrides(study.out)), study.backend)
-
-
-@cache
-def _read(config: Path, overrides: tuple[str, ...], backend: str) -> tuple[str, int]:
-    cfg = load_config(config, list(overrides), backends.defaults(backend)).cfg
-    adapts = cfg.SOLVER.REFERENCE_WORLD_SIZE > 0  # to any number of processes
-    return str(cfg.MODEL.DEVICE), 0 if adapts else int(cfg.SOLVER.IMS_PER_BATCH)

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from scratch_det.lock import try_lock
 from scratch_det.progress import say_now
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
+from scratch_det.study.launch.devices import gpus_needed
 from scratch_det.study.launch.holders import holders, lock_file
 from scratch_det.study.launch.queue import TO_REQUEUE, Queue, ask
 from scratch_det.study.launch.slurm_options import Options, shape
@@ -42,7 +44,10 @@ class Slurm:
     def __init__(self, study: Study, options: Options):
         """Raises UserError when a run of the study does not fit what ``options`` ask for."""
         self.study, self.options, self.queue = study, options, Queue(study)
-        self.shapes = {job.name: shape(job, study.gpus, options) for job in study.jobs}
+        on_cpu = replace(options, gpus_per_node=0)
+        self.shapes = {
+            job.name: shape(job, study.gpus, options if gpus_needed(job, study) else on_cpu) for job in study.jobs
+        }
         self.next_trial, self.complaint = -float("inf"), ""
         self.asked: dict[str, str] | None = None  # SLURM's numbers by name
 
@@ -135,7 +140,7 @@ class Slurm:
         own_array = '${SLURM_ARRAY_TASK_ID:+"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"}'
         exit_file = f'{shlex.quote(str(self.queue.folder))}/"${{NUMBER}}_exit"'
         setup = [f"NUMBER={own_array}", "NUMBER=${NUMBER:-$SLURM_JOB_ID}", f"rm -f {exit_file}"]
-        if self.study.threads and self.options.gpus_per_node == 0:
+        if self.study.threads and "gpus_per_node" not in asked:
             setup.append(f"export OMP_NUM_THREADS={self.study.threads}")
         codes = "|".join(str(int(code)) for code in TO_REQUEUE)
         requeue = f"case $CODE in {codes}) scontrol requeue $SLURM_JOB_ID;; esac"

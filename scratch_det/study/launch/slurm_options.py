@@ -35,7 +35,8 @@ class Options:
         more: others, by sbatch's names without the dashes; True for one that takes no value.
         setup: shell lines before a run.
         nodes: of a run of several processes.
-        gpus_per_node: the most that a run asks for on a node, 0 for none; None: one a process.
+        gpus_per_node: the most that a run asks for on a node, 0 for none; None: one a process. A recipe whose
+            MODEL.DEVICE is cpu asks for none.
         cpus_per_task: of a process; None for what the cluster gives.
         signal_delay_s: seconds before the time limit at which a run is told to stop.
     """
@@ -50,8 +51,8 @@ class Options:
 
     @property
     def threads(self) -> int:
-        """As ``Study.threads``."""
-        return (self.cpus_per_task or 1) if self.gpus_per_node == 0 else 0
+        """Of a process on the CPU."""
+        return self.cpus_per_task or 1
 
 
 def require_slurm() -> None:

@@ -47,8 +47,7 @@ class Data:
             raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
         outcomes = {one.run.name: one for one in load(folder, of_place(experiment))}
         made = _read_made(description, path)
-        if description.get("sha256") != _digests(folder):
-            raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
+        require_unedited(folder)
         return cls(folder, experiment, outcomes, made)
 
     def add(self, outcomes: Sequence[Outcome], study: Study, standings: Sequence[Standing]) -> list[Path]:
@@ -95,6 +94,13 @@ class Data:
                         f"--results {self.folder}: some runs were made with another {name} than others: {known[name]}, "
                         f"{about}; name another folder"
                     )
+
+
+def require_unedited(folder: Path) -> None:
+    """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
+    path = folder / DESCRIPTION
+    if path.exists() and read_json(path, mend=RESTORE).get("sha256") != _digests(folder):
+        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
 
 
 def _is_further(one: Outcome, other: Outcome) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
+from scratch_det.study.report.data import require_unedited
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import DIGITS, tables_of
 from scratch_det.study.results import CURVES, RUNS, load
@@ -34,15 +35,22 @@ def render(root: Path, check: bool = False) -> list[Path]:
     results for it.
     """
     contents = {path: path.read_text() for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]}
-    load_once = cache(lambda name: load(root / RESULTS / name))
+    load_once = cache(lambda name: _results(root / RESULTS / name))
     rendered = {path: rendered_text(text, path, load_once) for path, text in contents.items()}
     stale = [path for path, text in contents.items() if text != rendered[path]]
     for path in stale if not check else ():
         write_atomically(path, rendered[path])
-    return [*stale, *_stale_figures(root, check)]
+    return [*stale, *_stale_figures(root, check, load_once)]
 
 
-def _stale_figures(root: Path, check: bool) -> list[Path]:
+def _results(folder: Path) -> list[Outcome]:
+    """Raises UserError when there are none, or when they were edited."""
+    outcomes = load(folder)
+    require_unedited(folder)
+    return outcomes
+
+
+def _stale_figures(root: Path, check: bool, results: Callable[[str], list[Outcome]]) -> list[Path]:
     """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers or gone; drawn anew unless ``check``."""
     stale = []
     for name in FOLDERS:
@@ -58,7 +66,7 @@ def _stale_figures(root: Path, check: bool) -> list[Path]:
         if not check:
             from scratch_det.study.report.figures import draw, figures_of  # matplotlib takes a while
 
-            paths = draw(figures_of(name, load(runs.parent)), source.parent)
+            paths = draw(figures_of(name, results(name)), source.parent)
             for old in drawn.keys() - {*paths, source}:
                 old.unlink(missing_ok=True)
             write_atomically(source, "\n".join([*digests, *(f"{_digest(path)}  {path.name}" for path in paths)]) + "\n")
