@@ -400,8 +400,10 @@ class TestAgainstDetectron2:
         theirs = build_model(cfg)
         with torch.no_grad():
             for name, layer in ours.named_modules():
-                if name.endswith(("cls_score", "bbox_pred", "mask_fcn_logits")):
+                if name.endswith(("cls_score", "mask_fcn_logits")):
                     layer.weight.normal_(std=0.03)
+                elif name.endswith("bbox_pred"):  # which of them leave the image depends on the CPU if they go far
+                    layer.weight.normal_(std=0.01)
         theirs.load_state_dict(_to_detectron2(ours))
         return ours, theirs
 
@@ -481,13 +483,11 @@ class TestAgainstDetectron2:
             expected = [output["instances"] for output in theirs.eval()(self.batch())]
         for one, other in zip(found, expected, strict=True):
             assert len(one["scores"]) == 10
-            n = len(other)  # detectron2 drops boxes without area after the top 10 are chosen, torchvision before
-            assert n >= 3  # of the CPUs that were tried, 3 or more
-            torch.testing.assert_close(one["scores"][:n], other.scores, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(one["boxes"][:n], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
-            assert one["labels"][:n].equal(other.pred_classes)
+            torch.testing.assert_close(one["scores"], other.scores, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one["boxes"], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
+            assert one["labels"].equal(other.pred_classes)
             if "masks" in one:
-                masks = np.stack([mask_api.decode(rle) for rle in one["masks"][:n]])
+                masks = np.stack([mask_api.decode(rle) for rle in one["masks"]])
                 assert (masks != other.pred_masks.numpy()).mean() < 1e-3
 
     @pytest.mark.slow

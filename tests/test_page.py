@@ -197,13 +197,16 @@ def proxy() -> Iterator[Proxy]:
 
 
 def browse(page: Path, proxy: Proxy, width: int = 1400) -> tuple[str, list[str]]:
-    """The page as the browser has it in the end, and what was asked of the network for it."""
+    """The page as the browser has it in the end, and what was asked of the network for it.
+
+    A connection that is opened for later and closed unused asks for nothing.
+    """
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'browser'}",
              "--disable-background-networking", f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}",
              "--proxy-bypass-list=<-loopback>", f"--window-size={width},900", "--virtual-time-budget=3000"]  # fmt: skip
     command = [str(CHROMIUM), *words, "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout, [line for line in proxy.asked if not BROWSERS_OWN.search(line)]
+    return done.stdout, [line for line in proxy.asked if line and not BROWSERS_OWN.search(line)]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
