@@ -543,8 +543,8 @@ class TestConversion:
         trained = train(*keys, backend="torchvision") / "checkpoints/model_final.pth"
         original = conversion.convert
 
-        def spoilt(weights: Weights, to: str) -> Any:
-            found = original(weights, to)
+        def spoilt(weights: Weights, to: str, own_body: bool) -> Any:
+            found = original(weights, to, own_body)
             found.tensors["roi_heads.mask_head.predictor.weight"] *= -1
             return found
 
