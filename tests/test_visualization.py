@@ -158,6 +158,23 @@ def test_below_the_threshold_the_best_few_are_dashed():
     assert note == ""
 
 
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [
+        (0.496, "0.49"),
+        (np.nextafter(np.float32(0.5), np.float32(0)), "0.49"),
+        (0.29, "0.29"),
+        (0.5, "0.50"),
+        (1, "1.00"),
+    ],
+)
+def test_a_score_below_the_threshold_does_not_look_as_if_it_reached_it(score, shown):
+    one = sample(found=1, scores=(score, score))
+    (thing,), note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
+    assert thing.text.endswith(f": {shown}")
+    assert bool(note) == thing.dashed == (float(shown) < predictions.THRESHOLD)
+
+
 def test_keypoints_and_labels_beyond_the_class_list(tmp_path):
     one = sample()
     points = np.random.default_rng(0).uniform(10, 90, (3, 17, 3))
