@@ -14,30 +14,29 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from scratch_det.errors import DataError, did_you_mean
 from scratch_det.textfile import completed, read_lines
+from scratch_det.visualization.colours import BLACK, BLUE, BROWN, GREEN, LINES, PURPLE, SKY, VERMILION
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each also has its own marker or label.
 PARTS = {
-    "loss_cls": ("class", "#0072B2"),
-    "loss_box_reg": ("box", "#D55E00"),
-    "loss_mask": ("mask", "#009E73"),
-    "loss_keypoint": ("keypoints", "#8B6914"),
-    "loss_rpn_cls": ("proposal objectness", "#CC79A7"),
-    "loss_rpn_loc": ("proposal box", "#56B4E9"),
+    "loss_cls": ("class", BLUE),
+    "loss_box_reg": ("box", VERMILION),
+    "loss_mask": ("mask", GREEN),
+    "loss_keypoint": ("keypoints", BROWN),
+    "loss_rpn_cls": ("proposal objectness", PURPLE),
+    "loss_rpn_loc": ("proposal box", SKY),
 }
 STAGES = {"": "-", "_stage0": "-", "_stage1": "--", "_stage2": ":"}  # how names of losses end, in a cascade
 TASKS = {
-    "bbox/AP": ("box AP", "#0072B2", "o"),
-    "segm/AP": ("mask AP", "#D55E00", "s"),
-    "keypoints/AP": ("keypoint AP", "#009E73", "D"),
-    "bbox_TTA/AP": ("box AP, test aug", "#0072B2", "*"),
-    "segm_TTA/AP": ("mask AP, test aug", "#D55E00", "*"),
-    "keypoints_TTA/AP": ("keypoint AP, test aug", "#009E73", "*"),
-    "classification/top1": ("top-1", "#0072B2", "o"),
-    "classification/top5": ("top-5", "#D55E00", "s"),
+    "bbox/AP": ("box AP", BLUE, "o"),
+    "segm/AP": ("mask AP", VERMILION, "s"),
+    "keypoints/AP": ("keypoint AP", GREEN, "D"),
+    "bbox_TTA/AP": ("box AP, test aug", BLUE, "*"),
+    "segm_TTA/AP": ("mask AP, test aug", VERMILION, "*"),
+    "keypoints_TTA/AP": ("keypoint AP, test aug", GREEN, "*"),
+    "classification/top1": ("top-1", BLUE, "o"),
+    "classification/top5": ("top-5", VERMILION, "s"),
 }
-RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
 DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
@@ -72,7 +71,7 @@ def compare_curves(runs: Mapping[str, Series], keys: Sequence[str], out_png: str
         if not any(key in series for series in runs.values()):
             known = sorted({name for series in runs.values() for name in series})
             raise DataError(f"no run has {key} in its metrics.json{did_you_mean(key, known)}")
-        for (label, series), color in zip(runs.items(), cycle(RUNS), strict=False):
+        for (label, series), color in zip(runs.items(), cycle(LINES), strict=False):
             if key in series:
                 x, y = _thin(*series[key])
                 axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
@@ -128,7 +127,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_losses(axes: Axes, series: Series) -> None:
     """The total bold and its parts thin, on a log axis where the small parts are as readable as the large."""
-    lines = {"total_loss": ("total", "black"), **PARTS}
+    lines = {"total_loss": ("total", BLACK), **PARTS}
     for key, (name, color) in lines.items():
         for stage, style in STAGES.items():
             if key + stage in series:
