@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,3 +39,11 @@ def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
         with suppress(ValueError):
             if isinstance(row := json.loads(line), dict):
                 yield row
+
+
+def completed(line: Mapping[str, Any], last: int) -> int:
+    """The iterations behind a line of the metrics.json of a run of ``last`` iterations.
+
+    A line says the iteration, from 0, that it comes after; the evaluation at the end says their number.
+    """
+    return min(int(line["iteration"]) + 1, last)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.study.outcome import read_curves
 from scratch_det.visualization import predictions
 from scratch_det.visualization.compare import compare_runs
 from scratch_det.visualization.curves import draw_curves, draw_losses, draw_scores, read_series
@@ -56,7 +57,7 @@ def picture(path) -> np.ndarray:
     ids=["one row", "no evaluation", "one evaluation", "null and zero AP", "evaluation only", "nan losses", "lr 0"],
 )
 def test_curves_of_any_run(tmp_path, rows):
-    out = draw_curves(write_rows(tmp_path / "metrics.json", rows), tmp_path / "made" / "curves.png", "a run")
+    out = draw_curves(write_rows(tmp_path / "metrics.json", rows), 600, tmp_path / "made" / "curves.png", "a run")
     assert picture(out).shape == (1008, 1080, 3)
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
 
@@ -64,7 +65,7 @@ def test_curves_of_any_run(tmp_path, rows):
 def test_curves_of_two_data_sets(tmp_path):
     row = {"iteration": 600, "one_val/bbox/AP": 30.0, "other_val/bbox/AP": 20.0}
     axes = Figure().subplots()
-    draw_scores(axes, read_series(write_rows(tmp_path / "metrics.json", [row])))
+    draw_scores(axes, read_series(write_rows(tmp_path / "metrics.json", [row]), 600))
     shown = {text.get_text() for text in axes.get_legend().get_texts()}
     assert shown == {"one_val: box AP, best 30.0", "other_val: box AP, best 20.0"}
     assert len({line.get_linestyle() for line in axes.lines}) == 2
@@ -72,23 +73,34 @@ def test_curves_of_two_data_sets(tmp_path):
 
 def test_curves_of_100k_rows(tmp_path):
     rows = [*training_rows(100_000), *(evaluation_row(i, i / 1e5) for i in range(0, 2_000_000, 50_000))]
-    picture(draw_curves(write_rows(tmp_path / "metrics.json", rows), tmp_path / "curves.png", "a long run"))
+    path = write_rows(tmp_path / "metrics.json", rows)
+    picture(draw_curves(path, 2_000_000, tmp_path / "curves.png", "a long run"))
 
 
 def test_after_a_resume_the_last_value_of_an_iteration_counts(tmp_path):
     again = [row | {"total_loss": 7.0} for row in training_rows(20)[10:]]
     rows = [*training_rows(15), evaluation_row(300, 1.0), *again, evaluation_row(300, 2.0)]
     path = write_rows(tmp_path / "metrics.json", rows, tail='{"iteration": 419, "total_lo')
-    x, y = read_series(path)["total_loss"]
-    assert x.tolist() == [i * 20 + 19 for i in range(20)]
+    x, y = read_series(path, 600)["total_loss"]
+    assert x.tolist() == [i * 20 + 20 for i in range(20)]
     assert set(y[10:]) == {7.0}
-    assert read_series(path)["bbox/AP"][1].tolist() == [2.0]
-    picture(draw_curves(path, tmp_path / "curves.png", "a resumed run"))
+    assert read_series(path, 600)["bbox/AP"][1].tolist() == [2.0]
+    picture(draw_curves(path, 600, tmp_path / "curves.png", "a resumed run"))
+
+
+def test_a_run_and_its_study_count_completed_iterations(tmp_path):
+    rows = [*training_rows(30), evaluation_row(299, 1.0), evaluation_row(600, 2.0)]
+    path = write_rows(tmp_path / "metrics.json", rows)
+    curves = read_curves(path, 600)
+    assert curves["bbox/AP"] == ((300, 1.0), (600, 2.0))
+    for name, (x, _) in read_series(path, 600).items():
+        if name in curves:
+            assert x.tolist() == [iteration for iteration, _ in curves[name]]
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no row"):
-        draw_curves(write_rows(tmp_path / "metrics.json", []), tmp_path / "curves.png", "nothing")
+        draw_curves(write_rows(tmp_path / "metrics.json", []), 600, tmp_path / "curves.png", "nothing")
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -158,6 +170,23 @@ def test_below_the_threshold_the_best_few_are_dashed():
     assert note == ""
 
 
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [
+        (0.496, "0.49"),
+        (np.nextafter(np.float32(0.5), np.float32(0)), "0.49"),
+        (0.29, "0.29"),
+        (0.5, "0.50"),
+        (1, "1.00"),
+    ],
+)
+def test_a_score_below_the_threshold_does_not_look_as_if_it_reached_it(score, shown):
+    one = sample(found=1, scores=(score, score))
+    (thing,), note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
+    assert thing.text.endswith(f": {shown}")
+    assert bool(note) == thing.dashed == (float(shown) < predictions.THRESHOLD)
+
+
 def test_keypoints_and_labels_beyond_the_class_list(tmp_path):
     one = sample()
     points = np.random.default_rng(0).uniform(10, 90, (3, 17, 3))
@@ -190,6 +219,7 @@ class TestComparison:
         for name in ("short", "long"):
             (tmp_path / name).mkdir()
             write_rows(tmp_path / name / "metrics.json", rows if name == "long" else rows[:10])
+            (tmp_path / name / "config.yaml").write_text("SOLVER:\n  MAX_ITER: 600\n")
         return [f"{name}={tmp_path / name}" for name in ("short", "long")]
 
     def test_a_panel_for_each_metric(self, runs, tmp_path):
@@ -209,6 +239,12 @@ class TestComparison:
     def test_refusals(self, words, keys, out, said, runs, tmp_path):
         with pytest.raises(UserError, match=re.escape(said)):
             compare_runs([*runs, *words], keys, tmp_path / out)
+
+    @pytest.mark.parametrize("config", ["SOLVER: {}", "", "- 1", "SOLVER: {MAX_ITER: x}", "a: ["])
+    def test_a_damaged_recipe(self, config, runs, tmp_path):
+        (tmp_path / "long/config.yaml").write_text(config)
+        with pytest.raises(DataError, match=r"long/config.yaml is not as the run wrote it \(.+\); restore it"):
+            compare_runs(runs, ["lr"], tmp_path / "a.png")
 
 
 def test_the_stages_of_a_cascade_are_told_apart():

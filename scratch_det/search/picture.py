@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from scratch_det.visualization.colours import VERMILION
 from scratch_det.visualization.curves import save_figure
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def draw_grid(records: Sequence["Record"], metric: str, out_png: str | Path) -> 
         dark = np.isfinite(value) and value < np.nanmin(values) + 0.6 * np.ptp(values[np.isfinite(values)])
         axes.text(column, row, texts[row, column], ha="center", va="center", color="white" if dark else "black")
         if (row, column) == best:
-            frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, edgecolor="#D55E00", clip_on=False)
+            frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, edgecolor=VERMILION, clip_on=False)
             axes.add_patch(frame)
     return save_figure(figure, out_png)
 

@@ -11,6 +11,7 @@ from scratch_det.errors import DataError
 from scratch_det.study.experiment import PRETRAIN, SEARCH, TRAIN, Experiment
 from scratch_det.study.standing import FINISHED, Standing, read_rows
 from scratch_det.study.weights import weights_sha256
+from scratch_det.textfile import completed
 
 LOSS = "total_loss"
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5")  # of what is named task/score; not those by class
@@ -70,15 +71,12 @@ def collect(standings: Sequence[Standing], out: Path) -> list[Outcome]:
 
 
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
-    """By name; after a resume an iteration may occur twice, of which the last one counts.
-
-    A line says the iteration, from 0, that it comes after, the one at the end of ``last`` iterations their number.
-    """
+    """By name, of a run of ``last`` iterations; after a resume one may occur twice, of which the last one counts."""
     points: dict[str, dict[int, float]] = {}
     for row in read_rows(path):
         for name, value in row.items():
             if "iteration" in row and (name == LOSS or _is_shown(name)) and isinstance(value, int | float):
-                points.setdefault(name, {})[min(int(row["iteration"]) + 1, last)] = round(float(value), DECIMALS)
+                points.setdefault(name, {})[completed(row, last)] = round(float(value), DECIMALS)
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 

@@ -30,7 +30,7 @@ def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
 
 
 def _draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    draw_curves(run_dir.metrics, run_dir.path / "curves.png", title=str(run_dir.path))
+    draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
     if not test:
         return
     folder = run_dir.path / "inference"

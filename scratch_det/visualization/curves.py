@@ -1,4 +1,4 @@
-"""Learning curves of a run as one PNG: losses, learning rate and AP against the iteration."""
+"""Learning curves of a run as one PNG: losses, learning rate and AP against the completed iterations."""
 
 import math
 import os
@@ -13,41 +13,40 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scratch_det.errors import DataError, did_you_mean
-from scratch_det.textfile import read_lines
+from scratch_det.textfile import completed, read_lines
+from scratch_det.visualization.colours import BLACK, BLUE, BROWN, GREEN, LINES, PURPLE, SKY, VERMILION
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each also has its own marker or label.
 PARTS = {
-    "loss_cls": ("class", "#0072B2"),
-    "loss_box_reg": ("box", "#D55E00"),
-    "loss_mask": ("mask", "#009E73"),
-    "loss_keypoint": ("keypoints", "#8B6914"),
-    "loss_rpn_cls": ("proposal objectness", "#CC79A7"),
-    "loss_rpn_loc": ("proposal box", "#56B4E9"),
+    "loss_cls": ("class", BLUE),
+    "loss_box_reg": ("box", VERMILION),
+    "loss_mask": ("mask", GREEN),
+    "loss_keypoint": ("keypoints", BROWN),
+    "loss_rpn_cls": ("proposal objectness", PURPLE),
+    "loss_rpn_loc": ("proposal box", SKY),
 }
 STAGES = {"": "-", "_stage0": "-", "_stage1": "--", "_stage2": ":"}  # how names of losses end, in a cascade
 TASKS = {
-    "bbox/AP": ("box AP", "#0072B2", "o"),
-    "segm/AP": ("mask AP", "#D55E00", "s"),
-    "keypoints/AP": ("keypoint AP", "#009E73", "D"),
-    "bbox_TTA/AP": ("box AP, test aug", "#0072B2", "*"),
-    "segm_TTA/AP": ("mask AP, test aug", "#D55E00", "*"),
-    "keypoints_TTA/AP": ("keypoint AP, test aug", "#009E73", "*"),
-    "classification/top1": ("top-1", "#0072B2", "o"),
-    "classification/top5": ("top-5", "#D55E00", "s"),
+    "bbox/AP": ("box AP", BLUE, "o"),
+    "segm/AP": ("mask AP", VERMILION, "s"),
+    "keypoints/AP": ("keypoint AP", GREEN, "D"),
+    "bbox_TTA/AP": ("box AP, test aug", BLUE, "*"),
+    "segm_TTA/AP": ("mask AP, test aug", VERMILION, "*"),
+    "keypoints_TTA/AP": ("keypoint AP, test aug", GREEN, "*"),
+    "classification/top1": ("top-1", BLUE, "o"),
+    "classification/top5": ("top-5", VERMILION, "s"),
 }
-RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
 DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
-def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Path:
+def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title: str) -> Path:
     """Draw the run's ``metrics.json`` (detectron2's JSON lines) and return the path of the PNG, replaced atomically.
 
-    Raises DataError when the file holds no row at all.
+    ``last``: the run's number of iterations. Raises DataError when the file holds no row at all.
     """
-    series = read_series(metrics_file)
+    series = read_series(metrics_file, last)
     figure = Figure(figsize=(9, 8.4), dpi=120, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     losses, rate, scores = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
@@ -62,18 +61,17 @@ def draw_curves(metrics_file: str | Path, out_png: str | Path, title: str) -> Pa
     return save_figure(figure, out_png)
 
 
-def compare_curves(runs: Mapping[str, Path], keys: Sequence[str], out_png: str | Path) -> Path:
-    """Draw each of ``keys`` of metrics.json for several runs, the files by their labels, one panel a key.
+def compare_curves(runs: Mapping[str, Series], keys: Sequence[str], out_png: str | Path) -> Path:
+    """Draw each of ``keys`` of metrics.json for several runs, by their labels, one panel a key.
 
     Raises DataError when no run has a key.
     """
-    found = {label: read_series(file) for label, file in runs.items()}
     figure = Figure(figsize=(9, 3.2 * len(keys)), dpi=120, layout="constrained")
     for axes, key in zip(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0], keys, strict=True):
-        if not any(key in series for series in found.values()):
-            known = sorted({name for series in found.values() for name in series})
+        if not any(key in series for series in runs.values()):
+            known = sorted({name for series in runs.values() for name in series})
             raise DataError(f"no run has {key} in its metrics.json{did_you_mean(key, known)}")
-        for (label, series), color in zip(found.items(), cycle(RUNS), strict=False):
+        for (label, series), color in zip(runs.items(), cycle(LINES), strict=False):
             if key in series:
                 x, y = _thin(*series[key])
                 axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
@@ -85,8 +83,8 @@ def compare_curves(runs: Mapping[str, Path], keys: Sequence[str], out_png: str |
     return save_figure(figure, out_png)
 
 
-def read_series(metrics_file: str | Path) -> Series:
-    """``{key: (iterations [N], values [N])}`` in the order of iterations.
+def read_series(metrics_file: str | Path, last: int) -> Series:
+    """``{key: (completed iterations [N], values [N])}`` of a run of ``last``, in the order of iterations.
 
     After a resume an iteration may occur twice: the last one counts. Null, nan and text are left out, and so is a line
     that was cut off when the run was killed. Raises DataError when no row is left.
@@ -95,7 +93,7 @@ def read_series(metrics_file: str | Path) -> Series:
     for row in read_lines(Path(metrics_file)):
         for key, value in row.items():
             if "iteration" in row and isinstance(value, int | float) and math.isfinite(value):
-                values.setdefault(key, {})[row["iteration"]] = value
+                values.setdefault(key, {})[completed(row, last)] = value
     if not values:
         raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
     return {key: _sorted_arrays(points) for key, points in values.items()}
@@ -129,7 +127,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_losses(axes: Axes, series: Series) -> None:
     """The total bold and its parts thin, on a log axis where the small parts are as readable as the large."""
-    lines = {"total_loss": ("total", "black"), **PARTS}
+    lines = {"total_loss": ("total", BLACK), **PARTS}
     for key, (name, color) in lines.items():
         for stage, style in STAGES.items():
             if key + stage in series:

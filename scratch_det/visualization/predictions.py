@@ -7,6 +7,7 @@ RLEs, bool [N, H, W], or None), optionally ``keypoints`` [N, K, 3] (x, y, v); th
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _things(
     for i in chosen[:MOST_OBJECTS]:
         label = int(items["labels"][i])
         name = classes[label] if 0 <= label < len(classes) else f"class {label}"
-        text = f"{name}: {float(items['scores'][i]):.2f}" if "scores" in items else name
+        text = f"{name}: {_shown(items['scores'][i])}" if "scores" in items else name
         box = tuple(float(value) * scale for value in items["boxes"][i])
         mask, points = _mask(items.get("masks"), i, size), _keypoints(items.get("keypoints"), i, scale)
         things.append(Thing(box, text, colors.get(label, PALETTE[-1]), mask, points, dashed))
@@ -139,6 +140,11 @@ def _choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
     order = np.argsort(-scores, kind="stable")
     above = order[scores[order] >= THRESHOLD]
     return (above, False) if len(above) else (order[:FALLBACK], True)
+
+
+def _shown(score: float) -> Decimal:
+    """Two decimals, rounded down: what does not reach THRESHOLD must not look as if it did."""
+    return Decimal(str(score)).quantize(Decimal("0.01"), ROUND_FLOOR)
 
 
 def _note(side: str, count: int, dashed: bool) -> str:

@@ -21,11 +21,15 @@ from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import DIGITS, tables_of
 from scratch_det.study.results import CURVES, RUNS, load
 from scratch_det.textfile import write_atomically
+from scratch_det.visualization import colours
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
 RESULTS, SOURCE = Path("results"), "SOURCE"
 FOLDERS = ("digits", "paper")  # below results/, by experiment
-DRAWN_BY = [Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels", "cells")]
+DRAWN_BY = [
+    *(Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels", "cells")),
+    Path(colours.__file__),
+]
 
 
 def render(root: Path, check: bool = False) -> list[Path]:

@@ -10,11 +10,10 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from scratch_det.study.outcome import LOSS, Curve, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.visualization.colours import BLUE, LINES, SKY, VERMILION
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-INITS = {SCRATCH: ("random initialisation", "#D55E00", "o"), PRETRAINED: ("pre-trained", "#0072B2", "s")}
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black")
-STACK = {"pre-training": "#56B4E9", "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
+INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
+STACK = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 AP = {"bbox/AP": "box AP (%)", "keypoints/AP": "keypoint AP (%)"}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LOSS_POINTS = 40  # of a smoothed loss
