@@ -12,6 +12,8 @@ UNUSABLE = {  # what is wrong with a path, and its mend
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     errno.EROFS: "make its disk writable",
+    errno.ENAMETOOLONG: "shorten its name",
+    errno.ELOOP: "mend its links",
 }
 
 

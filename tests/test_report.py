@@ -161,7 +161,7 @@ class TestReport:
         assert content is None or path.read_text() == content
 
     def test_results_in_a_study(self, out: Path) -> None:
-        with pytest.raises(UserError, match="holds a study's runs"):
+        with pytest.raises(UserError, match="is in a study's folder"):
             self.report(out, out)
 
     @pytest.mark.parametrize("is_here", [True, False])

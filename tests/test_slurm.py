@@ -91,13 +91,14 @@ class TestOptions:
             ("additional_parameters: {exclude: [a, b]}", "expected lines 'NAME: VALUE'"),
             ("- partition", "expected lines such as 'partition: gpu'"),
             ("partition: [", "not valid YAML"),
+            (b"partition: \xe9", "not valid YAML"),
         ],
     )
     def test_refused(
-        self, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+        self, text: str | bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
         path, out = tmp_path / "slurm.yaml", tmp_path / "study"
-        path.write_text(text)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
         code = exit_code_of(monkeypatch, "run", "digits/smoke", "--out", out, "--launcher", "slurm", "--slurm", path)
         assert (code, out.exists()) == (2, False)
         said = capsys.readouterr().err

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -235,7 +236,20 @@ class TestTool:
     def test_into_head(self) -> None:
         piped = f"set -o pipefail; {sys.executable} tools/study.py list | true"
         done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (1, "")
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_run_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+        tool = load_tool("study")
+
+        def run(**_: Any) -> int:
+            raise BrokenPipeError
+
+        monkeypatch.setattr(tool, "run", run)
+        monkeypatch.setattr("os.dup2", lambda *_: None)
+        monkeypatch.setattr("sys.argv", ["study.py", "run", "digits/smoke"])
+        with pytest.raises(SystemExit, match="2"):
+            tool.main()
+        assert "runs go on: start it again" in capfd.readouterr().err
 
     def test_does_not_import_torch(self) -> None:
         code = (

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from scratch_det.lock import try_lock
 from scratch_det.study import run as study_run
 from scratch_det.study.board import Board, as_text, eta_seconds
 from scratch_det.study.commands import status
+from scratch_det.study.experiment import SEARCH
 from scratch_det.study.experiments import of_place
 from scratch_det.study.folder import disagreements
 from scratch_det.study.job import Job, jobs_of
@@ -456,13 +458,40 @@ class TestBadInput:
         assert code == 0
         assert f"{TRUNK}  failed" in said
         assert message in said
-        assert "move the folder away" in said
+        assert ("remove this file" if name == "status.json" else "move the folder away") in said
+
+    def test_a_damaged_status_of_a_finished_run(self, study: Study) -> None:
+        assert play(study) == 0
+        (study.out / TRUNK / "status.json").write_text("[1]")
+        assert states(study) == {TRUNK: FINISHED, BRANCH: FINISHED}
+
+    def test_a_failure_that_only_the_run_wrote_down(self, study: Study) -> None:
+        """It outlived its study.py."""
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "status.json").write_text('{"state": "failed", "iteration": 3, "error": "not finite"}')
+        trunk, branch = survey(study.jobs, study.out, set())
+        assert (trunk.state, trunk.error, branch.state) == (FAILED, "not finite", BLOCKED)
+        assert play(study) == 0
+
+    def test_a_dry_run_of_a_study_that_has_begun(self, study: Study, study_tool: Callable) -> None:
+        """Its number of threads counts, and no other study's commands are printed."""
+        words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--dry-run")
+        code, said = study_tool(*words, "--max-parallel", 1)
+        assert (code, said.count("OMP_NUM_THREADS=1 ")) == (0, 2)
+        assert study_tool(*words, "--no-share-prefix")[0] == 2
+
+    def test_a_name_that_is_too_long(self, study_tool: Callable, tmp_path: Path) -> None:
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / ("x" * 300), "--backend", "torchvision")
+        assert code == 2
+        assert "File name too long" in said
 
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
             ({"weights": "/x/else.pth"}, "has weights '/x/else.pth', its command "),
             ({"backend": "detectron2"}, "has backend 'detectron2', its command 'torchvision'"),
+            ({"weights_sha256": "old"}, "is of another model_final.pth than "),
+            ({"weights_sha256": "new"}, None),
             ({}, None),
         ],
     )
@@ -473,8 +502,37 @@ class TestBadInput:
         path = job.result(study.out)
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"backend": "torchvision", "weights": weights, **changed}))
+        Path(weights).parent.mkdir(parents=True)
+        Path(weights).with_name("index.json").write_text('{"sha256": {"model_final.pth": ["new"]}}')
         found = list(disagreements(study, job))
         assert message in found[0] if message else not found
+
+    def test_another_search(self, tmp_path: Path) -> None:
+        study = Study("digits/small_data", tmp_path / "study", backend="torchvision")
+        job = next(job for job in study.jobs if job.run.kind == SEARCH)
+        folder = study.out / job.name
+        for point, ap in (("a", 20.0), ("b", 30.0)):
+            (folder / f"trial_{point}").mkdir(parents=True)
+            (folder / f"trial_{point}/result.json").write_text(json.dumps({"metrics": {"bbox": {"AP": ap}}}))
+        for ap, found in ((30.0, []), (99.0, [f"{folder}/result.json says bbox/AP 99.0, the best of its points 30.0"])):
+            (folder / "result.json").write_text(json.dumps({"metrics": {"bbox": {"AP": ap}}}))
+            assert list(disagreements(study, job)) == found
+
+    def test_another_pretraining(self, tmp_path: Path) -> None:
+        """Made anew after a run had begun with its weights."""
+        study = Study("digits/freezing", tmp_path / "study", backend="torchvision")
+        job = next(job for job in study.jobs if job.run.pretraining and not job.start)
+        folder, body = study.out / job.name, study.out / str(job.run.pretraining) / "backbone.pth"
+        for path in (folder, body.parent):
+            path.mkdir(parents=True)
+        body.write_bytes(b"weights")
+        (folder / "metrics.json").write_text('{"iteration": 12}\n')
+        (folder / "config.yaml").write_text("MODEL: {WEIGHTS: backbone.pth}\n")
+        for content, is_other in ((b"others", True), (b"weights", False)):
+            digest = sha256(content).hexdigest()
+            (folder / "environment.json").write_text(json.dumps({"weights_sha256": digest}))
+            found = "".join(disagreements(study, job))
+            assert (f"is of another backbone.pth than {job.run.pretraining} has" in found) == is_other
 
     def test_another_trunk(self, study: Study) -> None:
         """Made anew after its branch had begun."""

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.distributed.stop import Stopped
-from scratch_det.errors import exit_on_user_error
+from scratch_det.errors import EXIT_CODE, exit_on_user_error
 from scratch_det.study.commands import LAUNCHERS, folder_of, list_runs, plan, report, run, samples, status
 from scratch_det.tool import ToolParser
 
@@ -93,12 +93,14 @@ def main() -> None:
     try:
         with exit_on_user_error():
             code = do(**args)
-            sys.stdout.flush()
+            print(end="", flush=True)
             if code:
                 sys.exit(code)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        sys.exit(1)
+        if do is run and not args["dry_run"]:
+            print("error: what study.py run prints was read no further; runs go on: start it again", file=sys.stderr)
+            sys.exit(EXIT_CODE)
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the study", file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -69,14 +69,9 @@ class Board:
         done = iterations_done(standings)
         if self.done_before is None:
             self.done_before = done
-        lost: set[str] = set()
-        for one in standings:
-            if (one.state == FAILED and one.job.name in tried) or (one.state == BLOCKED and lost & set(one.job.needs)):
-                lost.add(one.job.name)
-        left = [standing for standing in standings if standing.job.name not in lost]
         fresh = done - self.done_before
-        missing = sum(standing.job.iterations for standing in left) - iterations_done(left)
-        eta = (time.monotonic() - self.began) / fresh * missing if fresh > 0 else None
+        left = iterations_left(standings, tried)
+        eta = (time.monotonic() - self.began) / fresh * left if fresh > 0 else None
         return summary(standings, self.study) + (f"; eta {clock(eta)}" if eta else "")
 
 
@@ -101,14 +96,23 @@ def iterations_done(standings: Sequence[Standing]) -> int:
     return sum(max(standing.iteration - standing.job.start, 0) for standing in standings)
 
 
+def iterations_left(standings: Sequence[Standing], tried: Set[str]) -> int:
+    """Those that are to come; none of what failed, when it is among ``tried``, nor of what needs it."""
+    lost: set[str] = set()
+    for one in standings:
+        if (one.state == FAILED and one.job.name in tried) or (one.state == BLOCKED and lost & set(one.job.needs)):
+            lost.add(one.job.name)
+    going = [one for one in standings if one.job.name not in lost and one.state != FINISHED]
+    return sum(one.job.iterations for one in going) - iterations_done(going)
+
+
 def eta_seconds(standings: Sequence[Standing]) -> float | None:
-    """Seconds that the missing iterations take one after another, None before anything is finished."""
+    """Seconds that the iterations left take one after another, failed runs left out; None before one is finished."""
     done = [(s.seconds, s.iteration) for s in standings if s.state == FINISHED and s.seconds and s.iteration]
     if not done:
         return None
     pace = sum(seconds for seconds, _ in done) / sum(iterations for _, iterations in done)
-    missing = (s.job.run.iterations - max(s.iteration, s.job.start) for s in standings if s.state != FINISHED)
-    return pace * sum(max(number, 0) for number in missing)
+    return pace * iterations_left(standings, tried={standing.job.name for standing in standings})
 
 
 def _details(standing: Standing) -> tuple[str, str, str, str]:

@@ -22,7 +22,7 @@ from scratch_det.study.recipe import require_data
 from scratch_det.study.run import run_study
 from scratch_det.study.samples import compare
 from scratch_det.study.standing import survey
-from scratch_det.study.study import Study, study_in, threads_of_a_run
+from scratch_det.study.study import DESCRIPTION, Study, study_in, threads_of_a_process
 
 STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
@@ -62,7 +62,7 @@ def run(
     """The exit code. Raises UserError for what can be refused before anything starts."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
-    launch, has_gpus, threads = LAUNCHERS[launcher], bool(gpus_here()), threads_of_a_run(max_parallel)
+    launch, has_gpus, threads = LAUNCHERS[launcher], bool(gpus_here()), threads_of_a_process(max_parallel * gpus)
     if launcher == SLURM:
         options = read_options(slurm)
         require_slurm()
@@ -75,6 +75,8 @@ def run(
     jobs, would_be = study.picked(only), launch(study)
     require_even_shares(jobs, study)
     if dry_run:
+        if (out / DESCRIPTION).exists():
+            would_be = launch(study.as_begun())
         for job in jobs:
             print(would_be.describe(job))
         return 0

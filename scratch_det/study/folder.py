@@ -17,7 +17,7 @@ from scratch_det.train.rundir import RunDir
 # What a run settles itself, from its data and its machine, and what does not show in its numbers.
 OWN = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
        "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
-WEIGHTS = "MODEL.WEIGHTS"
+WEIGHTS, FINAL, BODY = "MODEL.WEIGHTS", "model_final.pth", "backbone.pth"
 
 
 def check_folders(study: Study, jobs: Sequence[Job]) -> None:
@@ -29,10 +29,10 @@ def check_folders(study: Study, jobs: Sequence[Job]) -> None:
 def disagreements(study: Study, job: Job) -> Iterator[str]:
     """What is wrong with the folder of ``job``, a line each; nothing where no run is in it yet."""
     run_dir = RunDir(study.out / job.name)
-    if job.run.kind == EVALUATE:
-        yield from _other_evaluation(study, job)
+    if job.run.kind in (EVALUATE, SEARCH):
+        yield from (_other_evaluation if job.run.kind == EVALUATE else _other_search)(study, job)
         return
-    if job.run.kind == SEARCH or not run_dir.holds_run():
+    if not run_dir.holds_run():
         return
     try:
         made_with = flatten(run_dir.read_config())
@@ -53,6 +53,18 @@ def _other_evaluation(study: Study, job: Job) -> Iterator[str]:
     for key, value in asked.items() if result else ():
         if result.get(key) != value:
             yield f"{path} has {key} {result.get(key)!r}, its command {value!r}"
+    if "weights_sha256" in result and not _is_of(result["weights_sha256"], study, job.run.evaluates, FINAL):
+        yield f"{path} is of another {FINAL} than {job.run.evaluates} has"
+
+
+def _other_search(study: Study, job: Job) -> Iterator[str]:
+    """result.json repeats the best of the points."""
+    path = job.result(study.out)
+    points = [newest_metrics(one.parent, read_json(one)) for one in path.parent.glob("trial_*/result.json")]
+    for name, value in newest_metrics(path.parent, read_json(path)).items():
+        best = max((metrics[name] for metrics in points if name in metrics), default=value)
+        if value != best:
+            yield f"{path} says {name} {value}, the best of its points {best}"
 
 
 def _other_recipe(run_dir: RunDir, made_with: Mapping[str, Any], wanted: Mapping[str, Any], job: Job) -> Iterator[str]:
@@ -84,10 +96,19 @@ def _other_beginning(study: Study, run_dir: RunDir, job: Job) -> Iterator[str]:
         found, wanted = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
         yield f"{run_dir.parent} {found}, but {job.name} is {wanted} here"
     elif job.start:
-        index = read_json(study.out / str(job.run.trunk) / "checkpoints/index.json").get("sha256", {})
         name = f"model_{job.start - 1:07d}.pth"
-        if (digest := read_json(run_dir.parent).get("sha256")) not in index.get(name, [digest]):
+        if not _is_of(read_json(run_dir.parent).get("sha256"), study, job.run.trunk, name):
             yield f"{run_dir.parent} is of another {name} than {job.run.trunk} has"
+    elif job.run.pretraining and (body := study.out / job.run.pretraining / BODY).exists():
+        begun_with = read_json(run_dir.environment).get("weights_sha256")
+        if begun_with and begun_with != sha256(body.read_bytes()).hexdigest():
+            yield f"{run_dir.environment} is of another {BODY} than {job.run.pretraining} has"
+
+
+def _is_of(digest: str | None, study: Study, run: str | None, checkpoint: str) -> bool:
+    """Whether ``digest`` is that of a checkpoint of another run, if that still has or had one."""
+    known = read_json(study.out / str(run) / "checkpoints/index.json").get("sha256", {}).get(checkpoint)
+    return not known or digest in known
 
 
 def _recipe(study: Study, job: Job) -> dict[str, Any]:
@@ -102,7 +123,7 @@ def _edited_result(run_dir: RunDir, job: Job) -> Iterator[str]:
     if digest != result.get("metrics_json_sha256", digest):
         yield f"{run_dir.metrics} is not as the run wrote it: {run_dir.result} has another SHA-256 of it"
     if result.get("iteration") != job.run.iterations:
-        yield f"{run_dir.result} says {result.get('iteration')} iterations, its recipe {job.run.iterations}"
+        yield f"{run_dir.result} says {result.get('iteration')!r} iterations, its recipe {job.run.iterations}"
     logged = newest_metrics(run_dir.path, {})
     if not logged:
         yield f"{run_dir.metrics} has no evaluation, which {run_dir.result} is to repeat"

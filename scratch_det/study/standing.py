@@ -23,6 +23,8 @@ WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
 UNFINISHED = "unfinished"  # of a report: interrupted or running, as nobody asked whether it has a process
 TAIL = 2**20  # bytes of a metrics.json in which its newest evaluation is looked for
 MEND = "move the folder away, and study.py run makes it anew"
+STATUS = "status.json"
+MEND_STATUS = "remove this file, and study.py run continues the run"
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,23 @@ def survey(jobs: Sequence[Job], out: Path, running: set[str]) -> list[Standing]:
 
 def look(job: Job, out: Path, is_running: bool, needed: Sequence[Standing] = ()) -> Standing:
     """Where ``job`` stands; ``needed``: the jobs that it needs."""
-    folder, failure = out / job.name, failure_file(job, out)
-    status, result = read_json(folder / "status.json"), read_json(job.result(out))
-    known = Standing(job, READY, _iteration(job, folder), newest_metrics(folder, result))
-    if is_running:
-        return replace(known, state=RUNNING, eta=number(status, "eta", folder / "status.json"))
-    if result:
+    folder, failure, result = out / job.name, failure_file(job, out), read_json(job.result(out))
+    if result and not is_running:  # whatever status.json says
         iteration = job.run.iterations if job.run.kind == SEARCH else number(result, "iteration", job.result(out))
         seconds = number(result, "seconds", job.result(out))
-        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds)
+        return Standing(job, FINISHED, int(iteration or 0), newest_metrics(folder, result), seconds)
+    status = read_json(folder / STATUS, MEND_STATUS)
+    known = Standing(job, READY, _iteration(job, folder), newest_metrics(folder, result))
+    if is_running:
+        return replace(known, state=RUNNING, eta=number(status, "eta", folder / STATUS, MEND_STATUS))
     if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
         reason = _hopeless(missing, needed, out)
         waits = f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
         return replace(known, state=BLOCKED if reason else WAITING, error=reason or waits)
     if failure.exists():
-        return replace(known, state=FAILED, error=failure.read_text().strip())
+        return replace(known, state=FAILED, error=failure.read_text(errors="replace").strip())
+    if status.get("state") == "failed":  # while no study.py looked after it
+        return replace(known, state=FAILED, error=str(status.get("error", "")))
     return replace(known, state=INTERRUPTED) if status else known
 
 
@@ -150,19 +154,19 @@ def read_json(path: Path, mend: str = MEND) -> dict[str, Any]:
     return content
 
 
-def number(content: dict[str, Any], key: str, path: Path) -> float | None:
+def number(content: dict[str, Any], key: str, path: Path, mend: str = MEND) -> float | None:
     """A number or nothing. Raises DataError when ``path``, where ``content`` is from, has something else there."""
     value = content.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
-        raise DataError(f"{path} has {key} {value!r}, expected a number; {MEND}")
+        raise DataError(f"{path} has {key} {value!r}, expected a number; {mend}")
     return value
 
 
 def _iteration(job: Job, folder: Path) -> int:
     """How far it is by its status.json, a search by those of its points."""
     folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
-    paths = [folder / "status.json" for folder in folders]
-    return sum(int(number(read_json(path), "iteration", path) or 0) for path in paths)
+    paths = [folder / STATUS for folder in folders]
+    return sum(int(number(read_json(path, MEND_STATUS), "iteration", path, MEND_STATUS) or 0) for path in paths)
 
 
 def _hopeless(missing: Sequence[Path], needed: Sequence[Standing], out: Path) -> str:

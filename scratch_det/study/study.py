@@ -78,6 +78,10 @@ class Study:
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None
+        return self.as_begun()
+
+    def as_begun(self) -> "Study":
+        """The study as it is written down. Raises UserError when that is another one, or when there is none."""
         study = study_in(self.out)
         earlier, now = study._description(), self._description()
         if changes := [f"{key} was {earlier[key]}, now {now[key]}" for key in SAME if earlier[key] != now[key]]:
@@ -111,7 +115,7 @@ def study_in(out: Path) -> Study:
     return study
 
 
-def threads_of_a_run(max_parallel: int) -> int:
-    """OMP_NUM_THREADS where it is set, else this machine's cores shared among the runs that go on at once."""
+def threads_of_a_process(processes: int) -> int:
+    """OMP_NUM_THREADS where it is set, else the cores shared among the ``processes`` that go on at once."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else max(1, (os.cpu_count() or 1) // max_parallel)
+    return int(asked) if asked.isdecimal() and int(asked) else max(1, len(os.sched_getaffinity(0)) // processes)

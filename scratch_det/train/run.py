@@ -44,6 +44,7 @@ from scratch_det.train.rundir import RunDir
 from scratch_det.train.start import Plan
 from scratch_det.train.state import State, build_state, pick_device
 from scratch_det.train.store import CheckpointStore
+from scratch_det.weights.address import fetch
 from scratch_det.weights.load import load_weights
 
 BRANCH = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE OUTPUT_DIR PATH"
@@ -122,7 +123,9 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         out = run_dir.path / "inference"
         metrics = evaluate_all(cfg, backend, model, plan.test, out, group)
         if group.is_main:
-            result = {"backend": plan.backend, "weights": weights, "metrics": to_json_numbers(metrics)}
+            digest = sha256_of(fetch(weights)) if weights else None
+            result = {"backend": plan.backend, "weights": weights, "weights_sha256": digest}
+            result["metrics"] = to_json_numbers(metrics)
             run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
             logger.info(f"wrote {out}/result.json")
 
@@ -153,7 +156,11 @@ def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], orig
     run_dir.write_text(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
-    run_dir.write_json(run_dir.environment.name, {**environment, "earlier_starts": starts})
+    begun_with = earlier.get("weights_sha256")
+    if run_dir.writes and not completed:
+        begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
+    content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
+    run_dir.write_json(run_dir.environment.name, content)
     if origin.is_branch:  # last: its first lines of metrics make the folder a run's
         begin_branch(run_dir, origin, completed)
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)

@@ -32,9 +32,10 @@ def require_even_shares(jobs: Sequence[Job], study: Study) -> None:
         solver = recipe_of(job, study).SOLVER
         batch, adapts = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE > 0  # to any number of processes
         if batch % processes and not adapts:
+            mend = f"it needs {processes} processes" if job.run.processes else f"--gpus {study.gpus}"
             raise UserError(
-                f"--gpus {study.gpus}: {job.name} has {batch} images an iteration, which {processes} processes cannot "
-                f"share evenly; give a number that divides {batch}"
+                f"{job.name} has {batch} images an iteration, which {processes} processes cannot share evenly "
+                f"({mend}); give a number that divides {batch}"
             )
 
 

@@ -135,7 +135,7 @@ def shape(job: Job, gpus: int, options: Options) -> dict[str, int]:
 def _load(path: Path) -> dict[str, Any]:
     """The file's keys, every value as it is written there: YAML would read the time 12:00:00 as 43200."""
     try:
-        content = yaml.load(path.read_text(), yaml.BaseLoader)
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except OSError as error:
         raise ConfigError(f"--slurm {path}: {error.strerror}; expected a file such as docs/slurm.yaml") from None
     except yaml.YAMLError as error:

@@ -35,8 +35,8 @@ class Data:
         """Raises UserError when the folder is none or holds something else, DataError when its files were edited."""
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--results {folder} is a file; name a folder")
-        if (folder / LOCK).exists():
-            raise UserError(f"--results {folder} holds a study's runs; name a folder for the numbers alone")
+        if any((there / LOCK).exists() for there in (folder.resolve(), *folder.resolve().parents)):
+            raise UserError(f"--results {folder} is in a study's folder; name another for the numbers")
         path, there = folder / DESCRIPTION, [name for name in (RUNS, CURVES) if (folder / name).exists()]
         if not path.exists():
             if there:
