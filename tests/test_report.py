@@ -8,6 +8,9 @@ import pytest
 from conftest import load_tool
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.study.experiments import find
+from scratch_det.study.outcome import Outcome
+from scratch_det.study.report.description import describe
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.report.write import write_report
@@ -64,6 +67,18 @@ class TestReport:
         assert (environment["study"], environment["python"]) == (command, "3.11")
         assert str(tmp_path) not in json.dumps(about)
         assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == [trunk, branch]
+
+    def test_a_switch_saves_nothing(self) -> None:
+        """It goes on from the other run with --no-share-prefix too."""
+        branch, switch = (
+            Outcome(find(name), FINISHED, start, length)
+            for name, start, length in [
+                (R18.format("scratch", 5), 780, 900),
+                ("scratch_cascade_mask_rcnn_R_18_FPN_9x_gn_train_aug", 1080, 1620),
+            ]
+        )
+        about = describe([branch, switch], {})
+        assert (about["iterations"], about["iterations_saved_by_sharing"]) == (120 + 540, 780)
 
     def test_depends_on_the_numbers_alone(self, out: Path) -> None:
         self.report(out)

@@ -13,12 +13,13 @@ import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det.config import check_config, load_config
+from scratch_det.errors import ConfigError
 from scratch_det.schedule import Schedule, kx_schedule
 from scratch_det.study import coco, digits, paper
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, TRAIN, Experiment
 from scratch_det.study.experiments import experiments, find, of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.samples import of_pretraining, of_run
+from scratch_det.study.samples import compare, of_pretraining, of_run, of_weights
 
 PAPER = coco.runs()
 DETECTORS = [run for run in PAPER if run.kind != PRETRAIN]
@@ -206,6 +207,34 @@ class TestSamples:
         assert (seen.images, seen.instances) == (4, 4 * 6 / 4)  # four images, the last one without its two objects
         assert seen.pixels == 4 * 64 * 96
         assert source == "toy_train's"
+
+    @pytest.mark.parametrize(
+        ("weights", "row"),
+        [
+            ("", ["tuned", "4", "6", "24.6 k"]),
+            ("output/pretrain_digits_R_18_gn/backbone.pth",
+             ["tuned + pretrain_digits_R_18_gn", "32 k", "32 k", "131 M"]),
+            ("catalog://ImageNetPretrained/FAIR/R-50-GN",
+             ["tuned + 100 epochs of ImageNet", "128 M", "128 M", "6.43 T"]),
+            ("output/mine/backbone.pth", ["tuned + weights, not counted", "4", "6", "24.6 k"]),
+        ],
+    )  # fmt: skip
+    def test_what_is_behind_weights(self, toy_recipe: Path, weights: str, row: list[str]) -> None:
+        recipe = toy_recipe.with_name("tuned.yaml")
+        recipe.write_text(f"_BASE_: {toy_recipe.name}\nMODEL: {{WEIGHTS: '{weights}'}}\n")
+        assert re.split(r"\s{2,}", compare([str(recipe)]).splitlines()[-1])[:4] == row
+
+    def test_weights_of_listed_recipes_are_known(self) -> None:
+        tuned = [run for run in experiments() if run.init == paper.PRETRAINED and run.kind == TRAIN]
+        shown = {run.config: of_weights(load_config(ROOT / run.config).cfg.MODEL.WEIGHTS)[1] for run in tuned}
+        assert shown == {run.config: run.pretraining or "100 epochs of ImageNet" for run in tuned}
+
+    def test_pretraining_is_no_detector(self) -> None:
+        recipe = ROOT / "configs/Pretraining/imagenet_R_50_gn.yaml"
+        with pytest.raises(
+            ConfigError, match=r"is a classifier's recipe, of tools/pretrain_net\.py; expected a detector's"
+        ):
+            compare([str(recipe)])
 
 
 class TestTool:

@@ -10,10 +10,14 @@ from scratch_det.columns import aligned
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import collection_paused, read_coco
-from scratch_det.errors import DataError
+from scratch_det.errors import ConfigError, DataError
+from scratch_det.study.experiment import PRETRAIN, Experiment
+from scratch_det.study.experiments import experiments
+from scratch_det.study.job import from_here
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
 IMAGENET_EPOCHS, IMAGENET_SIDE = 100, 224  # Figure 2's pre-training; one instance an image
+IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")  # those of configs/_base_/init
 COCO_OBJECTS, COCO_IMAGES = 860_001, 118_287  # train2017: 7.3 instances an image
 
 
@@ -32,6 +36,24 @@ class Seen:
 def of_pretraining(images: int = IMAGENET_IMAGES, epochs: float = IMAGENET_EPOCHS, side: int = IMAGENET_SIDE) -> Seen:
     """Classification of ``images`` square crops of ``side`` pixels for ``epochs``."""
     return Seen(images * epochs, images * epochs, images * epochs * side**2)
+
+
+def of_pretraining_run(run: Experiment) -> Seen:
+    """What a run of tools/pretrain_net.py sees."""
+    cfg = load_config(from_here(run.config)).cfg
+    return of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])
+
+
+def of_weights(weights: str) -> tuple[Seen, str]:
+    """What the pre-training that made ``weights`` sees, and what to call it; a run's are in a folder of its name."""
+    folder, nothing = Path(weights).parent.name, Seen(0, 0, 0)
+    if not weights:
+        return nothing, ""
+    if run := next((run for run in experiments() if run.kind == PRETRAIN and run.name == folder), None):
+        return of_pretraining_run(run), run.name
+    if any(part in weights for part in IMAGENET_WEIGHTS):
+        return of_pretraining(), f"{IMAGENET_EPOCHS} epochs of ImageNet"
+    return nothing, "weights, not counted"
 
 
 def of_run(cfg: CfgNode) -> tuple[Seen, str]:
@@ -68,14 +90,21 @@ def instances_an_image(cfg: CfgNode) -> tuple[float, str]:
 
 
 def compare(config_files: list[str]) -> str:
-    """A table: what each recipe sees, with the pre-training behind it where it starts from weights."""
+    """A table: what each recipe sees, with the pre-training behind it where it starts from weights that are known.
+
+    Raises ConfigError for a recipe that is no detector's.
+    """
     rows: list[tuple[str, ...]] = [("recipe", "images", "instances", "pixels", "instances an image")]
     for file in config_files:
         cfg = load_config(file).cfg
+        if cfg.INPUT.CROP.ENABLED:  # which no detector has
+            raise ConfigError(
+                f"{file} is a classifier's recipe, of tools/pretrain_net.py; expected a detector's, in which the "
+                "pre-training behind MODEL.WEIGHTS is counted too"
+            )
         own, source = of_run(cfg)
-        pretrained = bool(cfg.MODEL.WEIGHTS)
-        total = own + of_pretraining() if pretrained else own
-        name = Path(file).stem + (f" + {IMAGENET_EPOCHS} epochs of ImageNet" if pretrained else "")
+        before, shown = of_weights(cfg.MODEL.WEIGHTS)
+        total, name = own + before, Path(file).stem + (f" + {shown}" if shown else "")
         mean = f"{own.instances / own.images:.2f}, {source}"
         rows.append((name, *map(_short, (total.images, total.instances, total.pixels)), mean))
     return "\n".join(aligned(rows))

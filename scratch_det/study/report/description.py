@@ -38,8 +38,8 @@ def made_of(study: Study, standings: Sequence[Standing]) -> dict[str, Made]:
 def describe(outcomes: Sequence[Outcome], made: Mapping[str, Made]) -> dict[str, Any]:
     """How much was trained, and how each run was made; of environments that are alike, one.
 
-    Iterations count of unfinished runs too. ``run_hours`` are those of the runs added up: which of them ran at once is
-    in no run folder.
+    Iterations count of unfinished runs too. A cascade that goes on from another run saves nothing: it always does.
+    ``run_hours`` are those of the runs added up: which of them ran at once is in no run folder.
     """
     begun = [one for one in outcomes if one.iteration]
     environments: list[dict[str, Any]] = []
@@ -49,7 +49,7 @@ def describe(outcomes: Sequence[Outcome], made: Mapping[str, Made]) -> dict[str,
     names = [one.run.name for one in outcomes if one.run.name in made]
     return {
         "iterations": sum(max(one.iteration - one.start, 0) for one in begun),
-        "iterations_saved_by_sharing": sum(one.start for one in begun),
+        "iterations_saved_by_sharing": sum(one.start for one in begun if not one.run.is_switch),
         "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
         "environments": environments,
         "runs": {name: {**made[name], "environment": environments.index(made[name]["environment"])} for name in names},

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from scratch_det.errors import UserError
+from scratch_det.study import samples
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.data import require_unedited
@@ -29,6 +30,7 @@ FOLDERS = ("digits", "paper")  # below results/, by experiment
 DRAWN_BY = [
     *(Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels", "cells")),
     Path(colours.__file__),
+    Path(samples.__file__),
 ]
 
 

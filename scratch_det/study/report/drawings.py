@@ -120,7 +120,8 @@ def seen(outcomes: Sequence[Outcome]) -> Figure | None:
     if short is None or long is None:
         return None
     tuned, trained = map(_seen_by, (short, long))
-    parts = {"pre-training": _pretraining(short.pretraining), "fine-tuning": tuned, "random initialisation": trained}
+    before = samples.of_pretraining_run(find(short.pretraining)) if short.pretraining else samples.of_pretraining()
+    parts = {"pre-training": before, "fine-tuning": tuned, "random initialisation": trained}
     figure = _figure(f"seen in 2x of fine-tuning and {2 * LONGER}x from scratch", 3.3)
     for axes, what in zip(_row(figure, len(SEEN), sharey=False), SEEN, strict=True):
         panels.draw_stack(axes, {part: getattr(counts, what) for part, counts in parts.items()})
@@ -132,15 +133,6 @@ def seen(outcomes: Sequence[Outcome]) -> Figure | None:
 def _seen_by(run: Experiment) -> Seen:
     cfg = load_config(from_here(run.config)).cfg
     return samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]])
-
-
-def _pretraining(name: str | None) -> Seen:
-    """ImageNet's, or that of a run."""
-    if name is None:
-        return samples.of_pretraining()
-    run = find(name)
-    cfg = load_config(from_here(run.config)).cfg
-    return samples.of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])
 
 
 def _figure(title: str, height: float) -> Figure:
