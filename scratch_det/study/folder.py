@@ -87,7 +87,7 @@ def _other_circumstances(study: Study, run_dir: RunDir, job: Job) -> Iterator[st
 
 
 def _other_beginning(study: Study, run_dir: RunDir, job: Job) -> Iterator[str]:
-    """Random weights of another width, a branch that is none or of another trunk, or a run of its own that is one."""
+    """Weights of another width or file, a branch that is none or of another trunk, a run of its own that is one."""
     asked = dict(pairwise(job.run.flags)).get("--init-std")
     began = read_json(run_dir.environment).get("init_std")
     if began != (float(asked) if asked else None):
