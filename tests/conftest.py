@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from scratch_det.backends import is_installed
-from scratch_det.train.start import Request, start
+from scratch_det.engine.plan import Request, start
 
 ROOT = Path(__file__).parents[1]
 TINY_COCO = Path(os.environ.get("TINY_COCO", ROOT.parent / "shared" / "tiny_coco"))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from scratch_det.train import loop
-from scratch_det.train.checkpoint import read_checkpoint
+from scratch_det.engine import loop
+from scratch_det.engine.checkpointer import read_checkpoint
 
 CLOCK = {"time", "data_time", "eta_seconds"}
 NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter

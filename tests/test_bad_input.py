@@ -12,7 +12,7 @@ import torchvision
 from conftest import ROOT
 from PIL import Image
 
-from scratch_det.train.start import Request
+from scratch_det.engine.plan import Request
 
 MOST_LINES = 6
 TRAIN_NET = ROOT / "tools" / "train_net.py"

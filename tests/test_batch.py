@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.batch import KEYS, honour_reference_world_size, scale_to_batch
-from scratch_det.config.keys import flatten
+from scratch_det.config.defaults import flatten
 from scratch_det.errors import ConfigError
 
 SCRATCH_3X = Path(__file__).parents[1] / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"

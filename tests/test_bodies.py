@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det import backends
-from scratch_det.analysis.parts import analyze
+from scratch_det.analysis.cost import analyze
+from scratch_det.command_line import load_project
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
-from scratch_det.config.bodies import BODIES, BODY_RULES, body_names, is_resnet
+from scratch_det.config.choices import BODIES, BODY_RULES, body_names, is_resnet
 from scratch_det.config.defaults import PROJECT_KEYS
-from scratch_det.config.norm_rules import norms
+from scratch_det.config.rules import norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.bodies import build_body
+from scratch_det.modeling.backbones import build_body
 from scratch_det.modeling.norm import NORMS
-from scratch_det.project import load_project
 from scratch_det.weights.names import renamed
 
 INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
@@ -149,7 +149,7 @@ class TestWhatABodyStates:
         assert body.res2[1].num_batches_tracked == 0
         assert body.res2[1].running_var.eq(1).all()
         torch.manual_seed(0)
-        with patch("scratch_det.modeling.bodies._misstated", return_value=[]):
+        with patch("scratch_det.modeling.backbones._misstated", return_value=[]):
             build_body(config("torchvision"))
         assert torch.rand(1).equal(after)
 

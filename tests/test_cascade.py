@@ -14,8 +14,8 @@ from scratch_det import backends
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import check_config, load_config
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.weights.load import to_cascade
 from scratch_det.weights.names import in_stage, renamed, stage_of, without_stage
-from scratch_det.weights.switch import to_cascade
 
 SMALL = Path(__file__).parents[1] / "configs/Digits/quickstart.yaml"
 CASCADE = ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")

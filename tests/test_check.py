@@ -20,19 +20,17 @@ from conftest import ROOT, load_tool
 from PIL import Image
 
 from scratch_det import backends
-from scratch_det.check import machine, memory
-from scratch_det.check.model import check_model
-from scratch_det.check.report import Section
-from scratch_det.check.run import check
 from scratch_det.config import load_config
-from scratch_det.config.curve import learning_rate_line
-from scratch_det.data.agreement import category_mismatch, class_count_conflict, shared_images
+from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
-from scratch_det.data.scan import cache_folder, scan_images
+from scratch_det.data.image_check import cache_folder, scan_images
+from scratch_det.engine import check as memory
+from scratch_det.engine import machine, run_dir
+from scratch_det.engine.check import Section, check, check_model
+from scratch_det.engine.datasets import category_mismatch, class_count_conflict, shared_images
+from scratch_det.engine.plan import Request
 from scratch_det.errors import DataError
-from scratch_det.train import disk
-from scratch_det.train.start import Request
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml"
 
@@ -462,7 +460,7 @@ class TestReport:
         assert self.errors(run, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False) == []
 
     def test_a_full_disk(self, run, monkeypatch):
-        monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
+        monkeypatch.setattr(run_dir, "free_bytes", lambda folder: 1000)
         [message] = self.errors(run)
         assert "available are 0.0 MB" in message
 
@@ -478,7 +476,7 @@ class TestReport:
 
     def test_answers_without_torch_until_the_model_is_built(self, toy_recipe):
         code = (
-            "import sys\nfrom scratch_det.check.run import check\nfrom scratch_det.train.start import Request\n"
+            "import sys\nfrom scratch_det.engine.check import check\nfrom scratch_det.engine.plan import Request\n"
             "report = check(Request(sys.argv[1], ['MODEL.BACKBONE.FREEZE_AT', '2']), say=lambda text: None)\n"
             "print(report.ok, 'torch' in sys.modules)"
         )

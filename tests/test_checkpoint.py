@@ -20,12 +20,18 @@ from typing import Any
 import pytest
 import torch
 
+from scratch_det.engine import checkpointer
+from scratch_det.engine.checkpointer import (
+    CheckpointStore,
+    checkpoint_name,
+    damage,
+    read_checkpoint,
+    sha256_of,
+    write_synced,
+)
+from scratch_det.engine.run_dir import check_free_space, checkpoint_bytes, free_bytes, most_checkpoints
 from scratch_det.errors import UserError
-from scratch_det.train import checkpoint, index, store
-from scratch_det.train.checkpoint import checkpoint_name, damage, read_checkpoint, sha256_of, write_synced
-from scratch_det.train.disk import check_free_space, checkpoint_bytes, free_bytes, most_checkpoints
-from scratch_det.train.log import logger
-from scratch_det.train.store import CheckpointStore
+from scratch_det.log import logger
 
 NUMBERS = 10_000
 PREFIX = 16  # bytes written before a crash
@@ -101,7 +107,7 @@ def truncate(path: Path) -> None:
 class TestFile:
     def test_names_are_detectron2s(self) -> None:
         assert checkpoint_name(499) == "model_0000499.pth"
-        assert (checkpoint.FINAL, checkpoint.BEST) == ("model_final.pth", "model_best.pth")
+        assert (checkpointer.FINAL, checkpointer.BEST) == ("model_final.pth", "model_best.pth")
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch, of a damaged file
     @pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
@@ -526,14 +532,19 @@ class TestFullDisk:
             fill(folder, 1)
         assert CheckpointStore(folder).newest_valid() is None
 
-    @pytest.mark.parametrize(("module", "newest"), [(index, 1), (store, 2)], ids=["index.json", "last_checkpoint"])
+    @pytest.mark.parametrize(("name", "newest"), [("index.json", 1), ("last_checkpoint", 2)])
     def test_no_room_for_the_small_files(
-        self, module: Any, newest: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, name: str, newest: int, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A checkpoint that is in the index and has its name is complete, and the next start finds it."""
         kept = fill(folder, 1, keep_last=1)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_atomically", no_space)
+            write = checkpointer.write_atomically
+            patch.setattr(
+                checkpointer,
+                "write_atomically",
+                lambda path, text: (no_space if path.name == name else write)(path, text),
+            )
             with pytest.raises(UserError, match=f"the last complete checkpoint is .*{checkpoint_name(newest - 1)}"):
                 kept.save(state(2), 2)
         assert completed_in(CheckpointStore(folder).newest_valid()) == newest
@@ -566,7 +577,7 @@ class TestSpace:
         weights = sum(value.numel() for value in model.state_dict().values())
         estimate = checkpoint_bytes(weights, sum(parameter.numel() for parameter in trainable))
         assert estimate == pytest.approx((tmp_path / "model.pth").stat().st_size, rel=0.02)
-        assert checkpoint.tensor_bytes(content) == pytest.approx(estimate, abs=8)  # BN's counter has 8 bytes
+        assert checkpointer.tensor_bytes(content) == pytest.approx(estimate, abs=8)  # BN's counter has 8 bytes
 
     @pytest.mark.parametrize(
         ("plan", "number"),
@@ -611,9 +622,9 @@ class TestSpace:
         kept = fill(folder, 1, 2)
         kept.save_best(state(2), 1.0, 2)
         size = (folder / checkpoint_name(0)).stat().st_size
-        monkeypatch.setattr("scratch_det.train.disk.free_bytes", lambda path: 4 * size)
+        monkeypatch.setattr("scratch_det.engine.run_dir.free_bytes", lambda path: 4 * size)
         check_free_space(folder, size, 100, 10, 3)  # 2 of 6 are there; the best one is one of them
-        monkeypatch.setattr("scratch_det.train.disk.free_bytes", lambda path: 4 * size - 1)
+        monkeypatch.setattr("scratch_det.engine.run_dir.free_bytes", lambda path: 4 * size - 1)
         with pytest.raises(UserError):
             check_free_space(folder, size, 100, 10, 3)
 
@@ -624,5 +635,5 @@ class TestSpace:
         assert asked == [tmp_path]
 
     def test_needs_no_torch(self) -> None:
-        code = "import sys, scratch_det.train.disk; assert 'torch' not in sys.modules"
+        code = "import sys, scratch_det.engine.run_dir; assert 'torch' not in sys.modules"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,9 +10,9 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import check_config, flatten, get_cfg, load_config, set_key
+from scratch_det.config.schedule import Schedule, kx_schedule
+from scratch_det.engine.plan import check_recipe
 from scratch_det.errors import ConfigError
-from scratch_det.pretrain.recipe import check_recipe
-from scratch_det.schedule import Schedule, kx_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

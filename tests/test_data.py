@@ -15,10 +15,10 @@ from scratch_det.config import get_cfg, set_key
 from scratch_det.data import dataset as samples
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
+from scratch_det.data.dataset import Stream
 from scratch_det.data.image import decode_masks, encode_masks, read_image, to_rle
-from scratch_det.data.stream import Stream
 from scratch_det.data.transforms import augment, flip, output_size, resize
-from scratch_det.distributed.world import ALONE, World
+from scratch_det.distributed.launch import ALONE, World
 from scratch_det.errors import DataError
 
 EXIF_ORIENTATION = 0x0112

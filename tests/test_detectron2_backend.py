@@ -24,18 +24,17 @@ from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.benchmark.loop import training_set
 from scratch_det.benchmark.peers import Stepwise, loop_against_plain_script
 from scratch_det.config import flatten, get_cfg, load_config
-from scratch_det.config.bodies import BODIES
-from scratch_det.config.curve import learning_rate
-from scratch_det.conversion import convert_file
+from scratch_det.config.choices import BODIES
+from scratch_det.config.schedule import learning_rate
+from scratch_det.conversion import agreement, convert_file
 from scratch_det.data.dataset import as_sample
 from scratch_det.data.digits.make import make_digits
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
+from scratch_det.engine.optimizer import build_optimizer
+from scratch_det.engine.plan import Request, start
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.evaluation.agreement import agreement
 from scratch_det.modeling.norm import NORM_LAYERS, SyncBatchNorm
-from scratch_det.train.optimizer import build_optimizer
-from scratch_det.train.start import Request, start
 from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme, renamed
 from scratch_det.weights.read import Weights
@@ -236,7 +235,7 @@ class TestModel:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.bodies import register_bodies
+        from scratch_det.backends.detectron2.model import register_bodies
 
         cfg = stock_cfg()
         cfg.merge_from_file(str(path))
@@ -371,7 +370,7 @@ class TestAgainstDetectron2:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.bodies import register_bodies
+        from scratch_det.backends.detectron2.model import register_bodies
 
         recipe, overrides = SMALL, [*small_model, *self.SAMPLE_ALL, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
         if request.param == "VGG-16":

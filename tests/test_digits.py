@@ -15,12 +15,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from scratch_det.data.digits.annotation import annotation_entries, extreme_pixels
-from scratch_det.data.digits.folder import build
-from scratch_det.data.digits.glyph import fill_holes
-from scratch_det.data.digits.make import make_digits
-from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, compose_scene
-from scratch_det.data.digits.source import load_material, split_scans
+from scratch_det.data.digits.make import build, make_digits
+from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, annotation_entries, compose_scene, extreme_pixels
+from scratch_det.data.digits.source import fill_holes, load_material, split_scans
 from scratch_det.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from scratch_det.distributed import launch, stop
+from scratch_det.distributed.launch import World, first_host, read_world
 from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.distributed.world import World, first_host, read_world
 from scratch_det.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",

@@ -14,9 +14,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratch_det.errors import DataError
-from scratch_det.evaluation.coco import evaluate_predictions, load_truth, score
+from scratch_det.evaluation.coco import (
+    evaluate_predictions,
+    format_per_class,
+    format_table,
+    load_truth,
+    score,
+    to_json_numbers,
+)
 from scratch_det.evaluation.diagnosis import explain_low_ap
-from scratch_det.evaluation.tables import format_per_class, format_table, to_json_numbers
 
 WIDTH, HEIGHT = 320, 240
 SIZES = (12, 50, 130)  # px: one object in each of COCO's size ranges

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
-from scratch_det.backends.torchvision.keypoint_head import keypoint_loss, keypoint_samples
+from scratch_det.backends.torchvision.roi_heads import keypoint_loss, keypoint_samples
 from scratch_det.config import get_cfg, load_config
 from scratch_det.conversion import convert_file
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.transforms import flip, resize
-from scratch_det.modeling.keypoints import decode_keypoints
+from scratch_det.modeling.ops import decode_keypoints
 from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme
 from scratch_det.weights.read import Weights

@@ -15,8 +15,8 @@ from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
+from scratch_det.data.coco_checks import mirror_of
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.data.keypoints import mirror_of
 from scratch_det.data.transforms import flip, resize
 from scratch_det.errors import DataError
 from scratch_det.evaluation.coco import evaluate_predictions

@@ -22,16 +22,13 @@ from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup_folder
 from scratch_det.data.image_folder import read_image_folder
+from scratch_det.engine import classification, loop
+from scratch_det.engine.classification import EvaluationFolderSet, TrainingFolderSet, draw_crop
+from scratch_det.engine.plan import Request, start_pretraining
 from scratch_det.errors import UserError
-from scratch_det.pretrain import model as classifier
-from scratch_det.pretrain.dataset import EvaluationFolderSet, TrainingFolderSet, draw_crop
-from scratch_det.pretrain.start import start
-from scratch_det.train import loop
-from scratch_det.train.start import Request
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import BODY, renamed
-from scratch_det.weights.pixels import Pixels
-from scratch_det.weights.read import read_weights
+from scratch_det.weights.read import Pixels, read_weights
 
 RECIPES = sorted((ROOT / "configs/Pretraining").glob("*.yaml"))
 DIGITS = ROOT / "configs/Pretraining/digits_R_18_gn.yaml"
@@ -74,7 +71,7 @@ def pretrain(tmp_path: Path) -> Pretrain:
     def begin(*overrides: Any, name: str = "run", **request: Any) -> Path:
         folder = tmp_path / name
         words = [word for pair in KEYS.items() for word in pair]
-        start(Request(str(DIGITS), [*map(str, [*words, *overrides]), "OUTPUT_DIR", str(folder)], **request))
+        start_pretraining(Request(str(DIGITS), [*map(str, [*words, *overrides]), "OUTPUT_DIR", str(folder)], **request))
         return folder
 
     return begin
@@ -178,7 +175,7 @@ class TestWeights:
     def test_every_recipe_trains_the_body_of_its_detector(self, recipe: Path) -> None:
         cfg = load_config(recipe).cfg
         with torch.device("meta"):
-            model, detector = classifier.build(cfg), backends.load("torchvision").build(cfg)
+            model, detector = classification.build(cfg), backends.load("torchvision").build(cfg)
         body = {name: value.shape for name, value in model.state_dict().items() if not name.startswith("fc.")}
         inside = {name: value.shape for name, value in detector.state_dict().items() if name.startswith("backbone.bo")}
         assert {BODY["torchvision"] + name: shape for name, shape in body.items()} == inside
@@ -186,7 +183,7 @@ class TestWeights:
     def test_the_start_is_hes(self) -> None:
         cfg = load_config(DIGITS).cfg
         torch.manual_seed(0)
-        model = classifier.build(cfg)
+        model = classification.build(cfg)
         block = model.get_submodule("layer3.0")
         assert block.conv2.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
         assert (block.bn1.weight.unique().tolist(), block.bn2.weight.unique().tolist()) == ([1], [0])

@@ -10,11 +10,11 @@ import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, set_key
+from scratch_det.engine import detection, metrics
+from scratch_det.engine.checkpointer import read_checkpoint
+from scratch_det.engine.resume import config_changes, environment_changes, first_other_rate
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import detection, metrics
-from scratch_det.train.changes import config_changes, environment_changes, first_other_rate
-from scratch_det.train.checkpoint import read_checkpoint
-from scratch_det.train.rundir import RunDir
 
 Train = Callable[..., Path]
 TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)

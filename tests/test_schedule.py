@@ -5,8 +5,17 @@ from dataclasses import replace
 import pytest
 
 from scratch_det.config import get_cfg, set_key
-from scratch_det.config.curve import learning_rate, learning_rate_line
-from scratch_det.schedule import BatchSettings, Schedule, cosine_lr_at, kx_schedule, lr_at, rescale, shared_prefix
+from scratch_det.config.schedule import (
+    BatchSettings,
+    Schedule,
+    cosine_lr_at,
+    kx_schedule,
+    learning_rate,
+    learning_rate_line,
+    lr_at,
+    rescale,
+    shared_prefix,
+)
 
 PAPER = {"base_lr": 0.02, "gamma": 0.1, "warmup_iters": 500, "warmup_factor": 1 / 3}
 PAPER_SCHEDULES = {

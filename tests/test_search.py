@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, load_tool
 from run_folder import is_same, read
 
-from scratch_det import lock, project
+from scratch_det import command_line, files
 from scratch_det.config import flatten, load_config
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.errors import UserError
@@ -47,7 +47,6 @@ WORKER = """
 import sys
 from pathlib import Path
 from scratch_det.search import work
-from scratch_det.search.search import Search
 work.SECONDS_BETWEEN_LOOKS = 0.1
 recipe, grid, out, trainer = sys.argv[1:]
 sys.exit(work.search_grid(Search(recipe, grid, Path(out), train_net=Path(trainer))))
@@ -76,7 +75,7 @@ class Runs:
     def __init__(self, *fails: str):
         self.fails, self.points = fails, []
 
-    def __call__(self, search: Search, point: Point, lock: Any, stop: StopFlag) -> dict[str, Any]:
+    def __call__(self, search: Search, point: Point, files: Any, stop: StopFlag) -> dict[str, Any]:
         self.points.append(point.name)
         if point.name in self.fails:
             raise RunFailed("exit code 2: it was not to be")
@@ -205,7 +204,7 @@ class TestRefusals:
         def flock(*_: Any) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        monkeypatch.setattr(files.fcntl, "flock", flock)
         with pytest.raises(UserError, match="No locks available"):
             work.search_grid(search(), Runs())
 
@@ -293,7 +292,7 @@ class TestTrainer:
         def begin(code: str, stop: StopFlag | None = None) -> dict:
             (tmp_path / "train.py").write_text(code)
             wanted = search(train_net=tmp_path / "train.py")
-            held = lock.try_lock(wanted.folder(wanted.points[0]) / "worker.lock")
+            held = files.try_lock(wanted.folder(wanted.points[0]) / "worker.lock")
             assert held
             with held:
                 return run_point(wanted, wanted.points[0], held, stop or StopFlag())
@@ -333,7 +332,7 @@ class TestTrainer:
         ]  # fmt: skip
 
     def test_projects_are_handed_on(self, search: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(project, "GIVEN", ["projects/one", "projects/other"])
+        monkeypatch.setattr(command_line, "GIVEN", ["projects/one", "projects/other"])
         wanted = search(train_net=Path("train_net.py"))
         words = command(wanted, wanted.points[0])
         assert words[1:6] == ["train_net.py", "--project", "projects/one", "--project", "projects/other"]

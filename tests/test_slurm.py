@@ -15,9 +15,9 @@ from conftest import ROOT, load_tool
 from run_folder import is_same, read
 from slurm_cluster import cluster, field, said, skip_without_slurm, start_now, wait_for
 
-from scratch_det.distributed.world import read_world
+from scratch_det.distributed.launch import read_world
 from scratch_det.errors import UserError
-from scratch_det.lock import try_lock
+from scratch_det.files import try_lock
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import lock_file

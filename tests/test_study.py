@@ -13,8 +13,8 @@ import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det.config import check_config, load_config
+from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.errors import ConfigError
-from scratch_det.schedule import Schedule, kx_schedule
 from scratch_det.study import coco, digits, paper
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, TRAIN, Experiment
 from scratch_det.study.experiments import experiments, find, of_place

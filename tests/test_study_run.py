@@ -17,8 +17,8 @@ from conftest import ROOT
 
 from scratch_det.config import load_config
 from scratch_det.errors import UserError
-from scratch_det.lock import try_lock
-from scratch_det.study import run as study_run
+from scratch_det.files import try_lock
+from scratch_det.study import run
 from scratch_det.study.board import Board, as_text, eta_seconds
 from scratch_det.study.commands import status
 from scratch_det.study.experiments import of_place
@@ -96,7 +96,7 @@ def digits(datasets_root: Path) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
-    monkeypatch.setattr(study_run, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(run, "SECONDS_BETWEEN_LOOKS", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
     for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends

@@ -11,7 +11,7 @@ from conftest import load_tool
 
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.data.subset import draw_order, label, make_subsets
+from scratch_det.data.subsets import draw_order, label, make_subsets
 from scratch_det.errors import DataError
 
 

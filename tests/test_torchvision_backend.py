@@ -20,20 +20,18 @@ from torchvision.ops import FrozenBatchNorm2d
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.backends.torchvision.backbone import build_backbone, build_resnet
 from scratch_det.backends.torchvision.keys import HONOURED, RESNETS, check
-from scratch_det.backends.torchvision.pooler import ROIPooler
-from scratch_det.backends.torchvision.roi_heads import box_losses
+from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
 from scratch_det.config import flatten, load_config, set_key
 from scratch_det.distributed.group import Group
+from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
-from scratch_det.distributed.world import ALONE
+from scratch_det.engine.loop import Run, step
+from scratch_det.engine.state import State
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.init import FILLS, fill_alike, initialize
-from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import SyncBatchNorm
-from scratch_det.modeling.paste import paste_masks
-from scratch_det.train.loop import Run, step
-from scratch_det.train.state import State
+from scratch_det.modeling.ops import mask_targets, paste_masks
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 R50 = CONFIGS / "COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"

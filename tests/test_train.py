@@ -21,12 +21,12 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import flatten, get_cfg, load_config
+from scratch_det.engine import loop, metrics
+from scratch_det.engine.checkpointer import read_checkpoint
+from scratch_det.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from scratch_det.engine.plan import Request, start
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.train import loop, metrics
-from scratch_det.train.checkpoint import read_checkpoint
-from scratch_det.train.optimizer import build_optimizer, clip_gradients, set_learning_rate
-from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Request, start
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "scratch_det"

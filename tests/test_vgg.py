@@ -14,7 +14,7 @@ from torchvision.models import vgg16
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError
-from scratch_det.modeling.bodies import build_body
+from scratch_det.modeling.backbones import build_body
 from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.load import load_weights
 

@@ -12,8 +12,7 @@ from pycocotools import mask as mask_api
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.outcome import read_curves
 from scratch_det.visualization import predictions
-from scratch_det.visualization.compare import compare_runs
-from scratch_det.visualization.curves import draw_curves, draw_losses, draw_scores, read_series
+from scratch_det.visualization.curves import compare_runs, draw_curves, draw_losses, draw_scores, read_series
 from scratch_det.visualization.predictions import draw_predictions
 
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")

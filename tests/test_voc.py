@@ -18,7 +18,7 @@ from run_folder import read
 from scratch_det.config import load_config
 from scratch_det.data.catalog import BUILT_IN, VOC_AP, lookup
 from scratch_det.data.coco import CocoDataset, read_coco
-from scratch_det.data.subset import make_subsets
+from scratch_det.data.subsets import make_subsets
 from scratch_det.data.voc import CLASSES, NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import DataError
 from scratch_det.evaluation.coco import evaluate_predictions

@@ -24,17 +24,24 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_res
 from scratch_det import backends, conversion
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import load_config
+from scratch_det.conversion import agreement
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.evaluation.agreement import agreement
-from scratch_det.weights import address
-from scratch_det.weights.address import check_weights, fetch, url_of
+from scratch_det.weights import locate
 from scratch_det.weights.convert import checkpoint_of, convert
-from scratch_det.weights.files import read_checkpoint, read_pickle
 from scratch_det.weights.load import load_weights
+from scratch_det.weights.locate import check_weights, fetch, url_of
 from scratch_det.weights.names import Scheme, from_caffe2, renamed, scheme_of
-from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels, adapt_first_layer
-from scratch_det.weights.read import Weights, read_weights
+from scratch_det.weights.read import (
+    DETECTRON,
+    IMAGENET,
+    Pixels,
+    Weights,
+    adapt_first_layer,
+    read_checkpoint,
+    read_pickle,
+    read_weights,
+)
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 PAIRS = [  # torchvision, detectron2
@@ -246,11 +253,11 @@ class TestAddress:
         assert url_of("/a/b.pth") is None
 
     @pytest.mark.detectron2
-    @pytest.mark.parametrize("name", address.IMAGENET)
+    @pytest.mark.parametrize("name", locate.IMAGENET)
     def test_addresses_are_detectron2s(self, name: str) -> None:
         from detectron2.checkpoint.catalog import ModelCatalog
 
-        assert url_of(address.CATALOG + name) == ModelCatalog.get(f"ImageNetPretrained/{name}")
+        assert url_of(locate.CATALOG + name) == ModelCatalog.get(f"ImageNetPretrained/{name}")
 
     @pytest.mark.parametrize(
         ("weights", "expected"),
@@ -283,7 +290,7 @@ class TestAddress:
         class Answer(io.BytesIO):
             headers = {"Content-Length": "10"}  # noqa: RUF012
 
-        monkeypatch.setattr(address, "urlopen", lambda url, timeout: Answer(b"123"))
+        monkeypatch.setattr(locate, "urlopen", lambda url, timeout: Answer(b"123"))
         with pytest.raises(UserError, match="3 of 10 bytes came"):
             fetch("https://example.org/a.pth")
         assert not list(cache.rglob("a.pth"))

@@ -12,12 +12,10 @@ model finds. --table writes one row for each model below configs/. Weights are n
 
 from pathlib import Path
 
-from scratch_det.analysis.report import describe, parse_size
-from scratch_det.analysis.table import write_table
+from scratch_det.analysis.report import describe, parse_size, write_table
 from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.errors import exit_on_user_error
-from scratch_det.project import add_project_flag
-from scratch_det.tool import ToolParser
 
 
 def build_parser() -> ToolParser:

@@ -14,9 +14,8 @@ from pathlib import Path
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.benchmark.loop import loop_against_bare
 from scratch_det.benchmark.peers import loop_against_plain_script
+from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.errors import exit_on_user_error
-from scratch_det.project import add_project_flag
-from scratch_det.tool import ToolParser
 
 
 def build_parser() -> ToolParser:

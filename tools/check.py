@@ -14,10 +14,10 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
-from scratch_det.check.run import check
+from scratch_det.engine.check import check
+from scratch_det.engine.command import run_parser, take_processes
+from scratch_det.engine.plan import Request
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
-from scratch_det.train.arguments import run_parser, take_processes
-from scratch_det.train.start import Request
 
 
 def build_parser() -> argparse.ArgumentParser:

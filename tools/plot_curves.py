@@ -9,9 +9,9 @@ Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exi
 
 from pathlib import Path
 
+from scratch_det.command_line import ToolParser
 from scratch_det.errors import exit_on_user_error
-from scratch_det.tool import ToolParser
-from scratch_det.visualization.compare import compare_runs
+from scratch_det.visualization.curves import compare_runs
 
 
 def build_parser() -> ToolParser:

@@ -9,13 +9,12 @@ Flags, KEY VALUE pairs, exit codes and the run folder are those of tools/train_n
 is for MODEL.WEIGHTS of either backend.
 """
 
-from scratch_det.pretrain.start import start
-from scratch_det.train.arguments import run_parser
-from scratch_det.train.command import run_command
+from scratch_det.engine.command import run_command, run_parser
+from scratch_det.engine.plan import start_pretraining
 
 
 def main() -> None:
-    run_command(run_parser(__doc__), start)
+    run_command(run_parser(__doc__), start_pretraining)
 
 
 if __name__ == "__main__":

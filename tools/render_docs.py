@@ -12,9 +12,9 @@ Exit code 1: with --check, a file is not up to date; 2: something to mend.
 import sys
 from pathlib import Path
 
+from scratch_det.command_line import ToolParser
 from scratch_det.errors import exit_on_user_error
 from scratch_det.study.report.documents import render
-from scratch_det.tool import ToolParser
 
 
 def main() -> None:

@@ -25,12 +25,11 @@ import sys
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.project import add_project_flag
 from scratch_det.search.search import Search
 from scratch_det.search.work import search_grid
-from scratch_det.tool import ToolParser
 
 
 def build_parser() -> ToolParser:

@@ -24,10 +24,10 @@ from os.path import normpath
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.command_line import ToolParser
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
 from scratch_det.study.commands import LAUNCHERS, folder_of, list_runs, plan, report, run, samples, status
-from scratch_det.tool import ToolParser
 
 
 def build_parser() -> ToolParser:

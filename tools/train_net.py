@@ -15,9 +15,8 @@ mend, and the message says what; 75: stopped by SIGTERM or SIGUSR1 after a check
 
 import argparse
 
-from scratch_det.train.arguments import run_parser
-from scratch_det.train.command import run_command
-from scratch_det.train.start import start
+from scratch_det.engine.command import run_command, run_parser
+from scratch_det.engine.plan import start
 
 
 def build_parser() -> argparse.ArgumentParser:

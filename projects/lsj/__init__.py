@@ -1,8 +1,7 @@
 """Large-scale jitter, INPUT.AUGMENTATION LSJ: detectron2's recipes from scratch in configs/new_baselines."""
 
 from lsj.recipe import problems
-from scratch_det.config.augmentation import AUGMENTATIONS, RESIZE
-from scratch_det.config.choice import Choice
+from scratch_det.config.choices import AUGMENTATIONS, RESIZE, Choice
 from scratch_det.config.defaults import PROJECT_KEYS
 
 KEYS = {

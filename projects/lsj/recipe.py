@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.check import SMALLEST_VIEW
-from scratch_det.schedule import Schedule
+from scratch_det.config.rules import SMALLEST_VIEW
+from scratch_det.config.schedule import Schedule
 
 EPOCH = 118_000  # images: detectron2 counts with the rounded size of train2017
 BATCH = 64  # images

@@ -2,9 +2,9 @@
 
 from importlib.util import find_spec
 
-from scratch_det.config.bodies import BODIES, BODY_RULES
+from scratch_det.config.choices import BODIES, BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
-from scratch_det.config.solver_rules import OPTIMIZERS, Optimizer
+from scratch_det.config.rules import OPTIMIZERS, Optimizer
 from scratch_det.errors import UserError
 from timm_backbones.recipe import adamw, timm_body
 

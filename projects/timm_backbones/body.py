@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.norm import NORMS, batch_norms, frozen, replace_norm
-from scratch_det.weights.pixels import Pixels
+from scratch_det.weights.read import Pixels
 
 MAPS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # by stride, by detectron2's names
 ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}  # where a model has them
@@ -23,7 +23,7 @@ PREFIX = "net.model."  # of the names in timm's own files
 class TimmBody(nn.Module):
     """The model MODEL.TIMM.NAME without its classifier, initialised by timm's own rules.
 
-    Attributes are those that ``scratch_det.modeling.bodies`` describes; ``net.model`` is timm's.
+    Attributes are those that ``scratch_det.modeling.backbones`` describes; ``net.model`` is timm's.
     """
 
     initialized = True

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.bodies import body_names
+from scratch_det.config.choices import body_names
 
 
 def timm_body(cfg: CfgNode) -> Iterator[str]:

@@ -13,13 +13,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.loop import load_recipe, new_run, training_set
-from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
-from scratch_det.config.augmentation import RESIZE, augmentation_name
-from scratch_det.config.solver_rules import OPTIMIZERS, SGD, optimizer_of
+from scratch_det.benchmark.loop import Pairs, in_both_orders, load_recipe, new_run, time_pairs, training_set
+from scratch_det.config.choices import RESIZE, augmentation_name
+from scratch_det.config.rules import OPTIMIZERS, SGD, optimizer_of
 from scratch_det.data.dataset import TrainingSet, training_batches
+from scratch_det.engine.loop import Run, iterate, timed
 from scratch_det.errors import UserError
-from scratch_det.train.loop import Run, iterate, timed
 
 Gate = Callable[[Iterable[Any]], Iterator[Any]]
 
@@ -79,7 +78,7 @@ def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int
             "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
         )
     backends.load(name)
-    from scratch_det.backends.detectron2 import plain
+    from scratch_det.backends.detectron2 import plain_script as plain
 
     script = plain.find_script(script)
     dataset = training_set(cfg)
@@ -89,7 +88,7 @@ def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int
 
 def _time(cfg: CfgNode, dataset: TrainingSet, script: Path, pairs: int, ours_first: bool) -> Pairs:
     """Time ``pairs`` of iterations, our loop set up first or second."""
-    from scratch_det.backends.detectron2 import plain
+    from scratch_det.backends.detectron2 import plain_script as plain
 
     ids = (dataset.image_id(position) for position in itertools.count())
     with tempfile.TemporaryDirectory() as folder:

@@ -2,12 +2,12 @@
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.columns import aligned
-from scratch_det.config.keys import flatten, set_key
+from scratch_det.config.defaults import flatten, set_key
 from scratch_det.config.load import COMMAND_LINE, LoadedConfig
-from scratch_det.config.solver_rules import drops_happen, positive_numbers, reference_world_size
+from scratch_det.config.rules import drops_happen, positive_numbers, reference_world_size
+from scratch_det.config.schedule import BatchSettings, rescale
 from scratch_det.errors import ConfigError, refuse
-from scratch_det.schedule import BatchSettings, rescale
+from scratch_det.tables import aligned
 
 KEYS = {  # of the fields of BatchSettings
     "batch": "SOLVER.IMS_PER_BATCH",

@@ -1,21 +1,178 @@
-"""Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
+"""One YAML recipe as a list of dotted keys that remember their line, so that every complaint can name it.
+
+One value of a recipe: decoded and type-checked as stock detectron2 does it, but with the mend in the message.
+
+Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
 
 A recipe that loads here means the same to stock detectron2 (``get_cfg().merge_from_file``): bases in their order, then
 the file itself, each value decoded and coerced by yacs's rules.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.defaults import get_cfg
-from scratch_det.config.keys import explain_unknown, flatten, set_key
-from scratch_det.config.source import BASE_KEY, Entry, Source, base_path, read_source
-from scratch_det.config.values import accept
+from scratch_det.command_line import missing_project
+from scratch_det.config.defaults import explain_unknown, flatten, get_cfg, set_key
 from scratch_det.errors import ConfigError, refuse
-from scratch_det.project import missing_project
+
+BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
+
+
+class Entry(NamedTuple):
+    """A dotted key, its value as PyYAML reads it, and ``file:line``."""
+
+    key: str
+    value: Any
+    where: str
+
+
+class Source(NamedTuple):
+    """A parsed file: the recipes it is built on, in merging order, and its own entries."""
+
+    path: Path
+    bases: list[Entry]
+    entries: list[Entry]
+
+
+def read_source(path: Path, asked_by: str) -> Source:
+    """Parse ``path``; ``asked_by`` says who named it, for the message when it is missing."""
+    if not path.is_file():
+        problem = "is a folder, not a recipe" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{asked_by}: {path} {problem}")
+    loader = yaml.SafeLoader(b"")
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
+        found = list(_walk(loader, root, path, prefix=""))
+    except yaml.YAMLError as error:
+        raise ConfigError(_explain(path, error)) from None
+    bases = [base for entry in found if entry.key == BASE_KEY for base in _bases(entry)]
+    return Source(path, bases, [entry for entry in found if entry.key != BASE_KEY])
+
+
+def base_path(source: Source, base: Entry) -> Path:
+    """Where ``base`` lies: relative to the file that names it, ``~`` being the home folder, as in fvcore."""
+    return Path(os.path.normpath(source.path.parent / os.path.expanduser(base.value)))
+
+
+def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
+    """Every leaf below ``node``; an empty section has none."""
+    _refuse_duplicates(node, path, prefix)
+    loader.flatten_mapping(node)  # resolves YAML's own "<<" merges
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _walk(loader, value_node, path, f"{key}.")
+        else:
+            yield Entry(key, loader.construct_object(value_node, deep=True), f"{path}:{_line(key_node)}")
+
+
+def _refuse_duplicates(node: yaml.MappingNode, path: Path, prefix: str) -> None:
+    """PyYAML silently keeps the last of two equal keys; a recipe that says two things is a mistake."""
+    first_line: dict[str, int] = {}
+    for key_node, _ in node.value:
+        name, line = str(key_node.value), _line(key_node)
+        if name in first_line:
+            raise ConfigError(
+                f"{path}:{line}: {prefix}{name} is already in line {first_line[name]} of this file: merge the two"
+            )
+        first_line[name] = line
+
+
+def _bases(entry: Entry) -> Iterator[Entry]:
+    """``_BASE_`` is one file name or a list of them."""
+    for name in entry.value if isinstance(entry.value, list) else [entry.value]:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{entry.where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
+        yield Entry(BASE_KEY, name, entry.where)
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _explain(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return f"{where}: {problem}; a recipe holds plain values only, no Python objects"
+    return f"{where}: not valid YAML: {problem}"
+
+
+def accept(key: str, raw: Any, default: Any, where: str) -> Any:
+    """``raw`` as it will be stored under ``key``, or a ConfigError that starts with ``where``.
+
+    Decoding and type rules are yacs's own. Refused beyond them, because stock accepts it and trips over it later: null
+    for a key that has a value, anything but a number where the default is null, and elements of another kind.
+    """
+    probe = CfgNode({"VALUE": default})
+    try:
+        probe.merge_from_list(["VALUE", raw])
+        fits = _same_kind(probe.VALUE, default)
+    except ValueError:
+        fits = False
+    if fits:
+        return probe.VALUE
+    found = CfgNode._decode_cfg_value(raw)
+    raise ConfigError(
+        f"{where}: {key} is {found!r} ({_type(found)}), expected {_type(default)} such as {_example(default)}"
+        f"{_mend(found, default)}"
+    )
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether elements are numbers where the default's are, and so on; empty defaults say nothing about elements."""
+    if default is None:
+        return value is None or _is_number(value)
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple)) and all(_same_kind(v, d) for v in value for d in default[:1])
+    return _is_number(value) if _is_number(default) else type(value) is type(default)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _type(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _example(default: Any) -> str:
+    return '""' if default == "" else repr(default)
+
+
+def _mend(found: Any, default: Any) -> str:
+    """The value to write instead, where it can be guessed."""
+    meant = _meant(found, default)
+    if meant is not None:
+        return f": write {meant}"
+    return f": leave the key out to keep {default!r}" if found is None else ""
+
+
+def _meant(found: Any, default: Any) -> str | None:
+    expected = type(default)
+    if found is None:
+        return '""' if default == "" else None
+    if expected is bool:
+        return {"0": "False", "1": "True", "no": "False", "yes": "True"}.get(str(found).lower())
+    if expected is float and _is_number(found):
+        return repr(float(found))
+    if expected is int and isinstance(found, float) and found.is_integer():
+        return repr(int(found))
+    if expected is str and _is_number(found):
+        return f"""\"'{found}'\""""  # quoted twice: one pair is eaten by the decoding
+    if expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
+        return repr(expected([found]))
+    return None
+
 
 COMMAND_LINE = "command line"
 

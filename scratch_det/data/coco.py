@@ -13,10 +13,7 @@ from typing import Any, ClassVar
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.keypoints import mirror_of, names_of
-from scratch_det.data.problem import Problem, explain
-from scratch_det.data.shapes import count_visible
-from scratch_det.data.validate import KEYS, find_problems
+from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems, mirror_of, names_of
 from scratch_det.errors import DataError
 
 

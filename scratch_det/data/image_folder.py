@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from scratch_det.data.catalog import FolderEntry
 from scratch_det.errors import DataError
-from scratch_det.progress import track
+from scratch_det.log import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 SHOWN = 5  # names in a message

@@ -1,4 +1,7 @@
-"""INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in."""
+"""Boxes as tensors [N, 4]: x1 y1 x2 y2 in pixels.
+
+INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from scratch_det.data.boxes import inside
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Bool [N]."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The parts of ``boxes`` inside an image that have an area, [M, 4], and their places among ``boxes``, int64 [M]."""
+    clipped = clip_boxes_to_image(boxes, (height, width))
+    kept = has_area(clipped).nonzero()[:, 0]
+    return clipped[kept], kept
+
 
 Sample = dict[str, Any]
 

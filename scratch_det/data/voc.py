@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
-from scratch_det.data.problem import error, explain
+from scratch_det.data.coco_checks import error, explain
 from scratch_det.errors import DataError, did_you_mean
-from scratch_det.progress import say_now, track
-from scratch_det.textfile import write_atomically
+from scratch_det.files import write_atomically
+from scratch_det.log import say_now, track
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

@@ -18,12 +18,11 @@ from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, Sample, evaluation_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
-from scratch_det.evaluation.augmented import has_second_pass, predict_augmented, relative_cost
-from scratch_det.evaluation.coco import evaluate_predictions
+from scratch_det.evaluation.coco import evaluate_predictions, format_table
 from scratch_det.evaluation.diagnosis import explain_low_ap
-from scratch_det.evaluation.tables import format_table
+from scratch_det.evaluation.tta import has_second_pass, predict_augmented, relative_cost
 from scratch_det.evaluation.voc import evaluate_voc
-from scratch_det.progress import clock, track
+from scratch_det.log import clock, track
 
 logger = logging.getLogger("scratch_det")
 Item = TypeVar("Item")

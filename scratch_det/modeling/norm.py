@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.ops import FrozenBatchNorm2d
 
-from scratch_det.config.norm_rules import GN_GROUPS
+from scratch_det.config.rules import GN_GROUPS
 from scratch_det.errors import ConfigError
 
 OVER_VALUES = (0, 2, 3)  # all axes of [N, C, H, W] but the channels

@@ -19,11 +19,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from scratch_det.engine.resume import EVALUATION, config_changes
 from scratch_det.errors import UserError
-from scratch_det.lock import locked, try_lock
+from scratch_det.files import locked, try_lock
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
-from scratch_det.train.changes import EVALUATION, config_changes
 
 SECONDS_FOR_DATABASE = 20.0  # how long another program, such as optuna-dashboard, may have it locked
 

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scratch_det.config.source import BASE_KEY, Entry, read_source
+from scratch_det.config.load import BASE_KEY, Entry, read_source
 from scratch_det.errors import ConfigError
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from scratch_det.visualization.colours import VERMILION
-from scratch_det.visualization.curves import save_figure
+from scratch_det.visualization.curves import VERMILION, save_figure
 
 if TYPE_CHECKING:
     from scratch_det.search.board import Record

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from scratch_det.columns import markdown
+from scratch_det.command_line import project_flags
 from scratch_det.config import flatten, plain
-from scratch_det.progress import clock
-from scratch_det.project import project_flags
+from scratch_det.files import write_atomically
+from scratch_det.log import clock
 from scratch_det.search.board import Board, Record
 from scratch_det.search.picture import draw_grid
 from scratch_det.search.search import BEST, Search
-from scratch_det.textfile import write_atomically
+from scratch_det.tables import markdown
 
 
 def report(board: Board) -> int:

@@ -12,11 +12,11 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, flatten, settle_batch
+from scratch_det.engine.plan import Request, choose_backend
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.evaluation.coco import AREA_NAMES
 from scratch_det.search.grid import Axis, Point, points_of, read_grid
-from scratch_det.train.rundir import RunDir
-from scratch_det.train.start import Request, choose_backend
 
 BEST = "best.yaml"
 

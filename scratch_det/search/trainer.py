@@ -6,13 +6,12 @@ import sys
 from typing import IO, Any
 
 from scratch_det.backends import AUTO
+from scratch_det.command_line import project_flags
 from scratch_det.config import flatten
-from scratch_det.distributed.ending import STOPPED, last_word
-from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.project import project_flags
+from scratch_det.distributed.stop import STOPPED, StopFlag, Stopped, last_word
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
-from scratch_det.train.rundir import RunDir
 
 SECONDS_BETWEEN_LOOKS = 0.2  # less than stop.SAME_REQUEST, so that Ctrl-C and its passing on count once
 SEED = 0  # of all points where the recipe has none: they differ in the grid's keys alone

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.errors import UserError
-from scratch_det.progress import Progress, clock, say_now
+from scratch_det.log import Progress, clock, say_now
 from scratch_det.search.grid import Point
 from scratch_det.search.search import Search
 from scratch_det.search.trainer import CONSOLE, RunFailed, metric_of, run_point

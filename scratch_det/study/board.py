@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from scratch_det.columns import aligned
-from scratch_det.progress import clock, say_now
+from scratch_det.log import clock, say_now
 from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, RUNNING, Standing, jobs_folder
 from scratch_det.study.study import Study
+from scratch_det.tables import aligned
 
 HEADER = ("run", "state", "iteration", "AP", "eta", "")
 SECONDS_BETWEEN_LINES = 60.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratch_det.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
+from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 from scratch_det.config import flatten, plain
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.recipe import recipe_of
 from scratch_det.study.standing import newest_metrics, read_json
 from scratch_det.study.study import Study
-from scratch_det.train.rundir import RunDir
 
 # What a run settles itself, from its data and its machine, and what does not show in its numbers.
 OWN = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",

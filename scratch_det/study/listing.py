@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from scratch_det.columns import markdown
 from scratch_det.study.experiments import Experiment
+from scratch_det.tables import markdown
 
 CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")

@@ -8,10 +8,10 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten
 from scratch_det.errors import DataError
+from scratch_det.files import completed
 from scratch_det.study.experiment import PRETRAIN, SEARCH, TRAIN, Experiment
 from scratch_det.study.standing import FINISHED, Standing, read_rows
 from scratch_det.study.weights import weights_sha256
-from scratch_det.textfile import completed
 
 LOSS = "total_loss"
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5")  # of what is named task/score; not those by class

@@ -18,11 +18,10 @@ from typing import Any
 import yaml
 
 from scratch_det import backends
+from scratch_det.command_line import load_project
 from scratch_det.config import load_config
-from scratch_det.config.load import COMMAND_LINE
-from scratch_det.config.source import BASE_KEY, Entry, read_source
+from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, read_source
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.project import load_project
 from scratch_det.study.experiment import PRETRAIN, TRAIN, Experiment
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 

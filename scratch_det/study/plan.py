@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scratch_det.columns import aligned
-from scratch_det.config.source import base_path, read_source
+from scratch_det.config.load import base_path, read_source
+from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import ROOT, Job, jobs_of
-from scratch_det.train.disk import checkpoint_bytes
+from scratch_det.tables import aligned
 
 MODELS = ROOT / "results" / "models.md"
 KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it

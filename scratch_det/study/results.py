@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.files import write_atomically
 from scratch_det.study.experiment import Experiment
 from scratch_det.study.experiments import find
 from scratch_det.study.outcome import DECIMALS, Outcome
 from scratch_det.study.standing import BLOCKED, FAILED, FINISHED, READY, UNFINISHED, WAITING
-from scratch_det.textfile import write_atomically
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 STATES = (WAITING, READY, UNFINISHED, FAILED, BLOCKED, FINISHED)

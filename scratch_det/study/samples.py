@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.columns import aligned
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import collection_paused, read_coco
@@ -14,6 +13,7 @@ from scratch_det.errors import ConfigError, DataError
 from scratch_det.study.experiment import PRETRAIN, Experiment
 from scratch_det.study.experiments import experiments
 from scratch_det.study.job import from_here
+from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
 IMAGENET_EPOCHS, IMAGENET_SIDE = 100, 224  # Figure 2's pre-training; one instance an image

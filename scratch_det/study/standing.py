@@ -1,4 +1,4 @@
-"""Where each run of a study stands, read from its folder; see ``scratch_det.train.rundir`` for that contract.
+"""Where each run of a study stands, read from its folder; see ``scratch_det.engine.run_dir`` for that contract.
 
 Beside the run folders DIR has study.json, what the study is, and jobs/: NAME.log, what a run's process said, NAME.lock,
 held as long as it lives, and NAME.failed, why it ended, if it was not as it should. See also launch/queue.py.
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.files import read_lines, write_atomically
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
-from scratch_det.textfile import read_lines, write_atomically
 
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",

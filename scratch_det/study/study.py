@@ -10,11 +10,10 @@ from typing import Any
 
 from scratch_det import backends
 from scratch_det.errors import UserError, did_you_mean
-from scratch_det.lock import locked
+from scratch_det.files import locked, write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import Job, jobs_of
 from scratch_det.study.standing import jobs_folder, read_json
-from scratch_det.textfile import write_atomically
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
 OWN = {DESCRIPTION, LOCK, f"{DESCRIPTION}.partial", "jobs"}

@@ -1,20 +1,33 @@
-"""Learning curves of a run as one PNG: losses, learning rate and AP against the completed iterations."""
+"""The colours of lines and bars in all pictures of numbers.
+
+Okabe and Ito's, which colour-blind readers tell apart, with brown in the place of their yellow: it is darker.
+
+Learning curves of a run as one PNG: losses, learning rate and AP against the completed iterations.
+
+Curves of several runs in one picture, from what a command line says.
+"""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from fvcore.common.config import CfgNode
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from scratch_det.errors import DataError, did_you_mean
-from scratch_det.textfile import completed, read_lines
-from scratch_det.visualization.colours import BLACK, BLUE, BROWN, GREEN, LINES, PURPLE, SKY, VERMILION
+from scratch_det.errors import DataError, UserError, did_you_mean
+from scratch_det.files import completed, read_lines
+
+BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN, BLACK = LINES = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black",
+)  # fmt: skip
+
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -175,7 +188,11 @@ def draw_scores(axes: Axes, series: Series) -> None:
         label, color, marker = TASKS[task]
         x, y = series[key]
         name = key.removesuffix(task)
-        style = {"ls": DASHES[sets.index(name) % len(DASHES)], "marker": marker, "ms": 6 if len(x) < 40 else 3}
+        style: dict[str, Any] = {
+            "ls": DASHES[sets.index(name) % len(DASHES)],
+            "marker": marker,
+            "ms": 6 if len(x) < 40 else 3,
+        }
         label = f"{name.replace('/', ': ')}{label}, best {y.max():.1f}"
         axes.plot(x, y, color=color, clip_on=False, label=label, **style)
     top = max(series[key][1].max() for key in tasks)
@@ -214,3 +231,28 @@ def _dress(axes: Axes) -> None:
         FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
     )
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+
+
+def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
+    """Draw ``keys`` of the runs, each "LABEL=FOLDER", into ``out``. Raises UserError for what is no run, or no PNG."""
+    if out.suffix != ".png":
+        raise UserError(f"--out {out}: the picture is a PNG; name it .png")
+    found: dict[str, Series] = {}
+    for word in runs:
+        label, equals, folder = word.partition("=")
+        if not (label and equals and folder) or label in found:
+            raise UserError(f"{word}: expected LABEL=FOLDER, each label once, such as 2x=output/scratch_2x")
+        metrics, config = (Path(folder) / name for name in ("metrics.json", "config.yaml"))
+        for file in (metrics, config):
+            if not file.is_file():
+                raise UserError(f"{word}: there is no {file}; name the folder of a run that has written metrics")
+        found[label] = read_series(metrics, _iterations(config))
+    return compare_curves(found, keys, out)
+
+
+def _iterations(config: Path) -> int:
+    """SOLVER.MAX_ITER in the config.yaml of a run."""
+    try:
+        return int(CfgNode.load_cfg(config.read_text()).SOLVER.MAX_ITER)
+    except Exception as error:  # whatever yaml and yacs make of a file that was edited
+        raise DataError(f"{config} is not as the run wrote it ({str(error).splitlines()[0]}); restore it") from None

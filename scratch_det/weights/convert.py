@@ -10,8 +10,7 @@ from torch import Tensor
 from scratch_det.errors import UserError
 from scratch_det.weights.load import body_names
 from scratch_det.weights.names import BODY, renamed, stage_of, without_stage
-from scratch_det.weights.pixels import Pixels
-from scratch_det.weights.read import Weights
+from scratch_det.weights.read import Pixels, Weights
 
 BACKGROUND = {  # torchvision's layers with a slot for the background, by detectron2's names: numbers a slot takes
     "roi_heads.box_predictor.cls_score": 1,  # first there, last in detectron2

@@ -1,16 +1,18 @@
-"""Filling a model from a weights file: all of it, or its backbone; nothing stays random unnoticed."""
+"""Filling a model from a weights file: all of it, or its backbone; nothing stays random unnoticed.
+
+From a detector with one box head to a cascade: where the weights of each stage come from.
+"""
 
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from scratch_det.config.bodies import is_resnet
+from scratch_det.config.choices import is_resnet
 from scratch_det.errors import UserError
-from scratch_det.weights.address import fetch
-from scratch_det.weights.names import BODY, OF_BODY, renamed
-from scratch_det.weights.pixels import Pixels, adapt_first_layer
-from scratch_det.weights.read import Weights, read_weights
+from scratch_det.weights.locate import fetch
+from scratch_det.weights.names import BODY, OF_BODY, in_stage, renamed, stage_of
+from scratch_det.weights.read import Pixels, Weights, adapt_first_layer, read_weights
 
 FIRST_LAYERS = {  # of a backbone
     "torchvision": ("conv1.weight", "features.0.weight"),
@@ -150,3 +152,31 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
 
 def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
+
+
+HEAD, PREDICTOR = "roi_heads.box_head.", "roi_heads.box_predictor."
+BACKGROUND_SLOT = {"torchvision": 1, "detectron2": 0}  # torchvision regresses a box for the background too
+
+
+def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[str, Tensor]:
+    """The weights of a cascade of ``stages`` that begins as the plain detector of ``tensors``; names are ``library``'s.
+
+    Every stage gets the plain box head, its class layer and, for the one box that it regresses, the mean of the plain
+    layer over the classes; all else stays. A stage that starts from refined boxes moves them less, as its own weights
+    (ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS) divide what it predicts. Raises UserError when it is a cascade already.
+    """
+    if any(stage_of(name) for name in tensors):
+        raise UserError("it is a cascade already; continue it with --branch-from")
+    return {
+        new: value
+        for name, tensor in tensors.items()
+        for new, value in _places(name, tensor, library, stages)
+    }  # fmt: skip
+
+
+def _places(name: str, tensor: Tensor, library: str, stages: int) -> list[tuple[str, Tensor]]:
+    if not name.startswith((HEAD, PREDICTOR)):
+        return [(name, tensor)]
+    if name.startswith(f"{PREDICTOR}bbox_pred."):
+        tensor = tensor.unflatten(0, (-1, 4))[BACKGROUND_SLOT[library] :].mean(0)
+    return [(in_stage(name, str(stage), library), tensor.clone()) for stage in range(stages)]

@@ -1,17 +1,213 @@
-"""What a weights file is: whose names it has, and what its weights were trained with."""
+"""Reading weights without running code from their file.
 
+The pixels that a network expects: their channels' order and what is subtracted and divided.
+
+What a weights file is: whose names it has, and what its weights were trained with.
+"""
+
+import io
+import pickle
 import re
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from scratch_det.errors import UserError
-from scratch_det.weights.files import read_checkpoint, read_pickle, tensors_of
+from scratch_det.weights.locate import find_checkpoint
 from scratch_det.weights.names import OF_BODY, Scheme, from_caffe2, scheme_of
-from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
+
+DAMAGE = (  # what reading a damaged file may raise: every byte of one was changed in turn
+    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, OSError, EOFError, RuntimeError,
+    ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError,
+)  # fmt: skip
+NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a file of torch.save onto the CPU. Raises UserError when it is missing or holds more than plain tensors."""
+    path = _existing(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise UserError(  # not torch's own words, which advise to load it unsafely
+            f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
+            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
+        ) from None
+    return _dictionary(path, state, "checkpoint or state dict")
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Load a pickled dictionary of NumPy arrays. Raises UserError for a file that holds anything else.
+
+    NumPy's own unpickling trusts the file; here the file's bytes are only ever read as numbers.
+    """
+    path = _existing(path)
+    try:
+        state = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        state = _with_arrays(state)
+    except UserError as error:
+        raise UserError(f"weights file {path} {error}") from None
+    except Exception as error:
+        raise UserError(f"weights file {path} is damaged or no pickle ({type(error).__name__}: {error})") from None
+    return _dictionary(path, state, "dictionary of arrays")
+
+
+def tensors_of(path: Path, state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Arrays and tensors of ``state`` by name. Raises UserError when there are none."""
+    found = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in state.items()
+        if isinstance(value, np.ndarray | torch.Tensor)
+    }
+    if not found:
+        raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")
+    return found
+
+
+def _existing(path: Path) -> Path:
+    path = find_checkpoint(path)
+    if not path.is_file():
+        raise UserError(f"weights file {path} is missing; expected an existing .pth or .pkl file")
+    return path
+
+
+def _dictionary(path: Path, state: Any, expected: str) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a {expected}")
+    return state
+
+
+class _Type:
+    """Stands for numpy.dtype: a kind of number, and the order of its bytes."""
+
+    def __init__(self, code: str, *_: Any):
+        if not NUMBERS.fullmatch(code):
+            raise UserError(f"holds an array of type {code!r}, expected arrays of numbers")
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+    def array(self, content: bytes | str, shape: tuple[int, ...], order: str) -> np.ndarray:
+        """``content`` as numbers; Python 2 wrote texts."""
+        raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        found = np.frombuffer(raw, np.dtype(self.code).newbyteorder(self.order)).reshape(shape, order=order)
+        return found.astype(np.dtype(self.code))
+
+
+class _Array:
+    """Stands for numpy.ndarray until all of it has been read."""
+
+    def __init__(self, *_: Any):
+        self.value = np.zeros(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, is_fortran, content = state
+        self.value = kind.array(content, tuple(shape), "F" if is_fortran else "C")
+
+
+def _scalar(kind: _Type, content: bytes | str) -> np.ndarray:
+    return kind.array(content, (), "C")
+
+
+def _from_buffer(content: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return kind.array(content, tuple(shape), order)
+
+
+def _encode(text: str, _: str) -> bytes:
+    return text.encode("latin1")
+
+
+ARRAYS_ONLY = {  # what a pickle of NumPy arrays consists of, and what is built in its place
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ARRAYS_ONLY:
+            raise UserError(
+                f"holds {module}.{name}, expected NumPy arrays alone: unpickling anything else could run code of the "
+                "file; get the weights from their source again, or as a state dict of tensors"
+            )
+        return ARRAYS_ONLY[module, name]
+
+
+def _with_arrays(state: Any) -> Any:
+    """The same nested dictionaries with NumPy arrays in the place of what stood for them."""
+    if isinstance(state, dict):
+        return {name: _with_arrays(value) for name, value in state.items()}
+    return state.value if isinstance(state, _Array) else state
+
+
+class Pixels(NamedTuple):
+    """Input is (grey value 0 to 255 - mean) / std, per channel in the order of ``format``, "BGR" or "RGB"."""
+
+    format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> "Pixels":
+        """Those of a recipe."""
+        return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Pixels":
+        """From ``as_dict``."""
+        return cls(content["format"], tuple(content["mean"]), tuple(content["std"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint: plain text and numbers."""
+        return {"format": self.format, "mean": list(self.mean), "std": list(self.std)}
+
+    def reordered(self, order: str) -> "Pixels":
+        """The same with the channels in the order of ``order``."""
+        return self if order == self.format else Pixels(order, self.mean[::-1], self.std[::-1])
+
+
+IMAGENET = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # torchvision's and timm's, times 255
+DETECTRON = Pixels("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))  # detectron/core/config.py, PIXEL_MEANS
+
+
+def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -> tuple[Tensor, str]:
+    """The first convolution [C, 3, h, w] for pixels as in ``used_with``, and what was done, in words.
+
+    Order and division are taken into the weights, exactly. Another mean is not: where the image ends, zeros are padded.
+    """
+    done = []
+    if trained_with.format != used_with.format:
+        weight = weight.flip(1)
+        done.append(f"channels {trained_with.format} to {used_with.format}")
+    there = trained_with.reordered(used_with.format)
+    if there.std != used_with.std:
+        ratio = (torch.tensor(used_with.std) / torch.tensor(there.std)).view(1, -1, 1, 1)
+        weight = weight.float() * ratio
+        done.append(f"divided by PIXEL_STD {_text(used_with.std)} instead of {_text(there.std)}")
+    apart = max(abs(one - other) for one, other in zip(there.mean, used_with.mean, strict=True))
+    if apart:
+        done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.2g} of 255 from the weights' own")
+    return weight, "; ".join(done)
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
 
 EPSILON = 1e-5  # of batch norm, in Detectron's AffineChannel taken as 0: a variance of 1 - EPSILON gives a scale of 1
 ACCEPTED = (
@@ -50,7 +246,7 @@ class Weights:
 def read_weights(path: Path, body: Any = None) -> Weights:
     """Read a file of one of the ACCEPTED kinds. Raises UserError for any other.
 
-    body: one that knows its classifier's names, see ``scratch_det.modeling.bodies``; that is then accepted too.
+    body: one that knows its classifier's names, see ``scratch_det.modeling.backbones``; that is then accepted too.
     Detectron's names become those of a backbone in detectron2, fused batch norm gets statistics that change nothing.
     """
     content = read_pickle(path) if path.suffix == ".pkl" else read_checkpoint(path)

@@ -17,20 +17,20 @@ from run_folder import interrupted_after, is_same, read
 from torch import Tensor
 
 from scratch_det import backends
-from scratch_det.analysis.parts import analyze
+from scratch_det.analysis.cost import analyze
+from scratch_det.command_line import load_project
 from scratch_det.config import check_config, flatten, load_config
-from scratch_det.config.augmentation import AUGMENTATIONS
+from scratch_det.config.choices import AUGMENTATIONS
 from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.schedule import Schedule
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.digits.make import make_digits
+from scratch_det.engine.plan import Request, start
 from scratch_det.errors import UserError
-from scratch_det.project import load_project
-from scratch_det.schedule import Schedule
 from scratch_det.search.search import Search
 from scratch_det.search.trainer import command
-from scratch_det.train.start import Request, start
 from scratch_det.weights.names import renamed
 
 PROJECT = Path(__file__).parents[1]
@@ -234,7 +234,7 @@ class TestRefusals:
 
 
 def test_a_search_hands_the_project_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scratch_det.project.GIVEN", [])
+    monkeypatch.setattr("scratch_det.command_line.GIVEN", [])
     (tmp_path / "grid.yaml").write_text("INPUT.LSJ.SCALES: [[0.1, 2.0], [0.8, 1.25]]")
     words = ["--project", str(PROJECT), "--config-file", str(DIGITS), "--grid", str(tmp_path / "grid.yaml")]
     args = load_tool("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])

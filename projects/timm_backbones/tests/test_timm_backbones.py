@@ -15,17 +15,17 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det import backends
-from scratch_det.analysis.parts import analyze
+from scratch_det.analysis.cost import analyze
+from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
-from scratch_det.config.bodies import BODIES, BODY_RULES
+from scratch_det.config.choices import BODIES, BODY_RULES
 from scratch_det.config.defaults import PROJECT_KEYS
-from scratch_det.config.solver_rules import OPTIMIZERS
+from scratch_det.config.rules import OPTIMIZERS
 from scratch_det.data.digits.make import make_digits
+from scratch_det.engine.optimizer import build_optimizer
+from scratch_det.engine.plan import Request, start
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.bodies import build_body
-from scratch_det.project import load_project
-from scratch_det.train.optimizer import build_optimizer
-from scratch_det.train.start import Request, start
+from scratch_det.modeling.backbones import build_body
 from scratch_det.weights.load import load_weights
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install --editable '.[timm]'")

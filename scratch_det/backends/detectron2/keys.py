@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
+from scratch_det.backends import LOOP, Honoured, not_honoured, refuse
 from scratch_det.config import with_project_keys
 
 HONOURED: Honoured = {

@@ -1,4 +1,7 @@
-"""The detectron2 backend: see ``scratch_det.backends`` for the contract."""
+"""This repository's bodies as detectron2's backbones, by the same names.
+
+The detectron2 backend: see ``scratch_det.backends`` for the contract.
+"""
 
 import logging
 import math
@@ -9,18 +12,57 @@ import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from scratch_det.backends.detectron2.bodies import register_bodies
 from scratch_det.config import flatten, set_key, with_project_keys
+from scratch_det.config.choices import body_names, has_fpn
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, did_you_mean
-from scratch_det.modeling.masks import mask_targets
+from scratch_det.modeling.backbones import build_body
 from scratch_det.modeling.norm import SyncBatchNorm
+from scratch_det.modeling.ops import mask_targets
+
+
+class BareBackbone(Backbone):
+    """A body's maps as they are; its weights lie where those of a pyramid's body do."""
+
+    def __init__(self, cfg: CfgNode, input_shape: ShapeSpec):
+        super().__init__()
+        self.bottom_up = build_body(cfg)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> maps by name."""
+        return self.bottom_up(images)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every map."""
+        strides = self.bottom_up.strides
+        return {name: ShapeSpec(channels=n, stride=strides[name]) for name, n in self.bottom_up.channels.items()}
+
+
+def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """The recipe's body, under detectron2's FPN where its name says so."""
+    bare = BareBackbone(cfg, input_shape)
+    if not has_fpn(cfg):
+        return bare
+    keys = cfg.MODEL.FPN
+    pyramid = FPN(bare, keys.IN_FEATURES, keys.OUT_CHANNELS, keys.NORM, LastLevelMaxPool(), keys.FUSE_TYPE)
+    pyramid.bottom_up = bare.bottom_up  # FPN asks for a Backbone and uses a module; names are those of a ResNet's
+    return pyramid
+
+
+def register_bodies() -> None:
+    """Make the bodies known to ``build_model``, once."""
+    for name in body_names():
+        if name not in BACKBONE_REGISTRY:
+            BACKBONE_REGISTRY._do_register(name, build_backbone)
+
 
 Batch = list[dict[str, Any]]
 

@@ -6,8 +6,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from scratch_det.config.bodies import body_names, has_fpn
-from scratch_det.modeling.bodies import build_body as build_other_body
+from scratch_det.config.choices import body_names, has_fpn
+from scratch_det.modeling.backbones import build_body as build_other_body
 from scratch_det.modeling.norm import NORMS, freeze, norm_layer
 
 BLOCKS = {

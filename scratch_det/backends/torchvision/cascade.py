@@ -11,7 +11,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from scratch_det.backends.torchvision.roi_heads import Detections, RoIHeads, box_head, box_losses
-from scratch_det.data.boxes import has_area
+from scratch_det.data.transforms import has_area
 
 Sizes = list[tuple[int, int]]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends.keys import LOOP, Honoured, not_honoured, refuse
+from scratch_det.backends import LOOP, Honoured, not_honoured, refuse
 from scratch_det.config import flatten, get_cfg
-from scratch_det.config.bodies import body_names, has_fpn
+from scratch_det.config.choices import body_names, has_fpn
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]

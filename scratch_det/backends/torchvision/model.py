@@ -11,11 +11,10 @@ from scratch_det.backends.torchvision.backbone import build_backbone
 from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
-from scratch_det.data.boxes import inside
 from scratch_det.data.image import encode_masks
+from scratch_det.data.transforms import inside
 from scratch_det.modeling.init import initialize
-from scratch_det.modeling.keypoints import decode_keypoints
-from scratch_det.modeling.paste import paste_masks
+from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
 HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
 

@@ -1,4 +1,9 @@
-"""Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses."""
+"""RoIAlign from the level of the backbone's maps that fits a box's size.
+
+Keypoint head: torchvision's layers, detectron2's choice of boxes, loss and scores.
+
+Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses.
+"""
 
 from typing import Any
 
@@ -7,13 +12,110 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.roi_heads import keypoints_to_heatmap
+from torchvision.ops import roi_align
 
-from scratch_det.backends.torchvision.keypoint_head import keypoint_layers, keypoint_loss, keypoint_samples
-from scratch_det.backends.torchvision.pooler import build_pooler
-from scratch_det.modeling.masks import mask_targets
 from scratch_det.modeling.norm import norm_layer
+from scratch_det.modeling.ops import mask_targets
+
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # Lin et al., Feature Pyramid Networks, equation 1: a 224 px box pools p4
+
+
+class ROIPooler(nn.Module):
+    """RoIAlign from the level that fits a box's size.
+
+    Args:
+        strides: of the maps to pool from, by name: a power of 2, each twice the one before.
+        resolution: output is [N, C, resolution, resolution].
+        sampling_ratio: samples per bin and axis; 0 adapts to the bin's size.
+        aligned: shift by half a pixel (detectron2's ROIAlignV2) or not (ROIAlign).
+    """
+
+    def __init__(self, strides: dict[str, int], resolution: int, sampling_ratio: int, aligned: bool):
+        super().__init__()
+        self.strides, self.resolution = strides, resolution
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
+        self.first_level = min(strides.values()).bit_length() - 1
+
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
+        rois = _with_image_index(boxes)
+        levels = self._level_of(rois[:, 1:])
+        channels = next(iter(features.values())).shape[1]
+        pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
+        for level, (name, stride) in enumerate(self.strides.items()):
+            chosen = (levels == level).nonzero()[:, 0]
+            pooled = pooled.index_copy(0, chosen, self._align(features[name].float(), rois[chosen], stride))
+        return pooled
+
+    def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        return roi_align(feature, rois, self.resolution, 1 / stride, self.sampling_ratio, self.aligned)
+
+    def _level_of(self, boxes: Tensor) -> Tensor:
+        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
+        return (level - self.first_level).clamp(0, len(self.strides) - 1).to(torch.int64)
+
+
+def build_pooler(keys: CfgNode, strides: dict[str, int]) -> ROIPooler:
+    """The pooler of a head, from its POOLER_* keys."""
+    aligned = keys.POOLER_TYPE == "ROIAlignV2"
+    return ROIPooler(strides, keys.POOLER_RESOLUTION, keys.POOLER_SAMPLING_RATIO, aligned)
+
+
+def _with_image_index(boxes: list[Tensor]) -> Tensor:
+    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(boxes)])
+    return torch.cat([index, torch.cat(boxes)], dim=1)
+
+
+def keypoint_layers(keys: CfgNode, in_channels: int) -> dict[str, nn.Module]:
+    """3x3 convolutions, then a deconvolution and bilinear upsampling to K heat maps of 4 x POOLER_RESOLUTION a side."""
+    width = keys.CONV_DIMS[-1] if keys.CONV_DIMS else in_channels
+    return {
+        "keypoint_head": KeypointRCNNHeads(in_channels, keys.CONV_DIMS),
+        "keypoint_predictor": KeypointRCNNPredictor(width, keys.NUM_KEYPOINTS),
+    }
+
+
+def keypoint_samples(
+    boxes: list[Tensor], matched: list[Tensor], labels: list[Tensor], targets: list[dict[str, Tensor]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The foreground boxes with a labelled keypoint inside, and their objects' keypoints; a list entry an image."""
+    chosen_boxes, chosen_points = [], []
+    for box, index, label, target in zip(boxes, matched, labels, targets, strict=True):
+        foreground = label > 0
+        box, points = box[foreground], target["keypoints"][index[foreground]]
+        trained = _has_point_inside(box, points)
+        chosen_boxes.append(box[trained])
+        chosen_points.append(points[trained])
+    return chosen_boxes, chosen_points
+
+
+def _has_point_inside(boxes: Tensor, points: Tensor) -> Tensor:
+    """Bool [N] of boxes [N, 4] and keypoints [N, K, 3]; a border counts."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    inside = ((points[..., :2] >= low) & (points[..., :2] <= high)).all(-1)
+    return (inside & (points[..., 2] > 0)).any(1)
+
+
+def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, most_boxes: float) -> Tensor:
+    """Softmax loss over the places of a heat map, of every labelled keypoint inside its box.
+
+    NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS divides the sum by their number, else ``most_boxes`` x K divides it: the boxes
+    that could be sampled in the batch. Zero, with gradients, where there are none.
+
+    Shapes: logits [N, K, S, S], boxes [N, 4], points [N, K, 3].
+    """
+    places, valid = keypoints_to_heatmap(points, boxes, logits.shape[-1])
+    labelled = valid.bool()
+    loss = F.cross_entropy(logits.flatten(2)[labelled], places[labelled], reduction="sum")
+    by_visible = keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
+    count = labelled.sum().clamp(min=1) if by_visible else most_boxes * logits.shape[1]
+    return keys.LOSS_WEIGHT * loss / count
+
 
 Detections = tuple[list[Tensor], list[Tensor], list[Tensor]]  # boxes, scores, labels by image
 

@@ -2,16 +2,32 @@
 
 A mask here is an H x W bool array; sizes are (height, width) in pixels; colours are RGB 0..255. A digit's silhouette is
 its ink with the holes filled, because polygons in COCO's format cannot hold holes: the inside of a 0 belongs to the 0.
+
+Digits scenes -> COCO's annotation format, and a picture of annotated scenes by which a person can check it.
+
+Coordinates are x, y in px from the top left. Boxes and polygons are continuous: pixel (column i, row j) covers
+[i, i + 1] x [j, j + 1]. Keypoints, as in COCO, are indices of pixels: add 0.5 for the continuous coordinate.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from scratch_det.data.digits.glyph import fill_holes, large_pieces, make_glyph
-from scratch_det.data.digits.source import NUM_CLASSES, STREAMS, Material
+from scratch_det.data.digits.source import (
+    LICENSES,
+    NUM_CLASSES,
+    PHOTOGRAPHS,
+    STREAMS,
+    Material,
+    fill_holes,
+    large_pieces,
+    make_glyph,
+    photograph_names,
+    split_scans,
+)
 
 LANDSCAPE, PORTRAIT, SINGLE = (128, 160), (160, 128), (64, 64)
 MAX_DIGITS = 6
@@ -127,3 +143,120 @@ def _contrasting_colour(scene: Scene, silhouette: np.ndarray, rng: Generator) ->
 def _lab(colours: np.ndarray) -> np.ndarray:
     """N x 3 RGB 0..255 -> N x 3 CIELAB, in which distance is about how different two colours look."""
     return cv2.cvtColor(colours[None] / 255, cv2.COLOR_RGB2LAB)[0]
+
+
+VERSION = "1.0"
+POINTS = {"keypoints": ["top", "bottom", "left", "right"], "skeleton": [[1, 2], [3, 4]]}
+HIDDEN, SEEN = 1, 2  # COCO's v of a labelled keypoint: behind a later digit, or visible
+TOLERANCE = 0.75  # px that a simplified polygon may stray from the edge of its mask
+COLUMNS, ZOOM, CELL = 4, 3, 480  # of the picture; enlargement of a scene, side in px of the square it is shown in
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+PALETTE = [(230, 60, 60), (60, 200, 80), (70, 130, 255), (250, 200, 40), (220, 90, 240), (40, 220, 230)]
+
+
+def image_entry(scene: Scene, split: str, index: int) -> dict[str, Any]:
+    """COCO ``images`` entry of scene ``index``; its id is unique over both splits. ``photograph`` is the background."""
+    number = 1_000_000 * STREAMS[split] + index + 1
+    height, width = scene.image.shape[:2]
+    license_id = 1 + list(LICENSES).index(PHOTOGRAPHS[scene.photograph].license)
+    entry = {"id": number, "file_name": f"{number:07d}.jpg", "height": height, "width": width, "license": license_id}
+    return entry | {"photograph": scene.photograph}
+
+
+def annotation_entries(scene: Scene, number: int) -> list[dict[str, Any]]:
+    """COCO ``annotations`` entries of image ``number``, in drawing order; ``scan`` says which scan was drawn."""
+    return [
+        {"id": 10 * number + order, "image_id": number, "category_id": digit.label + 1, "scan": digit.scan}
+        | _shape(digit.visible)
+        | {"keypoints": _keypoints(digit, scene.digits[order + 1 :]), "num_keypoints": 4}
+        for order, digit in enumerate(scene.digits)
+    ]
+
+
+def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole json; ``info`` lists the photographs and scans of both splits, so that anyone can compare them."""
+    scans = split_scans()
+    info = {
+        "description": f"scratch_det digits demo, {split}: handwritten digits drawn over photographs",
+        "version": VERSION,
+        "seed": seed,
+        "split": split,
+        "photographs": {side: photograph_names(side) for side in ("train", "val")},
+        "scans": {side: scans[side] for side in ("train", "val")},
+        "attribution": {name: f"{p.author}, {p.license}" for name, p in PHOTOGRAPHS.items()},
+    }
+    return {
+        "info": info,
+        "licenses": [{"id": i, "name": name, "url": url} for i, (name, url) in enumerate(LICENSES.items(), start=1)],
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": str(i), "supercategory": "digit"} | POINTS for i in range(NUM_CLASSES)],
+    }
+
+
+def _shape(visible: np.ndarray) -> dict[str, Any]:
+    """Polygons, the tight x, y, w, h box around them, and the mask's area in px."""
+    polygons = _polygons(visible)
+    low, high = np.concatenate(polygons).min(axis=0), np.concatenate(polygons).max(axis=0)
+    box = [*low.tolist(), *(high - low).tolist()]
+    outlines = [polygon.ravel().tolist() for polygon in polygons]
+    return {"segmentation": outlines, "bbox": box, "area": int(visible.sum()), "iscrowd": 0}
+
+
+def _polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Outlines (each N x 2 ints: x, y, on pixel edges) of the pieces of a mask without holes.
+
+    OpenCV joins pixel centres, half a pixel too far inside; tracing a 4 x enlarged mask and rounding gives the edges.
+    """
+    enlarged = cv2.resize(mask.astype(np.uint8), None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [np.rint((contour[:, 0] + 0.5) / 4).astype(np.int32) for contour in contours]
+    simple = [cv2.approxPolyDP(outline, TOLERANCE, True)[:, 0] for outline in outlines]
+    return [short if len(short) >= 3 else outline for short, outline in zip(simple, outlines, strict=True)]
+
+
+def _keypoints(digit: Digit, later: list[Digit]) -> list[int]:
+    """Flat x, y, v of the silhouette's extreme pixels, found before anything was drawn over it."""
+    flat: list[int] = []
+    for x, y in extreme_pixels(digit.silhouette):
+        flat += [x, y, HIDDEN if any(other.silhouette[y, x] for other in later) else SEEN]
+    return flat
+
+
+def extreme_pixels(mask: np.ndarray) -> list[tuple[int, int]]:
+    """The top-, bottom-, left- and right-most pixel (x, y) of a mask; the middle one where several tie."""
+    ys, xs = np.nonzero(mask)
+    ties = [np.flatnonzero(at == end) for at, end in ((ys, ys.min()), (ys, ys.max()), (xs, xs.min()), (xs, xs.max()))]
+    return [(int(xs[tie[len(tie) // 2]]), int(ys[tie[len(tie) // 2]])) for tie in ties]
+
+
+def draw_preview(scenes: list[Scene]) -> np.ndarray:
+    """Grid (H x W x 3 uint8 RGB) of annotated scenes: box, outline, class; hidden keypoints are hollow."""
+    cells = [_cell(scene) for scene in scenes]
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % COLUMNS)
+    return np.vstack([np.hstack(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)])
+
+
+def _cell(scene: Scene) -> np.ndarray:
+    """One scene, enlarged and centred in a black square."""
+    big = cv2.resize(scene.image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
+    for annotation, colour in zip(annotation_entries(scene, 0), PALETTE, strict=False):
+        _draw_annotation(big, annotation, colour)
+    y, x = CELL - big.shape[0], CELL - big.shape[1]
+    return np.pad(big, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0)))
+
+
+def _draw_annotation(big: np.ndarray, annotation: dict[str, Any], colour: tuple[int, int, int]) -> None:
+    """Draw one annotation onto the enlarged image, in place."""
+    outlines = [np.reshape(ZOOM * np.array(flat), (-1, 1, 2)) for flat in annotation["segmentation"]]
+    for edge, thickness in ((WHITE, 3), (colour, 2)):
+        cv2.polylines(big, outlines, True, edge, thickness, cv2.LINE_AA)
+    x, y, width, height = (ZOOM * value for value in annotation["bbox"])
+    cv2.rectangle(big, (x, y), (x + width, y + height), colour, 1)
+    cv2.rectangle(big, (x, y), (x + 18, y + 22), colour, cv2.FILLED)
+    name = str(annotation["category_id"] - 1)
+    cv2.putText(big, name, (x + 2, y + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.65, BLACK, 2, cv2.LINE_AA)
+    for x, y, visible in np.reshape(annotation["keypoints"], (-1, 3)):
+        centre, fill = (round(ZOOM * (x + 0.5)), round(ZOOM * (y + 0.5))), cv2.FILLED if visible == SEEN else 1
+        for edge, radius in ((WHITE, 5), (colour, 3)):
+            cv2.circle(big, centre, radius, edge, fill, cv2.LINE_AA)

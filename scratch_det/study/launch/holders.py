@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from scratch_det.lock import try_lock
+from scratch_det.files import try_lock
 from scratch_det.study.job import Job
 from scratch_det.study.standing import jobs_folder
 

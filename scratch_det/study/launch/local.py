@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from scratch_det.distributed.ending import STOPPED, last_word
-from scratch_det.lock import locked, try_lock
+from scratch_det.distributed.stop import STOPPED, last_word
+from scratch_det.files import locked, try_lock
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_here, gpus_needed

@@ -14,16 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratch_det.distributed.ending import STOPPED, last_word
-from scratch_det.distributed.stop import EXIT_PREEMPTED
-from scratch_det.lock import try_lock
-from scratch_det.progress import say_now
+from scratch_det.distributed.stop import EXIT_PREEMPTED, STOPPED, last_word
+from scratch_det.files import try_lock, write_atomically
+from scratch_det.log import say_now
 from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import lock_file
 from scratch_det.study.launch.slurm_options import SECONDS_FOR_AN_ANSWER
 from scratch_det.study.standing import jobs_folder, read_json, write_failure
 from scratch_det.study.study import Study
-from scratch_det.textfile import write_atomically
 
 SECONDS_BETWEEN_QUERIES = 10.0
 BEGIN_OF_LOG = "Starting with JobEnvironment"  # submitit's first words, once a start

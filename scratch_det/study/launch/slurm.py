@@ -15,8 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 from scratch_det.errors import UserError
-from scratch_det.lock import try_lock
-from scratch_det.progress import say_now
+from scratch_det.files import try_lock
+from scratch_det.log import say_now
 from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_needed

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
-from scratch_det.progress import say_now
+from scratch_det.files import write_atomically
+from scratch_det.log import say_now
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report.description import Made, describe, made_of
 from scratch_det.study.results import CURVES, RESTORE, RUNS, load, save
 from scratch_det.study.standing import FINISHED, Standing, read_json
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
-from scratch_det.textfile import write_atomically
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from scratch_det.errors import UserError
+from scratch_det.files import write_atomically
 from scratch_det.study import samples
 from scratch_det.study.experiments import of_place
 from scratch_det.study.outcome import Outcome
@@ -21,15 +22,14 @@ from scratch_det.study.report.data import require_unedited
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import DIGITS, tables_of
 from scratch_det.study.results import CURVES, RUNS, load
-from scratch_det.textfile import write_atomically
-from scratch_det.visualization import colours
+from scratch_det.visualization import curves
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
 RESULTS, SOURCE = Path("results"), "SOURCE"
 FOLDERS = ("digits", "paper")  # below results/, by experiment
 DRAWN_BY = [
     *(Path(__file__).with_name(f"{name}.py") for name in ("figures", "drawings", "panels", "cells")),
-    Path(colours.__file__),
+    Path(curves.__file__),
     Path(samples.__file__),
 ]
 

@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from scratch_det.files import write_atomically
 from scratch_det.study import own
 from scratch_det.study.experiments import experiments, of_place
 from scratch_det.study.outcome import Outcome
 from scratch_det.study.report import drawings
 from scratch_det.study.report.tables import DIGITS
-from scratch_det.textfile import write_atomically
 
 DOTS = 200  # an inch, of the PNG
 DRAWINGS: Mapping[str, Callable[[Sequence[Outcome]], Figure | None]] = {  # by the place whose runs they show

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scratch_det import columns
+from scratch_det import tables
 
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -38,7 +38,7 @@ def as_markdown(table: Table) -> str:
     """The title in bold, the table, a paragraph for each note."""
     header, *rows = [[_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
     return (
-        "\n\n".join([f"**{_markdown(table.title)}**", columns.markdown(header, rows), *map(_markdown, table.notes)])
+        "\n\n".join([f"**{_markdown(table.title)}**", tables.markdown(header, rows), *map(_markdown, table.notes)])
         + "\n"
     )
 

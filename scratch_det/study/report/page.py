@@ -16,14 +16,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from scratch_det.files import write_atomically
 from scratch_det.study.experiment import PRETRAIN
 from scratch_det.study.outcome import LOSS, Outcome
 from scratch_det.study.report.formats import Table
 from scratch_det.study.report.panels import INITS, own_part, thin
 from scratch_det.study.report.run_page import RunPage, data_uri
 from scratch_det.study.standing import FAILED
-from scratch_det.textfile import write_atomically
-from scratch_det.visualization.colours import LINES
+from scratch_det.visualization.curves import LINES
 
 METRICS = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP",
            "classification/top1": "top-1 of pre-training", LOSS: "training loss"}  # fmt: skip

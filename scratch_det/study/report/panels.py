@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from scratch_det.study.outcome import LOSS, Curve, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
-from scratch_det.visualization.colours import BLUE, LINES, SKY, VERMILION
+from scratch_det.visualization.curves import BLUE, LINES, SKY, VERMILION
 
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 STACK = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}

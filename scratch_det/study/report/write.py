@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scratch_det.errors import UserError
+from scratch_det.files import write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.outcome import Outcome, collect
@@ -23,7 +24,6 @@ from scratch_det.study.report.run_page import read_runs
 from scratch_det.study.report.tables import DIGITS, says_something, tables_of
 from scratch_det.study.standing import INTERRUPTED, UNFINISHED, Standing, survey
 from scratch_det.study.study import Study
-from scratch_det.textfile import write_atomically
 
 REPORT = "report"
 

@@ -1,0 +1,244 @@
+"""A classifier around a detector's body: ``build`` and ``losses`` as ``scratch_det.backends`` describes them.
+
+From an image folder to samples of one size: the training set by stream position, the test set by image.
+
+A sample is a dictionary:
+    image        uint8 [3, S, S], channels in INPUT.FORMAT order, S = INPUT.MIN_SIZE_TRAIN
+    label        the class, a 0-based number
+    image_id     path below the data set's root
+    position     place in the stream                         (training only)
+    height, width   the original image's size, pixels
+
+What a run of classification is made of: see ``scratch_det.engine.detection`` for the contract.
+"""
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.transforms.v2 import functional as transforms
+
+from scratch_det.backends.torchvision.backbone import build_body
+from scratch_det.data.dataset import Records, Stream, as_sample, evaluation_batches
+from scratch_det.data.image import read_image
+from scratch_det.data.image_folder import ImageFolder
+from scratch_det.data.transforms import Sample, flip
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.stop import Stopped
+from scratch_det.engine.checkpointer import rename_synced, write_synced
+from scratch_det.engine.detection import draw
+from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.state import State
+from scratch_det.errors import DataError
+from scratch_det.log import logger, track
+from scratch_det.modeling.init import initialize
+from scratch_det.modeling.norm import NORM_LAYERS
+
+BEHIND_BODY = ("avgpool", "fc", "classifier")  # parts of torchvision's models that a detector does not use
+LAST_NORM = {BasicBlock: "bn2", Bottleneck: "bn3"}
+
+
+class Classifier(nn.Module):
+    """A body's stages one after another, the mean over all places, one linear layer.
+
+    The weights have the names of a torchvision classifier: the stages' own and ``fc``.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        body = build_body(cfg)
+        self.stages = [name for name, _ in body.named_children() if name not in BEHIND_BODY]
+        for name in self.stages:
+            self.add_module(name, body.get_submodule(name))
+        channels = [layer.out_channels for layer in self.modules() if isinstance(layer, nn.Conv2d)][-1]
+        self.fc = nn.Linear(channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: list[dict[str, Any]]) -> Tensor:
+        """Class scores before the softmax [N, classes] of images of one size."""
+        x = torch.stack([sample["image"] for sample in batch]).to(self.pixel_mean.device, non_blocking=True)
+        x = (x - self.pixel_mean) / self.pixel_std
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def build(cfg: CfgNode) -> Classifier:
+    """See the contract. He initialisation as in a detector, but every residual block starts as the identity.
+
+    The last layer's weights are drawn from N(0, 0.01), and the scale of each block's last norm is 0 (Goyal et al. 2017,
+    section 5.1; Wu & He 2018, section 4.1).
+    """
+    model = Classifier(cfg)
+    initialize(model, {**dict.fromkeys(model.stages, "backbone"), "fc": "cls_score"})
+    for block in model.modules():
+        norm = getattr(block, LAST_NORM.get(type(block), ""), None)
+        if isinstance(norm, NORM_LAYERS):
+            nn.init.zeros_(norm.weight)
+    return model
+
+
+def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """See the contract. Puts the model into training mode."""
+    scores = model.train()(batch)
+    return {"loss_cls": F.cross_entropy(scores, torch.tensor([sample["label"] for sample in batch]).to(scores.device))}
+
+
+@torch.no_grad()
+def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
+    """How many classes score higher than the right one, int64 [N]. Puts the model into evaluation mode."""
+    scores = model.eval()(batch).cpu()
+    right = scores.gather(1, torch.tensor([[sample["label"]] for sample in batch]))
+    return (scores > right).sum(1)
+
+
+ASPECT = 4 / 3  # of a crop, at most, either way (Szegedy et al. 2015, *Going Deeper with Convolutions*, section 6)
+ATTEMPTS = 10  # to draw a crop that fits into the image
+
+
+class FolderSet(Dataset):
+    """Images and labels by index; a DataError becomes the item, so that it leaves a worker process as it is."""
+
+    def __init__(self, cfg: CfgNode, datasets: list[ImageFolder]):
+        self.cfg, self.side = cfg, cfg.INPUT.MIN_SIZE_TRAIN[0]
+        self.records = Records([(data.entry.root, *image) for data in datasets for image in data.images])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def load(self, index: int) -> Sample:
+        root, path, label = self.records[index]
+        return {**as_sample(read_image(root / path), self.cfg.INPUT.FORMAT), "image_id": path, "label": label}
+
+
+class TrainingFolderSet(FolderSet):
+    """Training samples addressed by stream position."""
+
+    def __init__(self, cfg: CfgNode, datasets: list[ImageFolder]):
+        super().__init__(cfg, datasets)
+        self.stream = Stream(cfg.SEED, len(self))
+
+    def __getitem__(self, position: int) -> Sample | DataError:
+        try:
+            sample = self.load(self.stream.index(position))
+        except DataError as error:
+            return error
+        return {"position": position, **augment(sample, self.cfg, self.stream.rng(position))}
+
+    def describe(self) -> str:
+        """For the log."""
+        return f"{len(self):,} training images"
+
+
+class EvaluationFolderSet(FolderSet):
+    """Test samples in the folder's order: the shorter side becomes MIN_SIZE_TEST, then the middle is cut out."""
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            sample = self.load(index)
+        except DataError as error:
+            return error
+        return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.side)
+
+
+def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
+    """A random part of the image with INPUT.CROP, else its middle, as a square; then RANDOM_FLIP with probability 1/2.
+
+    INPUT.CROP.SIZE is the least part of height and width: the area is drawn between the product of the two and the
+    whole image, and the aspect between 3/4 and 4/3.
+    """
+    side = cfg.INPUT.MIN_SIZE_TRAIN[0]
+    if cfg.INPUT.CROP.ENABLED:
+        crop = draw_crop(*sample["image"].shape[-2:], math.prod(cfg.INPUT.CROP.SIZE), rng)
+        sample = {**sample, "image": transforms.resized_crop(sample["image"], *crop, [side, side], antialias=True)}
+    else:
+        sample = middle(sample, side, side)
+    if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
+        sample = flip(sample, cfg.INPUT.RANDOM_FLIP)
+    return sample
+
+
+def draw_crop(height: int, width: int, least_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels: ``least_area`` to 1 of the image, log-uniform aspect from 3/4 to 4/3.
+
+    The largest square in the middle where no such part fits.
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(least_area, 1)
+        aspect = math.exp(rng.uniform(-math.log(ASPECT), math.log(ASPECT)))
+        h, w = max(1, round(math.sqrt(area / aspect))), max(1, round(math.sqrt(area * aspect)))
+        if h <= height and w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def middle(sample: Sample, short_side: int, side: int) -> Sample:
+    """Scale the shorter side to ``short_side`` and cut a square of ``side`` out of the middle, pixels."""
+    height, width = sample["image"].shape[-2:]
+    scale = short_side / min(height, width)
+    size = [max(short_side, round(height * scale)), max(short_side, round(width * scale))]
+    image = transforms.resize(sample["image"], size, antialias=True) if size != [height, width] else sample["image"]
+    return {**sample, "image": transforms.center_crop(image, [side, side])}
+
+
+BEST = ("classification", "top1")
+training_set = TrainingFolderSet
+BACKBONE = "backbone.pth"
+FEW_CLASSES = 5  # up to here the right class is always among the first five
+
+
+def load(backend: str) -> ModuleType:
+    """See the contract; there is one model alone."""
+    return sys.modules[__name__]
+
+
+def evaluate(
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: ImageFolder, out: Path, group: Group
+) -> dict[str, Any]:
+    """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
+
+    The processes of ``group`` share the images. Raises Stopped when the run was asked to stop.
+    """
+    group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
+    found = torch.zeros(3, dtype=torch.float64)  # right, right among the first five, all
+    size = cfg.SOLVER.IMS_PER_BATCH // group.size
+    batches = evaluation_batches(EvaluationFolderSet(cfg, [data]), cfg, group.world, size)
+    total = math.ceil(math.ceil(len(data.images) / group.size) / size)
+    for batch in track(batches, f"classifying {data.entry.name}", total, say=logger.info):
+        if group.stop.requested:
+            break
+        ranks = backend.ranks(model, batch)
+        found += torch.stack([(ranks < 1).sum(), (ranks < FEW_CLASSES).sum(), torch.tensor(len(ranks))])
+    if group.any(group.stop.requested):
+        raise Stopped(group.stop)
+    top1, top5, images = group.mean(found).tolist()
+    metrics = {"top1": 100 * top1 / images}
+    if len(data.classes) > FEW_CLASSES:
+        metrics["top5"] = 100 * top5 / images
+    accuracy = ", ".join(f"{name} {value:.1f} %" for name, value in metrics.items())
+    logger.info(f"{data.entry.name}, {len(data.images):,} images: {accuracy}")
+    return {"classification": metrics} if group.is_main else {}
+
+
+def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder]) -> None:
+    """Write the body's weights into backbone.pth, which MODEL.WEIGHTS accepts, and draw curves.png."""
+    path, partial = run_dir.path / BACKBONE, run_dir.path / f"{BACKBONE}.partial"
+    body = {name: value for name, value in state.model.state_dict().items() if not name.startswith("fc.")}
+    try:
+        write_synced(partial, {"model": body, **state.traits})
+        rename_synced(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    logger.info(f"the body's weights, to start a detector from: MODEL.WEIGHTS {path}")
+    draw(cfg, run_dir, test=[])

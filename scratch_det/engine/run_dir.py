@@ -1,0 +1,198 @@
+"""The disk space that a run's checkpoints take, known before the run starts.
+
+The run folder: the contract between a run and whoever starts, watches or reports it.
+
+config.yaml        the recipe, resolved: every key with its value
+environment.json   versions, hardware, git state, data set digests, the exact command
+metrics.json       JSON lines in detectron2's format
+checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last_checkpoint, index.json
+inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation
+status.json        what the run is doing
+parent.json        for a branch: the checkpoint that it started from
+result.json        written last: backend, iteration, seconds, metrics, the SHA-256 of metrics.json
+log.txt, tensorboard/, curves.png, predictions.png
+backbone.pth       of a classification: the body's weights
+lock               held while a process trains here
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import tempfile
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.distributed.stop import Stopped
+from scratch_det.errors import UserError
+from scratch_det.files import write_atomically
+from scratch_det.log import logger
+
+FLOAT32 = 4  # bytes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
+    """About one checkpoint's size: ``weights`` numbers in the model, buffers included, ``moments`` a ``trainable`` one.
+
+    SGD has one, its momentum. All are float32 with SOLVER.AMP too. What else is in the file takes less than 1 MB.
+    """
+    return FLOAT32 * (weights + moments * trainable)
+
+
+def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()) -> int:
+    """How many checkpoint files a run has at one time, at most.
+
+    The last ``keep_last`` regular ones (0: all), those after ``keep_at`` completed iterations, the best, the final one,
+    and the next one while it is being written: an old one goes only when the new one is complete.
+    """
+    regular = (max_iter - 1) // period if period > 0 else 0
+    apart = [c for c in set(keep_at) if 0 < c <= max_iter and (keep_last or period <= 0 or c % period)]
+    return (min(keep_last, regular) if keep_last else regular) + len(apart) + 3
+
+
+def check_free_space(
+    folder: Path, bytes_each: int, max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()
+) -> None:
+    """Raise UserError unless the run's checkpoints fit on the disk of ``folder``, which need not exist yet.
+
+    Checkpoints that are there already are counted as part of them.
+    """
+    most = most_checkpoints(max_iter, period, keep_last, keep_at)
+    needed = most * bytes_each
+    available = free_bytes(folder) + _bytes_in(folder)
+    if needed > available:
+        raise UserError(
+            f"{folder}: this run keeps up to {most} checkpoints of {size(bytes_each)} and needs {size(needed)} "
+            f"for them; available are {size(available)}\n"
+            "  free space, or keep fewer (--keep-last 1, a larger SOLVER.CHECKPOINT_PERIOD), "
+            "or name a folder on another disk: OUTPUT_DIR PATH"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of ``folder`` or, while it does not exist, of its nearest parent that does."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def size(number: float) -> str:
+    """Bytes for people: 370 MB, 4.1 GB."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.{0 if number >= 1e7 else 1}f} MB"
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the checkpoints and of what is left of unfinished ones; a file with two names counts once."""
+    found = [path.stat() for path in folder.glob("*.pth*")]
+    return sum({file.st_ino: file.st_size for file in found}.values())
+
+
+class RunDir:
+    """Paths inside OUTPUT_DIR, and whole-file writes that are never seen half done.
+
+    ``writes``: whether this is the process that writes here; in the others of a run every write is left out.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
+        self.lock_file: IO[str] | None = None
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.result = self.path / "result.json"
+        self.environment = self.path / "environment.json"
+        self.parent = self.path / "parent.json"
+
+    def holds_run(self) -> bool:
+        """Whether a run has got anywhere here: a line of metrics or a checkpoint. One that failed at once has not."""
+        written = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return written or any(self.checkpoints.glob("*.pth"))
+
+    def recorded(self, name: str) -> Any:
+        """An entry of the run's environment.json, such as "backend"; None when there is no run or no such entry."""
+        if not (self.holds_run() and self.environment.exists()):
+            return None
+        return json.loads(self.environment.read_text()).get(name)
+
+    def read_config(self) -> CfgNode:
+        """The configuration that the run there was started with, tuples being lists."""
+        return CfgNode.load_cfg(self.config.read_text())
+
+    def check(self, allow_existing: bool) -> None:
+        """Refuse, without leaving a trace, a folder that cannot be written to or that already holds a run.
+
+        Raises UserError. ``allow_existing``: holding a run is no fault.
+        """
+        existing = self.path
+        try:
+            if self.holds_run() and not allow_existing:
+                raise UserError(
+                    f"OUTPUT_DIR {self.path} already holds a run; continue it with --resume, "
+                    "or name another folder: OUTPUT_DIR PATH"
+                )
+            existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_DIR {self.path} cannot be written to ({existing}: {error.strerror}); "
+                "name another folder: OUTPUT_DIR PATH"
+            ) from None
+
+    def create(self) -> None:
+        """Make the folder and the one for checkpoints, and lock it. Raises UserError as ``lock``."""
+        if self.writes:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.lock()
+
+    def lock(self) -> None:
+        """Keep others from training here for as long as this process lives; a folder that is not there needs no lock.
+
+        Raises UserError when another process trains here. A file system without locks gets a warning.
+        """
+        if not self.writes or not self.path.is_dir() or self.lock_file:
+            return
+        self.lock_file = open(self.path / "lock", "w")  # noqa: SIM115 - the lock goes with the process
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in OUTPUT_DIR {self.path} (its status.json has host and pid); wait for "
+                "it, end it, or name another folder: OUTPUT_DIR PATH"
+            ) from None
+        except OSError as error:
+            logger.warning(f"{self.path} cannot be locked ({error.strerror}): start no second run in it")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Replace a text file in one step."""
+        if self.writes:
+            write_atomically(path, text)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Replace a json file in one step."""
+        self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def fail(self, iteration: int, error: BaseException) -> None:
+        """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt."""
+        foreseen = isinstance(error, UserError | Stopped | KeyboardInterrupt)
+        detail = str(error) if foreseen else "".join(traceback.format_exception(error))
+        state = "failed" if not isinstance(error, Stopped | KeyboardInterrupt) else "stopped"
+        self.record_end(state, iteration, f"{type(error).__name__}: {error}", detail)
+
+    def record_end(self, state: str, iteration: int, reason: str, detail: str) -> None:
+        """Write ``reason`` into status.json and ``detail`` into log.txt, as far as the disk takes it."""
+        if self.writes:
+            with contextlib.suppress(OSError):
+                self.set_status(state, iteration=iteration, error=reason)
+                with open(self.path / "log.txt", "a") as log:
+                    log.write(detail.rstrip() + "\n")
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Record what the run is doing: training, evaluating, finished, failed or stopped."""
+        self.write_json("status.json", {"state": state, "host": platform.node(), "pid": os.getpid(), **details})

@@ -1,0 +1,154 @@
+"""How large a model is.
+
+What a run is made of between two iterations.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.launch import World
+from scratch_det.engine.optimizer import build_optimizer
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.log import logger
+from scratch_det.modeling.init import fill_alike
+from scratch_det.weights.read import Pixels
+
+
+class Size(NamedTuple):
+    """Counts of numbers: parameters, those of them that are trained, and all that a checkpoint holds of the model."""
+
+    parameters: int
+    trainable: int
+    weights: int
+
+
+def size_of(model: nn.Module) -> Size:
+    """The size of ``model``, which may lie on the meta device."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    weights = sum(tensor.numel() for tensor in model.state_dict().values())
+    return Size(sum(n for n, _ in counts), sum(n for n, trained in counts if trained), weights)
+
+
+class State:
+    """Model, optimizer, loss scaler, number of completed iterations and seconds spent on them.
+
+    SOLVER.AMP.ENABLED means bfloat16 where the device has it (no loss scaling needed), else float16 with scaling.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, device: torch.device):
+        self.model, self.device = model, device
+        self.parallel = model  # what the loop calls; see ``spread``
+        self.optimizer = build_optimizer(cfg, model)
+        self.amp = cfg.SOLVER.AMP.ENABLED
+        bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        self.amp_type = torch.bfloat16 if bfloat16 else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
+        self.traits = {"pixels": Pixels.of(cfg).as_dict(), "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}
+        self.iteration, self.seconds = 0, 0.0
+
+    def spread(self, group: Group) -> None:
+        """Train together with the other processes of ``group``, which hold the same weights, from now on.
+
+        On GPUs DistributedDataParallel averages gradients while they are computed. It arranges them anew after its
+        first iteration, and sums of three or more change with that in the last digits, so on the CPU, where a resumed
+        run is to be exact, ``average_gradients`` does it in a fixed order.
+        """
+        if group.size > 1 and self.device.type == "cuda":
+            self.parallel = DistributedDataParallel(self.model)
+
+    def average_gradients(self, group: Group) -> None:
+        """The mean over the processes, unless DistributedDataParallel has it already."""
+        if group.size > 1 and self.parallel is self.model:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            means = group.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+    @contextmanager
+    def forward(self, synchronize: bool = True) -> Iterator[None]:
+        """Precision of the forward pass; without ``synchronize`` gradients are only added up in this process."""
+        model = self.parallel
+        waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
+        with waiting, torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp):
+            yield
+
+    def advance(self, seconds: float) -> None:
+        """One more iteration is complete."""
+        self.iteration += 1
+        self.seconds += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers; ``iteration`` is the last completed one, 0-based as in detectron2.
+
+        No random state: what is drawn in an iteration depends on SEED and the iteration alone.
+        """
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.iteration - 1,
+            "seconds": self.seconds,
+            **self.traits,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; without an optimizer's state, this one's starts anew."""
+        self.model.load_state_dict(state["model"])
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty where nothing was scaled: bfloat16 or float32
+            self.scaler.load_state_dict(state["scaler"])
+        self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
+
+
+def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device, init_std: float | None = None) -> State:
+    """The model with weights initialised from SEED, on its device, and everything that trains it.
+
+    init_std: draw all of them alike, see ``fill_alike``.
+    """
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    torch.manual_seed(max(cfg.SEED, 0))
+    model = backend.build(cfg)
+    if init_std is not None:
+        fill_alike(model, init_std)
+    return State(cfg, model.to(device), device)
+
+
+def pick_device(name: str, world: World) -> torch.device:
+    """MODEL.DEVICE; "cuda" is this process's GPU, or the CPU on a machine without any.
+
+    Raises ConfigError for a device that is not there, UserError for more processes than GPUs.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
+        return torch.device("cpu")
+    if name.startswith("cuda:") and world.size > 1:
+        raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")
+    if name == "cuda" and world.size > 1:
+        return torch.device("cuda", _own_gpu(world, torch.cuda.device_count()))
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
+
+
+def _own_gpu(world: World, visible: int) -> int:
+    if visible == 1 and world.by_srun:
+        return 0  # SLURM shows every task its own
+    if world.local_size > visible:
+        raise UserError(
+            f"{world.local_size} processes on this machine, but {visible} visible GPUs; start one process a GPU, "
+            "or train on the CPU: MODEL.DEVICE cpu"
+        )
+    return world.local_rank

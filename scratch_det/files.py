@@ -1,0 +1,95 @@
+"""Text files that are never seen half written, and lines of JSON of which the last one may be.
+
+Locks between processes, also of several machines: gone when every process that holds one has ended, however.
+
+Where results that can be made again are kept between runs.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from scratch_det.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place, flush it to the disk, then rename it; nothing is left of one that failed."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is met without a name
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The complete lines of a metrics.json, those in its last ``most`` bytes; one that was cut off is none.
+
+    Nothing when there is no file.
+    """
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        if most is not None:
+            file.seek(max(0, path.stat().st_size - most))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
+        with suppress(ValueError):
+            if isinstance(row := json.loads(line), dict):
+                yield row
+
+
+def completed(line: Mapping[str, Any], last: int) -> int:
+    """The iterations behind a line of the metrics.json of a run of ``last`` iterations.
+
+    A line says the iteration, from 0, that it comes after; the evaluation at the end says their number.
+    """
+    return min(int(line["iteration"]) + 1, last)
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """The open file that holds the lock, emptied of what an earlier holder wrote; None when another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115 - the lock goes with the file
+    try:
+        _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    file.truncate(0)
+    return file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for the lock, then hold it."""
+    with open(path, "a") as file:
+        _flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _flock(file: IO[str], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{file.name} cannot be locked ({error.strerror}), and processes share the folder by locks; "
+            "name a folder on another file system: --out DIR"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/scratch_det``, by default ``~/.cache/scratch_det``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "scratch_det")

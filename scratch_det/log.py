@@ -1,0 +1,122 @@
+"""Progress of long work: a bar with ETA on a terminal, a plain line now and then elsewhere.
+
+The project's log: to the console at once, to log.txt as soon as the run folder exists.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+Item = TypeVar("Item")
+say_now = partial(print, flush=True)  # a pipe sees each line when it is written
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Context manager that shows ``done`` of ``total``.
+
+    Args:
+        total, start: steps in all and steps already done.
+        say: receives the plain lines where standard output is no terminal; None when the caller has its own lines.
+    """
+
+    def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
+        self.description, self.total, self.start, self.done, self.say = description, total, start, start, say
+        self.bar = _bar(description, total, start) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        self.began = self.last_line = time.monotonic()
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, note: str = "") -> None:
+        """One more step is done; ``note`` stands behind the bar."""
+        self.done += 1
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
+        elif self.say and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            self.say(f"{self.description}: {self.done}/{self.total}, eta {clock(self.eta_seconds())}")
+
+    def eta_seconds(self) -> float:
+        """Seconds that the rest will take at the mean speed so far."""
+        per_step = (time.monotonic() - self.began) / max(self.done - self.start, 1)
+        return per_step * (self.total - self.done)
+
+
+def track(
+    items: Iterable[Item], description: str, total: int, say: Callable[[str], object] | None = say_now
+) -> Iterator[Item]:
+    """Pass ``items`` on and show how many of ``total`` have been worked off."""
+    with Progress(description, total, say=say) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Log lines to whatever ``sys.stdout`` is at that moment, so that they pass above a live bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def _bar(description: str, total: int, start: int) -> RichProgress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    bar = RichProgress(*columns)
+    bar.add_task(description, total=total, completed=start, note="")
+    return bar
+
+
+logger = logging.getLogger("scratch_det")
+CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
+
+
+def set_up_logging(speaks: bool = True) -> None:
+    """Log to the console and keep the lines for ``log_to_file``; without ``speaks`` this process stays silent."""
+    close_logging()
+    logger.disabled = not speaks
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in (ConsoleHandler(), MemoryHandler(CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=False)):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def log_to_file(path: Path) -> None:
+    """Write what was logged so far, and from now on, to ``path``."""
+    memory = next(handler for handler in logger.handlers if isinstance(handler, MemoryHandler))
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    memory.setTarget(file)
+    memory.flush()
+    logger.removeHandler(memory)
+    logger.addHandler(file)
+
+
+def close_logging() -> None:
+    """Detach and close every handler."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,108 @@
+"""Where weights lie: a file, or an address from which it is fetched once. Free of torch."""
+
+import fcntl
+import os
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.files import cache_folder
+from scratch_det.log import Progress
+
+HOST = "https://dl.fbaipublicfiles.com"
+CATALOG = "catalog://ImageNetPretrained/"  # detectron2's names for Detectron's ImageNet weights
+IMAGENET = {
+    "FAIR/R-50-GN": "47261647/R-50-GN.pkl",
+    "FAIR/R-101-GN": "47592356/R-101-GN.pkl",
+    "FAIR/X-101-32x8d": "20171220/X-101-32x8d.pkl",
+    "FAIR/X-152-32x8d-IN5k": "25093814/X-152-32x8d-IN5k.pkl",
+    "MSRA/R-50": "MSRA/R-50.pkl",
+    "MSRA/R-101": "MSRA/R-101.pkl",
+}
+ZOO = "detectron2://"
+SUFFIXES = (".pth", ".pt", ".pkl")
+SECONDS_TO_ANSWER = 30.0
+BLOCK = 1 << 20  # bytes
+
+
+def check_weights(weights: str) -> None:
+    """Refuse, early and without fetching anything, what MODEL.WEIGHTS cannot be. Raises ConfigError or UserError."""
+    if url_of(weights) or not weights:
+        return
+    path = find_checkpoint(Path(weights))
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is missing"
+        raise UserError(
+            f"MODEL.WEIGHTS: file {weights} {problem}; give the path or address of a {' or '.join(SUFFIXES)} file, "
+            'or MODEL.WEIGHTS "" to start at random'
+        )
+
+
+def place_of(weights: str) -> Path:
+    """Where the file that MODEL.WEIGHTS names lies, or will when it has been fetched."""
+    url = url_of(weights)
+    if not url:
+        return find_checkpoint(Path(weights))
+    name = Path(url.split("?")[0]).name
+    return cache_folder() / "weights" / f"{sha256(url.encode()).hexdigest()[:12]}-{name}"
+
+
+def fetch(weights: str) -> Path:
+    """The file that MODEL.WEIGHTS names, fetched into the cache unless it is there. Raises UserError."""
+    url, file = url_of(weights), place_of(weights)
+    if not url or file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{file}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run come here at once
+            if not file.is_file():
+                _download(url, file)
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"MODEL.WEIGHTS {weights}: {url} cannot be fetched to {file} ({reason}); on a machine without network, "
+            "fetch it elsewhere and give the file: MODEL.WEIGHTS PATH"
+        ) from None
+    return file
+
+
+def url_of(weights: str) -> str | None:
+    """The web address that ``weights`` stands for, None for a file. Raises ConfigError for one that is unknown."""
+    if weights.startswith(CATALOG):
+        name = weights.removeprefix(CATALOG)
+        if name not in IMAGENET:
+            raise ConfigError(
+                f"MODEL.WEIGHTS is {weights}, expected {CATALOG} and one of {', '.join(IMAGENET)}"
+                f"{did_you_mean(name, list(IMAGENET))}"
+            )
+        return f"{HOST}/detectron/ImageNetPretrained/{IMAGENET[name]}"
+    if weights.startswith(ZOO):
+        return f"{HOST}/detectron2/{weights.removeprefix(ZOO)}"
+    if weights.startswith(("https://", "http://", "file://")):
+        return weights
+    if "://" in weights:
+        raise ConfigError(f"MODEL.WEIGHTS is {weights}, expected a file, https://, {ZOO} or {CATALOG}")
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """``path``, or the file of that name in checkpoints/ beside it: detectron2 has them in OUTPUT_DIR itself."""
+    inside = path.parent / "checkpoints" / path.name
+    return inside if inside.is_file() and not path.is_file() else path
+
+
+def _download(url: str, file: Path) -> None:
+    partial = file.with_name(file.name + ".partial")
+    with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(partial, "wb") as out:
+        size = int(answer.headers.get("Content-Length") or 0)
+        with Progress(f"fetching {url} (MB)", -(-size // BLOCK)) as progress:
+            while block := answer.read(BLOCK):
+                out.write(block)
+                progress.advance()
+        if size and out.tell() != size:
+            raise OSError(f"{out.tell()} of {size} bytes came")
+    os.replace(partial, file)
