@@ -119,7 +119,7 @@ class TestMerging:
             None,
             config(*keys),
             {"image": image, "height": 56, "width": 56},
-            mirror=(1, 0),
+            flip_indices=(1, 0),
         )
         expected = torch.tensor([[5.0, 11], [51, 19]])  # the middle of a cell of 2 x 2 px
         torch.testing.assert_close(found["keypoints"][0, :, :2], expected, atol=1.0, rtol=0)

@@ -654,6 +654,6 @@ class TestSamples:
 
     def test_records(self):
         items = [{"a": 1}, None, "x" * 1000, [1, 2]]
-        records = samples.Records(items)
+        records = samples.SerializedList(items)
         assert len(records) == 4
         assert [records[index] for index in (2, 0, 3, 1)] == [items[2], items[0], items[3], items[1]]

@@ -175,13 +175,13 @@ class TestAgainstDetectron2:
         from detectron2.data.detection_utils import transform_keypoint_annotations
         from detectron2.data.transforms import HFlipTransform, ResizeTransform, TransformList
 
-        points, mirror = torch.rand(4, 3, 3) * torch.tensor([50.0, 40.0, 1.0]), (2, 1, 0)
+        points, flip_indices = torch.rand(4, 3, 3) * torch.tensor([50.0, 40.0, 1.0]), (2, 1, 0)
         points[..., 2] = torch.tensor([2.0, 1.0, 2.0])
         one = {"image": torch.zeros(3, 40, 50, dtype=torch.uint8), "keypoints": points.clone()}
-        found = flip(resize(one, 64, 70), "horizontal", mirror)["keypoints"]
+        found = flip(resize(one, 64, 70), "horizontal", flip_indices)["keypoints"]
         steps = TransformList([ResizeTransform(40, 50, 56, 70), HFlipTransform(70)])
         for row, other in zip(found, points, strict=True):
-            expected = transform_keypoint_annotations(other.flatten().tolist(), steps, (56, 70), mirror)
+            expected = transform_keypoint_annotations(other.flatten().tolist(), steps, (56, 70), flip_indices)
             torch.testing.assert_close(row, torch.as_tensor(expected).float(), rtol=1e-4, atol=1e-4)
 
     def test_the_images_it_trains_on(self, points_recipe: Path, datasets_root: Path) -> None:

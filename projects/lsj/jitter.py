@@ -18,16 +18,16 @@ PAD_VALUE = 128  # grey, in all channels
 ROUNDING = 0.5  # pixels: a box that sticks out by less is not cut; json and scaling round
 
 
-def jitter(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
+def jitter(sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None) -> Sample:
     """Fit into a square of INPUT.LSJ.SIZE x a number from SCALES, cut out or pad to SIZE x SIZE, RANDOM_FLIP.
 
-    One random number places the cut-out along both axes, as in detectron2. mirror: see ``flip``.
+    One random number places the cut-out along both axes, as in detectron2. flip_indices: see ``flip``.
     """
     size = cfg.INPUT.LSJ.SIZE
     scale, place = rng.uniform(*cfg.INPUT.LSJ.SCALES), rng.random()
     sample = resize_to(sample, fitted_size(*sample["image"].shape[-2:], size * scale))
     top, left = (round(place * max(0, extent - size)) for extent in sample["image"].shape[-2:])
-    return random_flip(pad(crop(sample, top, left, size), size), cfg, rng, mirror)
+    return random_flip(pad(crop(sample, top, left, size), size), cfg, rng, flip_indices)
 
 
 def fitted_size(height: int, width: int, side: float) -> tuple[int, int]:

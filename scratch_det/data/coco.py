@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems, mirror_of, names_of
+from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems, flip_indices_of, names_of
 from scratch_det.errors import DataError
 
 
@@ -31,7 +31,8 @@ class CocoDataset:
         digest: SHA-256 of the annotation file's bytes.
         notices: what is rarely meant, though it can be trained on.
         keypoints: their names, where they were asked for.
-        mirror: the place from which a mirrored object takes each keypoint; None when the json does not tell.
+        flip_indices: keypoint i of a flipped object is keypoint flip_indices[i] of the original; None where the json
+            does not tell.
     """
 
     described_by: ClassVar[str] = "json"  # what ``digest`` is of
@@ -43,7 +44,7 @@ class CocoDataset:
     digest: str
     notices: list[Problem]
     keypoints: tuple[str, ...] = ()
-    mirror: tuple[int, ...] | None = None
+    flip_indices: tuple[int, ...] | None = None
 
     def training_images(self, cfg: CfgNode) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """The images to train on, with their objects.
@@ -87,7 +88,7 @@ def inspect_coco(
     unnamed or incomplete (when ``need_keypoints``), images that are not in the folder, or no image at all. Raises
     DataError when the file is no json with COCO's three lists.
     """
-    with collection_paused():
+    with gc_paused():
         content, digest = _load(entry.json_file)
         problems = find_problems(entry, content, need_masks, need_keypoints)
         if any(one.severity == "error" for one in problems):
@@ -101,7 +102,7 @@ def inspect_coco(
     classes = [str(category["name"]) for category in categories]
     data = CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, problems)
     if need_keypoints:
-        data = replace(data, keypoints=names_of(categories), mirror=mirror_of(categories))
+        data = replace(data, keypoints=names_of(categories), flip_indices=flip_indices_of(categories))
     return data, problems
 
 
@@ -123,7 +124,7 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     return content, digest
 
 
-def lack_of_images(cfg: CfgNode) -> str:
+def needed_for_training(cfg: CfgNode) -> str:
     """What no image has, in words, where ``training_images`` finds none."""
     least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     if cfg.MODEL.KEYPOINT_ON and least > 0:
@@ -132,7 +133,7 @@ def lack_of_images(cfg: CfgNode) -> str:
 
 
 @contextmanager
-def collection_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No searches for cycles, which find none in a json but go through its millions of lists again and again.
 
     COCO is read twice as fast.

@@ -31,14 +31,14 @@ class Problem:
     Attributes:
         kind: what is wrong, in words that follow a number: "images without file_name".
         count: number of offenders; ``first`` holds the first five, each as its json id with an explanation.
-        mend: the change that helps, or nothing where ``kind`` says enough.
+        fix: the change that helps, or nothing where ``kind`` says enough.
     """
 
     severity: Severity
     kind: str
     count: int = 0
     first: tuple[str, ...] = ()
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         if not self.first:
@@ -61,8 +61,8 @@ def explain(path: Any, problems: list[Problem], most_lines: int = 6) -> str:
     """``problems`` of the file ``path`` as a message of at most ``most_lines`` lines."""
     if len(problems) == 1:
         only = problems[0]
-        return f"{path}: {only}" + (f"\n  {only.mend}" if only.mend else "")
-    lines = [f"  {one}" + (f"; {one.mend}" if one.mend else "") for one in problems]
+        return f"{path}: {only}" + (f"\n  {only.fix}" if only.fix else "")
+    lines = [f"  {one}" + (f"; {one.fix}" if one.fix else "") for one in problems]
     if len(lines) >= most_lines:
         left = len(lines) - (most_lines - 2)
         lines[most_lines - 2 :] = [f"  and {left} more kinds, which tools/check.py lists"]
@@ -251,8 +251,8 @@ def names_of(categories: list[Record]) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, list) and _are_names(names) else ()
 
 
-def mirror_of(categories: list[Record]) -> tuple[int, ...] | None:
-    """The place from which a mirrored object takes each keypoint; None when neither flip_map nor names tell."""
+def flip_indices_of(categories: list[Record]) -> tuple[int, ...] | None:
+    """Keypoint flip indices (see ``CocoDataset``); None when neither flip_map nor names tell."""
     names, pairs = names_of(categories), categories[0].get("flip_map")
     partner = dict(pairs) if pairs is not None else _sides(names)
     if partner is None:

@@ -29,7 +29,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
-from scratch_det.data.coco import CocoDataset, lack_of_images
+from scratch_det.data.coco import CocoDataset, needed_for_training
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.transforms import Sample, keep_inside, resize
 from scratch_det.distributed.group import before_fork
@@ -92,7 +92,7 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
     return np.concatenate([np.array(head, order.dtype), shuffled.reshape(-1), np.array(tail, order.dtype)])
 
 
-class Records:
+class SerializedList:
     """Read-only list of Python objects in two flat arrays, so that forked workers share its memory."""
 
     def __init__(self, items: list[Any]):
@@ -116,7 +116,7 @@ class TrainingSet(Dataset):
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
         self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].function)
-        self.mirror, self.num_keypoints = datasets[0].mirror, len(datasets[0].keypoints)
+        self.flip_indices, self.num_keypoints = datasets[0].flip_indices, len(datasets[0].keypoints)
         usable = [
             (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)
         ]
@@ -124,10 +124,10 @@ class TrainingSet(Dataset):
         if not usable:
             raise DataError(
                 f"{datasets[0].entry.json_file}: data set is empty for training: none of its {every} images has "
-                f"{lack_of_images(cfg)}"
+                f"{needed_for_training(cfg)}"
             )
         self.num_dropped = every - len(usable)
-        self.records = Records(usable)
+        self.records = SerializedList(usable)
         portrait = np.array([image["height"] > image["width"] for _, image, _ in usable])
         self.stream = Stream(cfg.SEED, len(usable), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
 
@@ -140,7 +140,7 @@ class TrainingSet(Dataset):
             sample = self._load(image_root, image, annotations)
         except DataError as error:
             return error
-        augmented = self.augment(sample, self.cfg, self.stream.rng(position), self.mirror)
+        augmented = self.augment(sample, self.cfg, self.stream.rng(position), self.flip_indices)
         return {"position": position, **keep_inside(augmented)}
 
     def describe(self) -> str:
@@ -173,7 +173,7 @@ class EvaluationSet(Dataset):
 
     def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
         self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
-        self.records = Records(data.images)
+        self.records = SerializedList(data.images)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import DatasetEntry, datasets_root, known_names, lookup
-from scratch_det.data.coco import collection_paused
+from scratch_det.data.coco import gc_paused
 from scratch_det.errors import DataError
 from scratch_det.files import write_atomically
 
@@ -43,7 +43,7 @@ def make_subsets(
     class that a subset would lose (unless ``keep_lost``), and for another subset that has the same name.
     """
     entry = lookup(source)
-    with collection_paused():
+    with gc_paused():
         content = json.loads(entry.json_file.read_bytes())
         images = {image["id"]: image for image in content["images"]}
         wrong = [size for size in sizes if not 0 < size <= len(images)]

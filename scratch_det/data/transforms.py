@@ -30,19 +30,23 @@ def inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 Sample = dict[str, Any]
 
 
-def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
+def augment(
+    sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
+) -> Sample:
     """Training transforms: short side drawn from MIN_SIZE_TRAIN, then RANDOM_FLIP with probability 1/2.
 
-    mirror: see ``flip``.
+    flip_indices: see ``flip``.
     """
     short_side = _draw_short_side(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, rng)
-    return random_flip(resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN), cfg, rng, mirror)
+    return random_flip(resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN), cfg, rng, flip_indices)
 
 
-def random_flip(sample: Sample, cfg: CfgNode, rng: np.random.Generator, mirror: Sequence[int] | None = None) -> Sample:
+def random_flip(
+    sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
+) -> Sample:
     """RANDOM_FLIP with probability 1/2."""
     if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
-        sample = flip(sample, cfg.INPUT.RANDOM_FLIP, mirror)
+        sample = flip(sample, cfg.INPUT.RANDOM_FLIP, flip_indices)
     return sample
 
 
@@ -83,10 +87,10 @@ def resize_to(sample: Sample, size: tuple[int, int]) -> Sample:
     return resized
 
 
-def flip(sample: Sample, direction: str, mirror: Sequence[int] | None = None) -> Sample:
+def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = None) -> Sample:
     """Mirror image, boxes, masks and keypoints left-right ("horizontal") or upside down ("vertical").
 
-    mirror: the place from which each keypoint is taken, needed where there are any: a left eye becomes a right one.
+    flip_indices: of keypoints (see ``CocoDataset``), needed where there are any: a left eye becomes a right one.
     """
     axis, low, high = (-1, 0, 2) if direction == "horizontal" else (-2, 1, 3)
     flipped = {**sample, "image": sample["image"].flip(axis)}
@@ -96,9 +100,9 @@ def flip(sample: Sample, direction: str, mirror: Sequence[int] | None = None) ->
         flipped["boxes"][:, low] = extent - sample["boxes"][:, high]
         flipped["boxes"][:, high] = extent - sample["boxes"][:, low]
     if "keypoints" in sample:
-        assert mirror is not None
+        assert flip_indices is not None
         assert direction == "horizontal"
-        flipped["keypoints"] = sample["keypoints"][:, list(mirror)]
+        flipped["keypoints"] = sample["keypoints"][:, list(flip_indices)]
         flipped["keypoints"][..., 0] = sample["image"].shape[axis] - flipped["keypoints"][..., 0]
     if "masks" in sample:
         flipped["masks"] = sample["masks"].flip(axis)

@@ -26,7 +26,7 @@ from scratch_det.config import LoadedConfig, check_config, load_config, settle_b
 from scratch_det.config.rules import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import CocoDataset, collection_paused, inspect_coco, lack_of_images
+from scratch_det.data.coco import CocoDataset, gc_paused, inspect_coco, needed_for_training
 from scratch_det.data.coco_checks import Problem, Severity
 from scratch_det.data.image_check import scan_images
 from scratch_det.distributed.launch import ALONE, several_to_launch
@@ -205,7 +205,7 @@ def _read(section: Section, name: str, need_masks: bool, need_keypoints: bool) -
 
 def _tell(section: Section, name: str, problems: Iterable[Problem]) -> None:
     for one in problems:
-        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.mend}" if one.mend else ""))
+        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))
 
 
 def _mean_record(data: CocoDataset) -> float:
@@ -335,7 +335,7 @@ def check(
                 section.add(line)
     with report.section("output") as section:
         check_output(section, request, cfg)
-    with collection_paused():  # while the annotations are held
+    with gc_paused():  # while the annotations are held
         with report.section("data") as section:
             data = read_data(section, recipe)
         if can_be_built:
@@ -411,7 +411,7 @@ def check_schedule(section: Section, cfg: CfgNode, data: Data) -> None:
     num_images = len(data.objects(cfg))
     section.add(learning_rate_line(cfg, num_images), training_images=num_images)
     if data.training and not num_images:
-        section.problem("error", f"no training image has {lack_of_images(cfg)}")
+        section.problem("error", f"no training image has {needed_for_training(cfg)}")
 
 
 def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -> None:

@@ -28,7 +28,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.backends.torchvision.backbone import build_body
-from scratch_det.data.dataset import Records, Stream, as_sample, evaluation_batches
+from scratch_det.data.dataset import SerializedList, Stream, as_sample, evaluation_batches
 from scratch_det.data.image import read_image
 from scratch_det.data.image_folder import ImageFolder
 from scratch_det.data.transforms import Sample, flip
@@ -111,7 +111,7 @@ class FolderSet(Dataset):
 
     def __init__(self, cfg: CfgNode, datasets: list[ImageFolder]):
         self.cfg, self.side = cfg, cfg.INPUT.MIN_SIZE_TRAIN[0]
-        self.records = Records([(data.entry.root, *image) for data in datasets for image in data.images])
+        self.records = SerializedList([(data.entry.root, *image) for data in datasets for image in data.images])
 
     def __len__(self) -> int:
         return len(self.records)

@@ -56,7 +56,7 @@ def keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: 
         return
     first, *others = training + test
     for other in others:
-        if (other.keypoints, other.mirror) != (first.keypoints, first.mirror):
+        if (other.keypoints, other.flip_indices) != (first.keypoints, first.flip_indices):
             yield (
                 f"{other.entry.json_file} has keypoints {', '.join(other.keypoints)}\n"
                 f"  {first.entry.json_file} has {', '.join(first.keypoints)}\n"
@@ -69,7 +69,7 @@ def keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: 
             f"set {NUM_KEYPOINTS} {expected}, or leave the key out: the json decides"
         )
     mirrored = _mirrors(recipe.cfg, bool(training), bool(test))
-    if mirrored and first.mirror is None:
+    if mirrored and first.flip_indices is None:
         points, mends = ", ".join(first.keypoints), " and ".join(mirrored.values())
         yield (
             f"{' and '.join(mirrored)}, but the keypoints of {first.entry.json_file} do not tell which change places "

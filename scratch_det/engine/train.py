@@ -27,7 +27,7 @@ from scratch_det.config import flatten
 from scratch_det.config.rules import optimizer_of
 from scratch_det.config.schedule import is_cosine, learning_rate_line
 from scratch_det.data.catalog import datasets_root
-from scratch_det.data.coco import collection_paused
+from scratch_det.data.coco import gc_paused
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -176,7 +176,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
         if origin is None:
             return
         environment = describe(plan, group.size)
-        with collection_paused():
+        with gc_paused():
             dataset = task.training_set(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device, request.init_std)

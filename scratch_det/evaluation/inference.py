@@ -47,7 +47,7 @@ def evaluate(
     logger.info(cost_line(cfg, data, seconds))
     views = EvaluationSet(cfg, data, resized=False)
     results = predict_dataset(
-        lambda batch: [predict_augmented(backend, model, cfg, sample, data.mirror) for sample in batch],
+        lambda batch: [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch],
         views,
         model,
         data,

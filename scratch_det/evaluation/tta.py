@@ -22,11 +22,11 @@ View = tuple[Sample, bool]  # the image, and whether it is mirrored
 
 
 def predict_augmented(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, sample: Sample, mirror: Sequence[int] | None = None
+    backend: ModuleType, model: nn.Module, cfg: CfgNode, sample: Sample, flip_indices: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """What ``backend.predict`` says of one image, from TEST.AUG's views of it. The sample has the original image.
 
-    mirror: the place from which a mirrored object takes each keypoint, where there are any and views are mirrored.
+    flip_indices: of keypoints (see ``CocoDataset``), needed where there are any and views are flipped.
     """
     views = views_of(sample, cfg)
     found = merge([_in_original(backend.detect(model, [view])[0], view, mirrored) for view, mirrored in views], cfg)
@@ -36,7 +36,7 @@ def predict_augmented(
         return found
     total: dict[str, Tensor] = {}
     for view, mirrored in views:  # heat maps of all views at once would be hundreds of MB
-        for name, maps in _shapes(backend, model, found, view, mirrored, mirror).items():
+        for name, maps in _shapes(backend, model, found, view, mirrored, flip_indices).items():
             total[name] = total[name] + maps if name in total else maps
     mean = {name: maps / len(views) for name, maps in total.items()}
     if "masks" in mean:
@@ -93,7 +93,7 @@ def _shapes(
     found: dict[str, Tensor],
     view: Sample,
     mirrored: bool,
-    mirror: Sequence[int] | None,
+    flip_indices: Sequence[int] | None,
 ) -> dict[str, Tensor]:
     """What ``backend.shapes`` says of boxes in the original image, turned as they are there."""
     boxes = found["boxes"] * _scale(view)
@@ -102,8 +102,8 @@ def _shapes(
     if mirrored:
         shapes = {name: maps.flip(-1) for name, maps in shapes.items()}
         if "heat_maps" in shapes:
-            assert mirror is not None  # refused before
-            shapes["heat_maps"] = shapes["heat_maps"][:, list(mirror)]
+            assert flip_indices is not None  # refused before
+            shapes["heat_maps"] = shapes["heat_maps"][:, list(flip_indices)]
     return shapes
 
 

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import collection_paused, read_coco
+from scratch_det.data.coco import gc_paused, read_coco
 from scratch_det.errors import ConfigError, DataError
 from scratch_det.study.experiment import PRETRAIN, Experiment
 from scratch_det.study.experiments import experiments
@@ -79,7 +79,7 @@ def of_schedule(cfg: CfgNode, instances: float) -> Seen:
 def instances_an_image(cfg: CfgNode) -> tuple[float, str]:
     """The mean over the training images, and its source in words."""
     try:
-        with collection_paused():
+        with gc_paused():
             data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
             counts = [len(one.training_annotations(image["id"])) for one in data for image in one.images]
     except DataError:

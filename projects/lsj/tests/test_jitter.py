@@ -151,13 +151,13 @@ class TestJitter:
         assert found["keypoints"][:, 0].tolist() == [[7, 3, 2], [3, 1, 2], [0, 0, 0]]
 
     def test_flip_is_of_the_padded_square(self, scene: dict[str, Any]) -> None:
-        found = jitter(scene, config(flip="horizontal"), drawing(1.0, coin=0.1), mirror=[0])
+        found = jitter(scene, config(flip="horizontal"), drawing(1.0, coin=0.1), flip_indices=[0])
         assert found["boxes"][0].tolist() == [1, 1, 3, 3]
         assert found["keypoints"][0, 0].tolist() == [2.5, 1.5, 2]
         narrow = {**scene, "image": scene["image"].transpose(1, 2), "masks": scene["masks"].transpose(1, 2)}
         narrow["boxes"] = scene["boxes"][:, [1, 0, 3, 2]]
         narrow["keypoints"] = scene["keypoints"][..., [1, 0, 2]]
-        found = jitter(narrow, config(flip="horizontal"), drawing(1.0, coin=0.1), mirror=[0])
+        found = jitter(narrow, config(flip="horizontal"), drawing(1.0, coin=0.1), flip_indices=[0])
         assert (found["image"][..., :4] == PAD_VALUE).all()  # the padding has changed sides
         assert found["boxes"][0].tolist() == [5, 5, 7, 7]
 
