@@ -22,7 +22,7 @@ DEPENDENCIES = [
 EXTRAS = {
     "slurm": ["submitit>=1.5"],  # launching studies on a cluster
     "search": ["optuna>=4"],  # grid search over hyper-parameters
-    "timm": ["timm>=1.0.31"],  # bodies of projects/timm_backbones; what it was tested with
+    "timm": ["timm>=1.0.31"],  # backbones of projects/timm_backbones; what it was tested with
     "dev": [
         *("pycocotools>=2.0.8", "optuna>=4", "submitit>=1.5", "timm>=1.0.31"),  # what some tests need
         *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.13"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.config import load_config
-from scratch_det.config.choices import body_names
+from scratch_det.config.choices import backbone_names
 from scratch_det.data.dataset import as_sample
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
@@ -135,7 +135,7 @@ def convert_file(
     path = fetch(source)
     weights = read_weights(path)
     cfg = recipe_of(path, config_file, weights)
-    converted = convert(weights, to, own_body=bool(cfg and cfg.MODEL.BACKBONE.NAME in body_names()))
+    converted = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
     say(f"{path}: {weights.kind}; {sum(converted.found.values())} of {len(weights.tensors)} tensors have a place:")
     say(converted.describe())
     if converted.lost and not partial:

@@ -1,4 +1,4 @@
-"""The seam for backbones: what any body gets by one line of BODIES. VGG-16: test_vgg; timm: projects/timm_backbones."""
+"""The seam for backbones: what any gets by one line of BACKBONES. VGG-16: test_vgg; timm: projects/timm_backbones."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,12 +17,12 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
-from scratch_det.config.choices import BODIES, BODY_RULES, body_names, is_resnet
+from scratch_det.config.choices import BACKBONE_RULES, BACKBONES, backbone_names, is_resnet
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.rules import norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.backbones import build_body
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import NORMS
 from scratch_det.weights.names import renamed
 
@@ -58,7 +58,7 @@ class Steps(nn.Module):
 
 @pytest.fixture(autouse=True)
 def steps() -> Iterator[None]:
-    with patch.dict(BODIES, steps=f"{__name__}:Steps"), patch.dict(PROJECT_KEYS):
+    with patch.dict(BACKBONES, steps=f"{__name__}:Steps"), patch.dict(PROJECT_KEYS):
         PROJECT_KEYS.update({"MODEL.STEPS.WASTE": False, "MODEL.STEPS.NORM": "BN"})
         yield
 
@@ -114,7 +114,7 @@ def test_both_backends_give_the_same_maps() -> None:
 
 
 def changed(change: Callable[[Any], object]) -> Any:
-    """Instead of Steps, as BODIES finds it: the same body, changed before it is handed over."""
+    """Instead of Steps, as BACKBONES finds it: the same body, changed before it is handed over."""
 
     def build(cfg: CfgNode, own: type[Steps] = Steps) -> nn.Module:
         body = own(cfg)
@@ -139,28 +139,28 @@ class TestWhatABodyStates:
     )
     def test_has_to_be_what_it_gives(self, change: Callable[[Any], object], message: str) -> None:
         with changed(change), pytest.raises(ConfigError, match=f"build_steps_fpn_backbone {message}"):
-            build_body(config("torchvision"))
+            build_bottom_up(config("torchvision"))
 
     def test_is_compared_without_a_trace(self) -> None:
         """Neither statistics nor random numbers show that an image went through."""
         torch.manual_seed(0)
-        body, after = build_body(config("torchvision")), torch.rand(1)
+        body, after = build_bottom_up(config("torchvision")), torch.rand(1)
         assert body.training
         assert body.res2[1].num_batches_tracked == 0
         assert body.res2[1].running_var.eq(1).all()
         torch.manual_seed(0)
         with patch("scratch_det.modeling.backbones._misstated", return_value=[]):
-            build_body(config("torchvision"))
+            build_bottom_up(config("torchvision"))
         assert torch.rand(1).equal(after)
 
     @pytest.mark.parametrize("stages", [[], None])
     def test_no_more_stages_are_frozen_than_there_are(self, stages: list[list[str]] | None) -> None:
         with pytest.raises(ConfigError, match="FREEZE_AT is 5, but build_steps_fpn_backbone has 4 stages to freeze"):
-            build_body(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "5"))
+            build_bottom_up(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "5"))
         with changed(lambda body: delattr(body, "stages") if stages is None else setattr(body, "stages", stages)):
-            assert all(p.requires_grad for p in build_body(config("torchvision")).parameters())
+            assert all(p.requires_grad for p in build_bottom_up(config("torchvision")).parameters())
             with pytest.raises(ConfigError, match="FREEZE_AT is 1, but build_steps_fpn_backbone has 0 stages"):
-                build_body(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "1"))
+                build_bottom_up(config("torchvision", "MODEL.BACKBONE.FREEZE_AT", "1"))
 
     @pytest.mark.parametrize(
         ("name", "weights"), [("scale", nn.Parameter(torch.ones(1))), ("norm", nn.InstanceNorm2d(3, affine=True))]
@@ -168,9 +168,9 @@ class TestWhatABodyStates:
     def test_weights_without_a_rule_are_its_own_to_draw(self, name: str, weights: Any) -> None:
         message = "build_steps_fpn_backbone: layer .* has weights but no rule in FILLS; .* `initialized = True`"
         with changed(lambda body: setattr(body, name, weights)), pytest.raises(ConfigError, match=message):
-            build_body(config("torchvision"))
+            build_bottom_up(config("torchvision"))
         with changed(lambda body: body.__dict__.update(initialized=True) or setattr(body, name, weights)):
-            assert name in build_body(config("torchvision")).state_dict() or name == "norm"
+            assert name in build_bottom_up(config("torchvision")).state_dict() or name == "norm"
 
     def test_gn_needs_its_widths(self) -> None:
         with pytest.raises(ConfigError, match=r"a layer of 40 channels into 32 groups; .* by a factor of 4"):
@@ -201,7 +201,7 @@ def test_names_like_a_resnets_are_converted_as_they_are(tmp_path: Path) -> None:
     recipe.write_text(
         f"_BASE_: {MODEL}\nMODEL: {{DEVICE: cpu, BACKBONE: {{NAME: build_steps_fpn_backbone, FREEZE_AT: 0}}}}"
     )
-    with patch.dict(BODIES, steps=f"{__name__}:Stems"):
+    with patch.dict(BACKBONES, steps=f"{__name__}:Stems"):
         torch.save(backends.load("torchvision").build(config("torchvision")).state_dict(), tmp_path / "ours.pth")
         convert_file(str(tmp_path / "ours.pth"), tmp_path / "theirs.pth", "detectron2", recipe)
         convert_file(str(tmp_path / "theirs.pth"), tmp_path / "back.pth", "torchvision", recipe)
@@ -214,18 +214,18 @@ def test_names_like_a_resnets_are_converted_as_they_are(tmp_path: Path) -> None:
 
 class TestRules:
     def test_two_names_a_line(self) -> None:
-        assert {name for name, body in body_names().items() if body == "steps"} == {
+        assert {name for name, body in backbone_names().items() if body == "steps"} == {
             "build_steps_backbone",
             "build_steps_fpn_backbone",
         }
 
     def test_fpn_takes_four_strides(self) -> None:
         with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* has maps .* res2 4"):
-            build_body(config("torchvision", "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"))
+            build_bottom_up(config("torchvision", "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"))
 
     def test_without_fpn_maps_are_as_wide(self) -> None:
         with pytest.raises(ConfigError, match="maps of 8, 16, 32, 64 channels, which need a pyramid"):
-            build_body(config("torchvision", "MODEL.BACKBONE.NAME", "build_steps_backbone"))
+            build_bottom_up(config("torchvision", "MODEL.BACKBONE.NAME", "build_steps_backbone"))
 
     def test_its_norm_is_under_the_rules(self) -> None:
         with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.NORM is BN with 2 images"):
@@ -246,7 +246,7 @@ class TestRules:
     def test_whose_norm_is_read(self, name: str, read: list[str]) -> None:
         """By a body's whole name, not by what is a part of it."""
         PROJECT_KEYS["MODEL.NET.NORM"] = "GN"
-        with patch.dict(BODIES, dict.fromkeys(("net", "myresnet", "fpnnet"), "")):
+        with patch.dict(BACKBONES, dict.fromkeys(("net", "myresnet", "fpnnet"), "")):
             cfg = config("torchvision", "MODEL.BACKBONE.NAME", f"build_{name}_backbone")
             assert [key.split(".")[1] for key in norms(cfg)] == [*read, "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
             assert is_resnet(cfg) == ("RESNETS" in read)
@@ -257,7 +257,7 @@ class TestRules:
             check_model(cfg)
 
     def test_a_body_has_a_rule(self) -> None:
-        with patch.dict(BODY_RULES, steps=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"])):
+        with patch.dict(BACKBONE_RULES, steps=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"])):
             with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is bad"):
                 check_model(config("torchvision"))
             check_model(config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"))

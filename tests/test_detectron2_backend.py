@@ -24,7 +24,7 @@ from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.benchmark.loop import training_set
 from scratch_det.benchmark.peers import Stepwise, loop_against_plain_script
 from scratch_det.config import flatten, get_cfg, load_config
-from scratch_det.config.choices import BODIES
+from scratch_det.config.choices import BACKBONES
 from scratch_det.config.schedule import learning_rate
 from scratch_det.conversion import agreement, convert_file
 from scratch_det.data.dataset import as_sample
@@ -235,14 +235,14 @@ class TestModel:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.model import register_bodies
+        from scratch_det.backends.detectron2.model import register_backbones
 
         cfg = stock_cfg()
         cfg.merge_from_file(str(path))
         cfg.MODEL.DEVICE = "meta"
         ours = load_config(path).cfg
-        if cfg.MODEL.BACKBONE.NAME in BODIES:
-            register_bodies()  # the one thing that it lacks
+        if cfg.MODEL.BACKBONE.NAME in BACKBONES:
+            register_backbones()  # the one thing that it lacks
         with torch.device("meta"):
             stock, own = build_model(cfg), torchvision_backend.build(ours)
         background = 0 if "Cascade" in cfg.MODEL.ROI_HEADS.NAME else 4 * (cfg.MODEL.ROI_BOX_HEAD.FC_DIM + 1)
@@ -370,7 +370,7 @@ class TestAgainstDetectron2:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.model import register_bodies
+        from scratch_det.backends.detectron2.model import register_backbones
 
         recipe, overrides = SMALL, [*small_model, *self.SAMPLE_ALL, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
         if request.param == "VGG-16":
@@ -395,7 +395,7 @@ class TestAgainstDetectron2:
         cfg = stock_cfg()
         cfg.merge_from_file(str(recipe))
         cfg.merge_from_list(overrides)
-        register_bodies()
+        register_backbones()
         theirs = build_model(cfg)
         with torch.no_grad():
             for name, layer in ours.named_modules():

@@ -26,7 +26,7 @@ INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
 def test_it_is_one_file_of_40_lines_and_one_recipe() -> None:
     (python,) = [text for language, text in BLOCKS if language == "python"]
     assert len(python.splitlines()) <= 40
-    assert python.count("BODIES[") == 1
+    assert python.count("BACKBONES[") == 1
     assert sorted(Path(name).suffix for name, _ in FILES) == [".py", ".yaml"]
     assert [language for language, _ in BLOCKS] == ["python", "yaml", "sh"]
 

@@ -27,7 +27,7 @@ from scratch_det.engine.classification import EvaluationFolderSet, TrainingFolde
 from scratch_det.engine.plan import Request, start_pretraining
 from scratch_det.errors import UserError
 from scratch_det.weights.load import load_weights
-from scratch_det.weights.names import BODY, renamed
+from scratch_det.weights.names import BOTTOM_UP, renamed
 from scratch_det.weights.read import Pixels, read_weights
 
 RECIPES = sorted((ROOT / "configs/Pretraining").glob("*.yaml"))
@@ -156,11 +156,11 @@ class TestWeights:
         model = backends.load(library).build(cfg)
         said = load_weights(model, str(file), library, cfg)
         assert said.endswith("the backbone, from a torchvision or timm classifier")  # pixels are the same: no word
-        body = {BODY["torchvision"] + name: value for name, value in read_weights(file).tensors.items()}
+        body = {BOTTOM_UP["torchvision"] + name: value for name, value in read_weights(file).tensors.items()}
         names = renamed(body, "torchvision", "detectron2") if library == "detectron2" else {name: name for name in body}
         found = model.state_dict()
         assert all(found[names[name]].equal(value) for name, value in body.items())
-        assert sum(name.startswith(BODY[library]) for name in found) == len(body)
+        assert sum(name.startswith(BOTTOM_UP[library]) for name in found) == len(body)
 
     def test_they_say_what_they_were_trained_with(self, folders: Callable, pretrain: Pretrain) -> None:
         folders()
@@ -178,7 +178,7 @@ class TestWeights:
             model, detector = classification.build(cfg), backends.load("torchvision").build(cfg)
         body = {name: value.shape for name, value in model.state_dict().items() if not name.startswith("fc.")}
         inside = {name: value.shape for name, value in detector.state_dict().items() if name.startswith("backbone.bo")}
-        assert {BODY["torchvision"] + name: shape for name, shape in body.items()} == inside
+        assert {BOTTOM_UP["torchvision"] + name: shape for name, shape in body.items()} == inside
 
     def test_the_start_is_hes(self) -> None:
         cfg = load_config(DIGITS).cfg

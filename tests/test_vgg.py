@@ -14,7 +14,7 @@ from torchvision.models import vgg16
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError
-from scratch_det.modeling.backbones import build_body
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.load import load_weights
 
@@ -37,7 +37,7 @@ class TestBody:
     def test_is_torchvisions_without_the_classifier(self, config: Callable[..., CfgNode]) -> None:
         with torch.device("meta"):
             theirs = vgg16().features
-        body = build_body(config())
+        body = build_bottom_up(config())
         assert parameters(body) == parameters(theirs) == 14_714_688
         assert body(torch.zeros(1, 3, 100, 70))["conv5"].shape == (1, 512, 6, 4)  # sixteenths, rounded down
         assert not [layer for layer in body.modules() if isinstance(layer, NORM_LAYERS)]
@@ -45,12 +45,12 @@ class TestBody:
     def test_signals_keep_their_scale(self, config: Callable[..., CfgNode]) -> None:
         """He's initialisation: after 13 layers the deviation is of the input's order."""
         torch.manual_seed(0)
-        maps = build_body(config())(torch.randn(1, 3, 96, 96))["conv5"]
+        maps = build_bottom_up(config())(torch.randn(1, 3, 96, 96))["conv5"]
         assert 0.1 < maps.std().item() < 10
 
     @pytest.mark.parametrize(("freeze_at", "convolutions"), [(0, 0), (1, 2), (2, 4), (5, 13)])
     def test_freezes_whole_stages(self, freeze_at: int, convolutions: int, config: Callable[..., CfgNode]) -> None:
-        body = build_body(config("MODEL.BACKBONE.FREEZE_AT", str(freeze_at)))
+        body = build_bottom_up(config("MODEL.BACKBONE.FREEZE_AT", str(freeze_at)))
         layers = [layer for layer in body.modules() if isinstance(layer, nn.Conv2d)]
         assert [layer.weight.requires_grad for layer in layers] == [False] * convolutions + [True] * (13 - convolutions)
 
@@ -62,9 +62,11 @@ class TestBody:
 
     def test_has_conv5_alone(self, config: Callable[..., CfgNode]) -> None:
         with pytest.raises(ConfigError, match=r"MODEL\.RPN\.IN_FEATURES is \['conv4'\]; it has \['conv5'\]"):
-            build_body(config("MODEL.RPN.IN_FEATURES", "['conv4']"))
+            build_bottom_up(config("MODEL.RPN.IN_FEATURES", "['conv4']"))
         with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* strides\) conv5 16"):
-            build_body(config("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.FPN.IN_FEATURES", "['conv5']"))
+            build_bottom_up(
+                config("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.FPN.IN_FEATURES", "['conv5']")
+            )
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -82,7 +84,7 @@ class TestWeights:
             nn.Dropout(),
             nn.Linear(32, 9),
         )
-        whole = nn.ModuleDict({"features": build_body(config()).features, "classifier": classifier})
+        whole = nn.ModuleDict({"features": build_bottom_up(config()).features, "classifier": classifier})
         torch.save(whole.state_dict(), tmp_path / "vgg.pth")
         return tmp_path / "vgg.pth"
 
@@ -116,7 +118,7 @@ class TestWeights:
 def test_alike_the_signals_vanish(config: Callable[..., CfgNode]) -> None:
     """N(0, 0.01) in every layer: a 3x3 convolution of 512 channels scales by sqrt(4608 / 2) / 100, about a half."""
     torch.manual_seed(0)
-    body = build_body(config())
+    body = build_bottom_up(config())
     for layer in body.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)

@@ -550,8 +550,8 @@ class TestConversion:
         trained = train(*keys, backend="torchvision") / "checkpoints/model_final.pth"
         original = conversion.convert
 
-        def spoilt(weights: Weights, to: str, own_body: bool) -> Any:
-            found = original(weights, to, own_body)
+        def spoilt(weights: Weights, to: str, own_names: bool) -> Any:
+            found = original(weights, to, own_names)
             found.tensors["roi_heads.mask_head.predictor.weight"] *= -1
             return found
 

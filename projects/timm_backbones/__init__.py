@@ -1,29 +1,29 @@
-"""Any pyramid of timm as the body of a detector: MODEL.BACKBONE.NAME build_timm_fpn_backbone; AdamW. See README.md."""
+"""Any pyramid of timm as backbone of a detector: MODEL.BACKBONE.NAME build_timm_fpn_backbone; AdamW. See README.md."""
 
 from importlib.util import find_spec
 
-from scratch_det.config.choices import BODIES, BODY_RULES
+from scratch_det.config.choices import BACKBONE_RULES, BACKBONES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.rules import OPTIMIZERS, Optimizer
 from scratch_det.errors import UserError
-from timm_backbones.recipe import adamw, timm_body
+from timm_backbones.recipe import adamw, timm_keys
 
 KEYS = {
     "MODEL.TIMM.NAME": "",  # timm.list_models() has them
     "MODEL.TIMM.NORM": "",  # what its batch norms become: BN, SyncBN, FrozenBN or GN; "" for a model without any
     "MODEL.TIMM.DROP_PATH": 0.0,  # the last block's probability to be left out; the others' grow up to it
     "SOLVER.OPTIMIZER": "SGD",  # or AdamW
-    "SOLVER.LAYER_DECAY": 1.0,  # AdamW: a body's layer learns at this rate times the next one's
+    "SOLVER.LAYER_DECAY": 1.0,  # AdamW: a backbone's layer learns at this rate times the next one's
 }
 
 
 def add() -> None:
-    """Make body, optimizer and keys known. Raises UserError where timm is missing."""
+    """Make backbone, optimizer and keys known. Raises UserError where timm is missing."""
     if find_spec("timm") is None:
         raise UserError("projects/timm_backbones needs timm, which is not installed; pip install --editable '.[timm]'")
     PROJECT_KEYS.update(KEYS)
-    BODIES["timm"] = "timm_backbones.body:TimmBody"
-    BODY_RULES["timm"] = timm_body
+    BACKBONES["timm"] = "timm_backbones.bottom_up:TimmBottomUp"
+    BACKBONE_RULES["timm"] = timm_keys
     OPTIMIZERS["AdamW"] = Optimizer(
         "timm_backbones.optimizer:build_adamw", moments=2, keys=("SOLVER.LAYER_DECAY",), rule=adamw
     )

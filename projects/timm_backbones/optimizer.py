@@ -6,7 +6,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from scratch_det.engine.optimizer import parameter_groups
-from timm_backbones.body import TimmBody
+from timm_backbones.bottom_up import TimmBottomUp
 
 
 def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
@@ -17,7 +17,7 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
     """
     keys = cfg.SOLVER
     groups, done = [], set()
-    for net in (module.net.model for module in model.modules() if isinstance(module, TimmBody)):
+    for net in (module.net.model for module in model.modules() if isinstance(module, TimmBottomUp)):
         exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
         found = param_groups_layer_decay(net, keys.WEIGHT_DECAY, exempt, layer_decay=keys.LAYER_DECAY)
         groups += [

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import body_names
+from scratch_det.config.choices import backbone_names
 
 
-def timm_body(cfg: CfgNode) -> Iterator[str]:
+def timm_keys(cfg: CfgNode) -> Iterator[str]:
     """On MODEL.TIMM; that timm has the model, and the model what is asked for, is seen when it is built."""
     if not cfg.MODEL.TIMM.NAME:
         yield "MODEL.TIMM.NAME is '', expected a model of timm; set MODEL.TIMM.NAME convnext_tiny"
@@ -22,7 +22,7 @@ def adamw(cfg: CfgNode) -> Iterator[str]:
         yield "SOLVER.NESTEROV is True, which SOLVER.OPTIMIZER AdamW does not have; set it to False"
     if not 0 < decay <= 1:
         yield f"SOLVER.LAYER_DECAY is {decay}, expected a factor above 0 and at most 1"
-    if decay != 1 and body_names().get(name) != "timm":
+    if decay != 1 and backbone_names().get(name) != "timm":
         yield (
             f"SOLVER.LAYER_DECAY is {decay}, which would change nothing with MODEL.BACKBONE.NAME {name}; set it to 1.0"
         )

@@ -2,7 +2,8 @@
 
 What is done to a training sample: INPUT.AUGMENTATION, a key that detectron2 does not have, and its rules.
 
-Which bodies there are, and rules on their keys, MODEL.NET for the body ``net``; see scratch_det.modeling.bodies.
+Which backbones there are, and rules on their keys, MODEL.NET for the backbone ``net``; see
+scratch_det.modeling.backbones.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -76,19 +77,19 @@ def known_augmentation(cfg: CfgNode) -> Iterator[str]:
     yield from known_choice(cfg, "INPUT.AUGMENTATION", augmentation_name(cfg), AUGMENTATIONS)
 
 
-BODIES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
-BODY_RULES: dict[str, Callable[[CfgNode], Iterator[str]]] = {}  # by the body's name in BODIES; free of torch
+BACKBONES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
+BACKBONE_RULES: dict[str, Callable[[CfgNode], Iterator[str]]] = {}  # by the name in BACKBONES; free of torch
 
 
-def body_names() -> dict[str, str]:
-    """MODEL.BACKBONE.NAME -> the body's name in BODIES."""
-    return {f"build_{body}{fpn}_backbone": body for body in BODIES for fpn in ("", "_fpn")}
+def backbone_names() -> dict[str, str]:
+    """MODEL.BACKBONE.NAME -> the name in BACKBONES."""
+    return {f"build_{name}{fpn}_backbone": name for name in BACKBONES for fpn in ("", "_fpn")}
 
 
 def is_resnet(cfg: CfgNode) -> bool:
     """Whether the recipe's backbone is a backend's own ResNet."""
     name = cfg.MODEL.BACKBONE.NAME
-    return "resnet" in name and name not in body_names()
+    return "resnet" in name and name not in backbone_names()
 
 
 def has_fpn(cfg: CfgNode) -> bool:
@@ -97,18 +98,18 @@ def has_fpn(cfg: CfgNode) -> bool:
 
 
 def section_of(key: str) -> str:
-    """The body of BODIES whose MODEL section ``key`` is in, whatever its case; "" for all other keys."""
+    """The name in BACKBONES whose MODEL section ``key`` is in, whatever its case; "" for all other keys."""
     first, _, rest = key.partition(".")
     section = rest.partition(".")[0].lower()
-    return next((body for body in BODIES if first == "MODEL" and body.lower() == section), "")
+    return next((name for name in BACKBONES if first == "MODEL" and name.lower() == section), "")
 
 
-def body_keys(cfg: CfgNode) -> Iterator[str]:
-    """The body's own rule is kept, and nothing is set that only another body reads."""
+def backbone_keys(cfg: CfgNode) -> Iterator[str]:
+    """The backbone's own rule is kept, and nothing is set that only another backbone reads."""
     name = cfg.MODEL.BACKBONE.NAME
-    own = body_names().get(name, "")
-    if own in BODY_RULES:
-        yield from BODY_RULES[own](cfg)
+    own = backbone_names().get(name, "")
+    if own in BACKBONE_RULES:
+        yield from BACKBONE_RULES[own](cfg)
     values = flatten(cfg)
     for key, default in PROJECT_KEYS.items():
         if section_of(key) not in ("", own) and plain(values[key]) != plain(default):

@@ -18,8 +18,8 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.choices import (
     Choice,
-    body_keys,
-    body_names,
+    backbone_keys,
+    backbone_names,
     has_fpn,
     is_resnet,
     known_augmentation,
@@ -41,7 +41,7 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 
     The backbone's name says whether RESNETS and FPN are read, and which section of a project's.
     """
-    own = body_names().get(cfg.MODEL.BACKBONE.NAME)
+    own = backbone_names().get(cfg.MODEL.BACKBONE.NAME)
     theirs = [key.split(".")[1] for key in PROJECT_KEYS if key.endswith(".NORM") and own and section_of(key) == own]
     parts = ["RESNETS"] * is_resnet(cfg) + ["FPN"] * has_fpn(cfg) + theirs + ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
     return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
@@ -112,7 +112,7 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
 def _normalised_channels(cfg: CfgNode, norm_key: str) -> dict[str, int]:
     """The channels that the norm of ``norm_key`` sees; a ResNet's later stages are multiples of res2's.
 
-    None where no key says it: a project's body.
+    None where no key says it: a project's backbone.
     """
     part = norm_key.split(".")[1]
     if part != "RESNETS":
@@ -398,7 +398,7 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
 MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     known_norms,
     gn_channels_divide,
-    body_keys,
+    backbone_keys,
     resnet_depth,
     roi_thresholds,
     cascade_stages,

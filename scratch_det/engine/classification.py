@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
-from scratch_det.backends.torchvision.backbone import build_body
+from scratch_det.backends.torchvision.backbone import build_any_bottom_up
 from scratch_det.data.dataset import SerializedList, Stream, as_sample, evaluation_batches
 from scratch_det.data.image import read_image
 from scratch_det.data.image_folder import ImageFolder
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        body = build_body(cfg)
+        body = build_any_bottom_up(cfg)
         self.stages = [name for name, _ in body.named_children() if name not in BEHIND_BODY]
         for name in self.stages:
             self.add_module(name, body.get_submodule(name))

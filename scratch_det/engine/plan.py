@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
-from scratch_det.config.choices import body_names
+from scratch_det.config.choices import backbone_names
 from scratch_det.config.rules import mirrored_views
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.data.coco import CocoDataset, read_coco
@@ -270,7 +270,7 @@ def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int, waived: Coll
 def classification_problems(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
-    if (name := cfg.MODEL.BACKBONE.NAME) in body_names():
+    if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
         yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST
     if len(sizes) > 1:

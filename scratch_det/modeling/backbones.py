@@ -12,7 +12,7 @@ A body is a module, built from the recipe, from images [N, 3, H, W] to a diction
     an ImageNet model's tensors by the body's names, without what it does not have; the name of the weight that sees
     the pixels; the pixels it was trained on.
 
-A line of ``scratch_det.config.choices.BODIES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
+A line of ``scratch_det.config.choices.BACKBONES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
 build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
 build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. A project's keys MODEL.NET
 are that body's alone, under rules that stand there too. Free of torch until one is built.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import BODIES, body_names, has_fpn
+from scratch_det.config.choices import BACKBONES, backbone_names, has_fpn
 from scratch_det.errors import ConfigError, refuse
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ PYRAMID_STRIDES = [4, 8, 16, 32]  # of p2 to p5
 TRIAL = (128, 192)  # height and width of an image that every stride divides
 
 
-def build_body(cfg: CfgNode) -> "nn.Module":
+def build_bottom_up(cfg: CfgNode) -> "nn.Module":
     """The body that the recipe names, its weights drawn, its first FREEZE_AT stages frozen.
 
     Raises ConfigError when its maps are not those that it states or the recipe asks for, when it has fewer stages, or
@@ -44,7 +44,7 @@ def build_body(cfg: CfgNode) -> "nn.Module":
     from scratch_det.modeling.norm import freeze
 
     name, freeze_at = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    body: Any = resolve_name(BODIES[body_names()[name]])(cfg)
+    body: Any = resolve_name(BACKBONES[backbone_names()[name]])(cfg)
     stages = getattr(body, "stages", [])
     problems = [*_other_maps(cfg, body), *(f"{name} {problem}" for problem in _misstated(body))]
     if not 0 <= freeze_at <= len(stages):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from scratch_det.errors import UserError
-from scratch_det.weights.load import body_names
-from scratch_det.weights.names import BODY, renamed, stage_of, without_stage
+from scratch_det.weights.load import named_for_detector
+from scratch_det.weights.names import BOTTOM_UP, renamed, stage_of, without_stage
 from scratch_det.weights.read import Pixels, Weights
 
 BACKGROUND = {  # torchvision's layers with a slot for the background, by detectron2's names: numbers a slot takes
@@ -36,8 +36,8 @@ class Converted:
         return "\n".join(f"  {module:<{width}}  {self.found[module]:4d} of {n:4d}" for module, n in self.total.items())
 
 
-def convert(weights: Weights, to: str, own_body: bool = False) -> Converted:
-    """``weights`` in the names of ``to``, "torchvision" or "detectron2"; own_body as in ``renamed``.
+def convert(weights: Weights, to: str, own_names: bool = False) -> Converted:
+    """``weights`` in the names of ``to``, "torchvision" or "detectron2"; own_names as in ``renamed``.
 
     Raises UserError when they have them.
     """
@@ -45,12 +45,14 @@ def convert(weights: Weights, to: str, own_body: bool = False) -> Converted:
     if source == to:
         raise UserError(f"{weights.path} is a {weights.kind} already; MODEL.WEIGHTS takes it as it is")
     if not weights.scheme.whole:
-        full = body_names(weights, to)
-        kept = {name.removeprefix(BODY[to]): value for name, value in full.items() if name.startswith(BODY[to])}
-        lost = [name for name in full if not name.startswith(BODY[to])]
+        full = named_for_detector(weights, to)
+        kept = {
+            name.removeprefix(BOTTOM_UP[to]): value for name, value in full.items() if name.startswith(BOTTOM_UP[to])
+        }
+        lost = [name for name in full if not name.startswith(BOTTOM_UP[to])]
         total = Counter({"backbone": len(full)})
         return Converted(kept, Counter({"backbone": len(kept)}), total, lost)
-    names = renamed(weights.tensors, source, to, own_body)
+    names = renamed(weights.tensors, source, to, own_names)
     check_classes(weights, names)
     tensors = {
         new: _with_slots(names, name, value, to) for name, value in weights.tensors.items() if (new := names[name])

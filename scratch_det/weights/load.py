@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scratch_det.config.choices import is_resnet
 from scratch_det.errors import UserError
 from scratch_det.weights.locate import fetch
-from scratch_det.weights.names import BODY, OF_BODY, in_stage, renamed, stage_of
+from scratch_det.weights.names import BOTTOM_UP, OF_BOTTOM_UP, in_stage, renamed, stage_of
 from scratch_det.weights.read import Pixels, Weights, adapt_first_layer, read_weights
 
 FIRST_LAYERS = {  # of a backbone
@@ -39,13 +39,13 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     check_traits(weights, cfg)
     values, prefix = weights.tensors, ""
     if not weights.scheme.whole:
-        values, prefix = placed_in(model, body_names(weights, library), library)
+        values, prefix = placed_in(model, named_for_detector(weights, library), library)
     wanted, heads = model.state_dict(), [name for name in values if prefix and name.startswith(BOX_HEAD)]
     said = []
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
         said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    firsts = (*FIRST_LAYERS[library], *([body.first_layer] if weights.scheme == OF_BODY else []))
+    firsts = (*FIRST_LAYERS[library], *([body.first_layer] if weights.scheme == OF_BOTTOM_UP else []))
     first = next((name for name in wanted if name.endswith(firsts)), "")
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
@@ -85,12 +85,12 @@ def check_traits(weights: Weights, cfg: CfgNode) -> None:
         )
 
 
-def body_names(weights: Weights, library: str) -> dict[str, Tensor]:
+def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
     source = weights.scheme.library
-    if weights.scheme == OF_BODY:
-        return {BODY[library] + name: value for name, value in weights.tensors.items()}
-    full = {BODY[source] + name: value for name, value in weights.tensors.items() if not _vgg_fc(name)}
+    if weights.scheme == OF_BOTTOM_UP:
+        return {BOTTOM_UP[library] + name: value for name, value in weights.tensors.items()}
+    full = {BOTTOM_UP[source] + name: value for name, value in weights.tensors.items() if not _vgg_fc(name)}
     if source != library:
         names = renamed(full, source, library)
         full = {names[name] or name: value for name, value in full.items()}
@@ -108,7 +108,7 @@ def _vgg_fc(name: str) -> str | None:
 
 def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:
     """A backbone's weights by the names that they have in ``model``, and what all names of its backbone begin with."""
-    names, prefix = model.state_dict().keys(), BODY[library]
+    names, prefix = model.state_dict().keys(), BOTTOM_UP[library]
     if any(name.startswith(prefix) for name in names):
         return values, prefix
     prefixes = (prefix + "res5.", C4_HEAD), (prefix, "backbone.")  # no pyramid around it

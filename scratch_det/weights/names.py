@@ -1,14 +1,14 @@
 """The names of weights in detectron2, torchvision and Detectron, and how one becomes another.
 
 A backbone's own file (an ImageNet classifier) has the names of the detector's without what stands before them: the
-``BODY`` of the two backends.
+``BOTTOM_UP`` of the two backends.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-BODY = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
+BOTTOM_UP = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
 OF_RESNETS = re.compile(
     r"(conv1|bn1|fc|layer\d|stem\.(conv\d|fc)|res\d\.\d+\.(conv\d|shortcut))(\.|_)"
 )  # others: the same in both
@@ -63,12 +63,12 @@ class Scheme(NamedTuple):
     def __str__(self) -> str:
         if self.whole:
             return f"{self.library} detector"
-        if self == OF_BODY:
+        if self == OF_BOTTOM_UP:
             return "classifier"
         return {"torchvision": "torchvision or timm classifier"}.get(self.library, f"{self.library} classifier")
 
 
-OF_BODY = Scheme("", whole=False)  # a body's own names, the same in all backends
+OF_BOTTOM_UP = Scheme("", whole=False)  # a body's own names, the same in all backends
 SIGNS = (  # the first name that begins like this tells
     ("backbone.body.", Scheme("torchvision", whole=True)),
     ("backbone.", Scheme("detectron2", whole=True)),
@@ -85,17 +85,17 @@ def scheme_of(names: Iterable[str]) -> Scheme | None:
     return next((scheme for sign, scheme in SIGNS if any(name.startswith(sign) for name in names)), None)
 
 
-def renamed(names: Iterable[str], source: str, target: str, own_body: bool = False) -> dict[str, str | None]:
+def renamed(names: Iterable[str], source: str, target: str, own_names: bool = False) -> dict[str, str | None]:
     """A detector's names, each with that of ``target``, or None where it has no such layer.
 
-    source, target: "torchvision" and "detectron2", either way round. own_body: its body is one of BODIES, whose own
-    names are the same in both, however like a ResNet's; without a word they are told from a ResNet's by their look.
+    source, target: "torchvision" and "detectron2", either way round. own_names: the backbone is one of BACKBONES, whose
+    own names are the same in both, however like a ResNet's; without a word they are told from a ResNet's by their look.
     """
     found: dict[str, str | None] = {}
     by_stage: dict[str, list[str]] = {}
     for name in names:
-        if own_body and name.startswith(BODY[source]):
-            found[name] = BODY[target] + name.removeprefix(BODY[source])
+        if own_names and name.startswith(BOTTOM_UP[source]):
+            found[name] = BOTTOM_UP[target] + name.removeprefix(BOTTOM_UP[source])
             continue
         by_stage.setdefault(stage_of(name), []).append(name)
     for stage, own in by_stage.items():
@@ -182,7 +182,7 @@ def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | N
         for regex, pattern, new in rules:
             if match := regex.fullmatch(layer):
                 return f"{_filled(new, _numbers(pattern, match.groups()))}.{leaf}"
-        own, other = BODY.values() if name.startswith(BODY["torchvision"]) else reversed(BODY.values())
+        own, other = BOTTOM_UP.values() if name.startswith(BOTTOM_UP["torchvision"]) else reversed(BOTTOM_UP.values())
         layer = name.removeprefix(own)
         return None if layer == name or OF_RESNETS.match(layer) else other + layer
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scratch_det.errors import UserError
 from scratch_det.weights.locate import find_checkpoint
-from scratch_det.weights.names import OF_BODY, Scheme, from_caffe2, scheme_of
+from scratch_det.weights.names import OF_BOTTOM_UP, Scheme, from_caffe2, scheme_of
 
 DAMAGE = (  # what reading a damaged file may raise: every byte of one was changed in turn
     zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, OSError, EOFError, RuntimeError,
@@ -255,7 +255,7 @@ def read_weights(path: Path, body: Any = None) -> Weights:
     tensors = {name: value for name, value in tensors.items() if not NO_WEIGHTS.fullmatch(name)}
     scheme = scheme_of(tensors)
     if hasattr(body, "from_classifier") and not (scheme and scheme.whole):
-        return Weights(path, body.from_classifier(tensors), OF_BODY, str(OF_BODY), body.pixels)
+        return Weights(path, body.from_classifier(tensors), OF_BOTTOM_UP, str(OF_BOTTOM_UP), body.pixels)
     if scheme is None:
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"weights file {path} has names such as {names}; expected {ACCEPTED}")

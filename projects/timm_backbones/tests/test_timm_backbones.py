@@ -18,14 +18,14 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
-from scratch_det.config.choices import BODIES, BODY_RULES
+from scratch_det.config.choices import BACKBONE_RULES, BACKBONES
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.rules import OPTIMIZERS
 from scratch_det.data.digits.make import make_digits
 from scratch_det.engine.optimizer import build_optimizer
 from scratch_det.engine.plan import Request, start
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.backbones import build_body
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.weights.load import load_weights
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install --editable '.[timm]'")
@@ -51,7 +51,7 @@ def swin_of_tests(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def project() -> Iterator[None]:
-    with patch.dict(BODIES), patch.dict(BODY_RULES), patch.dict(OPTIMIZERS), patch.dict(PROJECT_KEYS):
+    with patch.dict(BACKBONES), patch.dict(BACKBONE_RULES), patch.dict(OPTIMIZERS), patch.dict(PROJECT_KEYS):
         load_project(PROJECT)
         yield
 
@@ -115,7 +115,7 @@ class TestBody:
     @pytest.mark.parametrize("size", [(32, 32), (64, 160), (224, 224)])
     @pytest.mark.parametrize("model", MODELS)
     def test_maps_of_any_size(self, model: str, size: tuple[int, int]) -> None:
-        body = build_body(config(model)).eval()
+        body = build_bottom_up(config(model)).eval()
         maps = body(torch.randn(2, 3, *size))
         assert {name: tuple(one.shape) for name, one in maps.items()} == {
             name: (2, body.channels[name], size[0] // stride, size[1] // stride)
@@ -124,7 +124,7 @@ class TestBody:
 
     def test_swin_shifts_its_windows_in_the_last_stage_too(self) -> None:
         """At 224 pixels, which it is made for, one window covers that stage; in larger images it does not."""
-        last = build_body(config("swin")).net.model.layers[3].blocks[1]
+        last = build_bottom_up(config("swin")).net.model.layers[3].blocks[1]
         assert (last.window_size, last.shift_size) == ((7, 7), (3, 3))
 
     @pytest.mark.parametrize(
@@ -132,7 +132,10 @@ class TestBody:
     )
     def test_norms_take_over_statistics_and_activation(self, norm: str, kind: type) -> None:
         torch.manual_seed(0)
-        body, own = build_body(config("efficientnet", "MODEL.TIMM.NORM", norm)), timm.create_model("test_efficientnet")
+        body, own = (
+            build_bottom_up(config("efficientnet", "MODEL.TIMM.NORM", norm)),
+            timm.create_model("test_efficientnet"),
+        )
         assert type(body.net.model.bn1).__name__ == {"BN": "BatchNorm2d", "SyncBN": "SyncBatchNorm"}.get(
             norm, "FrozenBatchNorm2d"
         )
@@ -144,7 +147,7 @@ class TestBody:
         torch.testing.assert_close(body.eval().net.model.bn1(x), own.eval().bn1(x))
 
     def test_gn_and_frozen_stages(self) -> None:
-        body = build_body(
+        body = build_bottom_up(
             config(
                 "efficientnet", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", "2"
             )
@@ -156,15 +159,15 @@ class TestBody:
     def test_without_groups_of_layers_nothing_can_be_frozen(self) -> None:
         """timm's RDNet has no stages."""
         with torch.device("meta"):
-            assert build_body(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny")).stages == []
+            assert build_bottom_up(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny")).stages == []
             with pytest.raises(ConfigError, match="FREEZE_AT is 1, but build_timm_fpn_backbone has 0 stages"):
-                build_body(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny", "MODEL.BACKBONE.FREEZE_AT", "1"))
+                build_bottom_up(config("convnext", "MODEL.TIMM.NAME", "rdnet_tiny", "MODEL.BACKBONE.FREEZE_AT", "1"))
 
     def test_a_tag_says_the_pixels_alone(self) -> None:
         bodies = []
         for name in ("mobilenetv3_small_050", "mobilenetv3_large_100", "mobilenetv3_large_100.miil_in21k_ft_in1k"):
             torch.manual_seed(0)
-            bodies.append(build_body(config("efficientnet", "MODEL.TIMM.NAME", name)))
+            bodies.append(build_bottom_up(config("efficientnet", "MODEL.TIMM.NAME", name)))
         assert all(p.equal(q) for p, q in zip(bodies[1].parameters(), bodies[2].parameters(), strict=True))
         assert [body.pixels.std[0] for body in bodies] == [58.395, 58.395, 255]
 
@@ -181,7 +184,7 @@ class TestWeights:
         cfg = config("convnext", backend=backend)
         model = backends.load(backend).build(cfg)
         said = load_weights(model, file, backend, cfg)
-        body = next(module for module in model.modules() if type(module).__name__ == "TimmBody")
+        body = next(module for module in model.modules() if type(module).__name__ == "TimmBottomUp")
         own, values = body.net.model.state_dict(), torch.load(file)
         assert f"{len(own)} of " in said
         assert "the backbone, from a classifier" in said

@@ -21,10 +21,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.config import flatten, set_key, with_project_keys
-from scratch_det.config.choices import body_names, has_fpn
+from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, did_you_mean
-from scratch_det.modeling.backbones import build_body
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
 from scratch_det.modeling.ops import mask_targets
 
@@ -34,7 +34,7 @@ class BareBackbone(Backbone):
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec):
         super().__init__()
-        self.bottom_up = build_body(cfg)
+        self.bottom_up = build_bottom_up(cfg)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> maps by name."""
@@ -57,9 +57,9 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     return pyramid
 
 
-def register_bodies() -> None:
+def register_backbones() -> None:
     """Make the bodies known to ``build_model``, once."""
-    for name in body_names():
+    for name in backbone_names():
         if name not in BACKBONE_REGISTRY:
             BACKBONE_REGISTRY._do_register(name, build_backbone)
 
@@ -70,7 +70,7 @@ Batch = list[dict[str, Any]]
 def build(cfg: CfgNode) -> nn.Module:
     """See the contract. SyncBN is this repository's, which works on the CPU and on a process without proposals too."""
     hush()
-    register_bodies()
+    register_backbones()
     known, name = [key for key, _ in BACKBONE_REGISTRY], cfg.MODEL.BACKBONE.NAME
     if name not in known:
         raise ConfigError(f"MODEL.BACKBONE.NAME is {name}, which detectron2 does not have{did_you_mean(name, known)}")

@@ -6,8 +6,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from scratch_det.config.choices import body_names, has_fpn
-from scratch_det.modeling.backbones import build_body as build_other_body
+from scratch_det.config.choices import backbone_names, has_fpn
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import NORMS, freeze, norm_layer
 
 BLOCKS = {
@@ -63,7 +63,7 @@ def build_backbone(cfg: CfgNode) -> nn.Module:
 
     Its ``size_divisibility`` is what the sides of the padded images have to be multiples of.
     """
-    body = build_body(cfg)
+    body = build_any_bottom_up(cfg)
     if isinstance(body, ResNet):
         return build_fpn(cfg, body)
     return PyramidBackbone(cfg, body) if has_fpn(cfg) else BareBackbone(body)
@@ -84,10 +84,10 @@ def build_fpn(cfg: CfgNode, body: ResNet) -> BackboneWithFPN:
     return backbone
 
 
-def build_body(cfg: CfgNode) -> nn.Module:
+def build_any_bottom_up(cfg: CfgNode) -> nn.Module:
     """The body of the recipe's backbone, its stages the module's children in their order; FREEZE_AT are frozen."""
-    if cfg.MODEL.BACKBONE.NAME in body_names():
-        return build_other_body(cfg)
+    if cfg.MODEL.BACKBONE.NAME in backbone_names():
+        return build_bottom_up(cfg)
     body = build_resnet(cfg)
     freeze(body, STAGES[: cfg.MODEL.BACKBONE.FREEZE_AT])
     return body

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.backends import LOOP, Honoured, not_honoured, refuse
 from scratch_det.config import flatten, get_cfg
-from scratch_det.config.choices import body_names, has_fpn
+from scratch_det.config.choices import backbone_names, has_fpn
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
@@ -75,7 +75,7 @@ def check(cfg: CfgNode) -> None:
     pyramids = PYRAMIDS if has_fpn(cfg) else {}
     honoured = {
         **HONOURED,
-        "MODEL.BACKBONE.NAME": (RESNET, *body_names()),
+        "MODEL.BACKBONE.NAME": (RESNET, *backbone_names()),
         **(RESNETS if is_resnet else pyramids),
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
     }

@@ -20,7 +20,7 @@ TRIAL = (160, 224)  # height and width of an image that no model was made for
 PREFIX = "net.model."  # of the names in timm's own files
 
 
-class TimmBody(nn.Module):
+class TimmBottomUp(nn.Module):
     """The model MODEL.TIMM.NAME without its classifier, initialised by timm's own rules.
 
     Attributes are those that ``scratch_det.modeling.backbones`` describes; ``net.model`` is timm's.
