@@ -92,6 +92,7 @@ class TestFlags:
             (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
             (["--num-gpus", "0"], [], {}),
             (["--keep-at", "27,47", "--keep-last", "1"], [], {"keep_at": (27, 47), "keep_last": 1}),
+            (["--stop-at", "7"], [], {"stop_at": 7}),
             (["--scale-to-batch", "2", "--accumulate", "4"], [], {"scale_to_batch": 2, "accumulate": 4}),
             (["--branch-from", "a/model_0000026.pth"], [], {"branch_from": "a/model_0000026.pth"}),
             (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),

@@ -418,7 +418,7 @@ def check_disk(section: Section, request: Request, cfg: CfgNode, size: "Size") -
     """Whether the checkpoints fit."""
     folder = RunDir(cfg.OUTPUT_DIR).checkpoints
     each = run_dir.checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
-    asked = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.keep_at)
+    asked = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.kept)
     most, free = run_dir.most_checkpoints(*asked), run_dir.free_bytes(folder)
     section.add(
         f"up to {most} checkpoints of {run_dir.size(each)} at a time, {run_dir.size(most * each)}; "

@@ -146,6 +146,10 @@ class Index:
         best = {"best": {"completed": completed, "ap": ap}}
         self._write({**content, **best, "sha256": {**content["sha256"], name: content["sha256"][name][:1]}})
 
+    def set_keep_at(self, keep_at: Collection[int]) -> None:
+        """Record the completed iterations whose checkpoints stay."""
+        self._write({**self._read(), "keep_at": sorted(keep_at)})
+
     def _read(self) -> dict[str, Any]:
         try:
             return json.loads(self.path.read_text()) if self.path.exists() else {}
@@ -216,6 +220,10 @@ class CheckpointStore:
         with self._writing(self.folder / BEST, state):
             self._put(self.folder / BEST, state, completed)
             self.index.set_best(BEST, completed, ap)
+
+    def keep(self, completed: int) -> None:
+        """Keep the checkpoint of ``completed`` iterations, written already, as if it had been in ``keep_at``."""
+        self.index.set_keep_at(self.keep_at | {completed})
 
     def best_ap(self) -> float:
         """AP of model_best.pth, of this and earlier parts of the run; -inf when there is none or it is damaged."""

@@ -74,6 +74,12 @@ def run_parser(description: str | None) -> ArgumentParser:
     checkpoints.add_argument(
         "--keep-last", type=int, default=3, metavar="K", help="else keep the last K; 0 keeps all (%(default)s)"
     )
+    checkpoints.add_argument(
+        "--stop-at",
+        type=int,
+        metavar="N",
+        help="pause after N iterations and keep that checkpoint; the same command with --resume goes on",
+    )
     return parser
 
 

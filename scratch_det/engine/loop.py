@@ -144,22 +144,22 @@ class Run:
             self.checkpoints.save(self.content(), self.state.iteration, final)
 
 
-def train(run: Run, dataset: TrainingSet, evaluate: Callable[[int], object]) -> None:
-    """Train from ``run.state.iteration`` to MAX_ITER.
+def train(run: Run, dataset: TrainingSet, evaluate: Callable[[int], object], until: int) -> None:
+    """Train from ``run.state.iteration`` until ``until`` iterations are completed, MAX_ITER or those of --stop-at.
 
-    Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, the last one excepted, and leaves model_final.pth.
+    Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, MAX_ITER excepted, and leaves a checkpoint.
     Raises Stopped, after a checkpoint, when a process of the group was asked to stop; UserError in all processes when a
     loss is not finite; DataError when an image cannot be read.
     """
     cfg, state, max_iter = run.cfg, run.state, run.cfg.SOLVER.MAX_ITER
     batches = timed(training_batches(dataset, cfg, state.iteration, run.group.world, run.accumulate))
     with Progress("training", max_iter, state.iteration, say=None) as progress:
-        for iteration in range(state.iteration, max_iter):
+        for iteration in range(state.iteration, until):
             total_loss, stopping = iterate(run, iteration, batches)
             progress.advance(f"loss {total_loss:.3f}")
             if stopping or state.iteration == max_iter or wants_checkpoint(run):
                 run.save()
-            if stopping and state.iteration < max_iter:
+            if stopping and state.iteration < until:
                 raise Stopped(run.group.stop)
             if due(state.iteration, cfg.TEST.EVAL_PERIOD) and state.iteration < max_iter:
                 evaluate(iteration)

@@ -51,10 +51,16 @@ class Request:
     switch_from: str | None = None
     keep_at: tuple[int, ...] = ()
     keep_last: int = 3
+    stop_at: int | None = None
     scale_to_batch: int | None = None
     accumulate: int = 1
     init_std: float | None = None
     waive: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Completed iterations whose checkpoints stay: those of --keep-at and the one of --stop-at."""
+        return self.keep_at if self.stop_at is None else (*self.keep_at, self.stop_at)
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,9 @@ def check_evaluation(request: Request, cfg: CfgNode) -> None:
             "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
     flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
-             "--accumulate": request.accumulate > 1, "--scale-to-batch": request.scale_to_batch,
-             "--init-std": request.init_std, "--waive": request.waive}  # fmt: skip
+             "--stop-at": request.stop_at is not None, "--accumulate": request.accumulate > 1,
+             "--scale-to-batch": request.scale_to_batch, "--init-std": request.init_std,
+             "--waive": request.waive}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
         raise ConfigError(
             f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
@@ -205,6 +212,11 @@ def check_kept(request: Request, max_iter: int) -> None:
         raise ConfigError(
             f"--keep-at has {', '.join(map(str, wrong))}, expected numbers of completed iterations from 1 to "
             f"SOLVER.MAX_ITER {max_iter}"
+        )
+    if request.stop_at is not None and not 0 < request.stop_at <= max_iter:
+        raise ConfigError(
+            f"--stop-at is {request.stop_at}, expected a number of completed iterations from 1 to SOLVER.MAX_ITER "
+            f"{max_iter}"
         )
     if request.keep_last < 0:
         raise ConfigError(f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint")

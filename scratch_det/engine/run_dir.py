@@ -194,5 +194,5 @@ class RunDir:
                     log.write(detail.rstrip() + "\n")
 
     def set_status(self, state: str, **details: Any) -> None:
-        """Record what the run is doing: training, evaluating, finished, failed or stopped."""
+        """Record what the run is doing: training, evaluating, paused, finished, failed or stopped."""
         self.write_json("status.json", {"state": state, "host": platform.node(), "pid": os.getpid(), **details})

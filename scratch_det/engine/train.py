@@ -32,7 +32,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine import detection
-from scratch_det.engine.checkpointer import CheckpointStore, sha256_of
+from scratch_det.engine.checkpointer import CheckpointStore, completed_iterations, sha256_of
 from scratch_det.engine.loop import REPORT, Run, due, train
 from scratch_det.engine.metrics import Metrics, is_evaluated
 from scratch_det.engine.plan import Plan
@@ -170,7 +170,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
-        store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.keep_at)
+        store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.kept)
         start = find_start(plan, store) if group.is_main else None
         origin, cfg.SEED = group.broadcast(start)  # what the main process sees counts: file systems lag
         if origin is None:
@@ -185,6 +185,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
         check_disk(cfg, state, store)
         if origin.checkpoint and not origin.is_branch:
             warn_of_missed(request.keep_at, store, state.iteration)
+        until = cfg.SOLVER.MAX_ITER if request.stop_at is None else request.stop_at
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         log_start(cfg, state, len(dataset), dataset.describe(), request.init_std)
@@ -194,23 +195,54 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
         with recording_failure(run):
             if not origin.is_switch:  # what the plain run did not evaluate, an untrained cascade cannot make up for
                 evaluate_if_missing(run, plan.test)
-            train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration))
+            train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration), until)
+            if request.stop_at is not None:
+                return report_paused(run_dir, state.iteration, cfg.SOLVER.MAX_ITER)
             final = evaluate_now(run, plan.test, cfg.SOLVER.MAX_ITER)
             if group.is_main:
                 finish(run, plan.backend, plan.test, final)
 
 
 def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
-    """Where the run starts, None when it is finished, and its SEED."""
-    if plan.request.resume and plan.run_dir.result.exists():
-        report_finished(plan.cfg, plan.run_dir)
-        return None, plan.cfg.SEED
-    request = plan.request
+    """Where the run starts, None when it is finished or as far as --stop-at asks, and its SEED."""
+    request, cfg = plan.request, plan.cfg
+    if request.resume and plan.run_dir.result.exists():
+        report_finished(cfg, plan.run_dir)
+        return None, cfg.SEED
     parent = request.branch_from or request.switch_from
     origin = find_origin(
         plan.run_dir, store, request.resume, Path(parent) if parent else None, bool(request.switch_from)
     )
-    return origin, settled_seed(plan.cfg, origin, plan.run_dir)
+    cfg.SEED = settled_seed(cfg, origin, plan.run_dir)
+    if request.stop_at is not None and is_far_enough(cfg, origin, request.stop_at):
+        if store.holds(request.stop_at):
+            store.keep(request.stop_at)
+        report_paused(plan.run_dir, completed_iterations(origin.checkpoint), cfg.SOLVER.MAX_ITER)
+        return None, cfg.SEED
+    return origin, cfg.SEED
+
+
+def is_far_enough(cfg: CfgNode, origin: Origin, stop_at: int) -> bool:
+    """Whether the run has ``stop_at`` iterations behind it already.
+
+    Raises UserError when its past is not the recipe's, or when it is a branch that would start there or later.
+    """
+    completed = completed_iterations(origin.checkpoint) if origin.checkpoint else None
+    if completed is None or completed < stop_at:
+        return False
+    if origin.is_branch:
+        raise UserError(
+            f"--stop-at is {stop_at}, but {origin.checkpoint} has {completed} iterations behind it, so nothing would "
+            "be trained; give a larger number, or branch off an earlier checkpoint"
+        )
+    refuse_changes(config_changes(origin.run.read_config(), cfg, completed), str(origin.checkpoint), completed)
+    return True
+
+
+def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
+    """Record that the run has done what --stop-at asks for, and say how it goes on."""
+    run_dir.set_status("paused", iteration=completed, max_iter=max_iter)
+    logger.info(f"paused after {completed} of {max_iter} iterations (--stop-at); --resume goes on from there")
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
