@@ -6,31 +6,31 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scratch_det.study.experiment import EVALUATE, TRAIN
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.figures import as_svg, draw, figures_of
 from scratch_det.study.report.panels import mean, own_part, thin
+from scratch_det.study.run import EVALUATE, TRAIN
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 
 
-def made_up(place: str) -> list[Outcome]:
+def made_up(place: str) -> list[Record]:
     """Every run of ``place`` finished, AP rising evenly to 40 and the loss falling."""
     outcomes = []
     for job in jobs_of(of_place(place)):
         run = job.run
         if run.kind == EVALUATE:
             metrics = {"bbox_TTA/AP": 42.0, "segm_TTA/AP": 37.0, "bbox/AP": 40.0, "segm/AP": 35.0}
-            outcomes.append(Outcome(run, "finished", 0, 0, metrics))
+            outcomes.append(Record(run, "finished", 0, 0, metrics))
             continue
         points = [run.iterations * part // 10 for part in range(1, 11)]
         ap = tuple((point, 40 * point / run.iterations) for point in points)
         names = ("bbox/AP", "segm/AP", "keypoints/AP") if run.kind == TRAIN else ()
         loss = {LOSS: tuple((point, 2 - point / run.iterations) for point in points)}
         curves = dict.fromkeys(names, ap) | loss
-        outcomes.append(Outcome(run, "finished", job.start, run.iterations, dict.fromkeys(names, 40.0), curves))
+        outcomes.append(Record(run, "finished", job.start, run.iterations, dict.fromkeys(names, 40.0), curves))
     return outcomes
 
 
@@ -51,7 +51,7 @@ class TestFigures:
         assert list(figures_of("digits/smoke", made_up("digits/smoke"))) == ["smoke"]
 
     def test_partial(self, datasets_root: Path) -> None:
-        waiting = [Outcome(one.run, "waiting", one.start, 0) for one in made_up("digits")]
+        waiting = [Record(one.run, "waiting", one.start, 0) for one in made_up("digits")]
         assert list(figures_of("digits", waiting)) == ["figure2"]
         some = [one for one in made_up("digits/figure1") if one.run.init == "scratch"][1:]
         (axes, *_) = figures_of("digits/figure1", some)["figure1"].axes
@@ -112,7 +112,7 @@ class TestFigures:
 class TestCurves:
     def test_a_branch_begins_at_its_trunk(self) -> None:
         curve = ((60, 1.0), (240, 2.0), (300, 3.0), (360, 4.0))
-        branch = Outcome(find(BRANCH), "finished", 240, 360, curves={"bbox/AP": curve})
+        branch = Record(find(BRANCH), "finished", 240, 360, curves={"bbox/AP": curve})
         assert own_part(branch, "bbox/AP", {TRUNK}) == curve[1:]
         assert own_part(branch, "bbox/AP", set()) == curve
 

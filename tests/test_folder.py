@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.folder import disagreements
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import Study
 
 TRUNK, BRANCH = "smoke_3x", "smoke_2x"

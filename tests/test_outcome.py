@@ -9,9 +9,7 @@ import torch
 from scratch_det.errors import DataError
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.outcome import Outcome, collect
-from scratch_det.study.results import load, save
-from scratch_det.study.standing import survey
+from scratch_det.study.records import Record, collect, load, save, survey
 from scratch_det.study.weights import weights_sha256
 
 RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
@@ -21,8 +19,8 @@ RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
 def results(tmp_path: Path) -> Path:
     curves = {"bbox/AP": ((540, 10.0), (1080, 30.0))}
     outcomes = [
-        Outcome(find(RUN), "finished", 0, 1080, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
-        Outcome(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"),
+        Record(find(RUN), "finished", 0, 1080, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
+        Record(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"),
     ]
     save(outcomes, tmp_path)
     assert load(tmp_path) == outcomes
@@ -58,7 +56,7 @@ class TestDamage:
 
 
 class TestRunFolders:
-    def collected(self, out: Path, name: str) -> Outcome:
+    def collected(self, out: Path, name: str) -> Record:
         (found,) = collect(survey(jobs_of(of_place(name))[-1:], out, set()), out)
         return found
 

@@ -18,14 +18,12 @@ from PIL import Image
 
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.outcome import LOSS, Outcome, collect
+from scratch_det.study.records import LOSS, Record, collect, load, save, survey
 from scratch_det.study.report.figures import as_svg, figures_of
 from scratch_det.study.report.formats import Table
 from scratch_det.study.report.page import curves, write_page
 from scratch_det.study.report.panels import INITS
 from scratch_det.study.report.run_page import read_runs
-from scratch_det.study.results import load, save
-from scratch_det.study.standing import survey
 
 PLACE = "digits/figure6"
 FAILED, BRANCH = "pretrained_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -72,7 +70,7 @@ def row(i: int, clock: int) -> dict[str, Any]:
     return {"iteration": i + 29, "total_loss": 2 - i / 540, "bbox/AP": i / 18, "keypoints/AP": i / 27, "time": clock}
 
 
-def outcomes_in(out: Path) -> list[Outcome]:
+def outcomes_in(out: Path) -> list[Record]:
     return collect(survey(jobs_of(of_place(PLACE)), out, set()), out)
 
 
@@ -137,17 +135,17 @@ class TestPage:
 
     def test_the_figures_colours(self) -> None:
         """One family of each initialisation has the figures' two colours, however many schedules and seeds."""
-        outcomes = [Outcome(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
+        outcomes = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
         by_init = {outcome.run.name: INITS[outcome.run.init][1] for outcome in outcomes if outcome.run.k}
         found = {curve["run"]: curve["colour"] for curve in curves(outcomes)}
         assert {name: found[name] for name in by_init} == by_init
-        norms = [Outcome(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
+        norms = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
         drawn = curves(norms)
         families, colours = ({(curve["group"], curve[key]) for curve in drawn} for key in ("family", "colour"))
         assert len(families) == len(colours) > 1
 
     def test_without_folders(self, tmp_path: Path) -> None:
-        outcomes = [Outcome(run, "finished", 0, 0) for run in of_place(PLACE)]
+        outcomes = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
         text = write_page(tmp_path / "page.html", "A study", [], outcomes, {}, []).read_text()
         assert "4 of 4 runs are finished" in text
         assert 'href="out' not in text

@@ -9,13 +9,11 @@ from conftest import load_tool
 
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.records import FINISHED, Record, load
 from scratch_det.study.report.description import describe
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.report.write import write_report
-from scratch_det.study.results import load
-from scratch_det.study.standing import FINISHED
 from scratch_det.study.study import Study, study_in
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
@@ -71,7 +69,7 @@ class TestReport:
     def test_a_switch_saves_nothing(self) -> None:
         """It goes on from the other run with --no-share-prefix too."""
         branch, switch = (
-            Outcome(find(name), FINISHED, start, length)
+            Record(find(name), FINISHED, start, length)
             for name, start, length in [
                 (R18.format("scratch", 5), 780, 900),
                 ("scratch_cascade_mask_rcnn_R_18_FPN_9x_gn_train_aug", 1080, 1620),

@@ -18,13 +18,13 @@ from slurm_cluster import cluster, field, said, skip_without_slurm, start_now, w
 from scratch_det.distributed.launch import read_world
 from scratch_det.errors import UserError
 from scratch_det.files import try_lock
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import lock_file
 from scratch_det.study.launch.local import Local
 from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import PROGRAMS, Options, read_options, shape
-from scratch_det.study.standing import failure_file, jobs_folder
+from scratch_det.study.records import failure_file, jobs_folder
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import Study
 
 ON_CPU = Options(gpus_per_node=0, cpus_per_task=1)

@@ -16,9 +16,9 @@ from scratch_det.config import check_config, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.errors import ConfigError
 from scratch_det.study import coco, digits, paper
-from scratch_det.study.experiment import EVALUATE, PRETRAIN, TRAIN, Experiment
 from scratch_det.study.experiments import experiments, find, of_place
 from scratch_det.study.job import jobs_of
+from scratch_det.study.run import EVALUATE, PRETRAIN, TRAIN, Run
 from scratch_det.study.samples import compare, of_pretraining, of_run, of_weights
 
 PAPER = coco.runs()
@@ -35,13 +35,13 @@ DATA = {  # by the name's end
 }  # fmt: skip
 
 
-def bases(run: Experiment) -> dict[str, str]:
+def bases(run: Run) -> dict[str, str]:
     """The files a recipe is made of, by kind."""
     found = [Path(base).parts[-2:] for base in yaml.safe_load((ROOT / run.config).read_text())["_BASE_"]]
     return {kind: name.removesuffix(".yaml") for kind, name in found}
 
 
-def bases_by_name(run: Experiment) -> dict[str, str]:
+def bases_by_name(run: Run) -> dict[str, str]:
     """Those that a recipe's name says."""
     match = NAME.fullmatch(run.name)
     assert match, run.name
@@ -67,7 +67,7 @@ def test_every_recipe_of_the_paper_is_listed_once() -> None:
 
 @pytest.mark.parametrize("run", DETECTORS, ids=lambda run: run.name)
 class TestRun:
-    def test_can_train(self, run: Experiment) -> None:
+    def test_can_train(self, run: Run) -> None:
         cfg = load_config(ROOT / run.config).cfg
         assert check_config(cfg, 8) == []
         assert bool(cfg.MODEL.WEIGHTS) == (run.init == paper.PRETRAINED)
@@ -75,10 +75,10 @@ class TestRun:
         assert run.evaluates or run.iterations == solver.max_iter
         assert not run.k or solver == kx_schedule(run.k)
 
-    def test_agrees_with_its_name(self, run: Experiment) -> None:
+    def test_agrees_with_its_name(self, run: Run) -> None:
         assert bases(run) == bases_by_name(run)
 
-    def test_trunk(self, run: Experiment) -> None:
+    def test_trunk(self, run: Run) -> None:
         if run.trunk and run.is_switch:
             trunk = find(run.trunk)
             assert bases(run) == {**bases(trunk), "head": "cascade"}
@@ -88,12 +88,12 @@ class TestRun:
             assert {**bases(run), "solver": ""} == {**bases(trunk), "solver": ""}
             assert run.branch_at(trunk) == run.iterations - 60_000 < trunk.iterations
 
-    def test_is_evaluated_with_its_own_model(self, run: Experiment) -> None:
+    def test_is_evaluated_with_its_own_model(self, run: Run) -> None:
         if run.evaluates:
             assert bases(run) == {**bases(find(run.evaluates)), "test": "aug"}
             assert load_config(ROOT / run.config).cfg.TEST.AUG.ENABLED
 
-    def test_header(self, run: Experiment) -> None:
+    def test_header(self, run: Run) -> None:
         """Place, command, iterations and what the paper reports, as far as it does."""
         text = (ROOT / run.config).read_text()
         header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
@@ -123,7 +123,7 @@ def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> No
 
 
 @pytest.mark.parametrize("run", [*digits.runs(), *digits.smoke()], ids=lambda run: run.name)
-def test_recipe_of_the_miniature(run: Experiment) -> None:
+def test_recipe_of_the_miniature(run: Run) -> None:
     """What the entry says is what the recipe does, and its header says how to run it."""
     text = (ROOT / run.config).read_text()
     loaded = load_config(ROOT / run.config, list(run.changes))

@@ -18,15 +18,15 @@ from conftest import ROOT
 from scratch_det.config import load_config
 from scratch_det.errors import UserError
 from scratch_det.files import try_lock
-from scratch_det.study import run
+from scratch_det.study import loop
 from scratch_det.study.board import Board, as_text, eta_seconds
 from scratch_det.study.commands import status
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import Job, jobs_of
 from scratch_det.study.launch.devices import gpus_needed, require_gpus
 from scratch_det.study.launch.local import Local, Torchrun
-from scratch_det.study.run import fitting, run_study
-from scratch_det.study.standing import (
+from scratch_det.study.loop import fitting, run_study
+from scratch_det.study.records import (
     BLOCKED,
     FAILED,
     FINISHED,
@@ -96,7 +96,7 @@ def digits(datasets_root: Path) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
-    monkeypatch.setattr(run, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_LOOKS", 0.02)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
     for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends
@@ -105,7 +105,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
 
 def states(study: Study, launcher: Local | None = None) -> dict[str, str]:
     running = (launcher or Local(study)).running()
-    return {standing.job.name: standing.state for standing in survey(study.jobs, study.out, running)}
+    return {standing.run.name: standing.state for standing in survey(study.jobs, study.out, running)}
 
 
 def play(study: Study, max_parallel: int = 2, names: tuple[str, ...] = ()) -> int:
@@ -214,8 +214,8 @@ def in_a_process(study: Study) -> subprocess.Popen:
     """``play`` as its own process and process group, as study.py run is at a terminal."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
-        "from scratch_det.distributed.stop import Stopped; from scratch_det.study import run, study\n"
-        "from test_study_run import play; run.SECONDS_BETWEEN_LOOKS = 0.02\n"
+        "from scratch_det.distributed.stop import Stopped; from scratch_det.study import loop, study\n"
+        "from test_study_run import play; loop.SECONDS_BETWEEN_LOOKS = 0.02\n"
         "try: sys.exit(play(study.study_in(Path(sys.argv[1]))))\n"
         "except Stopped as stopped: sys.exit(stopped.exit_code)"
     )
@@ -527,7 +527,7 @@ def test_a_reason_that_cannot_be_written_is_said(study: Study, monkeypatch: pyte
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("scratch_det.study.standing.write_atomically", full)
+    monkeypatch.setattr("scratch_det.study.records.write_atomically", full)
     with pytest.raises(
         UserError, match=r"cannot be written \(No space left on device\): .* failed: out of memory; make"
     ):

@@ -13,24 +13,22 @@ from conftest import ROOT
 
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.records import FAILED, FINISHED, LOSS, RUNNING, WAITING, Record, load, save
 from scratch_det.study.report.documents import render
 from scratch_det.study.report.formats import Table, as_csv, as_latex, as_markdown
 from scratch_det.study.report.tables import tables_of
-from scratch_det.study.results import load, save
-from scratch_det.study.standing import FAILED, FINISHED, RUNNING, WAITING
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
 
-def outcome(name: str, ap: float | None = None, state: str = FINISHED, start: int = 0, **fields: Any) -> Outcome:
+def outcome(name: str, ap: float | None = None, state: str = FINISHED, start: int = 0, **fields: Any) -> Record:
     """One whose box AP is ``ap``; a test aug run's is measured with it."""
     key = "bbox_TTA/AP" if name.endswith("test_aug") else "bbox/AP"
     metrics = {} if ap is None else {key: ap}
-    return Outcome(find(name), state, start, find(name).iterations, **{"metrics": metrics, **fields})
+    return Record(find(name), state, start, find(name).iterations, **{"metrics": metrics, **fields})
 
 
-def table(experiment: str, *outcomes: Outcome) -> Table:
+def table(experiment: str, *outcomes: Record) -> Table:
     (found,) = tables_of(experiment, outcomes)
     return found
 
@@ -166,7 +164,7 @@ class TestOtherPlaces:
 
 
 class TestSharing:
-    def trunk_and_branch(self, start: int) -> tuple[Outcome, Outcome]:
+    def trunk_and_branch(self, start: int) -> tuple[Record, Record]:
         return outcome(R18.format("scratch", 6), 30), outcome(R18.format("scratch", 5), 29, start=start)
 
     def test_trunk_and_branch_are_marked(self) -> None:
@@ -210,7 +208,7 @@ class TestUnfinished:
 
 
 class TestControl:
-    def pair(self, **fields: Any) -> list[Outcome]:
+    def pair(self, **fields: Any) -> list[Record]:
         name, curves = R18.format("scratch", 3), {LOSS: ((20, 2.5), (40, 2.25))}
         return [
             outcome(name, 20.12341, curves=curves),

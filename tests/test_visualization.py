@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError, UserError
-from scratch_det.study.outcome import read_curves
+from scratch_det.study.records import read_curves
 from scratch_det.visualization import predictions
 from scratch_det.visualization.curves import compare_runs, draw_curves, draw_losses, draw_scores, read_series
 from scratch_det.visualization.predictions import draw_predictions

@@ -9,24 +9,24 @@ from dataclasses import replace
 from itertools import product
 
 from scratch_det.study import paper
-from scratch_det.study.experiment import EVALUATE, PRETRAIN, Experiment
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 
 TRAIN_AUG_K = {SCRATCH: 9, PRETRAINED: 6}  # of the kx schedule, section 5.1
 SMALL_DATA_PLACES = {"10k": "figure7", "3.5k": "3.5k", "1k": "figure8"}  # 3.5k images are in section 5.2's text alone
 
 
-def runs() -> list[Experiment]:
+def runs() -> list[Run]:
     """All of the paper's, a trunk before its branches."""
     kinds = (_table1, _figure4, _train_aug, _pretraining, _cascade, _keypoints, _vgg, _small_data, _fewer_images, _voc)
     return [run for kind in kinds for run in kind()]
 
 
-def kx_runs(stem: str, end: str, places: tuple[str, ...], init: str, expected: dict[int, dict]) -> Iterator[Experiment]:
+def kx_runs(stem: str, end: str, places: tuple[str, ...], init: str, expected: dict[int, dict]) -> Iterator[Run]:
     """2x to 6x of one model: the 6x run and its branches."""
     trunk = f"{init}_{stem}_6x_{end}"
     for k in range(6, 1, -1):
-        yield Experiment(
+        yield Run(
             name=f"{init}_{stem}_{k}x_{end}",
             places=places if k < 6 or "table1" not in places else (*places, "table2", "figure5"),
             shown=f"{init}, {k}x",
@@ -37,7 +37,7 @@ def kx_runs(stem: str, end: str, places: tuple[str, ...], init: str, expected: d
         )
 
 
-def _table1() -> Iterator[Experiment]:
+def _table1() -> Iterator[Run]:
     for (depth, init), row in paper.TABLE1.items():
         expected = {k: {"bbox/AP": ap} for k, ap in row.items()}
         expected[6] = dict(zip(paper.METRICS, paper.TABLE2[depth, init], strict=True)) | expected[6]
@@ -45,16 +45,16 @@ def _table1() -> Iterator[Experiment]:
         yield from kx_runs(f"mask_rcnn_R_{depth}_FPN", "gn", ("table1", figure), init, expected)
 
 
-def _figure4() -> Iterator[Experiment]:
+def _figure4() -> Iterator[Run]:
     for init in (SCRATCH, PRETRAINED):
         yield from kx_runs("mask_rcnn_R_50_FPN", "syncbn", ("figure4",), init, {})
 
 
-def _train_aug() -> Iterator[Experiment]:
+def _train_aug() -> Iterator[Run]:
     """Table 3's two rows without cascade, and what Figure 5 compares the first one with."""
     for model, init in (*product(("R_50", "R_101"), (SCRATCH, PRETRAINED)), ("X_152_32x8d", SCRATCH)):
         row = paper.TABLE3.get(f"{_short(model)} train aug") if init == SCRATCH else None
-        yield Experiment(
+        yield Run(
             name=_enhanced("mask_rcnn", model, init),
             places=_places_of(model, row is not None),
             shown=f"{_short(model)}, {init}, train aug",
@@ -64,19 +64,19 @@ def _train_aug() -> Iterator[Experiment]:
         )
 
 
-def _pretraining() -> Iterator[Experiment]:
+def _pretraining() -> Iterator[Run]:
     """Of the one body whose weights nobody publishes; 100 epochs of ImageNet."""
     name, shown = "imagenet_X_152_32x8d_gn", "X152, ImageNet classification"
-    yield Experiment(name, ("table3",), shown, SCRATCH, 0, length=500_500, folder="Pretraining", kind=PRETRAIN)
+    yield Run(name, ("table3",), shown, SCRATCH, 0, length=500_500, folder="Pretraining", kind=PRETRAIN)
 
 
-def _cascade() -> Iterator[Experiment]:
+def _cascade() -> Iterator[Run]:
     """With cascade, which from scratch follows plain training; and each model with test aug."""
     for model, init in product(("R_50", "R_101", "X_152_32x8d"), (SCRATCH, PRETRAINED)):
         short, name = _short(model), _enhanced("cascade_mask_rcnn", model, init)
         in_table3 = model.startswith("X")
         row = paper.TABLE3[f"{short} train aug, cascade"] if in_table3 and init == SCRATCH else ()
-        run = Experiment(
+        run = Run(
             name=name,
             places=_places_of(model, in_table3),
             shown=f"{short}, {init}, train aug, cascade",
@@ -123,17 +123,17 @@ def _places_of(model: str, in_table3: bool) -> tuple[str, ...]:
     return (*(("figure5",) if model.startswith("R") else ()), *(("table3",) if in_table3 else ()))
 
 
-def _vgg() -> Iterator[Experiment]:
+def _vgg() -> Iterator[Run]:
     for init, (k, box_ap) in paper.VGG.items():
         name = f"{init}_faster_rcnn_VGG16_{k}x_train_aug"
-        yield Experiment(name, ("vgg",), f"VGG-16, {init}", init, k, {"bbox/AP": box_ap}, folder="COCO-Detection")
+        yield Run(name, ("vgg",), f"VGG-16, {init}", init, k, {"bbox/AP": box_ap}, folder="COCO-Detection")
 
 
-def _keypoints() -> Iterator[Experiment]:
+def _keypoints() -> Iterator[Run]:
     for init, ap in paper.KEYPOINTS_2X.items():
         trunk = f"{init}_keypoint_rcnn_R_50_FPN_3x_gn"
         for k in (3, 2):
-            yield Experiment(
+            yield Run(
                 name=f"{init}_keypoint_rcnn_R_50_FPN_{k}x_gn",
                 places=("figure6",),
                 shown=f"{init}, {k}x",
@@ -145,7 +145,7 @@ def _keypoints() -> Iterator[Experiment]:
             )
 
 
-def _small_data() -> Iterator[Experiment]:
+def _small_data() -> Iterator[Run]:
     """35k images; what the paper reports holds for both initialisations with the hyper-parameters found for them."""
     found = {"bbox/AP": paper.IMAGES_35K}
     for name, init, k, expected in (
@@ -154,14 +154,14 @@ def _small_data() -> Iterator[Experiment]:
         ("scratch_mask_rcnn_R_50_FPN_9x_gn_35k", SCRATCH, 9, found),
     ):
         with_old = ", hyper-parameters of 118k" if name.endswith("_old") else ""
-        yield Experiment(name, ("figure7",), f"35k, {init}{with_old}", init, k, expected, folder="COCO-LowData")
+        yield Run(name, ("figure7",), f"35k, {init}{with_old}", init, k, expected, folder="COCO-LowData")
 
 
-def _fewer_images() -> Iterator[Experiment]:
+def _fewer_images() -> Iterator[Run]:
     """10k images as long as the paper says, fewer for as many epochs as those."""
     for size, (init, iterations) in product(paper.FEWER_IMAGES, paper.ITERATIONS_10K.items()):
         length = round(iterations * float(size.removesuffix("k")) / 10)
-        yield Experiment(
+        yield Run(
             name=f"{init}_mask_rcnn_R_50_FPN_{length // 1000}k_gn_{size}",
             places=(SMALL_DATA_PLACES[size],),
             shown=f"{size}, {init}",
@@ -173,9 +173,9 @@ def _fewer_images() -> Iterator[Experiment]:
         )
 
 
-def _voc() -> Iterator[Experiment]:
+def _voc() -> Iterator[Run]:
     for init, (length, mean_ap) in paper.VOC.items():
-        yield Experiment(
+        yield Run(
             name=f"{init}_faster_rcnn_R_101_FPN_{length // 1000}k_gn",
             places=("voc",),
             shown=f"PASCAL VOC, {init}",

@@ -17,11 +17,11 @@ from scratch_det.study.launch.local import Local, Torchrun
 from scratch_det.study.launch.slurm import Slurm
 from scratch_det.study.launch.slurm_options import read_options, require_slurm
 from scratch_det.study.listing import as_table
+from scratch_det.study.loop import run_study
 from scratch_det.study.plan import as_text as plan_text
 from scratch_det.study.recipe import require_data
-from scratch_det.study.run import run_study
+from scratch_det.study.records import survey
 from scratch_det.study.samples import compare
-from scratch_det.study.standing import survey
 from scratch_det.study.study import DESCRIPTION, Study, study_in, threads_of_a_process
 
 STUDIES = Path("output/studies")

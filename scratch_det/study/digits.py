@@ -10,8 +10,8 @@ from itertools import product
 from typing import Any
 
 from scratch_det.study import coco
-from scratch_det.study.experiment import CONFIGS, EVALUATE, PRETRAIN, SEARCH, Experiment
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.run import CONFIGS, EVALUATE, PRETRAIN, SEARCH, Run
 
 PER_X = 180
 MODEL = "mask_rcnn_R_18_FPN"
@@ -23,26 +23,24 @@ GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 NO_EVALUATIONS = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
 
 
-def runs() -> list[Experiment]:
+def runs() -> list[Run]:
     """All but ``smoke``, each after those that it needs."""
     kinds = (_pretraining, _table1, _more_seeds, _figure4, _norms, _small_data, _keypoints, _enhanced, _control,
              _unfrozen)  # fmt: skip
     return [run for kind in kinds for run in kind()]
 
 
-def _run(
-    name: str, places: Iterable[str], shown: str, init: str, k: int, norm: str = "gn", **fields: Any
-) -> Experiment:
-    """``fields``: others of Experiment."""
+def _run(name: str, places: Iterable[str], shown: str, init: str, k: int, norm: str = "gn", **fields: Any) -> Run:
+    """``fields``: others of Run."""
     pretraining = f"pretrain_digits_R_18_{norm}" if init == PRETRAINED else None
     where = tuple(f"digits/{place}" for place in places)
     fields = {"folder": "Digits", "per_x": PER_X, "pretraining": pretraining, **fields}
-    return Experiment(name, where, shown, init, k, **fields)
+    return Run(name, where, shown, init, k, **fields)
 
 
-def _pretraining() -> Iterator[Experiment]:
+def _pretraining() -> Iterator[Run]:
     for norm in ("gn", "bn"):
-        yield Experiment(
+        yield Run(
             name=f"pretrain_digits_R_18_{norm}",
             places=("digits/pretraining",),
             shown=f"classification, {norm.upper()}",
@@ -55,7 +53,7 @@ def _pretraining() -> Iterator[Experiment]:
         )
 
 
-def _mirrored(end: str, figure: str, init: str) -> Iterator[Experiment]:
+def _mirrored(end: str, figure: str, init: str) -> Iterator[Run]:
     """2x to 6x; the 3x run from scratch is a row of the comparison of norms, the 6x run the baseline of Figure 5."""
     more: dict[tuple[int, str], tuple[str, ...]] = {(3, SCRATCH): ("norms",)}
     if end == "gn":
@@ -70,12 +68,12 @@ def _mirrored(end: str, figure: str, init: str) -> Iterator[Experiment]:
         yield _run(run.name, places, run.shown, init, run.k, norm, trunk=run.trunk, processes=processes)
 
 
-def _table1() -> Iterator[Experiment]:
+def _table1() -> Iterator[Run]:
     for init in (SCRATCH, PRETRAINED):
         yield from _mirrored("gn", "figure1", init)
 
 
-def _more_seeds() -> Iterator[Experiment]:
+def _more_seeds() -> Iterator[Run]:
     """Of Table 1, with its recipes."""
     places = {"digits/table1", "digits/table2", "digits/figure1"}
     for seed, run in product(SEEDS, list(_table1())):
@@ -89,12 +87,12 @@ def _more_seeds() -> Iterator[Experiment]:
         )
 
 
-def _figure4() -> Iterator[Experiment]:
+def _figure4() -> Iterator[Run]:
     for init in (SCRATCH, PRETRAINED):
         yield from _mirrored("syncbn", "figure4", init)
 
 
-def _norms() -> Iterator[Experiment]:
+def _norms() -> Iterator[Run]:
     """3x from scratch with what the rules refuse, and with weights that are all drawn alike."""
     name = f"{SCRATCH}_{MODEL}_3x"
     waive_bn, waive_frozen = ("--waive", "bn_has_images"), ("--waive", "nothing_random_is_frozen")
@@ -105,7 +103,7 @@ def _norms() -> Iterator[Experiment]:
     yield _run(f"{name}_gn_alike", ["norms"], "GN, all weights from N(0, 0.01)", SCRATCH, 3, **alike)
 
 
-def _small_data() -> Iterator[Experiment]:
+def _small_data() -> Iterator[Run]:
     """Searches with the pre-trained model, whose winners serve both initialisations."""
     names = {size: {init: f"{init}_{MODEL}_{k}x_gn_{size}" for init, k in SMALL_DATA_K.items()} for size in SIZES}
     for size, figure in SIZES.items():
@@ -124,14 +122,14 @@ def _small_data() -> Iterator[Experiment]:
             yield _run(name, places, f"{size}, {init}", init, SMALL_DATA_K[init], found_by=SEARCHES[size])
 
 
-def _keypoints() -> Iterator[Experiment]:
+def _keypoints() -> Iterator[Run]:
     for init in (SCRATCH, PRETRAINED):
         trunk = f"{init}_keypoint_rcnn_R_18_FPN_3x_gn"
         yield _run(trunk, ["figure6"], f"{init}, 3x", init, 3)
         yield _run(f"{init}_keypoint_rcnn_R_18_FPN_2x_gn", ["figure6"], f"{init}, 2x", init, 2, trunk=trunk)
 
 
-def _enhanced() -> Iterator[Experiment]:
+def _enhanced() -> Iterator[Run]:
     """Train aug, cascade and test aug, each on top of the ones before."""
     for init, k in coco.TRAIN_AUG_K.items():
         places = ("figure5", "table3") if init == SCRATCH else ("figure5",)
@@ -144,20 +142,20 @@ def _enhanced() -> Iterator[Experiment]:
         yield _run(f"{cascade}_test_aug", places, shown, init, k, **evaluation)
 
 
-def _unfrozen() -> Iterator[Experiment]:
+def _unfrozen() -> Iterator[Run]:
     """What the frozen stem and res2 of the pre-trained recipes, which are the paper's, cost or bring here."""
     recipe = f"{PRETRAINED}_{MODEL}_6x_gn"
     changes: dict[str, Any] = {"recipe": recipe, "changes": ("MODEL.BACKBONE.FREEZE_AT", "0")}
     yield _run(f"{recipe}_unfrozen", ["freezing"], "pretrained, 6x, nothing frozen", PRETRAINED, 6, **changes)
 
 
-def _control() -> Iterator[Experiment]:
+def _control() -> Iterator[Run]:
     """A schedule that Table 1 has as a branch, trained on its own: the same numbers, or prefix sharing is wrong."""
     name = f"{SCRATCH}_{MODEL}_3x_gn"
     yield _run(f"{name}_unshared", ["control"], "scratch, 3x, on its own", SCRATCH, 3, recipe=name)
 
 
-def smoke() -> Iterator[Experiment]:
+def smoke() -> Iterator[Run]:
     """Two schedules that are too short to learn anything: shows in a minute or two that everything works."""
     recipe, per_x = f"{SCRATCH}_{MODEL}_3x_gn", 9
     for k in (3, 2):

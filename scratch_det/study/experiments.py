@@ -5,15 +5,15 @@ from pathlib import Path
 
 from scratch_det.errors import UserError, did_you_mean
 from scratch_det.study import coco, digits, own
-from scratch_det.study.experiment import Experiment
+from scratch_det.study.run import Run
 
 
-def experiments() -> list[Experiment]:
+def experiments() -> list[Run]:
     """All runs that are listed here, each after those that it needs."""
     return [*coco.runs(), *digits.runs(), *digits.smoke()]
 
 
-def find(name: str, own_runs: Sequence[Experiment] = ()) -> Experiment:
+def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
     """The run called ``name``, of ``own_runs`` or else listed. Raises UserError when there is none."""
     known = {experiment.name: experiment for experiment in (*experiments(), *own_runs)}
     if name not in known:
@@ -21,7 +21,7 @@ def find(name: str, own_runs: Sequence[Experiment] = ()) -> Experiment:
     return known[name]
 
 
-def of_place(place: str) -> list[Experiment]:
+def of_place(place: str) -> list[Run]:
     """The runs of a table or figure, those of "paper" or "digits" as a whole, those in a file, or the run called so.
 
     Raises UserError when there are none.

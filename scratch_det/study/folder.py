@@ -8,10 +8,10 @@ from typing import Any
 from scratch_det.config import flatten, plain
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
-from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.recipe import recipe_of
-from scratch_det.study.standing import newest_metrics, read_json
+from scratch_det.study.records import newest_metrics, read_json
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH
 from scratch_det.study.study import Study
 
 # What a run settles itself, from its data and its machine, and what does not show in its numbers.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH, TRAIN, Experiment
 from scratch_det.study.experiments import find
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TRAIN, Run
 
 TOOLS = {TRAIN: "train_net.py", EVALUATE: "train_net.py", PRETRAIN: "pretrain_net.py", SEARCH: "search.py"}
 ROOT = Path(__file__).parents[2]  # of the repository, which recipes and tools are named from
@@ -24,7 +24,7 @@ class Job:
         needs: names of the jobs that something is taken from.
     """
 
-    run: Experiment
+    run: Run
     start: int = 0
     keep_at: tuple[int, ...] = ()
     needs: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Job:
         return out / str(self.run.trunk) / "checkpoints" / f"model_{self.start - 1:07d}.pth"
 
 
-def jobs_of(runs: Sequence[Experiment], share_prefix: bool = True) -> list[Job]:
+def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
     """``runs``, and those without which they cannot be, in an order in which each comes after what it needs.
 
     ``share_prefix``: a run whose trunk is among them branches off it; otherwise it trains all of its iterations.
@@ -134,12 +134,12 @@ def from_here(path: Path) -> Path:
     return path if Path.cwd() == ROOT else ROOT / path
 
 
-def _needs(run: Experiment, start: int) -> tuple[str, ...]:
+def _needs(run: Run, start: int) -> tuple[str, ...]:
     asked = (run.trunk if start else None, run.evaluates, run.pretraining, run.found_by)
     return tuple(name for name in asked if name)
 
 
-def _with_needs(runs: Sequence[Experiment]) -> list[Experiment]:
+def _with_needs(runs: Sequence[Run]) -> list[Run]:
     """``runs`` and, once each, the ones that they cannot do without."""
     found = {run.name: run for run in runs}
     waiting = list(runs)

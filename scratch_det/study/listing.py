@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from scratch_det.study.experiments import Experiment
+from scratch_det.study.experiments import Run
 from scratch_det.tables import markdown
 
 CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
 
 
-def as_table(runs: Sequence[Experiment]) -> str:
+def as_table(runs: Sequence[Run]) -> str:
     """A Markdown table: a line a run, and the iterations of all of them, trained apart and off shared trunks.
 
     A run whose trunk is not among ``runs`` counts in full.

@@ -22,8 +22,8 @@ from scratch_det.command_line import load_project
 from scratch_det.config import load_config
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, read_source
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.study.experiment import PRETRAIN, TRAIN, Experiment
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.run import PRETRAIN, TRAIN, Run
 
 PLACE = "runs"  # of all of them: their table and their figure are called so
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
@@ -43,7 +43,7 @@ def is_file(experiment: str) -> bool:
     return experiment.endswith((".yaml", ".yml"))
 
 
-def runs(path: Path) -> list[Experiment]:
+def runs(path: Path) -> list[Run]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for what is none."""
     sections: dict[str, dict[str, Entry]] = {}
     source = read_source(path, "study.py")
@@ -62,7 +62,7 @@ def runs(path: Path) -> list[Experiment]:
     return [run for name, fields in sections.items() for run in _repeated(path.parent, name, fields, kinds[name])]
 
 
-def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Experiment]:
+def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Run]:
     """The run, with the first of its seeds, and NAME_seed2 with seed 2."""
     recipe, where = (folder / fields["recipe"].value).absolute(), fields["recipe"].where
     seeds = fields["seeds"].value if "seeds" in fields else []
@@ -84,7 +84,7 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ex
             f"run: name one data set in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
         )
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
-    run = Experiment(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
+    run = Run(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
                      folder=str(recipe.parent), recipe=recipe.stem, changes=changes,
                      flags=("--project", str(project)) if project else ())  # fmt: skip
     yield replace(run, changes=(*changes, "SEED", str(seeds[0]))) if seeds else run

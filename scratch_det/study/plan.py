@@ -6,9 +6,9 @@ from pathlib import Path
 from scratch_det.config.load import base_path, read_source
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
-from scratch_det.study.experiment import EVALUATE, PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import ROOT, Job, jobs_of
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 from scratch_det.tables import aligned
 
 MODELS = ROOT / "results" / "models.md"
@@ -73,7 +73,7 @@ def parameters(models: str) -> dict[str, int]:
     return {row[0]: int(row[column].replace(",", "")) for row in body}
 
 
-def model_of(run: Experiment) -> str:
+def model_of(run: Run) -> str:
     """The name that results/models.md has for a recipe's model; empty for one that is built on none of the models."""
     names = {base.parent.name: base.stem for base in _bases(ROOT / run.config)}
     return names.get("model", "") + (" + cascade" if "head" in names else "")

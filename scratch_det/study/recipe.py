@@ -8,8 +8,8 @@ from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.errors import DataError
-from scratch_det.study.experiment import EVALUATE, PRETRAIN
 from scratch_det.study.job import Job, from_here
+from scratch_det.study.run import EVALUATE, PRETRAIN
 from scratch_det.study.study import Study
 
 

@@ -1,60 +1,77 @@
-"""Run a study: start what can start, until nothing is left to start."""
+"""What a study is made of: one entry a run."""
 
-import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.study.board import Board
-from scratch_det.study.job import Job
-from scratch_det.study.launch import Launcher
-from scratch_det.study.standing import FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Standing, survey
-from scratch_det.study.study import Study
+from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
 
-SECONDS_BETWEEN_LOOKS = 0.5
-EXIT_SOME_FAILED = 1
+CONFIGS = Path("configs")
+SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
+TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
 
 
-def run_study(study: Study, jobs: Sequence[Job], launcher: Launcher, max_parallel: int) -> int:
-    """Start ``jobs`` as soon as what they need is there, at most ``max_parallel`` at once; the exit code.
+@dataclass(frozen=True)
+class Run:
+    """One run: a training, a pre-training, an evaluation of another run's weights, or a search's trainings.
 
-    What an earlier start left is continued, and what it found failed is tried once more. A failed run does not keep
-    others from going on. All state is in the run folders, so this process may die at any moment. Raises Stopped, when
-    the runs have stopped, after a signal that asks for it.
+    Attributes:
+        name: of its folder, and of its recipe unless ``recipe`` says otherwise.
+        places: of the paper, such as "table1", or of a study that mirrors it, such as "digits/table1", or own.PLACE.
+        shown: the row, column or curve there.
+        init: SCRATCH or PRETRAINED.
+        k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
+        expected: what the paper reports, in percent by metric; empty where it only shows a curve.
+        trunk: the run of the same model whose checkpoint after ``branch_at`` iterations this one may start from.
+        folder: the recipe's, below configs/; an absolute path where it is elsewhere.
+        is_switch: it does start there, and goes on as a cascade.
+        evaluates: the run whose final weights are evaluated; nothing is trained.
+        per_x: iterations of 1x.
+        seed: of a run that is repeated with others; None for what the recipe says.
+        pretraining: the run whose backbone.pth it starts from.
+        kind: TRAIN, PRETRAIN, SEARCH or EVALUATE: which tool it is.
+        found_by: the search whose best values it is trained with.
+        processes: how many it needs where their number shapes the result, as BN's does.
+        flags: further words of its command.
+        changes: to its recipe, "KEY", "VALUE", "KEY", ...
+        points: of a search: runs of ``length`` iterations.
     """
-    stop = StopFlag()
-    tried: set[str] = set()
-    chosen = {job.name for job in jobs}
-    with stop.listening(), Board(study, chosen) as board:
-        while True:
-            running = launcher.running()
-            standings = survey(study.jobs, study.out, running)
-            board.show(standings, tried)
-            mine = [standing for standing in standings if standing.job.name in chosen]
-            if stop.requested:
-                if not launcher.stop():
-                    raise Stopped(stop)
-            else:
-                free = max_parallel - sum(s.job.weight(study.gpus) for s in standings if s.state == RUNNING)
-                startable = [standing.job for standing in mine if can_start(standing, tried)]
-                tried |= launcher.start(fitting(startable, free, max_parallel, study.gpus))
-                if not startable and not any(standing.state == RUNNING for standing in mine):
-                    board.conclude(mine)
-                    return 0 if all(standing.state == FINISHED for standing in mine) else EXIT_SOME_FAILED
-            time.sleep(SECONDS_BETWEEN_LOOKS)
 
+    name: str
+    places: tuple[str, ...]
+    shown: str
+    init: str
+    k: int
+    expected: dict[str, float] = field(default_factory=dict)
+    trunk: str | None = None
+    folder: str = "COCO-InstanceSegmentation"
+    length: int = 0
+    is_switch: bool = False
+    evaluates: str | None = None
+    per_x: int = ITERATIONS_PER_X
+    recipe: str = ""
+    seed: int | None = None
+    pretraining: str | None = None
+    kind: str = TRAIN
+    found_by: str | None = None
+    processes: int | None = None
+    flags: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    points: int = 1
 
-def can_start(standing: Standing, tried: set[str]) -> bool:
-    """Whether it has all it needs; a failed one gets one trial more, one that was preempted as many as it takes."""
-    return standing.state in (READY, INTERRUPTED) or (standing.state == FAILED and standing.job.name not in tried)
+    @property
+    def config(self) -> Path:
+        """The recipe, from the repository's root or as an absolute path."""
+        return CONFIGS / self.folder / f"{self.recipe or self.name}.yaml"
 
+    @property
+    def iterations(self) -> int:
+        """Of the whole run, of all points of a search."""
+        return 0 if self.kind == EVALUATE else self.points * (self.length or kx_schedule(self.k, self.per_x).max_iter)
 
-def fitting(jobs: Sequence[Job], free: int, max_parallel: int, gpus: int) -> list[Job]:
-    """Those, in order, that fit into ``free`` places; one that needs more than all of them is let in alone."""
-    found = []
-    for job in jobs:
-        weight = min(job.weight(gpus), max_parallel)
-        if weight > free:
-            break  # a smaller one that slipped in would let it wait for ever
-        found.append(job)
-        free -= weight
-    return found
+    def branch_at(self, trunk: "Run | None") -> int:
+        """Completed iterations of the checkpoint of ``trunk`` that this run starts from; 0 without a trunk."""
+        if trunk is None:
+            return 0
+        if self.is_switch:
+            return self.iterations - SWITCH_BEFORE_END * self.per_x
+        return shared_prefix(kx_schedule(self.k, self.per_x), kx_schedule(trunk.k, trunk.per_x))

@@ -10,9 +10,9 @@ from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import gc_paused, read_coco
 from scratch_det.errors import ConfigError, DataError
-from scratch_det.study.experiment import PRETRAIN, Experiment
 from scratch_det.study.experiments import experiments
 from scratch_det.study.job import from_here
+from scratch_det.study.run import PRETRAIN, Run
 from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
@@ -38,7 +38,7 @@ def of_pretraining(images: int = IMAGENET_IMAGES, epochs: float = IMAGENET_EPOCH
     return Seen(images * epochs, images * epochs, images * epochs * side**2)
 
 
-def of_pretraining_run(run: Experiment) -> Seen:
+def of_pretraining_run(run: Run) -> Seen:
     """What a run of tools/pretrain_net.py sees."""
     cfg = load_config(from_here(run.config)).cfg
     return of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])

@@ -13,13 +13,13 @@ from scratch_det.errors import UserError, did_you_mean
 from scratch_det.files import locked, write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import Job, jobs_of
-from scratch_det.study.standing import jobs_folder, read_json
+from scratch_det.study.records import jobs_folder, read_json
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
 OWN = {DESCRIPTION, LOCK, f"{DESCRIPTION}.partial", "jobs"}
 SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
 TYPES = {"experiment": str, "out": str, "share_prefix": bool, "backend": str, "gpus": int, "threads": int}
-MEND = (
+FIX = (
     'restore it, or begin the study in another folder, and put that study.json here, with this folder as its "out": '
     "the run folders are compared with it, and nothing is trained anew"
 )
@@ -67,7 +67,7 @@ class Study:
             foreign = {path.name for path in self.out.iterdir()} - OWN
             if foreign and not (self.out / DESCRIPTION).exists():
                 if foreign & {job.name for job in self.jobs}:
-                    raise UserError(f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: {MEND}")
+                    raise UserError(f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: {FIX}")
                 raise UserError(
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
@@ -100,11 +100,11 @@ def study_in(out: Path) -> Study:
     Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
     """
     path = out / DESCRIPTION
-    content = read_json(path, MEND)
+    content = read_json(path, FIX)
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
     if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
-        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {MEND}")
+        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {FIX}")
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(

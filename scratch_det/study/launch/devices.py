@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratch_det.errors import UserError
-from scratch_det.study.experiment import EVALUATE
 from scratch_det.study.job import Job
 from scratch_det.study.recipe import recipe_of
+from scratch_det.study.run import EVALUATE
 from scratch_det.study.study import Study
 
 

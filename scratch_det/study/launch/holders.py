@@ -9,7 +9,7 @@ from typing import IO
 
 from scratch_det.files import try_lock
 from scratch_det.study.job import Job
-from scratch_det.study.standing import jobs_folder
+from scratch_det.study.records import jobs_folder
 
 
 def lock_file(job: Job, out: Path) -> Path:

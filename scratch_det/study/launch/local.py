@@ -13,12 +13,12 @@ from typing import IO
 
 from scratch_det.distributed.stop import STOPPED, last_word
 from scratch_det.files import locked, try_lock
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_here, gpus_needed
 from scratch_det.study.launch.holders import holders, is_here, is_orphan, lock_file, sign
 from scratch_det.study.launch.queue import Queue
-from scratch_det.study.standing import failure_file, jobs_folder, read_json, write_failure
+from scratch_det.study.records import failure_file, jobs_folder, read_json, write_failure
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import Study
 
 

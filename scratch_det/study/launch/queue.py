@@ -20,7 +20,7 @@ from scratch_det.log import say_now
 from scratch_det.study.job import Job
 from scratch_det.study.launch.holders import lock_file
 from scratch_det.study.launch.slurm_options import SECONDS_FOR_AN_ANSWER
-from scratch_det.study.standing import jobs_folder, read_json, write_failure
+from scratch_det.study.records import jobs_folder, read_json, write_failure
 from scratch_det.study.study import Study
 
 SECONDS_BETWEEN_QUERIES = 10.0

@@ -17,13 +17,13 @@ from uuid import uuid4
 from scratch_det.errors import UserError
 from scratch_det.files import try_lock
 from scratch_det.log import say_now
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
 from scratch_det.study.launch.devices import gpus_needed
 from scratch_det.study.launch.holders import holders, lock_file
 from scratch_det.study.launch.queue import TO_REQUEUE, Queue, ask
 from scratch_det.study.launch.slurm_options import Options, shape
-from scratch_det.study.standing import failure_file
+from scratch_det.study.records import failure_file
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import Study
 
 SECONDS_BETWEEN_TRIALS = 30.0  # of a submission that did not come through

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import Job
+from scratch_det.study.run import SEARCH
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 NUMBERS = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "signal_delay_s": 1}  # the smallest that each may be

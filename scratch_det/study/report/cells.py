@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scratch_det.study.experiment import EVALUATE, Experiment
-from scratch_det.study.outcome import DECIMALS, Outcome
 from scratch_det.study.paper import SCRATCH
-from scratch_det.study.standing import FAILED, FINISHED
+from scratch_det.study.records import DECIMALS, FAILED, FINISHED, Record
+from scratch_det.study.run import EVALUATE, Run
 
-Known = Mapping[str, Outcome]  # by the run's name
+Known = Mapping[str, Record]  # by the run's name
 
 
 @dataclass(frozen=True)
 class Cell:
     """A metric, such as "bbox/AP", of ``runs`` that differ in their seed alone."""
 
-    runs: tuple[Experiment, ...]
+    runs: tuple[Run, ...]
     metric: str
 
     @property
@@ -55,19 +54,19 @@ class Cell:
         return "-" if paper == ours == "-" else f"{paper} / {ours} / {difference}"
 
 
-def metric_of(run: Experiment, metric: str) -> str:
+def metric_of(run: Run, metric: str) -> str:
     """The metric's name in the run's results: a run that evaluates another one does so with test aug."""
     return metric.replace("/", "_TTA/") if run.kind == EVALUATE else metric
 
 
-def label_of_norm(run: Experiment) -> str:
+def label_of_norm(run: Run) -> str:
     """What a run is called among norms, where two schedules of other places are among them."""
     if not run.shown.startswith(SCRATCH):
         return run.shown
     return "SyncBN" if run.name.endswith("syncbn") else "GN"
 
 
-def is_finished(run: Experiment, known: Known) -> bool:
+def is_finished(run: Run, known: Known) -> bool:
     return run.name in known and known[run.name].state == FINISHED
 
 
@@ -85,14 +84,14 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{text} ± {math.sqrt(sum(statistics.variance(values) / len(values) for values in (ours, theirs))):.1f}"
 
 
-def sharing(runs: Iterable[Experiment], known: Known) -> set[str]:
+def sharing(runs: Iterable[Run], known: Known) -> set[str]:
     """The finished ones among ``runs`` whose first iterations are also those of another one among them."""
     roots = {run.name: _root(known[run.name], known) for run in runs if is_finished(run, known)}
     count = Counter(roots.values())
     return {name for name, root in roots.items() if count[root] > 1}
 
 
-def _root(outcome: Outcome, known: Known) -> str:
+def _root(outcome: Record, known: Known) -> str:
     """The run whose first iterations an outcome rests on."""
     run = outcome.run
     if run.evaluates:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from scratch_det.study.experiment import Experiment
-from scratch_det.study.outcome import DECIMALS, Outcome
+from scratch_det.study.records import DECIMALS, Record
 from scratch_det.study.report.cells import Cell, Known, is_finished
 from scratch_det.study.report.formats import Table
+from scratch_det.study.run import Run
 
 BOX = "bbox/AP"
 SHOWN = 12  # digits of a digest
 
 
-def control_table(title: str, runs: Sequence[Experiment], known: Known, causes: Sequence[str]) -> Table:
+def control_table(title: str, runs: Sequence[Run], known: Known, causes: Sequence[str]) -> Table:
     """Every number, as it is stored, and the final weights."""
     apart = next(run for run in runs if run.recipe)
     branch = next(run for run in runs if run.name == apart.recipe)
@@ -43,7 +43,7 @@ def _weights_row(ours: str, theirs: str) -> tuple[str, ...]:
     return ("final weights, SHA-256", ours[:SHOWN] or "-", theirs[:SHOWN] or "-", verdict)
 
 
-def _points(outcome: Outcome) -> set[tuple[str, int, str]]:
+def _points(outcome: Record) -> set[tuple[str, int, str]]:
     return {(name, at, f"{value:.{DECIMALS}f}") for name, curve in outcome.curves.items() for at, value in curve}
 
 

@@ -14,10 +14,8 @@ from scratch_det.errors import DataError, UserError
 from scratch_det.files import write_atomically
 from scratch_det.log import say_now
 from scratch_det.study.experiments import of_place
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.records import CURVES, FINISHED, RESTORE, RUNS, Record, load, read_json, save
 from scratch_det.study.report.description import Made, describe, made_of
-from scratch_det.study.results import CURVES, RESTORE, RUNS, load, save
-from scratch_det.study.standing import FINISHED, Standing, read_json
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
 
@@ -27,7 +25,7 @@ class Data:
 
     folder: Path
     experiment: str
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    outcomes: Mapping[str, Record] = field(default_factory=dict)
     made: Mapping[str, Made] = field(default_factory=dict)
 
     @classmethod
@@ -42,7 +40,7 @@ class Data:
             if there:
                 raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
             return cls(folder, experiment)
-        description = read_json(path, mend=RESTORE)
+        description = read_json(path, fix=RESTORE)
         if (other := description.get("experiment")) != experiment:
             raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
         outcomes = {one.run.name: one for one in load(folder, of_place(experiment))}
@@ -50,13 +48,13 @@ class Data:
         require_unedited(folder)
         return cls(folder, experiment, outcomes, made)
 
-    def add(self, outcomes: Sequence[Outcome], study: Study, standings: Sequence[Standing]) -> list[Path]:
+    def add(self, outcomes: Sequence[Record], study: Study) -> list[Path]:
         """Write ``outcomes``, of which the folder's own are taken that got further; the files.
 
         Raises UserError when both were made with other data.
         """
         kept = self._kept(outcomes)
-        ours = made_of(study, [standing for standing in standings if standing.job.name not in kept])
+        ours = made_of(study, [one for one in outcomes if one.run.name not in kept])
         made = {name: about for name, about in self.made.items() if name in kept} | ours
         self._require_same_data(about["environment"] for about in made.values())
         outcomes = [self.outcomes[one.run.name] if one.run.name in kept else one for one in outcomes]
@@ -65,7 +63,7 @@ class Data:
         write_atomically(self.folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         return [self.folder / name for name in (RUNS, CURVES, DESCRIPTION)]
 
-    def _kept(self, outcomes: Sequence[Outcome]) -> set[str]:
+    def _kept(self, outcomes: Sequence[Record]) -> set[str]:
         """Names of the runs that got further here than in ``outcomes``, which are in an order of what needs what.
 
         A branch, an evaluation, and a run with values that a search found are kept together with what they rest on, or
@@ -99,15 +97,15 @@ class Data:
 def require_unedited(folder: Path) -> None:
     """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
     path = folder / DESCRIPTION
-    if path.exists() and read_json(path, mend=RESTORE).get("sha256") != _digests(folder):
+    if path.exists() and read_json(path, fix=RESTORE).get("sha256") != _digests(folder):
         raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
 
 
-def _is_further(one: Outcome, other: Outcome) -> bool:
+def _is_further(one: Record, other: Record) -> bool:
     return (one.state == FINISHED, one.iteration) > (other.state == FINISHED, other.iteration)
 
 
-def _is_same(one: Outcome | None, other: Outcome | None) -> bool:
+def _is_same(one: Record | None, other: Record | None) -> bool:
     """Whether two have ended alike, to the last bit."""
     if one is None or other is None:
         return False

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from scratch_det.study.experiment import SEARCH
 from scratch_det.study.job import ROOT, TOOLS, Job
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.records import FINISHED, Record, read_json, read_rows
 from scratch_det.study.report.run_page import MADE_WITH, load_environment
-from scratch_det.study.standing import FINISHED, Standing, read_json, read_rows
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import Study
 
 
@@ -22,20 +21,21 @@ class Made(TypedDict):
     environment: dict[str, Any]
 
 
-def made_of(study: Study, standings: Sequence[Standing]) -> dict[str, Made]:
+def made_of(study: Study, records: Sequence[Record]) -> dict[str, Made]:
     """Of the runs in one folder that have begun, by name."""
-    begun = [standing for standing in standings if standing.iteration or standing.state == FINISHED]
+    jobs = {job.name: job for job in study.jobs}
     return {
-        standing.job.name: Made(
-            command=_command_of(standing.job, study),
-            seconds=round(own_seconds(standing, study.out), 1),
-            environment={"study": _command(study), **_environment(_folders(standing, study.out))},
+        record.run.name: Made(
+            command=_command_of(jobs[record.run.name], study),
+            seconds=round(own_seconds(record, study.out), 1),
+            environment={"study": _command(study), **_environment(_folders(record, study.out))},
         )
-        for standing in begun
+        for record in records
+        if record.iteration or record.state == FINISHED
     }
 
 
-def describe(outcomes: Sequence[Outcome], made: Mapping[str, Made]) -> dict[str, Any]:
+def describe(outcomes: Sequence[Record], made: Mapping[str, Made]) -> dict[str, Any]:
     """How much was trained, and how each run was made; of environments that are alike, one.
 
     Iterations count of unfinished runs too. A cascade that goes on from another run saves nothing: it always does.
@@ -69,24 +69,24 @@ def _command_of(job: Job, study: Study) -> str:
     return command.replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", "")
 
 
-def _folders(standing: Standing, out: Path) -> list[Path]:
+def _folders(record: Record, out: Path) -> list[Path]:
     """Where its trainings are: a search has several."""
-    folder = out / standing.job.name
-    return sorted(folder.glob("trial_*")) if standing.job.run.kind == SEARCH else [folder]
+    folder = out / record.run.name
+    return sorted(folder.glob("trial_*")) if record.run.kind == SEARCH else [folder]
 
 
-def own_seconds(standing: Standing, out: Path) -> float:
+def own_seconds(record: Record, out: Path) -> float:
     """Of its finished trainings.
 
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
     total = 0.0
-    for folder in _folders(standing, out):
+    for folder in _folders(record, out):
         rows = [row for row in read_rows(folder / "metrics.json") if row.get("time") and "iteration" in row]
         ends = [0, *(row["iteration"] + 1 for row in rows)]
         spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
-        own = sum(time for time, end in spent if end > standing.job.start)
-        share = own / sum(time for time, _ in spent) if standing.job.start and spent else 1.0
+        own = sum(time for time, end in spent if end > record.start)
+        share = own / sum(time for time, _ in spent) if record.start and spent else 1.0
         total += share * float(read_json(folder / "result.json").get("seconds") or 0.0)
     return total
 

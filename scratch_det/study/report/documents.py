@@ -17,11 +17,10 @@ from scratch_det.errors import UserError
 from scratch_det.files import write_atomically
 from scratch_det.study import samples
 from scratch_det.study.experiments import of_place
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.records import CURVES, RUNS, Record, load
 from scratch_det.study.report.data import require_unedited
 from scratch_det.study.report.formats import as_markdown
 from scratch_det.study.report.tables import DIGITS, tables_of
-from scratch_det.study.results import CURVES, RUNS, load
 from scratch_det.visualization import curves
 
 BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
@@ -49,14 +48,14 @@ def render(root: Path, check: bool = False) -> list[Path]:
     return [*stale, *_stale_figures(root, check, load_once)]
 
 
-def _results(folder: Path) -> list[Outcome]:
+def _results(folder: Path) -> list[Record]:
     """Raises UserError when there are none, or when they were edited."""
     outcomes = load(folder)
     require_unedited(folder)
     return outcomes
 
 
-def _stale_figures(root: Path, check: bool, results: Callable[[str], list[Outcome]]) -> list[Path]:
+def _stale_figures(root: Path, check: bool, results: Callable[[str], list[Record]]) -> list[Path]:
     """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers or gone; drawn anew unless ``check``."""
     stale = []
     for name in FOLDERS:
@@ -83,7 +82,7 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def rendered_text(text: str, path: Path, results: Callable[[str], list[Outcome]]) -> str:
+def rendered_text(text: str, path: Path, results: Callable[[str], list[Record]]) -> str:
     """The text of ``path`` with the tables that its markers name; ``results`` of "digits" or "paper"."""
     lines, opened = [], 0
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
@@ -108,7 +107,7 @@ def rendered_text(text: str, path: Path, results: Callable[[str], list[Outcome]]
     return "".join(lines)
 
 
-def _tables(experiment: str, results: Callable[[str], list[Outcome]]) -> str:
+def _tables(experiment: str, results: Callable[[str], list[Record]]) -> str:
     of_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
     tables = tables_of(experiment, results("digits" if of_digits else "paper"))
     return "\n".join(map(as_markdown, tables))

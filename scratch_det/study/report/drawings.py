@@ -8,15 +8,14 @@ from matplotlib.figure import Figure
 
 from scratch_det.config import load_config
 from scratch_det.study import samples
-from scratch_det.study.experiment import TRAIN, Experiment
 from scratch_det.study.experiments import find
 from scratch_det.study.job import from_here
-from scratch_det.study.outcome import LOSS, Curve, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report import panels
 from scratch_det.study.report.cells import label_of_norm
+from scratch_det.study.run import TRAIN, Run
 from scratch_det.study.samples import COCO_IMAGES, COCO_OBJECTS, Seen
-from scratch_det.study.standing import FINISHED
 
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
@@ -29,7 +28,7 @@ INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_OBJECTS / CO
 LONGER = 3  # times, trained from scratch: the comparison of Figure 2
 
 
-def schedules(outcomes: Sequence[Outcome], norm: str, metric: str) -> Figure | None:
+def schedules(outcomes: Sequence[Record], norm: str, metric: str) -> Figure | None:
     """Figures 1, 3, 4 and 6."""
     if not any(metric in one.curves for one in outcomes):
         return None
@@ -40,7 +39,7 @@ def schedules(outcomes: Sequence[Outcome], norm: str, metric: str) -> Figure | N
     return figure
 
 
-def norms(outcomes: Sequence[Outcome]) -> Figure | None:
+def norms(outcomes: Sequence[Record]) -> Figure | None:
     """Section 4 in one picture: the same schedule with and without a normalisation that suits it."""
     curves = {label_of_norm(one.run): one.curves["bbox/AP"] for one in outcomes if "bbox/AP" in one.curves}
     if not curves:
@@ -50,7 +49,7 @@ def norms(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def own_runs(outcomes: Sequence[Outcome]) -> Figure | None:
+def own_runs(outcomes: Sequence[Record]) -> Figure | None:
     """A line for each recipe, the mean of its seeds; one of each initialisation has the colours of panels.INITS."""
     curves: dict[str, list[Curve]] = {}
     for one in sorted(outcomes, key=lambda one: one.run.init == SCRATCH):
@@ -64,9 +63,9 @@ def own_runs(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def small_data(outcomes: Sequence[Outcome]) -> Figure | None:
+def small_data(outcomes: Sequence[Record]) -> Figure | None:
     """Figure 7: a panel for each number of images and kind of hyper-parameters."""
-    by_panel: dict[str, list[Outcome]] = {}
+    by_panel: dict[str, list[Record]] = {}
     for one in outcomes:
         if one.run.kind == TRAIN and "bbox/AP" in one.curves:
             size, *others = [part for part in one.run.shown.split(", ") if part not in panels.INITS]
@@ -83,7 +82,7 @@ def small_data(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def training_loss(outcomes: Sequence[Outcome]) -> Figure | None:
+def training_loss(outcomes: Sequence[Record]) -> Figure | None:
     found = [one for one in outcomes if one.run.kind == TRAIN and LOSS in one.curves]
     if not found:
         return None
@@ -93,7 +92,7 @@ def training_loss(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def enhanced(outcomes: Sequence[Outcome]) -> Figure | None:
+def enhanced(outcomes: Sequence[Record]) -> Figure | None:
     """Figure 5: a row for each model, box AP beside mask AP."""
     bars: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
     for one in outcomes:
@@ -113,7 +112,7 @@ def enhanced(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def seen(outcomes: Sequence[Outcome]) -> Figure | None:
+def seen(outcomes: Sequence[Record]) -> Figure | None:
     """Figure 2: what the 2x run that is fine-tuned sees with its pre-training, and the one from scratch, longer."""
     by_schedule = {(one.run.init, one.run.k): one.run for one in outcomes}
     short, long = by_schedule.get((PRETRAINED, 2)), by_schedule.get((SCRATCH, 2 * LONGER))
@@ -130,7 +129,7 @@ def seen(outcomes: Sequence[Outcome]) -> Figure | None:
     return figure
 
 
-def _seen_by(run: Experiment) -> Seen:
+def _seen_by(run: Run) -> Seen:
     cfg = load_config(from_here(run.config)).cfg
     return samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]])
 
@@ -151,12 +150,12 @@ def _row(figure: Figure, count: int, sharey: bool = True) -> Iterator:
     return iter(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
 
 
-def _model(outcome: Outcome) -> str:
+def _model(outcome: Record) -> str:
     """..._R_50_FPN_... -> R50-FPN."""
     found = re.search(r"_([RX])_(\d+)", outcome.run.config.stem)
     return f"{found[1]}{found[2]}-FPN" if found else outcome.run.config.stem
 
 
-def _step(outcome: Outcome) -> str:
+def _step(outcome: Record) -> str:
     """Which of Figure 5's steps, each on top of those before."""
     return next(STEPS[word] for word in reversed(STEPS) if word in outcome.run.name)

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from scratch_det.files import write_atomically
 from scratch_det.study import own
 from scratch_det.study.experiments import experiments, of_place
-from scratch_det.study.outcome import Outcome
+from scratch_det.study.records import Record
 from scratch_det.study.report import drawings
 from scratch_det.study.report.tables import DIGITS
 
 DOTS = 200  # an inch, of the PNG
-DRAWINGS: Mapping[str, Callable[[Sequence[Outcome]], Figure | None]] = {  # by the place whose runs they show
+DRAWINGS: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the place whose runs they show
     "figure1": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
     "figure2": drawings.seen,
     "figure3": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
@@ -33,7 +33,7 @@ DRAWINGS: Mapping[str, Callable[[Sequence[Outcome]], Figure | None]] = {  # by t
 }
 
 
-def figures_of(experiment: str, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+def figures_of(experiment: str, outcomes: Sequence[Record]) -> dict[str, Figure]:
     """The figures all of whose runs are part of ``experiment``, by name; without those that have nothing to show.
 
     Raises UserError for an unknown experiment.

@@ -17,12 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scratch_det.files import write_atomically
-from scratch_det.study.experiment import PRETRAIN
-from scratch_det.study.outcome import LOSS, Outcome
+from scratch_det.study.records import FAILED, LOSS, Record
 from scratch_det.study.report.formats import Table
 from scratch_det.study.report.panels import INITS, own_part, thin
 from scratch_det.study.report.run_page import RunPage, data_uri
-from scratch_det.study.standing import FAILED
+from scratch_det.study.run import PRETRAIN
 from scratch_det.visualization.curves import LINES
 
 METRICS = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP",
@@ -34,7 +33,7 @@ def write_page(
     path: Path,
     title: str,
     tables: Sequence[Table],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Record],
     figures: Mapping[str, str],
     runs: Sequence[RunPage],
 ) -> Path:
@@ -69,7 +68,7 @@ def write_page(
     return path
 
 
-def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def curves(outcomes: Sequence[Record]) -> list[dict[str, Any]]:
     """What page.js draws: a branch from its trunk on, a family for all schedules and seeds of a model."""
     colours = _colours(outcomes)
     have = {metric: {one.run.name for one in outcomes if metric in one.curves} for metric in METRICS}
@@ -95,11 +94,11 @@ def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     ]
 
 
-def _family(one: Outcome) -> str:
+def _family(one: Record) -> str:
     return re.sub(r", \d+x$", "", one.run.shown)
 
 
-def _colours(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], str]:
+def _colours(outcomes: Sequence[Record]) -> dict[tuple[str, str], str]:
     """By group and family as in the figures: an initialisation's own where a group has one family of each."""
     groups: dict[str, dict[str, str]] = {}
     for one in outcomes:

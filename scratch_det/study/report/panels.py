@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from scratch_det.study.outcome import LOSS, Curve, Outcome
 from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.records import LOSS, Curve, Record
 from scratch_det.visualization.curves import BLUE, LINES, SKY, VERMILION
 
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
@@ -19,9 +19,9 @@ TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LOSS_POINTS = 40  # of a smoothed loss
 
 
-def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
+def draw_schedules(axes: Axes, outcomes: Sequence[Record], metric: str) -> None:
     """AP by iteration, a colour an initialisation; several seeds thin, the mean of some thick, ends marked."""
-    shown: dict[tuple[str, str], dict[int | None, Outcome]] = {}
+    shown: dict[tuple[str, str], dict[int | None, Record]] = {}
     for one in outcomes:
         if metric in one.curves:
             shown.setdefault((one.run.init, one.run.shown), {})[one.run.seed] = one
@@ -46,7 +46,7 @@ def draw_schedules(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None
     axes.legend(loc="lower right", fontsize=8, frameon=False)
 
 
-def finished_by_all(schedules: Sequence[Mapping[int | None, Outcome]], metric: str) -> set[int | None]:
+def finished_by_all(schedules: Sequence[Mapping[int | None, Record]], metric: str) -> set[int | None]:
     """The seeds that all schedules have finished of which there is a finished one: a mean of other seeds than its
     trunk's would not begin on it."""
     done = [
@@ -56,7 +56,7 @@ def finished_by_all(schedules: Sequence[Mapping[int | None, Outcome]], metric: s
     return set.intersection(*filter(None, done)) if any(done) else set()
 
 
-def own_part(outcome: Outcome, metric: str, have: set[str]) -> Curve:
+def own_part(outcome: Record, metric: str, have: set[str]) -> Curve:
     """What is not its trunk's, where that is drawn, and the trunk's last point before it."""
     curve = outcome.curves[metric]
     if outcome.run.trunk not in have:
@@ -91,7 +91,7 @@ def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8, frameon=False)
 
 
-def draw_losses(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+def draw_losses(axes: Axes, outcomes: Sequence[Record]) -> None:
     """Thin as written down, and smoothed."""
     for one in sorted(outcomes, key=lambda one: list(INITS).index(one.run.init)):
         label, color, _ = INITS[one.run.init]

@@ -15,8 +15,7 @@ from PIL import Image
 
 from scratch_det.config import flatten
 from scratch_det.errors import DataError
-from scratch_det.study.outcome import Outcome
-from scratch_det.study.standing import MEND, read_json
+from scratch_det.study.records import FIX, Record, read_json
 
 PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
@@ -40,7 +39,7 @@ class RunPage:
     picture: str = ""
 
 
-def read_runs(outcomes: Sequence[Outcome], out: Path, path: Path) -> list[RunPage]:
+def read_runs(outcomes: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
     """Of those that have a folder in ``out``, for the page at ``path``; a few have a picture."""
     names = [one.run.name for one in outcomes if (out / one.run.name).is_dir()]
     own = [one.run.name for one in outcomes if one.run.name in names and not one.start and one.run.seed is None]
@@ -86,9 +85,9 @@ def load_environment(path: Path) -> dict[str, Any]:
     for key in ("git", "packages", "datasets"):
         content[key] = content.get(key) or {}
         if not isinstance(content[key], dict):
-            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {MEND}")
+            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {FIX}")
     if content["git"] and not isinstance(content["git"].get("commit"), str):
-        raise DataError(f"{path} has git without a commit; {MEND}")
+        raise DataError(f"{path} has git without a commit; {FIX}")
     return content
 
 

@@ -4,14 +4,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from scratch_det.study import own
-from scratch_det.study.experiment import PRETRAIN, SEARCH, Experiment
 from scratch_det.study.experiments import of_place
-from scratch_det.study.outcome import Outcome
 from scratch_det.study.paper import METRICS, PRETRAINED, SCRATCH, TABLE1, TABLE2
+from scratch_det.study.records import BLOCKED, FAILED, Record
 from scratch_det.study.report.cells import Cell, Known, difference, label_of_norm, metric_of, sharing, signed
 from scratch_det.study.report.control import control_table
 from scratch_det.study.report.formats import Table
-from scratch_det.study.standing import BLOCKED, FAILED
+from scratch_det.study.run import PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
 SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # by a place with more
@@ -39,11 +38,11 @@ NOTES = {  # by what occurs in a table's cells
     " at ": "In brackets: a run that is not finished, at its last evaluation.",
 }
 
-Rows = Mapping[str, Sequence[Experiment]]
+Rows = Mapping[str, Sequence[Run]]
 Grid = Mapping[str, Sequence[Cell]]
 
 
-def tables_of(experiment: str, outcomes: Sequence[Outcome]) -> list[Table]:
+def tables_of(experiment: str, outcomes: Sequence[Record]) -> list[Table]:
     """The table of a place or run; for "paper" and "digits" those of all places of which something is known.
 
     Raises UserError when there is no such experiment.
@@ -59,12 +58,12 @@ def tables_of(experiment: str, outcomes: Sequence[Outcome]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def says_something(outcome: Outcome) -> bool:
+def says_something(outcome: Record) -> bool:
     """Whether there is anything to show."""
     return bool(outcome.metrics or outcome.curves or outcome.state == FAILED)
 
 
-def _table_of(place: str, runs: Sequence[Experiment], known: Known) -> Table:
+def _table_of(place: str, runs: Sequence[Run], known: Known) -> Table:
     kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
     title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + (", on digits" if is_digits else "")
     causes = (*_found(runs, known), *_causes(runs, known))
@@ -95,21 +94,21 @@ def _seeds_said_once(rows: Sequence[tuple[str, ...]]) -> tuple[list[tuple[str, .
     return [tuple(SEEDS.sub("", cell) for cell in row) for row in rows], numbers.pop()
 
 
-def _causes(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
+def _causes(runs: Sequence[Run], known: Known) -> Iterator[str]:
     for outcome in (known[run.name] for run in runs if run.name in known):
         if outcome.state in (FAILED, BLOCKED):
             cause = outcome.error if len(outcome.error) <= LONGEST_CAUSE else outcome.error[:LONGEST_CAUSE] + " ..."
             yield f"{outcome.run.name} {outcome.state}: {cause or 'no reason was left'}"
 
 
-def _found(runs: Sequence[Experiment], known: Known) -> Iterator[str]:
+def _found(runs: Sequence[Run], known: Known) -> Iterator[str]:
     """What the searches chose that the runs are, or are trained with."""
     for name in dict.fromkeys(run.name if run.kind == SEARCH else str(run.found_by) for run in runs):
         if name in known and known[name].found:
             yield f"{name} chose {known[name].found}."
 
 
-def _grid(kind: str, runs: Sequence[Experiment], known: Known) -> tuple[tuple[str, ...], Grid]:
+def _grid(kind: str, runs: Sequence[Run], known: Known) -> tuple[tuple[str, ...], Grid]:
     """Header and rows: models by length in Table 1, elsewhere models or runs by metric."""
     labels = {"table1": _model_of, "table2": _model_of, "norms": label_of_norm, own.PLACE: lambda run: run.shown}
     rows = _grouped(runs, labels.get(kind) or _label_among(runs))
@@ -123,7 +122,7 @@ def _grid(kind: str, runs: Sequence[Experiment], known: Known) -> tuple[tuple[st
     return ("", *words), {label: [Cell(tuple(row), metric) for metric in metrics] for label, row in rows.items()}
 
 
-def _there(runs: Sequence[Experiment], known: Known) -> Sequence[str]:
+def _there(runs: Sequence[Run], known: Known) -> Sequence[str]:
     """Those of COLUMNS that a run has, or the one that it is going to have."""
     found = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
     return found or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX]
@@ -134,33 +133,33 @@ def _words(metric: str) -> tuple[str, str]:
     return WORDS[task], score.replace("top", "top-")
 
 
-def _grouped(runs: Sequence[Experiment], label_of: Callable[[Experiment], str]) -> Rows:
-    rows: dict[str, list[Experiment]] = {}
+def _grouped(runs: Sequence[Run], label_of: Callable[[Run], str]) -> Rows:
+    rows: dict[str, list[Run]] = {}
     for run in runs:
         rows.setdefault(label_of(run), []).append(run)
     return rows
 
 
-def _model_of(run: Experiment) -> str:
+def _model_of(run: Run) -> str:
     """Its body's name and its initialisation: "R50, scratch"."""
     body = re.search(r"_([RX])_(\d+)", run.name)
     return f"{''.join(body.groups()) if body else run.name}, {run.init}"
 
 
-def _label_among(runs: Sequence[Experiment]) -> Callable[[Experiment], str]:
+def _label_among(runs: Sequence[Run]) -> Callable[[Run], str]:
     """``shown``, with the recipe where several have the same; seeds of one recipe have one label."""
 
-    def name(run: Experiment) -> str:
+    def name(run: Run) -> str:
         return run.recipe if run.seed is not None and run.recipe else run.name
 
-    def label(run: Experiment) -> str:
+    def label(run: Run) -> str:
         names = {name(other) for other in runs if other.shown == run.shown}
         return run.shown if len(names) == 1 else f"{run.shown} ({name(run)})"
 
     return label
 
 
-def _has(run: Experiment, metric: str, known: Known) -> bool:
+def _has(run: Run, metric: str, known: Known) -> bool:
     name, outcome = metric_of(run, metric), known.get(run.name)
     return name in run.expected or (outcome is not None and (name in outcome.metrics or name in outcome.curves))
 

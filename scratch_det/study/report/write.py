@@ -14,7 +14,7 @@ from scratch_det.errors import UserError
 from scratch_det.files import write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.outcome import Outcome, collect
+from scratch_det.study.records import INTERRUPTED, UNFINISHED, Record, collect, survey
 from scratch_det.study.report.data import Data
 from scratch_det.study.report.description import without_folders
 from scratch_det.study.report.figures import DRAWINGS, draw, figures_of
@@ -22,7 +22,6 @@ from scratch_det.study.report.formats import FORMATS
 from scratch_det.study.report.page import write_page
 from scratch_det.study.report.run_page import read_runs
 from scratch_det.study.report.tables import DIGITS, says_something, tables_of
-from scratch_det.study.standing import INTERRUPTED, UNFINISHED, Standing, survey
 from scratch_det.study.study import Study
 
 REPORT = "report"
@@ -57,7 +56,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, outcomes, figures, read_runs(outcomes, study.out, page))
     _remove_earlier(report, {page, *files, *drawn}, study)
-    data = Data.of(results, experiment).add(outcomes, study, chosen) if results else ()
+    data = Data.of(results, experiment).add(outcomes, study) if results else ()
     return [page, *files, *drawn, *data]
 
 
@@ -70,15 +69,15 @@ def _remove_earlier(report: Path, written: Set[Path], study: Study) -> None:
             path.unlink()
 
 
-def _chosen(study: Study, experiment: str) -> list[Standing]:
+def _chosen(study: Study, experiment: str) -> list[Record]:
     """Those of the experiment, and of the runs that it cannot do without; whether one has a process does not matter."""
     names = {job.name for job in jobs_of(of_place(experiment))}
     if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
-    return [standing for standing in survey(study.jobs, study.out, set()) if standing.job.name in names]
+    return [one for one in survey(study.jobs, study.out, set()) if one.run.name in names]
 
 
-def _as_shown(outcome: Outcome, out: Path) -> Outcome:
+def _as_shown(outcome: Record, out: Path) -> Record:
     """Without what differs between two starts of the same study."""
     state = UNFINISHED if outcome.state == INTERRUPTED else outcome.state
     return replace(outcome, state=state, error=without_folders(outcome.error, out))
