@@ -19,9 +19,10 @@ from scratch_det.config.choices import backbone_names
 from scratch_det.data.dataset import as_sample
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
-from scratch_det.engine.checkpointer import sha256_of, write_synced
+from scratch_det.engine.checkpointer import write_synced
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.files import sha256_of
 from scratch_det.weights.convert import checkpoint_of, convert, num_classes, num_keypoints
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch

@@ -1,11 +1,7 @@
-"""Text files that are never seen half written, and lines of JSON of which the last one may be.
-
-Locks between processes, also of several machines: gone when every process that holds one has ended, however.
-
-Where results that can be made again are kept between runs.
-"""
+"""Files that processes share: written in one step, JSON lines (the last may be cut off), locks, the cache."""
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -30,6 +26,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, as ``sha256sum`` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
@@ -58,7 +60,11 @@ def completed(line: Mapping[str, Any], last: int) -> int:
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The open file that holds the lock, emptied of what an earlier holder wrote; None when another process has it."""
+    """The open file that holds the lock, emptied of what an earlier holder wrote; None when another process has it.
+
+    The lock counts on other machines too, and ends with the process, however that ends. Raises UserError on a file
+    system without locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+")  # noqa: SIM115 - the lock goes with the file
     try:
@@ -72,7 +78,7 @@ def try_lock(path: Path) -> IO[str] | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock, then hold it."""
+    """Wait for the lock, then hold it. Raises UserError as ``try_lock``."""
     with open(path, "a") as file:
         _flock(file, fcntl.LOCK_EX)
         yield
@@ -85,9 +91,9 @@ def _flock(file: IO[str], how: int) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"{file.name} cannot be locked ({error.strerror}), and processes share the folder by locks; "
-            "name a folder on another file system: --out DIR"
-        ) from None
+            f"{file.name} cannot be locked ({error.strerror}), and processes share its folder by locks; name a folder "
+            "on another file system: --out DIR, or XDG_CACHE_HOME for the cache"
+        ) from error
 
 
 def cache_folder() -> Path:

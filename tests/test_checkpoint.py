@@ -22,15 +22,15 @@ import torch
 
 from scratch_det.engine import checkpointer
 from scratch_det.engine.checkpointer import (
-    CheckpointStore,
+    Checkpointer,
     checkpoint_name,
     damage,
     read_checkpoint,
-    sha256_of,
     write_synced,
 )
 from scratch_det.engine.run_dir import check_free_space, checkpoint_bytes, free_bytes, most_checkpoints
 from scratch_det.errors import UserError
+from scratch_det.files import sha256_of
 from scratch_det.log import logger
 
 NUMBERS = 10_000
@@ -70,8 +70,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     logger.removeHandler(caplog.handler)
 
 
-def fill(folder: Path, *completed: int, **options: Any) -> CheckpointStore:
-    kept = CheckpointStore(folder, **options)
+def fill(folder: Path, *completed: int, **options: Any) -> Checkpointer:
+    kept = Checkpointer(folder, **options)
     for number in completed:
         kept.save(state(number), number)
     return kept
@@ -142,7 +142,7 @@ class TestFile:
 
     def test_detectron2s_place_is_understood(self, folder: Path) -> None:
         """Its users look for OUTPUT_DIR/model_final.pth."""
-        CheckpointStore(folder).save(state(7), 7, final=True)
+        Checkpointer(folder).save(state(7), 7, final=True)
         assert read_checkpoint(folder.parent / "model_final.pth")["iteration"] == 6
 
     @pytest.mark.parametrize("known", [True, False], ids=["SHA-256", "CRC-32"])
@@ -169,7 +169,7 @@ class TestFile:
 
 class TestSave:
     def test_folder(self, folder: Path) -> None:
-        kept = CheckpointStore(folder, keep_at=[500])
+        kept = Checkpointer(folder, keep_at=[500])
         assert not folder.parent.exists()
         assert kept.save(state(500), 500) == folder / "model_0000499.pth"
         assert kept.save(state(700), 700, final=True) == folder / "model_final.pth"
@@ -209,7 +209,7 @@ class TestSave:
         kept = fill(folder, 1)
         kept.save({**state(1), "seconds": 2.0}, 1)
         assert read_checkpoint(folder / checkpoint_name(0))["seconds"] == 2.0
-        assert CheckpointStore(folder).newest_valid() == folder / checkpoint_name(0)
+        assert Checkpointer(folder).newest_valid() == folder / checkpoint_name(0)
 
     def test_dying_at_any_step_leaves_a_complete_checkpoint(self, tmp_path: Path) -> None:
         """The process is killed before and after each change on the disk, in turn, until it comes through."""
@@ -218,7 +218,7 @@ class TestSave:
             fill(folder, 1, 2, keep_last=2)
             with dying_at(step) as survived:
                 fill(folder, 3, keep_last=2, keep_at=[1])
-            kept = CheckpointStore(folder, keep_last=2)
+            kept = Checkpointer(folder, keep_last=2)
             found = completed_in(kept.newest_valid())
             assert found in (2, 3)
             kept.save(state(found + 1), found + 1)  # what the crash left is no obstacle
@@ -235,12 +235,12 @@ class TestSave:
             folder = tmp_path / str(step)
             fill(folder, 1, 2, 3)
             flip(folder / checkpoint_name(2))
-            kept = CheckpointStore(folder)
+            kept = Checkpointer(folder)
             assert completed_in(kept.newest_valid()) == 2
             with dying_at(step) as survived:
                 kept.save(state(3), 3)
             renamed = damage(folder / checkpoint_name(2)) is None
-            assert completed_in(CheckpointStore(folder).newest_valid()) == (3 if renamed else 2)
+            assert completed_in(Checkpointer(folder).newest_valid()) == (3 if renamed else 2)
             if survived:
                 break
         assert renamed
@@ -249,14 +249,14 @@ class TestSave:
         """A run of 2 iterations was continued to 4."""
         for step in count():
             folder = tmp_path / str(step)
-            CheckpointStore(folder).save(state(2), 2, final=True)
+            Checkpointer(folder).save(state(2), 2, final=True)
             kept = fill(folder, 3)
             with dying_at(step) as survived:
                 kept.save(state(4), 4, final=True)
-            assert completed_in(CheckpointStore(folder).newest_valid()) in (3, 4)
+            assert completed_in(Checkpointer(folder).newest_valid()) in (3, 4)
             if survived:
                 break
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 4
+        assert completed_in(Checkpointer(folder).newest_valid()) == 4
 
     def test_dying_while_the_best_one_is_replaced(self, tmp_path: Path) -> None:
         """Never a better AP than that of the file, and never a file that is not complete."""
@@ -268,11 +268,11 @@ class TestSave:
             with dying_at(step) as survived:
                 kept.save_best(state(2), 20.0, 2)
             number = completed_in(folder / "model_best.pth")
-            assert CheckpointStore(folder).best_ap() in (10.0, 10.0 * number)
-            assert completed_in(CheckpointStore(folder).newest_valid()) == 2
+            assert Checkpointer(folder).best_ap() in (10.0, 10.0 * number)
+            assert completed_in(Checkpointer(folder).newest_valid()) == 2
             if survived:
                 break
-        assert CheckpointStore(folder).best_ap() == 20.0
+        assert Checkpointer(folder).best_ap() == 20.0
 
 
 @contextmanager
@@ -312,8 +312,8 @@ def dying_at(step: int) -> Iterator[list[bool]]:
 
 class TestNewestValid:
     def test_none_yet(self, folder: Path) -> None:
-        assert CheckpointStore(folder).newest_valid() is None
-        assert CheckpointStore(folder).best_ap() == -math.inf
+        assert Checkpointer(folder).newest_valid() is None
+        assert Checkpointer(folder).best_ap() == -math.inf
 
     @pytest.mark.parametrize("pointer", ["", "model_0000000.pth", "absent.pth", None])
     def test_the_pointer_does_not_matter(self, pointer: str | None, folder: Path) -> None:
@@ -321,19 +321,19 @@ class TestNewestValid:
         (folder / "last_checkpoint").unlink()
         if pointer is not None:
             (folder / "last_checkpoint").write_text(pointer)
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 2
+        assert completed_in(Checkpointer(folder).newest_valid()) == 2
 
     def test_an_unfinished_file_is_no_checkpoint(self, folder: Path) -> None:
         fill(folder, 1)
         (folder / "model_0000001.pth.partial").write_bytes(b"half")
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
 
     @pytest.mark.parametrize("harm", [flip, truncate, lambda path: path.write_bytes(b"")])
     def test_falls_back_and_says_so(self, harm: Callable, folder: Path, warnings: Callable) -> None:
         fill(folder, 1, 2, 3)
         for name in regular(2, 3):
             harm(folder / name)
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
         for name in regular(2, 3):
             assert f"{folder / name} is damaged (" in warnings()
         assert f"using {folder / checkpoint_name(0)} instead" in warnings()
@@ -341,7 +341,7 @@ class TestNewestValid:
     def test_a_deleted_file_needs_no_words(self, folder: Path, warnings: Callable) -> None:
         fill(folder, 1, 2)
         (folder / checkpoint_name(1)).unlink()
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
         assert not warnings()
 
     def test_torch_reads_a_flipped_bit_without_a_word(self, folder: Path, warnings: Callable) -> None:
@@ -350,15 +350,15 @@ class TestNewestValid:
         flip(folder / checkpoint_name(0))
         assert read_checkpoint(folder / checkpoint_name(0))["model"]["weight"].unique().numel() == 2
         with pytest.raises(UserError):
-            CheckpointStore(folder).newest_valid()
+            Checkpointer(folder).newest_valid()
         assert "SHA-256 is not the recorded one" in warnings()
 
     def test_a_file_without_a_checksum_in_the_index(self, folder: Path, warnings: Callable) -> None:
         fill(folder, 1, 2)
         (folder / "index.json").unlink()
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 2
+        assert completed_in(Checkpointer(folder).newest_valid()) == 2
         flip(folder / checkpoint_name(1))
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
         assert "CRC-32" in warnings()
 
     def test_all_damaged(self, folder: Path) -> None:
@@ -366,34 +366,34 @@ class TestNewestValid:
         for name in regular(1, 2):
             flip(folder / name)
         with pytest.raises(UserError, match=r"all checkpoints in .* model_0000001\.pth, model_0000000\.pth\n.*delete"):
-            CheckpointStore(folder).newest_valid()
+            Checkpointer(folder).newest_valid()
 
     @pytest.mark.parametrize(("final", "newest"), [(2, 3), (3, 3), (4, 4)])
     def test_the_final_one_is_as_new_as_its_iterations(self, final: int, newest: int, folder: Path) -> None:
         """A finished run that was given a larger MAX_ITER has newer ones."""
         fill(folder, 1, 2, 3)
         torch.save(state(final), folder / "model_final.pth")
-        assert completed_in(CheckpointStore(folder).newest_valid()) == newest
+        assert completed_in(Checkpointer(folder).newest_valid()) == newest
 
     def test_a_damaged_final_one(self, folder: Path, warnings: Callable) -> None:
         fill(folder, 1).save(state(2), 2, final=True)
         truncate(folder / "model_final.pth")
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
         assert "model_final.pth is damaged" in warnings()
 
     def test_the_best_one_is_better_than_none(self, folder: Path) -> None:
         fill(folder, 1).save_best(state(1), 5.0, 1)
         fill(folder, 2, 3, keep_last=1)
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 3
+        assert completed_in(Checkpointer(folder).newest_valid()) == 3
         flip(folder / checkpoint_name(2))
-        assert completed_in(CheckpointStore(folder).newest_valid()) == 1
+        assert completed_in(Checkpointer(folder).newest_valid()) == 1
 
     def test_the_best_one_is_the_last_to_be_taken(self, folder: Path, warnings: Callable) -> None:
         fill(folder, 1).save_best(state(1), 5.0, 1)
-        assert CheckpointStore(folder).newest_valid() == folder / checkpoint_name(0)
+        assert Checkpointer(folder).newest_valid() == folder / checkpoint_name(0)
         (folder / "model_best.pth").unlink()
         (folder / "model_best.pth").write_bytes(b"of who knows how many iterations")
-        assert CheckpointStore(folder).newest_valid() == folder / checkpoint_name(0)
+        assert Checkpointer(folder).newest_valid() == folder / checkpoint_name(0)
         assert not warnings()
 
     def test_holds(self, folder: Path) -> None:
@@ -434,14 +434,14 @@ class TestRetention:
         assert names(folder) == regular(3) | strange | {"model_final.pth", "model_best.pth"}
 
     def test_the_final_one_is_also_kept_as_a_regular_one(self, folder: Path) -> None:
-        CheckpointStore(folder, keep_at=[2]).save(state(2), 2, final=True)
+        Checkpointer(folder, keep_at=[2]).save(state(2), 2, final=True)
         assert completed_in(folder / checkpoint_name(1)) == 2
 
     def test_later_ones_go_when_the_run_has_gone_back(self, folder: Path) -> None:
         fill(folder, 2, 4, 6, keep_at=[4, 6])
         for name in regular(4, 6):
             truncate(folder / name)
-        kept = CheckpointStore(folder, keep_last=1)
+        kept = Checkpointer(folder, keep_last=1)
         assert completed_in(kept.newest_valid()) == 2
         assert names(folder) == regular(2, 4, 6)
         kept.save(state(3), 3)
@@ -464,7 +464,7 @@ class TestBest:
         kept = fill(folder, 2, keep_at=[2])
         assert kept.best_ap() == 12.5
         kept.save_best(state(2), 13.5, 2)
-        assert CheckpointStore(folder).best_ap() == 13.5
+        assert Checkpointer(folder).best_ap() == 13.5
         assert completed_in(folder / "model_best.pth") == 2
         content = json.loads((folder / "index.json").read_text())
         assert content["best"] == {"completed": 2, "ap": 13.5}
@@ -530,7 +530,7 @@ class TestFullDisk:
     def test_at_the_first_checkpoint(self, folder: Path) -> None:
         with largest_file(1000), pytest.raises(UserError, match="the last complete checkpoint is none"):
             fill(folder, 1)
-        assert CheckpointStore(folder).newest_valid() is None
+        assert Checkpointer(folder).newest_valid() is None
 
     @pytest.mark.parametrize(("name", "newest"), [("index.json", 1), ("last_checkpoint", 2)])
     def test_no_room_for_the_small_files(
@@ -547,7 +547,7 @@ class TestFullDisk:
             )
             with pytest.raises(UserError, match=f"the last complete checkpoint is .*{checkpoint_name(newest - 1)}"):
                 kept.save(state(2), 2)
-        assert completed_in(CheckpointStore(folder).newest_valid()) == newest
+        assert completed_in(Checkpointer(folder).newest_valid()) == newest
         assert completed_in(folder / checkpoint_name(0)) == 1
         assert not list(folder.glob("*.partial"))
 
@@ -604,7 +604,7 @@ class TestSpace:
 
         original = torch.save
         monkeypatch.setattr(torch, "save", save)
-        kept = CheckpointStore(folder, keep_last=2, keep_at=[1, 3])
+        kept = Checkpointer(folder, keep_last=2, keep_at=[1, 3])
         for completed in range(1, final + 1):
             kept.save(state(completed), completed, final=completed == final)
             if completed == 2:

@@ -27,6 +27,7 @@ from scratch_det.engine.optimizer import build_optimizer, clip_gradients, set_le
 from scratch_det.engine.plan import Request, start
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.weights.digest import weights_sha256
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "scratch_det"
@@ -166,6 +167,7 @@ class TestRun:
         result, environment, status = (read(folder, f"{name}.json") for name in ("result", "environment", "status"))
         assert (result["backend"], result["iteration"]) == (backends.choose("auto"), 4)
         assert result["seconds"] > 0
+        assert result["weights_sha256"] == weights_sha256(folder / "checkpoints/model_final.pth") != ""
         assert result["metrics"]["bbox"]["AP"] == lines(folder)[-1]["bbox/AP"]
         assert status["state"] == "finished"
         assert (status["iteration"], status["max_iter"]) == (4, 4)

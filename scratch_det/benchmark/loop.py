@@ -23,7 +23,7 @@ from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
-from scratch_det.engine.checkpointer import CheckpointStore
+from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.datasets import settle_counts
 from scratch_det.engine.loop import Run, iterate, timed
 from scratch_det.engine.metrics import Metrics
@@ -132,7 +132,7 @@ def new_run(cfg: CfgNode, folder: Path, backend_name: str) -> Run:
     run_dir.create()
     metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
     group, state = Group(ALONE, device, StopFlag()), build_state(cfg, backend, device)
-    return Run(cfg, backend, group, state, run_dir, CheckpointStore(run_dir.checkpoints), metrics)
+    return Run(cfg, backend, group, state, run_dir, Checkpointer(run_dir.checkpoints), metrics)
 
 
 def bare(run: Run, batch: list[Sample]) -> None:

@@ -1,8 +1,10 @@
-"""One checkpoint file of a run: its name, writing it, whether it is whole.
+"""A run's checkpoints/: every file there is complete, and a damaged one is found before it is used.
 
-checkpoints/index.json: the files' checksums, the iterations whose checkpoints stay, and the best AP.
-
-A run's checkpoints/: every file in it is complete, and damage is found before a checkpoint is used.
+model_0000499.pth  after 500 completed iterations: the last ``keep_last`` (0: all) and those of ``keep_at``
+model_final.pth    after the last iteration
+model_best.pth     of the best AP; where the file system can do that, another name of the same file
+last_checkpoint    the name of the newest, for detectron2; not read here
+index.json         SHA-256 of the files, ``keep_at`` of every start of the run, and the best AP
 """
 
 import hashlib
@@ -14,20 +16,18 @@ import re
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from scratch_det.engine.run_dir import FULL, free_bytes, size
+from scratch_det.engine.run_dir import DISK_FULL, free_bytes, size
 from scratch_det.errors import UserError
-from scratch_det.files import write_atomically
+from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import logger
 from scratch_det.weights.read import DAMAGE, read_checkpoint
 
-FINAL = "model_final.pth"
-BEST = "model_best.pth"
+FINAL, BEST, LAST = "model_final.pth", "model_best.pth", "last_checkpoint"
 REGULAR = re.compile(r"model_(\d{7})\.pth")
 
 
@@ -36,43 +36,155 @@ def checkpoint_name(iteration: int) -> str:
     return f"model_{iteration:07d}.pth"
 
 
-def write_synced(path: Path, state: dict[str, Any]) -> str:
-    """Write ``state`` to a file and flush it to the disk; returns the SHA-256 of what was written."""
-    with _HashingFile(io.FileIO(path, "w")) as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-        return file.sha256.hexdigest()
+class Checkpointer:
+    """Writes and finds the checkpoints of one run; one process at a time may write them.
 
+    A checkpoint is written beside its place, flushed to the disk, entered into index.json with its SHA-256, and only
+    then given its name; older ones are deleted last. So whenever the process is killed, the newest file with a name is
+    complete.
 
-class _HashingFile(io.BufferedWriter):
-    """Computes the SHA-256 of what is written, in order, as torch.save does; no second reading is needed."""
+    Args:
+        keep_last: how many regular checkpoints stay; 0 keeps all.
+        keep_at: completed iterations whose checkpoints stay besides; those of earlier starts are added from the index.
+    """
 
-    def __init__(self, file: io.FileIO):
-        super().__init__(file)
-        self.sha256 = hashlib.sha256()
+    def __init__(self, folder: Path, keep_last: int = 3, keep_at: Collection[int] = ()):
+        self.folder, self.keep_last, self.index = folder, keep_last, folder / "index.json"
+        self.keep_at = frozenset(keep_at).union(self._read_index().get("keep_at", ()))
+        self._last_written: tuple[int, Path, str] | None = None  # completed iterations, file, SHA-256
 
-    def write(self, content: Any) -> int:
-        self.sha256.update(content)
-        return super().write(content)
+    def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
+        """Write the state after ``completed`` iterations, then delete what need not be kept.
 
+        That includes regular checkpoints of later iterations: the run has gone back to before them, because they were
+        damaged, and will come to them again. Raises UserError when the disk is full; what was there before stays.
+        """
+        regular = self.folder / checkpoint_name(completed - 1)
+        path = self.folder / FINAL if final else regular
+        with self._writing(path, state):
+            self._last_written = None
+            self._put(path, state, completed)
+            if final and completed in self.keep_at:
+                self._put(regular, state, completed)
+            write_atomically(self.folder / LAST, path.name)
+        files = self._regular()
+        past = [number for number in files if number <= completed]
+        for number in files.keys() - past[-self.keep_last :] - self.keep_at.intersection(past):  # [-0:] is all of them
+            files[number].unlink(missing_ok=True)
+        return path
 
-def rename_synced(path: Path, new: Path) -> None:
-    """Rename within a folder, and flush the folder's entry to the disk too, on file systems that can do that."""
-    os.replace(path, new)
-    folder = os.open(new.parent, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(folder)
-    os.close(folder)
+    def save_best(self, state: dict[str, Any], ap: float, completed: int) -> None:
+        """Make the state after ``completed`` iterations, with its AP, model_best.pth. Raises UserError as ``save``."""
+        with self._writing(self.folder / BEST, state):
+            self._put(self.folder / BEST, state, completed)
+            digests = self._read_index()["sha256"]  # of model_best.pth only the newest is needed from now on
+            self._write_index(sha256={**digests, BEST: digests[BEST][:1]}, best={"completed": completed, "ap": ap})
 
+    def keep(self, completed: int) -> None:
+        """Keep the checkpoint of ``completed`` iterations, which is there already, as if it had been in ``keep_at``."""
+        self.keep_at |= {completed}
+        self._write_index(keep_at=sorted(self.keep_at))
 
-def tensor_bytes(state: Any) -> int:
-    """Bytes of every tensor in nested dictionaries, lists and tuples."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    if isinstance(state, dict):
-        return sum(map(tensor_bytes, state.values()))
-    return sum(map(tensor_bytes, state)) if isinstance(state, list | tuple) else 0
+    def best_ap(self) -> float:
+        """AP of model_best.pth, of this and earlier starts of the run; -inf when there is none or it is damaged."""
+        best = self._read_index().get("best")
+        return best["ap"] if best and not self.damage(BEST) else -math.inf
+
+    def holds(self, completed: int) -> bool:
+        """Whether an undamaged checkpoint of exactly ``completed`` iterations is there, the best one excepted."""
+        paths = [self.folder / name for name in (checkpoint_name(completed - 1), FINAL)]
+        return any(p.is_file() and completed_iterations(p) == completed and not self.damage(p.name) for p in paths)
+
+    def newest_valid(self) -> Path | None:
+        """The undamaged checkpoint with the most iterations behind it; None when no checkpoint was ever completed.
+
+        Logs each damaged one that it passes over. Raises UserError when all of them are damaged.
+        """
+        candidates = self._newest_first()
+        for place, path in enumerate(candidates):
+            if reason := self.damage(path.name):
+                logger.warning(f"checkpoint {path} is damaged ({reason})")
+                continue
+            if place:
+                logger.warning(f"using {path} instead, the newest checkpoint that is not damaged")
+            return path
+        if candidates:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged: {', '.join(path.name for path in candidates)}\n"
+                "  restore one from a copy, or delete them to start this run from its beginning, "
+                "or name another folder: OUTPUT_DIR PATH"
+            )
+        return None
+
+    def damage(self, name: str) -> str | None:
+        """Why the file ``name`` is no complete, unchanged checkpoint; None when it is one."""
+        return damage(self.folder / name, self._read_index().get("sha256", {}).get(name, ()))
+
+    def _put(self, path: Path, state: dict[str, Any], completed: int) -> None:
+        """Write ``state``, or link to the file of the same iterations that was written last, and name it ``path``."""
+        partial = path.with_name(path.name + ".partial")
+        if not (self._last_written and self._last_written[0] == completed and _link(self._last_written[1], partial)):
+            self._last_written = completed, path, write_synced(partial, state)
+        # Until the new file has its name the one that it replaces is valid too: after a crash either may be there.
+        known = {name: found for name, found in self._read_index().get("sha256", {}).items() if self._has(name)}
+        known[path.name] = list(dict.fromkeys([self._last_written[2], *known.get(path.name, [])]))
+        self._write_index(keep_at=sorted(self.keep_at), sha256=known)
+        rename_synced(partial, path)
+        partial.unlink(missing_ok=True)  # it is left when both names were one file already
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+    def _regular(self) -> dict[int, Path]:
+        """Completed iterations -> file, oldest first."""
+        matches = [(REGULAR.fullmatch(path.name), path) for path in sorted(self.folder.glob("model_*.pth"))]
+        return {int(match[1]) + 1: path for match, path in matches if match}
+
+    def _newest_first(self) -> list[Path]:
+        """Every checkpoint. A final one that does not tell its iterations counts as the newest, such a best as oldest.
+
+        Of two with equally many iterations the best one comes last: it may be the same file.
+        """
+        places = [(float(completed), 1, path) for completed, path in self._regular().items()]
+        for path, rank, unknown in ((self.folder / FINAL, 2, math.inf), (self.folder / BEST, 0, 0.0)):
+            if path.is_file():
+                places.append((completed_iterations(path) or unknown, rank, path))
+        return [path for _, _, path in sorted(places, reverse=True)]
+
+    @contextmanager
+    def _writing(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
+        """Remove unfinished files before, and after an error; explain a full disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self._remove_unfinished()
+            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the first error
+            if not isinstance(cause, OSError) or cause.errno not in DISK_FULL:
+                raise
+            last = next(iter(self._newest_first()), "none")
+            raise UserError(
+                f"disk full at {path} ({cause.strerror}): it needs about {size(tensor_bytes(state))}, "
+                f"{size(free_bytes(self.folder))} are free; the last complete checkpoint is {last}\n"
+                "  free space and continue with --resume"
+            ) from None
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob("*.partial"):
+            path.unlink(missing_ok=True)
+
+    def _read_index(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.index.read_text()) if self.index.exists() else {}
+        except ValueError:
+            logger.warning(
+                f"{self.index} is damaged: best AP and checksums are lost; repeat --keep-at, if there was one"
+            )
+            return {}
+
+    def _write_index(self, **changes: Any) -> None:
+        write_atomically(self.index, json.dumps({**self._read_index(), **changes}, indent=2) + "\n")
 
 
 def damage(path: Path, digests: Collection[str] = ()) -> str | None:
@@ -96,15 +208,6 @@ def damage(path: Path, digests: Collection[str] = ()) -> str | None:
     return None
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, as ``sha256sum`` prints it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def completed_iterations(path: Path) -> int | None:
     """The number of iterations behind a checkpoint: from its name, else from inside; None when it cannot be read."""
     if match := REGULAR.fullmatch(path.name):
@@ -115,210 +218,49 @@ def completed_iterations(path: Path) -> int | None:
         return None
 
 
-class Index:
-    """What a run remembers of its checkpoints from one part to the next; read from the disk each time."""
+class _HashingFile(io.BufferedWriter):
+    """Computes the SHA-256 of what is written, in order, as torch.save does; no second reading is needed."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.path = folder, folder / "index.json"
+    def __init__(self, file: io.FileIO):
+        super().__init__(file)
+        self.sha256 = hashlib.sha256()
 
-    def digests(self, name: str) -> list[str]:
-        """SHA-256 that the file ``name`` may have: more than one after a crash before the file was put in place."""
-        return self._read().get("sha256", {}).get(name, [])
-
-    def keep_at(self) -> list[int]:
-        """Completed iterations whose checkpoints stay."""
-        return self._read().get("keep_at", [])
-
-    def best_ap(self) -> float:
-        """The best AP so far, -inf when there is none."""
-        return self._read().get("best", {}).get("ap", -math.inf)
-
-    def add(self, name: str, digest: str, keep_at: Collection[int]) -> None:
-        """Record a file that is about to be put in place; what it replaces stays valid until then."""
-        content = self._read()
-        known = {file: found for file, found in content.get("sha256", {}).items() if (self.folder / file).exists()}
-        known[name] = list(dict.fromkeys([digest, *known.get(name, [])]))
-        self._write({**content, "keep_at": sorted(keep_at), "sha256": known})
-
-    def set_best(self, name: str, completed: int, ap: float) -> None:
-        """Record the AP of the file ``name``, which is in place; only its newest checksum is needed from now on."""
-        content = self._read()
-        best = {"best": {"completed": completed, "ap": ap}}
-        self._write({**content, **best, "sha256": {**content["sha256"], name: content["sha256"][name][:1]}})
-
-    def set_keep_at(self, keep_at: Collection[int]) -> None:
-        """Record the completed iterations whose checkpoints stay."""
-        self._write({**self._read(), "keep_at": sorted(keep_at)})
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.path.read_text()) if self.path.exists() else {}
-        except ValueError:
-            logger.warning(
-                f"{self.path} is damaged: best AP and checksums are lost; repeat --keep-at, if there was one"
-            )
-            return {}
-
-    def _write(self, content: dict[str, Any]) -> None:
-        write_atomically(self.path, json.dumps(content, indent=2) + "\n")
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return super().write(content)
 
 
-LAST = "last_checkpoint"
+def write_synced(path: Path, state: dict[str, Any]) -> str:
+    """Write ``state`` to a file and flush it to the disk; returns the SHA-256 of what was written."""
+    with _HashingFile(io.FileIO(path, "w")) as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.sha256.hexdigest()
 
 
-class Saved(NamedTuple):
-    """A checkpoint that this process has written."""
-
-    completed: int
-    path: Path
-    digest: str
-
-
-class CheckpointStore:
-    """The checkpoints of one run; one process at a time may write them.
-
-    model_0000499.pth  after 500 completed iterations: the last ``keep_last`` (0: all) and those of ``keep_at``
-    model_final.pth    after the last iteration
-    model_best.pth     of the best AP; where the file system can do that, another name of the same file
-    last_checkpoint    the name of the newest, for detectron2; not read here
-    index.json         SHA-256 of the files, ``keep_at`` of every part of the run, and the best AP
-
-    A checkpoint gets its name when it is on the disk with its checksum in the index; only then do older ones go. So
-    whenever the process is killed, the newest file with a name is complete.
-    """
-
-    def __init__(self, folder: Path, keep_last: int = 3, keep_at: Collection[int] = ()):
-        self.folder, self.keep_last = folder, keep_last
-        self.index = Index(folder)
-        self._asked = frozenset(keep_at)
-        self._saved: Saved | None = None
-
-    @cached_property
-    def keep_at(self) -> frozenset[int]:
-        """Completed iterations whose checkpoints stay: those asked for now and in earlier parts of the run."""
-        return self._asked.union(self.index.keep_at())
-
-    def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
-        """Write the state after ``completed`` iterations, then delete what need not be kept.
-
-        That includes regular checkpoints of later iterations: the run has gone back to before them, because they were
-        damaged, and will come to them again. Raises UserError when the disk is full; what was there before stays.
-        """
-        regular = self.folder / checkpoint_name(completed - 1)
-        path = self.folder / FINAL if final else regular
-        with self._writing(path, state):
-            self._saved = None
-            self._put(path, state, completed)
-            if final and completed in self.keep_at:
-                self._put(regular, state, completed)
-            write_atomically(self.folder / LAST, path.name)
-        self._prune(completed)
-        return path
-
-    def save_best(self, state: dict[str, Any], ap: float, completed: int) -> None:
-        """Make the state after ``completed`` iterations, with its AP, model_best.pth. Raises UserError as ``save``."""
-        with self._writing(self.folder / BEST, state):
-            self._put(self.folder / BEST, state, completed)
-            self.index.set_best(BEST, completed, ap)
-
-    def keep(self, completed: int) -> None:
-        """Keep the checkpoint of ``completed`` iterations, written already, as if it had been in ``keep_at``."""
-        self.index.set_keep_at(self.keep_at | {completed})
-
-    def best_ap(self) -> float:
-        """AP of model_best.pth, of this and earlier parts of the run; -inf when there is none or it is damaged."""
-        best = self.index.best_ap()
-        return -math.inf if math.isinf(best) or self._damage(self.folder / BEST) else best
-
-    def holds(self, completed: int) -> bool:
-        """Whether an undamaged checkpoint of exactly ``completed`` iterations is there, the best one excepted."""
-        paths = [self.folder / checkpoint_name(completed - 1), self.folder / FINAL]
-        return any(p.is_file() and completed_iterations(p) == completed and not self._damage(p) for p in paths)
-
-    def newest_valid(self) -> Path | None:
-        """The undamaged checkpoint with the most iterations behind it; None when no checkpoint was ever completed.
-
-        Logs each damaged one that it passes over. Raises UserError when all of them are damaged.
-        """
-        candidates = self._newest_first()
-        for place, path in enumerate(candidates):
-            if reason := self._damage(path):
-                logger.warning(f"checkpoint {path} is damaged ({reason})")
-                continue
-            if place:
-                logger.warning(f"using {path} instead, the newest checkpoint that is not damaged")
-            return path
-        if candidates:
-            raise UserError(
-                f"all checkpoints in {self.folder} are damaged: {', '.join(path.name for path in candidates)}\n"
-                "  restore one from a copy, or delete them to start this run from its beginning, "
-                "or name another folder: OUTPUT_DIR PATH"
-            )
-        return None
-
-    def _damage(self, path: Path) -> str | None:
-        return damage(path, self.index.digests(path.name))
-
-    def _regular(self) -> dict[int, Path]:
-        """Completed iterations -> file, oldest first."""
-        matches = [(REGULAR.fullmatch(path.name), path) for path in sorted(self.folder.glob("model_*.pth"))]
-        return {int(match[1]) + 1: path for match, path in matches if match}
-
-    def _newest_first(self) -> list[Path]:
-        """Every checkpoint. A final one that does not tell its iterations counts as the newest, such a best as oldest.
-
-        Of two with equally many iterations the best one comes last: it may be the same file.
-        """
-        places = [(float(completed), 1, path) for completed, path in self._regular().items()]
-        for path, rank, unknown in ((self.folder / FINAL, 2, math.inf), (self.folder / BEST, 0, 0.0)):
-            if path.is_file():
-                places.append((completed_iterations(path) or unknown, rank, path))
-        return [path for _, _, path in sorted(places, reverse=True)]
-
-    def _prune(self, newest: int) -> None:
-        regular = self._regular()
-        past = [completed for completed in regular if completed <= newest]
-        kept = {*past[-self.keep_last :], *self.keep_at.intersection(past)}  # [-0:] is all of them
-        for completed in regular.keys() - kept:
-            regular[completed].unlink(missing_ok=True)
-
-    @contextmanager
-    def _writing(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
-        """Remove unfinished files before, and after an error; explain a full disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            self._remove_unfinished()
-            cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the first error
-            if not isinstance(cause, OSError) or cause.errno not in FULL:
-                raise
-            last = next(iter(self._newest_first()), "none")
-            raise UserError(
-                f"disk full at {path} ({cause.strerror}): it needs about {size(tensor_bytes(state))}, "
-                f"{size(free_bytes(self.folder))} are free; the last complete checkpoint is {last}\n"
-                "  free space and continue with --resume"
-            ) from None
-
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.glob("*.partial"):
-            path.unlink(missing_ok=True)
-
-    def _put(self, path: Path, state: dict[str, Any], completed: int) -> None:
-        """Write ``state``, or link to the file with the same iterations that was written last, and name it ``path``."""
-        partial = path.with_name(path.name + ".partial")
-        if not (self._saved and self._saved.completed == completed and linked(self._saved.path, partial)):
-            self._saved = Saved(completed, path, write_synced(partial, state))
-        self.index.add(path.name, self._saved.digest, self.keep_at)
-        rename_synced(partial, path)
-        partial.unlink(missing_ok=True)  # it is left when both names were one file already
+def rename_synced(path: Path, new: Path) -> None:
+    """Rename within a folder, and flush the folder's entry to the disk too, on file systems that can do that."""
+    os.replace(path, new)
+    folder = os.open(new.parent, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(folder)
+    os.close(folder)
 
 
-def linked(source: Path, path: Path) -> bool:
-    """Make ``path`` a second name of ``source``; whether the file system can do that."""
+def _link(source: Path, path: Path) -> bool:
+    """Make ``path`` a second name of ``source``; False where the file system cannot do that."""
     try:
         os.link(source, path)
     except OSError:
         return False
     return True
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of every tensor in nested dictionaries, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(tensor_bytes, state.values()))
+    return sum(map(tensor_bytes, state)) if isinstance(state, list | tuple) else 0

@@ -20,7 +20,7 @@ from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.engine import detection
-from scratch_det.engine.checkpointer import CheckpointStore
+from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.metrics import Metrics, as_line
 from scratch_det.engine.optimizer import clip_gradients, set_learning_rate
 from scratch_det.engine.run_dir import RunDir
@@ -119,7 +119,7 @@ class Run:
     group: Group
     state: State
     run_dir: RunDir
-    checkpoints: CheckpointStore
+    checkpoints: Checkpointer
     metrics: Metrics
     accumulate: int = 1
     task: ModuleType = detection

@@ -19,11 +19,12 @@ from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.choices import RESIZE
 from scratch_det.config.rules import SGD
 from scratch_det.config.schedule import is_cosine, learning_rate
-from scratch_det.engine.checkpointer import CheckpointStore, Index, damage, sha256_of
+from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.metrics import keep_lines
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import UserError
+from scratch_det.files import sha256_of
 from scratch_det.log import logger
 from scratch_det.weights.load import load_weights, to_cascade
 from scratch_det.weights.locate import find_checkpoint
@@ -174,7 +175,7 @@ class Origin:
 
 
 def find_origin(
-    run_dir: RunDir, store: CheckpointStore, resume: bool, branch_from: Path | None = None, switch: bool = False
+    run_dir: RunDir, store: Checkpointer, resume: bool, branch_from: Path | None = None, switch: bool = False
 ) -> Origin:
     """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``, a ``switch`` or not; else nothing.
 
@@ -200,7 +201,7 @@ def find_origin(
             f"{flag} {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
-    if reason := damage(checkpoint, Index(checkpoint.parent).digests(checkpoint.name)):
+    if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
             f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
             "move that folder away and make its run anew"

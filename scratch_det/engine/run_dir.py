@@ -9,7 +9,7 @@ checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last
 inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
-result.json        written last: backend, iteration, seconds, metrics, the SHA-256 of metrics.json
+result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights
 log.txt, tensorboard/, curves.png, predictions.png
 backbone.pth       of a classification: the body's weights
 lock               held while a process trains here
@@ -17,7 +17,6 @@ lock               held while a process trains here
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -32,11 +31,11 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
-from scratch_det.files import write_atomically
+from scratch_det.files import try_lock, write_atomically
 from scratch_det.log import logger
 
 FLOAT32 = 4  # bytes
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
@@ -158,16 +157,16 @@ class RunDir:
         """
         if not self.writes or not self.path.is_dir() or self.lock_file:
             return
-        self.lock_file = open(self.path / "lock", "w")  # noqa: SIM115 - the lock goes with the process
         try:
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self.lock_file = try_lock(self.path / "lock")
+        except UserError as error:
+            logger.warning(f"{self.path} cannot be locked ({error.__cause__}): start no second run in it")
+            return
+        if not self.lock_file:
             raise UserError(
                 f"another process is training in OUTPUT_DIR {self.path} (its status.json has host and pid); wait for "
                 "it, end it, or name another folder: OUTPUT_DIR PATH"
-            ) from None
-        except OSError as error:
-            logger.warning(f"{self.path} cannot be locked ({error.strerror}): start no second run in it")
+            )
 
     def write_text(self, path: Path, text: str) -> None:
         """Replace a text file in one step."""

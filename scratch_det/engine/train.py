@@ -32,7 +32,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine import detection
-from scratch_det.engine.checkpointer import CheckpointStore, completed_iterations, sha256_of
+from scratch_det.engine.checkpointer import FINAL, Checkpointer, completed_iterations
 from scratch_det.engine.loop import REPORT, Run, due, train
 from scratch_det.engine.metrics import Metrics, is_evaluated
 from scratch_det.engine.plan import Plan
@@ -46,11 +46,13 @@ from scratch_det.engine.resume import (
     restore,
     settled_seed,
 )
-from scratch_det.engine.run_dir import FULL, RunDir, check_free_space, checkpoint_bytes
+from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes
 from scratch_det.engine.state import State, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, format_table, to_json_numbers
+from scratch_det.files import sha256_of
 from scratch_det.log import clock, log_to_file, logger
+from scratch_det.weights.digest import weights_sha256
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 
@@ -170,7 +172,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
-        store = CheckpointStore(run_dir.checkpoints, request.keep_last, request.kept)
+        store = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         start = find_start(plan, store) if group.is_main else None
         origin, cfg.SEED = group.broadcast(start)  # what the main process sees counts: file systems lag
         if origin is None:
@@ -203,7 +205,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleTyp
                 finish(run, plan.backend, plan.test, final)
 
 
-def find_start(plan: Plan, store: CheckpointStore) -> tuple[Origin | None, int]:
+def find_start(plan: Plan, store: Checkpointer) -> tuple[Origin | None, int]:
     """Where the run starts, None when it is finished or as far as --stop-at asks, and its SEED."""
     request, cfg = plan.request, plan.cfg
     if request.resume and plan.run_dir.result.exists():
@@ -250,7 +252,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
-        own = plan.request.resume and group.is_main and CheckpointStore(run_dir.checkpoints).newest_valid()
+        own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
         if plan.request.resume and not weights:
             raise UserError(
@@ -271,7 +273,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
             logger.info(f"wrote {out}/result.json")
 
 
-def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
+def check_disk(cfg: CfgNode, state: State, store: Checkpointer) -> None:
     """Raise UserError when this run's checkpoints will not fit."""
     size = size_of(state.model)
     solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
@@ -280,7 +282,7 @@ def check_disk(cfg: CfgNode, state: State, store: CheckpointStore) -> None:
     )
 
 
-def warn_of_missed(keep_at: tuple[int, ...], store: CheckpointStore, completed: int) -> None:
+def warn_of_missed(keep_at: tuple[int, ...], store: Checkpointer, completed: int) -> None:
     """Say which checkpoints to keep are not there, though the run is past them."""
     for number in keep_at:
         if number <= completed and not store.holds(number):
@@ -316,7 +318,7 @@ def recording_failure(run: Run) -> Iterator[None]:
     except BaseException as error:
         run.group.wait_for_cause(error)  # which is recorded, and not what follows from it
         run.run_dir.fail(run.state.iteration, error)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             place = error.filename or run.run_dir.path
             raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
         raise
@@ -345,6 +347,7 @@ def finish(run: Run, backend: str, test: list[Any], metrics: dict[str, Any]) -> 
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
     if run_dir.writes:
         result["metrics_json_sha256"] = sha256_of(run_dir.metrics)
+        result["weights_sha256"] = weights_sha256(run.checkpoints.folder / FINAL)
     run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=run.cfg.SOLVER.MAX_ITER)
     if len(test) == 1 and (table := format_per_class(metrics)):

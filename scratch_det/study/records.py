@@ -24,7 +24,7 @@ from scratch_det.files import completed, read_lines, write_atomically
 from scratch_det.study.experiments import find
 from scratch_det.study.job import Job
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Run
-from scratch_det.study.weights import weights_sha256
+from scratch_det.weights.digest import weights_sha256
 
 WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",

@@ -1,6 +1,5 @@
 """Where weights lie: a file, or an address from which it is fetched once. Free of torch."""
 
-import fcntl
 import os
 from hashlib import sha256
 from http.client import HTTPException
@@ -9,7 +8,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.files import cache_folder
+from scratch_det.files import cache_folder, locked
 from scratch_det.log import Progress
 
 HOST = "https://dl.fbaipublicfiles.com"
@@ -57,8 +56,7 @@ def fetch(weights: str) -> Path:
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{file}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a run come here at once
+        with locked(file.with_name(file.name + ".lock")):  # the processes of a run come here at once
             if not file.is_file():
                 _download(url, file)
     except (OSError, HTTPException, ValueError) as error:
