@@ -17,7 +17,7 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
-from scratch_det.config.choices import BACKBONE_RULES, BACKBONES, backbone_names, is_resnet
+from scratch_det.config.choices import BACKBONES, Choice, backbone_names, is_resnet
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.rules import norms
 from scratch_det.conversion import convert_file
@@ -58,7 +58,7 @@ class Steps(nn.Module):
 
 @pytest.fixture(autouse=True)
 def steps() -> Iterator[None]:
-    with patch.dict(BACKBONES, steps=f"{__name__}:Steps"), patch.dict(PROJECT_KEYS):
+    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Steps")), patch.dict(PROJECT_KEYS):
         PROJECT_KEYS.update({"MODEL.STEPS.WASTE": False, "MODEL.STEPS.NORM": "BN"})
         yield
 
@@ -201,7 +201,7 @@ def test_names_like_a_resnets_are_converted_as_they_are(tmp_path: Path) -> None:
     recipe.write_text(
         f"_BASE_: {MODEL}\nMODEL: {{DEVICE: cpu, BACKBONE: {{NAME: build_steps_fpn_backbone, FREEZE_AT: 0}}}}"
     )
-    with patch.dict(BACKBONES, steps=f"{__name__}:Stems"):
+    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Stems")):
         torch.save(backends.load("torchvision").build(config("torchvision")).state_dict(), tmp_path / "ours.pth")
         convert_file(str(tmp_path / "ours.pth"), tmp_path / "theirs.pth", "detectron2", recipe)
         convert_file(str(tmp_path / "theirs.pth"), tmp_path / "back.pth", "torchvision", recipe)
@@ -246,18 +246,18 @@ class TestRules:
     def test_whose_norm_is_read(self, name: str, read: list[str]) -> None:
         """By a body's whole name, not by what is a part of it."""
         PROJECT_KEYS["MODEL.NET.NORM"] = "GN"
-        with patch.dict(BACKBONES, dict.fromkeys(("net", "myresnet", "fpnnet"), "")):
+        with patch.dict(BACKBONES, dict.fromkeys(("net", "myresnet", "fpnnet"), Choice(""))):
             cfg = config("torchvision", "MODEL.BACKBONE.NAME", f"build_{name}_backbone")
             assert [key.split(".")[1] for key in norms(cfg)] == [*read, "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
             assert is_resnet(cfg) == ("RESNETS" in read)
 
     def test_another_bodys_keys_are_refused(self) -> None:
         cfg = config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.STEPS.WASTE", "True")
-        with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is True, which would change nothing with .*vgg16"):
+        with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is True, which .*vgg16_fpn_backbone ignores"):
             check_model(cfg)
 
     def test_a_body_has_a_rule(self) -> None:
-        with patch.dict(BACKBONE_RULES, steps=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"])):
+        with patch.dict(BACKBONES, steps=Choice("", rule=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"]))):
             with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is bad"):
                 check_model(config("torchvision"))
             check_model(config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"))

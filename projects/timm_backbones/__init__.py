@@ -2,9 +2,8 @@
 
 from importlib.util import find_spec
 
-from scratch_det.config.choices import BACKBONE_RULES, BACKBONES
+from scratch_det.config.choices import BACKBONES, OPTIMIZERS, Choice
 from scratch_det.config.defaults import PROJECT_KEYS
-from scratch_det.config.rules import OPTIMIZERS, Optimizer
 from scratch_det.errors import UserError
 from timm_backbones.recipe import adamw, timm_keys
 
@@ -22,8 +21,5 @@ def add() -> None:
     if find_spec("timm") is None:
         raise UserError("projects/timm_backbones needs timm, which is not installed; pip install --editable '.[timm]'")
     PROJECT_KEYS.update(KEYS)
-    BACKBONES["timm"] = "timm_backbones.bottom_up:TimmBottomUp"
-    BACKBONE_RULES["timm"] = timm_keys
-    OPTIMIZERS["AdamW"] = Optimizer(
-        "timm_backbones.optimizer:build_adamw", moments=2, keys=("SOLVER.LAYER_DECAY",), rule=adamw
-    )
+    BACKBONES["timm"] = Choice("timm_backbones.bottom_up:TimmBottomUp", rule=timm_keys)
+    OPTIMIZERS["AdamW"] = Choice("timm_backbones.optimizer:build_adamw", ("SOLVER.LAYER_DECAY",), adamw, moments=2)

@@ -23,6 +23,4 @@ def adamw(cfg: CfgNode) -> Iterator[str]:
     if not 0 < decay <= 1:
         yield f"SOLVER.LAYER_DECAY is {decay}, expected a factor above 0 and at most 1"
     if decay != 1 and backbone_names().get(name) != "timm":
-        yield (
-            f"SOLVER.LAYER_DECAY is {decay}, which would change nothing with MODEL.BACKBONE.NAME {name}; set it to 1.0"
-        )
+        yield f"SOLVER.LAYER_DECAY is {decay}, which MODEL.BACKBONE.NAME {name} ignores; set it to 1.0"

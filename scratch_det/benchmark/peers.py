@@ -14,8 +14,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.benchmark.loop import Pairs, in_both_orders, load_recipe, new_run, time_pairs, training_set
-from scratch_det.config.choices import RESIZE, augmentation_name
-from scratch_det.config.rules import OPTIMIZERS, SGD, optimizer_of
+from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
 from scratch_det.data.dataset import TrainingSet, training_batches
 from scratch_det.engine.loop import Run, iterate, timed
 from scratch_det.errors import UserError

@@ -3,10 +3,10 @@
 Needs fvcore alone; never imports torch.
 """
 
-from scratch_det.config.batch import settle_batch
 from scratch_det.config.defaults import flatten, get_cfg, plain, set_key, with_project_keys
 from scratch_det.config.load import LoadedConfig, load_config
 from scratch_det.config.rules import check_config, check_model
+from scratch_det.config.schedule import settle_batch
 
 __all__ = [
     "LoadedConfig",

@@ -1,50 +1,75 @@
-"""Keys whose value names one of several things: each has a rule, and keys that it alone reads. Projects add some.
+"""What a recipe chooses from by name: one list each for learning-rate schedules, optimizers, augmentations, backbones.
 
-What is done to a training sample: INPUT.AUGMENTATION, a key that detectron2 does not have, and its rules.
-
-Which backbones there are, and rules on their keys, MODEL.NET for the backbone ``net``; see
-scratch_det.modeling.backbones.
+To add one, write its function and add a line to its list, here or in a project's ``add()`` (see projects/README.md).
+The functions are named, not imported: this package never imports torch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg, plain
-from scratch_det.errors import did_you_mean
-
 
 @dataclass(frozen=True)
 class Choice:
-    """What a value names: ``function`` is module:function; ``rule`` is on what it reads.
+    """One entry of a list.
 
-    ``keys`` are those that no other one reads; ones that all read, such as INPUT.RANDOM_FLIP, are not among them.
+    function: ``module:function``; the list says how it is called.
+    keys: dotted keys that no other entry of the list reads. A recipe that sets one with another entry is rejected.
+    rule: yields one line for each problem of the keys that the function reads; checked before anything is built.
+    moments: optimizers only: numbers that are kept for every weight, which a checkpoint holds too.
     """
 
     function: str
     keys: tuple[str, ...] = ()
     rule: Callable[[CfgNode], Iterator[str]] | None = None
+    moments: int = 0
 
 
-def known_choice(cfg: CfgNode, key: str, name: str, choices: Mapping[str, Choice]) -> Iterator[str]:
-    """There is one of this name, its own rule is kept, and nothing is set that only another one reads."""
-    if name not in choices:
-        known = list(choices)
-        yield f"{key} is '{name}', expected {' or '.join(known)}{did_you_mean(name, known)}"
-        return
-    if rule := choices[name].rule:
-        yield from rule(cfg)
-    values, defaults = flatten(cfg), flatten(get_cfg())
-    for unread in (unread for other, one in choices.items() if other != name for unread in one.keys):
-        if values[unread] != defaults[unread]:
-            yield (
-                f"{unread} is {values[unread]!r}, which would change nothing with {key} {name}; "
-                f"leave it at {defaults[unread]!r}"
-            )
+def drops_happen(cfg: CfgNode) -> Iterator[str]:
+    """SOLVER.STEPS increase and lie inside the run."""
+    steps, max_iter = tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
+        yield (
+            f"SOLVER.STEPS is {steps}, expected positive and strictly increasing iterations; "
+            f'set SOLVER.STEPS "{tuple(sorted({step for step in steps if step > 0}))}"'
+        )
+    late = [step for step in steps if step >= max_iter]
+    if late and max_iter >= 1:
+        kept = tuple(step for step in steps if step < max_iter)
+        yield (
+            f"SOLVER.STEPS has {', '.join(map(str, late))}, but training ends at SOLVER.MAX_ITER {max_iter}: "
+            f'drop them (set SOLVER.STEPS "{kept}") or train longer'
+        )
+
+
+def cosine_ends(cfg: CfgNode) -> Iterator[str]:
+    """The cosine falls, and no steps are written that it does not take."""
+    end, base = cfg.SOLVER.BASE_LR_END, cfg.SOLVER.BASE_LR
+    if cfg.SOLVER.STEPS:
+        yield f'SOLVER.STEPS is {tuple(cfg.SOLVER.STEPS)}, but {COSINE} has no drops; set SOLVER.STEPS "()"'
+    if base > 0 and not 0 <= end <= base:
+        yield f"SOLVER.BASE_LR_END is {end}, expected from 0 to SOLVER.BASE_LR {base}"
+
+
+# SOLVER.LR_SCHEDULER_NAME (detectron2's names) -> function(cfg.SOLVER, iteration): the learning rate of an iteration,
+# counted from 0, as float. It depends on its arguments alone, so that a resumed or branched run has the same rates. It
+# is called at every iteration and checks nothing; checks belong in the rule.
+MULTI_STEP, COSINE = "WarmupMultiStepLR", "WarmupCosineLR"
+LR_SCHEDULES = {
+    MULTI_STEP: Choice("scratch_det.config.schedule:multi_step", rule=drops_happen),
+    COSINE: Choice("scratch_det.config.schedule:cosine", rule=cosine_ends, keys=("SOLVER.BASE_LR_END",)),
+}
+
+# SOLVER.OPTIMIZER -> function(cfg, model): a torch.optim.Optimizer over the trainable parameters. Every parameter group
+# has an "lr_factor", which multiplies the rate of the schedule. detectron2 has SGD alone and no key for it: a project
+# that adds an optimizer adds the key too.
+SGD = "SGD"
+OPTIMIZERS = {SGD: Choice("scratch_det.engine.optimizer:build_sgd", moments=1)}
 
 
 def training_sizes(cfg: CfgNode) -> Iterator[str]:
+    """INPUT.MIN_SIZE_TRAIN and its companions name sizes."""
     sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
     if not sizes or min(sizes) < 1:
         yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one or more sides in pixels such as (800,)"
@@ -57,63 +82,52 @@ def training_sizes(cfg: CfgNode) -> Iterator[str]:
         yield f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, expected pixels of the longer side, such as 1333"
 
 
-RESIZE = "resize"  # detectron2's, which has no key for it
-AUGMENTATIONS = {  # by a project's INPUT.AUGMENTATION; functions like ``scratch_det.data.transforms.augment``
+# INPUT.AUGMENTATION -> a function like ``scratch_det.data.transforms.augment``, which has the contract. detectron2
+# resizes and has no key for it: a project that adds an augmentation adds the key too.
+RESIZE = "resize"
+AUGMENTATIONS = {
     RESIZE: Choice(
         "scratch_det.data.transforms:augment",
-        ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN"),
-        training_sizes,
+        keys=("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN"),
+        rule=training_sizes,
     )
 }
 
+# net -> function(cfg): a module as ``scratch_det.modeling.backbones`` describes it. An entry ``net`` is known by two
+# values of MODEL.BACKBONE.NAME, build_net_backbone and build_net_fpn_backbone. Keys of the section MODEL.NET (in any
+# case) are its own without being listed, and a key NORM there is under the same rules as a ResNet's. The ResNets are
+# the backends' own and not in this list.
+BACKBONES = {"vgg16": Choice("scratch_det.modeling.vgg:VGG16")}
+
 
 def augmentation_name(cfg: CfgNode) -> str:
-    """What INPUT.AUGMENTATION is, or means where there is no such key."""
+    """INPUT.AUGMENTATION, or what holds where there is no such key."""
     return cfg.INPUT.get("AUGMENTATION", RESIZE)
 
 
-def known_augmentation(cfg: CfgNode) -> Iterator[str]:
-    """See ``known_choice``."""
-    yield from known_choice(cfg, "INPUT.AUGMENTATION", augmentation_name(cfg), AUGMENTATIONS)
-
-
-BACKBONES = {"vgg16": "scratch_det.modeling.vgg:VGG16"}  # module:what builds it
-BACKBONE_RULES: dict[str, Callable[[CfgNode], Iterator[str]]] = {}  # by the name in BACKBONES; free of torch
+def optimizer_of(cfg: CfgNode) -> Choice:
+    """The optimizer of a recipe that passed ``check_config``."""
+    return OPTIMIZERS[cfg.SOLVER.get("OPTIMIZER", SGD)]
 
 
 def backbone_names() -> dict[str, str]:
-    """MODEL.BACKBONE.NAME -> the name in BACKBONES."""
+    """MODEL.BACKBONE.NAME -> name in BACKBONES."""
     return {f"build_{name}{fpn}_backbone": name for name in BACKBONES for fpn in ("", "_fpn")}
 
 
 def is_resnet(cfg: CfgNode) -> bool:
-    """Whether the recipe's backbone is a backend's own ResNet."""
+    """Whether the backbone is a backend's own ResNet."""
     name = cfg.MODEL.BACKBONE.NAME
     return "resnet" in name and name not in backbone_names()
 
 
 def has_fpn(cfg: CfgNode) -> bool:
-    """Whether the recipe's backbone has a pyramid."""
+    """Whether the backbone ends in a feature pyramid."""
     return cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone")
 
 
 def section_of(key: str) -> str:
-    """The name in BACKBONES whose MODEL section ``key`` is in, whatever its case; "" for all other keys."""
+    """The entry of BACKBONES whose section MODEL.NET ``key`` is in, whatever its case; "" for all other keys."""
     first, _, rest = key.partition(".")
     section = rest.partition(".")[0].lower()
     return next((name for name in BACKBONES if first == "MODEL" and name.lower() == section), "")
-
-
-def backbone_keys(cfg: CfgNode) -> Iterator[str]:
-    """The backbone's own rule is kept, and nothing is set that only another backbone reads."""
-    name = cfg.MODEL.BACKBONE.NAME
-    own = backbone_names().get(name, "")
-    if own in BACKBONE_RULES:
-        yield from BACKBONE_RULES[own](cfg)
-    values = flatten(cfg)
-    for key, default in PROJECT_KEYS.items():
-        if section_of(key) not in ("", own) and plain(values[key]) != plain(default):
-            yield (
-                f"{key} is {values[key]!r}, which would change nothing with MODEL.BACKBONE.NAME {name}; "
-                f"leave it at {default!r}"
-            )

@@ -1,39 +1,149 @@
-"""Rules on initialisation and normalisation: the mistakes that cost days without an error message.
+"""What cannot train as written is rejected before iteration 1, with the change that fixes it.
 
-detectron2's defaults (FrozenBN, FREEZE_AT 2) are made for fine-tuning; with no weights they silently leave random
-layers frozen for ever. In Detectron's released runs that mistake cost 3.3 box AP (R50, 3x: 36.2 against 39.5).
+detectron2's defaults (FrozenBN, FREEZE_AT 2) are made for fine-tuning; without weights they silently freeze random
+layers. In Detectron's released runs that mistake cost 3.3 box AP (R50, 3x: 36.2 against 39.5).
 
-Rules on the schedule and the batch.
-
-Cross-field rules: what cannot train as written is refused before iteration 1, with the change that mends it.
-
-A rule is a generator of problems, one line each: what was found, what is expected, the key, the mend.
+A rule is a generator of problems, one line each: what was found, what is expected, the key, the fix. Rules on one
+number or one word are rows of RANGES and ALLOWED; rules of one entry of a list stand with it in ``choices``.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.choices import (
-    Choice,
-    backbone_keys,
+    AUGMENTATIONS,
+    BACKBONES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
     backbone_names,
     has_fpn,
     is_resnet,
-    known_augmentation,
-    known_choice,
     section_of,
 )
-from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg
-from scratch_det.config.schedule import COSINE, is_cosine
+from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
 # In that paper's Fig. 1 BN's ImageNet error rises as images per GPU fall from 32 to 2, GN's stays; the knee is near 8.
 SMALLEST_BN_BATCH = 8  # images
+SMALLEST_VIEW = 32  # pixels: one cell of p5
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
+WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
+NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read by detectron2's trainer alone
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> test, what is expected
+    "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
+    "SOLVER.IMS_PER_BATCH": (lambda n: n >= 1, "1 or more"),
+    "SOLVER.CHECKPOINT_PERIOD": (lambda n: n >= 1, "1 or more"),
+    "SOLVER.BASE_LR": (lambda rate: 0 < rate < math.inf, "above 0; the paper's is 0.02 at batch 16"),
+    "SOLVER.MOMENTUM": (lambda part: 0 <= part < 1, "0 or more and below 1"),
+    "SOLVER.WEIGHT_DECAY": (lambda part: 0 <= part < 1, "0 or more and below 1"),
+    "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
+    "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
+    "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
+    "DATALOADER.NUM_WORKERS": (
+        lambda n: n >= 0,
+        "0 or more; set DATALOADER.NUM_WORKERS 0 to read images in the training process",
+    ),
+    "INPUT.MIN_SIZE_TEST": (lambda side: side >= 0, "0 or more"),
+    "INPUT.MAX_SIZE_TEST": (lambda side: side >= 1, "1 or more"),
+    "TEST.DETECTIONS_PER_IMAGE": (lambda n: n >= 1, "1 or more; a large number keeps all"),  # as -1 does in detectron2
+}
+ALLOWED = {
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+}
+LISTS = {
+    "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULES,
+    "SOLVER.OPTIMIZER": OPTIMIZERS,
+    "INPUT.AUGMENTATION": AUGMENTATIONS,
+}
+
+
+def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()) -> list[str]:
+    """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
+
+    accumulate: micro-batches of an iteration in each of ``num_processes``.
+    waived: names of rules in WAIVABLE whose problems become notices, for who wants to see what comes of them.
+    The batch is taken as it stands: ``settle_batch`` comes first.
+    """
+    if min(num_processes, accumulate) < 1:
+        raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
+    found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
+    found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
+    refuse(problem for rule, problem in found if rule not in waived)
+    notices = [f"--waive {rule}: {problem}" for rule, problem in found]
+    return [*notices, *sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
+    refuse(problem for rule in MODEL_RULES for problem in rule(cfg))
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """Raise one ConfigError when SOLVER describes no schedule."""
+    refuse([*numbers_in_range(cfg, "SOLVER."), *chosen(cfg, "SOLVER.LR_SCHEDULER_NAME")])
+
+
+def numbers_in_range(cfg: CfgNode, section: str = "") -> Iterator[str]:
+    values = flatten(cfg)
+    for key, (fits, expected) in RANGES.items():
+        if key.startswith(section) and not fits(values[key]):
+            yield f"{key} is {values[key]}, expected {expected}"
+
+
+def known_words(cfg: CfgNode) -> Iterator[str]:
+    values = flatten(cfg)
+    for key, words in ALLOWED.items():
+        if values[key] not in words:
+            expected = " or ".join(f"'{word}'" for word in words)
+            yield f"{key} is '{values[key]}', expected {expected}{did_you_mean(values[key], list(words))}"
+
+
+def known_choices(cfg: CfgNode) -> Iterator[str]:
+    for key in LISTS:
+        yield from chosen(cfg, key)
+
+
+def chosen(cfg: CfgNode, key: str) -> Iterator[str]:
+    """``key`` names an entry of its list, whose rule holds, and nothing is set that only another entry reads."""
+    choices = LISTS[key]
+    name = flatten(cfg).get(key, next(iter(choices)))
+    if name not in choices:
+        yield f"{key} is '{name}', expected {' or '.join(choices)}{did_you_mean(name, list(choices))}"
+        return
+    if rule := choices[name].rule:
+        yield from rule(cfg)
+    others = [unread for other, choice in choices.items() if other != name for unread in choice.keys]
+    yield from left_at_default(cfg, others, f"{key} {name}")
+
+
+def backbone_keys(cfg: CfgNode) -> Iterator[str]:
+    """The backbone's own rule holds, and nothing is set that only another backbone reads."""
+    own = backbone_names().get(cfg.MODEL.BACKBONE.NAME, "")
+    if own and (rule := BACKBONES[own].rule):
+        yield from rule(cfg)
+    others = [key for key in PROJECT_KEYS if section_of(key) not in ("", own)]
+    yield from left_at_default(cfg, others, f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}")
+
+
+def left_at_default(cfg: CfgNode, keys: Collection[str], reader: str) -> Iterator[str]:
+    values, defaults = flatten(cfg), flatten(get_cfg())
+    for key in keys:
+        if plain(values[key]) != plain(defaults[key]):
+            yield f"{key} is {values[key]!r}, which {reader} ignores; leave it at {defaults[key]!r}"
+
+
+def nothing_is_ignored(cfg: CfgNode) -> Iterator[str]:
+    yield from left_at_default(cfg, NOT_HONOURED, "this trainer")
 
 
 def norms(cfg: CfgNode) -> dict[str, str]:
@@ -60,8 +170,8 @@ def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
     frozen_stages = cfg.MODEL.BACKBONE.FREEZE_AT
     if frozen_stages > 0:
         yield (
-            f'MODEL.BACKBONE.FREEZE_AT is {frozen_stages} while MODEL.WEIGHTS is "": these stages would stay '
-            "random for ever; set MODEL.BACKBONE.FREEZE_AT 0, or name weights"
+            f'MODEL.BACKBONE.FREEZE_AT is {frozen_stages} while MODEL.WEIGHTS is "": these randomly '
+            "initialised stages would never be trained; set MODEL.BACKBONE.FREEZE_AT 0, or name weights"
         )
     for key, norm in norms(cfg).items():
         if norm == "FrozenBN":
@@ -110,9 +220,9 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
 
 
 def _normalised_channels(cfg: CfgNode, norm_key: str) -> dict[str, int]:
-    """The channels that the norm of ``norm_key`` sees; a ResNet's later stages are multiples of res2's.
+    """The channels that the norm of ``norm_key`` sees, by key; empty for a project's backbone, where no key says it.
 
-    None where no key says it: a project's backbone.
+    A ResNet's later stages are multiples of res2's.
     """
     part = norm_key.split(".")[1]
     if part != "RESNETS":
@@ -126,86 +236,15 @@ def _normalised_channels(cfg: CfgNode, norm_key: str) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimizer(Choice):
-    """``function`` is called with the recipe and the model; ``moments`` numbers are kept a weight."""
-
-    moments: int
-
-
-SGD = "SGD"  # the only one in detectron2, which has no key for it
-OPTIMIZERS = {SGD: Optimizer("scratch_det.engine.optimizer:build_sgd", moments=1)}  # by a project's SOLVER.OPTIMIZER
-
-
-def optimizer_of(cfg: CfgNode) -> Optimizer:
-    """What a recipe that passed ``known_optimizer`` trains with."""
-    return OPTIMIZERS[cfg.SOLVER.get("OPTIMIZER", SGD)]
-
-
-def known_optimizer(cfg: CfgNode) -> Iterator[str]:
-    """See ``known_choice``."""
-    yield from known_choice(cfg, "SOLVER.OPTIMIZER", cfg.SOLVER.get("OPTIMIZER", SGD), OPTIMIZERS)
-
-
-def positive_numbers(cfg: CfgNode) -> Iterator[str]:
-    solver = cfg.SOLVER
-    for name in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if solver[name] < 1:
-            yield f"SOLVER.{name} is {solver[name]}, expected 1 or more"
-    if not 0 < solver.BASE_LR < math.inf:
-        yield f"SOLVER.BASE_LR is {solver.BASE_LR}, expected above 0; the paper's is 0.02 at batch 16"
-    for name in ("MOMENTUM", "WEIGHT_DECAY"):
-        if not 0 <= solver[name] < 1:
-            yield f"SOLVER.{name} is {solver[name]}, expected 0 or more and below 1"
+def solver_agrees(cfg: CfgNode) -> Iterator[str]:
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    if solver.WARMUP_ITERS >= solver.MAX_ITER >= 1:
+        yield (
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, as long as the run of SOLVER.MAX_ITER {solver.MAX_ITER}; "
+            f"set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10} or train longer"
+        )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
-    if not 0 < solver.GAMMA <= 1:
-        yield f"SOLVER.GAMMA is {solver.GAMMA}, expected above 0 and at most 1; the paper's is 0.1"
-
-
-def cosine_ends(cfg: CfgNode) -> Iterator[str]:
-    end, base = cfg.SOLVER.BASE_LR_END, cfg.SOLVER.BASE_LR
-    if end and not is_cosine(cfg):
-        yield f"SOLVER.BASE_LR_END is {end}, which only SOLVER.LR_SCHEDULER_NAME {COSINE} reads; set it to 0"
-    elif base > 0 and not 0 <= end <= base:
-        yield f"SOLVER.BASE_LR_END is {end}, expected from 0 to SOLVER.BASE_LR {base}"
-
-
-def drops_happen(cfg: CfgNode) -> Iterator[str]:
-    steps, max_iter = tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
-    if is_cosine(cfg):
-        if steps:
-            yield f'SOLVER.STEPS is {steps}, but {COSINE} has no drops; set SOLVER.STEPS "()"'
-        return
-    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
-        yield (
-            f"SOLVER.STEPS is {steps}, expected positive and strictly increasing iterations; "
-            f'set SOLVER.STEPS "{tuple(sorted({step for step in steps if step > 0}))}"'
-        )
-    late = [step for step in steps if step >= max_iter]
-    if late and max_iter >= 1:
-        kept = tuple(step for step in steps if step < max_iter)
-        yield (
-            f"SOLVER.STEPS has {', '.join(map(str, late))}, but training ends at SOLVER.MAX_ITER {max_iter}: "
-            f'drop them (set SOLVER.STEPS "{kept}") or train longer'
-        )
-
-
-def warmup_ends(cfg: CfgNode) -> Iterator[str]:
-    warmup, max_iter = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
-    if warmup < 0:
-        yield f"SOLVER.WARMUP_ITERS is {warmup}, expected 0 or more"
-    if warmup >= max_iter >= 1:
-        yield (
-            f"SOLVER.WARMUP_ITERS is {warmup}, as long as the run of SOLVER.MAX_ITER {max_iter}; "
-            f"set SOLVER.WARMUP_ITERS {max_iter // 10} or train longer"
-        )
-    if not 0 <= cfg.SOLVER.WARMUP_FACTOR <= 1:
-        yield f"SOLVER.WARMUP_FACTOR is {cfg.SOLVER.WARMUP_FACTOR}, expected a part of the learning rate from 0 to 1"
-
-
-def clipping_is_known(cfg: CfgNode) -> Iterator[str]:
-    clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
         yield f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', expected 'value' or 'norm'"
 
@@ -225,102 +264,32 @@ def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator
         return
     processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
     if batch % num_processes:
-        mend = f"--scale-to-batch {max(1, round(batch / parts)) * parts}"
+        fix = f"--scale-to-batch {max(1, round(batch / parts)) * parts}"
     else:
         share = batch // num_processes
-        mend = f"--accumulate {max(k for k in range(1, accumulate) if share % k == 0)}"
+        fix = f"--accumulate {max(k for k in range(1, accumulate) if share % k == 0)}"
     yield (
         f"SOLVER.IMS_PER_BATCH is {batch} in total, which {processes}"
-        f"{f' with --accumulate {accumulate}' if accumulate > 1 else ''} cannot share evenly; give {mend}"
+        f"{f' with --accumulate {accumulate}' if accumulate > 1 else ''} cannot share evenly; give {fix}"
     )
 
 
-CHOICES = {
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", COSINE),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "INPUT.FORMAT": ("BGR", "RGB"),
-    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-}
-WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
-NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")
-SMALLEST_VIEW = 32  # pixels: one cell of p5
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
-
-
-def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()) -> list[str]:
-    """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
-
-    ``accumulate``: how many parts an iteration's images come in, one after another, in each of ``num_processes``.
-    ``waived``: rules of WAIVABLE whose problems are notices, for who wants to see what comes of them.
-    The batch is taken as it stands: ``settle_batch`` comes first.
-    """
-    if min(num_processes, accumulate) < 1:
-        raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
-    found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
-    found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
-    refuse(problem for rule, problem in found if rule not in waived)
-    notices = [f"--waive {rule}: {problem}" for rule, problem in found]
-    return [*notices, *sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
-
-
-def check_model(cfg: CfgNode) -> None:
-    """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
-    refuse(problem for rule in MODEL_RULES for problem in rule(cfg))
-
-
-def known_choices(cfg: CfgNode) -> Iterator[str]:
-    values = flatten(cfg)
-    for key, choices in CHOICES.items():
-        if values[key] not in choices:
-            expected = " or ".join(f"'{choice}'" for choice in choices)
-            yield f"{key} is '{values[key]}', expected {expected}{did_you_mean(values[key], list(choices))}"
-
-
-def nothing_is_ignored(cfg: CfgNode) -> Iterator[str]:
-    """detectron2's trainer reads these keys, this one does not: a value that would change nothing is refused."""
-    values, defaults = flatten(cfg), flatten(get_cfg())
-    for key in NOT_HONOURED:
-        if values[key] != defaults[key]:
-            yield f"{key} is {values[key]!r}, which would change nothing here; leave it at {defaults[key]!r}"
-
-
-def keypoints_can_be_flipped(cfg: CfgNode) -> Iterator[str]:
-    """No keypoint changes places upside down, where detectron2 would still call a left eye left."""
+def data_and_machine(cfg: CfgNode) -> Iterator[str]:
+    if not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
+    # No keypoint changes places upside down, where detectron2 would still call a left eye left.
     if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
         yield (
             "INPUT.RANDOM_FLIP is 'vertical' with MODEL.KEYPOINT_ON, expected horizontal or none: upside down, left "
             "and right keypoints would keep their names; set INPUT.RANDOM_FLIP horizontal"
         )
-
-
-def has_training_data(cfg: CfgNode) -> Iterator[str]:
-    if not cfg.DATASETS.TRAIN:
-        yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
-
-
-def known_device(cfg: CfgNode) -> Iterator[str]:
-    name = cfg.MODEL.DEVICE
-    kind, colon, number = name.partition(":")
+    device = cfg.MODEL.DEVICE
+    kind, colon, number = device.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
-        mend = did_you_mean(kind, list(DEVICES))
-        yield f"MODEL.DEVICE is '{name}', expected {', '.join(DEVICES)} or a numbered one such as cuda:0{mend}"
-
-
-def output_dir_is_named(cfg: CfgNode) -> Iterator[str]:
-    """An empty path means the current folder, which nobody wants filled with a run."""
-    if not cfg.OUTPUT_DIR.strip():
+        fix = did_you_mean(kind, list(DEVICES))
+        yield f"MODEL.DEVICE is '{device}', expected {', '.join(DEVICES)} or a numbered one such as cuda:0{fix}"
+    if not cfg.OUTPUT_DIR.strip():  # the current folder, which nobody wants filled with a run
         yield f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, expected a folder; set OUTPUT_DIR output/NAME"
-
-
-def workers(cfg: CfgNode) -> Iterator[str]:
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        yield (
-            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more; "
-            "set DATALOADER.NUM_WORKERS 0 to read images in the training process"
-        )
 
 
 def resnet_depth(cfg: CfgNode) -> Iterator[str]:
@@ -335,14 +304,11 @@ def resnet_depth(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def roi_thresholds(cfg: CfgNode) -> Iterator[str]:
+def roi_heads(cfg: CfgNode) -> Iterator[str]:
+    """A cascade's stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU."""
     thresholds = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
     if not thresholds or not all(0 < threshold < 1 for threshold in thresholds):
         yield f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, expected IoUs between 0 and 1 such as [0.5]"
-
-
-def cascade_stages(cfg: CfgNode) -> Iterator[str]:
-    """Stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU."""
     if cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
         return
     ious, weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
@@ -356,25 +322,14 @@ def cascade_stages(cfg: CfgNode) -> Iterator[str]:
             f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one IoU and four "
             "weights a stage"
         )
-    elif list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != [ious[0]]:
+    elif list(thresholds) != [ious[0]]:
         yield (
-            f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS}, but the cascade's first stage "
+            f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, but the cascade's first stage "
             f"matches at IoU {ious[0]}; set it to [{ious[0]}]"
         )
 
 
-def test_images(cfg: CfgNode) -> Iterator[str]:
-    """What an evaluation would stop at, perhaps after the whole training."""
-    least = {"INPUT.MIN_SIZE_TEST": 0, "INPUT.MAX_SIZE_TEST": 1, "TEST.DETECTIONS_PER_IMAGE": 1}
-    mends = {"TEST.DETECTIONS_PER_IMAGE": "; a large number keeps all"}  # as -1 does in detectron2
-    values = flatten(cfg)
-    for key, value in least.items():
-        if values[key] < value:
-            yield f"{key} is {values[key]}, expected {value} or more{mends.get(key, '')}"
-
-
-def augmentation(cfg: CfgNode) -> Iterator[str]:
-    """Test-time augmentation has views."""
+def augmented_tests(cfg: CfgNode) -> Iterator[str]:
     keys = cfg.TEST.AUG
     if not keys.ENABLED:
         return
@@ -400,29 +355,19 @@ MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     gn_channels_divide,
     backbone_keys,
     resnet_depth,
-    roi_thresholds,
-    cascade_stages,
+    roi_heads,
 )
 RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
     nothing_random_is_frozen,
     *MODEL_RULES,
-    test_images,
-    augmentation,
+    numbers_in_range,
+    known_words,
     known_choices,
     nothing_is_ignored,
-    known_augmentation,
-    keypoints_can_be_flipped,
-    has_training_data,
-    workers,
-    known_device,
-    output_dir_is_named,
-    known_optimizer,
-    positive_numbers,
-    drops_happen,
-    cosine_ends,
-    warmup_ends,
+    solver_agrees,
     reference_world_size,
-    clipping_is_known,
+    data_and_machine,
+    augmented_tests,
 )
 PROCESS_RULES: tuple[Callable[[CfgNode, int, int], Iterator[str]], ...] = (
     batch_divides,

@@ -1,18 +1,25 @@
-"""The paper's learning-rate schedules as plain arithmetic (section 4 of *Rethinking ImageNet Pre-training*).
+"""Iterations and learning rates: the paper's kx schedules, the rate of an iteration, and a recipe at another batch.
 
-The kx lengths are iterations at a total batch of 16 images; ``rescale`` counts them in another batch. Their learning
-rate is a function of the iteration alone, never of the length of the run, so two runs that differ only in length are
-the same run up to their first differing drop. A cosine has no such beginning to share: its length shapes every rate.
-
-The learning rate under a recipe: of one iteration, and of the whole run in one line.
+The kx lengths (section 4 of *Rethinking ImageNet Pre-training*) are iterations at a total batch of 16 images. Their
+learning rate is a function of the iteration alone, never of the length of the run, so two runs that differ only in
+length are the same run up to their first differing drop. A cosine has no such common beginning: its length is in every
+rate.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 
 from fvcore.common.config import CfgNode
+
+from scratch_det.config.choices import COSINE, LR_SCHEDULES, MULTI_STEP
+from scratch_det.config.defaults import flatten, set_key
+from scratch_det.config.load import COMMAND_LINE, LoadedConfig
+from scratch_det.config.rules import check_schedule, reference_world_size
+from scratch_det.errors import ConfigError, refuse
+from scratch_det.tables import aligned
 
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
 TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k iterations
@@ -21,61 +28,19 @@ ONE_X_STEPS = (6, 8)  # ninths, again 60k and 80k, but from the start: 1x predat
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run of ``max_iter`` iterations whose learning rate drops at each iteration of ``steps``."""
+    """A run of ``max_iter`` iterations whose learning rate drops at each iteration of ``steps``.
+
+    Raises ValueError for steps that do not increase or lie outside the run.
+    """
 
     max_iter: int
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        if any(later <= earlier for earlier, later in zip((0, *self.steps), self.steps, strict=False)):
+            raise ValueError(f"steps must be positive and strictly increasing, not {self.steps}")
         if self.max_iter < 1 or any(step >= self.max_iter for step in self.steps):
             raise ValueError(f"steps {self.steps} must lie inside a run of {self.max_iter} >= 1 iterations")
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """What depends on the batch: images in an iteration over all processes, and lengths in such iterations.
-
-    A period of 0 means never.
-    """
-
-    batch: int
-    base_lr: float
-    max_iter: int
-    steps: tuple[int, ...]
-    warmup_iters: int
-    eval_period: int
-    checkpoint_period: int
-    base_lr_end: float = 0.0
-
-
-def rescale(settings: BatchSettings, batch: int) -> BatchSettings:
-    """The same training with ``batch`` images in an iteration: as many images are seen, in all and between two drops.
-
-    The learning rate grows with the batch (the linear rule of Goyal et al. 2017, *Accurate, Large Minibatch SGD*);
-    counts of iterations shrink with it, warm-up included, rounded as in detectron2's DefaultTrainer.auto_scale_workers.
-    But a period never becomes 0, which would turn it off. Raises ValueError when rounding lets two drops, or a drop
-    and an end of the run, fall together.
-    """
-    if settings.batch < 1 or batch < 1:
-        raise ValueError(f"a batch must have 1 or more images, not {min(settings.batch, batch)}")
-    ratio = batch / settings.batch
-    run = Schedule(round(settings.max_iter / ratio), tuple(round(step / ratio) for step in settings.steps))
-    return replace(
-        settings,
-        batch=batch,
-        base_lr=settings.base_lr * ratio,
-        base_lr_end=settings.base_lr_end * ratio,
-        max_iter=run.max_iter,
-        steps=run.steps,
-        warmup_iters=round(settings.warmup_iters / ratio),
-        eval_period=_rescale_period(settings.eval_period, ratio),
-        checkpoint_period=_rescale_period(settings.checkpoint_period, ratio),
-    )
-
-
-def _rescale_period(period: int, ratio: float) -> int:
-    return max(1, round(period / ratio)) if period > 0 else period
 
 
 def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
@@ -91,116 +56,186 @@ def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
     return Schedule(max_iter, tuple(max_iter - unit * tail for tail in TAILS))
 
 
-def lr_at(
-    iteration: int,
-    *,
-    base_lr: float,
-    steps: Sequence[int],
-    gamma: float,
-    warmup_iters: int,
-    warmup_factor: float,
-    warmup_method: str = "linear",
-) -> float:
-    """The learning rate of iteration ``iteration`` (from 0), with the meaning of detectron2's WarmupMultiStepLR."""
-    if iteration < 0 or base_lr <= 0 or gamma <= 0:
-        raise ValueError(f"iteration {iteration} must be >= 0, base_lr {base_lr} and gamma {gamma} above 0")
-    _check_steps(steps)
-    drops = bisect_right(steps, iteration)  # a step counts from its own iteration on
-    return base_lr * warmup_at(iteration, warmup_iters, warmup_factor, warmup_method) * gamma**drops
-
-
-def cosine_lr_at(
-    iteration: int,
-    *,
-    base_lr: float,
-    base_lr_end: float,
-    max_iter: int,
-    warmup_iters: int,
-    warmup_factor: float,
-    warmup_method: str = "linear",
-) -> float:
-    """The learning rate of iteration ``iteration`` (from 0), with the meaning of detectron2's WarmupCosineLR.
-
-    Half a cosine from ``base_lr`` at iteration 0 to ``base_lr_end`` at ``max_iter``. Warm-up takes the place of its
-    first ``warmup_iters``: from a part of ``base_lr`` up to where the cosine is then.
-    """
-    if iteration < 0 or not 0 <= base_lr_end <= base_lr:
-        raise ValueError(f"iteration {iteration} must be >= 0, base_lr_end {base_lr_end} from 0 to base_lr {base_lr}")
-    at_end = warmup_at(iteration, warmup_iters, 0.0, warmup_method)  # how far warm-up is
-    where = max(iteration, warmup_iters) / max_iter
-    cosine = base_lr_end + (base_lr - base_lr_end) * (1 + math.cos(math.pi * where)) / 2
-    return base_lr * warmup_factor * (1 - at_end) + cosine * at_end
-
-
-def warmup_at(iteration: int, warmup_iters: int, warmup_factor: float, method: str = "linear") -> float:
-    """The factor on the learning rate: ``warmup_factor`` at iteration 0, 1 from ``warmup_iters`` on."""
-    if method not in ("linear", "constant"):
-        raise ValueError(f"warm-up method must be 'linear' or 'constant', not {method!r}")
-    if warmup_iters < 0 or not 0 <= warmup_factor <= 1:
-        raise ValueError(f"warm-up needs iterations >= 0 and a factor in [0, 1], not {warmup_iters}, {warmup_factor}")
-    if iteration >= warmup_iters:
-        return 1.0
-    if method == "constant":
-        return warmup_factor
-    progress = iteration / warmup_iters
-    return warmup_factor * (1 - progress) + progress
-
-
 def shared_prefix(a: Schedule, b: Schedule) -> int:
     """How many first iterations ``a`` and ``b`` have in common: up to the earliest drop that only one of them has."""
-    differing_drops = set(a.steps) ^ set(b.steps)
-    return min({a.max_iter, b.max_iter} | differing_drops)
-
-
-def _check_steps(steps: Sequence[int]) -> None:
-    """Drops are positive and strictly increasing."""
-    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
-        raise ValueError(f"steps must be positive and strictly increasing, not {tuple(steps)}")
-
-
-COSINE = "WarmupCosineLR"  # detectron2's name
+    return min({a.max_iter, b.max_iter} | (set(a.steps) ^ set(b.steps)))
 
 
 def learning_rate(cfg: CfgNode, iteration: int) -> float:
-    """SOLVER.*'s rate of an iteration, counted from 0."""
-    solver = cfg.SOLVER
-    warmup = {name: solver[name.upper()] for name in ("warmup_iters", "warmup_factor", "warmup_method")}
-    if is_cosine(cfg):
-        end, max_iter = solver.BASE_LR_END, solver.MAX_ITER
-        return cosine_lr_at(iteration, base_lr=solver.BASE_LR, base_lr_end=end, max_iter=max_iter, **warmup)
-    return lr_at(iteration, base_lr=solver.BASE_LR, steps=solver.STEPS, gamma=solver.GAMMA, **warmup)
+    """The rate of an iteration, counted from 0. ``cfg`` has passed ``check_config``: nothing is checked here."""
+    return resolve_name(LR_SCHEDULES[cfg.SOLVER.LR_SCHEDULER_NAME].function)(cfg.SOLVER, iteration)
 
 
-def is_cosine(cfg: CfgNode) -> bool:
-    """Whether the rate falls along a cosine, and so depends on SOLVER.MAX_ITER at every iteration."""
-    return cfg.SOLVER.LR_SCHEDULER_NAME == COSINE
+def multi_step(solver: CfgNode, iteration: int) -> float:
+    """detectron2's WarmupMultiStepLR: times GAMMA at each of STEPS, which counts from its own iteration on."""
+    drops = bisect_right(solver.STEPS, iteration)
+    return solver.BASE_LR * warmup(solver, iteration, solver.WARMUP_FACTOR) * solver.GAMMA**drops
+
+
+def cosine(solver: CfgNode, iteration: int) -> float:
+    """detectron2's WarmupCosineLR: half a cosine from BASE_LR at iteration 0 to BASE_LR_END at MAX_ITER.
+
+    Warm-up takes the place of its first WARMUP_ITERS: from a part of BASE_LR up to where the cosine is then.
+    """
+    progress = warmup(solver, iteration, 0.0)
+    angle = math.pi * (max(iteration, solver.WARMUP_ITERS) / solver.MAX_ITER)
+    rate = solver.BASE_LR_END + (solver.BASE_LR - solver.BASE_LR_END) * (1 + math.cos(angle)) / 2
+    return solver.BASE_LR * solver.WARMUP_FACTOR * (1 - progress) + rate * progress
+
+
+def warmup(solver: CfgNode, iteration: int, first: float) -> float:
+    """The factor on the learning rate: ``first`` at iteration 0, 1 from WARMUP_ITERS on."""
+    if iteration >= solver.WARMUP_ITERS:
+        return 1.0
+    if solver.WARMUP_METHOD == "constant":
+        return first
+    progress = iteration / solver.WARMUP_ITERS
+    return first * (1 - progress) + progress
+
+
+def is_multi_step(cfg: CfgNode) -> bool:
+    """Whether the rate is constant between warm-up and drops; else it may depend on MAX_ITER at every iteration."""
+    return cfg.SOLVER.LR_SCHEDULER_NAME == MULTI_STEP
 
 
 def learning_rate_line(cfg: CfgNode, num_images: int | None = None) -> str:
-    """Warm-up, every drop or the cosine, and the end: ``0.00667 -> 0.02 over 500 it, 0.002 from 210,000, ...``.
+    """Warm-up, every drop or the curve, and the end: ``0.00667 -> 0.02 over 500 it, 0.002 from 210,000, ...``.
 
     num_images: of the training set, for the number of epochs. ``cfg`` has passed ``check_config``.
     """
     solver = cfg.SOLVER
-    parts = [_beginning(cfg)]
-    if is_cosine(cfg):
-        parts.append(f"along a cosine to {_rate(solver.BASE_LR_END)}")
-    for drops, step in enumerate(solver.STEPS, start=1):
-        parts.append(f"{_rate(solver.BASE_LR * solver.GAMMA**drops)} from {step:,}")
+    base, first = f"{solver.BASE_LR:.3g}", f"{learning_rate(cfg, 0):.3g}"
+    if not solver.WARMUP_ITERS:
+        parts = [base]
+    elif solver.WARMUP_METHOD == "constant":
+        parts = [f"{first} for {solver.WARMUP_ITERS:,} it, then {base}"]
+    else:
+        parts = [f"{first} -> {base} over {solver.WARMUP_ITERS:,} it"]
+    if is_multi_step(cfg):
+        parts += [f"{learning_rate(cfg, step):.3g} from {step:,}" for step in solver.STEPS]
+    else:
+        curve = "along a cosine" if solver.LR_SCHEDULER_NAME == COSINE else f"by {solver.LR_SCHEDULER_NAME}"
+        parts.append(f"{curve} to {learning_rate(cfg, solver.MAX_ITER):.3g}")
     epochs = f" ({solver.MAX_ITER * solver.IMS_PER_BATCH / num_images:.1f} epochs)" if num_images else ""
     return f"learning rate {', '.join(parts)}, end {solver.MAX_ITER:,}{epochs}"
 
 
-def _beginning(cfg: CfgNode) -> str:
-    solver = cfg.SOLVER
-    base = _rate(solver.BASE_LR)
-    first = _rate(solver.BASE_LR * warmup_at(0, solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD))
-    if not solver.WARMUP_ITERS:
-        return base
-    if solver.WARMUP_METHOD == "constant":
-        return f"{first} for {solver.WARMUP_ITERS:,} it, then {base}"
-    return f"{first} -> {base} over {solver.WARMUP_ITERS:,} it"
+RATES = ("SOLVER.BASE_LR", "SOLVER.BASE_LR_END")
+PERIODS = ("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD")  # in iterations; 0 means never
+BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", *RATES, "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", *PERIODS)
 
 
-def _rate(value: float) -> str:
-    return f"{value:.3g}"
+def settle_batch(
+    recipe: LoadedConfig, num_processes: int = 1, scale_to: int | None = None, accumulate: int = 1
+) -> list[str]:
+    """Rescale ``recipe.cfg`` in place as the command line and SOLVER.REFERENCE_WORLD_SIZE ask; lines for the log.
+
+    num_processes, scale_to, accumulate: as in ``--num-gpus`` x ``--num-machines``, ``--scale-to-batch`` and
+    ``--accumulate``; accumulation changes no key. Overrides are part of what is rescaled: the flag keeps the number of
+    images that the run would see without it.
+    Raises ConfigError, also when a batch was overridden and its learning rate was not. ``check_config`` comes after.
+    """
+    for flag, value in (("--scale-to-batch", scale_to), ("--accumulate", accumulate)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{COMMAND_LINE}: {flag} is {value}, expected 1 or more")
+    cfg, before, written = recipe.cfg, recipe.cfg.SOLVER.IMS_PER_BATCH, recipe.file_cfg.SOLVER.IMS_PER_BATCH
+    if before != written and "SOLVER.BASE_LR" not in recipe.overridden and min(before, written) >= 1:
+        rate = cfg.SOLVER.BASE_LR
+        raise ConfigError(
+            f"{COMMAND_LINE}: SOLVER.IMS_PER_BATCH is {before}, the recipe's {written}, but SOLVER.BASE_LR is still "
+            f"{rate:g}, expected {rate * before / written:g} for {before} images; give --scale-to-batch {before} "
+            f"instead, which scales the schedule too, or name the rate as well: SOLVER.BASE_LR {rate} keeps it"
+        )
+    honour_reference_world_size(cfg, num_processes)
+    if scale_to is not None:
+        reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+        if reference and batch != scale_to:
+            raise ConfigError(
+                f"{COMMAND_LINE}: --scale-to-batch is {scale_to}, but SOLVER.REFERENCE_WORLD_SIZE makes the batch "
+                f"{batch} in {num_processes} process{'es' if num_processes > 1 else ''}; "
+                "leave out one of the two: the flag, or set SOLVER.REFERENCE_WORLD_SIZE 0"
+            )
+        scale_to_batch(cfg, scale_to)
+    return _batch_lines(recipe, before, num_processes, accumulate)
+
+
+def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
+    """Keep the images per process that ``cfg`` has in REFERENCE_WORLD_SIZE processes, as detectron2 does; 0: nothing.
+
+    Raises ConfigError when these processes cannot share the batch evenly.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, num_processes):
+        return
+    refuse(reference_world_size(cfg))
+    scale_to_batch(cfg, cfg.SOLVER.IMS_PER_BATCH // reference * num_processes)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = num_processes
+
+
+def scale_to_batch(cfg: CfgNode, batch: int) -> None:
+    """The same training with ``batch`` images an iteration, in place: as many images in all and between two drops.
+
+    The learning rate grows with the batch (the linear rule of Goyal et al. 2017, *Accurate, Large Minibatch SGD*);
+    counts of iterations shrink with it, warm-up included, rounded as in detectron2's DefaultTrainer.auto_scale_workers.
+    But a period never becomes 0, which would turn it off.
+    Raises ConfigError when ``cfg``'s schedule is no schedule, or rounding lets two drops, or a drop and an end of the
+    run, fall together.
+    """
+    check_schedule(cfg)
+    solver, ratio = cfg.SOLVER, batch / cfg.SOLVER.IMS_PER_BATCH
+    try:
+        run = Schedule(round(solver.MAX_ITER / ratio), tuple(round(step / ratio) for step in solver.STEPS))
+    except ValueError as error:
+        raise ConfigError(
+            f"SOLVER.STEPS {solver.STEPS} of SOLVER.MAX_ITER {solver.MAX_ITER} at {solver.IMS_PER_BATCH} images cannot "
+            f"be scaled to {batch}: {error}; choose a smaller batch, or fewer SOLVER.STEPS"
+        ) from None
+    solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS = batch, run.max_iter, run.steps
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
+    values = flatten(cfg)
+    for key in RATES:
+        set_key(cfg, key, values[key] * ratio)
+    for key in PERIODS:
+        set_key(cfg, key, max(1, round(values[key] / ratio)) if values[key] > 0 else values[key])
+
+
+def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:
+    """Lines for the log: what the recipe's files say beside this run, or one line when nothing differs.
+
+    before: the batch that ``recipe.cfg`` had before it was rescaled, in images.
+    """
+    written, run = flatten(recipe.file_cfg), flatten(recipe.cfg)
+    batch = run["SOLVER.IMS_PER_BATCH"]
+    shares = f"{num_processes} x {accumulate} x {batch // (num_processes * accumulate)}"
+    if all(written[key] == run[key] for key in BATCH_KEYS):
+        return [
+            f"batch {batch} (processes x accumulate x images: {shares}), learning rate {run['SOLVER.BASE_LR']:g}, "
+            f"{run['SOLVER.MAX_ITER']:,} iterations, as in the recipe"
+        ]
+    reference = recipe.file_cfg.SOLVER.REFERENCE_WORLD_SIZE
+    written_shares = f"{reference} x 1 x {written['SOLVER.IMS_PER_BATCH'] // reference}" if reference > 0 else "-"
+    left, right = _column(written, written_shares), _column(run, shares)
+    lines = aligned([("", "recipe", "this run"), *((label, text, right[label]) for label, text in left.items())])
+    if before != batch:
+        ratio = batch / before
+        named = [key for key in BATCH_KEYS if key in recipe.overridden]
+        lines.append(
+            f"rescaled from {before} to {batch} images: learning rate x {ratio:g}, iterations x {1 / ratio:g}"
+            + (f", the command line's {', '.join(named)} included" if named else "")
+        )
+    return lines
+
+
+def _column(values: dict[str, Any], shares: str) -> dict[str, str]:
+    batch, rate, _, max_iter, steps, warm, evaluate, save = (values[key] for key in BATCH_KEYS)
+    return {
+        "images an iteration": f"{batch:,}",
+        "processes x accumulate x images": shares,
+        "learning rate": f"{rate:g}",
+        "iterations": f"{max_iter:,}",
+        "drops at": " ".join(f"{step:,}" for step in steps) or "-",
+        "warm-up iterations": f"{warm:,}",
+        "evaluation every": f"{evaluate:,}" if evaluate else "-",
+        "checkpoint every": f"{save:,}",
+        "images in all": f"{max_iter * batch:,}",
+    }

@@ -23,7 +23,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
-from scratch_det.config.rules import optimizer_of
+from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, gc_paused, inspect_coco, needed_for_training

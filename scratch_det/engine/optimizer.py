@@ -8,7 +8,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from scratch_det.config.rules import optimizer_of
+from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate
 from scratch_det.modeling.norm import NORM_LAYERS
 

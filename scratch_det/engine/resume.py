@@ -16,9 +16,8 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten, plain, set_key
-from scratch_det.config.choices import RESIZE
-from scratch_det.config.rules import SGD
-from scratch_det.config.schedule import is_cosine, learning_rate
+from scratch_det.config.choices import RESIZE, SGD
+from scratch_det.config.schedule import is_multi_step, learning_rate
 from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.metrics import keep_lines
 from scratch_det.engine.run_dir import RunDir
@@ -112,7 +111,8 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
     solvers = earlier.SOLVER, now.SOLVER
     if all(plain(flatten(earlier)[key]) == plain(flatten(now)[key]) for key in SCHEDULE):
         return None
-    changing = completed if is_cosine(earlier) or is_cosine(now) else max(s.WARMUP_ITERS for s in solvers) + 1
+    piecewise = is_multi_step(earlier) and is_multi_step(now)
+    changing = max(s.WARMUP_ITERS for s in solvers) + 1 if piecewise else completed
     drops = {step for solver in solvers for step in solver.STEPS}
     where_rates_change = sorted({*range(min(completed, changing)), *drops})  # between these the rates are constant
     passed = (i for i in where_rates_change if i < completed)

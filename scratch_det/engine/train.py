@@ -24,8 +24,8 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.config import flatten
-from scratch_det.config.rules import optimizer_of
-from scratch_det.config.schedule import is_cosine, learning_rate_line
+from scratch_det.config.choices import optimizer_of
+from scratch_det.config.schedule import is_multi_step, learning_rate_line
 from scratch_det.data.catalog import datasets_root
 from scratch_det.data.coco import gc_paused
 from scratch_det.distributed.group import Group
@@ -362,7 +362,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     if result["iteration"] != cfg.SOLVER.MAX_ITER:
         raise UserError(
             f"{run_dir.path} holds a finished run of {result['iteration']} iterations, SOLVER.MAX_ITER is "
-            f"{cfg.SOLVER.MAX_ITER}; name another folder" + (": OUTPUT_DIR PATH" if is_cosine(cfg) else BRANCH)
+            f"{cfg.SOLVER.MAX_ITER}; name another folder" + (BRANCH if is_multi_step(cfg) else ": OUTPUT_DIR PATH")
         )
     cfg.SEED = settled_seed(cfg, Origin(), run_dir)
     changes = config_changes(run_dir.read_config(), cfg, result["iteration"])

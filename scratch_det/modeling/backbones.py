@@ -44,7 +44,7 @@ def build_bottom_up(cfg: CfgNode) -> "nn.Module":
     from scratch_det.modeling.norm import freeze
 
     name, freeze_at = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    body: Any = resolve_name(BACKBONES[backbone_names()[name]])(cfg)
+    body: Any = resolve_name(BACKBONES[backbone_names()[name]].function)(cfg)
     stages = getattr(body, "stages", [])
     problems = [*_other_maps(cfg, body), *(f"{name} {problem}" for problem in _misstated(body))]
     if not 0 <= freeze_at <= len(stages):

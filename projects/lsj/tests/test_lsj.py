@@ -208,9 +208,9 @@ class TestRefusals:
             (("INPUT.LSJ.SCALE", "(0.1, 2.0)"), "unknown key INPUT.LSJ.SCALE; did you mean 'INPUT.LSJ.SCALES'?"),
             (
                 ("INPUT.MIN_SIZE_TRAIN", "(640, 800)"),
-                "which would change nothing with INPUT.AUGMENTATION LSJ; leave it",
+                "which INPUT.AUGMENTATION LSJ ignores; leave it",
             ),
-            (("INPUT.AUGMENTATION", "resize"), "INPUT.LSJ.SIZE is 64, which would change nothing"),
+            (("INPUT.AUGMENTATION", "resize"), "INPUT.LSJ.SIZE is 64, which INPUT.AUGMENTATION resize ignores"),
             (("INPUT.AUGMENTATION", "LJS"), "INPUT.AUGMENTATION is 'LJS', expected resize or LSJ; did you mean 'LSJ'?"),
         ],
     )

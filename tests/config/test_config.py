@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import check_config, flatten, get_cfg, load_config, set_key
@@ -14,7 +15,6 @@ from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.engine.plan import check_recipe
 from scratch_det.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 ALL_FILES = sorted(CONFIGS.rglob("*.yaml"))
 LEAVES = [path for path in ALL_FILES if "_base_" not in path.parts]
@@ -282,8 +282,8 @@ class TestRules:
             ("SOLVER.CHECKPOINT_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD is 0"),
             ("SOLVER.LR_SCHEDULER_NAME", "CosineLR", "did you mean 'WarmupCosineLR'"),
             ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", 'has no drops; set SOLVER.STEPS "()"'),
-            ("SOLVER.BASE_LR_END", 0.001, "which only SOLVER.LR_SCHEDULER_NAME WarmupCosineLR reads"),
-            ("SOLVER.RESCALE_INTERVAL", True, "would change nothing here"),
+            ("SOLVER.BASE_LR_END", 0.001, "which SOLVER.LR_SCHEDULER_NAME WarmupMultiStepLR ignores; leave it at 0.0"),
+            ("SOLVER.RESCALE_INTERVAL", True, "which this trainer ignores; leave it at False"),
             ("SOLVER.WARMUP_METHOD", "linnear", "did you mean 'linear'"),
             ("INPUT.FORMAT", "GRB", "expected 'BGR' or 'RGB'"),
             ("INPUT.RANDOM_FLIP", "horizontaly", "did you mean 'horizontal'"),
