@@ -14,8 +14,7 @@ from run_folder import interrupted_after, is_same, lines, read
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
-from scratch_det.data.coco_checks import flip_indices_of
+from scratch_det.data.coco import CocoDataset, flip_indices_of, inspect_coco, read_coco
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.transforms import flip, resize
 from scratch_det.errors import DataError
@@ -50,11 +49,11 @@ class TestMirror:
         ],
     )
     def test_of_names_or_flip_map(self, category: dict, expected: tuple[int, ...] | None) -> None:
-        assert flip_indices_of([category]) == expected
+        assert flip_indices_of(category) == expected
 
     def test_of_coco(self, tiny_coco: Path) -> None:
         [person] = json.loads((tiny_coco / "annotations/person_keypoints_val2017.json").read_text())["categories"]
-        assert flip_indices_of([person]) == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+        assert flip_indices_of(person) == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
     def test_once_swaps_the_pairs_and_twice_nothing(self) -> None:
         points = torch.tensor([[[10.5, 4.5, 2.0], [20.5, 8.5, 1.0], [31.0, 4.5, 2.0]]])

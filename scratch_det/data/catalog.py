@@ -11,13 +11,12 @@ from scratch_det.errors import DataError, did_you_mean
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
-MAKERS = {
+MAKERS = {  # how a name begins -> the tool that makes such a data set
     "digits_": "prepare_digits.py",
     "coco_2017_train_": "prepare_coco_subsets.py",
     "voc_": "prepare_voc.py {name}",
-}  # names begin like this
+}
 KNOWN_FIELDS = {"json", "images", "drop_empty_boxes", "ap"}
-FOLDER_FIELDS = {"folder"}  # of classified images, for tools/pretrain_net.py
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 
 
@@ -25,7 +24,8 @@ VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and be
 class DatasetEntry:
     """One catalog entry, its paths resolved against the datasets root.
 
-    ``ap``: one of VOC_AP, or None for COCO's.
+    drop_empty_boxes: boxes without width or height are left out of training instead of being an error.
+    ap: one of VOC_AP, or None for COCO's.
     """
 
     name: str
@@ -54,31 +54,52 @@ def lookup(name: str) -> DatasetEntry:
     Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
     malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
     """
-    root, (fields, source) = datasets_root(), _fields(name, "{json: PATH, images: FOLDER}")
-    entry = _parse(name, fields, source, root)
-    is_there = {f"{entry.json_file}": entry.json_file.is_file(), f"{entry.image_root}/": entry.image_root.is_dir()}
-    _check_on_disk(name, root, is_there)
-    return entry
+    fields, catalog = _find(name, "{json: PATH, images: FOLDER}")
+    if not isinstance(fields, dict) or not {"json", "images"} <= fields.keys() <= KNOWN_FIELDS:
+        raise DataError(
+            f"{catalog}: entry '{name}' is {fields!r}; expected {{json: PATH, images: FOLDER}}, "
+            f"known fields: {', '.join(sorted(KNOWN_FIELDS))}"
+        )
+    drop_empty_boxes, ap = bool(fields.get("drop_empty_boxes", False)), fields.get("ap")
+    if ap not in (None, *VOC_AP):
+        raise DataError(
+            f"{catalog}: entry '{name}' has ap {ap!r}; expected {' or '.join(VOC_AP)}, or no such field for COCO's AP"
+            f"{did_you_mean(str(ap), list(VOC_AP))}"
+        )
+    json_file, image_root = (datasets_root() / str(fields[key]) for key in ("json", "images"))
+    _check_on_disk(name, {f"{json_file}": json_file.is_file(), f"{image_root}/": image_root.is_dir()})
+    return DatasetEntry(name, json_file, image_root, drop_empty_boxes, ap)
 
 
 def lookup_folder(name: str) -> FolderEntry:
     """Resolve the name of a folder of classified images. Raises DataError as ``lookup``."""
-    root, (fields, source) = datasets_root(), _fields(name, "{folder: PATH}")
-    if not isinstance(fields, dict) or fields.keys() != FOLDER_FIELDS:
-        raise DataError(f"{source}: entry '{name}' is {fields!r}; expected classified images, {{folder: PATH}}")
-    entry = FolderEntry(name, root / str(fields["folder"]))
-    _check_on_disk(name, root, {f"{entry.root}/": entry.root.is_dir()})
-    return entry
+    fields, catalog = _find(name, "{folder: PATH}")
+    if not isinstance(fields, dict) or fields.keys() != {"folder"}:
+        raise DataError(f"{catalog}: entry '{name}' is {fields!r}; expected classified images, {{folder: PATH}}")
+    root = datasets_root() / str(fields["folder"])
+    _check_on_disk(name, {f"{root}/": root.is_dir()})
+    return FolderEntry(name, root)
 
 
-def known_names() -> list[str]:
-    """Every name that a catalog has, complete on disk or not."""
-    return list(_entries())
+def catalog_entries() -> dict[str, tuple[Any, Path]]:
+    """Every name that a catalog has, complete on disk or not -> its fields as written, and the catalog's file."""
+    entries: dict[str, tuple[Any, Path]] = {}
+    for path in (BUILT_IN, datasets_root() / "catalog.yaml"):
+        try:
+            content = yaml.safe_load(path.read_text()) if path.is_file() else None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            raise DataError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        if not isinstance(content or {}, dict):
+            raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
+        entries |= {name: (fields, path) for name, fields in (content or {}).items()}
+    return entries
 
 
-def _fields(name: str, expected: str) -> tuple[Any, Path]:
-    """An entry as written, and the catalog that has it. Raises DataError for an unknown name."""
-    entries = _entries()
+def _find(name: str, expected: str) -> tuple[Any, Path]:
+    """See ``catalog_entries``. Raises DataError for an unknown name."""
+    entries = catalog_entries()
     if name not in entries:
         raise DataError(
             f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
@@ -88,44 +109,11 @@ def _fields(name: str, expected: str) -> tuple[Any, Path]:
     return entries[name]
 
 
-def _entries() -> dict[str, tuple[Any, Path]]:
-    """Name -> fields as written, and the catalog that has them."""
-    own = datasets_root() / "catalog.yaml"
-    sources = [BUILT_IN, *([own] if own.is_file() else [])]
-    return {name: (fields, source) for source in sources for name, fields in _read(source).items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise DataError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
-    return content
-
-
-def _parse(name: str, fields: Any, source: Path, root: Path) -> DatasetEntry:
-    if not isinstance(fields, dict) or not {"json", "images"} <= fields.keys() <= KNOWN_FIELDS:
-        raise DataError(
-            f"{source}: entry '{name}' is {fields!r}; expected {{json: PATH, images: FOLDER}}, "
-            f"known fields: {', '.join(sorted(KNOWN_FIELDS))}"
-        )
-    drop, ap = bool(fields.get("drop_empty_boxes", False)), fields.get("ap")
-    if ap not in (None, *VOC_AP):
-        raise DataError(
-            f"{source}: entry '{name}' has ap {ap!r}; expected {' or '.join(VOC_AP)}, or no such field for COCO's AP"
-            f"{did_you_mean(str(ap), list(VOC_AP))}"
-        )
-    return DatasetEntry(name, root / str(fields["json"]), root / str(fields["images"]), drop, ap)
-
-
-def _check_on_disk(name: str, root: Path, is_there: dict[str, bool]) -> None:
+def _check_on_disk(name: str, is_there: dict[str, bool]) -> None:
     """Raise DataError unless every path ``is_there``."""
     if all(is_there.values()):
         return
+    root = datasets_root()
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
     maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
     hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""

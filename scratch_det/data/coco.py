@@ -1,4 +1,4 @@
-"""COCO-format annotation files: read, validate, index, write."""
+"""COCO-format annotation files: read, check, index. Needs no torch."""
 
 import gc
 import hashlib
@@ -6,14 +6,14 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems, flip_indices_of, names_of
+from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems
 from scratch_det.errors import DataError
 
 
@@ -55,19 +55,30 @@ class CocoDataset:
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
         for image in self.images:
             objects = self.training_annotations(image["id"])
-            has_objects = objects or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            if has_objects and (least <= 0 or self._labelled_keypoints(image["id"]) >= least):
+            every = self.annotations.get(image["id"], [])  # detectron2 counts the keypoints of crowds too
+            if (objects or not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS) and (
+                least <= 0 or sum(map(count_visible, every)) >= least
+            ):
                 yield image, objects
-
-    def _labelled_keypoints(self, image_id: int) -> int:
-        return sum(count_visible(annotation) for annotation in self.annotations.get(image_id, []))
 
     def training_annotations(self, image_id: int) -> list[dict[str, Any]]:
         """The objects to learn from, without crowd regions and boxes without area, as in detectron2.
 
         Nor with those marked ``ignore`` (PASCAL VOC's difficult ones), as in Detectron.
         """
-        return [a for a in self.annotations.get(image_id, []) if not _is_passed_over(a) and _has_area(a)]
+        return [
+            one
+            for one in self.annotations.get(image_id, [])
+            if not (one.get("iscrowd") or one.get("ignore")) and min(one["bbox"][2:]) > 0
+        ]
+
+
+def needed_for_training(cfg: CfgNode) -> str:
+    """What an image needs so that ``training_images`` has it, in words."""
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    if cfg.MODEL.KEYPOINT_ON and least > 0:
+        return f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
+    return "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
 
 
 def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
@@ -81,11 +92,9 @@ def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = Fals
 def inspect_coco(
     entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False
 ) -> tuple[CocoDataset | None, list[Problem]]:
-    """Read one annotation file: the data set, unless there is an error among its problems, and every kind of these.
+    """Read one annotation file: the data set (None when its problems include an error), and every kind of problem.
 
-    Errors are missing keys, duplicate ids, unknown image or category ids, boxes without area (unless the entry drops
-    them) or outside their image, masks that are neither polygons nor RLE (when ``need_masks``), keypoints that are
-    unnamed or incomplete (when ``need_keypoints``), images that are not in the folder, or no image at all. Raises
+    See ``scratch_det.data.coco_checks.CHECKS``; masks and keypoints are checked where they are needed. Raises
     DataError when the file is no json with COCO's three lists.
     """
     with gc_paused():
@@ -100,10 +109,24 @@ def inspect_coco(
             annotation["label"] = label_of[annotation["category_id"]]
             annotations[annotation["image_id"]].append(annotation)
     classes = [str(category["name"]) for category in categories]
-    data = CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, problems)
-    if need_keypoints:
-        data = replace(data, keypoints=names_of(categories), flip_indices=flip_indices_of(categories))
+    points = (tuple(categories[0]["keypoints"]), flip_indices_of(categories[0])) if need_keypoints else ()
+    data = CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, problems, *points)
     return data, problems
+
+
+def flip_indices_of(category: dict[str, Any]) -> tuple[int, ...] | None:
+    """Keypoint flip indices (see ``CocoDataset``) by the category's ``flip_map``, else by names: left_X and right_X.
+
+    None without a ``flip_map`` when no name begins like that, or when a left_X or right_X lacks its partner.
+    """
+    names = category["keypoints"]
+    if (pairs := category.get("flip_map")) is None:
+        left, right = ({name for name in names if name.startswith(side)} for side in ("left_", "right_"))
+        pairs = [(name, name.replace("left_", "right_", 1)) for name in left]
+        if not left or right != {other for _, other in pairs}:
+            return None
+    partner = {one: other for pair in pairs for one, other in (pair, reversed(pair))}
+    return tuple(names.index(partner.get(name, name)) for name in names)
 
 
 def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
@@ -124,17 +147,9 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     return content, digest
 
 
-def needed_for_training(cfg: CfgNode) -> str:
-    """What no image has, in words, where ``training_images`` finds none."""
-    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    if cfg.MODEL.KEYPOINT_ON and least > 0:
-        return f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
-    return "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
-
-
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No searches for cycles, which find none in a json but go through its millions of lists again and again.
+    """Pause the garbage collector, which would visit a json's millions of lists again and again and find no cycle.
 
     COCO is read twice as fast.
     """
@@ -145,12 +160,3 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _is_passed_over(annotation: dict[str, Any]) -> bool:
-    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
-
-
-def _has_area(annotation: dict[str, Any]) -> bool:
-    _, _, width, height = annotation["bbox"]
-    return bool(width > 0 and height > 0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratch_det.data.catalog import DatasetEntry, datasets_root, known_names, lookup
+from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, lookup
 from scratch_det.data.coco import gc_paused
 from scratch_det.errors import DataError
 from scratch_det.files import write_atomically
@@ -130,7 +130,7 @@ def write(
 
 def enter(subset: Subset, entry: DatasetEntry) -> None:
     """Add a line to ``<root>/catalog.yaml`` unless a catalog has the name already."""
-    if subset.name in known_names():
+    if subset.name in catalog_entries():
         return
     catalog = datasets_root() / "catalog.yaml"
     written = catalog.read_text() if catalog.is_file() else ""

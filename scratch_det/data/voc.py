@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
-from scratch_det.data.coco_checks import error, explain
+from scratch_det.data.coco_checks import Problem, explain
 from scratch_det.errors import DataError, did_you_mean
 from scratch_det.files import write_atomically
 from scratch_det.log import say_now, track
@@ -90,7 +90,7 @@ def read_split(folder: Path, split: str, say: Callable[[str], object] | None = N
             {"id": len(annotations) + i, "image_id": number, **one} for i, one in enumerate(objects, start=1)
         ]
     if faults:
-        problems = [one for kind, found in faults.items() for one in error(kind, found)]
+        problems = [Problem.of("error", kind, found) for kind, found in faults.items()]
         raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {MEND}")
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"PASCAL {folder.name} {split}"}

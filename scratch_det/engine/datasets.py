@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import LoadedConfig
 from scratch_det.data.coco import CocoDataset
-from scratch_det.data.coco_checks import Problem, notice
+from scratch_det.data.coco_checks import Problem
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -93,14 +93,12 @@ def _wrong_sigmas(sigmas: list[float], data: CocoDataset) -> Iterator[str]:
         yield f"{SIGMAS} is {sigmas}, expected numbers above 0"
 
 
-def shared_images(training: CocoDataset, test: CocoDataset) -> Iterator[Problem]:
+def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
     """A notice on ``test`` when files of it are also trained on."""
     trained = {path for path, _ in _files(training)}
-    yield from notice(
-        f"images that are also in {training.entry.name}, which is trained on",
-        (number for path, number in _files(test) if path in trained),
-        "AP on them says little about new images",
-    )
+    kind = f"images that are also in {training.entry.name}, which is trained on"
+    shared = [number for path, number in _files(test) if path in trained]
+    return [Problem.of("notice", kind, shared, "AP on them says little about new images")] if shared else []
 
 
 def _categories(data: CocoDataset) -> dict[int, str]:
