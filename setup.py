@@ -15,6 +15,7 @@ DEPENDENCIES = [
     "tensorboard>=2.21",  # curves; 2.21 is the first without pkg_resources
     "matplotlib>=3.8",  # curves.png, predictions.png, the figures of a study
     "jinja2>=3.1",  # a study's page; escapes what it fills in
+    "tabulate>=0.9",  # text and Markdown tables
     "rich>=14.1",  # progress bars; 14.1 is the first that shows one inside another
     "scikit-learn>=1.3",  # demo data: the UCI handwritten digits
     "scikit-image>=0.22",  # demo data: photographs

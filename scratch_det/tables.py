@@ -1,20 +1,17 @@
-"""Rows of text in columns that line up, words to the left."""
+"""Text and Markdown tables."""
 
 from collections.abc import Sequence
+
+from tabulate import tabulate
 
 Rows = Sequence[Sequence[str]]
 
 
 def aligned(rows: Rows) -> list[str]:
-    """A line for each row, two spaces between columns."""
-    return ["  ".join(row).rstrip() for row in _padded(rows)]
+    """A line for each row: columns to the left, two spaces between them."""
+    return [line.rstrip() for line in tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines()]
 
 
-def markdown(header: Sequence[str], rows: Rows) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in _padded([header, ["---"] * len(header), *rows]))
-
-
-def _padded(rows: Rows) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+def markdown(header: Sequence[str], rows: Rows, align: Sequence[str] | None = None) -> str:
+    """A Markdown table; ``align``: "left" or "right" for each column, all left by default."""
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=align or ["left"] * len(header))

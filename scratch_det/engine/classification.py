@@ -39,6 +39,7 @@ from scratch_det.engine.detection import draw
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import DataError
+from scratch_det.evaluation.metrics import main_score
 from scratch_det.log import logger, track
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.norm import NORM_LAYERS
@@ -192,7 +193,7 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
     return {**sample, "image": transforms.center_crop(image, [side, side])}
 
 
-BEST = ("classification", "top1")
+BEST = main_score("classification")
 training_set = TrainingFolderSet
 BACKBONE = "backbone.pth"
 FEW_CLASSES = 5  # up to here the right class is always among the first five

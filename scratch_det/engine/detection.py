@@ -26,6 +26,7 @@ from scratch_det.data.image import read_image, to_rle
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.evaluation.inference import RESULTS_FILE, evaluate
+from scratch_det.evaluation.metrics import main_score
 from scratch_det.log import logger
 from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
@@ -99,7 +100,7 @@ def _points(items: list[dict[str, Any]], count: int) -> np.ndarray:
 
 
 __all__ = ["BEST", "conclude", "evaluate", "load", "training_set"]
-BEST = ("bbox", "AP")
+BEST = main_score("bbox")
 training_set = TrainingSet
 
 

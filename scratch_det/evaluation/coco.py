@@ -19,13 +19,14 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as mask_api
 
 from scratch_det.errors import DataError
+from scratch_det.evaluation.metrics import metrics_of
+from scratch_det.tables import markdown
 
 Metrics = dict[str, dict[str, float]]
 Result = Mapping[str, Any]
 
-IOU_TYPES = ("bbox", "segm", "keypoints")
 RESULT_KEY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-AREA_NAMES = {"bbox": ("APs", "APm", "APl"), "segm": ("APs", "APm", "APl"), "keypoints": ("APm", "APl")}
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 
 
 def evaluate_predictions(
@@ -72,8 +73,8 @@ def score(
     oks_sigmas: Sequence[float] | None = None,
 ) -> COCOeval_faster:
     """The finished COCOeval of one task ("bbox", "segm" or "keypoints"): read ``eval["precision"]`` [T, R, K, A, M]."""
-    if iou_type not in IOU_TYPES:
-        raise DataError(f"unknown iou type '{iou_type}'; expected one of {', '.join(IOU_TYPES)}")
+    if iou_type not in RESULT_KEY:
+        raise DataError(f"unknown iou type '{iou_type}'; expected one of {', '.join(RESULT_KEY)}")
     chosen = set(image_ids)
     found = [result for result in results if result["image_id"] in chosen and RESULT_KEY[iou_type] in result]
     if results and not any(RESULT_KEY[iou_type] in result for result in results):
@@ -118,15 +119,21 @@ def _categories(truth: COCO, iou_type: str) -> list[int]:
 
 
 def _metrics(scorer: COCOeval_faster, iou_type: str) -> dict[str, float]:
-    """AP, AP50, AP75, the size ranges and AP-<class> in percent, from precision [IoU, recall, class, area, maxDets]."""
-    precision = scorer.eval["precision"][..., -1]
-    every = precision[..., 0]
-    metrics = {"AP": _mean(every), "AP50": _mean(every[0]), "AP75": _mean(every[5])}
-    metrics |= {name: _mean(precision[..., i]) for i, name in enumerate(AREA_NAMES[iou_type], start=1)}
-    ids = scorer.params.catIds
+    """The task's METRICS and AP-<class> in percent, from precision [IoU, recall, class, area, maxDets]."""
+    precision, areas = scorer.eval["precision"][..., -1], scorer.params.areaRngLbl
+    metrics = {
+        score: _mean(precision[at_iou(metric.iou), ..., areas.index(metric.area)])
+        for score, metric in metrics_of(iou_type).items()
+    }
+    every, ids = precision[..., 0], scorer.params.catIds
     if len(ids) > 1:
         metrics |= {f"AP-{scorer.cocoGt.cats[key]['name']}": _mean(every[:, :, k]) for k, key in enumerate(ids)}
     return metrics
+
+
+def at_iou(threshold: float | None) -> Any:
+    """The index of a threshold, or of all of them, along an axis of IOU_THRESHOLDS."""
+    return slice(None) if threshold is None else np.isclose(IOU_THRESHOLDS, threshold)
 
 
 def _mean(precision: np.ndarray) -> float:
@@ -170,14 +177,14 @@ def _silent(*_: object) -> None:
     """Swallow the progress lines of COCO's API."""
 
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PAIRS_PER_ROW = 3  # of class and AP
 
 
 def format_table(metrics: Metrics) -> str:
-    """A Markdown table: one row per task, the six numbers in percent with one decimal, '-' for nan or absent."""
-    rows = [[task, *(_cell(values.get(name, math.nan)) for name in COLUMNS)] for task, values in metrics.items()]
-    return _markdown(["task", *COLUMNS], rows)
+    """A Markdown table: one row per task, its METRICS in percent with one decimal, '-' for nan or absent."""
+    columns = list(dict.fromkeys(score for task in RESULT_KEY for score in metrics_of(task)))
+    rows = [[task, *(_cell(values.get(name)) for name in columns)] for task, values in metrics.items()]
+    return markdown(["task", *columns], rows, align=["left"] + ["right"] * len(columns))
 
 
 def format_per_class(metrics: Metrics) -> str:
@@ -188,12 +195,12 @@ def format_per_class(metrics: Metrics) -> str:
     names = [key for key in next(iter(metrics.values()), {}) if key.startswith("AP-")]
     if not names:
         return ""
-    cells = [[name[3:], *(_cell(v.get(name, math.nan)) for v in metrics.values())] for name in names]
+    cells = [[name[3:], *(_cell(v.get(name)) for v in metrics.values())] for name in names]
     pairs = min(PAIRS_PER_ROW, len(cells))
     height = math.ceil(len(cells) / pairs)
     cells += [[""] * (1 + len(metrics))] * (pairs * height - len(cells))
     rows = [list(chain.from_iterable(cells[start::height])) for start in range(height)]
-    return _markdown(["class", *metrics] * pairs, rows)
+    return markdown(["class", *metrics] * pairs, rows, align=(["left"] + ["right"] * len(metrics)) * pairs)
 
 
 def to_json_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,15 +218,3 @@ def _finite(value: Any) -> Any:
 def _cell(value: float | None) -> str:
     """One decimal, or '-' for nan and for None, its form in JSON."""
     return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in plain text too; numbers to the right, words to the left."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    words = [title in ("task", "class") for title in header]
-    rule = [":".ljust(w, "-") if word else ":".rjust(w, "-") for w, word in zip(widths, words, strict=True)]
-    lines = [
-        [cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(cells, widths, words, strict=True)]
-        for cells in [header, rule, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -20,6 +20,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.evaluation.coco import evaluate_predictions, format_table
 from scratch_det.evaluation.diagnosis import explain_low_ap
+from scratch_det.evaluation.metrics import TTA, detection_tasks
 from scratch_det.evaluation.tta import has_second_pass, predict_augmented, relative_cost
 from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.log import clock, track
@@ -53,7 +54,7 @@ def evaluate(
         data,
         group,
     )
-    return metrics | score(cfg, data, results, out, "_TTA") if group.is_main else {}
+    return metrics | score(cfg, data, results, out, TTA) if group.is_main else {}
 
 
 def score(
@@ -63,8 +64,7 @@ def score(
     out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS_FILE).write_text(json.dumps(results))
-    heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-    tasks, sigmas = [task for task, is_on in heads.items() if is_on], cfg.TEST.KEYPOINT_OKS_SIGMAS or None
+    tasks, sigmas = detection_tasks(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS or None
     if data.entry.ap:  # of boxes; the others have COCO's everywhere
         metrics = evaluate_voc(data.entry.json_file, results, data.entry.ap)
         metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:], oks_sigmas=sigmas)

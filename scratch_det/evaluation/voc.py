@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from scratch_det.evaluation.coco import Metrics, Result, check_ids, load_truth
+from scratch_det.evaluation.coco import IOU_THRESHOLDS, Metrics, Result, at_iou, check_ids, load_truth
+from scratch_det.evaluation.metrics import metrics_of
 
-IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 Curve = Callable[[np.ndarray, np.ndarray], float]  # recall and precision after each detection, best score first
 
 
@@ -37,7 +37,9 @@ def evaluate_voc(json_file: str | Path, results: Sequence[Result], ap: str) -> M
     objects, found = _by_class(truth.dataset["annotations"]), _by_class(results)
     names = {number: category["name"] for number, category in sorted(truth.cats.items())}
     aps = np.array([class_ap(objects[number], found[number], CURVES[ap]) for number in names]) * 100
-    metrics = {"AP": _mean(aps), "AP50": _mean(aps[:, :1]), "AP75": _mean(aps[:, 5:6])}
+    metrics = {
+        score: _mean(aps[:, at_iou(metric.iou)]) for score, metric in metrics_of("bbox").items() if metric.area == "all"
+    }
     if len(names) > 1:
         metrics |= {f"AP-{name}": _mean(row) for name, row in zip(names.values(), aps, strict=True)}
         metrics |= {f"AP50-{name}": _mean(row[:1]) for name, row in zip(names.values(), aps, strict=True)}

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from scratch_det.visualization.curves import VERMILION, save_figure
+from scratch_det.evaluation.metrics import VERMILION
+from scratch_det.visualization.curves import save_figure
 
 if TYPE_CHECKING:
     from scratch_det.search.board import Record

@@ -15,7 +15,7 @@ from scratch_det.config import LoadedConfig, check_config, flatten, settle_batch
 from scratch_det.engine.plan import Request, choose_backend
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.evaluation.coco import AREA_NAMES
+from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
 from scratch_det.search.grid import Axis, Point, points_of, read_grid
 
 BEST = "best.yaml"
@@ -126,13 +126,10 @@ def _check_metric(metric: str, cfg: CfgNode) -> None:
     """Refuse a metric that no result of ``cfg`` will have; per-class ones are only known by their beginning."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a search needs a data set to compare its points on")
-    heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-    ends = ("", "_TTA") if cfg.TEST.AUG.ENABLED else ("",)
-    columns = {
-        f"{task}{end}": ("AP", "AP50", "AP75", *AREA_NAMES[task]) for end in ends for task, on in heads.items() if on
-    }
+    ends = ("", TTA) if cfg.TEST.AUG.ENABLED else ("",)
+    names = [f"{task}{end}/{score}" for end in ends for task in detection_tasks(cfg) for score in metrics_of(task)]
     places = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{name}/" for name in cfg.DATASETS.TEST]
-    known = [f"{place}{task}/{name}" for place in places for task, names in columns.items() for name in names]
+    known = [f"{place}{name}" for place in places for name in names]
     of_class = re.fullmatch(r"(.+/AP)(?:50)?-.+", metric)  # PASCAL VOC's have AP50-CLASS too
     if metric not in known and not (of_class and of_class[1] in known):
         raise ConfigError(f"--metric is {metric}, expected one of {', '.join(known)}{did_you_mean(metric, known)}")

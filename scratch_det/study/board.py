@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from scratch_det.evaluation.metrics import main_metrics
 from scratch_det.log import clock, say_now
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, RUNNING, Record, jobs_folder
 from scratch_det.study.study import Study
@@ -16,8 +17,7 @@ from scratch_det.tables import aligned
 
 HEADER = ("run", "state", "iteration", "AP", "eta", "")
 SECONDS_BETWEEN_LINES = 60.0
-SHOWN = (("bbox/AP", "box"), ("segm/AP", "mask"), ("keypoints/AP", "keypoint"), ("classification/top1", "top-1"),
-         ("bbox_TTA/AP", "box, test aug"), ("segm_TTA/AP", "mask, test aug"))  # fmt: skip
+SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metrics().items()]  # below the header AP
 
 
 class Board:

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten
 from scratch_det.errors import DataError, UserError
+from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, read_lines, write_atomically
 from scratch_det.study.experiments import find
 from scratch_det.study.job import Job
@@ -31,7 +32,7 @@ WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
 )  # fmt: skip
 UNFINISHED = "unfinished"  # in a report: interrupted or running, which depends on the moment
 LOSS = "total_loss"
-SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "top5")  # of the names task/score; no scores by class
+SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of metrics.json in which the newest evaluation is looked for
 FIX = "move the folder away, and study.py run makes it anew"

@@ -1,8 +1,4 @@
-"""The colours of lines and bars in all pictures of numbers.
-
-Okabe and Ito's, which colour-blind readers tell apart, with brown in the place of their yellow: it is darker.
-
-Learning curves of a run as one PNG: losses, learning rate and AP against the completed iterations.
+"""Learning curves of a run as one PNG: losses, learning rate and AP against the completed iterations.
 
 Curves of several runs in one picture, from what a command line says.
 """
@@ -22,12 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scratch_det.errors import DataError, UserError, did_you_mean
+from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
 from scratch_det.files import completed, read_lines
-
-BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN, BLACK = LINES = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black",
-)  # fmt: skip
-
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -40,16 +32,6 @@ PARTS = {
     "loss_rpn_loc": ("proposal box", SKY),
 }
 STAGES = {"": "-", "_stage0": "-", "_stage1": "--", "_stage2": ":"}  # how names of losses end, in a cascade
-TASKS = {
-    "bbox/AP": ("box AP", BLUE, "o"),
-    "segm/AP": ("mask AP", VERMILION, "s"),
-    "keypoints/AP": ("keypoint AP", GREEN, "D"),
-    "bbox_TTA/AP": ("box AP, test aug", BLUE, "*"),
-    "segm_TTA/AP": ("mask AP, test aug", VERMILION, "*"),
-    "keypoints_TTA/AP": ("keypoint AP, test aug", GREEN, "*"),
-    "classification/top1": ("top-1", BLUE, "o"),
-    "classification/top5": ("top-5", VERMILION, "s"),
-}
 DASHES = ("-", "--", ":", "-.")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
@@ -79,16 +61,17 @@ def compare_curves(runs: Mapping[str, Series], keys: Sequence[str], out_png: str
 
     Raises DataError when no run has a key.
     """
+    metrics = all_metrics()
     figure = Figure(figsize=(9, 3.2 * len(keys)), dpi=120, layout="constrained")
     for axes, key in zip(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0], keys, strict=True):
         if not any(key in series for series in runs.values()):
             known = sorted({name for series in runs.values() for name in series})
             raise DataError(f"no run has {key} in its metrics.json{did_you_mean(key, known)}")
-        for (label, series), color in zip(runs.items(), cycle(LINES), strict=False):
+        for (label, series), color in zip(runs.items(), cycle(COLORS), strict=False):
             if key in series:
                 x, y = _thin(*series[key])
                 axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
-        axes.set_ylabel(TASKS[key][0] if key in TASKS else key.replace("_", " "))
+        axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
         _dress(axes)
         _legend(axes)
     axes.set_xlabel("iteration")
@@ -179,25 +162,26 @@ def _corners(values: np.ndarray) -> np.ndarray:
 
 def draw_scores(axes: Axes, series: Series) -> None:
     """A colour a task; where there are several data sets, each has its name and a kind of line."""
-    tasks = {key: task for task in TASKS for key in series if key == task or key.endswith(f"/{task}")}
+    metrics = {name: metric for name, metric in all_metrics().items() if metric.color}
+    tasks = {key: name for name in metrics for key in series if key == name or key.endswith(f"/{name}")}
     sets = sorted({key.removesuffix(task) for key, task in tasks.items()})
     axes.set_ylabel("AP (%)" if all(key.endswith("/AP") for key in tasks) else "accuracy (%)")
     if not tasks:
         return _say(axes, "no evaluation yet")
     for key, task in tasks.items():
-        label, color, marker = TASKS[task]
+        metric = metrics[task]
         x, y = series[key]
         name = key.removesuffix(task)
         style: dict[str, Any] = {
             "ls": DASHES[sets.index(name) % len(DASHES)],
-            "marker": marker,
+            "marker": metric.marker,
             "ms": 6 if len(x) < 40 else 3,
         }
-        label = f"{name.replace('/', ': ')}{label}, best {y.max():.1f}"
-        axes.plot(x, y, color=color, clip_on=False, label=label, **style)
+        label = f"{name.replace('/', ': ')}{metric.label}, best {y.max():.1f}"
+        axes.plot(x, y, color=metric.color, clip_on=False, label=label, **style)
     top = max(series[key][1].max() for key in tasks)
     axes.set_ylim(0, min(max(1.0, 1.3 * top), 112))  # percent, and room for a number
-    _number_last_points(axes, [(*series[key], TASKS[task][1]) for key, task in tasks.items()])
+    _number_last_points(axes, [(*series[key], metrics[task].color) for key, task in tasks.items()])
     _legend(axes)
     return None
 

@@ -16,16 +16,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
 from scratch_det.study.records import FAILED, LOSS, Record
 from scratch_det.study.report.formats import Table
 from scratch_det.study.report.panels import INITS, own_part, thin
 from scratch_det.study.report.run_page import RunPage, data_uri
 from scratch_det.study.run import PRETRAIN
-from scratch_det.visualization.curves import LINES
 
-METRICS = {"bbox/AP": "box AP", "segm/AP": "mask AP", "keypoints/AP": "keypoint AP",
-           "classification/top1": "top-1 of pre-training", LOSS: "training loss"}  # fmt: skip
+METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
+METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
 POINTS = 200  # of a curve
 
 
@@ -104,7 +104,7 @@ def _colours(outcomes: Sequence[Record]) -> dict[tuple[str, str], str]:
     for one in outcomes:
         groups.setdefault(one.run.places[0], {})[_family(one)] = one.run.init
     return {
-        (group, family): INITS[init][1] if len(set(inits.values())) == len(inits) else LINES[place % len(LINES)]
+        (group, family): INITS[init][1] if len(set(inits.values())) == len(inits) else COLORS[place % len(COLORS)]
         for group, inits in groups.items()
         for place, (family, init) in enumerate(inits.items())
     }

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.records import LOSS, Curve, Record
-from scratch_det.visualization.curves import BLUE, LINES, SKY, VERMILION
 
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 STACK = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
-AP = {"bbox/AP": "box AP (%)", "keypoints/AP": "keypoint AP (%)"}
+AP = {name: metric.axis for name, metric in METRICS.items()}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LOSS_POINTS = 40  # of a smoothed loss
 
@@ -84,7 +84,7 @@ def mark_fine_tuning(axes: Axes, per_x: int) -> None:
 
 def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
     """Box AP, a colour a line, its last value in the legend."""
-    for (label, curve), color in zip(curves.items(), cycle(LINES), strict=False):
+    for (label, curve), color in zip(curves.items(), cycle(COLORS), strict=False):
         axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{label}: {curve[-1][1]:.1f}")
         axes.plot(*curve[-1], "o", color=color, mec="white", ms=6.5)
     _dress(axes, AP["bbox/AP"])

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from scratch_det.evaluation.metrics import METRICS
 from scratch_det.study import own
 from scratch_det.study.experiments import of_place
-from scratch_det.study.paper import METRICS, PRETRAINED, SCRATCH, TABLE1, TABLE2
+from scratch_det.study.paper import METRICS as PAPER_METRICS
+from scratch_det.study.paper import PRETRAINED, SCRATCH, TABLE1, TABLE2
 from scratch_det.study.records import BLOCKED, FAILED, Record
 from scratch_det.study.report.cells import Cell, Known, difference, label_of_norm, metric_of, sharing, signed
 from scratch_det.study.report.control import control_table
@@ -14,8 +16,7 @@ from scratch_det.study.run import PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
 SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # by a place with more
-COLUMNS = (*METRICS, "keypoints/AP", "keypoints/AP50", "keypoints/AP75", TOP1, "classification/top5")
-WORDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "classification": ""}
+COLUMNS = [name for name, metric in METRICS.items() if metric.area == "all"]
 TITLES = {
     "table1": "Table 1: box AP",
     "table2": "Table 2: the 6x models",
@@ -117,20 +118,15 @@ def _grid(kind: str, runs: Sequence[Run], known: Known) -> tuple[tuple[str, ...]
         by_length = {label: [[run for run in row if run.k == k] for k in lengths] for label, row in rows.items()}
         grid = {label: [Cell(tuple(cell), BOX) for cell in row] for label, row in by_length.items()}
         return ("", *(f"{k}x" for k in lengths)), grid
-    metrics = METRICS if kind in ("table2", "table3") else _there(runs, known)
-    words = (f"{task} {score}".strip() for task, score in map(_words, metrics))
-    return ("", *words), {label: [Cell(tuple(row), metric) for metric in metrics] for label, row in rows.items()}
+    metrics = PAPER_METRICS if kind in ("table2", "table3") else _there(runs, known)
+    header = ("", *(METRICS[metric].label for metric in metrics))
+    return header, {label: [Cell(tuple(row), metric) for metric in metrics] for label, row in rows.items()}
 
 
 def _there(runs: Sequence[Run], known: Known) -> Sequence[str]:
     """Those of COLUMNS that a run has, or the one that it is going to have."""
     found = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
     return found or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX]
-
-
-def _words(metric: str) -> tuple[str, str]:
-    task, _, score = metric.partition("/")
-    return WORDS[task], score.replace("top", "top-")
 
 
 def _grouped(runs: Sequence[Run], label_of: Callable[[Run], str]) -> Rows:
