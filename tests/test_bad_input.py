@@ -151,7 +151,7 @@ OVERRIDES = [
     (["DATASETS.TRAIN", "toy_train"], ["DATASETS.TRAIN is 'toy_train' (str), expected tuple", "write ('toy_train',)"]),
     # values
     (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["NUM_CLASSES is 80, but", "toy_train/annotations.json has 3 categories"]),
-    (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["leave the key out: the json decides"]),
+    (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["leave the key out: the data decides"]),
     (["MODEL.RESNETS.NORM", "FrozenBN"], ["MODEL.RESNETS.NORM is FrozenBN while MODEL.WEIGHTS is", "NORM GN"]),
     (["MODEL.FPN.NORM", "FrozenBN"], ["MODEL.FPN.NORM is FrozenBN", "set MODEL.FPN.NORM GN"]),
     (["MODEL.BACKBONE.FREEZE_AT", 2], ["FREEZE_AT is 2 while MODEL.WEIGHTS is", "set MODEL.BACKBONE.FREEZE_AT 0"]),

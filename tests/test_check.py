@@ -20,16 +20,16 @@ from conftest import ROOT, load_tool
 from PIL import Image
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config import LoadedConfig, get_cfg, load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
 from scratch_det.data.image_check import cache_folder, scan_images
-from scratch_det.engine import check as memory
-from scratch_det.engine import machine, run_dir
-from scratch_det.engine.check import Section, check, check_model
-from scratch_det.engine.datasets import category_mismatch, class_count_conflict, shared_images
-from scratch_det.engine.plan import Request
+from scratch_det.engine import check as machine
+from scratch_det.engine import run_dir
+from scratch_det.engine.check import check, check_model
+from scratch_det.engine.datasets import coco_conflicts, shared_images
+from scratch_det.engine.plan import Request, Section
 from scratch_det.errors import DataError
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml"
@@ -189,19 +189,20 @@ class TestAgreement:
                 c["categories"].append({"id": 7, "name": "new"}),
             ),
         )
-        assert category_mismatch(read("a"), read("b")) is None
-        message = category_mismatch(read("a"), read("c"))
+        recipe = LoadedConfig(get_cfg(), frozenset(), frozenset(), get_cfg())
+        assert list(coco_conflicts(recipe, [read("a")], [read("b")])) == []
+        [message] = coco_conflicts(recipe, [read("a")], [read("c")])
         assert "2 differ, id 2: other here, class2 there; id 7: new here, none there" in message
 
     def test_number_of_classes(self, coco_factory, tmp_path):
         coco_factory("a")
         (tmp_path / "recipe.yaml").write_text("SEED: 1\n")
         key = "MODEL.ROI_HEADS.NUM_CLASSES"
-        assert class_count_conflict(load_config(tmp_path / "recipe.yaml"), read("a")) is None
-        assert class_count_conflict(load_config(tmp_path / "recipe.yaml", [key, 3]), read("a")) is None
-        message = class_count_conflict(load_config(tmp_path / "recipe.yaml", [key, 4]), read("a"))
+        for same in ([], [key, 3]):
+            assert list(coco_conflicts(load_config(tmp_path / "recipe.yaml", same), [read("a")], [])) == []
+        [message] = coco_conflicts(load_config(tmp_path / "recipe.yaml", [key, 4]), [read("a")], [])
         assert message.startswith(f"{key} is 4, but ")
-        assert f"set {key} 3" in message
+        assert message.endswith("has 3 categories; leave the key out: the data decides")
 
     def test_images_that_are_trained_and_tested_on(self, coco_factory, datasets_root):
         coco_factory("a")
@@ -385,7 +386,7 @@ class TestReport:
         assert "learning rate 0.01, end 2 (1.3 epochs)" in done.out
         assert "toy_val: 4 read now, 0 unchanged" in done.out
         assert f"{tmp_path / 'run'}/: config.yaml" in done.out
-        assert done.out.splitlines()[-1] == "ready to train: nothing to mend"
+        assert done.out.splitlines()[-1] == "ready to train: nothing to fix"
 
     def test_json_alone_on_standard_output(self, run):
         content = json.loads(run("--json", "--images").out)
@@ -471,7 +472,7 @@ class TestReport:
         [section] = [one for one in report.sections if one.name == "memory"]
         assert [severity for severity, _ in section.problems] == ["notice", "notice"]
         assert report.ok
-        batches, images, pixels, objects = 2 * 3 * memory.PREFETCHED, 1, 64 * 96, 6 / 3
+        batches, images, pixels, objects = 2 * 3 * machine.PREFETCHED, 1, 64 * 96, 6 / 3
         assert section.values["shared_bytes"] == batches * images * pixels * (3 + objects)
 
     def test_answers_without_torch_until_the_model_is_built(self, toy_recipe):
@@ -487,7 +488,9 @@ class TestReport:
 def test_the_size_is_that_of_the_model(toy_recipe):
     """Found without memory for the weights, and later models get theirs."""
     cfg = load_config(toy_recipe).cfg
-    size = check_model(Section("model"), "torchvision", cfg, num_gpus=1)
+    section = Section("model")
+    check_model(section, "torchvision", cfg, num_gpus=1)
+    size = SimpleNamespace(**section.values)
     model = backends.load("torchvision").build(cfg)
     assert size.parameters == size.trainable == sum(parameter.numel() for parameter in model.parameters())
     assert size.weights == sum(tensor.numel() for tensor in model.state_dict().values())

@@ -14,7 +14,7 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
-from scratch_det.engine.check import check
+from scratch_det.engine.check import as_json, check, verdict
 from scratch_det.engine.command import run_parser, take_processes
 from scratch_det.engine.plan import Request
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
@@ -29,17 +29,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = vars(build_parser().parse_intermixed_args())
-    as_json, images = args.pop("json"), args.pop("images")
+    json, images = args.pop("json"), args.pop("images")
     several = take_processes(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that processes that read images end too
     try:
-        with exit_on_user_error(), redirect_stdout(sys.stderr if as_json else sys.stdout):
-            say = (lambda text: None) if as_json else print
+        with exit_on_user_error(), redirect_stdout(sys.stderr if json else sys.stdout):
+            say = (lambda text: None) if json else print
             report = check(Request(**args), several["num_gpus"], several["num_machines"], images, say)
     except KeyboardInterrupt:
         print("interrupted; images that were read need not be read again", file=sys.stderr)
         sys.exit(130)
-    print(report.as_json() if as_json else report.verdict())
+    print(as_json(report) if json else verdict(report))
     sys.exit(0 if report.ok else EXIT_CODE)
 
 

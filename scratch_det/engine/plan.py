@@ -1,17 +1,20 @@
-"""From a command line to a run: everything that can be refused is refused here, before torch is imported.
+"""From a command line to a plan: every check that needs no torch, written once, for all tools.
 
-What a recipe has to say for a classification. Never imports torch.
-
-From a command line to a pre-training: what can be refused is refused here, before torch is imported.
+``make_plan`` is the list of these checks. A run raises the first error that it meets; tools/check.py collects all of
+them. Never imports torch: a bad request is rejected at once.
 """
 
 import os
+import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fvcore.common.config import CfgNode
 
@@ -20,22 +23,23 @@ from scratch_det.config import LoadedConfig, check_config, load_config, settle_b
 from scratch_det.config.choices import backbone_names
 from scratch_det.config.rules import mirrored_views
 from scratch_det.data.catalog import lookup, lookup_folder
-from scratch_det.data.coco import CocoDataset, read_coco
-from scratch_det.data.image_folder import ImageFolder, class_mismatch, read_image_folder
+from scratch_det.data.coco import CocoDataset, inspect_coco
+from scratch_det.data.coco_checks import Problem, Severity, explain
+from scratch_det.data.image_folder import ImageFolder, read_image_folder
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.engine.datasets import (
-    NUM_CLASSES,
-    category_mismatch,
-    class_count_conflict,
-    keypoint_conflicts,
-    settle_counts,
-    shared_images,
-)
+from scratch_det.engine.datasets import coco_conflicts, folder_conflicts, shared_images
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.errors import ConfigError, DataError, refuse
+from scratch_det.errors import ConfigError, DataError, UserError, refuse
 from scratch_det.log import close_logging, logger, set_up_logging
-from scratch_det.weights.locate import check_weights
+from scratch_det.weights.locate import check_weights, find_checkpoint
+
+DETECTION, CLASSIFICATION = "detection", "classification"  # what is trained: modules of scratch_det.engine
+LIBRARY = "torchvision"  # its ResNets are pre-trained, and the weights have its names, which both backends read
+RUN_FILES = (
+    "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
+)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that nothing speaks against so far: its recipe, resolved, its data sets, read, and its folder.
+    """A request that passed the checks: its config, resolved, its data sets, read, and its folder.
 
     A data set has an ``entry`` with its name, ``images``, ``digest`` and, in a word, what that is of: ``described_by``.
     """
@@ -78,208 +82,205 @@ class Plan:
     run_dir: RunDir
 
 
-def start(request: Request, world: World = ALONE) -> None:
+@dataclass
+class Section:
+    """One part of the checks: facts as lines for people and as values for programs; problems as (severity, message).
+
+    strict: the first error is raised; otherwise it becomes a problem and the checks go on.
+    """
+
+    name: str = ""
+    strict: bool = False
+    lines: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[tuple[Severity, str]] = field(default_factory=list)
+
+    def add(self, line: str, **values: Any) -> None:
+        """A fact."""
+        self.lines.append(line)
+        self.values.update(values)
+
+    def problem(self, severity: Severity, message: str) -> None:
+        """Add a problem, unless the section has it already."""
+        if (severity, message) not in self.problems:
+            self.problems.append((severity, message))
+
+    def attempt(self, action: Callable[..., Result], *arguments: Any) -> Result | None:
+        """``action(*arguments)``. Its UserError is raised (strict), or recorded, and the result is None.
+
+        Each line of a message that is not indented is an error of its own.
+        """
+        if self.strict:
+            return action(*arguments)
+        try:
+            return action(*arguments)
+        except UserError as error:
+            for message in re.split(r"\n(?!\s)", str(error)):
+                self.problem("error", message)
+        except OSError as error:
+            self.problem("error", f"{error.filename}: {error.strerror}")
+        return None
+
+
+class Report:
+    """The sections of the checks, in their order; ``say`` receives each one as soon as it is complete."""
+
+    def __init__(self, strict: bool = True, say: Callable[[Section], object] = lambda section: None):
+        self.strict, self.say, self.sections = strict, say, list[Section]()
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[Section]:
+        """A new section, complete at the end of the block."""
+        section = Section(name, self.strict)
+        self.sections.append(section)
+        yield section
+        self.say(section)
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run would start: there are no errors so far."""
+        return not self.messages("error")
+
+    def messages(self, severity: Severity) -> list[str]:
+        """The problems of this kind in all sections."""
+        return [message for section in self.sections for found, message in section.problems if found == severity]
+
+
+def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:
     """Check the request, then train and evaluate (or only evaluate), as one of the processes of ``world``.
 
-    Raises UserError for what the user can mend, Stopped when the run was asked to stop.
+    Only rank 0 prints and logs. Raises UserError for errors of the user, Stopped when the run was asked to stop.
     """
-    with planned(request, world, make_plan) as (plan, stop):
-        from scratch_det.engine.train import evaluate_only, train_and_evaluate
-
-        (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)
-
-
-@contextmanager
-def planned(request: Request, world: World, make: Callable[[Request, World], Plan]) -> Iterator[tuple[Plan, StopFlag]]:
-    """Log, listen for signals that ask to stop, and plan; only the main process of ``world`` prints anything."""
     set_up_logging(speaks=world.is_main)
-    stop = StopFlag()
+    stop, report = StopFlag(), Report()
     with stop.listening(), ExitStack() as stack:
         stack.callback(close_logging)
         stack.callback(sys.stdout.flush)
         if not world.is_main:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        plan = make(request, world)
+        plan = make_plan(request, world, task, report)
+        assert plan  # a strict report has raised every error
+        library = backends.library(plan.backend)
+        logger.info(f"recipe {request.config_file}, backend {library}, writing to {plan.run_dir.path}/")
+        for line in (line for section in report.sections if section.name == "batch" for line in section.lines):
+            logger.info(line)
+        for notice in report.messages("notice"):
+            logger.warning(notice)
         if stop.requested:
             raise Stopped(stop)
-        yield plan, stop
+        from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
+
+        if request.eval_only:
+            evaluate_only(plan, world, stop)
+        else:
+            train_and_evaluate(plan, world, stop, import_module(f"scratch_det.engine.{task}"))
 
 
-def make_plan(request: Request, world: World) -> Plan:
-    """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
-    backend, recipe = choose_backend(request)
-    cfg = recipe.cfg
-    batch: list[str] = []
-    if request.eval_only:
-        check_evaluation(request, cfg)
-        check_config(cfg)  # images are shared one by one, so the batch says nothing
+start_pretraining = partial(start, task=CLASSIFICATION)
+
+
+def make_plan(
+    request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None
+) -> Plan | None:
+    """All checks in their order, the cheap ones first, section by section of ``report``.
+
+    A strict report, the default, raises UserError at the first error. Another one gets every error and notice; the
+    plan is then what could be planned in spite of them, None when there is no recipe to look at.
+    """
+    report = report or Report()
+    with report.section("recipe") as section:
+        chosen = section.attempt(choose_backend, request, task)
+        chosen = chosen or Section().attempt(choose_backend, without_errors(request, task), task)  # to check the rest
+        if not chosen:
+            return None
+        backend, recipe = chosen
+        cfg, run_dir = recipe.cfg, RunDir(recipe.cfg.OUTPUT_DIR, writes=world.is_main)
+        library = backends.library(backend)
+        section.add(f"{request.config_file}, backend {library}", config_file=request.config_file, backend=backend)
+        batch = check_recipe(section, request, recipe, backend, world.size, task)
+        if not (request.resume and run_dir.holds_run()):
+            section.attempt(check_weights, cfg.MODEL.WEIGHTS)
+    if batch:
+        with report.section("batch") as section:
+            for line in batch:
+                section.add(line)
+    with report.section("output") as section:
+        section.add(f"{cfg.OUTPUT_DIR}/: {RUN_FILES}", output_dir=cfg.OUTPUT_DIR)
+        section.attempt(run_dir.check, request.resume or request.eval_only)
+        section.attempt(refuse, flag_problems(request, cfg, run_dir))
+        note_start(section, request, cfg, run_dir)
+    with report.section("data") as section:
+        training, test = read_data(section, request, recipe, task)
+    return Plan(request, cfg, backend, training, test, run_dir)
+
+
+def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
+    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
+    if task == CLASSIFICATION and request.backend not in (LIBRARY, backends.AUTO):
+        raise ConfigError(
+            f"--backend {request.backend}: pre-training builds {LIBRARY}'s backbone, and its weights serve both "
+            "backends; leave the flag out"
+        )
+    backend = LIBRARY if task == CLASSIFICATION else backends.choose(request.backend)
+    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
+    if request.resume and request.backend == backends.AUTO:
+        began = RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
+        if began not in (None, backend):
+            return choose_backend(replace(request, backend=began), task)
+    return backend, recipe
+
+
+def without_errors(request: Request, task: str) -> Request:
+    """``request`` without the overrides that cannot be read."""
+    words, unheard = request.overrides, Section()
+    pairs = [list(pair) for pair in zip(words[::2], words[1::2], strict=False)]
+    sound = [pair for pair in pairs if unheard.attempt(choose_backend, replace(request, overrides=pair), task)]
+    return replace(request, overrides=[word for pair in sound for word in pair])
+
+
+def check_recipe(
+    section: Section, request: Request, recipe: LoadedConfig, backend: str, processes: int, task: str
+) -> list[str]:
+    """Every rule on a recipe. Settles its batch, and returns what that becomes, in lines for the log."""
+    cfg, batch, notices = recipe.cfg, None, None
+    if request.eval_only:  # one image at a time, so that rules on the batch say nothing
+        section.attempt(refuse, evaluation_problems(request, cfg))
+        section.attempt(check_config, cfg)
         notices = list(mirrored_views(cfg))
     else:
-        batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
-        notices = check_config(cfg, world.size, request.accumulate, request.waive)
-    backends.check_keys(backend, cfg)
-    run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
-    run_dir.check(allow_existing=request.resume or request.eval_only)
-    check_flags(request, cfg)
-    if not (request.resume and run_dir.holds_run()):
-        check_weights(cfg.MODEL.WEIGHTS)
-    training, test = read_datasets(recipe, request.eval_only)
-
-    notices += [*switch_notices(request, cfg), *data_notices(training, test)]
-    plan = Plan(request, cfg, backend, training, test, run_dir)
-    announce(plan, f"backend {backends.library(backend)}", batch, notices)
-    return plan
+        batch = section.attempt(settle_batch, recipe, processes, request.scale_to_batch, request.accumulate)
+        notices = section.attempt(check_config, cfg, processes, max(request.accumulate, 1), request.waive)
+    for notice in notices or []:
+        section.problem("notice", notice)
+    if task == CLASSIFICATION:
+        as_detector = cfg.clone()
+        as_detector.INPUT.CROP.ENABLED = False  # which this trainer has for classification alone
+        section.attempt(backends.check_keys, backend, as_detector)
+        section.attempt(refuse, classification_problems(cfg))
+    else:
+        section.attempt(backends.check_keys, backend, cfg)
+    return batch or []
 
 
-def announce(plan: Plan, library: str, batch: list[str], notices: list[str]) -> None:
-    """Log what is about to be run, with what batch, and what is worth knowing about it."""
-    logger.info(f"recipe {plan.request.config_file}, {library}, writing to {plan.run_dir.path}/")
-    for line in batch:
-        logger.info(line)
-    for notice in notices:
-        logger.warning(notice)
-
-
-def choose_backend(request: Request) -> tuple[str, LoadedConfig]:
-    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
-    backend = backends.choose(request.backend)
-    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
-    began = (
-        RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
-        if request.resume and request.backend == backends.AUTO
-        else None
-    )
-    if began in (None, backend):
-        return backend, recipe
-    return backends.choose(began), load_config(request.config_file, request.overrides, backends.defaults(began))
-
-
-def check_evaluation(request: Request, cfg: CfgNode) -> None:
-    """Refuse flags that would do nothing with --eval-only, and random weights in the place of a run's."""
+def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
+    """With --eval-only: flags that would do nothing, no data, and random weights in the place of a run's."""
     if not (cfg.MODEL.WEIGHTS or request.resume) and RunDir(cfg.OUTPUT_DIR).holds_run():
-        raise ConfigError(
+        yield (
             f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run, whose predictions those of random '
             "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
     flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
              "--stop-at": request.stop_at is not None, "--accumulate": request.accumulate > 1,
-             "--scale-to-batch": request.scale_to_batch, "--init-std": request.init_std,
+             "--scale-to-batch": request.scale_to_batch, "--init-std": request.init_std is not None,
              "--waive": request.waive}  # fmt: skip
     if given := [flag for flag, value in flags.items() if value]:
-        raise ConfigError(
-            f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
-        )
-
-
-def check_flags(request: Request, cfg: CfgNode) -> None:
-    """Refuse what the flags on checkpoints and initialisation cannot mean."""
-    check_kept(request, cfg.SOLVER.MAX_ITER)
-    check_switch(request, cfg)
-    check_init(request, cfg)
-
-
-def check_switch(request: Request, cfg: CfgNode) -> None:
-    """Refuse a switch to what is no cascade, and a branch that is a switch as well."""
-    if request.switch_from and request.branch_from:
-        raise ConfigError("--branch-from and --switch-from: a run starts from one checkpoint; leave one of them out")
-    if request.switch_from and cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
-        raise ConfigError(
-            f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}; give a recipe "
-            "with configs/_base_/head/cascade.yaml, or use --branch-from"
-        )
-
-
-def check_init(request: Request, cfg: CfgNode) -> None:
-    """Refuse a width of random weights where there are none, one that is none, and another than the run began with."""
-    run_dir = RunDir(cfg.OUTPUT_DIR)
-    if request.resume and run_dir.holds_run() and run_dir.recorded("init_std") != request.init_std:
-        raise ConfigError(
-            f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with "
-            f"{run_dir.recorded('init_std')}; give the flag as it was, or name another folder: OUTPUT_DIR PATH"
-        )
-    if request.init_std is not None and (request.branch_from or request.switch_from):
-        raise ConfigError("--init-std is of random weights, but this run starts from a checkpoint; leave one out")
-    if request.init_std is not None and cfg.MODEL.WEIGHTS:
-        raise ConfigError(f"--init-std is of random weights, but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}; leave one out")
-    if request.init_std is not None and not 0 < request.init_std < 1:
-        raise ConfigError(f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01")
-
-
-def check_kept(request: Request, max_iter: int) -> None:
-    """Refuse numbers of iterations that no checkpoint will ever have."""
-    wrong = [number for number in request.keep_at if not 0 < number <= max_iter]
-    if wrong:
-        raise ConfigError(
-            f"--keep-at has {', '.join(map(str, wrong))}, expected numbers of completed iterations from 1 to "
-            f"SOLVER.MAX_ITER {max_iter}"
-        )
-    if request.stop_at is not None and not 0 < request.stop_at <= max_iter:
-        raise ConfigError(
-            f"--stop-at is {request.stop_at}, expected a number of completed iterations from 1 to SOLVER.MAX_ITER "
-            f"{max_iter}"
-        )
-    if request.keep_last < 0:
-        raise ConfigError(f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint")
-
-
-def read_datasets(recipe: LoadedConfig, eval_only: bool) -> tuple[list[CocoDataset], list[CocoDataset]]:
-    """Read DATASETS.TRAIN (unless ``eval_only``) and TEST; the json decides on the numbers of classes and keypoints.
-
-    Sets both in ``recipe.cfg``. Raises ConfigError when there is nothing to evaluate or the recipe says something else
-    about classes or keypoints, DataError when the data sets do not have the same categories.
-    """
-    cfg = recipe.cfg
-    if eval_only and not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\"")
-    training, test = (
-        [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in names]
-        for names in (() if eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    )
-    first, *others = training + test
-    for other in others:
-        if mismatch := category_mismatch(first, other):
-            raise DataError(mismatch)
-    if conflict := class_count_conflict(recipe, first):
-        raise ConfigError(conflict)
-    refuse(keypoint_conflicts(recipe, training, test))
-    settle_counts(cfg, first)
-    return training, test
-
-
-def switch_notices(request: Request, cfg: CfgNode) -> Iterator[str]:
-    """From scratch the paper's cascades begin as plain detectors."""
-    is_cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
-    if is_cascade and not (
-        request.eval_only or request.resume or request.branch_from or request.switch_from or cfg.MODEL.WEIGHTS
-    ):
-        yield "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
-
-
-def data_notices(training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
-    """What is worth knowing about the data sets, though it is no reason to refuse them."""
-    for data in training + test:
-        yield from (f"{data.entry.name}: {notice}" for notice in data.notices)
-    for one, other in product(training, test):
-        yield from (f"{other.entry.name}: {notice}" for notice in shared_images(one, other))
-
-
-LIBRARY = "torchvision"  # whose bodies are trained, and whose names the weights have; both backends take them
-
-
-def check_recipe(cfg: CfgNode, num_processes: int, accumulate: int, waived: Collection[str] = ()) -> list[str]:
-    """Notices for the log. Raises ConfigError when ``cfg`` cannot train a classifier as written.
-
-    The recipe's model is a detector's, of which the body is trained.
-    """
-    notices = check_config(cfg, num_processes, accumulate, waived)
-    as_detector = cfg.clone()
-    as_detector.INPUT.CROP.ENABLED = False  # which this loop has for classification alone
-    backends.check_keys(LIBRARY, as_detector)
-    refuse(classification_problems(cfg))
-    return notices
+        yield f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
+    if not cfg.DATASETS.TEST:
+        yield "DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\""
 
 
 def classification_problems(cfg: CfgNode) -> Iterator[str]:
+    """What a recipe for pre-training has to say; its model is a detector's, of which the backbone is trained."""
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
     if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
@@ -293,63 +294,120 @@ def classification_problems(cfg: CfgNode) -> Iterator[str]:
             "in the size that was trained on"
         )
     crop = cfg.INPUT.CROP
-    if not crop.ENABLED:
-        return
-    if crop.TYPE != "relative_range":
+    if crop.ENABLED and crop.TYPE != "relative_range":
         yield f"INPUT.CROP.TYPE is '{crop.TYPE}', expected 'relative_range', the only crop of a classification"
-    elif len(crop.SIZE) != 2 or not all(0 < side <= 1 for side in crop.SIZE):
+    elif crop.ENABLED and (len(crop.SIZE) != 2 or not all(0 < side <= 1 for side in crop.SIZE)):
         yield f"INPUT.CROP.SIZE is {crop.SIZE}, expected the least part of height and width, such as [0.8, 0.8]"
 
 
-def read_folders(recipe: LoadedConfig) -> tuple[list[ImageFolder], list[ImageFolder]]:
-    """List DATASETS.TRAIN and TEST, and set MODEL.ROI_HEADS.NUM_CLASSES, which the folders decide.
+def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[str]:
+    """Values of the flags on checkpoints and initialisation that this run cannot have."""
+    max_iter, heads = cfg.SOLVER.MAX_ITER, cfg.MODEL.ROI_HEADS.NAME
+    if wrong := [number for number in request.keep_at if not 0 < number <= max_iter]:
+        yield (
+            f"--keep-at has {', '.join(map(str, wrong))}, expected numbers of completed iterations from 1 to "
+            f"SOLVER.MAX_ITER {max_iter}"
+        )
+    if request.stop_at is not None and not 0 < request.stop_at <= max_iter:
+        yield (
+            f"--stop-at is {request.stop_at}, expected a number of completed iterations from 1 to SOLVER.MAX_ITER "
+            f"{max_iter}"
+        )
+    if request.keep_last < 0:
+        yield f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint"
+    if request.switch_from and request.branch_from:
+        yield "--branch-from and --switch-from: a run starts from one checkpoint; leave one of them out"
+    elif request.switch_from and heads != "CascadeROIHeads":
+        yield (
+            f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {heads}; give a recipe "
+            "with configs/_base_/head/cascade.yaml, or use --branch-from"
+        )
+    if request.resume and not request.eval_only and run_dir.holds_run():
+        if (began := run_dir.recorded("init_std")) != request.init_std:
+            yield (
+                f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; give the "
+                "flag as it was, or name another folder: OUTPUT_DIR PATH"
+            )
+    if request.init_std is None:
+        return
+    if request.branch_from or request.switch_from:
+        yield "--init-std is of random weights, but this run starts from a checkpoint; leave one out"
+    if cfg.MODEL.WEIGHTS:
+        yield f"--init-std is of random weights, but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}; leave one out"
+    if not 0 < request.init_std < 1:
+        yield f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01"
 
-    Raises DataError for a folder that is no data set, or when their classes differ; ConfigError when the recipe names
-    another number of classes.
+
+def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir) -> None:
+    """What is worth knowing about where the run starts. The run itself compares its config with its parent's."""
+    parent = request.branch_from or request.switch_from
+    goes_on = request.eval_only or request.resume or parent or cfg.MODEL.WEIGHTS
+    if cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
+        section.problem(
+            "notice", "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
+        )
+    if section.strict:
+        return
+    if parent and not find_checkpoint(Path(parent)).is_file():
+        flag = "--branch-from" if request.branch_from else "--switch-from"
+        section.problem("error", f"{flag} {parent}: no such file")
+    elif parent or (request.resume and run_dir.holds_run()):
+        section.problem(
+            "notice", "the run behind --resume, --branch-from or --switch-from is compared at the start only"
+        )
+
+
+def read_data(section: Section, request: Request, recipe: LoadedConfig, task: str) -> tuple[list[Any], list[Any]]:
+    """Read DATASETS.TRAIN (not to evaluate only) and TEST, and compare them with each other and the recipe.
+
+    Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides.
     """
-    cfg = recipe.cfg
-    training, test = (
-        [read_image_folder(lookup_folder(name)) for name in names] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    )
-    first, *others = training + test
-    for other in others:
-        if mismatch := class_mismatch(first, other):
-            raise DataError(mismatch)
-    named, found = cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(first.classes)
-    if NUM_CLASSES in recipe.explicit and named != found:
-        raise ConfigError(f"{NUM_CLASSES} is {named}, but {first.entry.root} has {found} classes; leave the key out")
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = found
+    cfg, detection = recipe.cfg, task == DETECTION
+    read: Callable[..., Any] = read_detection_set if detection else read_folder_set
+    conflicts: Callable[..., Iterator[str]] = coco_conflicts if detection else folder_conflicts
+    names = () if request.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    training, test = ([data for name in part if (data := read(section, cfg, name))] for part in names)
+    if training or test:
+        section.attempt(refuse, conflicts(recipe, training, test))
+        first = [*training, *test][0]
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
+        if detection and cfg.MODEL.KEYPOINT_ON:
+            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(first.keypoints)
+    for one, other in product(training, test) if detection else ():
+        add_problems(section, other.entry.name, shared_images(one, other))
     return training, test
 
 
-def start_pretraining(request: Request, world: World = ALONE) -> None:
-    """Check the request, then train a classifier, as one of the processes of ``world``.
-
-    Raises UserError for what the user can mend, Stopped when the run was asked to stop.
-    """
-    with planned(request, world, make_pretraining_plan) as (plan, stop):
-        from scratch_det.engine import classification
-        from scratch_det.engine.train import train_and_evaluate
-
-        train_and_evaluate(plan, world, stop, classification)
+def read_folder_set(section: Section, cfg: CfgNode, name: str) -> ImageFolder | None:
+    """An image folder of the catalog."""
+    entry = section.attempt(lookup_folder, name)
+    return section.attempt(read_image_folder, entry) if entry else None
 
 
-def make_pretraining_plan(request: Request, world: World) -> Plan:
-    """Refuse what can be refused without torch, the cheap checks first; then say what was found."""
-    if request.backend not in (LIBRARY, backends.AUTO):
-        raise ConfigError(
-            f"--backend {request.backend}: the body is {LIBRARY}'s here, and its weights serve both backends; "
-            "leave the flag out"
+def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
+    """A COCO data set of the catalog, with its facts and every problem it has; DataError of six lines when strict."""
+    entry = section.attempt(lookup, name)
+    found = entry and section.attempt(inspect_coco, entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
+    if not (entry and found):
+        return None
+    data, problems = found
+    if data:
+        objects = sum(map(len, data.annotations.values()))
+        facts = {"images": len(data.images), "objects": objects, "classes": len(data.classes)}
+        section.add(
+            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items())}; "
+            f"{entry.json_file} (sha256 {data.digest[:12]})",
+            **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
         )
-    recipe = load_config(request.config_file, request.overrides)
-    cfg = recipe.cfg
-    batch = settle_batch(recipe, world.size, request.scale_to_batch, request.accumulate)
-    notices = check_recipe(cfg, world.size, request.accumulate, request.waive)
-    run_dir = RunDir(cfg.OUTPUT_DIR, writes=world.is_main)
-    run_dir.check(allow_existing=request.resume)
-    check_flags(request, cfg)
-    training, test = read_folders(recipe)
+    elif section.strict:
+        raise DataError(explain(entry.json_file, [one for one in problems if one.severity == "error"]))
+    else:
+        section.add(f"{name}: {entry.json_file} cannot be used", **{name: {"json": str(entry.json_file)}})
+    add_problems(section, name, problems)
+    return data
 
-    plan = Plan(request, cfg, LIBRARY, training, test, run_dir)
-    announce(plan, backends.library(LIBRARY), batch, notices)
-    return plan
+
+def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
+    """Those of data set ``name``, each with its fix."""
+    for one in problems:
+        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import check_config, flatten, get_cfg, load_config, set_key
 from scratch_det.config.schedule import Schedule, kx_schedule
-from scratch_det.engine.plan import check_recipe
+from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, Section, check_recipe
 from scratch_det.errors import ConfigError
 
 CONFIGS = ROOT / "configs"
@@ -62,11 +62,14 @@ class TestRecipes:
     @pytest.mark.parametrize("path", LEAVES, ids=relative)
     def test_every_leaf_can_train(self, path: Path) -> None:
         """With the flags of its own command."""
-        cfg, text = load_config(path).cfg, path.read_text()
+        recipe, text = load_config(path), path.read_text()
         asked = re.search(r"--num-gpus (\d+)", text)
-        num_processes = int(asked[1]) if asked else 1 if cfg.MODEL.DEVICE == "cpu" else 8
+        num_processes = int(asked[1]) if asked else 1 if recipe.cfg.MODEL.DEVICE == "cpu" else 8
         waived = re.findall(r"--waive (\w+)", text)
-        notices = (check_recipe if is_pretraining(path) else check_config)(cfg, num_processes, 1, waived)
+        section, request = Section(strict=True), Request(str(path), [], waive=tuple(waived))
+        task = CLASSIFICATION if is_pretraining(path) else DETECTION
+        check_recipe(section, request, recipe, "torchvision", num_processes, task)
+        notices = [message for _, message in section.problems]
         assert {notice.split(":")[0] for notice in notices} == {f"--waive {rule}" for rule in waived}
 
     @pytest.mark.parametrize("path", LEAVES, ids=relative)
