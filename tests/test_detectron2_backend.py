@@ -21,13 +21,14 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
-from scratch_det.benchmark.loop import training_set
 from scratch_det.benchmark.peers import Stepwise, loop_against_plain_script
 from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.config.choices import BACKBONES
 from scratch_det.config.schedule import learning_rate
 from scratch_det.conversion import agreement, convert_file
-from scratch_det.data.dataset import as_sample
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import read_coco
+from scratch_det.data.dataset import TrainingSet, as_sample
 from scratch_det.data.digits.make import make_digits
 from scratch_det.data.image import read_image
 from scratch_det.data.transforms import resize
@@ -535,7 +536,7 @@ class TestPeers:
         MetadataCatalog.pop("toy_train")
         assert len(found.first) == len(found.second) == 4
         cfg = load_config(toy_recipe).cfg
-        dataset = training_set(cfg)
+        dataset = TrainingSet(cfg, [read_coco(lookup("toy_train"), need_masks=True)])
         expected = [" ".join(str(dataset.image_id(2 * i + k)) for k in range(2)) for i in range(5)] * 2
         assert (tmp_path / "seen").read_text().splitlines() == expected
 

@@ -35,10 +35,10 @@ def main() -> None:
     with exit_on_user_error():
         if args.what == "loop":
             found = loop_against_bare(args.config_file, args.overrides, args.pairs, args.backend)
-            print(found.describe("an iteration of the loop", "bare forward, backward, update"))
+            print(found.as_text("an iteration of the loop", "bare forward, backward, update"))
         else:
             found = loop_against_plain_script(args.config_file, args.overrides, args.pairs, args.script)
-            print(found.describe("an iteration of this loop", "detectron2's plain training script"))
+            print(found.as_text("an iteration of this loop", "detectron2's plain training script"))
 
 
 if __name__ == "__main__":

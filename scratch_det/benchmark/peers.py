@@ -2,18 +2,15 @@
 
 import itertools
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.loop import Pairs, in_both_orders, load_recipe, new_run, time_pairs, training_set
+from scratch_det.benchmark.loop import Pairs, in_both_orders, plan_training, time_pairs, two_runs
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
 from scratch_det.data.dataset import TrainingSet, training_batches
 from scratch_det.engine.loop import Run, iterate, timed
@@ -65,50 +62,41 @@ class Stepwise:
 def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int, script: Path | None) -> Pairs:
     """Time ``pairs`` iterations of both, data loading, records and console included, side by side, from random weights.
 
-    script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError for what a
-    run would refuse, or when there is no detectron2 or no script.
+    script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError for errors
+    as a run does, or when there is no detectron2 or no script.
     """
-    name = backends.choose("detectron2")
-    cfg = load_recipe(config_file, overrides, pairs, name)
+    plan = plan_training(config_file, overrides, pairs, "detectron2")
+    cfg, dataset = plan.cfg, TrainingSet(plan.cfg, plan.training)
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # iterations alone
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
     if augmentation_name(cfg) != RESIZE or optimizer_of(cfg) != OPTIMIZERS[SGD]:
         raise UserError(
             "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
         )
-    backends.load(name)
+    backends.load(plan.backend)  # explains a detectron2 that does not work
     from scratch_det.backends.detectron2 import plain_script as plain
 
-    script = plain.find_script(script)
-    dataset = training_set(cfg)
+    path = plain.find_script(script)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    return in_both_orders(partial(_time, cfg, dataset, script), pairs)
 
-
-def _time(cfg: CfgNode, dataset: TrainingSet, script: Path, pairs: int, ours_first: bool) -> Pairs:
-    """Time ``pairs`` of iterations, our loop set up first or second."""
-    from scratch_det.backends.detectron2 import plain_script as plain
-
-    ids = (dataset.image_id(position) for position in itertools.count())
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.OUTPUT_DIR = str(Path(folder) / "plain")
-        Path(cfg.OUTPUT_DIR).mkdir()
-        run, other = (new_run(cfg, Path(folder) / which, "detectron2") for which in ("ours", "other"))
-        loops: list[Callable[[Gate], object]] = [
-            lambda gate: train(run, cfg, dataset, gate),
-            lambda gate: plain.train_plainly(cfg, other.state.model, script, ids, gate),
-        ]
-        try:
+    def time_half(pairs: int, ours_first: bool) -> Pairs:
+        with two_runs(cfg, plan.backend) as (run, other):
+            cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
+            Path(cfg.OUTPUT_DIR).mkdir()
+            ids = (dataset.image_id(position) for position in itertools.count())
+            loops: list[Callable[[Gate], object]] = [
+                lambda gate: train(run, dataset, gate),
+                lambda gate: plain.train_plainly(cfg, other.state.model, path, ids, gate),
+            ]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)
             return time_pairs(ours.step, theirs.step, pairs)
-        finally:
-            run.metrics.close()
-            other.metrics.close()
+
+    return in_both_orders(time_half, pairs)
 
 
-def train(run: Run, cfg: CfgNode, dataset: TrainingSet, gate: Gate) -> None:
+def train(run: Run, dataset: TrainingSet, gate: Gate) -> None:
     """The iterations of a run, without checkpoints and evaluations."""
-    batches = timed(gate(training_batches(dataset, cfg, 0)))
-    for iteration in range(cfg.SOLVER.MAX_ITER):
+    batches = timed(gate(training_batches(dataset, run.cfg, 0)))
+    for iteration in range(run.cfg.SOLVER.MAX_ITER):
         iterate(run, iteration, batches)

@@ -18,6 +18,7 @@ from scratch_det.data.image_check import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.plan import DETECTION, Plan, Report, Request, Section, make_plan
+from scratch_det.errors import UserError
 from scratch_det.weights.locate import place_of
 
 NAME_WIDTH = 11  # columns for the name of a section
@@ -46,28 +47,38 @@ def check(
     report = Report(strict=False, say=lambda section: say(as_text(section)))
     available = available_memory()
     with gc_paused():  # while the annotations are held
-        plan = make_plan(request, World(size=here * num_machines, local_size=here), DETECTION, report)
-        recipe_is_sound = not any(severity == "error" for severity, _ in report.sections[0].problems)
-        if plan and recipe_is_sound:  # the model can be built
-            objects = [len(found) for data in plan.training for _, found in data.training_images(plan.cfg)]
-            with report.section("schedule") as section:
-                section.add(learning_rate_line(plan.cfg, len(objects)), training_images=len(objects))
-                if plan.training and not objects:
-                    section.problem("error", f"no training image has {needed_for_training(plan.cfg)}")
-            if plan.training:
-                with report.section("memory") as section:
-                    share = plan.cfg.SOLVER.IMS_PER_BATCH // (here * num_machines * request.accumulate)
-                    check_memory(section, plan, here, share * image_bytes(plan.cfg, objects), share, available)
-            with report.section("model") as section:
-                check_model(section, plan.backend, plan.cfg, here)
-                size = section.values
-            with report.section("disk") as section:
-                check_disk(section, plan, size["weights"], size["trainable"])
-    if plan and images:
+        try:
+            plan = make_plan(request, World(size=here * num_machines, local_size=here), DETECTION, report)
+        except UserError:  # no recipe to look at, as the report says
+            return report
+        if not any(severity == "error" for severity, _ in report.sections[0].problems):  # the model can be built
+            check_needs(report, plan, here, num_machines, available)
+    if images:
         with report.section("images") as section:
             for data in {data.entry.name: data for data in [*plan.training, *plan.test]}.values():
                 check_images(section, data)
     return report
+
+
+def check_needs(report: Report, plan: Plan, here: int, num_machines: int, available: int | None) -> None:
+    """What a sound recipe means for the length of the run, memory, model and disk.
+
+    here: processes on this machine. available: memory in bytes before the data sets were read.
+    """
+    objects = [len(found) for data in plan.training for _, found in data.training_images(plan.cfg)]  # of each image
+    with report.section("schedule") as section:
+        section.add(learning_rate_line(plan.cfg, len(objects)), training_images=len(objects))
+        if plan.training and not objects:
+            section.problem("error", f"no training image has {needed_for_training(plan.cfg)}")
+    if plan.training:
+        with report.section("memory") as section:
+            share = plan.cfg.SOLVER.IMS_PER_BATCH // (here * num_machines * plan.request.accumulate)
+            check_memory(section, plan, here, share, mean_image_bytes(plan.cfg, objects), available)
+    with report.section("model") as section:
+        check_model(section, plan.backend, plan.cfg, here)
+        size = section.values
+    with report.section("disk") as section:
+        check_disk(section, plan, size["weights"], size["trainable"])
 
 
 def as_text(section: Section) -> str:
@@ -99,12 +110,12 @@ def as_json(report: Report) -> str:
 
 
 def check_memory(
-    section: Section, plan: Plan, num_gpus: int, batch_bytes: int, share: int, available: int | None
+    section: Section, plan: Plan, num_gpus: int, share: int, image_bytes: int, available: int | None
 ) -> None:
     """Compare memory and shared memory with what ``num_gpus`` processes of this machine need.
 
-    share: images that a process works on at a time, of ``batch_bytes``. available: bytes before the data sets were
-    read. The figures are estimates, so too little is a notice and no error.
+    share: images that a process works on at a time, of about ``image_bytes``. available: bytes before the data sets
+    were read. The figures are estimates, so too little is a notice and no error.
     """
     # the most that this process has held so far, and the pickled records of the training set
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -126,7 +137,7 @@ def check_memory(
     batches, free = num_gpus * plan.cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
     if not batches or free is None:
         return
-    needed = batches * batch_bytes
+    needed = batches * share * image_bytes
     section.add(
         f"/dev/shm: about {run_dir.size(needed)} for the {batches} batches of {share} images that workers hold ready; "
         f"{run_dir.size(free)} are free here",
@@ -147,7 +158,7 @@ def mean_record_bytes(data: CocoDataset) -> float:
     return sum(len(pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)) for record in records) / len(sample)
 
 
-def image_bytes(cfg: CfgNode, objects: list[int]) -> int:
+def mean_image_bytes(cfg: CfgNode, objects: list[int]) -> int:
     """About the bytes of one training image of the largest size, with a mask for each of the mean number of objects."""
     masks = sum(objects) / max(len(objects), 1) if cfg.MODEL.MASK_ON else 0
     return round(max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * (3 + masks))

@@ -133,8 +133,10 @@ class Report:
         """A new section, complete at the end of the block."""
         section = Section(name, self.strict)
         self.sections.append(section)
-        yield section
-        self.say(section)
+        try:
+            yield section
+        finally:
+            self.say(section)
 
     @property
     def ok(self) -> bool:
@@ -159,7 +161,6 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
         if not world.is_main:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         plan = make_plan(request, world, task, report)
-        assert plan  # a strict report has raised every error
         library = backends.library(plan.backend)
         logger.info(f"recipe {request.config_file}, backend {library}, writing to {plan.run_dir.path}/")
         for line in (line for section in report.sections if section.name == "batch" for line in section.lines):
@@ -179,21 +180,16 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
 start_pretraining = partial(start, task=CLASSIFICATION)
 
 
-def make_plan(
-    request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None
-) -> Plan | None:
+def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None) -> Plan:
     """All checks in their order, the cheap ones first, section by section of ``report``.
 
     A strict report, the default, raises UserError at the first error. Another one gets every error and notice; the
-    plan is then what could be planned in spite of them, None when there is no recipe to look at.
+    plan is then what could be planned in spite of them. Raises UserError also when there is no recipe to look at.
     """
     report = report or Report()
     with report.section("recipe") as section:
         chosen = section.attempt(choose_backend, request, task)
-        chosen = chosen or Section().attempt(choose_backend, without_errors(request, task), task)  # to check the rest
-        if not chosen:
-            return None
-        backend, recipe = chosen
+        backend, recipe = chosen or choose_backend(without_errors(request, task), task)  # to check the rest
         cfg, run_dir = recipe.cfg, RunDir(recipe.cfg.OUTPUT_DIR, writes=world.is_main)
         library = backends.library(backend)
         section.add(f"{request.config_file}, backend {library}", config_file=request.config_file, backend=backend)
@@ -322,12 +318,12 @@ def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[s
             f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {heads}; give a recipe "
             "with configs/_base_/head/cascade.yaml, or use --branch-from"
         )
-    if request.resume and not request.eval_only and run_dir.holds_run():
-        if (began := run_dir.recorded("init_std")) != request.init_std:
-            yield (
-                f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; give the "
-                "flag as it was, or name another folder: OUTPUT_DIR PATH"
-            )
+    goes_on = request.resume and not request.eval_only and run_dir.holds_run()
+    if goes_on and request.init_std != (began := run_dir.recorded("init_std")):
+        yield (
+            f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; give the flag "
+            "as it was, or name another folder: OUTPUT_DIR PATH"
+        )
     if request.init_std is None:
         return
     if request.branch_from or request.switch_from:
