@@ -270,6 +270,7 @@ class TestInitStd:
         with pytest.raises(UserError, match=r"holds a run that began with 0\.1"):
             train(*keys, resume=True)
         train(*keys, resume=True, init_std=0.1)
+        train("SOLVER.MAX_ITER", 4, resume=True, eval_only=True)  # no --init-std needed
 
 
 class TestEvalOnly:
