@@ -1,56 +1,84 @@
-"""The paper's figures from a study's outcomes, as SVG and PNG: the same bytes from the same outcomes."""
+"""The paper's figures from the records of a study, as SVG and PNG: the same records give the same bytes."""
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import fmean, median
+from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from scratch_det.config import load_config
+from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.files import write_atomically
-from scratch_det.study import own
-from scratch_det.study.experiments import experiments, of_place
-from scratch_det.study.records import Record
-from scratch_det.study.report import drawings
-from scratch_det.study.report.tables import DIGITS
+from scratch_det.study import own, samples
+from scratch_det.study.experiments import experiments, find, of_place
+from scratch_det.study.job import from_here
+from scratch_det.study.paper import PRETRAINED, SCRATCH
+from scratch_det.study.records import FINISHED, LOSS, Curve, Record
+from scratch_det.study.report.tables import DIGITS, label_of_norm
+from scratch_det.study.run import TRAIN, Run
 
-DOTS = 200  # an inch, of the PNG
-DRAWINGS: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the place whose runs they show
-    "figure1": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
-    "figure2": drawings.seen,
-    "figure3": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
-    "figure4": partial(drawings.schedules, norm="SyncBN", metric="bbox/AP"),
-    "figure5": drawings.enhanced,
-    "figure6": partial(drawings.schedules, norm="GN", metric="keypoints/AP"),
-    "figure7": drawings.small_data,
-    "figure8": drawings.training_loss,
-    "norms": drawings.norms,
-    own.PLACE: drawings.own_runs,
-    "smoke": partial(drawings.schedules, norm="GN", metric="bbox/AP"),
+STYLE: Any = {
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.color": "#e6e6e6",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.markersize": 6.5,
+    "lines.markeredgecolor": "white",
+    "savefig.dpi": 200,
+    "svg.hashsalt": "scratch_det",  # else ids are random
 }
+WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
+INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
+SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
+SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
+STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
+# An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
+# not counted here, so that the figure does not depend on whether the data set is on this machine.
+INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": samples.COCO_OBJECTS / samples.COCO_IMAGES}
+TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
+LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
+LOSS_POINTS = 40  # of a smoothed loss
 
 
-def figures_of(experiment: str, outcomes: Sequence[Record]) -> dict[str, Figure]:
+def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
     """The figures all of whose runs are part of ``experiment``, by name; without those that have nothing to show.
 
     Raises UserError for an unknown experiment.
     """
     runs = of_place(experiment)
     prefix = DIGITS if runs[0].places[0].startswith(DIGITS) else ""
-    ours = {run.name for run in runs}
-    drawn: dict[str, Figure] = {}
-    for name, draw_one in DRAWINGS.items():
-        place = f"{prefix}{'figure1' if name == 'figure2' else name}"  # whose runs they count
-        listed = {run.name for run in experiments() if place in run.places}
-        if any(place in run.places for run in runs) and ours >= listed:
-            members = [one for one in outcomes if place in one.run.places]
-            if members and (found := draw_one(members)):
-                drawn[name] = found
-                found.suptitle(f"{_in_words(name, bool(prefix))}: {found.get_suptitle()}", **drawings.TITLE)
-    return drawn
+    names, figures = {run.name for run in runs}, {}
+    for name, draw_figure in FIGURES.items():
+        place = f"{prefix}{'figure1' if name == 'figure2' else name}"  # Figure 2 counts the images of Figure 1's runs
+        needed = {run.name for run in experiments() if place in run.places}
+        shown = [one for one in records if place in one.run.places]
+        if shown and needed <= names and any(place in run.places for run in runs):
+            with rc_context(STYLE):
+                if figure := draw_figure(shown):
+                    number = re.sub(r"^figure", "Figure ", name) + " in miniature" * bool(prefix)
+                    kind = "All runs" if name == own.PLACE else number if name.startswith("figure") else "In miniature"
+                    figure.suptitle(f"{kind}: {figure.get_suptitle()}", x=0.01, ha="left")
+                    figures[name] = figure
+    return figures
 
 
 def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
@@ -58,26 +86,279 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
-        paths += [folder / f"{name}.svg", folder / f"{name}.png"]
-        write_atomically(paths[-2], as_svg(figure))
-        partial = paths[-1].with_name(f"{name}.png.partial")
-        FigureCanvasAgg(figure)
-        figure.savefig(partial, format="png", dpi=DOTS, metadata={"Software": None})
-        partial.replace(paths[-1])
+        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+        write_atomically(svg, as_svg(figure))
+        partial = folder / f"{name}.png.partial"
+        with rc_context(STYLE):
+            FigureCanvasAgg(figure)
+            figure.savefig(partial, format="png", metadata={"Software": None})
+        partial.replace(png)
+        paths += [svg, png]
     return paths
 
 
 def as_svg(figure: Figure) -> str:
-    """A document whose ids are not drawn at random and that does not tell when it was made."""
+    """A document without random ids and without the time at which it was made."""
     text = io.StringIO()
-    with rc_context({"svg.hashsalt": "scratch_det"}):
+    with rc_context(STYLE):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
-def _in_words(name: str, is_small: bool) -> str:
-    """figure1 -> Figure 1, or Figure 1 in miniature."""
-    if name == own.PLACE:
-        return "All runs"
-    number = name.removeprefix("figure")
-    return f"Figure {number}{' in miniature' * is_small}" if number.isdecimal() else "In miniature"
+# Figures: each from the records of its runs, None where they have nothing to show ------------------------------------
+
+
+def _schedules(norm: str, metric: str) -> Callable[[Sequence[Record]], Figure | None]:
+    """Figures 1, 3, 4 and 6: AP of all schedules, and the usual length of fine-tuning."""
+
+    def draw_figure(records: Sequence[Record]) -> Figure | None:
+        if not any(metric in one.curves for one in records):
+            return None
+        figure = _figure(f"{_model(records[0])} with {norm}", 4.2)
+        axes = figure.subplots()
+        _draw_schedules(axes, records, metric)
+        per_x = records[0].run.per_x
+        axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
+        top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
+        lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
+        top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
+        top.tick_params(length=2, colors="#555555")
+        top.spines["top"].set_visible(False)
+        return figure
+
+    return draw_figure
+
+
+def _seen(records: Sequence[Record]) -> Figure | None:
+    """Figure 2: what the 2x run that is fine-tuned sees with its pre-training, and the one from scratch, longer."""
+    runs = {(one.run.init, one.run.k): one.run for one in records}
+    short, long = runs.get((PRETRAINED, TYPICAL)), runs.get((SCRATCH, TYPICAL * LONGER))
+    if short is None or long is None:
+        return None
+    tuned, trained = map(_seen_by, (short, long))
+    before = samples.of_pretraining_run(find(short.pretraining)) if short.pretraining else samples.of_pretraining()
+    figure = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3)
+    for axes, what in zip(figure.subplots(1, 3), ("images", "instances", "pixels"), strict=True):
+        counts = [getattr(seen, what) for seen in (before, tuned, trained)]
+        for (part, color), count, x, bottom in zip(SEEN.items(), counts, (0, 0, 1), (0.0, counts[0], 0.0), strict=True):
+            axes.bar(x, count, 0.6, bottom=bottom, color=color, label=part)
+        for x, total in enumerate((counts[0] + counts[1], counts[2])):
+            axes.text(x, 1.01 * total, EngFormatter(places=1)(total), ha="center", va="bottom", fontsize=8)
+        axes.set_xticks((0, 1), ("pre-trained", "scratch"))
+        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.margins(x=0.2, y=0.1)
+        axes.set_title(what)
+    _legend_below(figure)
+    return figure
+
+
+def _seen_by(run: Run) -> samples.Seen:
+    cfg = load_config(from_here(run.config)).cfg
+    return samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]])
+
+
+def _enhanced(records: Sequence[Record]) -> Figure | None:
+    """Figure 5: a row for each model, box AP beside mask AP; each step comes on top of those before."""
+    bars: dict[str, dict[tuple[str, str, str], float]] = {}
+    for one in records:
+        step = next(step for step in reversed(STEPS) if step in one.run.name)
+        for task in ("bbox", "segm") if one.state == FINISHED else ():
+            if (value := one.metrics.get(f"{task}{'_TTA' if one.run.evaluates else ''}/AP")) is not None:
+                bars.setdefault(_model(one), {})[task, step, one.run.init] = value
+    if not bars:
+        return None
+    figure = _figure("enhanced baselines", 0.5 + 2.7 * len(bars))
+    for row, (model, values) in zip(figure.subplots(len(bars), 2, squeeze=False), bars.items(), strict=True):
+        for axes, (task, shown) in zip(row, {"bbox": "box AP", "segm": "mask AP"}.items(), strict=True):
+            for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
+                heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
+                drawn = axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
+                axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
+            axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
+            axes.set_xlim(-0.6, len(STEPS) - 0.4)
+            axes.set_ylim(0, 1.1 * max((value for key, value in values.items() if key[0] == task), default=1))
+            axes.set_title(f"{model}, {shown}")
+    _legend_below(figure)
+    return figure
+
+
+def _small_data(records: Sequence[Record]) -> Figure | None:
+    """Figure 7: a panel for each number of images and kind of hyper-parameters."""
+    panels: dict[str, list[Record]] = {}
+    for one in records:
+        if one.run.kind == TRAIN and "bbox/AP" in one.curves:
+            size, *others = [part for part in one.run.shown.split(", ") if part not in INITS]
+            panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
+    if not panels:
+        return None
+    figure = _figure(f"{_model(records[0])} with fewer images", 3.3)
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, shown) in zip(row, panels.items(), strict=True):
+        _draw_schedules(axes, shown, "bbox/AP")
+        axes.set_title(title)
+        axes.label_outer()
+    values = [value for shown in panels.values() for one in shown for _, value in one.curves["bbox/AP"]]
+    row[-1].set_ylim(0, 1.08 * max(*values, 1))
+    return figure
+
+
+def _training_loss(records: Sequence[Record]) -> Figure | None:
+    """Figure 8: thin as logged, thick smoothed."""
+    found = [one for one in records if one.run.kind == TRAIN and LOSS in one.curves]
+    if not found:
+        return None
+    size = found[0].run.shown.split(", ")[0]
+    figure = _figure(f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}", 3.8)
+    axes = figure.subplots()
+    for one in sorted(found, key=lambda one: list(INITS).index(one.run.init)):
+        label, color, _ = INITS[one.run.init]
+        axes.plot(*_xy(one.curves[LOSS]), color=color, lw=0.5, alpha=0.35)
+        axes.plot(*_xy(thin(one.curves[LOSS], LOSS_POINTS)), color=color, lw=1.8, label=label)
+    _label_axes(axes, "training loss")
+    axes.legend(loc="best")
+    return figure
+
+
+def _norms(records: Sequence[Record]) -> Figure | None:
+    """Section 4 of the paper: one schedule with and without a normalisation that suits it."""
+    curves = {label_of_norm(one.run): one.curves["bbox/AP"] for one in records if "bbox/AP" in one.curves}
+    return _lines(f"{_model(records[0])} from scratch, 3x, by normalisation", curves)
+
+
+def _own_runs(records: Sequence[Record]) -> Figure | None:
+    """A line for each recipe, the mean of its seeds; one of each initialisation has the colours of INITS."""
+    curves: dict[str, list[Curve]] = {}
+    for one in sorted(records, key=lambda one: one.run.init == SCRATCH):
+        if "bbox/AP" in one.curves:
+            curves.setdefault(one.run.shown, []).append(one.curves["bbox/AP"])
+    return _lines("box AP by iteration", {label: mean for label, seeds in curves.items() if (mean := mean_of(seeds))})
+
+
+FIGURES: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the place whose runs they show
+    "figure1": _schedules("GN", "bbox/AP"),
+    "figure2": _seen,
+    "figure3": _schedules("GN", "bbox/AP"),
+    "figure4": _schedules("SyncBN", "bbox/AP"),
+    "figure5": _enhanced,
+    "figure6": _schedules("GN", "keypoints/AP"),
+    "figure7": _small_data,
+    "figure8": _training_loss,
+    "norms": _norms,
+    own.PLACE: _own_runs,
+    "smoke": _schedules("GN", "bbox/AP"),
+}
+
+
+# Parts of figures --------------------------------------------------------------------------------------------------
+
+
+def _figure(title: str, height: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, height))
+    figure.suptitle(title)
+    return figure
+
+
+def _lines(title: str, curves: Mapping[str, Curve]) -> Figure | None:
+    """Box AP, a colour for each line, its last value in the legend."""
+    if not curves:
+        return None
+    figure = _figure(title, 4.2)
+    axes = figure.subplots()
+    for (label, curve), color in zip(curves.items(), cycle(COLORS), strict=False):
+        axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{label}: {curve[-1][1]:.1f}")
+        axes.plot(*curve[-1], "o", color=color)
+    _label_axes(axes, METRICS["bbox/AP"].axis)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return figure
+
+
+def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
+    """AP by iteration, a colour for each initialisation; of several seeds thin lines and a thick mean; ends marked."""
+    shown: dict[tuple[str, str], dict[int | None, Record]] = {}  # by initialisation and schedule, then by seed
+    for one in records:
+        if metric in one.curves:
+            shown.setdefault((one.run.init, one.run.shown), {})[one.run.seed] = one
+    drawn = {one.run.name for seeds in shown.values() for one in seeds.values()}
+    seeds_of = {
+        init: _finished_seeds([group for key, group in shown.items() if key[0] == init], metric) for init in INITS
+    }
+    for (init, _), seeds in shown.items():
+        _, color, marker = INITS[init]
+        curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
+        chosen = seeds_of[init] or {max(curves, key=lambda seed: len(curves[seed]))}
+        thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
+        for curve in curves.values() if len(curves) > 1 or not thick else ():
+            axes.plot(*_xy(curve), color=color, lw=0.6, alpha=0.45)
+        axes.plot(*_xy(thick), color=color, lw=1.6)
+        if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
+            axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
+    for init, (label, color, marker) in INITS.items():
+        if any(init == key[0] for key in shown):
+            label += f", mean of {len(seeds_of[init])} seeds" * (len(seeds_of[init]) > 1)
+            axes.plot([], [], marker, ls="-", color=color, label=label)
+    _label_axes(axes, METRICS[metric].axis)
+    axes.set_xlim(0, 1.04 * max(one.run.iterations for one in records))
+    axes.legend(loc="lower right")
+
+
+def _finished_seeds(schedules: Sequence[Mapping[int | None, Record]], metric: str) -> set[int | None]:
+    """The seeds that every schedule with a finished one has finished.
+
+    Only their mean is drawn: a branch's mean over other seeds than its trunk's would not begin on the trunk's.
+    """
+    done = [
+        {seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations} for seeds in schedules
+    ]
+    return set.intersection(*filter(None, done)) if any(done) else set()
+
+
+def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
+    """The curve after the branch point, from the trunk's last point on; all of it where the trunk is not drawn."""
+    curve = record.curves[metric]
+    if record.run.trunk not in drawn:
+        return curve
+    before = [point for point in curve if point[0] <= record.start]
+    return (*before[-1:], *curve[len(before) :])
+
+
+def mean_of(curves: Sequence[Curve]) -> Curve:
+    """Over the iterations that all of them have."""
+    points = [dict(curve) for curve in curves]
+    common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
+    return tuple((iteration, fmean(one[iteration] for one in points)) for iteration in common)
+
+
+def thin(curve: Curve, most: int) -> Curve:
+    """At most so many points, each the median of equally many neighbours."""
+    if len(curve) <= most:
+        return curve
+    ends = [round(part * len(curve) / most) for part in range(most + 1)]
+    parts = [curve[start:end] for start, end in pairwise(ends)]
+    return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
+
+
+def _xy(curve: Curve) -> tuple[list[int], list[float]]:
+    return [iteration for iteration, _ in curve], [value for _, value in curve]
+
+
+def _label_axes(axes: Axes, label: str) -> None:
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid()
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"))
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend for all panels."""
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+
+
+def _model(record: Record) -> str:
+    """..._R_50_FPN_... -> R50-FPN."""
+    found = re.search(r"_([RX])_(\d+)", record.run.config.stem)
+    return f"{found[1]}{found[2]}-FPN" if found else record.run.config.stem

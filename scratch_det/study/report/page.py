@@ -1,65 +1,89 @@
-"""A study as one HTML page that needs no network: tables, curves, figures, predictions, what the runs were made with.
+"""A study as one HTML page that needs no network: tables, curves, figures, predictions, configs, environments.
 
-It says nothing of clocks, machines' names or starts, so the page of a study that was interrupted and continued is that
-of one that was not.
+It has no times, host names or paths of this machine: a study that was interrupted and continued gives the same page as
+one that was not.
 """
 
 import base64
 import hashlib
+import io
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
+from scratch_det.config import flatten
 from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
 from scratch_det.study.records import FAILED, LOSS, Record
-from scratch_det.study.report.formats import Table
-from scratch_det.study.report.panels import INITS, own_part, thin
-from scratch_det.study.report.run_page import RunPage, data_uri
+from scratch_det.study.report.figures import INITS, own_part, thin
+from scratch_det.study.report.results import MADE_WITH, load_environment
+from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN
 
 METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
 METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
 POINTS = 200  # of a curve
+PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What a run's folder adds to its record.
+
+    Attributes:
+        link: address of the folder, from the page.
+        config: values by key, as text.
+        environment: backend, versions and so on by name.
+        picture: its predictions as a JPEG's data URI; empty where they are not shown.
+    """
+
+    name: str
+    link: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    picture: str = ""
 
 
 def write_page(
     path: Path,
     title: str,
     tables: Sequence[Table],
-    outcomes: Sequence[Record],
+    records: Sequence[Record],
     figures: Mapping[str, str],
     runs: Sequence[RunPage],
 ) -> Path:
     """Write the page, whole or not at all.
 
-    ``figures``: SVG documents by name; ``runs`` may be empty where there are no folders any more.
+    ``figures``: SVG documents by name; ``runs`` may be empty where there are no run folders any more.
     """
     here = Path(__file__).parent
-    classifiers = {one.run.name for one in outcomes if one.run.kind == PRETRAIN}
+    script, style = ((here / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
-    script = (here / "page.js").read_text(encoding="utf-8")
     text = environment.get_template("page.html").render(
         title=title,
-        states=Counter(one.state for one in outcomes),
-        total=len(outcomes),
-        compares={one.run.init for one in outcomes} == set(INITS),
+        states=Counter(one.state for one in records),
+        compares={one.run.init for one in records} == set(INITS),
         tables=tables,
         runs={run.name: run for run in runs},
-        outcomes=outcomes,
-        failed=[(one.run.name, last_line(one.error)) for one in outcomes if one.state == FAILED],
-        figures={name: data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
+        records=records,
+        failed=[(one.run.name, one.error.strip().splitlines()[-1:]) for one in records if one.state == FAILED],
+        figures={name: _data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
         differences=differences([run for run in runs if run.name not in classifiers] or runs),
         made_with=made_with(runs),
-        data={"metrics": METRICS, "runs": curves(outcomes)},
-        metrics=METRICS,
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        data={"metrics": METRICS, "runs": curves(records)},
+        style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -68,60 +92,50 @@ def write_page(
     return path
 
 
-def curves(outcomes: Sequence[Record]) -> list[dict[str, Any]]:
-    """What page.js draws: a branch from its trunk on, a family for all schedules and seeds of a model."""
-    colours = _colours(outcomes)
-    have = {metric: {one.run.name for one in outcomes if metric in one.curves} for metric in METRICS}
-    first = next((one.run.places[0] for one in outcomes if "bbox/AP" in one.curves), "")
+def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What page.js draws: of a branch the part after its trunk; a family is all schedules and seeds of one model."""
+    family = {one.run.name: re.sub(r", \d+x$", "", one.run.shown) for one in records}
+    groups: dict[str, dict[str, str]] = {}  # by place: the initialisation of each family
+    for one in records:
+        groups.setdefault(one.run.places[0], {})[family[one.run.name]] = one.run.init
+    colors = {
+        # as in the figures where the group compares one family of each initialisation
+        (group, name): INITS[init][1] if len(set(inits.values())) == len(inits) else COLORS[number % len(COLORS)]
+        for group, inits in groups.items()
+        for number, (name, init) in enumerate(inits.items())
+    }
+    drawn = {metric: {one.run.name for one in records if metric in one.curves} for metric in METRICS}
+    first = next((one.run.places[0] for one in records if "bbox/AP" in one.curves), "")
     return [
         {
             "run": one.run.name,
             "group": one.run.places[0],
-            "family": _family(one),
-            "colour": colours[one.run.places[0], _family(one)],
+            "family": family[one.run.name],
+            "colour": colors[one.run.places[0], family[one.run.name]],
             "label": (f"{one.run.k}x" if one.run.k else "run") + (f" seed {one.run.seed}" if one.run.seed else ""),
             "on": "bbox/AP" not in one.curves or (one.run.seed is None and one.run.places[0] == first),
             "curves": {
-                metric: [
-                    (i, round(y, 4)) for i, y in thin(own_part(one, metric, have[metric]), POINTS) if math.isfinite(y)
-                ]
-                for metric in METRICS
+                metric: [(at, round(y, 4)) for at, y in thin(own_part(one, metric, names), POINTS) if math.isfinite(y)]
+                for metric, names in drawn.items()
                 if metric in one.curves
             },
         }
-        for one in outcomes
+        for one in records
         if any(metric in one.curves for metric in METRICS)
     ]
 
 
-def _family(one: Record) -> str:
-    return re.sub(r", \d+x$", "", one.run.shown)
-
-
-def _colours(outcomes: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """By group and family as in the figures: an initialisation's own where a group has one family of each."""
-    groups: dict[str, dict[str, str]] = {}
-    for one in outcomes:
-        groups.setdefault(one.run.places[0], {})[_family(one)] = one.run.init
-    return {
-        (group, family): INITS[init][1] if len(set(inits.values())) == len(inits) else COLORS[place % len(COLORS)]
-        for group, inits in groups.items()
-        for place, (family, init) in enumerate(inits.items())
-    }
-
-
 def differences(runs: Sequence[RunPage]) -> dict[str, Any]:
-    """The keys whose values differ: their commonest values, and for each run those that are others."""
+    """The config keys whose values differ: the most frequent values, and the values of each run."""
     known = [run for run in runs if run.config]
     keys = sorted({key for run in known for key in run.config})
     values = {key: Counter(run.config.get(key, "") for run in known) for key in keys}
     usual = {key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1}
-    rows = {run.name: [run.config.get(key, "") for key in usual] for run in known}
-    return {"usual": usual, "rows": rows}
+    return {"usual": usual, "rows": {run.name: [run.config.get(key, "") for key in usual] for run in known}}
 
 
 def made_with(runs: Sequence[RunPage]) -> list[tuple[str, str, str]]:
-    """(what, its value, which runs have that value) with "all" where they agree."""
+    """(what, its value, the runs with that value), "all" where they agree."""
     rows = []
     known = [run for run in runs if run.environment]
     for key in dict.fromkeys(key for run in known for key in run.environment):
@@ -132,5 +146,68 @@ def made_with(runs: Sequence[RunPage]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def last_line(words: str) -> str:
-    return (words.strip().splitlines() or [""])[-1]
+def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
+    """Of the runs with a folder in ``out``, for the page at ``path``; a few of those that are no branch have a picture.
+
+    Raises DataError for a damaged environment.json.
+    """
+    there = [one for one in records if (out / one.run.name).is_dir()]
+    pictures = [one.run.name for one in there if not one.start and one.run.seed is None]
+    pictures = [name for name in pictures if (out / name / "predictions.png").exists()]
+    few = {pictures[round(i * (len(pictures) - 1) / (PICTURES - 1))] for i in range(PICTURES)} if pictures else set()
+    names = [one.run.name for one in records]
+    return [
+        RunPage(
+            name=name,
+            link=quote(Path(os.path.relpath(out / name, path.parent)).as_posix()) + "/",
+            config=_read_config(out / name / "config.yaml", names),
+            environment=_read_environment(out / name / "environment.json"),
+            picture=_read_picture(out / name / "predictions.png") if name in few else "",
+        )
+        for name in (one.run.name for one in there)
+    ]
+
+
+def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Every key but OUTPUT_DIR; a path into a run folder begins with the run's name. Empty for no or broken YAML."""
+    try:
+        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return {}
+    flat = flatten(content) if isinstance(content, dict) else {}
+    folders = re.compile(rf"^.*?(?<![^/])(?=({'|'.join(map(re.escape, names))})/)")
+    return {key: folders.sub("", _text(value)) for key, value in flat.items() if key != "OUTPUT_DIR"}
+
+
+def _read_environment(path: Path) -> dict[str, str]:
+    """What may change numbers, neither paths nor when and where the run was started."""
+    content = load_environment(path)
+    git = content["git"]
+    found = {key: content.get(key) for key in MADE_WITH} | content["packages"]
+    if git:
+        found["git commit"] = f"{git['commit'][:12]}{' with changes' if git.get('diff') else ''}"
+    return {key: _text(value) for key, value in found.items() if value not in (None, [])}
+
+
+def _read_picture(png: Path) -> str:
+    """A smaller JPEG; empty for a broken file."""
+    try:
+        with Image.open(png) as picture:
+            small = picture.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # PIL reports a broken PNG as SyntaxError
+        return ""
+    small.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
+    for quality in (80, 60, 40, 20):
+        jpeg = io.BytesIO()
+        small.save(jpeg, "JPEG", quality=quality, optimize=True)
+        if jpeg.tell() <= PICTURE_BYTES:
+            break
+    return _data_uri(jpeg.getvalue(), "jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)

@@ -9,8 +9,7 @@ from PIL import Image
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.figures import as_svg, draw, figures_of
-from scratch_det.study.report.panels import mean, own_part, thin
+from scratch_det.study.report.figures import as_svg, draw, figures_of, mean_of, own_part, thin
 from scratch_det.study.run import EVALUATE, TRAIN
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -117,7 +116,7 @@ class TestCurves:
         assert own_part(branch, "bbox/AP", set()) == curve
 
     def test_mean_of_what_all_have(self) -> None:
-        assert mean([((1, 2.0), (2, 4.0), (3, 9.0)), ((1, 4.0), (3, 1.0))]) == ((1, 3.0), (3, 5.0))
+        assert mean_of([((1, 2.0), (2, 4.0), (3, 9.0)), ((1, 4.0), (3, 1.0))]) == ((1, 3.0), (3, 5.0))
 
     def test_thin(self) -> None:
         curve = tuple((point, float(point % 5)) for point in range(1000))

@@ -10,9 +10,8 @@ from conftest import load_tool
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, Record, load
-from scratch_det.study.report.description import describe
-from scratch_det.study.report.formats import as_markdown
-from scratch_det.study.report.tables import tables_of
+from scratch_det.study.report.results import describe
+from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.report.write import write_report
 from scratch_det.study.study import Study, study_in
 

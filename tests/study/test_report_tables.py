@@ -1,22 +1,13 @@
-"""Tables of a study by hand-made outcomes, their formats, and the documents that show them."""
+"""Tables of a study from hand-made records, and their formats."""
 
-import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
-from scratch_det.errors import UserError
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.records import FAILED, FINISHED, LOSS, RUNNING, WAITING, Record, load, save
-from scratch_det.study.report.documents import render
-from scratch_det.study.report.formats import Table, as_csv, as_latex, as_markdown
-from scratch_det.study.report.tables import tables_of
+from scratch_det.study.records import FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
+from scratch_det.study.report.tables import Table, as_csv, as_latex, as_markdown, tables_of
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
@@ -263,88 +254,3 @@ class TestFormats:
 
     def test_control_characters_are_left_out(self) -> None:
         assert "\x1b" not in as_latex(replace(self.NASTY, notes=("\x1b[31mred",)))
-
-
-class TestDocuments:
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        (tmp_path / "docs").mkdir()
-        self.write(tmp_path, "before\n<!-- results digits/table1 -->\nold\n<!-- end -->\nafter")
-        save([outcome(R18.format("scratch", 6), 30.0)], tmp_path / "results/digits")
-        return tmp_path
-
-    def write(self, root: Path, text: str) -> None:
-        (root / "README.md").write_text(text)
-
-    def test_rendered_once_and_for_all(self, root: Path) -> None:
-        (root / "docs/x.md").write_text("no marker")
-        stale = [root / "README.md", root / "docs/digits/SOURCE"]
-        assert render(root, check=True) == stale
-        assert "old" in (root / "README.md").read_text()
-        assert not (root / "docs/digits").exists()
-        assert render(root) == stale
-        assert (root / "docs/digits/SOURCE").exists()
-        text = (root / "README.md").read_text()
-        expected = as_markdown(table("digits/table1", *load(root / "results/digits")))
-        assert text == f"before\n<!-- results digits/table1 -->\n\n{expected}\n<!-- end -->\nafter"
-        assert render(root) == []
-
-    def test_new_results_make_it_stale(self, root: Path) -> None:
-        render(root)
-        save([outcome(R18.format("scratch", 6), 30.1)], root / "results/digits")
-        assert render(root, check=True) == [root / "README.md", root / "docs/digits/SOURCE"]
-
-    def test_edited_results_are_refused(self, root: Path) -> None:
-        shutil.copytree(ROOT / "results/digits", root / "results/digits", dirs_exist_ok=True)
-        runs = root / "results/digits/runs.csv"
-        runs.write_text(runs.read_text().replace("finished", "failed", 1))
-        with pytest.raises(UserError, match=r"README.md:2: .*runs.csv and curves.csv are not those that study.json"):
-            render(root)
-        assert "old" in (root / "README.md").read_text()
-
-    def test_figures_that_are_gone_or_drawn_otherwise_are_stale(self, root: Path) -> None:
-        curves = {"bbox/AP": ((540, 15.0), (1080, 30.0))}
-        save([outcome(R18.format("scratch", 6), 30.0, curves=curves)], root / "results/digits")
-        render(root)
-        source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.png"
-        assert f"  {figure.name}\n" in source.read_text()
-        figure.write_bytes(figure.read_bytes() + b"0")
-        assert render(root, check=True) == [source]
-        figure.unlink()
-        assert render(root, check=True) == [source]
-        assert render(root) == [source]
-        assert figure.exists()
-        source.write_text(re.sub(r"\w+  drawings", "0  drawings", source.read_text()))
-        assert render(root, check=True) == [source]
-        save([outcome(R18.format("scratch", 6), 30.0)], root / "results/digits")
-        render(root)
-        assert not figure.exists()
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (
-                "\n<!-- results digits/tabel1 -->\n<!-- end -->\n",
-                r"README.md:2: no experiment digits/tabel1; did you mean",
-            ),
-            ("<!-- results digits/table1 -->\n", r"README.md:1: no <!-- end --> follows"),
-            ("<!-- results digits/table1 -->\n" * 2 + "<!-- end -->\n", r"README.md:1: no <!-- end --> follows"),
-            ("a\n<!-- end -->\n", r"README.md:2: nothing begins before this end"),
-            (
-                "<!-- results table1 -->\n<!-- end -->\n",
-                r"README.md:1: .*runs.csv is missing|README.md:1: .*curves.csv is missing",
-            ),
-        ],
-    )
-    def test_mistakes(self, root: Path, text: str, message: str) -> None:
-        (root / "docs/a.md").write_text((root / "README.md").read_text())
-        self.write(root, text)
-        with pytest.raises(UserError, match=message):
-            render(root)
-        assert "old" in (root / "docs/a.md").read_text()
-
-    def test_those_of_this_repository_are_up_to_date(self) -> None:
-        done = subprocess.run(
-            [sys.executable, ROOT / "tools/render_docs.py", "--check"], capture_output=True, text=True
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

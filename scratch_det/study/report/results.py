@@ -1,0 +1,221 @@
+"""A study as data in a results folder, such as results/digits: runs.csv, curves.csv, and study.json about how they
+were made: commands, versions, data and time, without paths of this machine.
+
+A study may be made in parts, on several machines or at several times: runs that got further in the folder are kept.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scratch_det.errors import DataError, UserError
+from scratch_det.files import write_atomically
+from scratch_det.log import say_now
+from scratch_det.study.experiments import of_place
+from scratch_det.study.job import ROOT, TOOLS
+from scratch_det.study.records import (
+    CURVES,
+    FINISHED,
+    FIX,
+    RESTORE,
+    RUNS,
+    Record,
+    load,
+    read_json,
+    read_rows,
+    save,
+)
+from scratch_det.study.run import SEARCH
+from scratch_det.study.study import DESCRIPTION, LOCK, Study
+
+MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
+
+Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
+
+
+def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made]:
+    """Records by the run's name, and how each was made; nothing where the folder is new.
+
+    Raises UserError when it is no results folder of ``experiment``, DataError when its files are missing or damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--results {folder} is a file; name a folder")
+    if any((parent / LOCK).exists() for parent in (folder.resolve(), *folder.resolve().parents)):
+        raise UserError(f"--results {folder} is in a study's folder; name another for the numbers")
+    path, there = folder / DESCRIPTION, [name for name in (RUNS, CURVES) if (folder / name).exists()]
+    if not path.exists():
+        if there:
+            raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
+        return {}, {}
+    content = read_json(path, fix=RESTORE)
+    if (other := content.get("experiment")) != experiment:
+        raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
+    records = {one.run.name: one for one in load(folder, of_place(experiment))}
+    try:
+        environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
+        made = {
+            name: {
+                "command": about["command"],
+                "seconds": float(about["seconds"]),
+                "environment": environments[about["environment"]],
+            }
+            for name, about in content["runs"].items()
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
+    require_unedited(folder)
+    return records, made
+
+
+def write_results(
+    records: Sequence[Record], earlier: tuple[Mapping[str, Record], Made], study: Study, experiment: str, folder: Path
+) -> list[Path]:
+    """Write ``records`` of ``study``, or those of ``read_results`` that got ``earlier`` further; returns the files.
+
+    Raises UserError when some were made with other data than others.
+    """
+    kept = _kept(records, earlier[0], folder)
+    made = {name: about for name, about in earlier[1].items() if name in kept}
+    made |= {
+        one.run.name: made_by(one, study)
+        for one in records
+        if one.run.name not in kept and (one.iteration or one.state == FINISHED)
+    }
+    datasets: dict[str, Any] = {}
+    for name, about in (
+        (name, about) for one in made.values() for name, about in one["environment"]["datasets"].items()
+    ):
+        if datasets.setdefault(name, about) != about:
+            raise UserError(
+                f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, "
+                f"{about}; name another folder"
+            )
+    records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
+    save(records, folder)
+    content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
+    write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    return [folder / name for name in (RUNS, CURVES, DESCRIPTION)]
+
+
+def _kept(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
+    """The runs that got further ``earlier``; ``records`` are in an order in which each comes after what it needs.
+
+    A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
+    rest on, or where that run has ended with the same weights or values here.
+    """
+    now, kept = {one.run.name: one for one in records}, set[str]()
+    for name, one in now.items():
+        there = earlier.get(name)
+        if there is None or _progress(there) <= _progress(one):
+            continue
+        parents = [one.run.trunk if there.start else None, one.run.evaluates, one.run.found_by]
+        changed = [
+            parent for parent in parents if parent and parent not in kept and not _same_end(earlier, now, parent)
+        ]
+        if changed:
+            say_now(f"{folder}: {name} is not kept, as it rests on another {changed[0]} than this one")
+        else:
+            kept.add(name)
+    return kept
+
+
+def _progress(record: Record) -> tuple[bool, int]:
+    return record.state == FINISHED, record.iteration
+
+
+def _same_end(earlier: Mapping[str, Record], now: Mapping[str, Record], name: str) -> bool:
+    ends = [(one.weights_sha256, one.found) for records in (earlier, now) if (one := records.get(name))]
+    return len(ends) == 2 and any(ends[0]) and ends[0] == ends[1]
+
+
+def require_unedited(folder: Path) -> None:
+    """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
+    path = folder / DESCRIPTION
+    if path.exists() and read_json(path, fix=RESTORE).get("sha256") != _digests(folder):
+        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (RUNS, CURVES)}
+
+
+def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
+    """How much was trained, and how each run was made; equal environments are listed once.
+
+    Iterations include those of unfinished runs. A cascade that goes on from another run saves nothing: it always does.
+    ``run_hours`` is the sum over the runs: run folders do not tell which of them ran at the same time.
+    """
+    environments: list[dict[str, Any]] = []
+    for about in made.values():
+        if about["environment"] not in environments:
+            environments.append(about["environment"])
+    names = [one.run.name for one in records if one.run.name in made]
+    return {
+        "iterations": sum(one.iterations_done for one in records),
+        "iterations_saved_by_sharing": sum(one.start for one in records if one.iteration and not one.run.is_switch),
+        "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
+        "environments": environments,
+        "runs": {name: {**made[name], "environment": environments.index(made[name]["environment"])} for name in names},
+    }
+
+
+def made_by(record: Record, study: Study) -> dict[str, Any]:
+    """Command, seconds and environment of a run; of a search of all of its trainings."""
+    job = next(job for job in study.jobs if job.name == record.run.name)
+    command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
+    begun = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
+    begun += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    folder = study.out / job.name
+    folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
+    return {
+        "command": shlex.join(command).replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", ""),
+        "seconds": round(sum(own_seconds(one, job.start) for one in folders), 1),
+        "environment": {"study": threads + shlex.join(begun), **_environment(folders)},
+    }
+
+
+def own_seconds(folder: Path, start: int) -> float:
+    """Seconds of a finished training after iteration ``start``, where it branched off.
+
+    A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
+    """
+    seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
+    rows = [row for row in read_rows(folder / "metrics.json") if row.get("time") and "iteration" in row]
+    ends = [0, *(row["iteration"] + 1 for row in rows)]
+    spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
+    if not (start and spent):
+        return seconds
+    return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
+
+
+def _environment(folders: Sequence[Path]) -> dict[str, Any]:
+    """What trainings were made with: one value where they agree, else a list of all."""
+
+    def common(values: Sequence[Any]) -> Any:
+        different = [value for number, value in enumerate(values) if value not in values[:number]]
+        return different[0] if len(different) == 1 else different
+
+    found = [load_environment(path) for folder in folders if (path := folder / "environment.json").exists()]
+    checkouts = [content["git"] for content in found if content["git"]]
+    return {
+        **{key: common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
+        "commit": common([git["commit"] for git in checkouts]),
+        "changed": any(git.get("diff") for git in checkouts),
+        "datasets": {name: about for content in found for name, about in content["datasets"].items()},
+    }
+
+
+def load_environment(path: Path) -> dict[str, Any]:
+    """An environment.json; what is missing is empty. Raises DataError when a section is damaged."""
+    content = read_json(path)
+    for key in ("git", "packages", "datasets"):
+        content[key] = content.get(key) or {}
+        if not isinstance(content[key], dict):
+            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {FIX}")
+    if content["git"] and not isinstance(content["git"].get("commit"), str):
+        raise DataError(f"{path} has git without a commit; {FIX}")
+    return content
