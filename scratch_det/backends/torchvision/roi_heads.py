@@ -43,7 +43,7 @@ class ROIPooler(nn.Module):
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
         rois = _with_image_index(boxes)
-        levels = self._level_of(rois[:, 1:])
+        levels = self.levels_of(rois[:, 1:])
         channels = next(iter(features.values())).shape[1]
         pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
         for level, (name, stride) in enumerate(self.strides.items()):
@@ -54,7 +54,7 @@ class ROIPooler(nn.Module):
     def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         return roi_align(feature, rois, self.resolution, 1 / stride, self.sampling_ratio, self.aligned)
 
-    def _level_of(self, boxes: Tensor) -> Tensor:
+    def levels_of(self, boxes: Tensor) -> Tensor:
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
         level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
         return (level - self.first_level).clamp(0, len(self.strides) - 1).to(torch.int64)

@@ -11,7 +11,6 @@ from conftest import ROOT
 from fvcore.common.config import CfgNode
 from run_folder import read
 from samples import sample
-from test_keypoints import KEYS
 from torch import Tensor, nn
 
 from scratch_det import backends
@@ -27,6 +26,8 @@ from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme
 from scratch_det.weights.read import Weights
 
+KEYS = ("MODEL.KEYPOINT_ON", True, "MODEL.MASK_ON", False, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1, 0.1]")  # fmt: skip
 SIDE = 4  # of the heat maps by hand
 BOX = torch.tensor([[10.0, 20.0, 18.0, 24.0]])  # a place is 2 x 1 px
 

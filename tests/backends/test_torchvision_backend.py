@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from fvcore.common.config import CfgNode
 from pycocotools import mask as mask_api
 from samples import boxes_of, sample
@@ -33,7 +34,7 @@ from scratch_det.modeling.init import FILLS, fill_alike, initialize
 from scratch_det.modeling.norm import SyncBatchNorm
 from scratch_det.modeling.ops import mask_targets, paste_masks
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 R50 = CONFIGS / "COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 SMALL = CONFIGS / "Digits/quickstart.yaml"
 NORM_CLASSES = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from fvcore.common.config import CfgNode
 from run_folder import interrupted_after, is_same, read
 from samples import boxes_of, sample
@@ -17,7 +18,7 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.load import to_cascade
 from scratch_det.weights.names import in_stage, renamed, stage_of, without_stage
 
-SMALL = Path(__file__).parents[1] / "configs/Digits/quickstart.yaml"
+SMALL = ROOT / "configs/Digits/quickstart.yaml"
 CASCADE = ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")
 FOUR = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()")
 INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]

@@ -1,4 +1,4 @@
-"""VGG-16 for both backends: layers, freezing, and ImageNet weights. Beside detectron2: test_detectron2_backend."""
+"""VGG-16 for both backends: layers, freezing, and ImageNet weights. Beside detectron2: tests/backends."""
 
 import math
 from collections.abc import Callable
