@@ -21,7 +21,7 @@ from scratch_det.study.report.figures import draw, figures_of
 from scratch_det.study.report.results import require_unedited
 from scratch_det.study.report.tables import DIGITS, as_markdown, tables_of
 
-BEGIN, END = re.compile(r"<!--\s*results\b(.*)-->\s*"), re.compile(r"<!--\s*end\s*-->\s*")
+MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
 RESULTS, SOURCE = Path("results"), "SOURCE"
 FOLDERS = ("digits", "paper")  # below results/ and docs/, by experiment
 
@@ -53,52 +53,46 @@ def _stale_figures(root: Path, check: bool, records_of: Load) -> list[Path]:
     """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers, changed or missing."""
     stale = []
     for name in FOLDERS:
-        runs, source = root / RESULTS / name / RUNS, root / "docs" / name / SOURCE
-        if not runs.exists():
-            continue
-        numbers = f"{_digest(runs, runs.with_name(CURVES))}  numbers"
-        known, *lines = source.read_text().splitlines() if source.exists() else [""]
-        drawn = {
-            source.with_name(Path(figure).name): digest
-            for digest, _, figure in (line.partition("  ") for line in lines)
-        }
-        if known == numbers and all(path.exists() and _digest(path) == digest for path, digest in drawn.items()):
+        results, source = root / RESULTS / name, root / "docs" / name / SOURCE
+        if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, source.parent)):
             continue
         stale.append(source)
         if not check:
-            paths = draw(figures_of(name, records_of(name)), source.parent)
-            for old in drawn.keys() - {*paths, source}:
-                old.unlink(missing_ok=True)
-            write_atomically(source, "\n".join([numbers, *(f"{_digest(path)}  {path.name}" for path in paths)]) + "\n")
+            figures = figures_of(name, records_of(name))
+            for old in _figures(source.parent):
+                old.unlink()
+            draw(figures, source.parent)
+            write_atomically(source, _source(results, source.parent))
     return stale
 
 
-def _digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+def _source(results: Path, figures: Path) -> str:
+    """What SOURCE has to be: a line of digest and name for the numbers and for each figure."""
+    numbers = b"".join((results / name).read_bytes() for name in (RUNS, CURVES))
+    contents = {"numbers": numbers, **{path.name: path.read_bytes() for path in _figures(figures)}}
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+
+
+def _figures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in (".svg", ".png"))
 
 
 def rendered_text(text: str, path: Path, records_of: Load) -> str:
     """The text of ``path`` with the tables that its markers name."""
-    lines, opened = [], 0  # the line of the marker that has no end yet
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        begin, end = BEGIN.fullmatch(line), END.fullmatch(line)
-        if begin and opened:
-            break
-        if end and not opened:
-            raise UserError(f"{path}:{number}: nothing begins before this end")
-        if begin:
-            opened = number
-            try:
-                experiment = begin[1].strip()
-                is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
-                tables = tables_of(experiment, records_of("digits" if is_digits else "paper"))
-            except UserError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
-            lines += [line.rstrip() + "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
-        elif end:
-            opened = 0
-        if not begin and not opened:
-            lines.append(line)
-    if opened:
-        raise UserError(f"{path}:{opened}: no <!-- end --> follows")
-    return "".join(lines)
+    parts, end, markers = [], 0, list(MARKER.finditer(text))
+    while markers:
+        marker = markers.pop(0)
+        where = f"{path}:{len(text[: marker.start()].splitlines()) + 1}"
+        if marker["experiment"] is None:
+            raise UserError(f"{where}: nothing begins before this end")
+        if not markers or markers[0]["experiment"] is not None:
+            raise UserError(f"{where}: no <!-- end --> follows")
+        try:
+            experiment = marker["experiment"].strip()
+            is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
+            tables = tables_of(experiment, records_of("digits" if is_digits else "paper"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        parts += [text[end : marker.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
+        end = markers.pop(0).start()
+    return "".join([*parts, text[end:]])

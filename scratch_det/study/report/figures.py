@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import fmean, median
@@ -28,24 +29,13 @@ from scratch_det.study.report.tables import DIGITS, label_of_norm
 from scratch_det.study.run import TRAIN, Run
 
 STYLE: Any = {
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "grid.color": "#e6e6e6",
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.markersize": 6.5,
-    "lines.markeredgecolor": "white",
-    "savefig.dpi": 200,
-    "svg.hashsalt": "scratch_det",  # else ids are random
-}
+    "figure.constrained_layout.use": True, "figure.facecolor": "white", "figure.titlesize": 11,
+    "figure.titleweight": "bold", "axes.titlesize": 9, "axes.labelsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "xtick.labelsize": 8, "ytick.labelsize": 8, "grid.color": "#e6e6e6",
+    "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 6.5, "lines.markeredgecolor": "white",
+    "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
+}  # fmt: skip
+BOX = "bbox/AP"
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
@@ -64,20 +54,19 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
 
     Raises UserError for an unknown experiment.
     """
-    runs = of_place(experiment)
-    prefix = DIGITS if runs[0].places[0].startswith(DIGITS) else ""
-    names, figures = {run.name for run in runs}, {}
+    runs, figures = of_place(experiment), {}
+    names, is_digits = {run.name for run in runs}, runs[0].places[0].startswith(DIGITS)
     for name, draw_figure in FIGURES.items():
-        place = f"{prefix}{'figure1' if name == 'figure2' else name}"  # Figure 2 counts the images of Figure 1's runs
-        needed = {run.name for run in experiments() if place in run.places}
+        place = f"{DIGITS * is_digits}{'figure1' if name == 'figure2' else name}"  # Figure 2 is about Figure 1's runs
         shown = [one for one in records if place in one.run.places]
-        if shown and needed <= names and any(place in run.places for run in runs):
-            with rc_context(STYLE):
-                if figure := draw_figure(shown):
-                    number = re.sub(r"^figure", "Figure ", name) + " in miniature" * bool(prefix)
-                    kind = "All runs" if name == own.PLACE else number if name.startswith("figure") else "In miniature"
-                    figure.suptitle(f"{kind}: {figure.get_suptitle()}", x=0.01, ha="left")
-                    figures[name] = figure
+        if not shown or not names.issuperset(run.name for run in experiments() if place in run.places):
+            continue
+        with rc_context(STYLE):
+            if figure := draw_figure(shown):
+                number = re.sub(r"^figure(\d)$", r"Figure \1 ", name) + "in miniature" * is_digits
+                kind = "All runs" if name == own.PLACE else number if name.startswith("figure") else "In miniature"
+                figure.suptitle(f"{kind.strip()}: {figure.get_suptitle()}", x=0.01, ha="left")
+                figures[name] = figure
     return figures
 
 
@@ -88,11 +77,11 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         write_atomically(svg, as_svg(figure))
-        partial = folder / f"{name}.png.partial"
+        unfinished = folder / f"{name}.png.partial"
         with rc_context(STYLE):
             FigureCanvasAgg(figure)
-            figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(png)
+            figure.savefig(unfinished, format="png", metadata={"Software": None})
+        unfinished.replace(png)
         paths += [svg, png]
     return paths
 
@@ -108,25 +97,20 @@ def as_svg(figure: Figure) -> str:
 # Figures: each from the records of its runs, None where they have nothing to show ------------------------------------
 
 
-def _schedules(norm: str, metric: str) -> Callable[[Sequence[Record]], Figure | None]:
+def _schedules(records: Sequence[Record], norm: str = "GN", metric: str = BOX) -> Figure | None:
     """Figures 1, 3, 4 and 6: AP of all schedules, and the usual length of fine-tuning."""
-
-    def draw_figure(records: Sequence[Record]) -> Figure | None:
-        if not any(metric in one.curves for one in records):
-            return None
-        figure = _figure(f"{_model(records[0])} with {norm}", 4.2)
-        axes = figure.subplots()
-        _draw_schedules(axes, records, metric)
-        per_x = records[0].run.per_x
-        axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
-        top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
-        lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
-        top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
-        top.tick_params(length=2, colors="#555555")
-        top.spines["top"].set_visible(False)
-        return figure
-
-    return draw_figure
+    if not any(metric in one.curves for one in records):
+        return None
+    figure, axes = _figure(f"{_model(records[0])} with {norm}", 4.2)
+    _draw_schedules(axes, records, metric)
+    per_x = records[0].run.per_x
+    axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
+    lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
+    top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
+    top.tick_params(length=2, colors="#555555")
+    top.spines["top"].set_visible(False)
+    return figure
 
 
 def _seen(records: Sequence[Record]) -> Figure | None:
@@ -137,8 +121,8 @@ def _seen(records: Sequence[Record]) -> Figure | None:
         return None
     tuned, trained = map(_seen_by, (short, long))
     before = samples.of_pretraining_run(find(short.pretraining)) if short.pretraining else samples.of_pretraining()
-    figure = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3)
-    for axes, what in zip(figure.subplots(1, 3), ("images", "instances", "pixels"), strict=True):
+    figure, row = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3, 1, 3)
+    for axes, what in zip(row, ("images", "instances", "pixels"), strict=True):
         counts = [getattr(seen, what) for seen in (before, tuned, trained)]
         for (part, color), count, x, bottom in zip(SEEN.items(), counts, (0, 0, 1), (0.0, counts[0], 0.0), strict=True):
             axes.bar(x, count, 0.6, bottom=bottom, color=color, label=part)
@@ -167,8 +151,8 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
                 bars.setdefault(_model(one), {})[task, step, one.run.init] = value
     if not bars:
         return None
-    figure = _figure("enhanced baselines", 0.5 + 2.7 * len(bars))
-    for row, (model, values) in zip(figure.subplots(len(bars), 2, squeeze=False), bars.items(), strict=True):
+    figure, rows = _figure("enhanced baselines", 0.5 + 2.7 * len(bars), len(bars), 2, squeeze=False)
+    for row, (model, values) in zip(rows, bars.items(), strict=True):
         for axes, (task, shown) in zip(row, {"bbox": "box AP", "segm": "mask AP"}.items(), strict=True):
             for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
                 heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
@@ -186,19 +170,19 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
     """Figure 7: a panel for each number of images and kind of hyper-parameters."""
     panels: dict[str, list[Record]] = {}
     for one in records:
-        if one.run.kind == TRAIN and "bbox/AP" in one.curves:
+        if one.run.kind == TRAIN and BOX in one.curves:
             size, *others = [part for part in one.run.shown.split(", ") if part not in INITS]
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
-    figure = _figure(f"{_model(records[0])} with fewer images", 3.3)
-    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, shown) in zip(row, panels.items(), strict=True):
-        _draw_schedules(axes, shown, "bbox/AP")
+    title = f"{_model(records[0])} with fewer images"
+    figure, rows = _figure(title, 3.3, 1, len(panels), squeeze=False, sharey=True)
+    for axes, (title, shown) in zip(rows[0], panels.items(), strict=True):
+        _draw_schedules(axes, shown, BOX)
         axes.set_title(title)
         axes.label_outer()
-    values = [value for shown in panels.values() for one in shown for _, value in one.curves["bbox/AP"]]
-    row[-1].set_ylim(0, 1.08 * max(*values, 1))
+    values = [value for shown in panels.values() for one in shown for _, value in one.curves[BOX]]
+    rows[0, -1].set_ylim(0, 1.08 * max(*values, 1))
     return figure
 
 
@@ -208,8 +192,8 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
     if not found:
         return None
     size = found[0].run.shown.split(", ")[0]
-    figure = _figure(f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}", 3.8)
-    axes = figure.subplots()
+    title = f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}"
+    figure, axes = _figure(title, 3.8)
     for one in sorted(found, key=lambda one: list(INITS).index(one.run.init)):
         label, color, _ = INITS[one.run.init]
         axes.plot(*_xy(one.curves[LOSS]), color=color, lw=0.5, alpha=0.35)
@@ -219,57 +203,48 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
     return figure
 
 
-def _norms(records: Sequence[Record]) -> Figure | None:
-    """Section 4 of the paper: one schedule with and without a normalisation that suits it."""
-    curves = {label_of_norm(one.run): one.curves["bbox/AP"] for one in records if "bbox/AP" in one.curves}
-    return _lines(f"{_model(records[0])} from scratch, 3x, by normalisation", curves)
-
-
-def _own_runs(records: Sequence[Record]) -> Figure | None:
-    """A line for each recipe, the mean of its seeds; one of each initialisation has the colours of INITS."""
+def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -> Figure | None:
+    """Box AP, a line for each label: the mean of its runs, with its last value in the legend."""
     curves: dict[str, list[Curve]] = {}
-    for one in sorted(records, key=lambda one: one.run.init == SCRATCH):
-        if "bbox/AP" in one.curves:
-            curves.setdefault(one.run.shown, []).append(one.curves["bbox/AP"])
-    return _lines("box AP by iteration", {label: mean for label, seeds in curves.items() if (mean := mean_of(seeds))})
+    for one in sorted(records, key=lambda one: one.run.init == SCRATCH):  # so that two lines have the colours of INITS
+        if BOX in one.curves:
+            curves.setdefault(label(one.run), []).append(one.curves[BOX])
+    means = {name: mean for name, seeds in curves.items() if (mean := mean_of(seeds))}
+    if not means:
+        return None
+    figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
+    for (name, curve), color in zip(means.items(), cycle(COLORS), strict=False):
+        axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
+        axes.plot(*curve[-1], "o", color=color)
+    _label_axes(axes, METRICS[BOX].axis)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return figure
 
 
 FIGURES: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the place whose runs they show
-    "figure1": _schedules("GN", "bbox/AP"),
+    "figure1": _schedules,
     "figure2": _seen,
-    "figure3": _schedules("GN", "bbox/AP"),
-    "figure4": _schedules("SyncBN", "bbox/AP"),
+    "figure3": _schedules,
+    "figure4": partial(_schedules, norm="SyncBN"),
     "figure5": _enhanced,
-    "figure6": _schedules("GN", "keypoints/AP"),
+    "figure6": partial(_schedules, metric="keypoints/AP"),
     "figure7": _small_data,
     "figure8": _training_loss,
-    "norms": _norms,
-    own.PLACE: _own_runs,
-    "smoke": _schedules("GN", "bbox/AP"),
+    # Section 4 of the paper: one schedule with and without a normalisation that suits it
+    "norms": partial(_lines, title="{model} from scratch, 3x, by normalisation", label=label_of_norm),
+    own.PLACE: partial(_lines, title="box AP by iteration", label=lambda run: run.shown),
+    "smoke": _schedules,
 }
 
 
 # Parts of figures --------------------------------------------------------------------------------------------------
 
 
-def _figure(title: str, height: float) -> Figure:
+def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """With one panel, or with an array of them; ``options`` of ``Figure.subplots``."""
     figure = Figure(figsize=(WIDTH, height))
     figure.suptitle(title)
-    return figure
-
-
-def _lines(title: str, curves: Mapping[str, Curve]) -> Figure | None:
-    """Box AP, a colour for each line, its last value in the legend."""
-    if not curves:
-        return None
-    figure = _figure(title, 4.2)
-    axes = figure.subplots()
-    for (label, curve), color in zip(curves.items(), cycle(COLORS), strict=False):
-        axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{label}: {curve[-1][1]:.1f}")
-        axes.plot(*curve[-1], "o", color=color)
-    _label_axes(axes, METRICS["bbox/AP"].axis)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    return figure
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:

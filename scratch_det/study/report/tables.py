@@ -4,18 +4,17 @@ import csv
 import io
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import mean, stdev, variance
 
 from scratch_det import tables
-from scratch_det.evaluation.metrics import METRICS
+from scratch_det.evaluation.metrics import METRICS, TTA
 from scratch_det.study import own
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.paper import PRETRAINED, SCRATCH, TABLE1, TABLE2
-from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, Record
+from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY, Record
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
@@ -34,6 +33,7 @@ TITLES = {
     own.PLACE: "All runs",
     "control": "A branch beside the same run trained on its own",
 }
+EQUAL = {True: "equal", False: "not equal"}
 LONGEST_ERROR = 200  # characters
 TABLES_OF_PAPER: Mapping[str, Mapping[tuple[int, str], Sequence[float]]] = {
     "table1": {model: tuple(row.values()) for model, row in TABLE1.items()},
@@ -89,7 +89,7 @@ class Cell:
     status: str
     mark: str
 
-    def text(self, with_paper: bool, with_count: bool) -> str:
+    def text(self, with_paper: bool = False, with_count: bool = False) -> str:
         """The mean and its deviation; ``with_paper`` paper / ours / difference, ``with_count`` the number of seeds."""
         ours, values = self.status, self.values
         if values:
@@ -111,15 +111,15 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
     places = {own.PLACE if own.is_file(experiment) else experiment: runs}
     if experiment in WHOLES:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
-        places = {name: [run for run in runs if name in run.places] for name in names}
-        begun = {one.run.name for one in records if has_something_to_show(one)}
-        places = {name: there for name, there in places.items() if any(run.name in begun for run in there)}
-    found = [_table(name, there, known) for name, there in places.items()]
+        begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
+        places = {name: [run for run in runs if name in run.places] for name in names if name in begun}
+    found = [
+        _table(name, [known.get(run.name, Record(run, READY)) for run in runs], known) for name, runs in places.items()
+    ]
     return [table for table in found if table.rows]
 
 
 def has_something_to_show(record: Record) -> bool:
-    """Whether there is anything to show."""
     return bool(record.metrics or record.curves or record.state == FAILED)
 
 
@@ -134,14 +134,20 @@ def signed(difference: float) -> str:
     return f"{round(difference, 1) + 0.0:+.1f}"  # never -0.0
 
 
-def _table(place: str, runs: Sequence[Run], known: Records) -> Table:
+def _table(place: str, records: Sequence[Record], known: Records) -> Table:
+    """The table of a place from the ``records`` of its runs; ``known`` has those that they rest on too."""
     kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
-    title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + (", on digits" if is_digits else "")
-    said = (*_found(runs, known), *_failures(runs, known))
+    title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + ", on digits" * is_digits
+    searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
+    said = [f"{name} chose {known[name].found}." for name in searches if name in known and known[name].found]
+    for one in records:
+        if one.state in (FAILED, BLOCKED):
+            error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
+            said.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
     if kind == "control":
-        compared, verdict = _control(runs, known)
+        compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *said))
-    shown = [run for run in runs if run.kind != SEARCH and not (kind == "table3" and run.kind == PRETRAIN)]
+    shown = [one for one in records if one.run.kind != SEARCH and not (kind == "table3" and one.run.kind == PRETRAIN)]
     header, grid = _grid(kind, shown, known)
     cells = [cell for row in grid.values() for cell in row]
     with_paper = any(cell.expected is not None for cell in cells)
@@ -149,15 +155,13 @@ def _table(place: str, runs: Sequence[Run], known: Records) -> Table:
     rows = [(label, *(cell.text(with_paper, len(counts) > 1) for cell in row)) for label, row in grid.items()]
     if is_digits and kind in TABLES_OF_PAPER:
         # Other data: only the difference between the initialisations compares with the paper's.
-        scratch, pretrained = (TABLES_OF_PAPER[kind][50, init] for init in (SCRATCH, PRETRAINED))
         gap = _gap(grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"])
-        papers = (signed(a - b) for a, b in zip(scratch, pretrained, strict=True))
-        rows += [gap, (f"{gap[0]}, R50 in the paper", *papers)]
+        papers = zip(*(TABLES_OF_PAPER[kind][50, init] for init in (SCRATCH, PRETRAINED)), strict=True)
+        rows += [gap, (f"{gap[0]}, R50 in the paper", *(signed(a - b) for a, b in papers))]
     if kind == own.PLACE:
-        inits = {run.shown: run.init for run in shown if run.kind != PRETRAIN}
-        if sorted(inits.values()) == sorted((SCRATCH, PRETRAINED)):
-            by_init = {init: grid[label] for label, init in inits.items()}
-            rows.append(_gap(by_init[SCRATCH], by_init[PRETRAINED]))
+        labels = {one.run.shown: one.run.init for one in shown if one.run.kind != PRETRAIN}
+        if sorted(labels.values()) == [PRETRAINED, SCRATCH]:
+            rows.append(_gap(*(grid[label] for label in sorted(labels, key=lambda label: labels[label] != SCRATCH))))
     text = "".join(cell for row in rows for cell in row[1:])
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
@@ -165,79 +169,55 @@ def _table(place: str, runs: Sequence[Run], known: Records) -> Table:
     return Table(kind, title, header, tuple(rows), (*notes, *said))
 
 
-def _grid(kind: str, runs: Sequence[Run], known: Records) -> tuple[tuple[str, ...], dict[str, list[Cell]]]:
+def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[str, ...], dict[str, list[Cell]]]:
     """Header and rows by label; columns are schedules in Table 1, metrics elsewhere."""
-    rows: dict[str, list[Run]] = {}
-    for run in runs:
-        rows.setdefault(_label(kind, run, runs), []).append(run)
+    rows: dict[str, list[Record]] = {}
+    for one in records:
+        rows.setdefault(_label(kind, one.run, records), []).append(one)
+    roots = [_root(one, known) for one in records if one.state == FINISHED]
+    shared = {root for root in roots if roots.count(root) > 1}
     if kind == "table1":
-        columns = [(f"{k}x", BOX, {k}) for k in sorted({run.k for run in runs})]
-    else:
-        every = {run.k for run in runs}
-        metrics: Sequence[str] = [name for name in COLUMNS if any(_has(run, name, known) for run in runs)]
-        metrics = metrics or [TOP1 if any(run.kind == PRETRAIN for run in runs) else BOX]
-        columns = [
-            (METRICS[name].label, name, every) for name in (PAPER_METRICS if kind in ("table2", "table3") else metrics)
-        ]
-    dependent = _dependent(runs, known)
-    grid = {
-        label: [
-            _cell([run for run in row if run.k in lengths], metric, known, dependent) for _, metric, lengths in columns
-        ]
-        for label, row in rows.items()
-    }
-    return ("", *(header for header, _, _ in columns)), grid
+        lengths = sorted({one.run.k for one in records})
+        return ("", *(f"{k}x" for k in lengths)), {
+            label: [_cell([one for one in row if one.run.k == k], BOX, shared, known) for k in lengths]
+            for label, row in rows.items()
+        }
+    metrics: Sequence[str] = PAPER_METRICS
+    if kind not in ("table2", "table3"):
+        has = {name for one in records for name in (*one.run.expected, *one.metrics, *one.curves)}
+        metrics = [name for name in COLUMNS if {name, name.replace("/", f"{TTA}/")} & has]
+        metrics = metrics or [TOP1 if any(one.run.kind == PRETRAIN for one in records) else BOX]
+    header = ("", *(METRICS[metric].label for metric in metrics))
+    return header, {label: [_cell(row, metric, shared, known) for metric in metrics] for label, row in rows.items()}
 
 
-def _label(kind: str, run: Run, runs: Sequence[Run]) -> str:
+def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
     """Of a row. Seeds of one recipe share a label; runs of different recipes with the same label add their names."""
     if kind in TABLES_OF_PAPER:  # R50, scratch
         model = re.search(r"_([RX])_(\d+)", run.name)
         return f"{''.join(model.groups()) if model else run.name}, {run.init}"
     if kind == "norms":
         return label_of_norm(run)
-    names = {
-        one.recipe if one.seed is not None and one.recipe else one.name: one for one in runs if one.shown == run.shown
-    }
-    if kind == own.PLACE or len(names) == 1:
-        return run.shown
-    return f"{run.shown} ({run.recipe if run.seed is not None and run.recipe else run.name})"
+    names = {one.run.name: one.run.recipe if one.run.seed is not None and one.run.recipe else one.run.name
+             for one in records if one.run.shown == run.shown}  # fmt: skip
+    is_one = kind == own.PLACE or len(set(names.values())) == 1
+    return run.shown if is_one else f"{run.shown} ({names[run.name]})"
 
 
-def _metric_of(run: Run, metric: str) -> str:
-    """The metric's name in the run's results: evaluations of another run's weights are with test augmentation."""
-    return metric.replace("/", "_TTA/") if run.kind == EVALUATE else metric
-
-
-def _has(run: Run, metric: str, known: Records) -> bool:
-    name, record = _metric_of(run, metric), known.get(run.name)
-    return name in run.expected or (record is not None and (name in record.metrics or name in record.curves))
-
-
-def _cell(runs: Sequence[Run], metric: str, known: Records, dependent: set[str]) -> Cell:
-    values, unfinished, failed = [], "", False
-    for record in (known[run.name] for run in runs if run.name in known):
-        name = _metric_of(record.run, metric)
-        failed |= record.state == FAILED
-        if record.state == FINISHED and math.isfinite(value := record.metrics.get(name, math.nan)):
+def _cell(records: Sequence[Record], metric: str, shared: Set[str], known: Records) -> Cell:
+    """``shared``: the runs whose first iterations are those of several runs of the table."""
+    values, expected, unfinished = [], None, ""
+    for one in records:
+        name = metric.replace("/", f"{TTA}/") if one.run.kind == EVALUATE else metric
+        expected = one.run.expected.get(name) if expected is None else expected
+        if one.state == FINISHED and math.isfinite(value := one.metrics.get(name, math.nan)):
             values.append(round(value, DECIMALS))
-        elif record.state != FINISHED and record.curves.get(name) and not unfinished:
-            iteration, value = record.curves[name][-1]
-            unfinished = f"({value:.1f} at {iteration:,} of {record.run.iterations:,})"
-    expected = (run.expected[name] for run in runs if (name := _metric_of(run, metric)) in run.expected)
-    mark = "†" if any(run.name in dependent for run in runs) else ""
-    return Cell(values, next(expected, None), "failed" if failed else unfinished or "-", mark)
-
-
-def _dependent(runs: Iterable[Run], known: Records) -> set[str]:
-    """The finished ones among ``runs`` that share their first iterations with another one among them."""
-    roots = {
-        run.name: _root(known[run.name], known)
-        for run in runs
-        if run.name in known and known[run.name].state == FINISHED
-    }
-    count = Counter(roots.values())
-    return {name for name, root in roots.items() if count[root] > 1}
+        elif one.state != FINISHED and name in one.curves and not unfinished:
+            iteration, value = one.curves[name][-1]
+            unfinished = f"({value:.1f} at {iteration:,} of {one.run.iterations:,})"
+    status = "failed" if any(one.state == FAILED for one in records) else unfinished or "-"
+    mark = "†" if any(one.state == FINISHED and _root(one, known) in shared for one in records) else ""
+    return Cell(values, expected, status, mark)
 
 
 def _root(record: Record, known: Records) -> str:
@@ -259,49 +239,25 @@ def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]
     return (f"{SCRATCH} - {PRETRAINED}", *texts)
 
 
-def _found(runs: Sequence[Run], known: Records) -> Iterator[str]:
-    """What searches among ``runs``, or behind them, chose."""
-    for name in dict.fromkeys(run.name if run.kind == SEARCH else str(run.found_by) for run in runs):
-        if name in known and known[name].found:
-            yield f"{name} chose {known[name].found}."
-
-
-def _failures(runs: Sequence[Run], known: Records) -> Iterator[str]:
-    for record in (known[run.name] for run in runs if run.name in known):
-        if record.state in (FAILED, BLOCKED):
-            error = record.error[:LONGEST_ERROR] + " ..." * (len(record.error) > LONGEST_ERROR)
-            yield f"{record.run.name} {record.state}: {error or 'no reason was left'}"
-
-
-def _control(runs: Sequence[Run], known: Records) -> tuple[list[tuple[str, ...]], list[str]]:
+def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Rows and notes that compare a branch with the same run on its own: every stored number, and the final weights."""
-    apart = next(run for run in runs if run.recipe)
-    branch = next(run for run in runs if run.name == apart.recipe)
-    pair = [known.get(run.name) for run in (branch, apart)]
-    a, b = pair
-    if a is None or b is None or {a.state, b.state} != {FINISHED}:
-        return [
-            (BOX, *(_cell([run], BOX, known, set()).text(False, False) for run in (branch, apart)), "not finished")
-        ], []
-    numbers = [{name: f"{value:.{DECIMALS}f}" for name, value in one.metrics.items()} for one in (a, b)]
-    points = [
+    apart = next(one for one in records if one.run.recipe)
+    pair = (next(one for one in records if one.run.name == apart.run.recipe), apart)
+    if any(one.state != FINISHED for one in pair):
+        return [(BOX, *(_cell([one], BOX, set(), {}).text() for one in pair), "not finished")], []
+    ours, theirs = ({name: f"{value:.{DECIMALS}f}" for name, value in one.metrics.items()} for one in pair)
+    points, others = (
         {(name, at, f"{value:.{DECIMALS}f}") for name, curve in one.curves.items() for at, value in curve}
-        for one in (a, b)
-    ]
-    verdict = {True: "equal", False: "not equal"}
-    rows: list[tuple[str, ...]] = []
-    for name in sorted({*numbers[0], *numbers[1]}):
-        ours, theirs = (one.get(name, "-") for one in numbers)
-        rows.append((name, ours, theirs, verdict[ours == theirs]))
-    rows.append(("points of the curves", *(f"{len(one):,}" for one in points), f"{len(points[0] & points[1]):,} equal"))
-    digests = (a.weights_sha256, b.weights_sha256)
-    same = verdict[digests[0] == digests[1]] if all(digests) else "-"
-    rows.append(("final weights, SHA-256", *(digest[:12] or "-" for digest in digests), same))
-    equal = numbers[0] == numbers[1] and points[0] == points[1]
-    note = (
-        f"All numbers are {'equal' if equal else 'NOT equal'} to the last of the {DECIMALS} decimals that are stored."
+        for one in pair
     )
-    return rows, [note]
+    rows: list[tuple[str, ...]] = []
+    for name in sorted({*ours, *theirs}):
+        rows.append((name, ours.get(name, "-"), theirs.get(name, "-"), EQUAL[ours.get(name) == theirs.get(name)]))
+    rows.append(("points of the curves", f"{len(points):,}", f"{len(others):,}", f"{len(points & others):,} equal"))
+    a, b = (one.weights_sha256 for one in pair)
+    rows.append(("final weights, SHA-256", a[:12] or "-", b[:12] or "-", EQUAL[a == b] if a and b else "-"))
+    verdict = "equal" if ours == theirs and points == others else "NOT equal"
+    return rows, [f"All numbers are {verdict} to the last of the {DECIMALS} decimals that are stored."]
 
 
 # Formats ---------------------------------------------------------------------------------------------------------
