@@ -16,18 +16,7 @@ from scratch_det.files import write_atomically
 from scratch_det.log import say_now
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import ROOT, TOOLS
-from scratch_det.study.records import (
-    CURVES,
-    FINISHED,
-    FIX,
-    RESTORE,
-    RUNS,
-    Record,
-    load,
-    read_json,
-    read_rows,
-    save,
-)
+from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record, load, read_json, read_rows, save
 from scratch_det.study.run import SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
@@ -57,13 +46,11 @@ def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made
     try:
         environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
         made = {
-            name: {
-                "command": about["command"],
-                "seconds": float(about["seconds"]),
-                "environment": environments[about["environment"]],
-            }
+            name: {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
             for name, about in content["runs"].items()
         }
+        if missing := [name for name, one in records.items() if one.iteration and name not in made]:
+            raise KeyError(missing[0])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
     require_unedited(folder)
@@ -78,21 +65,21 @@ def write_results(
     Raises UserError when some were made with other data than others.
     """
     kept = _kept(records, earlier[0], folder)
-    made = {name: about for name, about in earlier[1].items() if name in kept}
-    made |= {
-        one.run.name: made_by(one, study)
-        for one in records
-        if one.run.name not in kept and (one.iteration or one.state == FINISHED)
-    }
+    made: dict[str, dict[str, Any]] = {}
     datasets: dict[str, Any] = {}
-    for name, about in (
-        (name, about) for one in made.values() for name, about in one["environment"]["datasets"].items()
-    ):
-        if datasets.setdefault(name, about) != about:
-            raise UserError(
-                f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, "
-                f"{about}; name another folder"
-            )
+    for one in records:
+        if one.run.name in kept:
+            made[one.run.name] = earlier[1][one.run.name]
+        elif one.iteration or one.state == FINISHED:
+            made[one.run.name] = made_by(one, study)
+        else:
+            continue
+        for name, about in made[one.run.name]["environment"]["datasets"].items():
+            if datasets.setdefault(name, about) != about:
+                raise UserError(
+                    f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, "
+                    f"{about}; name another folder"
+                )
     records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
     save(records, folder)
     content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
@@ -107,28 +94,22 @@ def _kept(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path
     rest on, or where that run has ended with the same weights or values here.
     """
     now, kept = {one.run.name: one for one in records}, set[str]()
+
+    def end(record: Record | None) -> tuple[str, str]:
+        return (record.weights_sha256, record.found) if record else ("", "")
+
     for name, one in now.items():
-        there = earlier.get(name)
-        if there is None or _progress(there) <= _progress(one):
+        there = earlier.get(name, one)
+        if (there.state == FINISHED, there.iteration) <= (one.state == FINISHED, one.iteration):
             continue
-        parents = [one.run.trunk if there.start else None, one.run.evaluates, one.run.found_by]
-        changed = [
-            parent for parent in parents if parent and parent not in kept and not _same_end(earlier, now, parent)
-        ]
+        needed = [one.run.trunk if there.start else None, one.run.evaluates, one.run.found_by]
+        changed = [run for run in needed if run and run not in kept]
+        changed = [run for run in changed if not any(end(now.get(run))) or end(now.get(run)) != end(earlier.get(run))]
         if changed:
             say_now(f"{folder}: {name} is not kept, as it rests on another {changed[0]} than this one")
         else:
             kept.add(name)
     return kept
-
-
-def _progress(record: Record) -> tuple[bool, int]:
-    return record.state == FINISHED, record.iteration
-
-
-def _same_end(earlier: Mapping[str, Record], now: Mapping[str, Record], name: str) -> bool:
-    ends = [(one.weights_sha256, one.found) for records in (earlier, now) if (one := records.get(name))]
-    return len(ends) == 2 and any(ends[0]) and ends[0] == ends[1]
 
 
 def require_unedited(folder: Path) -> None:
@@ -148,17 +129,13 @@ def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
     Iterations include those of unfinished runs. A cascade that goes on from another run saves nothing: it always does.
     ``run_hours`` is the sum over the runs: run folders do not tell which of them ran at the same time.
     """
-    environments: list[dict[str, Any]] = []
-    for about in made.values():
-        if about["environment"] not in environments:
-            environments.append(about["environment"])
-    names = [one.run.name for one in records if one.run.name in made]
+    environments = _different([about["environment"] for about in made.values()])
     return {
         "iterations": sum(one.iterations_done for one in records),
         "iterations_saved_by_sharing": sum(one.start for one in records if one.iteration and not one.run.is_switch),
         "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
         "environments": environments,
-        "runs": {name: {**made[name], "environment": environments.index(made[name]["environment"])} for name in names},
+        "runs": {name: {**one, "environment": environments.index(one["environment"])} for name, one in made.items()},
     }
 
 
@@ -166,16 +143,34 @@ def made_by(record: Record, study: Study) -> dict[str, Any]:
     """Command, seconds and environment of a run; of a search of all of its trainings."""
     job = next(job for job in study.jobs if job.name == record.run.name)
     command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
-    begun = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
-    begun += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
+    whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
     folder = study.out / job.name
     folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
-    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
+    found = [load_environment(path) for one in folders if (path := one / "environment.json").exists()]
+    checkouts = [content["git"] for content in found if content["git"]]
     return {
         "command": shlex.join(command).replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", ""),
         "seconds": round(sum(own_seconds(one, job.start) for one in folders), 1),
-        "environment": {"study": threads + shlex.join(begun), **_environment(folders)},
+        "environment": {
+            "study": threads + shlex.join(whole),
+            **{key: _common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
+            "commit": _common([git["commit"] for git in checkouts]),
+            "changed": any(git.get("diff") for git in checkouts),
+            "datasets": {name: about for content in found for name, about in content["datasets"].items()},
+        },
     }
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    return [value for number, value in enumerate(values) if value not in values[:number]]
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value where all agree, else a list of the different ones."""
+    different = _different(values)
+    return different[0] if len(different) == 1 else different
 
 
 def own_seconds(folder: Path, start: int) -> float:
@@ -190,23 +185,6 @@ def own_seconds(folder: Path, start: int) -> float:
     if not (start and spent):
         return seconds
     return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
-
-
-def _environment(folders: Sequence[Path]) -> dict[str, Any]:
-    """What trainings were made with: one value where they agree, else a list of all."""
-
-    def common(values: Sequence[Any]) -> Any:
-        different = [value for number, value in enumerate(values) if value not in values[:number]]
-        return different[0] if len(different) == 1 else different
-
-    found = [load_environment(path) for folder in folders if (path := folder / "environment.json").exists()]
-    checkouts = [content["git"] for content in found if content["git"]]
-    return {
-        **{key: common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
-        "commit": common([git["commit"] for git in checkouts]),
-        "changed": any(git.get("diff") for git in checkouts),
-        "datasets": {name: about for content in found for name, about in content["datasets"].items()},
-    }
 
 
 def load_environment(path: Path) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
             raise UserError(
                 f"{folder} cannot be used: {error.strerror}; move away what is there, or name another"
             ) from None
+    data = write_results(records, earlier, study, experiment, results) if results else ()
     tables, page = tables_of(experiment, records), report / "index.html"
     files = {report / f"{table.name}.{suffix}": text(table) for table in tables for suffix, text in FORMATS.items()}
     for path, content in files.items():
@@ -58,7 +59,6 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, records, figures, read_runs(records, study.out, page))
     _remove_earlier(report, {page, *files, *drawn}, study)
-    data = write_results(records, earlier, study, experiment, results) if results else ()
     return [page, *files, *drawn, *data]
 
 
