@@ -1,7 +1,6 @@
 """The check before a run: problems of data sets, images, recipe and machine, all told at once."""
 
 import json
-import os
 import random
 import re
 import resource
@@ -17,165 +16,23 @@ import torch
 import torchvision
 import yaml
 from conftest import ROOT, load_tool
-from PIL import Image
 
 from scratch_det import backends
 from scratch_det.config import LoadedConfig, get_cfg, load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
-from scratch_det.data.image_check import cache_folder, scan_images
+from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
 from scratch_det.engine.check import check, check_model
 from scratch_det.engine.datasets import coco_conflicts, shared_images
 from scratch_det.engine.plan import Request, Section
-from scratch_det.errors import DataError
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml"
 
 
 def read(name: str = "toy_train") -> CocoDataset:
     return read_coco(lookup(name), need_masks=True)
-
-
-def found(name: str = "toy_train", need_masks: bool = True) -> list[tuple[str, str]]:
-    """Severity and text of every problem of a data set."""
-    return [(one.severity, str(one)) for one in inspect_coco(lookup(name), need_masks)[1]]
-
-
-class TestProblems:
-    def test_none_in_a_sound_file(self, coco_factory):
-        coco_factory()
-        assert found() == []
-
-    @pytest.mark.parametrize("split", ["train", "val"])
-    def test_none_in_coco(self, tiny_coco, datasets_root, split):
-        fields = {"json": f"{tiny_coco}/annotations/instances_{split}2017.json", "images": f"{tiny_coco}/{split}2017"}
-        (datasets_root / "catalog.yaml").write_text(yaml.safe_dump({"tiny": fields}))
-        assert found("tiny") == []
-
-    @pytest.mark.parametrize(
-        ("change", "severity", "text"),
-        [  # images are 96 x 64 px but for the second, 64 x 96
-            (lambda a: a.update(bbox=[96, 1, 5, 5]), "error", "a box that lies outside its image: id 101"),
-            (lambda a: a.update(bbox=[1, 64.0, 5, 5]), "error", "a box that lies outside its image: id 101"),
-            (lambda a: a.update(bbox=[-5, 1, 5, 5]), "error", "a box that lies outside its image: id 101"),
-            (lambda a: a.update(bbox=[1, -9, 5, 5]), "error", "a box that lies outside its image: id 101"),
-            (
-                lambda a: a.update(bbox=[90, 1, 7.5, 5]),
-                "notice",
-                "sticks out of its image by more than 1 pixel: id 101",
-            ),
-            (
-                lambda a: a.update(bbox=[-1.5, 1, 9, 5]),
-                "notice",
-                "sticks out of its image by more than 1 pixel: id 101",
-            ),
-            (lambda a: a.update(bbox=[1, 2, float("nan"), 4]), "error", "[x, y, width, height] of numbers: id 101"),
-            (lambda a: a.update(bbox=[1, 2, None, 4]), "error", "[x, y, width, height] of numbers: id 101"),
-            (lambda a: a.update(segmentation=[[1, 1, 5, 5, 9, 9]]), "notice", "a polygon that encloses no area"),
-            (lambda a: a.update(segmentation=[[1, 1, 5, 5, 1, 1]]), "notice", "a polygon that encloses no area"),
-            (lambda a: a["segmentation"].append([2, 2, 2, 2, 2, 2]), "notice", "a polygon that encloses no area"),
-            (lambda a: a.update(segmentation=[[1, 1, 5, "5", 9, 9]]), "error", "neither polygons of 3+ points nor RLE"),
-            (lambda a: a.update(segmentation={"size": [64, 96], "counts": ["a"]}), "error", "nor RLE: id 101"),
-            (lambda a: a.pop("area"), "notice", "area is missing or negative: id 101"),
-            (lambda a: a.update(area=-1), "notice", "area is missing or negative: id 101"),
-            (lambda a: a.pop("iscrowd"), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
-            (lambda a: a.update(iscrowd=2), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
-            (lambda a: a.update(id=[1]), "error", "image_id or category_id is no whole number: id [1]"),
-            (lambda a: a.update(image_id="1"), "error", "image_id or category_id is no whole number: id 101"),
-        ],
-    )
-    def test_one_annotation(self, coco_factory, change, severity, text):
-        def damage(content):
-            polygon = [[4, 6, 36, 6, 36, 38, 4, 38]]
-            change_me = content["annotations"][0]
-            change_me["segmentation"] = polygon
-            change(change_me)
-
-        coco_factory(change=damage)
-        [(found_severity, message)] = found()
-        assert found_severity == severity
-        assert message.startswith("1 annotations ")
-        assert text in message
-
-    def test_small_polygons_are_no_problem(self, coco_factory):
-        coco_factory(change=lambda c: c["annotations"][0].update(segmentation=[[4.5, 6, 5, 6, 5, 6.01]]))
-        assert found() == []
-
-    @pytest.mark.parametrize("bbox", [[-1, -1, 40, 40], [90, 1, 7, 5], [0, 0, 96, 64], [95.5, 63.5, 0.5, 0.5]], ids=str)
-    def test_rounding_at_the_edge_is_no_problem(self, coco_factory, bbox):
-        coco_factory(change=lambda c: c["annotations"][0].update(bbox=bbox))
-        assert found() == []
-
-    @pytest.mark.parametrize(
-        ("section", "change", "text"),
-        [
-            ("images", {"id": "3"}, "1 images whose id is not a whole number: id 3"),
-            ("images", {"id": 3.5}, "1 images whose id is not a whole number: id 3.5"),
-            ("images", {"width": 0}, "1 images whose width or height is not a whole number"),
-            ("images", {"file_name": 3}, "whose file_name is no text: id 3"),
-            ("categories", {"id": [3]}, "1 categories whose id is not a whole number: id [3]"),
-        ],
-    )
-    def test_entries_that_no_annotation_names(self, coco_factory, section, change, text):
-        path = coco_factory(category_ids=(2, 5, 9))
-        content = json.loads(path.read_text())
-        extra = {"id": 3, "file_name": "1.jpg", "width": 96, "height": 64, "name": "extra"}
-        content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 3]
-        content["images"] = [one for one in content["images"] if one["id"] != 3]
-        content[section].append({**extra, **change})
-        path.write_text(json.dumps(content))
-        [(severity, message)] = found()
-        assert severity == "error"
-        assert text in message
-
-    def test_every_kind_is_found_at_once(self, coco_factory):
-        def damage(content):
-            first, second, _crowd, *others = content["annotations"]
-            first.update(image_id=77)
-            second.update(category_id=4, bbox=[1, 2, 0, 9])
-            others[0].pop("area")
-            others[1].pop("segmentation")
-            content["images"][3]["file_name"] = "absent.jpg"
-            content["annotations"].append(dict(others[2]))
-
-        path = coco_factory(change=damage)
-        texts = [text for _, text in found()]
-        assert [re.sub(r": id .*", "", text) for text in texts] == [
-            "1 duplicate annotation ids",
-            "1 annotations with an unknown image_id",
-            "1 annotations with an unknown category_id",
-            "1 annotations with a box of no width or height",
-            "1 annotations whose segmentation is neither polygons of 3+ points nor RLE",
-            "1 annotations whose area is missing or negative",
-            f"1 images that are not in {path.parent / 'images'}",
-        ]
-        with pytest.raises(DataError) as caught:
-            read()
-        message = str(caught.value).splitlines()
-        assert len(message) == 6
-        assert message[0] == f"{path}: 6 kinds of problems"
-        assert message[-1] == "  and 2 more kinds, which tools/check.py lists"
-
-    def test_a_broken_entry_is_reported_once(self, coco_factory):
-        coco_factory(change=lambda c: (c["images"][0].pop("width"), c["annotations"].append("nonsense")))
-        assert [text for _, text in found()] == [
-            "1 images without id, file_name, width or height: id 1",
-            "1 annotations without id, image_id, category_id or bbox: id (entry 7)",
-        ]
-
-    def test_notices_do_not_refuse(self, coco_factory):
-        coco_factory(change=lambda c: [one.pop("area") for one in c["annotations"]])
-        data = read()
-        [notice] = data.notices
-        assert (notice.severity, notice.count, len(notice.first)) == ("notice", 7, 5)
-        assert str(notice).endswith("105, ...")
-
-    def test_without_masks_they_are_not_looked_at(self, coco_factory):
-        coco_factory(change=lambda c: [one.update(segmentation="none") for one in c["annotations"]])
-        assert found(need_masks=False) == []
 
 
 class TestAgreement:
@@ -213,71 +70,6 @@ class TestAgreement:
         assert list(shared_images(read("a"), read("b"))) == []
         [problem] = shared_images(read("a"), read("c"))
         assert (problem.severity, problem.count) == ("notice", 4)
-
-
-class TestScan:
-    @pytest.fixture(autouse=True)
-    def cache(self, tmp_path, monkeypatch) -> Path:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        return cache_folder()
-
-    def counts(self) -> tuple[int, int, int]:
-        scan = scan_images(read())
-        return scan.read, scan.known, scan.num_faulty
-
-    def test_only_new_and_changed_files_are_read_again(self, coco_factory):
-        images = coco_factory().parent / "images"
-        assert self.counts() == (4, 0, 0)
-        assert self.counts() == (0, 4, 0)
-        os.utime(images / "1.jpg", ns=(1, 1))
-        assert self.counts() == (1, 3, 0)
-
-    def test_a_corrected_json_is_checked_again(self, coco_factory):
-        path = coco_factory()
-        assert self.counts() == (4, 0, 0)
-        content = json.loads(path.read_text())
-        content["images"][3].update(width=50)
-        path.write_text(json.dumps(content))
-        assert self.counts() == (1, 3, 1)
-
-    def test_faults_are_named_and_not_remembered(self, coco_factory):
-        images = coco_factory().parent / "images"
-        (images / "1.jpg").write_bytes((images / "1.jpg").read_bytes()[:400])
-        (images / "2.jpg").write_text("no image")
-        Image.new("RGB", (50, 30)).save(images / "3.jpg")
-        for num_read in (4, 3):
-            scan = scan_images(read())
-            assert (scan.read, scan.num_faulty) == (num_read, 3)
-            assert scan.first_faults[0].startswith(f"id 1, {images / '1.jpg'}: cannot be decoded")
-            assert scan.first_faults[1].startswith(f"id 2, {images / '2.jpg'}: cannot be decoded")
-            assert "3.jpg: image is 50 x 30 px, the json says 96 x 64" in scan.first_faults[2]
-
-    def test_a_missing_file(self, coco_factory):
-        path = coco_factory()
-        data = read()
-        (path.parent / "images" / "1.jpg").unlink()
-        assert scan_images(data).first_faults == [f"id 1, {path.parent / 'images' / '1.jpg'}: image file is missing"]
-
-    def test_turned_images_count_upright(self, coco_factory):
-        path = coco_factory().parent / "images" / "1.jpg"
-        tag = Image.Exif()
-        tag[0x0112] = 6
-        Image.new("RGB", (64, 96)).save(path, exif=tag)
-        assert self.counts() == (4, 0, 0)
-
-    @pytest.mark.parametrize("content", ["", "[1]", "{broken"])
-    def test_a_damaged_note_is_written_anew(self, coco_factory, cache, content):
-        coco_factory()
-        self.counts()
-        [note] = cache.iterdir()
-        note.write_text(content)
-        assert self.counts() == (4, 0, 0)
-        assert self.counts() == (0, 4, 0)
-
-    def test_without_a_place_for_notes_all_are_read(self, coco_factory, tmp_path):
-        (tmp_path / "cache").write_text("a file in the way")
-        coco_factory()
-        assert self.counts() == self.counts() == (4, 0, 0)
 
 
 class TestCurve:

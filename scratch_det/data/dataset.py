@@ -1,9 +1,4 @@
-"""Which image is trained at which position, and with which random numbers: a function of (seed, position) alone.
-
-Nothing here has state. A resumed run, a run with other workers or another number of processes, and a run with another
-schedule length all see the same image with the same augmentation at the same position.
-
-From a validated COCO data set to samples: the training set by stream position, the test set by image.
+"""From a validated COCO data set to samples: the training set by stream position, the test set by image.
 
 A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0-based class indices:
     image        uint8 [3, H, W], channels in INPUT.FORMAT order
@@ -37,18 +32,23 @@ from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import follow_parent
 from scratch_det.errors import DataError
 
-GROUP_SIZE = 2  # images that share an orientation; the paper's 2 images per GPU, whatever this run's split
-ORDER, AUGMENTATION = 0, 1  # what a random generator is for; keeps their streams apart
+ORDER, AUGMENTATION = 0, 1  # what a random generator is for; keeps the two apart
 
 
 class Stream:
     """An endless sequence of image indices; each pass over the data (epoch) is its own permutation.
 
+    Image and augmentation at a position are a function of (seed, position) alone, without any state. So a resumed run,
+    and one with other workers, another number of processes or another schedule length, sees the same images: runs
+    are compared by what they differ in, and a resumed run equals the uninterrupted one bit for bit.
+
     Args:
         seed: non-negative.
         num_images: images per epoch, at least 1.
         portrait: bool [num_images]; when given, positions 2k and 2k+1 hold images of one orientation wherever an epoch
-            allows it (detectron2's DATALOADER.ASPECT_RATIO_GROUPING, without its buffers).
+            allows it. A batch is padded to its largest height and width, so mixed orientations cost memory and time;
+            detectron2's DATALOADER.ASPECT_RATIO_GROUPING avoids them by buffers, whose content depends on the past.
+            Pairs, whatever the run's split, since the paper has 2 images per GPU.
     """
 
     def __init__(self, seed: int, num_images: int, portrait: np.ndarray | None = None):
@@ -61,19 +61,17 @@ class Stream:
         """Index of the image at a global position (0-based count of images since the start of training)."""
         epoch, offset = divmod(position, self.num_images)
         if self._cached[0] != epoch:
-            self._cached = epoch, self._shuffle(epoch)
+            rng = np.random.default_rng([self.seed, ORDER, epoch])
+            order = rng.permutation(self.num_images)
+            if self.portrait is not None:
+                starts_odd = (epoch * self.num_images) % 2 == 1
+                order = _pair_up(order, self.portrait[order], rng, starts_odd)
+            self._cached = epoch, order
         return int(self._cached[1][offset])
 
     def rng(self, position: int) -> np.random.Generator:
         """The random numbers for the augmentation of the image at a global position."""
         return np.random.default_rng([self.seed, AUGMENTATION, position])
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, ORDER, epoch])
-        order = rng.permutation(self.num_images)
-        if self.portrait is None:
-            return order
-        return _pair_up(order, self.portrait[order], rng, starts_odd=(epoch * self.num_images) % GROUP_SIZE == 1)
 
 
 def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, starts_odd: bool) -> np.ndarray:
@@ -84,8 +82,8 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
     """
     pairs, left_over = [], []
     for group in (order[portrait], order[~portrait]):
-        whole = len(group) // GROUP_SIZE * GROUP_SIZE
-        pairs.append(group[:whole].reshape(-1, GROUP_SIZE))
+        whole = len(group) // 2 * 2
+        pairs.append(group[:whole].reshape(-1, 2))
         left_over.extend(group[whole:])
     shuffled = rng.permutation(np.concatenate(pairs))
     head, tail = (left_over[:1], left_over[1:]) if starts_odd else ([], left_over)
@@ -93,7 +91,11 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
 
 
 class SerializedList:
-    """Read-only list of Python objects in two flat arrays, so that forked workers share its memory."""
+    """Read-only list of Python objects, pickled one behind another in one flat array (as in detectron2).
+
+    Forked workers share the memory of an array. A list's they would copy page by page, because reading an object
+    changes its reference count: some GB per worker for COCO.
+    """
 
     def __init__(self, items: list[Any]):
         pickled = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
@@ -111,7 +113,7 @@ class SerializedList:
 class TrainingSet(Dataset):
     """Training samples addressed by stream position, with INPUT.AUGMENTATION.
 
-    A DataError becomes the item instead of an exception, so that it leaves a worker process as the message it is.
+    A DataError becomes the item instead of an exception: DataLoader would wrap one in the traceback of its worker.
     """
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
@@ -137,9 +139,20 @@ class TrainingSet(Dataset):
     def __getitem__(self, position: int) -> Sample | DataError:
         image_root, image, annotations = self.records[self.stream.index(position)]
         try:
-            sample = self._load(image_root, image, annotations)
+            sample = _load_image(self.cfg, image_root, image)
         except DataError as error:
             return error
+        boxes = torch.tensor([one["bbox"] for one in annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        sample["boxes"] = boxes
+        sample["labels"] = torch.tensor([one["label"] for one in annotations], dtype=torch.int64)
+        if self.cfg.MODEL.MASK_ON:
+            masks = [one["segmentation"] for one in annotations]
+            sample["masks"] = torch.from_numpy(decode_masks(masks, image["height"], image["width"]))
+        if self.cfg.MODEL.KEYPOINT_ON:
+            points = torch.tensor([one["keypoints"] for one in annotations], dtype=torch.float32)
+            sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
+            sample["keypoints"][..., :2] += 0.5  # the json has indices of pixels, as detectron2 takes it
         augmented = self.augment(sample, self.cfg, self.stream.rng(position), self.flip_indices)
         return {"position": position, **keep_inside(augmented)}
 
@@ -151,21 +164,6 @@ class TrainingSet(Dataset):
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
         return self.records[self.stream.index(position)][1]["id"]
-
-    def _load(self, image_root: Path, image: dict[str, Any], annotations: list[dict[str, Any]]) -> Sample:
-        sample = _load_image(self.cfg, image_root, image)
-        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        sample["boxes"] = boxes
-        sample["labels"] = torch.tensor([a["label"] for a in annotations], dtype=torch.int64)
-        if self.cfg.MODEL.MASK_ON:
-            segmentations = [a["segmentation"] for a in annotations]
-            sample["masks"] = decode_masks(segmentations, image["height"], image["width"])
-        if self.cfg.MODEL.KEYPOINT_ON:
-            points = torch.tensor([a["keypoints"] for a in annotations], dtype=torch.float32)
-            sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
-            sample["keypoints"][..., :2] += 0.5  # the json has indices of pixels, as detectron2 takes it
-        return sample
 
 
 class EvaluationSet(Dataset):
@@ -201,47 +199,44 @@ def as_sample(pixels: np.ndarray, order: str) -> Sample:
 def training_batches(
     dataset: TrainingSet, cfg: CfgNode, start_iteration: int, world: World = ALONE, accumulate: int = 1
 ) -> Iterator[list[Sample]]:
-    """This process's share of the batches from ``start_iteration`` to MAX_ITER, ``accumulate`` parts an iteration.
+    """This rank's micro-batches from ``start_iteration`` to MAX_ITER, ``accumulate`` per iteration.
 
-    Iteration i holds positions i * IMS_PER_BATCH and following, whatever the split: the processes take consecutive
-    shares of them, and cut these into consecutive parts. Raises DataError for the first image that cannot be read as
+    Iteration i holds positions i * IMS_PER_BATCH and following, whatever the split: the ranks take consecutive shares
+    of them, and cut these into consecutive micro-batches. Raises DataError for the first image that cannot be read as
     the json describes it.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     size = batch // (world.size * accumulate)
-    first_part = world.rank * accumulate
     starts = (
-        iteration * batch + part * size
+        iteration * batch + (world.rank * accumulate + part) * size
         for iteration in range(start_iteration, cfg.SOLVER.MAX_ITER)
-        for part in range(first_part, first_part + accumulate)
+        for part in range(accumulate)
     )
-    return _checked(_loader(dataset, cfg, batch_sampler=(range(start, start + size) for start in starts)))
+    return _load_batches(dataset, cfg, (range(start, start + size) for start in starts))
 
 
 def evaluation_batches(
     dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE, size: int = 1
 ) -> Iterator[list[Sample]]:
-    """This process's share of the test images, ``size`` a batch: number rank, rank + processes, ... in their order.
+    """This rank's share of the test images, ``size`` a batch: number rank, rank + world size, ... in their order.
 
     Raises DataError as ``training_batches`` does.
     """
     own = range(world.rank, len(dataset), world.size)
-    return _checked(_loader(dataset, cfg, batch_sampler=[own[i : i + size] for i in range(0, len(own), size)]))
+    return _load_batches(dataset, cfg, [own[i : i + size] for i in range(0, len(own), size)])
 
 
-def _loader(dataset: Dataset, cfg: CfgNode, batch_sampler: Iterable[Sequence[int]]) -> DataLoader:
-    return DataLoader(
+def _load_batches(dataset: Dataset, cfg: CfgNode, batches: Iterable[Sequence[int]]) -> Iterator[list[Sample]]:
+    """The samples of ``batches`` of indices. Raises the first DataError among them."""
+    loader = DataLoader(
         dataset,
-        batch_sampler=batch_sampler,
+        batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         worker_init_fn=follow_parent,
         generator=torch.Generator(),  # not torch's global one, whose state belongs to the training
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
     )
-
-
-def _checked(loader: DataLoader) -> Iterator[list[Sample]]:
     if loader.num_workers:
         before_fork()
     for batch in loader:

@@ -1,15 +1,31 @@
-"""Images and masks as they lie on disk."""
+"""Images and masks as they lie on disk, and a scan that reads every image of a data set once. Needs no torch.
 
+A second scan reads only what is new or has changed.
+"""
+
+import json
+import os
+import signal
 import struct
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image, ImageOps
 
+from scratch_det.data.coco import CocoDataset
+from scratch_det.data.coco_checks import NUM_SHOWN
 from scratch_det.errors import DataError
+from scratch_det.files import cache_folder
+from scratch_det.log import say_now, track
+
+CHUNK = 32  # images that a process takes at a time
+State = list[int]  # of a file: bytes, time of its last change in ns; width and height in pixels as the json has them
 
 
 def read_image(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
@@ -20,8 +36,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None) 
     """
     try:
         with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            image = np.asarray(upright.convert("RGB"))
+            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
@@ -43,15 +58,84 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-def decode_masks(segmentations: list[Any], height: int, width: int) -> torch.Tensor:
+def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:
     """Rasterise masks to uint8 [N, H, W] of 0 and 1."""
     if not segmentations:
-        return torch.zeros((0, height, width), dtype=torch.uint8)
+        return np.zeros((0, height, width), dtype=np.uint8)
     decoded = mask_api.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
-    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(2, 0, 1)))
+    return np.ascontiguousarray(decoded.transpose(2, 0, 1))
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """Compress uint8 [N, H, W] masks to COCO RLE with text counts (json-ready)."""
     rles = mask_api.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]
+
+
+class Scan(NamedTuple):
+    """How many images were read now, how many were known to be sound, and what is wrong with the first faulty ones."""
+
+    read: int
+    known: int
+    num_faulty: int
+    first_faults: list[str]
+
+
+def scan_images(data: CocoDataset, say: Callable[[str], object] | None = say_now) -> Scan:
+    """Whether every image is there, can be decoded to its end, and has the json's width and height once upright.
+
+    Sound files are remembered below ``cache_folder()``, a file for each image folder, by name, size and time of change.
+    When nothing can be written there, the next scan reads all of them again. ``say``: see ``log.track``.
+    """
+    root = data.entry.image_root
+    known: dict[str, State] = {}
+    cache = cache_folder() / f"images-{sha256(os.path.realpath(root).encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError):
+        content = json.loads(cache.read_text())
+        known = content if isinstance(content, dict) else {}
+    states = [_state(root, image) for image in data.images]  # before reading: a change in between is not missed
+    todo = [
+        (image, state)
+        for image, state in zip(data.images, states, strict=True)
+        if state is None or known.get(image["file_name"]) != state
+    ]
+    jobs = [(root / image["file_name"], image["width"], image["height"]) for image, _ in todo]
+    faults: list[str] = []
+    # not every system tells the cores that this process may use from those that there are
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process decides what Ctrl-C means
+    with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=ignore_interrupts) as pool:
+        try:
+            results = track(pool.map(_fault_of, jobs, chunksize=CHUNK), f"images of {data.entry.name}", len(jobs), say)
+            for (image, state), fault in zip(todo, results, strict=True):
+                if fault:
+                    faults.append(f"id {image['id']}, {fault}")
+                elif state:
+                    known[image["file_name"]] = state
+        finally:  # an interrupted scan remembers what it has read
+            pool.shutdown(cancel_futures=True)
+            with suppress(OSError):
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                partial = cache.with_name(f"{cache.name}.{os.getpid()}")
+                partial.write_text(json.dumps(known))
+                os.replace(partial, cache)
+    return Scan(len(todo), len(states) - len(todo), len(faults), faults[:NUM_SHOWN])
+
+
+def _state(root: Path, image: dict[str, Any]) -> State | None:
+    try:
+        found = os.stat(root / image["file_name"])
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, image["width"], image["height"]]
+
+
+def _fault_of(job: tuple[Path, int, int]) -> str | None:
+    """What is wrong with the image file of (path, width, height), in words; None for a sound one."""
+    try:
+        read_image(*job)
+    except DataError as problem:
+        return str(problem)
+    except Exception as problem:  # a damaged file can make a decoder fail in any way
+        return f"{job[0]}: cannot be decoded ({type(problem).__name__}: {problem})"
+    return None

@@ -1,6 +1,6 @@
-"""Boxes as tensors [N, 4]: x1 y1 x2 y2 in pixels.
+"""INPUT.* of a recipe as geometric transforms of samples (see ``scratch_det.data.dataset``).
 
-INPUT.* of a recipe as geometric transforms; every random draw comes from the generator that is handed in.
+Boxes are tensors [N, 4]: x1 y1 x2 y2 in pixels. Every random draw comes from the generator that is handed in.
 """
 
 from collections.abc import Sequence
@@ -14,46 +14,27 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-
-def has_area(boxes: Tensor) -> Tensor:
-    """Bool [N]."""
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
-def inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The parts of ``boxes`` inside an image that have an area, [M, 4], and their places among ``boxes``, int64 [M]."""
-    clipped = clip_boxes_to_image(boxes, (height, width))
-    kept = has_area(clipped).nonzero()[:, 0]
-    return clipped[kept], kept
-
-
 Sample = dict[str, Any]
+PER_OBJECT = ("boxes", "labels", "masks", "keypoints")  # keys of a sample
 
 
 def augment(
     sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
 ) -> Sample:
-    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then RANDOM_FLIP with probability 1/2.
-
-    flip_indices: see ``flip``.
-    """
-    short_side = _draw_short_side(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, rng)
+    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then ``random_flip``."""
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+    short_side = int(rng.integers(sizes[0], sizes[1] + 1) if is_range else rng.choice(sizes))
     return random_flip(resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN), cfg, rng, flip_indices)
 
 
 def random_flip(
     sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
 ) -> Sample:
-    """RANDOM_FLIP with probability 1/2."""
+    """RANDOM_FLIP with probability 1/2; see ``flip``."""
     if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
         sample = flip(sample, cfg.INPUT.RANDOM_FLIP, flip_indices)
     return sample
-
-
-def _draw_short_side(sizes: tuple[int, ...], sampling: str, rng: np.random.Generator) -> int:
-    if sampling == "range":
-        return int(rng.integers(sizes[0], sizes[1] + 1))
-    return int(rng.choice(sizes))
 
 
 def output_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -67,7 +48,7 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 
 def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
-    """Scale image (bilinear, antialiased), boxes (xyxy px), masks (nearest pixel centre) and keypoints together."""
+    """Scale image (bilinear, antialiased), boxes, masks (nearest pixel centre) and keypoints to ``output_size``."""
     return resize_to(sample, output_size(*sample["image"].shape[-2:], short_side, max_size))
 
 
@@ -88,14 +69,14 @@ def resize_to(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = None) -> Sample:
-    """Mirror image, boxes, masks and keypoints left-right ("horizontal") or upside down ("vertical").
+    """Flip image, boxes, masks and keypoints left-right ("horizontal") or upside down ("vertical").
 
     flip_indices: of keypoints (see ``CocoDataset``), needed where there are any: a left eye becomes a right one.
     """
     axis, low, high = (-1, 0, 2) if direction == "horizontal" else (-2, 1, 3)
+    extent = sample["image"].shape[axis]
     flipped = {**sample, "image": sample["image"].flip(axis)}
     if "boxes" in sample:
-        extent = sample["image"].shape[axis]
         flipped["boxes"] = sample["boxes"].clone()
         flipped["boxes"][:, low] = extent - sample["boxes"][:, high]
         flipped["boxes"][:, high] = extent - sample["boxes"][:, low]
@@ -103,14 +84,14 @@ def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = No
         assert flip_indices is not None
         assert direction == "horizontal"
         flipped["keypoints"] = sample["keypoints"][:, list(flip_indices)]
-        flipped["keypoints"][..., 0] = sample["image"].shape[axis] - flipped["keypoints"][..., 0]
+        flipped["keypoints"][..., 0] = extent - flipped["keypoints"][..., 0]
     if "masks" in sample:
         flipped["masks"] = sample["masks"].flip(axis)
     return flipped
 
 
 def keep_inside(sample: Sample) -> Sample:
-    """Clip boxes to the image, drop objects whose box has no area left, and forget keypoints outside the image."""
+    """Clip boxes to the image, drop objects whose box has no area left, and unlabel keypoints outside the image."""
     height, width = sample["image"].shape[-2:]
     boxes, kept = inside(sample["boxes"], height, width)
     sample = select(sample, kept) | {"boxes": boxes}
@@ -121,7 +102,18 @@ def keep_inside(sample: Sample) -> Sample:
     return sample
 
 
-def select(sample: Sample, kept: torch.Tensor) -> Sample:
-    """The sample with the objects at the places ``kept``, int64 [M], alone."""
-    of_objects = ("boxes", "labels", "masks", "keypoints")
-    return {key: value[kept] if key in of_objects else value for key, value in sample.items()}
+def select(sample: Sample, kept: Tensor) -> Sample:
+    """The sample with the objects of index ``kept``, int64 [M], alone."""
+    return {key: value[kept] if key in PER_OBJECT else value for key, value in sample.items()}
+
+
+def inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The parts of ``boxes`` inside an image that have an area, [M, 4], and their index among ``boxes``, int64 [M]."""
+    clipped = clip_boxes_to_image(boxes, (height, width))
+    kept = has_area(clipped).nonzero()[:, 0]
+    return clipped[kept], kept
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Bool [N]."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

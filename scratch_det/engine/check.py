@@ -14,7 +14,7 @@ from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.coco import CocoDataset, gc_paused, needed_for_training
-from scratch_det.data.image_check import scan_images
+from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.plan import DETECTION, Plan, Report, Request, Section, make_plan

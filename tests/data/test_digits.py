@@ -20,7 +20,7 @@ from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, annotation_en
 from scratch_det.data.digits.source import fill_holes, load_material, split_scans
 from scratch_det.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TRAIN, VAL = 8, 4
 
 

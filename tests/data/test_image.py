@@ -1,0 +1,153 @@
+"""Images and masks on disk: decoded, refused when damaged, and scanned once."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MASK_KINDS, rectangle_mask
+from PIL import Image
+from toy_data import read_toy, refusal
+
+from scratch_det.data.image import decode_masks, encode_masks, read_image, scan_images, to_rle
+from scratch_det.files import cache_folder
+
+EXIF_ORIENTATION = 0x0112
+
+
+class TestImages:
+    def test_three_ways_to_write_a_mask_are_one(self):
+        box, width, height = (6, 8, 20, 12), 60, 40
+        masks = decode_masks([rectangle_mask(box, width, height, kind) for kind in MASK_KINDS], height, width)
+        expected = np.zeros((height, width), dtype=np.uint8)
+        expected[8:20, 6:26] = 1
+        for mask in masks:
+            np.testing.assert_array_equal(mask, expected)
+
+    def test_uncompressed_counts_run_down_the_columns(self):
+        mask = decode_masks([{"size": [3, 2], "counts": [1, 2, 1, 1, 1]}], 3, 2)
+        assert mask[0].tolist() == [[0, 0], [1, 1], [1, 0]]
+
+    def test_polygons_of_one_object_are_joined(self):
+        parts = rectangle_mask((2, 2, 4, 4), 20, 10, "polygon") + rectangle_mask((12, 3, 5, 5), 20, 10, "polygon")
+        assert int(decode_masks([parts], 10, 20).sum()) == 16 + 25
+
+    def test_no_masks(self):
+        assert decode_masks([], 40, 60).shape == (0, 40, 60)
+
+    def test_encode_decode_round_trip(self):
+        masks = np.random.default_rng(0).integers(0, 2, (4, 30, 50), dtype=np.uint8)
+        rles = encode_masks(masks)
+        assert json.loads(json.dumps(rles)) == rles
+        np.testing.assert_array_equal(decode_masks(rles, 30, 50), masks)
+
+    def test_compressed_rle_is_passed_on(self):
+        rle = rectangle_mask((6, 8, 20, 12), 60, 40, "compressed")
+        assert to_rle(rle, 40, 60) == rle
+
+    def save(self, path: Path, mode: str = "RGB", **options) -> Path:
+        pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+        pixels[:, :30] = (250, 120, 10)
+        Image.fromarray(pixels).convert(mode).save(path, **options)
+        return path
+
+    def test_colours_are_rgb(self, tmp_path):
+        image = read_image(self.save(tmp_path / "a.png"), 60, 40)
+        assert (image.shape, image.dtype) == ((40, 60, 3), np.uint8)
+        assert image[0, 0].tolist() == [250, 120, 10]
+
+    @pytest.mark.parametrize("mode", ["L", "CMYK"])
+    def test_other_colour_modes(self, tmp_path, mode):
+        assert read_image(self.save(tmp_path / "a.jpg", mode), 60, 40).shape == (40, 60, 3)
+
+    def test_exif_turns_the_image_upright(self, tmp_path):
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = 6  # stored lying; upright after a quarter turn clockwise
+        path = self.save(tmp_path / "a.jpg", exif=exif)
+        upright = read_image(path, 40, 60)
+        assert upright.shape == (60, 40, 3)
+        assert upright[5, 20].astype(int).sum() > 300  # the left half is on top now
+        assert upright[55, 20].astype(int).sum() < 60
+        assert "image is 40 x 60 px, the json says 60 x 40" in refusal(read_image, path, 60, 40)
+
+    def test_size_mismatch(self, tmp_path):
+        path = self.save(tmp_path / "a.jpg")
+        message = refusal(read_image, path, 61, 40)
+        assert message.startswith(f"{path}: image is 60 x 40 px, the json says 61 x 40")
+
+    @pytest.mark.parametrize("keep", [0, 10, 500])
+    def test_truncated_jpeg(self, tmp_path, keep):
+        path = self.save(tmp_path / "a.jpg")
+        path.write_bytes(path.read_bytes()[:keep])
+        message = refusal(read_image, path, 60, 40)
+        assert message.startswith(f"{path}: cannot be decoded (")
+        assert "fetch the file again" in message
+
+    def test_missing_file(self, tmp_path):
+        assert refusal(read_image, tmp_path / "a.jpg", 60, 40) == f"{tmp_path / 'a.jpg'}: image file is missing"
+
+
+class TestScan:
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return cache_folder()
+
+    def counts(self) -> tuple[int, int, int]:
+        scan = scan_images(read_toy())
+        return scan.read, scan.known, scan.num_faulty
+
+    def test_only_new_and_changed_files_are_read_again(self, coco_factory):
+        images = coco_factory().parent / "images"
+        assert self.counts() == (4, 0, 0)
+        assert self.counts() == (0, 4, 0)
+        os.utime(images / "1.jpg", ns=(1, 1))
+        assert self.counts() == (1, 3, 0)
+
+    def test_a_corrected_json_is_checked_again(self, coco_factory):
+        path = coco_factory()
+        assert self.counts() == (4, 0, 0)
+        content = json.loads(path.read_text())
+        content["images"][3].update(width=50)
+        path.write_text(json.dumps(content))
+        assert self.counts() == (1, 3, 1)
+
+    def test_faults_are_named_and_not_remembered(self, coco_factory):
+        images = coco_factory().parent / "images"
+        (images / "1.jpg").write_bytes((images / "1.jpg").read_bytes()[:400])
+        (images / "2.jpg").write_text("no image")
+        Image.new("RGB", (50, 30)).save(images / "3.jpg")
+        for num_read in (4, 3):
+            scan = scan_images(read_toy())
+            assert (scan.read, scan.num_faulty) == (num_read, 3)
+            assert scan.first_faults[0].startswith(f"id 1, {images / '1.jpg'}: cannot be decoded")
+            assert scan.first_faults[1].startswith(f"id 2, {images / '2.jpg'}: cannot be decoded")
+            assert "3.jpg: image is 50 x 30 px, the json says 96 x 64" in scan.first_faults[2]
+
+    def test_a_missing_file(self, coco_factory):
+        path = coco_factory()
+        data = read_toy()
+        (path.parent / "images" / "1.jpg").unlink()
+        assert scan_images(data).first_faults == [f"id 1, {path.parent / 'images' / '1.jpg'}: image file is missing"]
+
+    def test_turned_images_count_upright(self, coco_factory):
+        path = coco_factory().parent / "images" / "1.jpg"
+        tag = Image.Exif()
+        tag[EXIF_ORIENTATION] = 6
+        Image.new("RGB", (64, 96)).save(path, exif=tag)
+        assert self.counts() == (4, 0, 0)
+
+    @pytest.mark.parametrize("content", ["", "[1]", "{broken"])
+    def test_a_damaged_note_is_written_anew(self, coco_factory, cache, content):
+        coco_factory()
+        self.counts()
+        [note] = cache.iterdir()
+        note.write_text(content)
+        assert self.counts() == (4, 0, 0)
+        assert self.counts() == (0, 4, 0)
+
+    def test_without_a_place_for_notes_all_are_read(self, coco_factory, tmp_path):
+        (tmp_path / "cache").write_text("a file in the way")
+        coco_factory()
+        assert self.counts() == self.counts() == (4, 0, 0)
