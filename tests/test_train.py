@@ -1,13 +1,10 @@
 """Training: the optimizer, a whole run and its folder, resuming, checkpoints, evaluation only, imports."""
 
-import ast
 import json
 import math
 import re
-import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -314,65 +311,6 @@ class TestEvalOnly:
     def test_nothing_to_evaluate(self, train: Train) -> None:
         with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
             train("DATASETS.TEST", "()", eval_only=True)
-
-
-RANKS = {  # a module imports from lower ranks and from its own part only
-    "textfile": 0, "columns": 0, "tool": 0, "project": 0.5,
-    "errors": 0, "progress": 0, "cache": 0, "schedule": 0, "distributed": 1, "config": 1, "data": 2, "modeling": 3,
-    "lock": 1, "weights": 3, "backends": 4, "evaluation": 4, "visualization": 4, "train": 5,
-    "study": 6, "search": 6, "check": 6, "benchmark": 6, "conversion": 6, "analysis": 6, "pretrain": 6,
-}  # fmt: skip
-WITHOUT_TORCH = (
-    "schedule", "distributed.launch", "config", "data.catalog", "data.coco", "data.stream", "backends", "train.disk",
-    "train.start", "train.command", "pretrain.start", "analysis.table", "search.work",
-    "study.commands", "study.report.documents", "study.report.page",
-)  # fmt: skip
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Every module that ``path`` imports, inside functions too; ``from a import b`` counts as a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-
-
-class TestImports:
-    @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-    def test_directions(self, path: Path) -> None:
-        own = path.relative_to(PACKAGE).with_suffix("").parts
-        others = {name.split(".")[1] for name in imports(path) if name.startswith("scratch_det.")} & set(RANKS)
-        if own == ("__init__",):
-            assert not others
-            return
-        assert own[0] in RANKS, "a new part of the package: give it a rank"
-        assert {other for other in others if other != own[0] and RANKS[other] >= RANKS[own[0]]} == set()
-
-    def test_the_package_knows_no_project(self) -> None:
-        projects = {path.parent.name for path in (ROOT / "projects").glob("*/__init__.py")}
-        assert projects
-        for path in PACKAGE.rglob("*.py"):
-            assert not {name.split(".")[0] for name in imports(path)} & {*projects, "projects", "timm"}
-
-    def test_backends_do_not_know_each_other(self) -> None:
-        folders = [path for path in (PACKAGE / "backends").iterdir() if (path / "model.py").exists()]
-        assert folders
-        for folder in folders:
-            inside = {name for path in folder.glob("*.py") for name in imports(path) if "scratch_det.backends." in name}
-            assert {name.split(".")[2] for name in inside} <= {folder.name, "keys"}
-
-    @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
-    def test_tools_import_nothing_but_the_package(self, path: Path) -> None:
-        assert {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names == {"scratch_det"}
-
-    def test_what_a_refusal_needs_does_not_import_torch(self) -> None:
-        code = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module('scratch_det.' + name)\n"
-        code += "    assert 'torch' not in sys.modules, name + ' imports torch'\n"
-        done = subprocess.run([sys.executable, "-c", code, *WITHOUT_TORCH], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
 
 def few_images(tiny_coco: Path, root: Path, number: int) -> None:

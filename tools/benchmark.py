@@ -1,19 +1,18 @@
 #!/usr/bin/env python
-"""Time parts of the training, pair by pair in one process.
+"""Time two ways to train side by side, pair by pair in one process.
 
     python tools/benchmark.py loop --config-file configs/Digits/quickstart.yaml
-
     python tools/benchmark.py peers --config-file FILE --script detectron2/tools/plain_train_net.py
 
 loop: an iteration of the training loop beside its bare forward pass, backward pass and update on the same batch.
 peers: the loop with the detectron2 backend beside detectron2's own plain training script, on the same images.
+Exit code 2: an error of the user, and the message says which.
 """
 
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.benchmark.loop import loop_against_bare
-from scratch_det.benchmark.peers import loop_against_plain_script
+from scratch_det.benchmark.pairs import plan_training
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.errors import exit_on_user_error
 
@@ -33,11 +32,15 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     with exit_on_user_error():
+        backend = args.backend if args.what == "loop" else "detectron2"
+        plan = plan_training(args.config_file, args.overrides, args.pairs, backend)
+        from scratch_det.benchmark.loops import loop_against_bare, loop_against_plain_script  # imports torch
+
         if args.what == "loop":
-            found = loop_against_bare(args.config_file, args.overrides, args.pairs, args.backend)
+            found = loop_against_bare(plan, args.pairs)
             print(found.as_text("an iteration of the loop", "bare forward, backward, update"))
         else:
-            found = loop_against_plain_script(args.config_file, args.overrides, args.pairs, args.script)
+            found = loop_against_plain_script(plan, args.pairs, args.script)
             print(found.as_text("an iteration of this loop", "detectron2's plain training script"))
 
 

@@ -21,7 +21,8 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
-from scratch_det.benchmark.peers import Stepwise, loop_against_plain_script
+from scratch_det.benchmark.loops import loop_against_plain_script
+from scratch_det.benchmark.pairs import plan_training
 from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.config.choices import BACKBONES
 from scratch_det.config.schedule import learning_rate
@@ -531,7 +532,8 @@ class TestPeers:
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
         (tmp_path / "plain.py").write_text(PLAIN.format(seen=str(tmp_path / "seen")))
-        found = loop_against_plain_script(str(toy_recipe), BITMASKS, pairs=4, script=tmp_path / "plain.py")
+        plan = plan_training(str(toy_recipe), BITMASKS, 4, "detectron2")
+        found = loop_against_plain_script(plan, 4, tmp_path / "plain.py")
         DatasetCatalog.remove("toy_train")
         MetadataCatalog.pop("toy_train")
         assert len(found.first) == len(found.second) == 4
@@ -542,27 +544,7 @@ class TestPeers:
 
     def test_no_script(self, toy_recipe: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"detectron2's script \S+nothing\.py is missing.*--script"):
-            loop_against_plain_script(str(toy_recipe), [], pairs=4, script=tmp_path / "nothing.py")
-
-
-class TestStepwise:
-    def test_one_iteration_at_a_time(self) -> None:
-        done: list[int] = []
-
-        def loop(gate: Callable) -> None:
-            for number in gate(range(9)):
-                done.append(number)
-
-        stepwise = Stepwise(loop)
-        for expected in ([0], [0, 1], [0, 1, 2]):
-            stepwise.step()
-            assert done == expected
-
-    def test_an_error_comes_back(self) -> None:
-        loop = Stepwise(lambda gate: [1 // x for x in gate([1, 0])])
-        loop.step()
-        with pytest.raises(ZeroDivisionError):
-            loop.step()
+            loop_against_plain_script(plan_training(str(toy_recipe), [], 4, "detectron2"), 4, tmp_path / "nothing.py")
 
 
 @pytest.mark.detectron2

@@ -1,20 +1,81 @@
-"""This repository's loop beside detectron2's own plain training script: same model, weights and images."""
+"""The training loop beside its bare forward pass, backward pass and update, or beside detectron2's plain script."""
 
 import itertools
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.loop import Pairs, in_both_orders, plan_training, time_pairs, two_runs
+from scratch_det.benchmark.pairs import Pairs, in_both_orders, time_pairs
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
-from scratch_det.data.dataset import TrainingSet, training_batches
+from scratch_det.data.dataset import Sample, TrainingSet, training_batches
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.launch import ALONE
+from scratch_det.distributed.stop import StopFlag
+from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.loop import Run, iterate, timed
+from scratch_det.engine.metrics import Metrics
+from scratch_det.engine.plan import Plan
+from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.state import build_state, pick_device
 from scratch_det.errors import UserError
+
+BATCHES = 20  # loaded before the loop is timed beside its bare work
+
+
+@contextmanager
+def two_runs(cfg: CfgNode, backend_name: str) -> Iterator[list[Run]]:
+    """Two runs of the same weights, which follow from SEED, in one process and in folders that are removed again."""
+    backend, device, runs = backends.load(backend_name), pick_device(cfg.MODEL.DEVICE, ALONE), []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name in ("first", "second"):
+                run_dir = RunDir(Path(folder) / name)
+                run_dir.create()
+                group, state = Group(ALONE, device, StopFlag()), build_state(cfg, backend, device)
+                metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
+                runs.append(Run(cfg, backend, group, state, run_dir, Checkpointer(run_dir.checkpoints), metrics))
+            yield runs
+        finally:
+            for run in runs:
+                run.metrics.close()
+
+
+def loop_against_bare(plan: Plan, pairs: int) -> Pairs:
+    """Time ``pairs`` iterations of the loop, records included, each beside the bare work on the same batch.
+
+    Both go through the same batches, which are loaded before, with two models of the same weights.
+    """
+    batches = list(itertools.islice(training_batches(TrainingSet(plan.cfg, plan.training), plan.cfg, 0), BATCHES))
+
+    def time_half(pairs: int, loop_first: bool) -> Pairs:
+        with two_runs(plan.cfg, plan.backend) as built:
+            run, other = built if loop_first else reversed(built)
+            count, feed, bare_feed = itertools.count(), timed(itertools.cycle(batches)), itertools.cycle(batches)
+            return time_pairs(lambda: iterate(run, next(count), feed), lambda: bare(other, next(bare_feed)), pairs)
+
+    return in_both_orders(time_half, pairs)
+
+
+def bare(run: Run, batch: list[Sample]) -> None:
+    """What no loop can do without."""
+    state = run.state
+    state.optimizer.zero_grad()
+    with state.forward():
+        losses = run.backend.losses(state.model, batch)
+    state.scaler.scale(sum(losses.values())).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.device.type == "cuda":
+        torch.cuda.synchronize()
+
 
 Gate = Callable[[Iterable[Any]], Iterator[Any]]
 
@@ -59,13 +120,12 @@ class Stepwise:
         self.has_come.release()
 
 
-def loop_against_plain_script(config_file: str, overrides: list[str], pairs: int, script: Path | None) -> Pairs:
+def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pairs:
     """Time ``pairs`` iterations of both, data loading, records and console included, side by side, from random weights.
 
-    script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError for errors
-    as a run does, or when there is no detectron2 or no script.
+    script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError when there
+    is no script, or it has no such training.
     """
-    plan = plan_training(config_file, overrides, pairs, "detectron2")
     cfg, dataset = plan.cfg, TrainingSet(plan.cfg, plan.training)
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # iterations alone
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
