@@ -1,11 +1,17 @@
-"""A study's figures: complete for what there is, and the same bytes again."""
+"""A study's figures: what is in each, from records of which all or some are finished, and the same bytes again."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 
+from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERMILION
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.records import LOSS, Record
@@ -17,20 +23,47 @@ TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R
 
 def made_up(place: str) -> list[Record]:
     """Every run of ``place`` finished, AP rising evenly to 40 and the loss falling."""
-    outcomes = []
+    records = []
     for job in jobs_of(of_place(place)):
         run = job.run
         if run.kind == EVALUATE:
             metrics = {"bbox_TTA/AP": 42.0, "segm_TTA/AP": 37.0, "bbox/AP": 40.0, "segm/AP": 35.0}
-            outcomes.append(Record(run, "finished", 0, 0, metrics))
+            records.append(Record(run, "finished", 0, 0, metrics))
             continue
         points = [run.iterations * part // 10 for part in range(1, 11)]
         ap = tuple((point, 40 * point / run.iterations) for point in points)
         names = ("bbox/AP", "segm/AP", "keypoints/AP") if run.kind == TRAIN else ()
         loss = {LOSS: tuple((point, 2 - point / run.iterations) for point in points)}
         curves = dict.fromkeys(names, ap) | loss
-        outcomes.append(Record(run, "finished", job.start, run.iterations, dict.fromkeys(names, 40.0), curves))
-    return outcomes
+        records.append(Record(run, "finished", job.start, run.iterations, dict.fromkeys(names, 40.0), curves))
+    return records
+
+
+LOWER_VERMILION, LOWER_BLUE = VERMILION.lower(), BLUE.lower()  # as to_hex has them
+
+
+def bars(axes: Axes) -> list[tuple[float, float, float, str]]:
+    """Middle, bottom, height and colour of each, from left to right."""
+    middles = [round(one.get_x() + one.get_width() / 2, 3) for one in axes.patches]
+    return sorted(
+        (x, one.get_y(), one.get_height(), to_hex(one.get_facecolor()))
+        for x, one in zip(middles, axes.patches, strict=True)
+    )
+
+
+def ends(axes: Axes) -> set[tuple[float, float, str]]:
+    """Iteration, value and colour of each marked end of a curve."""
+    return {(*line.get_xydata()[0], line.get_color()) for line in axes.lines if len(line.get_xdata()) == 1}
+
+
+def legend(axes: Axes) -> dict[str, str]:
+    """Colour by label."""
+    names, lines = axes.get_legend().get_texts(), axes.get_legend().legend_handles
+    return {text.get_text(): line.get_color() for text, line in zip(names, lines, strict=True)}
+
+
+def texts(found: Iterable[Text]) -> list[str]:
+    return [text.get_text() for text in found]
 
 
 class TestFigures:
@@ -80,10 +113,10 @@ class TestFigures:
         assert axes.get_legend().get_texts()[0].get_text() == "random initialisation"
 
     def test_a_seed_that_has_begun_leaves_the_mean_alone(self) -> None:
-        outcomes = [one for one in made_up("digits/figure1") if one.run.shown == "scratch, 6x"]
-        begun = {"bbox/AP": outcomes[2].curves["bbox/AP"][:1]}
-        outcomes[2] = replace(outcomes[2], state="running", curves=begun, metrics={})
-        (axes, *_) = figures_of("digits/figure1", outcomes)["figure1"].axes
+        records = [one for one in made_up("digits/figure1") if one.run.shown == "scratch, 6x"]
+        begun = {"bbox/AP": records[2].curves["bbox/AP"][:1]}
+        records[2] = replace(records[2], state="running", curves=begun, metrics={})
+        (axes, *_) = figures_of("digits/figure1", records)["figure1"].axes
         thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
         assert [len(line.get_xdata()) for line in thick] == [10]
         assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean of 2 seeds"
@@ -106,6 +139,96 @@ class TestFigures:
         assert "date" not in first[0].read_text()
         with Image.open(first[1]) as picture:
             assert picture.width == 1400
+
+
+class TestContent:
+    """Colours are those of the initialisations in every figure: pre-trained blue, scratch vermilion."""
+
+    def test_schedules(self) -> None:
+        (figure,) = figures_of("digits/figure6", made_up("digits/figure6")).values()
+        axes = figure.axes[0]
+        assert figure.get_suptitle() == "Figure 6 in miniature: R18-FPN with GN"
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "keypoint AP (%)")
+        assert legend(axes) == {"random initialisation": VERMILION, "pre-trained": BLUE}
+        assert ends(axes) == {(x, 40.0, color) for x in (360, 540) for color in (VERMILION, BLUE)}
+        (top,) = axes.child_axes
+        assert texts(top.get_xticklabels()) == ["1x", "typical fine-tuning: 2x", "3x"]
+
+    def test_what_is_seen(self) -> None:
+        """Figure 2 of the paper: ImageNet counts 100 epochs, 1,281,167 images of one instance and 224 x 224 pixels."""
+        images, instances, pixels = figures_of("figure1", made_up("figure1"))["figure2"].axes
+        imagenet, tuned, trained = 128_116_700, 180_000 * 16, 540_000 * 16
+        assert bars(images) == [
+            (0, 0, imagenet, SKY.lower()),
+            (0, imagenet, tuned, LOWER_BLUE),
+            (1, 0, trained, LOWER_VERMILION),
+        ]
+        assert texts(images.texts) == ["131.0 M", "8.6 M"]
+        assert [round(height / 1e6, 1) for _, _, height, _ in bars(instances)] == [128.1, 20.9, 62.8]
+        assert [round(height / 1e12, 2) for _, _, height, _ in bars(pixels)] == [6.43, 3.07, 9.21]
+        assert texts(images.get_xticklabels()) == ["pre-trained", "scratch"]
+
+    def test_enhanced(self) -> None:
+        """Test aug is measured with it; each step has a bar for both initialisations, and its number above."""
+        (figure,) = figures_of("digits/figure5", made_up("digits/figure5")).values()
+        assert [axes.get_title() for axes in figure.axes] == ["R18-FPN, box AP", "R18-FPN, mask AP"]
+        for axes, augmented in zip(figure.axes, (42.0, 37.0), strict=True):
+            heights = [40.0, 40.0, 40.0, augmented]
+            for shift, color in ((-0.2, LOWER_VERMILION), (0.2, LOWER_BLUE)):
+                found = [bar for bar in bars(axes) if bar[3] == color]
+                assert found == [(x + shift, 0, height, color) for x, height in enumerate(heights)]
+            assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]
+            assert texts(axes.get_xticklabels()) == ["baseline", "+ train aug", "+ cascade", "+ test aug"]
+
+    def test_small_data(self) -> None:
+        (figure,) = figures_of("digits/figure7", made_up("digits/figure7")).values()
+        third, tenth = "a third of the images", "a tenth of the images"
+        titles = [axes.get_title() for axes in figure.axes]
+        assert titles == [f"{third}\nhyper-parameters of all", third, tenth]
+        both = {(540, 40.0, BLUE), (1080, 40.0, VERMILION)}
+        assert [ends(axes) for axes in figure.axes] == [{(540, 40.0, BLUE)}, both, both]
+        assert {axes.get_ylim() for axes in figure.axes} == {(0, 1.08 * 40)}
+
+    def test_training_loss(self) -> None:
+        (figure,) = figures_of("digits/figure8", made_up("digits/figure8")).values()
+        (axes,) = figure.axes
+        assert figure.get_suptitle() == "Figure 8 in miniature: R18-FPN, training loss with a hundredth of the images"
+        assert axes.get_ylabel() == "training loss"
+        assert legend(axes) == {"random initialisation": VERMILION, "pre-trained": BLUE}
+        last = [(line.get_color(), line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines]
+        assert last == 2 * [(VERMILION, 1080, 1.0)] + 2 * [(BLUE, 540, 1.0)]  # as logged, and smoothed
+
+    def test_norms(self) -> None:
+        """A line for each, with its last value in the legend."""
+        records = made_up("digits/norms")
+        records = [replace(one, curves={"bbox/AP": ((540, float(number)),)}) for number, one in enumerate(records)]
+        (figure,) = figures_of("digits/norms", records).values()
+        assert legend(figure.axes[0]) == {
+            "GN: 0.0": BLUE,
+            "SyncBN: 1.0": VERMILION,
+            "BN, 2 images a process: 2.0": GREEN,
+            "FrozenBN, res2 frozen: 3.0": PURPLE,
+            "none: 4.0": SKY,
+            "GN, all weights from N(0, 0.01): 5.0": BROWN,
+        }
+        assert figure.get_suptitle() == "In miniature: R18-FPN from scratch, 3x, by normalisation"
+
+    def test_files(self, tmp_path: Path) -> None:
+        """Both formats show the lines in their colours; the SVG has the texts."""
+        (figure,) = figures_of("digits/figure6", made_up("digits/figure6")).values()
+        svg, png = draw({"x": figure}, tmp_path)
+        with Image.open(png) as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        for color in (VERMILION, BLUE):
+            assert (pixels == list(bytes.fromhex(color[1:]))).all(1).sum() > 200
+            assert f"stroke: {color.lower()}" in svg.read_text()
+        for text in (
+            "Figure 6 in miniature: R18-FPN with GN",
+            "keypoint AP (%)",
+            "random initialisation",
+            "pre-trained",
+        ):
+            assert f"<!-- {text} -->" in svg.read_text()
 
 
 class TestCurves:

@@ -1,6 +1,8 @@
 """A study's page: complete for what there is, the same bytes again, and safe to open."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from scratch_det.evaluation.metrics import BLUE, VERMILION
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
@@ -69,17 +72,17 @@ def row(i: int, clock: int) -> dict[str, Any]:
     return {"iteration": i + 29, "total_loss": 2 - i / 540, "bbox/AP": i / 18, "keypoints/AP": i / 27, "time": clock}
 
 
-def outcomes_in(out: Path) -> list[Record]:
+def records_in(out: Path) -> list[Record]:
     return collect(survey(jobs_of(of_place(PLACE)), out, set()), out)
 
 
 def page_of(out: Path) -> Path:
-    outcomes = outcomes_in(out)
+    records = records_in(out)
     path = out.parent / "page.html"
     rows = (("scratch", "20.0"), (EVIL, "-"))
     tables = [Table("table", f"Table {EVIL}", ("init", "AP"), rows, (f"note {EVIL}",))]
-    figures = {name: as_svg(figure) for name, figure in figures_of(PLACE, outcomes).items()}
-    return write_page(path, f"Study {EVIL}", tables, outcomes, figures, read_runs(outcomes, out, path))
+    figures = {name: as_svg(figure) for name, figure in figures_of(PLACE, records).items()}
+    return write_page(path, f"Study {EVIL}", tables, records, figures, read_runs(records, out, path))
 
 
 @pytest.fixture
@@ -97,6 +100,53 @@ class TestPage:
         assert text.count("data:image/jpeg") == 1  # a branch has its trunk's
         assert "with changes" not in text
         assert "<td>0123456789ab</td><td>all</td>" in text
+
+    def test_numbers_of_the_curves(self, page: Path) -> None:
+        """What page.js draws: a branch from its trunk's last point on, names, labels and colours."""
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
+        assert data["metrics"]["bbox/AP"] == "box AP"
+        assert data["metrics"][LOSS] == "training loss"
+        runs = {run["run"]: run for run in data["runs"]}
+        assert {name: (run["family"], run["label"], run["colour"], run["on"]) for name, run in runs.items()} == {
+            TRUNK: ("scratch", "3x", VERMILION, True),
+            BRANCH: ("scratch", "2x", VERMILION, True),
+            FAILED: ("pretrained", "3x", BLUE, True),
+        }
+        assert runs[TRUNK]["curves"]["bbox/AP"][::17] == [[30, 0.0], [540, 28.3333]]
+        assert runs[BRANCH]["curves"]["bbox/AP"] == [
+            [240, 11.6667],
+            [270, 13.3333],
+            [300, 15.0],
+            [330, 16.6667],
+            [360, 18.3333],
+        ]
+        assert runs[FAILED]["curves"][LOSS] == [[30, 2.0], [60, 1.9444], [90, 1.8889], [120, 1.8333]]
+
+    def test_tables(self, page: Path) -> None:
+        text = page.read_text()
+        numbers = text.partition('<table class="numbers">')[2].partition("</table>")[0]
+        assert re.findall(r"<t[hd]>(.*?)</t[hd]>", numbers) == ["init", "AP", "scratch", "20.0", html.escape(EVIL), "-"]
+        runs = text.partition('<table id="runs">')[2].partition("</table>")[0]
+        cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", runs)]
+        assert cells[:10] == [
+            *(TRUNK, "finished", "540", "scratch, 3x", PLACE),
+            *(BRANCH, "finished", "360 (a branch at 240)", "scratch, 2x", PLACE),
+        ]
+        failed = text.partition('<dl id="failed">')[2].partition("</dl>")[0]
+        assert failed == f"<dt>{FAILED}</dt><dd><code>RuntimeError: {html.escape(EVIL)}</code></dd>"
+        environment = text.partition('<table id="environment">')[2]
+        assert "<td>torch</td><td>2.14.1</td><td>all</td>" in environment
+
+    def test_pictures(self, page: Path) -> None:
+        """A smaller copy of the trunk's predictions, and the figure as it was drawn."""
+        text = page.read_text()
+        (jpeg,) = re.findall(r'<img src="data:image/jpeg;base64,(.*?)" alt="truth beside prediction">', text)
+        assert f"<figcaption>{TRUNK}</figcaption>" in text
+        with Image.open(io.BytesIO(base64.b64decode(jpeg))) as picture:
+            assert picture.size == (1000, 750)
+            assert picture.convert("RGB").getpixel((500, 300)) == (254, 0, 0)  # as JPEG has "red"
+        (svg,) = re.findall(r'<img src="data:image/svg\+xml;base64,(.*?)" alt="figure6">', text)
+        assert "Figure 6 in miniature: R18-FPN with GN" in base64.b64decode(svg).decode()
 
     def test_recipes_differ_in(self, page: Path) -> None:
         table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("<wbr>", "")
@@ -128,15 +178,15 @@ class TestPage:
 
     def test_the_same_from_csv(self, page: Path, tmp_path: Path) -> None:
         """What is kept of a study gives the figures and curves that its folders gave."""
-        outcomes = outcomes_in(page.parent / "out")
-        save(outcomes, tmp_path / "results")
-        assert load(tmp_path / "results") == [replace(one, seconds=None) for one in outcomes]
+        records = records_in(page.parent / "out")
+        save(records, tmp_path / "results")
+        assert load(tmp_path / "results") == [replace(one, seconds=None) for one in records]
 
     def test_the_figures_colours(self) -> None:
         """One family of each initialisation has the figures' two colours, however many schedules and seeds."""
-        outcomes = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
-        by_init = {outcome.run.name: INITS[outcome.run.init][1] for outcome in outcomes if outcome.run.k}
-        found = {curve["run"]: curve["colour"] for curve in curves(outcomes)}
+        records = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
+        by_init = {one.run.name: INITS[one.run.init][1] for one in records if one.run.k}
+        found = {curve["run"]: curve["colour"] for curve in curves(records)}
         assert {name: found[name] for name in by_init} == by_init
         norms = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
         drawn = curves(norms)
@@ -144,8 +194,8 @@ class TestPage:
         assert len(families) == len(colours) > 1
 
     def test_without_folders(self, tmp_path: Path) -> None:
-        outcomes = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
-        text = write_page(tmp_path / "page.html", "A study", [], outcomes, {}, []).read_text()
+        records = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
+        text = write_page(tmp_path / "page.html", "A study", [], records, {}, []).read_text()
         assert "4 of 4 runs are finished" in text
         assert 'href="out' not in text
 
