@@ -1,4 +1,4 @@
-"""What a training sees: images, instances and pixels, each as often as it is shown (the paper's Figure 2)."""
+"""How many images, instances and pixels a training sees, each counted as often as it is shown (Figure 2)."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from scratch_det.study.run import PRETRAIN, Run
 from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
-IMAGENET_EPOCHS, IMAGENET_SIDE = 100, 224  # Figure 2's pre-training; one instance an image
+IMAGENET_EPOCHS, IMAGENET_SIDE = 100, 224  # Figure 2's pre-training; one instance per image
 IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")  # those of configs/_base_/init
-COCO_OBJECTS, COCO_IMAGES = 860_001, 118_287  # train2017: 7.3 instances an image
+COCO_OBJECTS, COCO_IMAGES = 860_001, 118_287  # train2017: 7.3 instances per image
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def of_pretraining(images: int = IMAGENET_IMAGES, epochs: float = IMAGENET_EPOCH
 
 
 def of_pretraining_run(run: Run) -> Seen:
-    """What a run of tools/pretrain_net.py sees."""
+    """Of a run of tools/pretrain_net.py."""
     cfg = load_config(from_here(run.config)).cfg
     return of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])
 
 
 def of_weights(weights: str) -> tuple[Seen, str]:
-    """What the pre-training that made ``weights`` sees, and what to call it; a run's are in a folder of its name."""
+    """Of the pre-training that made MODEL.WEIGHTS, and its name; weights of a pre-training run lie in its folder."""
     folder, nothing = Path(weights).parent.name, Seen(0, 0, 0)
     if not weights:
         return nothing, ""
@@ -57,27 +57,10 @@ def of_weights(weights: str) -> tuple[Seen, str]:
 
 
 def of_run(cfg: CfgNode) -> tuple[Seen, str]:
-    """What a recipe's iterations see, and where the number of instances is from.
+    """Of a detector's training, and where the mean number of instances per image is from: its data set, or COCO's.
 
-    Instances are those of the training set where it is on disk, else COCO's.
+    Raises DataError when the training set is neither on disk nor COCO.
     """
-    instances, source = instances_an_image(cfg)
-    return of_schedule(cfg, instances), source
-
-
-def of_schedule(cfg: CfgNode, instances: float) -> Seen:
-    """What a recipe's iterations see, with so many ``instances`` an image.
-
-    An image counts the mean training side times the longest side allowed, as in Figure 2 (800 x 1333).
-    """
-    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-    sides = cfg.INPUT.MIN_SIZE_TRAIN
-    area = sum(sides) / len(sides) * cfg.INPUT.MAX_SIZE_TRAIN
-    return Seen(images, images * instances, images * area)
-
-
-def instances_an_image(cfg: CfgNode) -> tuple[float, str]:
-    """The mean over the training images, and its source in words."""
     try:
         with gc_paused():
             data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
@@ -85,14 +68,23 @@ def instances_an_image(cfg: CfgNode) -> tuple[float, str]:
     except DataError:
         if not all(name.startswith("coco_") for name in cfg.DATASETS.TRAIN):
             raise
-        return COCO_OBJECTS / COCO_IMAGES, "train2017's, as the data set is not here"
-    return sum(counts) / len(counts), f"{', '.join(cfg.DATASETS.TRAIN)}'s"
+        return of_schedule(cfg, COCO_OBJECTS / COCO_IMAGES), "train2017's, as the data set is not here"
+    return of_schedule(cfg, sum(counts) / len(counts)), f"{', '.join(cfg.DATASETS.TRAIN)}'s"
+
+
+def of_schedule(cfg: CfgNode, instances: float) -> Seen:
+    """Of a detector's training with a mean of so many ``instances`` per image.
+
+    The pixels of an image are the mean training side times the longest side allowed, as in Figure 2 (800 x 1333).
+    """
+    images, sides = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN
+    return Seen(images, images * instances, images * sum(sides) / len(sides) * cfg.INPUT.MAX_SIZE_TRAIN)
 
 
 def compare(config_files: list[str]) -> str:
-    """A table: what each recipe sees, with the pre-training behind it where it starts from weights that are known.
+    """A table with a row for each recipe: its training and the pre-training behind its weights, where that is known.
 
-    Raises ConfigError for a recipe that is no detector's.
+    Raises ConfigError for a classifier's recipe.
     """
     rows: list[tuple[str, ...]] = [("recipe", "images", "instances", "pixels", "instances an image")]
     for file in config_files:
@@ -103,14 +95,14 @@ def compare(config_files: list[str]) -> str:
                 "pre-training behind MODEL.WEIGHTS is counted too"
             )
         own, source = of_run(cfg)
-        before, shown = of_weights(cfg.MODEL.WEIGHTS)
-        total, name = own + before, Path(file).stem + (f" + {shown}" if shown else "")
+        before, name = of_weights(cfg.MODEL.WEIGHTS)
+        total, label = own + before, Path(file).stem + (f" + {name}" if name else "")
         mean = f"{own.instances / own.images:.2f}, {source}"
-        rows.append((name, *map(_short, (total.images, total.instances, total.pixels)), mean))
+        rows.append((label, *map(_with_prefix, (total.images, total.instances, total.pixels)), mean))
     return "\n".join(aligned(rows))
 
 
-def _short(number: float) -> str:
+def _with_prefix(number: float) -> str:
     """2560 -> 2.56 k, 131 million -> 131 M, 9.5 billion -> 9.5 G, and so on."""
     power = min(int(math.log10(max(number, 1)) // 3), 4)
     return f"{number / 1000**power:.3g} {' kMGT'[power]}".rstrip()

@@ -196,8 +196,8 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
     figure, axes = _figure(title, 3.8)
     for one in sorted(found, key=lambda one: list(INITS).index(one.run.init)):
         label, color, _ = INITS[one.run.init]
-        axes.plot(*_xy(one.curves[LOSS]), color=color, lw=0.5, alpha=0.35)
-        axes.plot(*_xy(thin(one.curves[LOSS], LOSS_POINTS)), color=color, lw=1.8, label=label)
+        axes.plot(*zip(*one.curves[LOSS], strict=True), color=color, lw=0.5, alpha=0.35)
+        axes.plot(*zip(*thin(one.curves[LOSS], LOSS_POINTS), strict=True), color=color, lw=1.8, label=label)
     _label_axes(axes, "training loss")
     axes.legend(loc="best")
     return figure
@@ -214,7 +214,7 @@ def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -
         return None
     figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
     for (name, curve), color in zip(means.items(), cycle(COLORS), strict=False):
-        axes.plot(*_xy(curve), color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
+        axes.plot(*zip(*curve, strict=True), color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
         axes.plot(*curve[-1], "o", color=color)
     _label_axes(axes, METRICS[BOX].axis)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
@@ -263,8 +263,9 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
         chosen = seeds_of[init] or {max(curves, key=lambda seed: len(curves[seed]))}
         thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
         for curve in curves.values() if len(curves) > 1 or not thick else ():
-            axes.plot(*_xy(curve), color=color, lw=0.6, alpha=0.45)
-        axes.plot(*_xy(thick), color=color, lw=1.6)
+            axes.plot(*zip(*curve, strict=True), color=color, lw=0.6, alpha=0.45)
+        if thick:
+            axes.plot(*zip(*thick, strict=True), color=color, lw=1.6)
         if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
             axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
     for init, (label, color, marker) in INITS.items():
@@ -310,10 +311,6 @@ def thin(curve: Curve, most: int) -> Curve:
     ends = [round(part * len(curve) / most) for part in range(most + 1)]
     parts = [curve[start:end] for start, end in pairwise(ends)]
     return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
-
-
-def _xy(curve: Curve) -> tuple[list[int], list[float]]:
-    return [iteration for iteration, _ in curve], [value for _, value in curve]
 
 
 def _label_axes(axes: Axes, label: str) -> None:
