@@ -1,5 +1,5 @@
 "use strict";
-// The curves: what is chosen in #metric of the runs that are on. All text is set as text, never as markup.
+// Draws the metric chosen in #metric for the runs that are switched on. Text is set as text, never as markup.
 (() => {
   const element = document.getElementById("data");
   const plot = document.getElementById("plot");

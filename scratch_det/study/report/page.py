@@ -93,7 +93,7 @@ def write_page(
 
 
 def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What page.js draws: of a branch the part after its trunk; a family is all schedules and seeds of one model."""
+    """The curves for page.js, of a branch the part after its trunk; a family is all schedules and seeds of a model."""
     family = {one.run.name: re.sub(r", \d+x$", "", one.run.shown) for one in records}
     groups: dict[str, dict[str, str]] = {}  # by place: the initialisation of each family
     for one in records:
