@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
+from scratch_det.engine.loop import Trainer
 
 CLOCK = {"time", "data_time", "eta_seconds"}
 NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
@@ -53,8 +53,8 @@ def interrupted_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterator[N
             raise KeyboardInterrupt
         return original(*arguments)
 
-    original = loop.step
+    original = Trainer.step
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "step", step)
+        patch.setattr(Trainer, "step", step)
         with pytest.raises(KeyboardInterrupt):
             yield

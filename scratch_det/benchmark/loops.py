@@ -20,7 +20,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.engine.checkpointer import Checkpointer
-from scratch_det.engine.loop import Run, iterate, timed
+from scratch_det.engine.loop import Trainer
 from scratch_det.engine.metrics import Metrics
 from scratch_det.engine.plan import Plan
 from scratch_det.engine.run_dir import RunDir
@@ -31,9 +31,9 @@ BATCHES = 20  # loaded before the loop is timed beside its bare work
 
 
 @contextmanager
-def two_runs(cfg: CfgNode, backend_name: str) -> Iterator[list[Run]]:
-    """Two runs of the same weights, which follow from SEED, in one process and in folders that are removed again."""
-    backend, device, runs = backends.load(backend_name), pick_device(cfg.MODEL.DEVICE, ALONE), []
+def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
+    """Two trainers of the same weights, which follow from SEED, in folders that are removed again."""
+    backend, device, trainers = backends.load(backend_name), pick_device(cfg.MODEL.DEVICE, ALONE), []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name in ("first", "second"):
@@ -41,11 +41,12 @@ def two_runs(cfg: CfgNode, backend_name: str) -> Iterator[list[Run]]:
                 run_dir.create()
                 group, state = Group(ALONE, device, StopFlag()), build_state(cfg, backend, device)
                 metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
-                runs.append(Run(cfg, backend, group, state, run_dir, Checkpointer(run_dir.checkpoints), metrics))
-            yield runs
+                checkpoints = Checkpointer(run_dir.checkpoints)
+                trainers.append(Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics))
+            yield trainers
         finally:
-            for run in runs:
-                run.metrics.close()
+            for trainer in trainers:
+                trainer.metrics.close()
 
 
 def loop_against_bare(plan: Plan, pairs: int) -> Pairs:
@@ -56,20 +57,22 @@ def loop_against_bare(plan: Plan, pairs: int) -> Pairs:
     batches = list(itertools.islice(training_batches(TrainingSet(plan.cfg, plan.training), plan.cfg, 0), BATCHES))
 
     def time_half(pairs: int, loop_first: bool) -> Pairs:
-        with two_runs(plan.cfg, plan.backend) as built:
-            run, other = built if loop_first else reversed(built)
-            count, feed, bare_feed = itertools.count(), timed(itertools.cycle(batches)), itertools.cycle(batches)
-            return time_pairs(lambda: iterate(run, next(count), feed), lambda: bare(other, next(bare_feed)), pairs)
+        with two_trainers(plan.cfg, plan.backend) as built:
+            trainer, other = built if loop_first else reversed(built)
+            count, feed, bare_feed = itertools.count(), itertools.cycle(batches), itertools.cycle(batches)
+            return time_pairs(
+                lambda: trainer.run_iteration(next(count), feed), lambda: bare(other, next(bare_feed)), pairs
+            )
 
     return in_both_orders(time_half, pairs)
 
 
-def bare(run: Run, batch: list[Sample]) -> None:
+def bare(trainer: Trainer, batch: list[Sample]) -> None:
     """What no loop can do without."""
-    state = run.state
+    state = trainer.state
     state.optimizer.zero_grad()
     with state.forward():
-        losses = run.backend.losses(state.model, batch)
+        losses = trainer.backend.losses(state.model, batch)
     state.scaler.scale(sum(losses.values())).backward()
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -140,12 +143,12 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
     def time_half(pairs: int, ours_first: bool) -> Pairs:
-        with two_runs(cfg, plan.backend) as (run, other):
+        with two_trainers(cfg, plan.backend) as (trainer, other):
             cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
             ids = (dataset.image_id(position) for position in itertools.count())
             loops: list[Callable[[Gate], object]] = [
-                lambda gate: train(run, dataset, gate),
+                lambda gate: train(trainer, dataset, gate),
                 lambda gate: plain.train_plainly(cfg, other.state.model, path, ids, gate),
             ]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
@@ -155,8 +158,8 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
     return in_both_orders(time_half, pairs)
 
 
-def train(run: Run, dataset: TrainingSet, gate: Gate) -> None:
-    """The iterations of a run, without checkpoints and evaluations."""
-    batches = timed(gate(training_batches(dataset, run.cfg, 0)))
-    for iteration in range(run.cfg.SOLVER.MAX_ITER):
-        iterate(run, iteration, batches)
+def train(trainer: Trainer, dataset: TrainingSet, gate: Gate) -> None:
+    """The iterations of a training, without checkpoints and evaluations."""
+    batches = gate(training_batches(dataset, trainer.cfg, 0))
+    for iteration in range(trainer.cfg.SOLVER.MAX_ITER):
+        trainer.run_iteration(iteration, batches)

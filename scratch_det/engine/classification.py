@@ -1,15 +1,12 @@
-"""A classifier around a detector's body: ``build`` and ``losses`` as ``scratch_det.backends`` describes them.
+"""The task classification, which pre-trains a detector's backbone: its model, its data and its evaluation.
 
-From an image folder to samples of one size: the training set by stream position, the test set by image.
-
-A sample is a dictionary:
+The module is a task (see ``engine.train.Task``) and, with ``build`` and ``losses``, the backend of that task (see
+``scratch_det.backends``). A sample is a dictionary:
     image        uint8 [3, S, S], channels in INPUT.FORMAT order, S = INPUT.MIN_SIZE_TRAIN
     label        the class, a 0-based number
     image_id     path below the data set's root
     position     place in the stream                         (training only)
     height, width   the original image's size, pixels
-
-What a run of classification is made of: see ``scratch_det.engine.detection`` for the contract.
 """
 
 import math
@@ -34,8 +31,8 @@ from scratch_det.data.image_folder import ImageFolder
 from scratch_det.data.transforms import Sample, flip
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
+from scratch_det.engine import detection
 from scratch_det.engine.checkpointer import rename_synced, write_synced
-from scratch_det.engine.detection import draw
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import DataError
@@ -44,22 +41,27 @@ from scratch_det.log import logger, track
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.norm import NORM_LAYERS
 
-BEHIND_BODY = ("avgpool", "fc", "classifier")  # parts of torchvision's models that a detector does not use
+BEST = main_score("classification")
+BACKBONE = "backbone.pth"
+BEHIND_STAGES = ("avgpool", "fc", "classifier")  # parts of torchvision's models that a detector does not use
 LAST_NORM = {BasicBlock: "bn2", Bottleneck: "bn3"}
+ASPECT = 4 / 3  # of a crop, at most, either way (Szegedy et al. 2015, *Going Deeper with Convolutions*, section 6)
+ATTEMPTS = 10  # to draw a crop that fits into the image
+FEW_CLASSES = 5  # up to here the right class is always among the first five
 
 
 class Classifier(nn.Module):
-    """A body's stages one after another, the mean over all places, one linear layer.
+    """The stages of a bottom-up network one after another, the mean over all places, one linear layer.
 
     The weights have the names of a torchvision classifier: the stages' own and ``fc``.
     """
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        body = build_any_bottom_up(cfg)
-        self.stages = [name for name, _ in body.named_children() if name not in BEHIND_BODY]
+        bottom_up = build_any_bottom_up(cfg)
+        self.stages = [name for name, _ in bottom_up.named_children() if name not in BEHIND_STAGES]
         for name in self.stages:
-            self.add_module(name, body.get_submodule(name))
+            self.add_module(name, bottom_up.get_submodule(name))
         channels = [layer.out_channels for layer in self.modules() if isinstance(layer, nn.Conv2d)][-1]
         self.fc = nn.Linear(channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
 
 
 def build(cfg: CfgNode) -> Classifier:
-    """See the contract. He initialisation as in a detector, but every residual block starts as the identity.
+    """The model on the CPU. He initialisation as in a detector, but every residual block starts as the identity.
 
     The last layer's weights are drawn from N(0, 0.01), and the scale of each block's last norm is 0 (Goyal et al. 2017,
     section 5.1; Wu & He 2018, section 4.1).
@@ -90,7 +92,7 @@ def build(cfg: CfgNode) -> Classifier:
 
 
 def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """See the contract. Puts the model into training mode."""
+    """The cross entropy of a batch. Puts the model into training mode."""
     scores = model.train()(batch)
     return {"loss_cls": F.cross_entropy(scores, torch.tensor([sample["label"] for sample in batch]).to(scores.device))}
 
@@ -103,10 +105,6 @@ def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
     return (scores > right).sum(1)
 
 
-ASPECT = 4 / 3  # of a crop, at most, either way (Szegedy et al. 2015, *Going Deeper with Convolutions*, section 6)
-ATTEMPTS = 10  # to draw a crop that fits into the image
-
-
 class FolderSet(Dataset):
     """Images and labels by index; a DataError becomes the item, so that it leaves a worker process as it is."""
 
@@ -116,6 +114,12 @@ class FolderSet(Dataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __getitem__(self, item: int) -> Sample | DataError:
+        try:
+            return self.sample(item)
+        except DataError as error:
+            return error
 
     def load(self, index: int) -> Sample:
         root, path, label = self.records[index]
@@ -129,11 +133,8 @@ class TrainingFolderSet(FolderSet):
         super().__init__(cfg, datasets)
         self.stream = Stream(cfg.SEED, len(self))
 
-    def __getitem__(self, position: int) -> Sample | DataError:
-        try:
-            sample = self.load(self.stream.index(position))
-        except DataError as error:
-            return error
+    def sample(self, position: int) -> Sample:
+        sample = self.load(self.stream.index(position))
         return {"position": position, **augment(sample, self.cfg, self.stream.rng(position))}
 
     def describe(self) -> str:
@@ -144,12 +145,8 @@ class TrainingFolderSet(FolderSet):
 class EvaluationFolderSet(FolderSet):
     """Test samples in the folder's order: the shorter side becomes MIN_SIZE_TEST, then the middle is cut out."""
 
-    def __getitem__(self, index: int) -> Sample | DataError:
-        try:
-            sample = self.load(index)
-        except DataError as error:
-            return error
-        return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.side)
+    def sample(self, index: int) -> Sample:
+        return middle(self.load(index), self.cfg.INPUT.MIN_SIZE_TEST, self.side)
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
@@ -193,15 +190,14 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
     return {**sample, "image": transforms.center_crop(image, [side, side])}
 
 
-BEST = main_score("classification")
-training_set = TrainingFolderSet
-BACKBONE = "backbone.pth"
-FEW_CLASSES = 5  # up to here the right class is always among the first five
-
-
 def load(backend: str) -> ModuleType:
-    """See the contract; there is one model alone."""
+    """This module: both backends read the weights of this one model."""
     return sys.modules[__name__]
+
+
+def training_set(cfg: CfgNode, data: list[ImageFolder]) -> TrainingFolderSet:
+    """The images of all folders."""
+    return TrainingFolderSet(cfg, data)
 
 
 def evaluate(
@@ -233,13 +229,13 @@ def evaluate(
 
 
 def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder]) -> None:
-    """Write the body's weights into backbone.pth, which MODEL.WEIGHTS accepts, and draw curves.png."""
+    """Write the backbone's weights into backbone.pth, which MODEL.WEIGHTS accepts, and draw curves.png."""
     path, partial = run_dir.path / BACKBONE, run_dir.path / f"{BACKBONE}.partial"
-    body = {name: value for name, value in state.model.state_dict().items() if not name.startswith("fc.")}
+    backbone = {name: value for name, value in state.model.state_dict().items() if not name.startswith("fc.")}
     try:
-        write_synced(partial, {"model": body, **state.traits})
+        write_synced(partial, {"model": backbone, **state.traits})
         rename_synced(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    logger.info(f"the body's weights, to start a detector from: MODEL.WEIGHTS {path}")
-    draw(cfg, run_dir, test=[])
+    logger.info(f"the backbone's weights, to start a detector from: MODEL.WEIGHTS {path}")
+    detection.conclude(cfg, run_dir, state, test=[])

@@ -1,25 +1,14 @@
-"""The pictures that every run leaves in its folder.
-
-What a run of detection is made of.
-
-A module like this one tells a run what is trained; everything else is the same for all of them:
-
-``BEST``: task and name of the metric that model_best.pth is chosen by.
-``load(backend) -> ModuleType``: who builds the model and computes losses, see ``scratch_det.backends``.
-``training_set(cfg, data) -> Dataset``: samples by stream position, with a length and, for the log, ``describe()``.
-``evaluate(backend, model, cfg, data, out, group) -> dict``: metrics in percent by task and name on one test set, in the
-    main process; nothing in the others. Files go into the folder ``out``.
-``conclude(cfg, run_dir, state, test)``: what a complete run leaves beside checkpoints and metrics.
-"""
+"""The task detection: boxes, and masks or keypoints where the recipe has them; see ``engine.train.Task``."""
 
 import json
-from collections import defaultdict
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends import load
+from scratch_det import backends
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.image import read_image, to_rle
@@ -31,79 +20,72 @@ from scratch_det.log import logger
 from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
 
+__all__ = ["BEST", "conclude", "evaluate", "load", "training_set"]
+BEST = main_score("bbox")
 IMAGES_SHOWN = 12
 
 
-def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    """curves.png from metrics.json and predictions.png from the last evaluation of the first test set.
+def load(backend: str) -> ModuleType:
+    """The backend that was chosen."""
+    return backends.load(backend)
+
+
+def training_set(cfg: CfgNode, data: list[CocoDataset]) -> TrainingSet:
+    """The training images of all data sets."""
+    return TrainingSet(cfg, data)
+
+
+def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
+    """Draw curves.png and predictions.png, the latter from the last evaluation of the first test set.
 
     A picture that fails is told in the log and does not undo the run.
     """
     try:
-        _draw(cfg, run_dir, test)
+        draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
+        if test:
+            folder = run_dir.path / "inference"
+            results = (folder if len(test) == 1 else folder / test[0].entry.name) / RESULTS_FILE
+            samples = picture_samples(test[0], results, cfg)
+            draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
     except Exception:
         logger.exception("the pictures could not be drawn")
 
 
-def _draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
-    if not test:
-        return
-    folder = run_dir.path / "inference"
-    results_file = folder / RESULTS_FILE if len(test) == 1 else folder / test[0].entry.name / RESULTS_FILE
-    samples = _samples(test[0], json.loads(results_file.read_text()), cfg)
-    draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
-
-
-def _samples(data: CocoDataset, results: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
-    """Truth and prediction of a few images that hold objects, spread evenly over the set."""
-    by_image = defaultdict(list)
-    for result in results:
-        by_image[result["image_id"]].append(result)
+def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list[dict[str, Any]]:
+    """Truth and prediction of a few images that hold objects, spread evenly over the set, for ``draw_predictions``."""
     labels = {category: label for label, category in enumerate(data.category_ids)}
     with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
-    chosen = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
-    return [_sample(data, with_objects[i], by_image[with_objects[i]["id"]], labels, cfg) for i in chosen]
+    places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
+    results: dict[int, list[dict[str, Any]]] = {with_objects[place]["id"]: [] for place in places}
+    for result in json.loads(results_file.read_text()):
+        if result["image_id"] in results:
+            results[result["image_id"]].append(result)
 
+    def as_arrays(items: list[dict[str, Any]], image: dict[str, Any]) -> dict[str, Any]:
+        """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
+        boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found: dict[str, Any] = {
+            "boxes": boxes,
+            "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
+        }
+        found |= {"masks": None, "keypoints": None}
+        if cfg.MODEL.MASK_ON:
+            found["masks"] = [to_rle(item["segmentation"], image["height"], image["width"]) for item in items]
+        if cfg.MODEL.KEYPOINT_ON:
+            points = np.array([item["keypoints"] for item in items], dtype=float)
+            found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)
+            found["keypoints"][..., :2] += 0.5  # from indices of pixels to their centres
+        return found
 
-def _sample(
-    data: CocoDataset, image: dict[str, Any], results: list[dict[str, Any]], labels: dict[int, int], cfg: CfgNode
-) -> dict[str, Any]:
-    return {
-        "title": image["file_name"],
-        "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
-        "truth": _objects(data.training_annotations(image["id"]), image, labels, cfg),
-        "prediction": {**_objects(results, image, labels, cfg), "scores": np.array([r["score"] for r in results])},
-    }
-
-
-def _objects(
-    items: list[dict[str, Any]], image: dict[str, Any], labels: dict[int, int], cfg: CfgNode
-) -> dict[str, Any]:
-    """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
-    boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    height, width = image["height"], image["width"]
-    return {
-        "boxes": boxes,
-        "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
-        "masks": [to_rle(item["segmentation"], height, width) for item in items] if cfg.MODEL.MASK_ON else None,
-        "keypoints": _points(items, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS) if cfg.MODEL.KEYPOINT_ON else None,
-    }
-
-
-def _points(items: list[dict[str, Any]], count: int) -> np.ndarray:
-    """Float [N, count, 3]; the json's indices of pixels become the places of their centres."""
-    points = np.array([item["keypoints"] for item in items], dtype=float).reshape(-1, count, 3)
-    points[..., :2] += 0.5
-    return points
-
-
-__all__ = ["BEST", "conclude", "evaluate", "load", "training_set"]
-BEST = main_score("bbox")
-training_set = TrainingSet
-
-
-def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
-    """Draw curves.png and predictions.png."""
-    draw(cfg, run_dir, test)
+    samples = []
+    for image in (with_objects[place] for place in places):
+        own = results[image["id"]]
+        sample = {
+            "title": image["file_name"],
+            "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
+            "truth": as_arrays(data.training_annotations(image["id"]), image),
+            "prediction": {**as_arrays(own, image), "scores": np.array([result["score"] for result in own])},
+        }
+        samples.append(sample)
+    return samples

@@ -1,7 +1,6 @@
 """Losses and AP as they come: metrics.json, TensorBoard, log lines."""
 
 import json
-import logging
 import math
 import statistics
 from pathlib import Path
@@ -12,7 +11,6 @@ from scratch_det.engine.run_dir import RunDir
 from scratch_det.files import read_lines, write_atomically
 from scratch_det.log import clock
 
-logger = logging.getLogger("scratch_det")
 PERIOD = 20  # iterations per line, as detectron2's writers have it
 
 
@@ -26,8 +24,7 @@ class Metrics:
 
     def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
         self.max_iter, self.window = max_iter, window
-        self.run_dir = run_dir
-        self.board: SummaryWriter | None = None
+        self.board: SummaryWriter | None = None  # of rank 0 only
         if run_dir.writes:
             keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
             self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
@@ -73,7 +70,7 @@ def is_evaluated(path: Path, iteration: int) -> bool:
     return any(line["iteration"] == iteration and any("/" in key for key in line) for line in read_lines(path))
 
 
-def as_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
+def log_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
     """A window's medians for the log."""
     losses = "  ".join(f"{key} {value:.4f}" for key, value in medians.items() if key.startswith("loss_"))
     return (

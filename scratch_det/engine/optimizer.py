@@ -1,6 +1,6 @@
 """SGD with Detectron's parameter groups, the learning rate of an iteration, gradient clipping."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pkgutil import resolve_name
 from typing import Any
 
@@ -38,25 +38,23 @@ def parameter_groups(
     parameter called "bias" (those of norms too), BIAS_LR_FACTOR and, unless it is None, WEIGHT_DECAY_BIAS. Detectron
     had 0, 2 and 0 there.
     """
-    keys = cfg.SOLVER
+    solver, seen = cfg.SOLVER, set(without)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter, is_norm, is_bias in _parameters(model, without):
-        decay = keys.WEIGHT_DECAY_NORM if is_norm and keys.WEIGHT_DECAY_NORM is not None else keys.WEIGHT_DECAY
-        if is_bias and keys.WEIGHT_DECAY_BIAS is not None:
-            decay = keys.WEIGHT_DECAY_BIAS
-        factor = keys.BIAS_LR_FACTOR if is_bias else 1.0
-        groups.setdefault((factor, decay), []).append(parameter)
-    return [{"params": params, "lr_factor": f, "weight_decay": decay} for (f, decay), params in groups.items()]
-
-
-def _parameters(model: nn.Module, without: Collection[nn.Parameter]) -> Iterator[tuple[nn.Parameter, bool, bool]]:
-    """Every trainable parameter once, with whether it belongs to a norm layer and whether it is a bias."""
-    seen = set(without)
     for module in model.modules():
+        is_norm = isinstance(module, NORM_LAYERS)
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and parameter not in seen:
-                seen.add(parameter)
-                yield parameter, isinstance(module, NORM_LAYERS), name == "bias"
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            decay = (
+                solver.WEIGHT_DECAY_NORM if is_norm and solver.WEIGHT_DECAY_NORM is not None else solver.WEIGHT_DECAY
+            )
+            factor = 1.0
+            if name == "bias":
+                decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+                factor = solver.BIAS_LR_FACTOR
+            groups.setdefault((factor, decay), []).append(parameter)
+    return [{"params": params, "lr_factor": f, "weight_decay": decay} for (f, decay), params in groups.items()]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration: int) -> float:

@@ -1,9 +1,8 @@
-"""What may change between the two parts of one run, and what that does.
+"""Where a run starts, and what may differ from the run that it continues.
 
-A resumed run continues its past, and a branch takes over another run's. So a change may only touch what is still to
-come: whatever shaped the completed iterations has to be as it was.
-
-Where a run starts: at its own last checkpoint, at another run's (a branch), at given weights, or at random.
+A run starts at its own newest checkpoint (--resume), at a checkpoint of another run (--branch-from, --switch-from), at
+given weights, or at random. Whatever is continued has to end as if it had been one run from the beginning. So a change
+may only touch what is still to come; a change of what shaped the completed iterations is a UserError.
 """
 
 import json
@@ -18,11 +17,13 @@ from fvcore.common.config import CfgNode
 from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.schedule import is_multi_step, learning_rate
-from scratch_det.engine.checkpointer import Checkpointer
+from scratch_det.engine.checkpointer import Checkpointer, completed_iterations
 from scratch_det.engine.metrics import keep_lines
+from scratch_det.engine.plan import Plan, Request
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import UserError
+from scratch_det.evaluation.coco import format_table
 from scratch_det.files import sha256_of
 from scratch_det.log import logger
 from scratch_det.weights.load import load_weights, to_cascade
@@ -58,6 +59,8 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
+MOST_CHANGES = 4  # named in an error
+BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,32 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
     switch: from then on a cascade is trained.
     """
     effects = EFFECTS | SWITCH if switch else EFFECTS
-    first = first_other_rate(earlier, now, completed)
-    guilty = _guilty(earlier, now, completed) if first is not None else set()
     old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
-    return [
-        _judge(key, _like(value, old[key]), value, first if key in guilty else None, effects)
-        for key, value in new.items()
-        if plain(value) != plain(old.get(key, value))
-    ]
-
-
-def _guilty(earlier: CfgNode, now: CfgNode, completed: int) -> set[str]:
-    """The keys that change a completed iteration's learning rate by themselves; all of them when it takes several."""
-    alone = set()
-    for key in SCHEDULE:
-        one = earlier.clone()
-        set_key(one, key, flatten(now)[key])
-        if first_other_rate(earlier, one, completed) is not None:
-            alone.add(key)
-    return alone or set(SCHEDULE)
+    first, guilty = first_other_rate(earlier, now, completed), set(SCHEDULE)
+    if first is not None:  # name the keys that change a completed rate by themselves, or all where it takes several
+        alone = {key: earlier.clone() for key in SCHEDULE}
+        for key, cfg in alone.items():
+            set_key(cfg, key, new[key])
+        guilty = {key for key, cfg in alone.items() if first_other_rate(earlier, cfg, completed) is not None} or guilty
+    changes = []
+    for key, value in new.items():
+        was = old.get(key, value)
+        if plain(value) == plain(was):
+            continue
+        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has no tuples
+            was = tuple(was)
+        known = (name for name in effects if key == name or (name.endswith(".") and key.startswith(name)))
+        if name := next(known, None):
+            changes.append(Change(key, was, value, effects[name]))
+        elif key not in SCHEDULE:
+            effect = "completed iterations were trained with the earlier value"
+            changes.append(Change(key, was, value, effect, refused=True))
+        elif first is None or key not in guilty:
+            changes.append(Change(key, was, value, "iterations still to come"))
+        else:
+            effect = f"the learning rate of iteration {first} would be another one"
+            changes.append(Change(key, was, value, effect, refused=True))
+    return changes
 
 
 def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
@@ -111,12 +121,12 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
     solvers = earlier.SOLVER, now.SOLVER
     if all(plain(flatten(earlier)[key]) == plain(flatten(now)[key]) for key in SCHEDULE):
         return None
+    # After warm-up a multi-step rate is constant between two drops, so it is enough to look at the drops.
     piecewise = is_multi_step(earlier) and is_multi_step(now)
     changing = max(s.WARMUP_ITERS for s in solvers) + 1 if piecewise else completed
-    drops = {step for solver in solvers for step in solver.STEPS}
-    where_rates_change = sorted({*range(min(completed, changing)), *drops})  # between these the rates are constant
-    passed = (i for i in where_rates_change if i < completed)
-    return next((i for i in passed if learning_rate(earlier, i) != learning_rate(now, i)), None)
+    drops = {step for solver in solvers for step in solver.STEPS if step < completed}
+    where_rates_change = sorted({*range(min(completed, changing)), *drops})
+    return next((i for i in where_rates_change if learning_rate(earlier, i) != learning_rate(now, i)), None)
 
 
 def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
@@ -131,34 +141,26 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
                 yield Change(what, old[:12], new[:12], effect, refused=trained)
     if earlier["backend"] != now["backend"]:
         yield Change("the backend", earlier["backend"], now["backend"], "another model", refused=True)
-    old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))
-    if old != new:
-        yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
-    if earlier["threads"] != now["threads"]:
-        yield Change("CPU threads", earlier["threads"], now["threads"], ROUNDING)
-    for name in ("torch", "torchvision", "detectron2"):
-        old, new = (content["packages"].get(name) for content in (earlier, now))
-        if old != new:
-            yield Change(name, old, new, ROUNDING)
+    split = "the same images; proposals sampled otherwise, sums reordered"
+    rows = [("processes x accumulate", split, lambda content: f"{content['processes']} x {content['accumulate']}"),
+            ("CPU threads", ROUNDING, lambda content: content["threads"])]  # fmt: skip
+    rows += [
+        (name, ROUNDING, lambda content, name=name: content["packages"].get(name))
+        for name in ("torch", "torchvision", "detectron2")
+    ]
+    for what, effect, value in rows:
+        if value(earlier) != value(now):
+            yield Change(what, value(earlier), value(now), effect)
 
 
-def _judge(key: str, earlier: Any, now: Any, first_other: int | None, effects: dict[str, str]) -> Change:
-    for known, effect in effects.items():
-        if key == known or (known.endswith(".") and key.startswith(known)):
-            return Change(key, earlier, now, effect)
-    if key in SCHEDULE:
-        if first_other is None:
-            return Change(key, earlier, now, "iterations still to come")
-        return Change(key, earlier, now, f"the learning rate of iteration {first_other} would be another one", True)
-    return Change(key, earlier, now, "completed iterations were trained with the earlier value", refused=True)
-
-
-def _like(value: Any, earlier: Any) -> Any:
-    """``earlier`` with the brackets of ``value``: a file has no tuples."""
-    return tuple(earlier) if isinstance(value, tuple) and isinstance(earlier, list) else earlier
-
-
-MOST_CHANGES = 4  # named in a refusal
+def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
+    """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
+    lines = [f"  {change}" for change in changes if change.refused]
+    if lines:
+        more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+        head = f"{what} cannot be continued like this after {completed} iterations:"
+        fix = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"
+        raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, fix]))
 
 
 @dataclass(frozen=True)
@@ -173,67 +175,112 @@ class Origin:
     is_branch: bool = False
     is_switch: bool = False
 
+    @property
+    def flag(self) -> str:
+        """What gives the checkpoint of a branch."""
+        return "--switch-from" if self.is_switch else "--branch-from"
 
-def find_origin(
-    run_dir: RunDir, store: Checkpointer, resume: bool, branch_from: Path | None = None, switch: bool = False
-) -> Origin:
-    """With ``resume`` the run's own newest valid checkpoint; else ``branch_from``, a ``switch`` or not; else nothing.
+
+def find_start(plan: Plan, checkpoints: Checkpointer) -> tuple[Origin | None, int]:
+    """Where the run starts, None when it is finished or as far as --stop-at asks, and its SEED.
+
+    A SEED of -1 means the one of the run that this one continues, else a new one.
+    """
+    request, cfg, run_dir = plan.request, plan.cfg, plan.run_dir
+    is_finished = request.resume and run_dir.result.exists()
+    origin = Origin() if is_finished else find_origin(run_dir, checkpoints, request)
+    if cfg.SEED < 0:
+        source = origin.run or (run_dir if run_dir.holds_run() else None)
+        has_one = source is not None and source.config.exists()
+        cfg.SEED = source.read_config().SEED if has_one else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    if is_finished:
+        report_finished(cfg, run_dir)
+        return None, cfg.SEED
+    completed = completed_iterations(origin.checkpoint) if origin.checkpoint and request.stop_at is not None else None
+    if completed is None or completed < request.stop_at:
+        return origin, cfg.SEED
+    if origin.is_branch:
+        raise UserError(
+            f"--stop-at is {request.stop_at}, but {origin.checkpoint} has {completed} iterations behind it, so nothing "
+            "would be trained; give a larger number, or branch off an earlier checkpoint"
+        )
+    refuse_changes(config_changes(origin.run.read_config(), cfg, completed), str(origin.checkpoint), completed)
+    if checkpoints.holds(request.stop_at):
+        checkpoints.keep(request.stop_at)
+    report_paused(run_dir, completed, cfg.SOLVER.MAX_ITER)
+    return None, cfg.SEED
+
+
+def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) -> Origin:
+    """With --resume the run's own newest valid checkpoint; else the one to branch off or to switch from; else nothing.
 
     A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
-    not a branch of ``branch_from``, or when no checkpoint is left undamaged.
+    not a branch of the checkpoint that is given, or when no checkpoint is left undamaged.
     """
-    if resume and run_dir.holds_run():
-        branch_from, switch = _recorded_parent(run_dir, branch_from, switch)
-        if own := store.newest_valid():
+    given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
+    parent = Path(given) if given else None
+    if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
+        parent, is_switch = _recorded_parent(run_dir, parent, is_switch)
+        if own := checkpoints.newest_valid():
             return Origin(own, RunDir(run_dir.path, writes=False))
-    elif resume and not branch_from and run_dir.parent.exists():  # a branch that was cut off at once
-        branch_from, switch = _recorded_parent(run_dir, None, switch)
-    elif resume and not branch_from:
+    elif request.resume and parent is None:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
-    if not branch_from:
+    if parent is None:
         return Origin()
-    checkpoint = find_checkpoint(branch_from)
+    checkpoint = find_checkpoint(parent)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    parent = RunDir(folder, writes=False)
-    flag = "--switch-from" if switch else "--branch-from"
-    if not (checkpoint.is_file() and parent.config.is_file() and parent.environment.is_file()):
+    origin = Origin(checkpoint, RunDir(folder, writes=False), is_branch=True, is_switch=is_switch)
+    if not (checkpoint.is_file() and origin.run.config.is_file() and origin.run.environment.is_file()):
         raise UserError(
-            f"{flag} {branch_from}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{origin.flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
-            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
+            f"{origin.flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
             "move that folder away and make its run anew"
         )
-    return Origin(checkpoint, parent, is_branch=True, is_switch=switch)
+    return origin
 
 
-def _recorded_parent(run_dir: RunDir, branch_from: Path | None, switch: bool) -> tuple[Path | None, bool]:
+def _recorded_parent(run_dir: RunDir, given: Path | None, is_switch: bool) -> tuple[Path | None, bool]:
     """The checkpoint that this folder's run branched from, and whether it was a switch.
 
-    Raises UserError when ``branch_from`` names another.
+    Raises UserError when ``given`` is another one.
     """
     parent = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
     recorded = Path(parent["checkpoint"]) if parent else None
-    inside = branch_from.parent / "checkpoints" / branch_from.name if branch_from else None
-    if branch_from and inside and recorded not in (branch_from.resolve(), inside.resolve()):
+    if given and recorded not in (given.resolve(), (given.parent / "checkpoints" / given.name).resolve()):
         raise UserError(
-            f"{'--switch-from' if switch else '--branch-from'} {branch_from}: {run_dir.path} holds a run that "
+            f"{Origin(is_switch=is_switch).flag} {given}: {run_dir.path} holds a run that "
             + (f"branched from {recorded}" if recorded else "is not a branch")
             + "; leave the flag out to continue it, or name another folder: OUTPUT_DIR PATH"
         )
     return recorded, parent.get("switch", False)
 
 
-def settled_seed(cfg: CfgNode, origin: Origin, run_dir: RunDir) -> int:
-    """SEED; -1 means the one of the run that this one continues, else a new one."""
-    source = origin.run or (run_dir if run_dir.holds_run() else None)
-    if cfg.SEED >= 0:
-        return cfg.SEED
-    if source and source.config.exists():
-        return source.read_config().SEED
-    return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
+    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another run."""
+    result = json.loads(run_dir.result.read_text())
+    completed = result["iteration"]
+    if completed != cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"{run_dir.path} holds a finished run of {completed} iterations, SOLVER.MAX_ITER is "
+            f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH{BRANCH_HINT if is_multi_step(cfg) else ''}"
+        )
+    changes = config_changes(run_dir.read_config(), cfg, completed)
+    refuse_changes(changes, f"the finished run in {run_dir.path}", completed)
+    for change in changes:
+        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect any more")
+    logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")
+    if "bbox" in result["metrics"]:
+        logger.info("\n" + format_table(result["metrics"]))
+
+
+def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
+    """Record that the run has done what --stop-at asks for, and say how it goes on."""
+    run_dir.set_status("paused", iteration=completed, max_iter=max_iter)
+    logger.info(f"paused after {completed} of {max_iter} iterations (--stop-at); --resume goes on from there")
 
 
 def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[dict[str, float]]:
@@ -241,68 +288,58 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
 
     Raises UserError for a checkpoint of another backend, one that does not fit, or one beyond MAX_ITER.
     """
-    if origin.checkpoint is None:
+    checkpoint, max_iter = origin.checkpoint, cfg.SOLVER.MAX_ITER
+    if checkpoint is None:
         if cfg.MODEL.WEIGHTS:
             logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg))
         return []
-    saved = read_checkpoint(origin.checkpoint)
+    saved = read_checkpoint(checkpoint)
     scheme = scheme_of(saved.get("model", {}))
     if scheme and scheme.library != backend:
         raise UserError(
-            f"checkpoint {origin.checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
+            f"checkpoint {checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
             f"began a run can continue it; give --backend {scheme.library}"
         )
-    if origin.is_branch and origin.run:
-        refuse_other_model(origin, cfg, saved["iteration"] + 1)
+    if origin.is_branch:  # before the weights are loaded: an error names the keys, not the shapes of tensors
+        completed = saved["iteration"] + 1
+        changes = config_changes(origin.run.read_config(), cfg, completed, origin.is_switch)
+        changes = [change for change in changes if change.what.startswith("MODEL.")]
+        heads = not origin.is_switch and any(change.what == "MODEL.ROI_HEADS.NAME" for change in changes)
+        hint = "; a cascade goes on from a plain run with --switch-from" if heads else ""
+        refuse_changes(changes, f"{origin.flag} {checkpoint}", completed, hint)
     if origin.is_switch:
-        saved = switched(saved, backend, len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS), origin.checkpoint)
+        stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
+        try:
+            saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}
+        except UserError as problem:
+            raise UserError(f"{origin.flag} {checkpoint}: {problem}") from None
+        logger.info(
+            f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one box "
+            "as the mean over its classes; momentum starts at 0"
+        )
     try:
         state.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"checkpoint {origin.checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
+            f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
             "resume with the MODEL.* and SOLVER.* keys that the run was started with"
         ) from None
-    if state.iteration > cfg.SOLVER.MAX_ITER:
+    if state.iteration > max_iter:
         raise UserError(
-            f"checkpoint {origin.checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is "
-            f"{cfg.SOLVER.MAX_ITER}; raise it, or name another folder: OUTPUT_DIR PATH"
+            f"checkpoint {checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is {max_iter}; "
+            "raise it, or name another folder: OUTPUT_DIR PATH"
         )
-    if origin.is_branch and state.iteration == cfg.SOLVER.MAX_ITER:
+    if origin.is_branch and state.iteration == max_iter:
         raise UserError(
-            f"{origin.checkpoint} has all of SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} iterations behind it, so nothing "
-            "would be trained; give an earlier checkpoint, which --keep-at keeps, or a longer schedule"
+            f"{checkpoint} has all of SOLVER.MAX_ITER {max_iter} iterations behind it, so nothing would be trained; "
+            "give an earlier checkpoint, which --keep-at keeps, or a longer schedule"
         )
     return saved.get("window", [])
 
 
-def refuse_other_model(origin: Origin, cfg: CfgNode, completed: int) -> None:
-    """Raise UserError when the keys of the model are not those of the run that the checkpoint is from."""
-    changes = config_changes(origin.run.read_config(), cfg, completed, origin.is_switch)
-    other_model = [change for change in changes if change.what.startswith("MODEL.")]
-    heads = not origin.is_switch and any(change.what == "MODEL.ROI_HEADS.NAME" for change in other_model)
-    hint = "; a cascade goes on from a plain run with --switch-from" if heads else ""
-    refuse_changes(
-        other_model, f"{'--switch-from' if origin.is_switch else '--branch-from'} {origin.checkpoint}", completed, hint
-    )
-
-
-def switched(saved: dict[str, Any], backend: str, stages: int, checkpoint: Path) -> dict[str, Any]:
-    """A plain detector's checkpoint as that of a cascade: its weights go to the stages, momentum starts anew."""
-    try:
-        model = to_cascade(saved["model"], backend, stages)
-    except UserError as problem:
-        raise UserError(f"--switch-from {checkpoint}: {problem}") from None
-    logger.info(
-        f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one box as "
-        "the mean over its classes; momentum starts at 0"
-    )
-    return {**saved, "model": model, "optimizer": None, "window": []}
-
-
-def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+def report_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
     """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
-    if origin.run is None or origin.checkpoint is None:
+    if origin.checkpoint is None:
         return
     earlier = origin.run.read_config()
     changes = config_changes(earlier, cfg, completed, origin.is_switch)
@@ -322,25 +359,14 @@ def report_start(cfg: CfgNode, environment: dict[str, Any], origin: Origin, comp
         logger.warning(f"  {change}")
 
 
-def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
-    """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
-    lines = [f"  {change}" for change in changes if change.refused]
-    if lines:
-        more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
-        head = f"{what} cannot be continued like this after {completed} iterations:"
-        mend = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"
-        raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, mend]))
-
-
 def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:
     """Record the parent, and take over what it wrote about the shared iterations."""
-    if origin.checkpoint and origin.run and run_dir.writes:
-        digest = sha256_of(origin.checkpoint)
-        content = {
+    if run_dir.writes:
+        parent = {
             "checkpoint": str(origin.checkpoint.resolve()),
-            "sha256": digest,
+            "sha256": sha256_of(origin.checkpoint),
             "completed_iterations": completed,
             "switch": origin.is_switch,
         }
-        run_dir.write_json(run_dir.parent.name, content)
+        run_dir.write_json(run_dir.parent.name, parent)
         keep_lines(origin.run.metrics, run_dir.metrics, completed)

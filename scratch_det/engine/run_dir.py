@@ -1,6 +1,4 @@
-"""The disk space that a run's checkpoints take, known before the run starts.
-
-The run folder: the contract between a run and whoever starts, watches or reports it.
+"""The run folder: the contract between a run and whoever starts, watches or reports it. Never imports torch.
 
 config.yaml        the recipe, resolved: every key with its value
 environment.json   versions, hardware, git state, data set digests, the exact command
@@ -11,7 +9,8 @@ status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights
 log.txt, tensorboard/, curves.png, predictions.png
-backbone.pth       of a classification: the body's weights
+backbone.pth       of a classification: the backbone's weights
+nonfinite.json     when a loss was not finite: losses, gradient norms and images, to find out why
 lock               held while a process trains here
 """
 

@@ -1,7 +1,4 @@
-"""How large a model is.
-
-What a run is made of between two iterations.
-"""
+"""What training changes: model, optimizer, loss scaler; how they are built, spread over processes and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,12 +52,10 @@ class State:
         self.iteration, self.seconds = 0, 0.0
 
     def spread(self, group: Group) -> None:
-        """Train together with the other processes of ``group``, which hold the same weights, from now on.
-
-        On GPUs DistributedDataParallel averages gradients while they are computed. It arranges them anew after its
-        first iteration, and sums of three or more change with that in the last digits, so on the CPU, where a resumed
-        run is to be exact, ``average_gradients`` does it in a fixed order.
-        """
+        """Train together with the other processes of ``group``, which hold the same weights, from now on."""
+        # On GPUs DistributedDataParallel averages gradients while they are computed. It orders them anew after its
+        # first iteration, and with that sums over three or more ranks change in the last digits. On the CPU a resumed
+        # run is to be exact, so there ``average_gradients`` sums in one fixed order.
         if group.size > 1 and self.device.type == "cuda":
             self.parallel = DistributedDataParallel(self.model)
 
@@ -74,16 +69,14 @@ class State:
 
     @contextmanager
     def forward(self, synchronize: bool = True) -> Iterator[None]:
-        """Precision of the forward pass; without ``synchronize`` gradients are only added up in this process."""
-        model = self.parallel
-        waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
-        with waiting, torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp):
-            yield
+        """Precision of the forward pass; without ``synchronize`` gradients are only added up in this process.
 
-    def advance(self, seconds: float) -> None:
-        """One more iteration is complete."""
-        self.iteration += 1
-        self.seconds += seconds
+        With gradient accumulation the ranks exchange gradients once an iteration, with the last micro-batch.
+        """
+        model = self.parallel
+        local = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
+        with local, torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp):
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers; ``iteration`` is the last completed one, 0-based as in detectron2.
@@ -112,7 +105,7 @@ class State:
 def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device, init_std: float | None = None) -> State:
     """The model with weights initialised from SEED, on its device, and everything that trains it.
 
-    init_std: draw all of them alike, see ``fill_alike``.
+    init_std: draw all of them from one normal distribution, see ``fill_alike``.
     """
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
@@ -135,20 +128,17 @@ def pick_device(name: str, world: World) -> torch.device:
     if name.startswith("cuda:") and world.size > 1:
         raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")
     if name == "cuda" and world.size > 1:
-        return torch.device("cuda", _own_gpu(world, torch.cuda.device_count()))
+        visible = torch.cuda.device_count()
+        if visible == 1 and world.by_srun:  # SLURM shows every task its own GPU only
+            return torch.device("cuda", 0)
+        if world.local_size > visible:
+            raise UserError(
+                f"{world.local_size} processes on this machine, but {visible} visible GPUs; start one process a GPU, "
+                "or train on the CPU: MODEL.DEVICE cpu"
+            )
+        return torch.device("cuda", world.local_rank)
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
-
-
-def _own_gpu(world: World, visible: int) -> int:
-    if visible == 1 and world.by_srun:
-        return 0  # SLURM shows every task its own
-    if world.local_size > visible:
-        raise UserError(
-            f"{world.local_size} processes on this machine, but {visible} visible GPUs; start one process a GPU, "
-            "or train on the CPU: MODEL.DEVICE cpu"
-        )
-    return world.local_rank

@@ -1,9 +1,4 @@
-"""What a run was made with: versions, hardware, git state, data, command.
-
-Evaluations of a run: when they are due, where their numbers go, which weights are the best.
-
-One run: build, train, evaluate, draw, report.
-"""
+"""One run from its plan to result.json: build, train, evaluate, draw, report."""
 
 import json
 import math
@@ -16,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from fvcore.common.config import CfgNode
@@ -25,31 +20,22 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.config import flatten
 from scratch_det.config.choices import optimizer_of
-from scratch_det.config.schedule import is_multi_step, learning_rate_line
+from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
 from scratch_det.data.coco import gc_paused
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine import detection
-from scratch_det.engine.checkpointer import FINAL, Checkpointer, completed_iterations
-from scratch_det.engine.loop import REPORT, Run, due, train
+from scratch_det.engine.checkpointer import FINAL, Checkpointer
+from scratch_det.engine.loop import DIVERGENCE_REPORT, Trainer, is_due
 from scratch_det.engine.metrics import Metrics, is_evaluated
 from scratch_det.engine.plan import Plan
-from scratch_det.engine.resume import (
-    Origin,
-    begin_branch,
-    config_changes,
-    find_origin,
-    refuse_changes,
-    report_start,
-    restore,
-    settled_seed,
-)
+from scratch_det.engine.resume import Origin, begin_branch, find_start, report_changes, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes
 from scratch_det.engine.state import State, build_state, pick_device, size_of
 from scratch_det.errors import UserError
-from scratch_det.evaluation.coco import format_per_class, format_table, to_json_numbers
+from scratch_det.evaluation.coco import format_per_class, to_json_numbers
 from scratch_det.files import sha256_of
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.weights.digest import weights_sha256
@@ -59,192 +45,85 @@ from scratch_det.weights.locate import fetch
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
-def describe(plan: Plan, processes: int) -> dict[str, Any]:
-    """The content of environment.json."""
-    data_sets = plan.training + plan.test
-    return {
-        "command": shlex.join([sys.executable, *sys.argv]),
-        "datasets_root": str(datasets_root()),
-        "backend": plan.backend,
-        "library": backends.library(plan.backend),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
-        "processes": processes,
-        "accumulate": plan.request.accumulate,
-        "init_std": plan.request.init_std,
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "git": _git_state(),
-        "trained_on": [data.entry.name for data in plan.training],
-        "datasets": {
-            data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
-            for data in data_sets
-        },
-    }
+class Task(Protocol):
+    """What is trained; everything else is the same for all tasks. The modules ``detection`` and ``classification``.
+
+    BEST: task and name of the metric that model_best.pth is chosen by.
+    """
+
+    BEST: tuple[str, str]
+
+    def load(self, backend: str) -> ModuleType:
+        """What builds the model and computes losses; see ``scratch_det.backends``."""
+
+    def training_set(self, cfg: CfgNode, data: list[Any]) -> Any:
+        """Samples by stream position, with a length and, for the log, ``describe()``."""
+
+    def evaluate(
+        self, backend: ModuleType, model: nn.Module, cfg: CfgNode, data: Any, out: Path, group: Group
+    ) -> dict[str, Any]:
+        """Metrics in percent by task and name on one test set, on rank 0; nothing elsewhere. Writes into ``out``."""
+
+    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[Any]) -> None:
+        """Write what a complete run leaves beside checkpoints and metrics."""
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout that holds this package; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, check=True, capture_output=True, text=True, errors="replace"
-        ).stdout
-
-    try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def evaluate_now(run: Run, test: list[Any], iteration: int) -> dict[str, Any]:
-    """Evaluate the weights as they are; a run that is asked to stop meanwhile leaves a checkpoint first."""
-    completed, max_iter, cfg = run.state.iteration, run.cfg.SOLVER.MAX_ITER, run.cfg
-    if iteration < max_iter:
-        cfg = cfg.clone()
-        cfg.TEST.AUG.ENABLED = False  # many times the work: once, of the final weights
-    run.run_dir.set_status("evaluating", iteration=completed, max_iter=max_iter)
-    try:
-        out = run.run_dir.path / "inference"
-        found = evaluate_all(cfg, run.backend, run.state.model, test, out, run.group, run.task)
-    except Stopped:
-        run.save()
-        raise
-    if found:
-        keep_if_best(run, found if len(test) == 1 else found[test[0].entry.name])
-        run.metrics.write(iteration, flatten(found, "/"))  # last: the sign that this evaluation is done
-    return found
-
-
-def evaluate_if_missing(run: Run, test: list[Any]) -> None:
-    """The evaluation of the checkpoint that the run continues from, if it was cut off after the checkpoint."""
-    completed = run.state.iteration
-    if test and 0 < completed < run.cfg.SOLVER.MAX_ITER and due(completed, run.cfg.TEST.EVAL_PERIOD):
-        missing = run.group.is_main and not is_evaluated(run.run_dir.metrics, completed - 1)
-        if run.group.any(missing):
-            evaluate_now(run, test, completed - 1)
-
-
-def keep_if_best(run: Run, metrics: dict[str, Any]) -> None:
-    """With evaluations on the way, keep the weights of the best box AP, or the task's like, as model_best.pth."""
-    task, name = run.task.BEST
-    score = metrics[task][name]
-    if run.cfg.TEST.EVAL_PERIOD > 0 and not math.isnan(score) and score > run.checkpoints.best_ap():
-        run.checkpoints.save_best(run.content(), score, run.state.iteration)
-
-
-def evaluate_all(
-    cfg: CfgNode,
-    backend: ModuleType,
-    model: nn.Module,
-    test: list[Any],
-    out: Path,
-    group: Group,
-    task: ModuleType = detection,
-) -> dict[str, Any]:
-    """Metrics by task, in the main process; with several test sets, by their names first."""
-    if len(test) == 1:
-        return task.evaluate(backend, model, cfg, test[0], out, group)
-    found = {data.entry.name: task.evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
-    return found if group.is_main else {}
-
-
-BRANCH = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE OUTPUT_DIR PATH"
-
-
-def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: ModuleType = detection) -> None:
-    """Train to MAX_ITER, evaluate, draw, and leave the run folder that ``RunDir`` describes.
+def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = detection) -> None:
+    """Train to MAX_ITER or --stop-at, evaluate, draw, and leave the run folder that ``run_dir`` describes.
 
     Raises UserError, with nothing written, when the run cannot start like this; Stopped, after a checkpoint, when it
     was asked to stop.
     """
-    cfg, run_dir, request = plan.cfg, plan.run_dir, plan.request
+    cfg, run_dir, request, test = plan.cfg, plan.run_dir, plan.request, plan.test
+    max_iter = cfg.SOLVER.MAX_ITER
     run_dir.lock()
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
-        store = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
-        start = find_start(plan, store) if group.is_main else None
-        origin, cfg.SEED = group.broadcast(start)  # what the main process sees counts: file systems lag
+        checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
+        start = find_start(plan, checkpoints) if group.is_main else None
+        origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag
         if origin is None:
             return
-        environment = describe(plan, group.size)
+        environment = describe_environment(plan, group.size)
         with gc_paused():
             dataset = task.training_set(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
-        report_start(cfg, environment, origin, state.iteration)
-        check_disk(cfg, state, store)
-        if origin.checkpoint and not origin.is_branch:
-            warn_of_missed(request.keep_at, store, state.iteration)
-        until = cfg.SOLVER.MAX_ITER if request.stop_at is None else request.stop_at
+        report_changes(cfg, environment, origin, state.iteration)
+        size = size_of(state.model)
+        check_free_space(
+            run_dir.checkpoints, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments),
+            max_iter, cfg.SOLVER.CHECKPOINT_PERIOD, request.keep_last, checkpoints.keep_at,
+        )  # fmt: skip
+        for number in request.keep_at if origin.checkpoint and not origin.is_branch else ():
+            if number <= state.iteration and not checkpoints.holds(number):
+                logger.warning(f"--keep-at {number}: {state.iteration} iterations are done, it was not kept")
 
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        log_start(cfg, state, len(dataset), dataset.describe(), request.init_std)
+        log_start(cfg, state, request.init_std)
+        logger.info(dataset.describe())
+        logger.info(learning_rate_line(cfg, len(dataset)))
         state.spread(group)
-        metrics = Metrics(run_dir, state.iteration, cfg.SOLVER.MAX_ITER, window)
-        run = Run(cfg, backend, group, state, run_dir, store, metrics, request.accumulate, task)
-        with recording_failure(run):
-            if not origin.is_switch:  # what the plain run did not evaluate, an untrained cascade cannot make up for
-                evaluate_if_missing(run, plan.test)
-            train(run, dataset, lambda iteration: evaluate_now(run, plan.test, iteration), until)
+        metrics = Metrics(run_dir, state.iteration, max_iter, window)
+        trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate)
+        with recording_failure(trainer):
+            completed = state.iteration
+            # Was the run cut off between a checkpoint and its evaluation? A switch cannot make up for what the plain
+            # run did not evaluate: its cascade is untrained.
+            is_expected = 0 < completed < max_iter and is_due(completed, cfg.TEST.EVAL_PERIOD) and not origin.is_switch
+            is_missing = group.is_main and not is_evaluated(run_dir.metrics, completed - 1)
+            if test and is_expected and group.any(is_missing):
+                evaluate_now(trainer, task, test, completed - 1)
+            until = max_iter if request.stop_at is None else request.stop_at
+            trainer.train(dataset, lambda iteration: evaluate_now(trainer, task, test, iteration), until)
             if request.stop_at is not None:
-                return report_paused(run_dir, state.iteration, cfg.SOLVER.MAX_ITER)
-            final = evaluate_now(run, plan.test, cfg.SOLVER.MAX_ITER)
+                return report_paused(run_dir, state.iteration, max_iter)
+            final = evaluate_now(trainer, task, test, max_iter)
             if group.is_main:
-                finish(run, plan.backend, plan.test, final)
-
-
-def find_start(plan: Plan, store: Checkpointer) -> tuple[Origin | None, int]:
-    """Where the run starts, None when it is finished or as far as --stop-at asks, and its SEED."""
-    request, cfg = plan.request, plan.cfg
-    if request.resume and plan.run_dir.result.exists():
-        report_finished(cfg, plan.run_dir)
-        return None, cfg.SEED
-    parent = request.branch_from or request.switch_from
-    origin = find_origin(
-        plan.run_dir, store, request.resume, Path(parent) if parent else None, bool(request.switch_from)
-    )
-    cfg.SEED = settled_seed(cfg, origin, plan.run_dir)
-    if request.stop_at is not None and is_far_enough(cfg, origin, request.stop_at):
-        if store.holds(request.stop_at):
-            store.keep(request.stop_at)
-        report_paused(plan.run_dir, completed_iterations(origin.checkpoint), cfg.SOLVER.MAX_ITER)
-        return None, cfg.SEED
-    return origin, cfg.SEED
-
-
-def is_far_enough(cfg: CfgNode, origin: Origin, stop_at: int) -> bool:
-    """Whether the run has ``stop_at`` iterations behind it already.
-
-    Raises UserError when its past is not the recipe's, or when it is a branch that would start there or later.
-    """
-    completed = completed_iterations(origin.checkpoint) if origin.checkpoint else None
-    if completed is None or completed < stop_at:
-        return False
-    if origin.is_branch:
-        raise UserError(
-            f"--stop-at is {stop_at}, but {origin.checkpoint} has {completed} iterations behind it, so nothing would "
-            "be trained; give a larger number, or branch off an earlier checkpoint"
-        )
-    refuse_changes(config_changes(origin.run.read_config(), cfg, completed), str(origin.checkpoint), completed)
-    return True
-
-
-def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
-    """Record that the run has done what --stop-at asks for, and say how it goes on."""
-    run_dir.set_status("paused", iteration=completed, max_iter=max_iter)
-    logger.info(f"paused after {completed} of {max_iter} iterations (--stop-at); --resume goes on from there")
+                task.conclude(cfg, run_dir, state, test)
+                finish(trainer, plan.backend, test, final)
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -264,29 +143,48 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
-        metrics = evaluate_all(cfg, backend, model, plan.test, out, group)
+        metrics = evaluate_all(detection, cfg, backend, model, plan.test, out, group)
         if group.is_main:
             digest = sha256_of(fetch(weights)) if weights else None
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": digest}
-            result["metrics"] = to_json_numbers(metrics)
-            run_dir.write_text(out / "result.json", json.dumps(result, indent=2) + "\n")
+            run_dir.write_json("inference/result.json", {**result, "metrics": to_json_numbers(metrics)})
             logger.info(f"wrote {out}/result.json")
 
 
-def check_disk(cfg: CfgNode, state: State, store: Checkpointer) -> None:
-    """Raise UserError when this run's checkpoints will not fit."""
-    size = size_of(state.model)
-    solver, bytes_each = cfg.SOLVER, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
-    check_free_space(
-        store.folder, bytes_each, solver.MAX_ITER, solver.CHECKPOINT_PERIOD, store.keep_last, store.keep_at
-    )
+def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) -> dict[str, Any]:
+    """Evaluate the weights as they are, write the metrics, and keep the weights if they are the best so far.
+
+    A run that is asked to stop meanwhile leaves a checkpoint and raises Stopped.
+    """
+    cfg, completed = trainer.cfg, trainer.state.iteration
+    if iteration < cfg.SOLVER.MAX_ITER:
+        cfg = cfg.clone()
+        cfg.TEST.AUG.ENABLED = False  # many times the work: once, of the final weights
+    trainer.run_dir.set_status("evaluating", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
+    out = trainer.run_dir.path / "inference"
+    try:
+        found = evaluate_all(task, cfg, trainer.backend, trainer.state.model, test, out, trainer.group)
+    except Stopped:
+        trainer.save()
+        raise
+    if found:
+        kind, name = task.BEST
+        score = (found if len(test) == 1 else found[test[0].entry.name])[kind][name]
+        best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
+        if not math.isnan(score) and score > best:
+            trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
+        trainer.metrics.write(iteration, flatten(found, "/"))  # last: the sign that this evaluation is done
+    return found
 
 
-def warn_of_missed(keep_at: tuple[int, ...], store: Checkpointer, completed: int) -> None:
-    """Say which checkpoints to keep are not there, though the run is past them."""
-    for number in keep_at:
-        if number <= completed and not store.holds(number):
-            logger.warning(f"--keep-at {number}: {completed} iterations are done, it was not kept")
+def evaluate_all(
+    task: Task, cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[Any], out: Path, group: Group
+) -> dict[str, Any]:
+    """Metrics by task, on rank 0 only; with several test sets, by their names first."""
+    if len(test) == 1:
+        return task.evaluate(backend, model, cfg, test[0], out, group)
+    found = {data.entry.name: task.evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
+    return found if group.is_main else {}
 
 
 def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
@@ -294,7 +192,7 @@ def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], orig
     run_dir.create()
     if run_dir.writes:
         log_to_file(run_dir.path / "log.txt")
-        for path in () if completed else (run_dir.parent, run_dir.path / REPORT):  # of a start that got nowhere
+        for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # of a start that failed
             path.unlink(missing_ok=True)
     run_dir.write_text(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
@@ -309,25 +207,8 @@ def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], orig
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
 
-@contextmanager
-def recording_failure(run: Run) -> Iterator[None]:
-    """Leave the reason in the run folder when this or another process of the run ends early."""
-    run.group.on_failure(lambda reason: run.run_dir.record_end("failed", run.state.iteration, reason, reason))
-    try:
-        yield
-    except BaseException as error:
-        run.group.wait_for_cause(error)  # which is recorded, and not what follows from it
-        run.run_dir.fail(run.state.iteration, error)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            place = error.filename or run.run_dir.path
-            raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
-        raise
-    finally:
-        run.metrics.close()
-
-
-def log_start(cfg: CfgNode, state: State, num_images: int, data: str, init_std: float | None) -> None:
-    """What is about to happen, in numbers."""
+def log_start(cfg: CfgNode, state: State, init_std: float | None) -> None:
+    """Size and source of the model."""
     size = size_of(state.model)
     alike = "" if init_std is None else f", every layer alike from N(0, {init_std:g})"
     source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
@@ -336,39 +217,84 @@ def log_start(cfg: CfgNode, state: State, num_images: int, data: str, init_std: 
         f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
         + (f"{state.iteration} iterations behind them" if state.iteration else source)
     )
-    logger.info(data)
-    logger.info(learning_rate_line(cfg, num_images))
 
 
-def finish(run: Run, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
-    """What the task leaves, then result.json as the sign that the run is complete."""
-    state, run_dir = run.state, run.run_dir
-    run.task.conclude(run.cfg, run_dir, state, test)
-    result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
-    if run_dir.writes:
-        result["metrics_json_sha256"] = sha256_of(run_dir.metrics)
-        result["weights_sha256"] = weights_sha256(run.checkpoints.folder / FINAL)
-    run_dir.write_json("result.json", {**result, "metrics": to_json_numbers(metrics)})
-    run_dir.set_status("finished", iteration=state.iteration, max_iter=run.cfg.SOLVER.MAX_ITER)
+@contextmanager
+def recording_failure(trainer: Trainer) -> Iterator[None]:
+    """Leave the reason in the run folder when this or another process of the run ends early."""
+    run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
+    group.on_failure(lambda reason: run_dir.record_end("failed", state.iteration, reason, reason))
+    try:
+        yield
+    except BaseException as error:
+        group.wait_for_cause(error)  # which is recorded, and not what follows from it
+        run_dir.fail(state.iteration, error)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            place = error.filename or run_dir.path
+            raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
+        raise
+    finally:
+        trainer.metrics.close()
+
+
+def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
+    """Write result.json, the sign that the run is complete, and say what came of it; on rank 0."""
+    state, run_dir = trainer.state, trainer.run_dir
+    result = {
+        "backend": backend,
+        "iteration": state.iteration,
+        "seconds": round(state.seconds, 1),
+        "metrics_json_sha256": sha256_of(run_dir.metrics),
+        "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL),
+        "metrics": to_json_numbers(metrics),
+    }
+    run_dir.write_json(run_dir.result.name, result)
+    run_dir.set_status("finished", iteration=state.iteration, max_iter=trainer.cfg.SOLVER.MAX_ITER)
     if len(test) == 1 and (table := format_per_class(metrics)):
         logger.info(f"per class:\n{table}")
     pictures = ", ".join(sorted(path.name for path in run_dir.path.glob("*.png")))
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
 
 
-def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
-    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another run."""
-    result = json.loads(run_dir.result.read_text())
-    if result["iteration"] != cfg.SOLVER.MAX_ITER:
-        raise UserError(
-            f"{run_dir.path} holds a finished run of {result['iteration']} iterations, SOLVER.MAX_ITER is "
-            f"{cfg.SOLVER.MAX_ITER}; name another folder" + (BRANCH if is_multi_step(cfg) else ": OUTPUT_DIR PATH")
-        )
-    cfg.SEED = settled_seed(cfg, Origin(), run_dir)
-    changes = config_changes(run_dir.read_config(), cfg, result["iteration"])
-    refuse_changes(changes, f"the finished run in {run_dir.path}", result["iteration"])
-    for change in changes:
-        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect any more")
-    logger.info(f"{run_dir.path} holds a finished run of {result['iteration']} iterations; nothing to do")
-    if "bbox" in result["metrics"]:
-        logger.info("\n" + format_table(result["metrics"]))
+def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
+    """The content of environment.json: versions, hardware, git state, data, command."""
+    return {
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "datasets_root": str(datasets_root()),
+        "backend": plan.backend,
+        "library": backends.library(plan.backend),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "processes": processes,
+        "accumulate": plan.request.accumulate,
+        "init_std": plan.request.init_std,
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": _git_state(),
+        "trained_on": [data.entry.name for data in plan.training],
+        "datasets": {
+            data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
+            for data in plan.training + plan.test
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout that holds this package; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command, here = ["git", *arguments], Path(__file__).parent
+        return subprocess.run(command, cwd=here, check=True, capture_output=True, text=True, errors="replace").stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
+    except (OSError, subprocess.CalledProcessError):
+        return None

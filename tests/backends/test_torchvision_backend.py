@@ -27,7 +27,7 @@ from scratch_det.config import flatten, load_config, set_key
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
-from scratch_det.engine.loop import Run, step
+from scratch_det.engine.loop import Trainer
 from scratch_det.engine.state import State
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.init import FILLS, fill_alike, initialize
@@ -477,8 +477,8 @@ class TestLosses:
         with state.forward():
             assert {loss.dtype for loss in backend.losses(model, [sample()]).values()} == {torch.float32}
         before = model.rpn.head.cls_logits.weight.clone()
-        run = Run(cfg, backend, Group(ALONE, state.device, StopFlag()), state, None, None, None)
-        losses, _ = step(run, 0, 0.01, ([sample(), sample(objects=0, seed=1)],))
+        trainer = Trainer(cfg, backend, Group(ALONE, state.device, StopFlag()), state, None, None, None)
+        losses, _ = trainer.step(0, 0.01, [[sample(), sample(objects=0, seed=1)]])
         assert types == {"body": torch.bfloat16, "box": torch.float32}
         assert all(math.isfinite(value) for value in losses.values())
         assert losses["total_loss"] == pytest.approx(sum(losses.values()) - losses["total_loss"], rel=1e-5)

@@ -110,10 +110,10 @@ class TestRun:
             os.kill(os.getpid(), signal.SIGTERM)
             return original(*arguments)
 
-        original, words = loop.step, [str(word) for pair in KEYS.items() for word in pair]
+        original, words = loop.Trainer.step, [str(word) for pair in KEYS.items() for word in pair]
         command = ["pretrain_net.py", "--config-file", str(DIGITS), *words, "OUTPUT_DIR", str(tmp_path / "parts")]
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "step", step)
+            patch.setattr(loop.Trainer, "step", step)
             patch.setattr(sys, "argv", command)
             with pytest.raises(SystemExit) as stopped:
                 load_tool("pretrain_net").main()

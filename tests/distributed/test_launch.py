@@ -1,17 +1,12 @@
-"""Several processes: who is who, how they start, agree, stop and fail."""
+"""Several processes: who is who, and how they are started."""
 
-import os
-import signal
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from scratch_det.distributed import launch, stop
+from scratch_det.distributed import launch
 from scratch_det.distributed.launch import World, first_host, read_world
-from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node0",
@@ -110,42 +105,3 @@ class TestFlags:
             taken.listen()
             with pytest.raises(UserError, match=r"cannot open 127\.0\.0\.1:\d+ .*give another: --dist-url"):
                 launch.launch(2, 1, 0, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-class TestStop:
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-    def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
-        before = signal.getsignal(number)
-        flag = StopFlag()
-        with flag.listening():
-            assert not flag.requested
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # the same request, handed on by a launcher as well
-            wait_for(lambda: flag.requested)
-        assert signal.getsignal(number) == before
-        assert Stopped(flag).exit_code == code
-        assert number.name in str(Stopped(flag))
-
-    def test_another_process_was_asked(self) -> None:
-        flag = StopFlag()
-        flag.requested = True
-        assert Stopped(flag).exit_code == 75
-
-    def test_a_second_signal_ends_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ended = []
-        monkeypatch.setattr(os, "_exit", ended.append)
-        monkeypatch.setattr(stop, "SAME_REQUEST", 0.0)
-        flag = StopFlag()
-        with flag.listening():
-            os.kill(os.getpid(), signal.SIGTERM)
-            wait_for(lambda: flag.requested)
-            os.kill(os.getpid(), signal.SIGUSR1)
-            wait_for(lambda: ended)
-        assert ended == [128 + signal.SIGUSR1]

@@ -1,0 +1,59 @@
+"""Signals that stop a run, and the words for how a process ended."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from scratch_det.distributed import stop
+from scratch_det.distributed.stop import StopFlag, Stopped, last_word
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class TestStop:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
+        before = signal.getsignal(number)
+        flag = StopFlag()
+        with flag.listening():
+            assert not flag.requested
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # the same request, handed on by a launcher as well
+            wait_for(lambda: flag.requested)
+        assert signal.getsignal(number) == before
+        assert Stopped(flag).exit_code == code
+        assert number.name in str(Stopped(flag))
+
+    def test_another_process_was_asked(self) -> None:
+        flag = StopFlag()
+        flag.requested = True
+        assert Stopped(flag).exit_code == 75
+
+    def test_a_second_signal_ends_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ended = []
+        monkeypatch.setattr(os, "_exit", ended.append)
+        monkeypatch.setattr(stop, "SAME_REQUEST", 0.0)
+        flag = StopFlag()
+        with flag.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: flag.requested)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: ended)
+        assert ended == [128 + signal.SIGUSR1]
+
+
+def test_the_last_word_of_a_process() -> None:
+    """The error that it printed, else its last line; for a signal its name."""
+    assert last_word("started\nerror: SEED is -2\nTraceback\n", 2) == "exit code 2: SEED is -2"
+    assert last_word("Traceback\n  line\nZeroDivisionError: division by zero\n\n", 1).endswith("division by zero")
+    assert last_word("", 1) == "exit code 1: it said nothing"
+    assert last_word("whatever", -signal.SIGTERM) == "ended by SIGTERM"
+    assert last_word("", -signal.SIGKILL) == "ended by SIGKILL (out of memory?)"

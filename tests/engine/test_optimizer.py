@@ -1,0 +1,94 @@
+"""Parameter groups, the learning rate of an iteration, clipping."""
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from scratch_det.backends.torchvision import model as backend
+from scratch_det.config import get_cfg, load_config
+from scratch_det.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
+
+R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
+
+
+class TestOptimizer:
+    def groups(self, *overrides: str) -> dict[tuple[float, float], tuple[int, int]]:
+        """(factor on the rate, decay) -> (tensors, numbers) for the paper's R50 model."""
+        cfg = load_config(R50, overrides).cfg
+        with torch.device("meta"):
+            model = backend.build(cfg)
+        found = build_optimizer(cfg, model).param_groups
+        sizes = {(g["lr_factor"], g["weight_decay"]): [p.numel() for p in g["params"]] for g in found}
+        assert len(sizes) == len(found)
+        return {group: (len(numbers), sum(numbers)) for group, numbers in sizes.items()}
+
+    def test_groups_with_detectron2s_defaults(self) -> None:
+        """Counted in detectron2: 85 tensors with decay, the 138 of the 69 norms without; plus background slots."""
+        groups = self.groups("SOLVER.WEIGHT_DECAY_BIAS", "None", "SOLVER.BIAS_LR_FACTOR", "1.0")
+        assert groups == {(1.0, 1e-4): (85, 45_649_840 + 4_357), (1.0, 0.0): (138, 61_312)}
+
+    def test_groups_of_the_recipe_are_detectrons(self) -> None:
+        groups = self.groups()
+        unnormed = 3 + 1 + 2 + 2  # RPN, fc, box predictors, deconvolution and mask logits: weight and bias
+        assert {group: tensors for group, (tensors, _) in groups.items()} == {
+            (1.0, 1e-4): 85 - unnormed,
+            (1.0, 0.0): 69,  # scales of the norms
+            (2.0, 0.0): 69 + unnormed,
+        }
+        assert groups[1.0, 0.0] == (69, 61_312 // 2)
+
+    def test_decay_of_norms_and_of_biases(self) -> None:
+        overrides = (
+            "SOLVER.WEIGHT_DECAY_NORM",
+            "0.5",
+            "SOLVER.WEIGHT_DECAY_BIAS",
+            "0.25",
+            "SOLVER.BIAS_LR_FACTOR",
+            "1.0",
+        )
+        groups = self.groups(*overrides)
+        assert groups[1.0, 0.5] == (69, 61_312 // 2)
+        assert set(groups) == {(1.0, 1e-4), (1.0, 0.5), (1.0, 0.25)}
+
+    def test_frozen_parameters_stay_out(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].requires_grad_(False)
+        optimizer = build_optimizer(get_cfg(), model)
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+            id(p) for p in model[1].parameters()
+        }
+
+    def test_momentum_and_nesterov_reach_sgd(self) -> None:
+        cfg = get_cfg()
+        cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV = 0.8, True
+        (group,) = build_optimizer(cfg, nn.Linear(1, 1)).param_groups
+        assert (group["momentum"], group["nesterov"]) == (0.8, True)
+
+    @pytest.mark.parametrize(
+        ("iteration", "rate"),
+        [(0, 0.02 * 0.333333), (250, 0.02 * 0.6666665), (500, 0.02), (209_999, 0.02), (210_000, 0.002),
+         (249_999, 0.002), (250_000, 0.0002), (269_999, 0.0002)],
+    )  # fmt: skip
+    def test_learning_rate(self, iteration: int, rate: float) -> None:
+        cfg = load_config(R50).cfg
+        optimizer = build_optimizer(cfg, nn.Linear(1, 1))
+        assert set_learning_rate(optimizer, cfg, iteration) == pytest.approx(rate)
+        assert {group["lr_factor"]: group["lr"] for group in optimizer.param_groups} == {
+            1.0: pytest.approx(rate),
+            2.0: pytest.approx(2 * rate),
+        }
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [("value", ([1.0, -1.0], [0.5])), ("norm", ([0.6, -0.8], [0.5]))],
+    )
+    def test_clipping_acts_on_each_parameter(self, kind: str, expected: tuple[list, list]) -> None:
+        cfg = get_cfg()
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
+        model = nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(1)])
+        model[0].grad, model[1].grad = torch.tensor([3.0, -4.0]), torch.tensor([0.5])
+        clip_gradients(cfg, model)
+        torch.testing.assert_close(model[0].grad, torch.tensor(expected[0]))
+        torch.testing.assert_close(model[1].grad, torch.tensor(expected[1]))
+        assert model[2].grad is None
