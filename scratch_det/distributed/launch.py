@@ -1,24 +1,32 @@
-"""Which process this is and how many there are: the one place that reads launchers' environment variables.
+"""Which process this is among how many, and starting several on this machine.
 
-Several processes on this machine: the same command line once a process, each with its rank in the environment.
+Nothing else reads the environment variables of torchrun and SLURM.
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from scratch_det.distributed.stop import SIGNALS
+from scratch_det.distributed.stop import SIGNALS, signal_name
 from scratch_det.errors import UserError
 
+if TYPE_CHECKING:  # torch itself only when processes meet: an error in the command comes before it
+    from torch.distributed import Store, TCPStore
+
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral range, which begins at 32,768
+MEETING_SECONDS = 300.0  # until the last process has to be there; slow file systems delay imports
+SECONDS_TO_END = 10.0  # what the others get to end by themselves after one has failed
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class World:
         rank, size: number of this process (from 0) and number of processes, over all machines.
         local_rank, local_size: the same on this machine.
         address, port: where the processes meet.
-        served: the meeting point is kept open by a launcher; otherwise the process of rank 0 opens it.
+        served: the meeting point is kept open by a launcher; otherwise rank 0 opens it.
         by_srun: SLURM started the processes, perhaps each with a GPU of its own.
     """
 
@@ -44,7 +52,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run folder and speaks."""
+        """Whether this process writes the run folder and logs."""
         return self.rank == 0
 
 
@@ -92,26 +100,20 @@ def _from_torchrun(environment: Mapping[str, str]) -> World:
 
 def _from_slurm(environment: Mapping[str, str]) -> World:
     """srun starts one process a task. The port follows from the job, so that two jobs on one node do not collide."""
-    rank, size = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-    default_port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
-    return World(
-        rank=rank,
-        size=size,
-        local_rank=int(environment["SLURM_LOCALID"]),
-        local_size=_tasks_here(environment, size),
-        address=environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-        port=int(environment.get("MASTER_PORT", default_port)),
-        by_srun=True,
-    )
-
-
-def _tasks_here(environment: Mapping[str, str], size: int) -> int:
-    """This node's entry of SLURM_STEP_TASKS_PER_NODE, which is written like 4(x2),3."""
-    counts: list[int] = []
+    size = int(environment["SLURM_STEP_NUM_TASKS"])
+    tasks: list[int] = []  # of each node; written like 4(x2),3
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split(","):
         count, _, repeat = part.partition("(x")
-        counts += [int(count)] * int(repeat.rstrip(")") or 1)
-    return counts[int(environment.get("SLURM_NODEID", 0))]
+        tasks += [int(count)] * int(repeat.rstrip(")") or 1)
+    return World(
+        rank=int(environment["SLURM_PROCID"]),
+        size=size,
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_size=tasks[int(environment.get("SLURM_NODEID", 0))],
+        address=environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        port=int(environment.get("MASTER_PORT", FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS)),
+        by_srun=True,
+    )
 
 
 def first_host(nodelist: str) -> str:
@@ -120,13 +122,6 @@ def first_host(nodelist: str) -> str:
     if not found:
         raise ValueError(f"{nodelist!r} is no SLURM host list")
     return "".join(part or "" for part in found.groups())
-
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
-
-SECONDS_TO_END = 10.0  # what the others get to end by themselves after one has failed
-SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> bool:
@@ -152,9 +147,15 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
     stop a run are passed on. When a process fails the others end too, and its exit code is returned. Raises UserError
     for a meeting point that is none or that is taken.
     """
-    num_processes = max(num_gpus, 1)
-    address, port = _meeting_point(num_machines, dist_url)
-    store = _meet(address, port, machine_rank == 0)
+    num_processes, address, port = max(num_gpus, 1), "127.0.0.1", 0
+    if dist_url != "auto" or num_machines > 1:
+        url = urlparse(dist_url)
+        if url.scheme != "tcp" or not url.hostname or not url.port:
+            raise UserError(
+                f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
+            )
+        address, port = url.hostname, url.port
+    store = open_store(address, port, machine_rank == 0)  # kept by the launcher, so it outlives each of the processes
     shared = {
         "WORLD_SIZE": num_processes * num_machines,
         "LOCAL_WORLD_SIZE": num_processes,
@@ -164,65 +165,40 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // num_processes)),
     }
     processes: list[subprocess.Popen] = []
-    with _passing_signals_on(processes):
+
+    def pass_on(number: int, _frame: object) -> None:
+        for process in processes:
+            if number != signal.SIGINT and process.poll() is None:  # Ctrl-C reaches them from the terminal
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
         for local_rank in range(num_processes):
             own = {"RANK": machine_rank * num_processes + local_rank, "LOCAL_RANK": local_rank}
             environment = os.environ | {name: str(value) for name, value in (shared | own).items()}
             processes.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
         return _wait(processes, store, machine_rank * num_processes)
-
-
-def _meeting_point(num_machines: int, dist_url: str) -> tuple[str, int]:
-    if dist_url == "auto" and num_machines == 1:
-        return "127.0.0.1", 0
-    url = urlparse(dist_url)
-    if url.scheme != "tcp" or not url.hostname or not url.port:
-        raise UserError(
-            f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
-        )
-    return url.hostname, url.port
-
-
-def _meet(address: str, port: int, opens_it: bool) -> "TCPStore":
-    """The store where the processes meet. Held by the launcher, so it outlives each of them; port 0 is a free one."""
-    from torch.distributed import TCPStore  # here, so that refusals come at once
-
-    try:
-        return TCPStore(address, port, is_master=opens_it, wait_for_workers=False)
-    except RuntimeError as error:
-        reason, doing = str(error).splitlines()[0], "open" if opens_it else "reach"
-        raise UserError(
-            f"cannot {doing} {address}:{port} for the processes to meet ({reason}); "
-            "give another: --dist-url tcp://HOST:PORT"
-        ) from None
-
-
-@contextmanager
-def _passing_signals_on(processes: list[subprocess.Popen]) -> Iterator[None]:
-    """Hand SIGTERM and SIGUSR1 to the processes; Ctrl-C reaches them from the terminal."""
-
-    def hand_on(number: int, _frame: object) -> None:
-        for process in processes:
-            if number != signal.SIGINT and process.poll() is None:
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
-    try:
-        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int) -> int:
-    """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code."""
+    """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code.
+
+    A process that a signal ended could not say so itself: it is said here, and left in the store for the others.
+    """
     code, deadline = 0, float("inf")
     while True:
         codes = [process.poll() for process in processes]
-        failed = next((number for number, found in enumerate(codes) if found), None)
+        failed = next((rank for rank, found in enumerate(codes, first_rank) if found), None)
         if failed is not None and not code:
-            code = _explain(store, first_rank + failed, processes[failed].returncode)
-            deadline = time.monotonic() + SECONDS_TO_END
+            code, deadline = codes[failed - first_rank] or 0, time.monotonic() + SECONDS_TO_END
+            if code < 0:
+                reason, code = f"process {failed} was ended by {signal_name(-code)}", 128 - code
+                print(f"error: {reason}", file=sys.stderr, flush=True)
+                with suppress(RuntimeError):  # the store may be gone with the machine that keeps it
+                    announce_failure(own_part(store), None, reason, code)
         if None not in codes:
             return code
         if time.monotonic() > deadline:
@@ -231,16 +207,28 @@ def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int)
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _explain(store: "TCPStore", rank: int, returncode: int) -> int:
-    """The exit code; where a signal ended the process, say so here and to the others, as it could not itself."""
-    if returncode > 0:
-        return returncode
-    from scratch_det.distributed.group import announce_failure, prefixed
+def open_store(address: str, port: int, opens_it: bool) -> "TCPStore":
+    """The store where the processes meet, opened here or reached; port 0 is a free one. Raises UserError."""
+    from torch.distributed import TCPStore
 
-    name, code = signal.Signals(-returncode).name, 128 - returncode
-    hint = " (out of memory?)" if -returncode == signal.SIGKILL else ""
-    reason = f"process {rank} was ended by {name}{hint}"
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    with suppress(RuntimeError):  # the store may be gone with the machine that keeps it
-        announce_failure(prefixed(store), None, reason, code)
-    return code
+    try:
+        timeout = timedelta(seconds=MEETING_SECONDS)
+        return TCPStore(address, port, is_master=opens_it, wait_for_workers=False, timeout=timeout)
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot {'open' if opens_it else 'reach'} {address}:{port} for the processes to meet "
+            f"({str(error).splitlines()[0]}); give another: --dist-url tcp://HOST:PORT, MASTER_PORT, or torchrun's "
+            "--master-port"
+        ) from None
+
+
+def own_part(store: "Store") -> "Store":
+    """A part of the store for this start alone: torchrun uses the same store, and starts anew in it after a failure."""
+    from torch.distributed import PrefixStore
+
+    return PrefixStore(f"run{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def announce_failure(store: "Store", rank: int | None, reason: str, code: int) -> None:
+    """Leave word in the store that a process failed; ``rank`` None when it could not say so itself."""
+    store.set("failure", json.dumps({"rank": rank, "reason": reason, "exit_code": code}))

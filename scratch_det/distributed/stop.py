@@ -1,6 +1,6 @@
 """Being asked to stop: a signal sets a flag, the run ends at the next safe point, a second signal ends it at once.
 
-How a process that was started for a run came to its end, in words.
+And in words how a process that was started for a run came to its end.
 """
 
 import multiprocessing
@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: not finished, the same command again will continue
+STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)  # exit codes of a run that was asked to stop and can be continued
 END = b"\0"  # no signal has this number
 SECONDS_BETWEEN_LOOKS = 0.5
 SAME_REQUEST = 1.0  # seconds: a launcher and the cluster may both hand on one and the same signal
@@ -35,7 +35,8 @@ class StopFlag:
         """Take over the three signals for a while; only possible in the main thread."""
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
-        before = {number: signal.signal(number, _leave_it_to_the_thread) for number in SIGNALS}
+        # Only a signal with a handler in Python is passed on to ``set_wakeup_fd``, so each one gets an empty handler.
+        before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
         fd_before = signal.set_wakeup_fd(write_end)
         thread = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
         thread.start()
@@ -53,19 +54,12 @@ class StopFlag:
     def _listen(self, read_end: int) -> None:
         """Every signal with a handler in Python arrives as a byte, those of other libraries too."""
         while (byte := os.read(read_end, 1)) != END:
-            if byte[0] in SIGNALS:
-                self._on_signal(byte[0])
-
-    def _on_signal(self, number: int) -> None:
-        if self.signal is None:
-            self.signal, self.received = signal.Signals(number), time.monotonic()
-            self.requested = True
-        elif time.monotonic() - self.received > SAME_REQUEST:
-            os._exit(128 + number)
-
-
-def _leave_it_to_the_thread(_number: int, _frame: FrameType | None) -> None:
-    """A handler in Python, so that the signal is passed on to ``set_wakeup_fd``."""
+            number = byte[0]
+            if number in SIGNALS and self.signal is None:
+                self.signal, self.received = signal.Signals(number), time.monotonic()
+                self.requested = True
+            elif number in SIGNALS and time.monotonic() - self.received > SAME_REQUEST:
+                os._exit(128 + number)
 
 
 class Stopped(Exception):
@@ -94,13 +88,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)  # exit codes of a run that was asked to stop and can be continued
+def signal_name(number: int) -> str:
+    """``SIGTERM``; of SIGKILL also its usual cause, as Linux ends a process that takes the last memory with it."""
+    return signal.Signals(number).name + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
 def last_word(said: str, code: int) -> str:
-    """The message of a refusal, or else the last line of a traceback; for a signal its name."""
+    """Why a process ended: the error that it printed last, or the last line of a traceback; for a signal its name."""
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+        return f"ended by {signal_name(-code)}"
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
     refusal = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return f"exit code {code}: {refusal.removeprefix('error: ')}"
