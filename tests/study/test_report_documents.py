@@ -1,5 +1,6 @@
 """The tables and figures of the repository's documents, and when they are out of date."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,10 @@ def test_figures_that_are_gone_or_changed_are_stale(root: Path) -> None:
     save([record(30.0, curves)], root / "results/digits")
     render(root)
     source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.png"
-    assert f"  {figure.name}\n" in source.read_text()
+    assert f"{hashlib.sha256(figure.read_bytes()).hexdigest()}  figure1.png\n" in source.read_text()
+    other = figure.with_name("photo.png")
+    other.touch()
+    assert render(root, check=True) == []
     figure.write_bytes(figure.read_bytes() + b"0")
     assert render(root, check=True) == [source]
     figure.unlink()
@@ -76,7 +80,8 @@ def test_figures_that_are_gone_or_changed_are_stale(root: Path) -> None:
     assert figure.exists()
     save([record(30.0)], root / "results/digits")
     render(root)
-    assert not figure.exists()
+    left = {path.name for path in source.parent.iterdir()}
+    assert left == {"SOURCE", "photo.png", "figure5.svg", "figure5.png"}  # the bar of 30.0 AP
 
 
 @pytest.mark.parametrize(

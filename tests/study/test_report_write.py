@@ -150,6 +150,12 @@ class TestReport:
         ("file", "content", "error", "message"),
         [
             ("study.json", '{"experiment": "digits/table1"}', DataError, "does not say how each run was made; restore"),
+            (
+                "study.json",
+                '{"experiment": "digits/table1", "environments": [], "runs": {}}',
+                DataError,
+                "does not say",
+            ),
             ("study.json", "{", DataError, "no JSON .* restore the folder"),
             ("study.json", None, DataError, "study.json is missing beside runs.csv; restore"),
             ("runs.csv", "run\n", DataError, "there is no column state; restore"),
@@ -194,6 +200,7 @@ class TestReport:
             UserError, match=r"made with another digits_train than others: \{'images': 6\}, \{'images': 5\}"
         ):
             self.report(out, tmp_path / "results")
+        assert not [*(out / "report").iterdir()]
 
     @pytest.mark.parametrize(
         ("content", "message"),

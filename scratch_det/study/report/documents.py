@@ -17,7 +17,7 @@ from scratch_det.errors import UserError
 from scratch_det.files import write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import CURVES, RUNS, Record, load
-from scratch_det.study.report.figures import draw, figures_of
+from scratch_det.study.report.figures import FIGURES, draw, figures_of
 from scratch_det.study.report.results import require_unedited
 from scratch_det.study.report.tables import DIGITS, as_markdown, tables_of
 
@@ -74,7 +74,9 @@ def _source(results: Path, figures: Path) -> str:
 
 
 def _figures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in (".svg", ".png"))
+    """The files in ``folder`` that ``draw`` may have written."""
+    paths = [folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")]
+    return [path for path in paths if path.exists()]
 
 
 def rendered_text(text: str, path: Path, records_of: Load) -> str:
