@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend: one clear message, exit code 2, nothing half-written."""
+"""User errors: one message, exit code 2, no partial output."""
 
 import errno
 import sys
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 EXIT_CODE = 2
-UNUSABLE = {  # what is wrong with a path, and its mend
+UNUSABLE = {  # what is wrong with a path, and the fix
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
     errno.EROFS: "make its disk writable",
     errno.ENAMETOOLONG: "shorten its name",
-    errno.ELOOP: "mend its links",
+    errno.ELOOP: "fix its links, which form a circle",
 }
 
 
 class UserError(Exception):
-    """What was found, what was expected, where, and the change that mends it."""
+    """What was found, what was expected, where, and the fix."""
 
 
 class ConfigError(UserError):
@@ -36,10 +36,10 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 @contextmanager
-def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
+def exit_on_user_error(prints: bool = True) -> Iterator[None]:
     """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
 
-    Without ``speaks`` into the exit code alone: another process says the same.
+    Without ``prints`` into the exit code alone: another process prints the same.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def exit_on_user_error(speaks: bool = True) -> Iterator[None]:
         message = f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
     else:
         return
-    if speaks:
+    if prints:
         print(f"error: {message}", file=sys.stderr)
     raise SystemExit(EXIT_CODE)
 

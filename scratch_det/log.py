@@ -1,7 +1,4 @@
-"""Progress of long work: a bar with ETA on a terminal, a plain line now and then elsewhere.
-
-The project's log: to the console at once, to log.txt as soon as the run folder exists.
-"""
+"""The log (to the console at once, to log.txt as soon as the run folder exists), and progress of long work."""
 
 import logging
 import sys
@@ -16,12 +13,51 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 Item = TypeVar("Item")
-say_now = partial(print, flush=True)  # a pipe sees each line when it is written
+logger = logging.getLogger("scratch_det")
+CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
 SECONDS_BETWEEN_LINES = 10.0
+say_now = partial(print, flush=True)  # a pipe sees each line when it is written
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Log lines to whatever ``sys.stdout`` is at that moment, so that they pass above a live bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def set_up_logging(prints: bool = True) -> None:
+    """Log to the console and keep the lines for ``log_to_file``; without ``prints`` this process stays silent."""
+    close_logging()
+    logger.disabled = not prints
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in (ConsoleHandler(), MemoryHandler(CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=False)):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def log_to_file(path: Path) -> None:
+    """Write what was logged so far, and from now on, to ``path``."""
+    memory = next(handler for handler in logger.handlers if isinstance(handler, MemoryHandler))
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    memory.setTarget(file)
+    memory.flush()
+    logger.removeHandler(memory)
+    logger.addHandler(file)
+
+
+def close_logging() -> None:
+    """Detach and close every handler."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class Progress:
-    """Context manager that shows ``done`` of ``total``.
+    """Context manager that shows ``done`` of ``total``: a bar with ETA on a terminal, a line now and then elsewhere.
 
     Args:
         total, start: steps in all and steps already done.
@@ -30,7 +66,12 @@ class Progress:
 
     def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
         self.description, self.total, self.start, self.done, self.say = description, total, start, start, say
-        self.bar = _bar(description, total, start) if sys.stdout.isatty() else None
+        self.bar: RichProgress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+            self.bar = RichProgress(*columns)
+            self.bar.add_task(description, total=total, completed=start, note="")
 
     def __enter__(self) -> "Progress":
         self.began = self.last_line = time.monotonic()
@@ -60,7 +101,7 @@ class Progress:
 def track(
     items: Iterable[Item], description: str, total: int, say: Callable[[str], object] | None = say_now
 ) -> Iterator[Item]:
-    """Pass ``items`` on and show how many of ``total`` have been worked off."""
+    """Pass ``items`` on and show how many of ``total`` are done."""
     with Progress(description, total, say=say) as progress:
         for item in items:
             yield item
@@ -71,52 +112,3 @@ def clock(seconds: float) -> str:
     """h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-class ConsoleHandler(logging.StreamHandler):
-    """Log lines to whatever ``sys.stdout`` is at that moment, so that they pass above a live bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stdout
-        super().emit(record)
-
-
-def _bar(description: str, total: int, start: int) -> RichProgress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-    bar = RichProgress(*columns)
-    bar.add_task(description, total=total, completed=start, note="")
-    return bar
-
-
-logger = logging.getLogger("scratch_det")
-CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
-
-
-def set_up_logging(speaks: bool = True) -> None:
-    """Log to the console and keep the lines for ``log_to_file``; without ``speaks`` this process stays silent."""
-    close_logging()
-    logger.disabled = not speaks
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in (ConsoleHandler(), MemoryHandler(CAPACITY, flushLevel=logging.CRITICAL + 1, flushOnClose=False)):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-
-
-def log_to_file(path: Path) -> None:
-    """Write what was logged so far, and from now on, to ``path``."""
-    memory = next(handler for handler in logger.handlers if isinstance(handler, MemoryHandler))
-    file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    memory.setTarget(file)
-    memory.flush()
-    logger.removeHandler(memory)
-    logger.addHandler(file)
-
-
-def close_logging() -> None:
-    """Detach and close every handler."""
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()

@@ -98,5 +98,5 @@ def last_word(said: str, code: int) -> str:
     if code < 0:
         return f"ended by {signal_name(-code)}"
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
-    refusal = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-    return f"exit code {code}: {refusal.removeprefix('error: ')}"
+    message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+    return f"exit code {code}: {message.removeprefix('error: ')}"

@@ -123,17 +123,16 @@ class Checkpointer:
     def _put(self, path: Path, state: dict[str, Any], completed: int) -> None:
         """Write ``state``, or link to the file of the same iterations that was written last, and name it ``path``."""
         partial = path.with_name(path.name + ".partial")
-        if not (self._last_written and self._last_written[0] == completed and _link(self._last_written[1], partial)):
-            self._last_written = completed, path, write_synced(partial, state)
+        last = self._last_written
+        if not (last and last[0] == completed and _link(last[1], partial)):
+            last = self._last_written = completed, path, write_synced(partial, state)
         # Until the new file has its name the one that it replaces is valid too: after a crash either may be there.
-        known = {name: found for name, found in self._read_index().get("sha256", {}).items() if self._has(name)}
-        known[path.name] = list(dict.fromkeys([self._last_written[2], *known.get(path.name, [])]))
+        digests = self._read_index().get("sha256", {})
+        known = {name: found for name, found in digests.items() if (self.folder / name).exists()}
+        known[path.name] = list(dict.fromkeys([last[2], *known.get(path.name, [])]))
         self._write_index(keep_at=sorted(self.keep_at), sha256=known)
         rename_synced(partial, path)
         partial.unlink(missing_ok=True)  # it is left when both names were one file already
-
-    def _has(self, name: str) -> bool:
-        return (self.folder / name).exists()
 
     def _regular(self) -> dict[int, Path]:
         """Completed iterations -> file, oldest first."""
@@ -219,20 +218,20 @@ def completed_iterations(path: Path) -> int | None:
 
 
 class _HashingFile(io.BufferedWriter):
-    """Computes the SHA-256 of what is written, in order, as torch.save does; no second reading is needed."""
+    """Takes the SHA-256 of what is written, not of what can be read again: the two differ where a disk is faulty."""
 
-    def __init__(self, file: io.FileIO):
-        super().__init__(file)
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path, "w"))
         self.sha256 = hashlib.sha256()
 
-    def write(self, content: Any) -> int:
+    def write(self, content: Any) -> int:  # torch.save writes in order
         self.sha256.update(content)
         return super().write(content)
 
 
 def write_synced(path: Path, state: dict[str, Any]) -> str:
     """Write ``state`` to a file and flush it to the disk; returns the SHA-256 of what was written."""
-    with _HashingFile(io.FileIO(path, "w")) as file:
+    with _HashingFile(path) as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())

@@ -104,7 +104,7 @@ def run_command(parser: ArgumentParser, start: Callable[[Request, World], None])
             world = read_world(os.environ)
             if several_to_launch(world, **several):
                 sys.exit(launch(**several))
-            with exit_on_user_error(speaks=world.local_rank == 0):
+            with exit_on_user_error(prints=world.local_rank == 0):
                 start(request, world)
     except Stopped as stopped:
         end = "" if request.eval_only else "; the same command with --resume continues from its checkpoint"

@@ -153,7 +153,7 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
 
     Only rank 0 prints and logs. Raises UserError for errors of the user, Stopped when the run was asked to stop.
     """
-    set_up_logging(speaks=world.is_main)
+    set_up_logging(prints=world.is_main)
     stop, report = StopFlag(), Report()
     with stop.listening(), ExitStack() as stack:
         stack.callback(close_logging)

@@ -64,8 +64,9 @@ def check_free_space(
     Checkpoints that are there already are counted as part of them.
     """
     most = most_checkpoints(max_iter, period, keep_last, keep_at)
-    needed = most * bytes_each
-    available = free_bytes(folder) + _bytes_in(folder)
+    files = [path.stat() for path in folder.glob("*.pth*")]
+    own = sum({file.st_ino: file.st_size for file in files}.values())  # a file with two names counts once
+    needed, available = most * bytes_each, free_bytes(folder) + own
     if needed > available:
         raise UserError(
             f"{folder}: this run keeps up to {most} checkpoints of {size(bytes_each)} and needs {size(needed)} "
@@ -83,12 +84,6 @@ def free_bytes(folder: Path) -> int:
 def size(number: float) -> str:
     """Bytes for people: 370 MB, 4.1 GB."""
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.{0 if number >= 1e7 else 1}f} MB"
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes of the checkpoints and of what is left of unfinished ones; a file with two names counts once."""
-    found = [path.stat() for path in folder.glob("*.pth*")]
-    return sum({file.st_ino: file.st_size for file in found}.values())
 
 
 class RunDir:
@@ -123,9 +118,9 @@ class RunDir:
         return CfgNode.load_cfg(self.config.read_text())
 
     def check(self, allow_existing: bool) -> None:
-        """Refuse, without leaving a trace, a folder that cannot be written to or that already holds a run.
+        """Raise UserError, without leaving a trace, when the folder cannot be written to or already holds a run.
 
-        Raises UserError. ``allow_existing``: holding a run is no fault.
+        ``allow_existing``: it may hold a run.
         """
         existing = self.path
         try:
@@ -176,11 +171,11 @@ class RunDir:
         """Replace a json file in one step."""
         self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def fail(self, iteration: int, error: BaseException) -> None:
+    def record_failure(self, iteration: int, error: BaseException) -> None:
         """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt."""
-        foreseen = isinstance(error, UserError | Stopped | KeyboardInterrupt)
-        detail = str(error) if foreseen else "".join(traceback.format_exception(error))
-        state = "failed" if not isinstance(error, Stopped | KeyboardInterrupt) else "stopped"
+        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        is_expected = state == "stopped" or isinstance(error, UserError)
+        detail = str(error) if is_expected else "".join(traceback.format_exception(error))
         self.record_end(state, iteration, f"{type(error).__name__}: {error}", detail)
 
     def record_end(self, state: str, iteration: int, reason: str, detail: str) -> None:

@@ -228,7 +228,7 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         group.wait_for_cause(error)  # which is recorded, and not what follows from it
-        run_dir.fail(state.iteration, error)
+        run_dir.record_failure(state.iteration, error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             place = error.filename or run_dir.path
             raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
