@@ -1,5 +1,6 @@
 """Counting what a model costs: against published numbers, against fvcore and by hand; and the committed table."""
 
+import csv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -217,17 +218,14 @@ class TestDetectron2:
 class TestTable:
     def test_the_committed_one_is_what_the_models_are(self) -> None:
         """If not: python tools/analyze_model.py --table results/models.md --backend torchvision."""
-        committed = (ROOT / "results/models.md").read_text()
-        assert committed.endswith("\n\n" + models_table(ROOT / "configs", "torchvision"))
+        text, values = models_table(ROOT / "configs", "torchvision")
+        assert (ROOT / "results/models.md").read_text().endswith("\n\n" + text)
+        assert (ROOT / "results/models.csv").read_text() == values
 
     def test_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: Tool) -> None:
-        models = tmp_path / "configs/_base_/model"
-        models.mkdir(parents=True)
-        (models / "small.yaml").write_text(
-            (ROOT / "configs/_base_/model" / "mask_rcnn_R_18_FPN_gn_small.yaml").read_text()
-        )
-        (tmp_path / "configs/own").mkdir()
-        recipe = "_BASE_: ../_base_/model/small.yaml\nINPUT: {MIN_SIZE_TEST: 128, MAX_SIZE_TEST: 160}\n"
+        (tmp_path / "configs/own").mkdir(parents=True)
+        model = ROOT / "configs/_base_/model/mask_rcnn_R_18_FPN_gn_small.yaml"
+        recipe = f"_BASE_: {model}\nINPUT: {{MIN_SIZE_TEST: 128, MAX_SIZE_TEST: 160}}\n"
         (tmp_path / "configs/own/one.yaml").write_text(recipe)
         monkeypatch.chdir(tmp_path)
         assert tool("--table", "models.md", "--backend", "torchvision") == ""
@@ -237,8 +235,10 @@ class TestTable:
         assert [row[1:4] for row in cells] == [
             ["model", "recipes", "image"],
             cells[1][1:4],
-            ["small", "1", "128 x 160"],
+            ["mask_rcnn_R_18_FPN_gn_fc256", "1", "128 x 160"],
         ]
+        (row,) = csv.DictReader((tmp_path / "models.csv").read_text().splitlines())
+        assert (row["model"], row["parameters"]) == ("mask_rcnn_R_18_FPN_gn_fc256", "12464181")
 
     def test_elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -4,15 +4,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import ROOT, load_tool
 
-from scratch_det.config import check_config, load_config
+from scratch_det.config import check_config, flatten, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.errors import ConfigError
 from scratch_det.study import coco, digits, paper
@@ -29,39 +29,44 @@ NAME = re.compile(
     r"(?P<init>scratch|pretrained)_(?P<cascade>cascade_)?(?P<model>(?P<kind>mask|faster|keypoint)_rcnn_(?P<body>R_\d+|"
     r"X_152_32x8d|VGG16)(_FPN)?)_(?P<length>\d+[xk])(_(?P<norm>gn|syncbn))?_?(?P<data>.*?)(?P<aug>_test_aug)?"
 )
-DATA = {  # by the name's end
-    "": "coco_2017", "train_aug": "coco_2017_train_aug", "35k_old": "coco_2017_35k",
-    **{size: f"coco_2017_{size}_512_800" for size in ("35k", "10k", "3.5k", "1k")},
-}  # fmt: skip
+TRAIN_AUG = ((640, 800), "range")
+SIZES = {"": ((800,), "choice"), "35k_old": ((800,), "choice"), "train_aug": TRAIN_AUG}  # by the name's end
+SUBSETS = ("35k", "10k", "3.5k", "1k")
 
 
-def bases(run: Run) -> dict[str, str]:
-    """The files a recipe is made of, by kind."""
-    found = [Path(base).parts[-2:] for base in yaml.safe_load((ROOT / run.config).read_text())["_BASE_"]]
-    return {kind: name.removesuffix(".yaml") for kind, name in found}
+def keys(run: Run) -> dict[str, Any]:
+    """What the recipe says, with the changes of the run."""
+    return resolved(run.config, run.changes)
 
 
-def bases_by_name(run: Run) -> dict[str, str]:
-    """Those that a recipe's name says."""
-    match = NAME.fullmatch(run.name)
-    assert match, run.name
-    body, norm, end, on_voc = match["body"], match["norm"], match["data"], run.folder == "PascalVOC-Detection"
-    model = match["model"] + (f"_{norm}" if norm else "")
-    weights = {"VGG16": "VGG16"}.get(body, f"{body}_{'bn' if norm == 'syncbn' else norm}")
-    scratch = "scratch_VGG16" if body == "VGG16" else "scratch"
-    follows_35k = end in ("35k", "10k", "3.5k", "1k")
-    return {
-        "model": model,
-        "data": "keypoints_coco_2017" if match["kind"] == "keypoint" else "voc_train_aug" if on_voc else DATA[end],
-        "init": scratch if run.init == paper.SCRATCH else f"imagenet_{weights}",
-        "solver": f"voc_{match['length']}" if on_voc else match["length"] + (f"_{end}" if follows_35k else ""),
-        **({"head": "cascade"} if match["cascade"] else {}),
-        **({"test": "aug"} if match["aug"] else {}),
-    }
+@cache
+def resolved(recipe: Path, changes: tuple[str, ...]) -> dict[str, Any]:
+    return flatten(load_config(ROOT / recipe, changes).cfg)
+
+
+def kind_of(key: str) -> str:
+    """Of a recipe's key: which choice of the paper's it belongs to."""
+    if key in ("MODEL.WEIGHTS", "MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.STRIDE_IN_1X1"):
+        return "init"
+    if key in ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "MODEL.RPN.POST_NMS_TOPK_TRAIN"):
+        return "head"
+    section = key.split(".")[0]
+    return (
+        "test"
+        if key.startswith("TEST.AUG")
+        else {"MODEL": "model", "SOLVER": "solver", "TEST": "solver"}.get(section, "data")
+    )
+
+
+def differing(one: Run, other: Run) -> set[str]:
+    """The kinds of keys in which two runs differ."""
+    ours, theirs = keys(one), keys(other)
+    return {kind_of(key) for key in ours if ours[key] != theirs[key]}
 
 
 def test_every_recipe_of_the_paper_is_listed_once() -> None:
-    assert sorted(run.config for run in DETECTORS) == sorted(path.relative_to(ROOT) for path in PAPER_RECIPES)
+    trained = [run.config for run in DETECTORS if run.kind != EVALUATE]
+    assert sorted(trained) == sorted(path.relative_to(ROOT) for path in PAPER_RECIPES)
     assert len({run.name for run in experiments()}) == len(experiments())
 
 
@@ -76,31 +81,61 @@ class TestRun:
         assert not run.k or solver == kx_schedule(run.k)
 
     def test_agrees_with_its_name(self, run: Run) -> None:
-        assert bases(run) == bases_by_name(run)
+        match, found = NAME.fullmatch(run.name), keys(run)
+        assert match, run.name
+        body, norm, end, on_voc = match["body"], match["norm"], match["data"], run.folder == "PascalVOC-Detection"
+        parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", *(["ROI_MASK_HEAD"] if match["kind"] == "mask" else []))
+        if norm:
+            assert body.startswith(
+                f"{'X' if found['MODEL.RESNETS.NUM_GROUPS'] > 1 else 'R'}_{found['MODEL.RESNETS.DEPTH']}"
+            )
+            assert {found[f"MODEL.{part}.NORM"].lower() for part in parts} == {norm}
+        else:
+            assert found["MODEL.BACKBONE.NAME"] == "build_vgg16_backbone"
+        assert (found["MODEL.MASK_ON"], found["MODEL.KEYPOINT_ON"]) == (
+            match["kind"] == "mask", match["kind"] == "keypoint"
+        )  # fmt: skip
+        assert (found["MODEL.ROI_HEADS.NAME"] == "CascadeROIHeads") == bool(match["cascade"])
+        assert found["TEST.AUG.ENABLED"] == bool(match["aug"])
+        if run.init == paper.PRETRAINED:
+            weights = {"R_50": "R-50", "R_101": "R-101", "VGG16": "vgg16", "X_152_32x8d": "imagenet_X_152_32x8d_gn"}
+            assert weights[body] in found["MODEL.WEIGHTS"]
+            assert found["MODEL.RESNETS.STRIDE_IN_1X1"] == (norm != "gn")
+        if match["kind"] == "keypoint" or on_voc:
+            data = ("voc_2007_trainval", "voc_2012_train") if on_voc else ("keypoints_coco_2017_train",)
+            sizes = TRAIN_AUG if on_voc else ((640, 672, 704, 736, 768, 800), "choice")
+        else:
+            subset = end.removesuffix("_old")
+            data = (f"coco_2017_train_{subset}" if subset in SUBSETS else "coco_2017_train",)
+            sizes = SIZES.get(end, ((512, 800), "range"))
+        assert found["DATASETS.TRAIN"] == data
+        assert (found["INPUT.MIN_SIZE_TRAIN"], found["INPUT.MIN_SIZE_TRAIN_SAMPLING"]) == sizes
+        rates = (0.04, 0.02) if end in SUBSETS else (0.02, 0.1)
+        assert (found["SOLVER.BASE_LR"], found["SOLVER.GAMMA"]) == rates
 
     def test_trunk(self, run: Run) -> None:
         if run.trunk and run.is_switch:
             trunk = find(run.trunk)
-            assert bases(run) == {**bases(trunk), "head": "cascade"}
+            assert differing(run, trunk) == {"head"}
             assert run.branch_at(trunk) == run.iterations - 270_000 == trunk.iterations - 270_000
         elif run.trunk:
             trunk = find(run.trunk)
-            assert {**bases(run), "solver": ""} == {**bases(trunk), "solver": ""}
+            assert differing(run, trunk) == {"solver"}
             assert run.branch_at(trunk) == run.iterations - 60_000 < trunk.iterations
 
     def test_is_evaluated_with_its_own_model(self, run: Run) -> None:
         if run.evaluates:
-            assert bases(run) == {**bases(find(run.evaluates)), "test": "aug"}
-            assert load_config(ROOT / run.config).cfg.TEST.AUG.ENABLED
+            assert differing(run, find(run.evaluates)) == {"test"}
+            assert keys(run)["TEST.AUG.ENABLED"]
 
     def test_header(self, run: Run) -> None:
         """Place, command, iterations and what the paper reports, as far as it does."""
         text = (ROOT / run.config).read_text()
         header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
         assert f"--config-file {run.config}" in header
-        assert f"OUTPUT_DIR output/{run.name}" in header
+        assert f"OUTPUT_DIR output/{run.config.stem}" in header
         assert "/model_" not in header.replace("/checkpoints/model_", "")  # where a run leaves them
-        assert "Nothing is trained" in header if run.evaluates else f"{run.iterations:,} iterations" in header
+        assert run.evaluates or f"{run.iterations:,} iterations" in header
         assert all(str(value) in header for metric, value in run.expected.items() if metric.endswith("/AP"))
 
 
@@ -109,8 +144,6 @@ def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> No
     runs = [run for run in of_place(place) if run.kind != PRETRAIN]
     for one in runs:
         for other in runs:
-            kinds = bases(one).keys() | bases(other).keys()
-            differing = {kind for kind in kinds if bases(one).get(kind) != bases(other).get(kind)}
             words, others = (NAME.fullmatch(run.name) for run in (one, other))
             same = {part: words[part] == others[part] for part in ("init", "model", "cascade", "aug", "length", "data")}
             own_init = same["init"] and (same["model"] or one.init == paper.SCRATCH)
@@ -118,8 +151,11 @@ def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> No
             unchanged = {"init": own_init, "model": same["model"], "head": same["cascade"], "test": same["aug"],
                          "data": same["data"],
                          "solver": same["length"] and (same["data"] or not own_rates)}  # fmt: skip
-            assert differing == {kind for kind, kept in unchanged.items() if not kept}, (one.name, other.name)
-            assert differing or one is other
+            assert differing(one, other) == {kind for kind, kept in unchanged.items() if not kept}, (
+                one.name,
+                other.name,
+            )
+            assert differing(one, other) or one is other
 
 
 @pytest.mark.parametrize("run", [*digits.runs(), *digits.smoke()], ids=lambda run: run.name)

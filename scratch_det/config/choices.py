@@ -126,6 +126,20 @@ def has_fpn(cfg: CfgNode) -> bool:
     return cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone")
 
 
+def model_name(cfg: CfgNode) -> str:
+    """What results/models.csv calls the recipe's detector, from its keys: ``mask_rcnn_R_50_FPN_gn + cascade``."""
+    model, resnets = cfg.MODEL, cfg.MODEL.RESNETS
+    parts = ["keypoint" if model.KEYPOINT_ON else "mask" if model.MASK_ON else "faster", "rcnn"]
+    if is_resnet(cfg):
+        groups = f"_{resnets.NUM_GROUPS}x{resnets.WIDTH_PER_GROUP}d" if resnets.NUM_GROUPS > 1 else ""
+        parts.append(f"{'X' if groups else 'R'}_{resnets.DEPTH}{groups}")
+    else:
+        parts.append(backbone_names().get(model.BACKBONE.NAME, model.BACKBONE.NAME).upper())
+    parts += ["FPN"] * has_fpn(cfg) + [resnets.NORM.lower() or "none"] * is_resnet(cfg)
+    parts += [f"fc{model.ROI_BOX_HEAD.FC_DIM}"] * (model.ROI_BOX_HEAD.FC_DIM != 1024)
+    return "_".join(parts) + (" + cascade" if model.ROI_HEADS.NAME == "CascadeROIHeads" else "")
+
+
 def section_of(key: str) -> str:
     """The entry of BACKBONES whose section MODEL.NET ``key`` is in, whatever its case; "" for all other keys."""
     first, _, rest = key.partition(".")

@@ -13,6 +13,7 @@ from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 
 TRAIN_AUG_K = {SCRATCH: 9, PRETRAINED: 6}  # of the kx schedule, section 5.1
+TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "2000")  # pixels of the longer side, as in Detectron
 SMALL_DATA_PLACES = {"10k": "figure7", "3.5k": "3.5k", "1k": "figure8"}  # 3.5k images are in section 5.2's text alone
 
 
@@ -91,6 +92,8 @@ def _cascade() -> Iterator[Run]:
         yield replace(
             run,
             name=f"{name}_test_aug",
+            recipe=name,
+            changes=TEST_AUG,
             shown=f"{run.shown}, test aug",
             expected={metric.replace("/", "_TTA/"): value for metric, value in _with_test_aug(model, init).items()},
             trunk=None,

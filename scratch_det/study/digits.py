@@ -20,6 +20,8 @@ SIZES = {"third": "figure7", "tenth": "figure7", "hundredth": "figure8"}  # of t
 SMALL_DATA_K = {PRETRAINED: 3, SCRATCH: 6}
 SEARCHES = {"third": "search_third", "tenth": "search_tenth", "hundredth": "search_tenth"}  # as in the paper
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
+TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
+            "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip
 NO_EVALUATIONS = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
 
 
@@ -139,6 +141,7 @@ def _enhanced() -> Iterator[Run]:
         yield _run(cascade, places, f"{init}, train aug, cascade", init, k, **switch)
         shown = f"{init}, train aug, cascade, test aug"
         evaluation: dict[str, Any] = {"kind": EVALUATE, "evaluates": cascade, "pretraining": None}
+        evaluation |= {"recipe": cascade, "changes": TEST_AUG}
         yield _run(f"{cascade}_test_aug", places, shown, init, k, **evaluation)
 
 

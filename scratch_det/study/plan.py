@@ -1,9 +1,10 @@
 """What an experiment costs before it is started: iterations, GPU hours and disk."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import csv
+from collections.abc import Sequence
 
-from scratch_det.config.load import base_path, read_source
+from scratch_det.config import load_config
+from scratch_det.config.choices import model_name
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
@@ -11,7 +12,7 @@ from scratch_det.study.job import ROOT, Job, jobs_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 from scratch_det.tables import aligned
 
-MODELS = ROOT / "results" / "models.md"
+MODELS = ROOT / "results" / "models.csv"
 KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
 HEADER = ("run", "what it is", "starts at", "trains", "needs")
 
@@ -51,38 +52,27 @@ def what_it_is(job: Job) -> str:
 
 
 def disk_bytes(jobs: Sequence[Job]) -> int:
-    """About what the checkpoints take when all has run; models are measured in results/models.md, with 80 classes."""
-    sizes = parameters(MODELS.read_text())
+    """About what the checkpoints take when all has run; models are measured in results/models.csv, with 80 classes."""
+    sizes = parameters()
     kept = {job.name: 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at)) for job in jobs}
     return sum(kept[job.name] * checkpoint_bytes(*2 * [sizes.get(model_of(job.run), 0)]) for job in jobs)
 
 
 def _unmeasured(jobs: Sequence[Job]) -> str:
-    sizes = parameters(MODELS.read_text())
+    sizes = parameters()
     count = sum(model_of(job.run) not in sizes for job in jobs)
     return f"; {count} of the runs not counted, as {MODELS.name} has no such model" if count else ""
 
 
-def parameters(models: str) -> dict[str, int]:
-    """Of each model in the table of results/models.md, by its name there."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in models.splitlines() if line.startswith("|")
-    ]
-    header, _, *body = rows
-    column = header.index("parameters")
-    return {row[0]: int(row[column].replace(",", "")) for row in body}
+def parameters() -> dict[str, int]:
+    """Of each model in results/models.csv, by its name there."""
+    with MODELS.open(encoding="utf-8", newline="") as lines:
+        return {row["model"]: int(row["parameters"]) for row in csv.DictReader(lines)}
 
 
 def model_of(run: Run) -> str:
-    """The name that results/models.md has for a recipe's model; empty for one that is built on none of the models."""
-    names = {base.parent.name: base.stem for base in _bases(ROOT / run.config)}
-    return names.get("model", "") + (" + cascade" if "head" in names else "")
-
-
-def _bases(recipe: Path) -> Iterator[Path]:
-    source = read_source(recipe, "study.py")
-    for path in (base_path(source, base) for base in source.bases):
-        yield from (*_bases(path), path)
+    """The name that results/models.csv has for the recipe's model."""
+    return model_name(load_config(ROOT / run.config, run.changes).cfg)
 
 
 def _row(job: Job) -> tuple[str, ...]:

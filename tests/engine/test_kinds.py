@@ -24,7 +24,7 @@ KINDS = {  # recipe, and the tasks that it evaluates
     "SyncBN": (f"{COCO}/scratch_mask_rcnn_R_50_FPN_2x_syncbn.yaml", {"bbox", "segm"}),
     "cascade": (f"{COCO}/pretrained_cascade_mask_rcnn_R_50_FPN_6x_gn_train_aug.yaml", {"bbox", "segm"}),
     "test aug": (
-        f"{COCO}/scratch_cascade_mask_rcnn_R_50_FPN_9x_gn_train_aug_test_aug.yaml",
+        f"{COCO}/scratch_cascade_mask_rcnn_R_50_FPN_9x_gn_train_aug.yaml",
         {"bbox", "segm", "bbox_TTA", "segm_TTA"},
     ),
     "VGG": ("configs/COCO-Detection/scratch_faster_rcnn_VGG16_11x_train_aug.yaml", {"bbox"}),
@@ -46,6 +46,7 @@ REDUCED = {
     "SEED": 1,
 }
 OF_KIND: dict[str, dict[str, Any]] = {
+    "test aug": {"TEST.AUG.ENABLED": True},
     "VGG": {"MODEL.ANCHOR_GENERATOR.SIZES": "[[8, 16, 32]]", "MODEL.ROI_BOX_HEAD.NUM_CONV": 0},
     "keypoints": {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "(32, 32)", "TEST.AUG.ENABLED": True},
 }
