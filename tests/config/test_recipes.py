@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scratch_det.config import check_config, flatten, get_cfg, load_config
+from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
-from scratch_det.engine.plan import check_recipe
+from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, Section, check_recipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -70,12 +70,14 @@ def test_every_file_loads_as_in_fvcore() -> None:
 def test_every_recipe_can_train() -> None:
     """With the flags of its own command."""
     for path in LEAVES:
-        cfg, text = load_config(path).cfg, path.read_text()
+        recipe, text = load_config(path), path.read_text()
         asked = re.search(r"--num-gpus (\d+)", text)
-        num_processes = int(asked[1]) if asked else 1 if cfg.MODEL.DEVICE == "cpu" else 8
+        num_processes = int(asked[1]) if asked else 1 if recipe.cfg.MODEL.DEVICE == "cpu" else 8
         waived = re.findall(r"--waive (\w+)", text)
-        check = check_recipe if path.parent.name == "Pretraining" else check_config
-        notices = check(cfg, num_processes, 1, waived)
+        section, request = Section(strict=True), Request(str(path), [], waive=tuple(waived))
+        task = CLASSIFICATION if path.parent.name == "Pretraining" else DETECTION
+        check_recipe(section, request, recipe, "torchvision", num_processes, task)
+        notices = [message for _, message in section.problems]
         assert {notice.split(":")[0] for notice in notices} == {f"--waive {rule}" for rule in waived}, path
 
 
