@@ -1,8 +1,8 @@
 """Random subsets of a COCO-format data set, each inside the next larger one, as json files that say what they are."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,28 +54,45 @@ def make_subsets(
         objects: dict[int, list[dict[str, Any]]] = {number: [] for number in images}
         for annotation in content["annotations"]:
             objects[annotation["image_id"]].append(annotation)
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
         order = draw_order(images, seed)
-        found = []
+        subsets = []
         for size in sorted(set(sizes), reverse=True):
-            chosen = order[:size]
-            subset = describe(entry, content, objects, chosen)
+            subset = _describe(entry, order[:size], objects, names)
             if subset.lost and not keep_lost:
-                raise DataError(_explain_lost(subset, seed, next_seed(content, objects, sizes, seed)))
-            found.append((subset, chosen))
-        for subset, _ in found:
-            _check_free(subset)
-        for subset, chosen in found:
-            write(subset, content, images, objects, chosen, {"source": source, "seed": seed})
-            enter(subset, entry)
+                better = _next_seed(objects, min(sizes), seed)
+                fix = f"--seed {better} keeps all" if better is not None else "choose a larger size"
+                raise DataError(
+                    f"{subset.name} with seed {seed} would lose {len(subset.lost)} classes: "
+                    f"{', '.join(subset.lost[:5])}{', ...' if len(subset.lost) > 5 else ''}; {fix}, or accept it with "
+                    "--allow-lost-classes"
+                )
+            subsets.append(subset)
+        for path, digest in ((subset.json_file, subset.ids_sha256) for subset in subsets):
+            if path.exists() and json.loads(path.read_bytes()).get("subset", {}).get("ids_sha256") != digest:
+                raise DataError(
+                    f"{path} exists and holds other images; remove it, or draw with the seed it was made with"
+                )
+        for subset in subsets:
+            chosen = set(order[: subset.images])
+            record = {"source": source, "seed": seed, "images": subset.images, "ids_sha256": subset.ids_sha256}
+            parts = {
+                **{key: value for key, value in content.items() if key not in ("images", "annotations")},
+                "subset": record,
+                "images": [image for number, image in images.items() if number in chosen],
+                "annotations": [one for number in images if number in chosen for one in objects[number]],
+            }
+            write_atomically(subset.json_file, json.dumps(parts))
+            _enter(subset, entry)
             say(
                 f"{subset.name}: {subset.images:,} images, {subset.objects:,} objects, {subset.classes} classes; "
                 f"{subset.json_file} (ids sha256 {subset.ids_sha256[:12]})"
             )
-    return [subset for subset, _ in found]
+    return subsets
 
 
-def draw_order(ids: dict[int, Any], seed: int) -> list[int]:
-    """All image ids in the order that ``seed`` draws; the order in the json has no part in it."""
+def draw_order(ids: Iterable[int], seed: int) -> list[int]:
+    """All image ids in the order that ``seed`` draws; their order in the json has no part in it."""
     return np.random.default_rng(seed).permutation(np.array(sorted(ids))).tolist()
 
 
@@ -84,81 +101,41 @@ def label(size: int) -> str:
     return f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)
 
 
-def describe(entry: DatasetEntry, content: dict[str, Any], objects: dict[int, list], chosen: Sequence[int]) -> Subset:
-    """The subset of the images ``chosen``."""
-    held = [annotation for number in chosen for annotation in objects[number]]
-    classes = {annotation["category_id"] for annotation in held}
-    everywhere = {annotation["category_id"] for annotations in objects.values() for annotation in annotations}
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    size = label(len(chosen))
+def _classes(objects: dict[int, list[dict[str, Any]]], ids: Iterable[int]) -> set[int]:
+    """The category ids of the images ``ids``."""
+    return {one["category_id"] for number in ids for one in objects[number]}
+
+
+def _describe(
+    entry: DatasetEntry, chosen: list[int], objects: dict[int, list[dict[str, Any]]], names: dict[int, str]
+) -> Subset:
+    size, classes = label(len(chosen)), _classes(objects, chosen)
+    lost = [names[number] for number in sorted(_classes(objects, objects) - classes)]
+    digest = sha256("".join(f"{number}\n" for number in sorted(chosen)).encode()).hexdigest()
     json_file = entry.json_file.with_name(f"{entry.json_file.stem}_{size}.json")
-    ids = "".join(f"{number}\n" for number in sorted(chosen))
-    lost = [str(names[number]) for number in sorted(everywhere - classes)]
-    digest = hashlib.sha256(ids.encode()).hexdigest()
-    return Subset(f"{entry.name}_{size}", json_file, len(chosen), len(held), len(classes), lost, digest)
+    held = sum(len(objects[number]) for number in chosen)
+    return Subset(f"{entry.name}_{size}", json_file, len(chosen), held, len(classes), lost, digest)
 
 
-def next_seed(content: dict[str, Any], objects: dict[int, list], sizes: Sequence[int], seed: int) -> int | None:
-    """The first seed after ``seed`` whose smallest subset has every class."""
-    classes = {number: {annotation["category_id"] for annotation in held} for number, held in objects.items()}
-    everywhere = set().union(*classes.values())
-    for other in range(seed + 1, seed + 1 + MOST_SEEDS):
-        if set().union(*(classes[number] for number in draw_order(objects, other)[: min(sizes)])) == everywhere:
-            return other
-    return None
+def _next_seed(objects: dict[int, list[dict[str, Any]]], size: int, seed: int) -> int | None:
+    """The first seed after ``seed`` whose subset of ``size`` images has every class."""
+    every = _classes(objects, objects)
+    seeds = range(seed + 1, seed + 1 + MOST_SEEDS)
+    return next((other for other in seeds if _classes(objects, draw_order(objects, other)[:size]) == every), None)
 
 
-def write(
-    subset: Subset,
-    content: dict[str, Any],
-    images: dict[int, Any],
-    objects: dict[int, list],
-    chosen: Sequence[int],
-    origin: dict[str, Any],
-) -> None:
-    """The subset's json, the source's order kept, with where it comes from under ``subset``."""
-    wanted = set(chosen)
-    record = {**origin, "images": subset.images, "ids_sha256": subset.ids_sha256}
-    kept = {
-        **{key: value for key, value in content.items() if key not in ("images", "annotations")},
-        "subset": record,
-        "images": [image for number, image in images.items() if number in wanted],
-        "annotations": [annotation for number in images if number in wanted for annotation in objects[number]],
-    }
-    write_atomically(subset.json_file, json.dumps(kept))
-
-
-def enter(subset: Subset, entry: DatasetEntry) -> None:
+def _enter(subset: Subset, entry: DatasetEntry) -> None:
     """Add a line to ``<root>/catalog.yaml`` unless a catalog has the name already."""
     if subset.name in catalog_entries():
         return
-    catalog = datasets_root() / "catalog.yaml"
+    root = datasets_root()
+    catalog = root / "catalog.yaml"
     written = catalog.read_text() if catalog.is_file() else ""
-    fields: dict[str, Any] = {"json": str(_from_root(subset.json_file)), "images": str(_from_root(entry.image_root))}
-    fields.update({"drop_empty_boxes": True} if entry.drop_empty_boxes else {})
-    fields.update({"ap": entry.ap} if entry.ap else {})
+    fields: dict[str, Any] = {
+        key: str(path.relative_to(root) if path.is_relative_to(root) else path.absolute())
+        for key, path in (("json", subset.json_file), ("images", entry.image_root))
+    }
+    fields |= {"drop_empty_boxes": True} if entry.drop_empty_boxes else {}
+    fields |= {"ap": entry.ap} if entry.ap else {}
     line = f"{subset.name}: {json.dumps(fields)}\n"
     write_atomically(catalog, written + ("\n" if written and not written.endswith("\n") else "") + line)
-
-
-def _from_root(path: Path) -> Path:
-    root = datasets_root()
-    return path.relative_to(root) if path.is_relative_to(root) else path.absolute()
-
-
-def _check_free(subset: Subset) -> None:
-    """A file of that name may only be the same subset."""
-    if subset.json_file.exists():
-        known = json.loads(subset.json_file.read_bytes()).get("subset", {}).get("ids_sha256")
-        if known != subset.ids_sha256:
-            raise DataError(
-                f"{subset.json_file} exists and holds other images; remove it, or draw with the seed it was made with"
-            )
-
-
-def _explain_lost(subset: Subset, seed: int, better: int | None) -> str:
-    mend = f"--seed {better} keeps all" if better is not None else "choose a larger size"
-    return (
-        f"{subset.name} with seed {seed} would lose {len(subset.lost)} classes: {', '.join(subset.lost[:5])}"
-        f"{', ...' if len(subset.lost) > 5 else ''}; {mend}, or accept it with --allow-lost-classes"
-    )

@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -24,18 +24,7 @@ SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train"
 NAMES = {f"voc_{year}_{split}": (f"VOC{year}", split) for year, splits in SPLITS.items() for split in splits}
 PAPER_NAMES = ("voc_2007_trainval", "voc_2012_train", "voc_2012_val")  # section 5.2
 FILES = ("Annotations/{}.xml", "JPEGImages/{}.jpg")  # of an image
-MEND = "complete the tree from VOC's archives"
-
-
-class Prepared(NamedTuple):
-    """A json that is ready to be written, and what it holds."""
-
-    name: str
-    json_file: Path
-    text: str
-    images: int
-    objects: int
-    difficult: int
+FIX = "complete the tree from VOC's archives"
 
 
 class _Fault(Exception):
@@ -57,14 +46,22 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Calla
             raise DataError(
                 f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}"
             )
-    prepared = [_prepare(name, say) for name in dict.fromkeys(names)]
-    other = [str(one.json_file) for one in prepared if one.json_file.exists() and one.json_file.read_text() != one.text]
+    texts: dict[Path, str] = {}
+    reports = []
+    for name in dict.fromkeys(names):
+        year, split = NAMES[name]
+        content = read_split(datasets_root() / year, split, say)
+        path, objects = datasets_root() / year / f"instances_{split}.json", content["annotations"]
+        texts[path] = json.dumps(content)
+        difficult = sum(one["ignore"] for one in objects)
+        counts = f"{len(content['images']):,} images, {len(objects):,} objects, {difficult:,} of them difficult"
+        reports.append(f"{name}: {counts}; {path}")
+    other = [str(path) for path, text in texts.items() if path.exists() and path.read_text() != text]
     if other and not force:
         raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
-    for one in prepared:
-        write_atomically(one.json_file, one.text)
-        counts = f"{one.images:,} images, {one.objects:,} objects, {one.difficult:,} of them difficult"
-        say(f"{one.name}: {counts}; {one.json_file}")
+    for (path, text), report in zip(texts.items(), reports, strict=True):
+        write_atomically(path, text)
+        say(report)
 
 
 def read_split(folder: Path, split: str, say: Callable[[str], object] | None = None) -> dict[str, Any]:
@@ -78,8 +75,8 @@ def read_split(folder: Path, split: str, say: Callable[[str], object] | None = N
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     faults: dict[str, list[str]] = defaultdict(list)
-    ids = _ids(folder, split)
-    for number, name in enumerate(track(ids, f"reading {folder.name} {split}", len(ids), say), start=1):
+    names = _image_names(folder, split)
+    for number, name in enumerate(track(names, f"reading {folder.name} {split}", len(names), say), start=1):
         try:
             image, objects = _read_image(folder, name)
         except _Fault as fault:
@@ -91,34 +88,24 @@ def read_split(folder: Path, split: str, say: Callable[[str], object] | None = N
         ]
     if faults:
         problems = [Problem.of("error", kind, found) for kind, found in faults.items()]
-        raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {MEND}")
+        raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {FIX}")
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"PASCAL {folder.name} {split}"}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
 
-def _prepare(name: str, say: Callable[[str], object]) -> Prepared:
-    year, split = NAMES[name]
-    folder = datasets_root() / year
-    content = read_split(folder, split, say)
-    objects = content["annotations"]
-    difficult = sum(one["ignore"] for one in objects)
-    json_file = folder / f"instances_{split}.json"
-    return Prepared(name, json_file, json.dumps(content), len(content["images"]), len(objects), difficult)
-
-
-def _ids(folder: Path, split: str) -> list[str]:
+def _image_names(folder: Path, split: str) -> list[str]:
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
     missing = [str(path) for path in (folder / "Annotations", folder / "JPEGImages", listing) if not path.exists()]
     if missing:
         raise DataError(
             f"{folder.name} is not complete under {folder.parent} (set {ROOT_VARIABLE} to use another root): move or "
-            f"link VOCdevkit/{folder.name} there, {MEND}\n" + "\n".join(f"  missing {path}" for path in missing)
+            f"link VOCdevkit/{folder.name} there, {FIX}\n" + "\n".join(f"  missing {path}" for path in missing)
         )
-    ids = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-    if not ids or len(set(ids)) < len(ids):
-        raise DataError(f"{listing}: {len(ids)} ids, {len(set(ids))} different; expected each image once; {MEND}")
-    return ids
+    names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"{listing}: {len(names)} ids, {len(set(names))} different; expected each image once; {FIX}")
+    return names
 
 
 def _read_image(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
