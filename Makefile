@@ -1,27 +1,32 @@
-# Everything works from a fresh clone with python3 and make; see README.md.
+# Everything works from a fresh clone with python3 (3.11 or newer) and make; see README.md.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
-.PHONY: quickstart test test-slow lint docs
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint docs
 
-quickstart: $(INSTALLED)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) where there is none: make test VENV=PATH"
+
+quickstart: $(INSTALLED)  ## install, make a demo data set, train a small Mask R-CNN from scratch: minutes on a CPU
 	$(RUN) tools/prepare_digits.py
 	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
 
-test: $(INSTALLED)-dev
+test: $(INSTALLED)-dev  ## the tests but for those that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(INSTALLED)-dev
+test-slow: $(INSTALLED)-dev  ## the tests that take minutes
 	$(RUN) -m pytest -m slow
 
-lint: $(INSTALLED)-dev
+lint: $(INSTALLED)-dev  ## format, style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-docs: $(INSTALLED)
+docs: $(INSTALLED)  ## bring the tables and figures of README.md and docs/ up to date with results/
 	$(RUN) tools/render_docs.py
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
@@ -31,12 +36,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments; \
 	install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
-$(INSTALLED): setup.py | $(VENV)/bin/python
+$(INSTALLED): pyproject.toml | $(VENV)/bin/python
 	@echo "Installing scratch_det and what it needs: about 5 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable .
 	@touch $@
 
-$(INSTALLED)-dev: setup.py | $(VENV)/bin/python
+$(INSTALLED)-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing scratch_det, what it needs and its test tools: about 5 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(INSTALLED)

@@ -9,6 +9,7 @@ import shutil
 import socketserver
 import subprocess
 import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -291,5 +292,5 @@ class TestBrowser:
 
 
 def test_files_are_packaged() -> None:
-    named = re.search(r"package_data=(.*)", (ROOT / "setup.py").read_text())[1]
-    assert '"study/report/page.*"' in named
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "study/report/page.*" in setuptools["package-data"]["scratch_det"]

@@ -18,58 +18,14 @@ import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det import backends
-from scratch_det.config import LoadedConfig, get_cfg, load_config
+from scratch_det.config import load_config
 from scratch_det.config.schedule import learning_rate_line
-from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
 from scratch_det.engine.check import check, check_model
-from scratch_det.engine.datasets import coco_conflicts, shared_images
 from scratch_det.engine.plan import Request, Section
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml"
-
-
-def read(name: str = "toy_train") -> CocoDataset:
-    return read_coco(lookup(name), need_masks=True)
-
-
-class TestAgreement:
-    def test_categories(self, coco_factory):
-        coco_factory("a")
-        coco_factory("b", change=lambda c: c["categories"].reverse())
-        coco_factory(
-            "c",
-            change=lambda c: (
-                c["categories"][0].update(name="other"),
-                c["categories"].append({"id": 7, "name": "new"}),
-            ),
-        )
-        recipe = LoadedConfig(get_cfg(), frozenset(), frozenset(), get_cfg())
-        assert list(coco_conflicts(recipe, [read("a")], [read("b")])) == []
-        [message] = coco_conflicts(recipe, [read("a")], [read("c")])
-        assert "2 differ, id 2: other here, class2 there; id 7: new here, none there" in message
-
-    def test_number_of_classes(self, coco_factory, tmp_path):
-        coco_factory("a")
-        (tmp_path / "recipe.yaml").write_text("SEED: 1\n")
-        key = "MODEL.ROI_HEADS.NUM_CLASSES"
-        for same in ([], [key, 3]):
-            assert list(coco_conflicts(load_config(tmp_path / "recipe.yaml", same), [read("a")], [])) == []
-        [message] = coco_conflicts(load_config(tmp_path / "recipe.yaml", [key, 4]), [read("a")], [])
-        assert message.startswith(f"{key} is 4, but ")
-        assert message.endswith("has 3 categories; leave the key out: the data decides")
-
-    def test_images_that_are_trained_and_tested_on(self, coco_factory, datasets_root):
-        coco_factory("a")
-        coco_factory("b")
-        fields = {"json": "b/annotations.json", "images": "b/../a/images"}
-        catalog = datasets_root / "catalog.yaml"
-        catalog.write_text(catalog.read_text() + yaml.safe_dump({"c": fields}))
-        assert list(shared_images(read("a"), read("b"))) == []
-        [problem] = shared_images(read("a"), read("c"))
-        assert (problem.severity, problem.count) == ("notice", 4)
 
 
 class TestCurve:

@@ -1,0 +1,116 @@
+"""The command line of a run: its flags, and how it ends in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from scratch_det.engine.plan import Request
+
+MOST_LINES = 6
+TRAIN_NET = ROOT / "tools" / "train_net.py"
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every path below ``folder``, files with their bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("arguments", "overrides", "flags"),
+        [
+            (["SOLVER.BASE_LR", "0.01", "--resume"], ["SOLVER.BASE_LR", "0.01"], {"resume": True}),
+            (["--eval-only", "MODEL.WEIGHTS", "a.pth"], ["MODEL.WEIGHTS", "a.pth"], {"eval_only": True}),
+            (["SEED", "1", "--backend", "torchvision"], ["SEED", "1"], {"backend": "torchvision"}),
+            (["SEED", "1", "--resume", "OUTPUT_DIR", "x"], ["SEED", "1", "OUTPUT_DIR", "x"], {"resume": True}),
+            (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
+            (["--num-gpus", "0"], [], {}),
+            (["--keep-at", "27,47", "--keep-last", "1"], [], {"keep_at": (27, 47), "keep_last": 1}),
+            (["--stop-at", "7"], [], {"stop_at": 7}),
+            (["--scale-to-batch", "2", "--accumulate", "4"], [], {"scale_to_batch": 2, "accumulate": 4}),
+            (["--branch-from", "a/model_0000026.pth"], [], {"branch_from": "a/model_0000026.pth"}),
+            (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),
+        ],
+    )
+    def test_flags_may_stand_anywhere(self, train_net, train_net_module, monkeypatch, arguments, overrides, flags):
+        requests = []
+        monkeypatch.setattr(train_net_module, "start", lambda request, world: requests.append(request))
+        train_net("--config-file", "a.yaml", *arguments)
+        train_net(*arguments, "--config-file", "a.yaml")
+        assert requests == [Request("a.yaml", overrides, **flags)] * 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ("--foo", "unrecognized arguments: --foo"),
+            ("SOLVER.BASE_LR 0.01 --foo", "unrecognized arguments: --foo"),
+            ("SOLVER.BASE_LR 0.01 --foo=1", "unrecognized arguments: --foo=1"),
+            ("SOLVER.BASE_LR 0.01 -x", "unrecognized arguments: -x"),
+            ("--backend nonsense", "--backend: invalid choice: 'nonsense' (choose from"),
+            ("--num-gpus two", "--num-gpus: invalid int value: 'two'"),
+            ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
+            ("--config-file", "--config-file: expected one argument"),
+        ],
+    )
+    def test_unknown_flags_and_values(self, train_net, capsys, toy_recipe, tmp_path, arguments, expected):
+        before = contents(tmp_path)
+        with pytest.raises(SystemExit) as caught:
+            train_net("--config-file", toy_recipe, *arguments.split())
+        message = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert len(message.splitlines()) <= MOST_LINES
+        assert expected in message.splitlines()[-1]
+        assert contents(tmp_path) == before
+
+    def test_a_recipe_is_required(self, train_net, capsys):
+        with pytest.raises(SystemExit) as caught:
+            train_net("SOLVER.BASE_LR", "0.01")
+        assert caught.value.code == 2
+        assert "required: --config-file" in capsys.readouterr().err
+
+
+class TestProcess:
+    """The same in processes of their own."""
+
+    def run(self, *command) -> subprocess.CompletedProcess:
+        line = [sys.executable, *map(str, command)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    def test_config_error(self, toy_recipe, tmp_path):
+        done = self.run(TRAIN_NET, "--config-file", toy_recipe, "SOLVER.BASE_LRR", "0.1")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: command line: unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?\n"
+        assert not (tmp_path / "run").exists()
+
+    def test_truncated_jpeg(self, toy_recipe, datasets_root, tmp_path):
+        victim = datasets_root / "toy_train" / "images" / "2.jpg"
+        victim.write_bytes(victim.read_bytes()[:400])
+        done = self.run(TRAIN_NET, "--config-file", toy_recipe)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"error: {victim}: cannot be decoded")
+        assert "Traceback" not in done.stderr + done.stdout
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+    @pytest.mark.parametrize(
+        ("arguments", "code"),
+        [
+            ("--help", 0),
+            ("--foo", 2),
+            ("SOLVER.BASE_LRR 1", 2),
+            ("MODEL.BACKBONE.FREEZE_AT 2", 2),
+            ("DATASETS.TRAIN ('nothing',)", 2),
+            ("MODEL.WEIGHTS /nowhere/a.pth", 2),
+        ],
+    )
+    def test_answers_without_torch(self, toy_recipe, arguments, code):
+        script = (
+            "import runpy, sys\nsys.argv.pop(0)\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as stop:\n    print('exit', stop.code, 'torch' in sys.modules)\n"
+        )
+        done = self.run("-c", script, TRAIN_NET, "--config-file", toy_recipe, *arguments.split())
+        assert done.stdout.splitlines()[-1] == f"exit {code} False"
