@@ -19,7 +19,7 @@ from scratch_det.evaluation.coco import (
     format_per_class,
     format_table,
     load_truth,
-    score,
+    run_cocoeval,
     to_json_numbers,
 )
 from scratch_det.evaluation.diagnosis import explain_low_ap
@@ -156,7 +156,7 @@ def test_numbers_equal_pycocotools(request, source, task):
     results = results_of(json.loads(path.read_text()), noise=4)
     reference = pycocotools_eval(path, results, task)
     truth = load_truth(path)
-    ours = score(truth, results, task, sorted(truth.imgs))
+    ours = run_cocoeval(truth, results, task, sorted(truth.imgs))
     ours.summarize()
     np.testing.assert_allclose(ours.stats[:12], reference.stats, atol=1e-6)
     metrics = evaluate_predictions(path, results, (task,))[task]

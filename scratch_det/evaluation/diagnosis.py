@@ -1,33 +1,33 @@
-"""Why is AP near zero? What the predictions themselves say."""
+"""Why is box AP near zero? What the predictions themselves say."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO
 from faster_coco_eval.core import mask as mask_api
 
-from scratch_det.evaluation.coco import Metrics, Result, load_truth
+from scratch_det.evaluation.coco import Metrics, Result, grouped, load_truth
 
 
 def explain_low_ap(json_file: str | Path, results: Sequence[Result], metrics: Metrics) -> str:
-    """At most eight lines on why box AP is below 1 or nan, from the predictions themselves; else an empty string."""
+    """At most eight lines on why box AP is below 1 % or nan; else an empty string."""
     box_ap = metrics.get("bbox", {}).get("AP", math.nan)
     if box_ap >= 1:
         return ""
     truth = load_truth(json_file)
-    images = set(truth.imgs)
-    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in images and not a["iscrowd"]]
-    found = [result for result in results if result["image_id"] in images]
+    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in truth.imgs and not a["iscrowd"]]
+    found = [result for result in results if result["image_id"] in truth.imgs]
     scores = np.array([result["score"] for result in found])
-    inside, any_class, own_class = _share_inside(truth, found), _recall(objects, found, False), _recall(objects, found)
+    inside = _share_inside(truth, found)
+    any_class, own_class = (_recall(objects, found, same_class) for same_class in (False, True))
+    without = len(truth.imgs.keys() - {result["image_id"] for result in found})
     lines = [
-        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(images)} images. What was predicted:",
+        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(truth.imgs)} images. What was predicted:",
         f"  predictions: {len(found)}; score above 0.05: {(scores > 0.05).sum()}, above 0.5: {(scores > 0.5).sum()}",
-        f"  images without a prediction: {len(images - {r['image_id'] for r in found})} of {len(images)}",
+        f"  images without a prediction: {without} of {len(truth.imgs)}",
         f"  predicted classes: {_top_classes(truth, found)}",
         f"  true classes: {_top_classes(truth, objects)}",
         f"  boxes inside their image: {inside:.0%}",
@@ -59,27 +59,27 @@ def _cause(
 
 def _share_inside(truth: COCO, found: Sequence[Result]) -> float:
     """The share of boxes that lie within their image (2 px tolerance) and are not empty; 0 without boxes."""
-    sizes = {key: (image["width"], image["height"]) for key, image in truth.imgs.items()}
-    boxes = np.array([[*r["bbox"], *sizes[r["image_id"]]] for r in found if "bbox" in r], float).reshape(-1, 6)
-    x, y, w, h, width, height = boxes.T
+    images = truth.imgs
+    boxes = [
+        (*r["bbox"], images[r["image_id"]]["width"], images[r["image_id"]]["height"]) for r in found if "bbox" in r
+    ]
+    x, y, w, h, width, height = np.array(boxes, float).reshape(-1, 6).T
     inside = (x > -2) & (y > -2) & (x + w < width + 2) & (y + h < height + 2) & (w > 0) & (h > 0)
-    return float(inside.mean()) if len(boxes) else 0.0
+    return float(inside.mean()) if boxes else 0.0
 
 
-def _recall(objects: Sequence[Result], found: Sequence[Result], same_class: bool = True) -> float:
+def _recall(objects: Sequence[Result], found: Sequence[Result], same_class: bool) -> float:
     """The share of objects that some predicted box meets with IoU 0.5 or more; of the same class, or of any."""
-    boxes: dict[Any, list] = {}
-    for result in found:
-        if "bbox" in result:
-            boxes.setdefault((result["image_id"], same_class and result["category_id"]), []).append(result["bbox"])
-    wanted: dict[Any, list] = {}
-    for thing in objects:
-        wanted.setdefault((thing["image_id"], same_class and thing["category_id"]), []).append(thing["bbox"])
-    hits = sum(
-        int((mask_api.iou(np.array(boxes[key], float), np.array(truth, float), [0] * len(truth)).max(0) >= 0.5).sum())
-        for key, truth in wanted.items()
-        if key in boxes
-    )
+
+    def by_image(items: Sequence[Result]) -> dict[tuple, list[Result]]:
+        return grouped(items, lambda item: (item["image_id"], same_class and item["category_id"]))
+
+    predicted, hits = by_image([result for result in found if "bbox" in result]), 0
+    for key, here in by_image(objects).items():
+        boxes, true = ([item["bbox"] for item in items] for items in (predicted[key], here))
+        if boxes:
+            ious = mask_api.iou(np.array(boxes, float), np.array(true, float), [0] * len(true))
+            hits += int((ious.max(0) >= 0.5).sum())
     return hits / max(1, len(objects))
 
 

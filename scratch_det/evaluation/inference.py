@@ -3,12 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from statistics import mean
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -21,71 +20,36 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.evaluation.coco import evaluate_predictions, format_table
 from scratch_det.evaluation.diagnosis import explain_low_ap
 from scratch_det.evaluation.metrics import TTA, detection_tasks
-from scratch_det.evaluation.tta import has_second_pass, predict_augmented, relative_cost
+from scratch_det.evaluation.tta import describe_cost, predict_augmented
 from scratch_det.evaluation.voc import evaluate_voc
-from scratch_det.log import clock, track
+from scratch_det.log import track
 
 logger = logging.getLogger("scratch_det")
-Item = TypeVar("Item")
 RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
     backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
 ) -> dict[str, Any]:
-    """Predict every image of ``data``, shared among the processes of ``group``, and score it in the main one.
+    """Predict every image of ``data``, shared among the ranks of ``group``, and score the predictions on rank 0.
 
     With TEST.AUG.ENABLED, do it again with test-time augmentation. Writes the predictions into ``out`` as COCO results,
-    augmented ones into ``out`` + "_TTA". Returns AP numbers in percent by task ("bbox", "segm", "keypoints", "bbox_TTA"
-    and so on) and detectron2's metric names; nothing in the other processes. Raises Stopped when the run was asked to.
+    augmented ones into ``out`` + "_TTA". Returns metrics in percent by task ("bbox", "segm", "keypoints", "bbox_TTA"
+    and so on) and score; an empty dict on other ranks. Raises Stopped when the run was asked to stop.
     """
     began = time.perf_counter()
     results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
     seconds = time.perf_counter() - began
-    metrics = score(cfg, data, results, out) if group.is_main else {}
-    if not cfg.TEST.AUG.ENABLED:
-        return metrics
-    logger.info(cost_line(cfg, data, seconds))
-    views = EvaluationSet(cfg, data, resized=False)
-    results = predict_dataset(
-        lambda batch: [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch],
-        views,
-        model,
-        data,
-        group,
-    )
-    return metrics | score(cfg, data, results, out, TTA) if group.is_main else {}
+    metrics = score_and_write(cfg, data, results, out) if group.is_main else {}
+    if cfg.TEST.AUG.ENABLED:
+        logger.info(describe_cost(cfg, data.images, seconds))
 
+        def predict(batch: list[Sample]) -> list[dict[str, Any]]:
+            return [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch]
 
-def score(
-    cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path, suffix: str = ""
-) -> dict[str, Any]:
-    """Write the predictions into ``out`` and say what they are worth; ``suffix`` ends names, the folder's too."""
-    out = out.with_name(out.name + suffix)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(results))
-    tasks, sigmas = detection_tasks(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS or None
-    if data.entry.ap:  # of boxes; the others have COCO's everywhere
-        metrics = evaluate_voc(data.entry.json_file, results, data.entry.ap)
-        metrics |= evaluate_predictions(data.entry.json_file, results, tasks[1:], oks_sigmas=sigmas)
-    else:
-        metrics = evaluate_predictions(data.entry.json_file, results, tasks, oks_sigmas=sigmas)
-    named = {task + suffix: values for task, values in metrics.items()}
-    logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
-    if not metrics["bbox"]["AP"] >= 1:
-        logger.warning(explain_low_ap(data.entry.json_file, results, metrics))
-    return named
-
-
-def cost_line(cfg: CfgNode, data: CocoDataset, seconds: float) -> str:
-    """What test-time augmentation is about to take, given the ``seconds`` of the plain evaluation before it."""
-    factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in data.images)
-    number = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
-    passes = "two passes (boxes, then what is in them)" if has_second_pass(cfg) else "one pass"
-    return (
-        f"test-time augmentation: {number} views of each of {len(data.images)} images, {passes}; {factor:.0f} times "
-        f"the pixels of the plain evaluation, which took {clock(seconds)}: about {clock(factor * seconds)}"
-    )
+        results = predict_dataset(predict, EvaluationSet(cfg, data, resized=False), model, data, group)
+        metrics |= score_and_write(cfg, data, results, out, TTA) if group.is_main else {}
+    return metrics
 
 
 def predict_dataset(
@@ -95,42 +59,59 @@ def predict_dataset(
     data: CocoDataset,
     group: Group,
 ) -> list[dict[str, Any]]:
-    """Detections of every image as COCO results: json ids, boxes x y width height in pixels of the original image.
+    """Detections of every image as COCO results: json ids, boxes [x, y, width, height] in px of the original image.
 
-    Each image is predicted once, in one of the processes of ``group``; the main one has all, in the json's order.
+    Each image is predicted once, by one of the ranks of ``group``; rank 0 returns all results, in the json's order.
     """
-    group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
+    group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     own: list[list[dict[str, Any]]] = []
     batches = evaluation_batches(dataset, dataset.cfg, group.world)
     for batch in track(batches, f"predicting {data.entry.name}", -(-len(dataset) // group.size), say=logger.info):
         if group.stop.requested:
             break
         for sample, found in zip(batch, predict(batch), strict=True):
-            own.append(_as_results(sample["image_id"], found, data.category_ids))
+            own.append(to_results(sample["image_id"], found, data.category_ids))
     if group.any(group.stop.requested):
         raise Stopped(group.stop)
-    return [result for image in _in_order(group.gather(own)) for result in image]
+    shares = group.gather(own)  # rank r of n has images r, r + n, r + 2n, ...
+    return [result for images in zip_longest(*shares, fillvalue=()) for image in images for result in image]
 
 
-def _in_order(shares: list[list[Item]]) -> Iterator[Item]:
-    """Images 0, n, 2n, ... come first in share 0, images 1, n + 1, ... in share 1, and so on."""
-    for turn in zip_longest(*shares, fillvalue=None):
-        yield from (item for item in turn if item is not None)
-
-
-def _as_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -> list[dict[str, Any]]:
+def to_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -> list[dict[str, Any]]:
+    """COCO results of one image; ``found`` as from ``backend.predict``: boxes [N, 4] x1 y1 x2 y2, px, and so on."""
     boxes = found["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
-    numbers = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
-    results = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in numbers
-    ]
+    fields = {
+        "category_id": [category_ids[label] for label in found["labels"].tolist()],
+        "bbox": boxes.tolist(),
+        "score": found["scores"].tolist(),
+    }
     if "masks" in found:
-        for result, mask in zip(results, found["masks"], strict=True):
-            result["segmentation"] = mask
-    if "keypoints" in found:
-        pixels = found["keypoints"] - torch.tensor([0.5, 0.5, 0])  # COCO has indices of pixels
-        for result, points in zip(results, pixels.flatten(1).tolist(), strict=True):
-            result["keypoints"] = points
-    return results
+        fields["segmentation"] = found["masks"]
+    if "keypoints" in found:  # COCO's are indices of pixels, ours places in px: the centre of pixel 0 is 0.5
+        fields["keypoints"] = (found["keypoints"] - torch.tensor([0.5, 0.5, 0])).flatten(1).tolist()
+    return [
+        {"image_id": image_id, **dict(zip(fields, values, strict=True))}
+        for values in zip(*fields.values(), strict=True)
+    ]
+
+
+def score_and_write(
+    cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path, suffix: str = ""
+) -> dict[str, Any]:
+    """Write the predictions into the folder ``out`` + ``suffix``; return and log the metrics of each task + ``suffix``.
+
+    A data set with ``ap`` has VOC's AP of boxes; masks and keypoints have COCO's everywhere.
+    """
+    out = out.with_name(out.name + suffix)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULTS_FILE).write_text(json.dumps(results))
+    json_file, tasks, metrics = data.entry.json_file, detection_tasks(cfg), {}
+    if data.entry.ap:
+        metrics, tasks = evaluate_voc(json_file, results, data.entry.ap), tasks[1:]
+    metrics |= evaluate_predictions(json_file, results, tasks, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)
+    named = {task + suffix: scores for task, scores in metrics.items()}
+    logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
+    if not metrics["bbox"]["AP"] >= 1:  # nan included
+        logger.warning(explain_low_ap(json_file, results, metrics))
+    return named

@@ -1,8 +1,8 @@
 """PASCAL VOC's box AP; results are COCO result dicts, as in ``scratch_det.evaluation.coco``.
 
-A detection is compared with the object of its class and image that it overlaps most, and is right when their IoU is
-above the threshold and no higher-scored detection took that object; a second one on it is an error. Difficult objects
-(``ignore`` 1, as well as crowds) do not count, nor do the detections whose best object is one.
+A detection is compared with the object of its class and image that it overlaps most. It is right when their IoU is
+above the threshold and no detection with a higher score took that object; a second one on it is an error. Difficult
+objects (``ignore`` 1) and crowds do not count, nor do the detections whose best object is one.
 
 VOC's devkit computes IoU from 1-based pixels that belong to the box, width = xmax - xmin + 1. In COCO's boxes
 (x = xmin - 1, width up to xmax) that is the plain IoU, so no +1 appears here. detectron2's evaluator is the same but
@@ -10,15 +10,14 @@ for rounding: it writes scores to 0.001 and corners to 0.1 px before it reads th
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from scratch_det.evaluation.coco import IOU_THRESHOLDS, Metrics, Result, at_iou, check_ids, load_truth
+from scratch_det.evaluation.coco import IOU_THRESHOLDS, Metrics, Result, at_iou, check_ids, grouped, load_truth
 from scratch_det.evaluation.metrics import metrics_of
 
 Curve = Callable[[np.ndarray, np.ndarray], float]  # recall and precision after each detection, best score first
@@ -34,12 +33,11 @@ def evaluate_voc(json_file: str | Path, results: Sequence[Result], ap: str) -> M
     """
     truth = load_truth(json_file)
     check_ids(truth, results, sorted(truth.imgs))
-    objects, found = _by_class(truth.dataset["annotations"]), _by_class(results)
+    objects, found = (grouped(items, itemgetter("category_id")) for items in (truth.dataset["annotations"], results))
     names = {number: category["name"] for number, category in sorted(truth.cats.items())}
     aps = np.array([class_ap(objects[number], found[number], CURVES[ap]) for number in names]) * 100
-    metrics = {
-        score: _mean(aps[:, at_iou(metric.iou)]) for score, metric in metrics_of("bbox").items() if metric.area == "all"
-    }
+    of_all_sizes = {score: metric for score, metric in metrics_of("bbox").items() if metric.area == "all"}
+    metrics = {score: _mean(aps[:, at_iou(metric.iou)]) for score, metric in of_all_sizes.items()}
     if len(names) > 1:
         metrics |= {f"AP-{name}": _mean(row) for name, row in zip(names.values(), aps, strict=True)}
         metrics |= {f"AP50-{name}": _mean(row[:1]) for name, row in zip(names.values(), aps, strict=True)}
@@ -48,20 +46,34 @@ def evaluate_voc(json_file: str | Path, results: Sequence[Result], ap: str) -> M
 
 def class_ap(objects: Sequence[Result], found: Sequence[Result], curve: Curve) -> np.ndarray:
     """The AP of one class at each of IOU_THRESHOLDS, from 0 to 1; nan without an object that counts."""
-    passed_over = np.array([bool(one.get("ignore") or one["iscrowd"]) for one in objects], dtype=bool)
-    number = int((~passed_over).sum())
-    if not number:
+    ignored = np.array([bool(one.get("ignore") or one["iscrowd"]) for one in objects], dtype=bool)
+    if ignored.all():
         return np.full(len(IOU_THRESHOLDS), math.nan)
     found = sorted(found, key=lambda one: -one["score"])
     best, iou = _best_objects(objects, found)
     aps = []
     for threshold in IOU_THRESHOLDS:
-        met = iou > threshold
-        counted = ~(met & passed_over[best])
-        right = _first_of_each(np.where(met, best, -1))[counted]
-        hits = right.cumsum()
-        aps.append(curve(hits / number, hits / np.arange(1, len(hits) + 1)))
+        is_met = iou > threshold
+        first = np.zeros(len(found), dtype=bool)  # whether no detection with a higher score took the same object
+        first[np.unique(np.where(is_met, best, -1), return_index=True)[1]] = True
+        hits = (is_met & first)[~(is_met & ignored[best])].cumsum()
+        aps.append(curve(hits / (~ignored).sum(), hits / np.arange(1, len(hits) + 1)))
     return np.array(aps)
+
+
+def _best_objects(objects: Sequence[Result], found: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each detection: the index of the object in its image that it overlaps most, int [N], and their IoU [N].
+
+    Both are 0 where its image has no object.
+    """
+    best, iou = np.zeros(len(found), dtype=int), np.zeros(len(found))
+    here = grouped(range(len(objects)), lambda index: objects[index]["image_id"])
+    for image, indices in grouped(range(len(found)), lambda index: found[index]["image_id"]).items():
+        if there := here[image]:
+            boxes, true = ([items[i]["bbox"] for i in at] for items, at in ((found, indices), (objects, there)))
+            ious = mask_api.iou(np.array(boxes, float), np.array(true, float), [0] * len(true))
+            best[indices], iou[indices] = np.array(there)[ious.argmax(1)], ious.max(1)
+    return best, iou
 
 
 def area(recall: np.ndarray, precision: np.ndarray) -> float:
@@ -79,47 +91,6 @@ def eleven_points(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 CURVES: dict[str, Curve] = {"voc_area": area, "voc_11point": eleven_points}
-
-
-def _best_objects(objects: Sequence[Result], found: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection: the place in ``objects`` of the one in its image that it overlaps most, and their IoU.
-
-    0 and an IoU of 0 where its image has none.
-    """
-    best, iou = np.zeros(len(found), dtype=int), np.zeros(len(found))
-    here = _by_image(objects)
-    for image, places in _by_image(found).items():
-        if image in here:
-            ious = mask_api.iou(_boxes(found, places), _boxes(objects, here[image]), [0] * len(here[image]))
-            best[places], iou[places] = np.array(here[image])[ious.argmax(1)], ious.max(1)
-    return best, iou
-
-
-def _first_of_each(numbers: np.ndarray) -> np.ndarray:
-    """Whether each number is at least 0 and stands there for the first time."""
-    values, places = np.unique(numbers, return_index=True)
-    first = np.zeros(len(numbers), dtype=bool)
-    first[places[values >= 0]] = True
-    return first
-
-
-def _boxes(items: Sequence[Result], places: list[int]) -> np.ndarray:
-    return np.array([items[place]["bbox"] for place in places], dtype=float)
-
-
-def _by_class(items: Sequence[Result]) -> dict[int, list[Result]]:
-    classes: dict[int, list[Result]] = defaultdict(list)
-    for item in items:
-        classes[item["category_id"]].append(item)
-    return classes
-
-
-def _by_image(items: Sequence[Result]) -> dict[Any, list[int]]:
-    """Image id -> places in ``items``."""
-    images: dict[Any, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
-        images[item["image_id"]].append(place)
-    return images
 
 
 def _mean(aps: np.ndarray) -> float:
