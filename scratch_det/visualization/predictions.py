@@ -1,6 +1,4 @@
-"""One image with its objects drawn over it, and labels that stay legible where objects crowd.
-
-One picture of truth beside prediction, for looking at what a detector has learnt.
+"""One picture of truth beside prediction, for looking at what a detector has learnt.
 
 A sample is ``{"image", "truth", "prediction"}`` and optionally ``"title"``. The image is uint8 [H, W, 3] RGB. Truth and
 prediction are dicts of ``boxes`` float [N, 4] (x0, y0, x1, y1 in px), ``labels`` int [N] (0-based), ``masks`` (N COCO
@@ -9,141 +7,30 @@ RLEs, bool [N, H, W], or None), optionally ``keypoints`` [N, K, 3] (x, y, v); th
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval.core import mask as mask_api
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
 from scratch_det.errors import DataError
 from scratch_det.visualization.curves import save_figure
 
-Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in px of the tile, y downwards
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object to draw: box in px of the tile, mask bool [h, w] of the tile or None, keypoints [K, 3] or None."""
-
-    box: Rect
-    text: str
-    color: str
-    mask: np.ndarray | None
-    keypoints: np.ndarray | None
-    dashed: bool
-
-
-def draw_tile(axes: Axes, image: np.ndarray, size: tuple[int, int], things: Sequence[Thing], note: str) -> None:
-    """Draw the image, masks, boxes and keypoints (large things first), then labels, then the note.
-
-    ``size`` is the (width, height) of the axes in px.
-    """
-    width, height = size
-    axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear", aspect="auto")
-    by_size = sorted(things, key=lambda thing: -area(thing.box))
-    axes.imshow(_overlay(by_size, width, height), extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
-    for thing in by_size:
-        x0, y0, x1, y1 = thing.box
-        style = {"lw": 1.2, "ls": (0, (4, 3))} if thing.dashed else {"lw": 1.8}
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=thing.color, **style))
-        if thing.keypoints is not None:
-            x, y, visible = thing.keypoints.T
-            axes.scatter(
-                x[visible > 0], y[visible > 0], s=14, c=thing.color, edgecolors="white", linewidths=0.7, zorder=3
-            )
-    _draw_labels(axes, things, width, height)
-    if note:
-        box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 3}
-        axes.text(width / 2, height - 8, note, color="white", fontsize=8, ha="center", va="bottom", bbox=box, zorder=6)
-    axes.set(xlim=(0, width), ylim=(height, 0))
-
-
-def _overlay(things: Sequence[Thing], width: int, height: int) -> np.ndarray:
-    """Float RGBA [height, width, 4]: every mask in its class's colour, translucent, with an opaque rim."""
-    overlay = np.zeros((height, width, 4))
-    for thing in things:
-        if thing.mask is not None:
-            overlay[thing.mask] = (*to_rgb(thing.color), 0.15 if thing.dashed else 0.4)
-            overlay[_rim(thing.mask)] = (*to_rgb(thing.color), 0.5 if thing.dashed else 0.9)
-    return overlay
-
-
-def _rim(mask: np.ndarray) -> np.ndarray:
-    """The px of a mask that have a neighbour outside it."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
-
-
-def _draw_labels(axes: Axes, things: Sequence[Thing], width: int, height: int) -> None:
-    """Name and score on the class's colour, at the corner of the box where least is covered.
-
-    A label that could only stand on others is left out: the colour of its box still names the class.
-    """
-    taken: list[Rect] = []
-    boxes = [thing.box for thing in things]
-    for thing in things:
-        style = {"facecolor": thing.color, "edgecolor": "none", "pad": 1.2}
-        text = axes.text(0, 0, thing.text, fontsize=8, color=_ink(thing.color), bbox=style, zorder=5, va="top")
-        extent = text.get_window_extent(axes.figure.canvas.get_renderer())  # type: ignore[attr-defined]
-        places = _places(thing.box, extent.width + 5, extent.height + 5, (width, height))
-        best = min(places, key=lambda place: 3 * _covered(place, taken) + _hidden(place, boxes))
-        if _covered(best, taken) > 0.15:
-            text.remove()
-            continue
-        taken.append(best)
-        text.set_position((best[0] + 2.5, best[1] + 2.5))
-
-
-def _places(box: Rect, w: float, h: float, tile: tuple[int, int]) -> list[Rect]:
-    """Where a label of w x h px may stand within the tile, the usual first: above the box, below, inside, beside."""
-    x0, y0, x1, y1 = box
-    spots = [(x, y) for y in (y0 - h, y1, y0, y1 - h) for x in (x0, x1 - w)]
-    spots += [(x, (y0 + y1 - h) / 2) for x in (x1, x0 - w)]
-    inside = [(min(max(x, 0), max(0, tile[0] - w)), min(max(y, 0), max(0, tile[1] - h))) for x, y in spots]
-    return [(x, y, x + w, y + h) for x, y in inside]
-
-
-def _covered(place: Rect, labels: Sequence[Rect]) -> float:
-    """How much of a label lies on other labels, as a share of its own area."""
-    return sum(_overlap(place, other) for other in labels) / area(place)
-
-
-def _hidden(place: Rect, boxes: Sequence[Rect]) -> float:
-    """The sum over all objects of the share of their box that the label would hide: small objects weigh most."""
-    return sum(_overlap(place, box) / max(area(box), 1.0) for box in boxes)
-
-
-def _overlap(a: Rect, b: Rect) -> float:
-    """The common area of two rectangles, px."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def area(box: Rect) -> float:
-    """Of a rectangle, px."""
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _ink(color: str) -> str:
-    """Black on light colours, white on dark."""
-    red, green, blue = to_rgb(color)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-
-
 SIDES = ("truth", "prediction")
 DPI = 100
 TILE = 400  # px of the longer side of every image in the picture
-MARGIN, PAIR_GAP, COLUMN_GAP, HEADER, TITLE, FOOTER = 14, 6, 26, 30, 20, 30  # px
+GAP, TITLE, FOOTER = 14, 22, 30  # px between tiles, above each tile, and below all
 MOST_OBJECTS = 60  # per tile, best scores first
 THRESHOLD = 0.5  # of the score, for predictions to be shown
-FALLBACK = 3  # boxes shown, dashed, where none reaches it
+FALLBACK = 3  # boxes shown, with thin lines, where no score reaches it
 # Colours that differ from each other and from most photographs; classes take them in turn.
 PALETTE = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4",
@@ -153,34 +40,41 @@ PALETTE = (
 
 
 def draw_predictions(
-    samples: Sequence[Mapping[str, Any]],
-    classes: Sequence[str],
-    out_png: str | Path,
-    columns: int = 2,
+    samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path, columns: int = 2
 ) -> Path:
     """Draw truth (left) and prediction (right) of every sample, ``columns`` pairs a row; return the path of the PNG.
 
-    Where no score reaches THRESHOLD the best few are dashed, and the tile says so. Raises DataError for no samples.
+    Where no score reaches THRESHOLD, the best few have thin lines and a note. Raises DataError for no samples.
     """
     if not samples:
         raise DataError("no samples to draw: expected at least one image with its truth and prediction")
     columns = min(columns, len(samples))
-    colors = _class_colors(samples, len(classes))
-    sizes = [_tile_size(sample["image"]) for sample in samples]
-    corners, (width, height) = _place_tiles(sizes, columns)
+    sizes = [tile_size(sample["image"]) for sample in samples]
+    widths = [max(width for _, width in sizes[column::columns]) for column in range(columns) for _ in SIDES]
+    heights = [max(height for height, _ in sizes[start : start + columns]) for start in range(0, len(sizes), columns)]
+    width = sum(widths) + GAP * (len(widths) + 1)
+    height = sum(heights) + TITLE * len(heights) + FOOTER
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    for sample, size, pair in zip(samples, sizes, corners, strict=True):
-        for side, corner in zip(SIDES, pair, strict=True):
-            axes = _add_axes(figure, corner, size)
-            draw_tile(axes, sample["image"], size, *_things(sample, side, classes, colors, size))
-        title_at = (pair[0][0], pair[0][1] - 5)
-        _write(figure, title_at, str(sample.get("title", "")), ha="left", va="bottom", color="#666666", fontsize=8)
-    _write_frame(figure, corners, sizes, columns)
+    places = {"left": GAP / width, "right": 1 - GAP / width, "top": 1 - TITLE / height, "bottom": FOOTER / height}
+    spaces = {"wspace": GAP / np.mean(widths), "hspace": TITLE / np.mean(heights)}  # in parts of the mean tile
+    ratios = {"width_ratios": widths, "height_ratios": heights}
+    grid = figure.subplots(len(heights), len(widths), squeeze=False, gridspec_kw={**places, **spaces, **ratios})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    colors = class_colors(samples, len(classes))
+    for number, sample in enumerate(samples):
+        row, column = divmod(number, columns)
+        for axes, side in zip(grid[row, 2 * column :], SIDES, strict=False):
+            draw_tile(axes, sample, side, classes, colors)
+            title = f"{side}: {sample['title']}" if side == "truth" and sample.get("title") else side
+            axes.set_title(title, loc="left", fontsize=9, color="#444444", pad=4)
+    words = f"predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
+    figure.text(GAP / width, FOOTER / 2 / height, words, va="center", fontsize=9, color="#444444")
     return save_figure(figure, out_png)
 
 
-def _class_colors(samples: Sequence[Mapping[str, Any]], count: int) -> dict[int, str]:
+def class_colors(samples: Sequence[Mapping[str, Any]], count: int) -> dict[int, str]:
     """A colour per label: by its number where the palette has one for each class, else by its frequency here."""
     if count <= len(PALETTE):
         return dict(enumerate(PALETTE))
@@ -188,114 +82,100 @@ def _class_colors(samples: Sequence[Mapping[str, Any]], count: int) -> dict[int,
     return {label: PALETTE[rank % len(PALETTE)] for rank, (label, _) in enumerate(seen.most_common())}
 
 
-def _tile_size(image: np.ndarray) -> tuple[int, int]:
-    """(width, height) in px of the picture: the longer side is TILE."""
-    height, width = image.shape[:2]
-    scale = TILE / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def tile_size(image: np.ndarray) -> tuple[int, int]:
+    """Height and width in px of the picture: the longer side is TILE."""
+    scale = TILE / max(image.shape[:2])
+    return max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
 
 
-def _place_tiles(sizes: Sequence[tuple[int, int]], columns: int) -> tuple[list[tuple], tuple[int, int]]:
-    """The top-left corners of each (truth, prediction) pair, and the picture's (width, height), all in px.
+def draw_tile(
+    axes: Axes, sample: Mapping[str, Any], side: str, classes: Sequence[str], colors: Mapping[int, str]
+) -> None:
+    """Draw the image and one side's objects, large ones first, then labels, then a note where something is missing."""
+    items, size = sample[side], tile_size(sample["image"])
+    chosen, is_fallback = choose(items)
+    scale = size[1] / sample["image"].shape[1]
+    boxes = torch.as_tensor(np.asarray(items["boxes"], float).reshape(-1, 4))[chosen] * scale
+    labels = [int(items["labels"][i]) for i in chosen]
+    own_colors = [colors.get(label, PALETTE[-1]) for label in labels]
+    tile = F.resize(torch.tensor(sample["image"]).permute(2, 0, 1), list(size))
+    by_size = sorted(range(len(chosen)), key=lambda k: -_area(boxes[k]))
+    for k in by_size:
+        if items.get("masks") is not None:
+            mask = items["masks"][chosen[k]]
+            mask = torch.as_tensor(mask_api.decode(mask) if isinstance(mask, Mapping) else mask).bool()
+            mask = F.resize(mask[None], list(size), interpolation=F.InterpolationMode.NEAREST_EXACT)
+            tile = draw_segmentation_masks(tile, mask, 0.15 if is_fallback else 0.45, own_colors[k])
+    for k in by_size:
+        tile = draw_bounding_boxes(tile, boxes[k : k + 1], colors=own_colors[k], width=1 if is_fallback else 3)
+        if items.get("keypoints") is not None:
+            points = torch.as_tensor(items["keypoints"][chosen[k]])[None]
+            for color, radius in (("white", 4), (own_colors[k], 3)):
+                tile = draw_keypoints(tile, points[..., :2] * scale, None, color, radius, visibility=points[..., 2] > 0)
+    axes.imshow(tile.permute(1, 2, 0).numpy(), extent=(0, size[1], size[0], 0))
+    names = [classes[label] if 0 <= label < len(classes) else f"class {label}" for label in labels]
+    if "scores" in items:
+        names = [f"{name}: {shown(items['scores'][i])}" for name, i in zip(names, chosen, strict=True)]
+    _draw_labels(axes, boxes.numpy(), names, own_colors, size)
+    note = f"no score reaches {THRESHOLD:g}; thin lines: the best {len(chosen)}" if is_fallback else ""
+    if not len(chosen):
+        note = "no objects" if side == "truth" else "no predictions"
+    if note:
+        box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 3}
+        at = size[1] / 2, size[0] - 8
+        axes.text(*at, note, color="white", fontsize=8, ha="center", va="bottom", bbox=box, zorder=6)
 
-    A column is as wide as its widest image and a row as high as its highest; the others stand in the middle.
+
+def choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
+    """Indices of the objects to draw, at most MOST_OBJECTS, and whether they are a fallback.
+
+    Of the truth the largest; of a prediction all that reach THRESHOLD by falling score, or if none does the best few.
     """
-    widths = [max(w for w, _ in sizes[column::columns]) for column in range(columns)]
-    starts = range(0, len(sizes), columns)
-    heights = [max(h for _, h in sizes[start : start + columns]) for start in starts]
-    lefts = [MARGIN + sum(2 * w + PAIR_GAP + COLUMN_GAP for w in widths[:column]) for column in range(columns)]
-    tops = [HEADER + TITLE + sum(h + TITLE for h in heights[:row]) for row in range(len(heights))]
-    corners = []
-    for number, (width, height) in enumerate(sizes):
-        row, column = divmod(number, columns)
-        x = lefts[column] + (widths[column] - width) // 2
-        y = tops[row] + (heights[row] - height) // 2
-        corners.append(((x, y), (x + widths[column] + PAIR_GAP, y)))
-    return corners, (lefts[-1] + 2 * widths[-1] + PAIR_GAP + MARGIN, tops[-1] + heights[-1] + FOOTER)
-
-
-def _add_axes(figure: Figure, corner: tuple[int, int], size: tuple[int, int]) -> Axes:
-    """Axes that cover exactly these px of the picture and whose data coordinates are px of the tile, y downwards."""
-    total_width, total_height = figure.get_size_inches() * DPI
-    (x, y), (width, height) = corner, size
-    box = (x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height)
-    axes = figure.add_axes(box)
-    axes.set_axis_off()
-    return axes
-
-
-def _things(
-    sample: Mapping[str, Any],
-    side: str,
-    classes: Sequence[str],
-    colors: Mapping[int, str],
-    size: tuple[int, int],
-) -> tuple[list[Thing], str]:
-    """What to draw on one side, most important first, and a note for the tile (empty when all is as expected)."""
-    items = sample[side]
-    chosen, dashed = _choose(items)
-    scale = size[0] / sample["image"].shape[1]
-    things = []
-    for i in chosen[:MOST_OBJECTS]:
-        label = int(items["labels"][i])
-        name = classes[label] if 0 <= label < len(classes) else f"class {label}"
-        text = f"{name}: {_shown(items['scores'][i])}" if "scores" in items else name
-        box = tuple(float(value) * scale for value in items["boxes"][i])
-        mask, points = _mask(items.get("masks"), i, size), _keypoints(items.get("keypoints"), i, scale)
-        things.append(Thing(box, text, colors.get(label, PALETTE[-1]), mask, points, dashed))
-    return things, _note(side, len(things), dashed)
-
-
-def _choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
-    """The indices to draw and whether they are a fallback: large objects of the truth first; of a prediction all that
-    reach THRESHOLD by falling score, or if none does the best few."""
     if "scores" not in items:
-        areas = [area(box) for box in items["boxes"]]
-        return np.argsort(-np.array(areas), kind="stable"), False
+        return np.argsort([-_area(box) for box in items["boxes"]], kind="stable")[:MOST_OBJECTS].astype(int), False
     scores = np.asarray(items["scores"], float).reshape(-1)
     order = np.argsort(-scores, kind="stable")
-    above = order[scores[order] >= THRESHOLD]
-    return (above, False) if len(above) else (order[:FALLBACK], True)
+    above = order[scores[order] >= THRESHOLD][:MOST_OBJECTS]
+    return (above, False) if len(above) or not len(order) else (order[:FALLBACK], True)
 
 
-def _shown(score: float) -> Decimal:
-    """Two decimals, rounded down: what does not reach THRESHOLD must not look as if it did."""
+def shown(score: float) -> Decimal:
+    """Two decimals, rounded down: a score below THRESHOLD must not look as if it reached it."""
     return Decimal(str(score)).quantize(Decimal("0.01"), ROUND_FLOOR)
 
 
-def _note(side: str, count: int, dashed: bool) -> str:
-    if not count:
-        return "no objects" if side == "truth" else "no predictions"
-    return f"no score reaches {THRESHOLD:g}; dashed: the best {count}" if dashed else ""
+def _area(box: Sequence[float]) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _mask(masks: Any, index: int, size: tuple[int, int]) -> np.ndarray | None:
-    """Mask ``index``, RLE or bool [H, W], as bool [h, w] in px of the tile."""
-    if masks is None:
-        return None
-    mask = mask_api.decode(masks[index]) if isinstance(masks[index], Mapping) else np.asarray(masks[index])
-    width, height = size
-    rows = (np.arange(height) + 0.5) * mask.shape[0] / height
-    columns = (np.arange(width) + 0.5) * mask.shape[1] / width
-    return mask[np.ix_(rows.astype(int), columns.astype(int))].astype(bool)
+def _draw_labels(
+    axes: Axes, boxes: np.ndarray, names: Sequence[str], colors: Sequence[str], size: tuple[int, int]
+) -> None:
+    """Name and score on the class's colour, at the corner of the box where they cover least of labels and boxes.
+
+    A label that would cover others everywhere is left out: the colour of its box still names the class.
+    """
+    taken, areas = np.zeros((0, 4)), np.maximum(_overlap(boxes, boxes).diagonal(), 1.0)
+    for (x0, y0, x1, y1), name, color in zip(boxes, names, colors, strict=True):
+        ink = "black" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.5 else "white"  # by the colour's luminance
+        style = {"facecolor": color, "edgecolor": "none", "pad": 1.2}
+        text = axes.text(0, 0, name, fontsize=8, color=ink, bbox=style, zorder=5, va="top")
+        extent = text.get_window_extent(axes.figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        w, h = extent.width + 5, extent.height + 5
+        corners = [(x, y) for y in (y0 - h, y1, y0, y1 - h) for x in (x0, x1 - w)]  # above the box, below, inside
+        corners = np.clip(corners, 0, np.maximum(0, (size[1] - w, size[0] - h)))
+        places = np.hstack([corners, np.add(corners, (w, h))])
+        covered = _overlap(places, taken).sum(1) / (w * h)
+        hidden = (_overlap(places, boxes) / areas).sum(1)  # by shares of boxes: small objects weigh most
+        best = np.argmin(3 * covered + hidden)
+        if covered[best] > 0.15:
+            text.remove()
+            continue
+        taken = np.vstack([taken, places[best]])
+        text.set_position(corners[best] + 2.5)
 
 
-def _keypoints(keypoints: Any, index: int, scale: float) -> np.ndarray | None:
-    return None if keypoints is None else np.asarray(keypoints, float)[index] * (scale, scale, 1)
-
-
-def _write(figure: Figure, at: tuple[float, float], words: str, **style: Any) -> None:
-    """Text at (x, y) px of the picture, y downwards."""
-    width, height = figure.get_size_inches() * DPI
-    figure.text(at[0] / width, 1 - at[1] / height, words, **style)
-
-
-def _write_frame(figure: Figure, corners: Sequence[tuple], sizes: Sequence[tuple[int, int]], columns: int) -> None:
-    """The header over each column and the footer that states the threshold."""
-    for column in range(columns):
-        for side, words in enumerate(SIDES):
-            middle = corners[column][side][0] + sizes[column][0] / 2
-            _write(figure, (middle, HEADER / 2 + 4), words, ha="center", va="center", fontsize=12, fontweight="bold")
-    height = figure.get_size_inches()[1] * DPI
-    words = f"predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
-    _write(figure, (MARGIN, height - FOOTER / 2), words, ha="left", va="center", fontsize=9, color="#444444")
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The common areas [N, M], px^2, of boxes [N, 4] and [M, 4]."""
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    return sides.clip(min=0).prod(axis=2)
