@@ -43,7 +43,7 @@ def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title:
     panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
     for axes, draw in zip(panels, (draw_losses, draw_rate, draw_scores), strict=True):
         draw(axes, series)
-        _style(axes)
+    _style(list(panels))
     figure.align_ylabels()
     return save_figure(figure, out_png)
 
@@ -81,13 +81,14 @@ def comparison(runs: Mapping[str, Series], keys: Sequence[str]) -> Figure:
     """A panel for each key, with a line for each run that has it."""
     metrics = all_metrics()
     figure = Figure(figsize=(9, 3.2 * len(keys)), dpi=120, layout="constrained")
-    for axes, key in zip(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0], keys, strict=True):
+    panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, key in zip(panels, keys, strict=True):
         for (label, series), color in zip(runs.items(), cycle(COLORS), strict=False):
             if key in series:
                 x, y = _thin(*series[key])
                 axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
         axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
-        _style(axes)
+    _style(list(panels))
     return figure
 
 
@@ -193,16 +194,17 @@ def _say(axes: Axes, words: str) -> None:
     axes.set_yticks([])
 
 
-def _style(axes: Axes) -> None:
-    """The style of all panels; the legend is beside the panel, where it covers no data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", lw=0.8)
-    axes.set_axisbelow(True)
+def _style(panels: Sequence[Axes]) -> None:
+    """The style of panels that share their x axis; legends are beside the panels, where they cover no data."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", lw=0.8)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False, fontsize=9)
     thousands = FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
+    axes = panels[-1]
     axes.xaxis.set_major_formatter(thousands)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=0)  # when all lines are drawn: it ends the automatic scaling
     axes.set_xlabel("iteration")
-    axes.label_outer()
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False, fontsize=9)

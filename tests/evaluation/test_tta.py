@@ -18,7 +18,7 @@ from scratch_det.config import check_config, load_config
 from scratch_det.errors import ConfigError
 from scratch_det.evaluation.tta import merge, predict_augmented, relative_cost, views_of
 
-SMALL = Path(__file__).parents[1] / "configs/Digits/quickstart.yaml"
+SMALL = Path(__file__).parents[2] / "configs/Digits/quickstart.yaml"
 AUG = (
     "TEST.AUG.ENABLED",
     "True",

@@ -1,19 +1,27 @@
-"""Pictures: written whole, of the promised size, not blank, whatever the run or the images look like."""
+"""Curves: panels, lines, colours, labels and numbers of any run, and of several runs over each other."""
 
 import json
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.evaluation.metrics import BLACK, BLUE, COLORS, VERMILION
 from scratch_det.study.records import read_curves
-from scratch_det.visualization import predictions
-from scratch_det.visualization.curves import compare_runs, draw_curves, draw_losses, draw_scores, read_series
-from scratch_det.visualization.predictions import draw_predictions
+from scratch_det.visualization.curves import (
+    MOST_POINTS,
+    compare_runs,
+    comparison,
+    draw_curves,
+    draw_losses,
+    draw_rate,
+    draw_scores,
+    read_series,
+)
 
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 
@@ -61,12 +69,60 @@ def test_curves_of_any_run(tmp_path, rows):
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
 
 
+def axes_of(draw, tmp_path, rows, last=600):
+    axes = Figure().subplots()
+    draw(axes, read_series(write_rows(tmp_path / "metrics.json", rows), last))
+    return axes
+
+
+def words_in(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_the_losses_of_a_run(tmp_path):
+    axes = axes_of(draw_losses, tmp_path, training_rows(30))
+    assert axes.get_yscale() == "log"
+    shown = {line.get_label(): line for line in axes.lines}
+    assert list(shown) == ["total", "class", "box", "mask", "proposal objectness", "proposal box"]
+    assert [shown[name].get_color() for name in ("total", "class", "box")] == [BLACK, BLUE, VERMILION]
+    assert shown["total"].get_linewidth() > shown["class"].get_linewidth()
+    assert shown["box"].get_xdata().tolist() == [20.0 * i + 20 for i in range(30)]
+    assert shown["box"].get_ydata().tolist() == [2 / (i + 3) for i in range(30)]
+    assert words_in(axes_of(draw_losses, tmp_path, [evaluation_row(600)])) == ["no training row yet"]
+
+
+def test_the_scores_of_a_run(tmp_path):
+    rows = [evaluation_row(300, 40.0), evaluation_row(600, 30.0), {"iteration": 600, "bbox_TTA/AP": 35.0}]
+    axes = axes_of(draw_scores, tmp_path, rows)
+    shown = {line.get_label(): (line.get_color(), line.get_marker(), *line.get_ydata()) for line in axes.lines}
+    assert shown == {
+        "box AP, best 40.0": (BLUE, "o", 40, 30),
+        "mask AP, best 40.0": (VERMILION, "s", 40, 30),
+        "box AP, test aug, best 35.0": (BLUE, "*", 35),
+    }
+    assert words_in(axes) == ["30.0", "30.0", "35.0"]  # of the ends; the highest above its point
+    assert [text.get_verticalalignment() for text in axes.texts] == ["top", "top", "bottom"]
+    assert (axes.get_ylabel(), axes.get_ylim()) == ("AP (%)", (0, 52))
+    assert words_in(axes_of(draw_scores, tmp_path, training_rows(3))) == ["no evaluation yet"]
+
+
+def test_the_axis_of_scores_ends_above_100_percent(tmp_path):
+    row = {"iteration": 600, "classification/top1": 95.0, "classification/top5": 100.0}
+    axes = axes_of(draw_scores, tmp_path, [row])
+    assert (axes.get_ylabel(), axes.get_ylim()) == ("accuracy (%)", (0, 112))
+
+
+def test_every_drop_of_the_learning_rate_stays_sharp(tmp_path):
+    rows = [{"iteration": i, "lr": 0.02 if i < 77_777 else 0.002} for i in range(100_000)]
+    x, y = axes_of(draw_rate, tmp_path, rows, 100_000).lines[0].get_data()
+    assert len(x) <= MOST_POINTS + 2
+    assert x[y == 0.02].max() + 1 == x[y == 0.002].min() == 77_778
+
+
 def test_curves_of_two_data_sets(tmp_path):
     row = {"iteration": 600, "one_val/bbox/AP": 30.0, "other_val/bbox/AP": 20.0}
-    axes = Figure().subplots()
-    draw_scores(axes, read_series(write_rows(tmp_path / "metrics.json", [row]), 600))
-    shown = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert shown == {"one_val: box AP, best 30.0", "other_val: box AP, best 20.0"}
+    axes = axes_of(draw_scores, tmp_path, [row])
+    assert {line.get_label() for line in axes.lines} == {"one_val: box AP, best 30.0", "other_val: box AP, best 20.0"}
     assert len({line.get_linestyle() for line in axes.lines}) == 2
 
 
@@ -74,6 +130,8 @@ def test_curves_of_100k_rows(tmp_path):
     rows = [*training_rows(100_000), *(evaluation_row(i, i / 1e5) for i in range(0, 2_000_000, 50_000))]
     path = write_rows(tmp_path / "metrics.json", rows)
     picture(draw_curves(path, 2_000_000, tmp_path / "curves.png", "a long run"))
+    axes = axes_of(draw_losses, tmp_path, rows, 2_000_000)
+    assert {len(line.get_xdata()) for line in axes.lines} == {MOST_POINTS}
 
 
 def test_after_a_resume_the_last_value_of_an_iteration_counts(tmp_path):
@@ -103,114 +161,6 @@ def test_a_file_without_rows_is_refused(tmp_path):
     assert not (tmp_path / "curves.png").exists()
 
 
-def objects(count: int, width: int, height: int, kind: str = "bool", seed: int = 0) -> dict:
-    """Random boxes with masks that fill them: bool [N, H, W], COCO RLEs or None."""
-    rng = np.random.default_rng(seed)
-    start = rng.uniform(0, 0.6, (count, 2)) * (width, height)
-    boxes = np.concatenate([start, start + rng.uniform(0.1, 0.4, (count, 2)) * (width, height)], axis=1)
-    masks = np.zeros((count, height, width), bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
-        mask[y0:y1, x0:x1] = True
-    rles = [mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
-    kinds = {"bool": masks, "rle": rles, "none": None}
-    return {"boxes": boxes, "labels": rng.integers(0, 3, count), "masks": kinds[kind]}
-
-
-def sample(width=128, height=96, truth=3, found=3, scores=(0.55, 1.0), kind="bool", **extra) -> dict:
-    prediction = objects(found, width, height, kind, seed=1)
-    prediction["scores"] = np.linspace(*scores, found)
-    image = np.full((height, width, 3), 90, np.uint8)
-    return {"image": image, "truth": objects(truth, width, height, kind), "prediction": prediction, **extra}
-
-
-CLASSES = ["ant", "bee", "cat"]
-
-
-def test_small_images_are_enlarged(tmp_path):
-    image = picture(draw_predictions([sample(title="0001.jpg")], CLASSES, tmp_path / "one.png"))
-    assert image.shape[1] >= 2 * 320
-    assert image.shape[0] >= 300
-
-
-@pytest.mark.parametrize("columns", [1, 2, 5])
-def test_rows_and_columns(tmp_path, columns):
-    samples = [sample() for _ in range(4)]
-    height, width, _ = picture(draw_predictions(samples, CLASSES, tmp_path / "grid.png", columns=columns)).shape
-    per_row = min(columns, 4)
-    assert width > per_row * 2 * predictions.TILE
-    assert height > -(-4 // per_row) * predictions.TILE * 96 / 128
-
-
-def test_sizes_orientations_and_mask_kinds_mix(tmp_path):
-    shapes = [(640, 480), (480, 640), (1333, 200), (32, 32), (7, 300)]
-    kinds = ["bool", "rle", "none", "rle", "bool"]
-    samples = [sample(*shape, kind=kind) for shape, kind in zip(shapes, kinds, strict=True)]
-    picture(draw_predictions(samples, CLASSES, tmp_path / "mixed.png"))
-
-
-@pytest.mark.parametrize(
-    ("truth", "found", "scores"),
-    [(0, 0, (0, 0)), (3, 0, (0, 0)), (0, 3, (0.6, 0.9)), (3, 5, (0.01, 0.3)), (200, 200, (0.0, 1.0))],
-    ids=["nothing", "no predictions", "no truth", "all below the threshold", "crowded"],
-)
-def test_any_number_of_objects(tmp_path, truth, found, scores):
-    picture(draw_predictions([sample(truth=truth, found=found, scores=scores)], CLASSES, tmp_path / "out.png"))
-
-
-def test_below_the_threshold_the_best_few_are_dashed():
-    one = sample(found=5, scores=(0.1, 0.3))
-    things, note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
-    assert [thing.dashed for thing in things] == [True] * 3
-    assert things[0].text.endswith("0.30")
-    assert note == "no score reaches 0.5; dashed: the best 3"
-    one = sample(found=5, scores=(0.1, 0.7))
-    things, note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
-    assert [thing.dashed for thing in things] == [False, False]
-    assert note == ""
-
-
-@pytest.mark.parametrize(
-    ("score", "shown"),
-    [
-        (0.496, "0.49"),
-        (np.nextafter(np.float32(0.5), np.float32(0)), "0.49"),
-        (0.29, "0.29"),
-        (0.5, "0.50"),
-        (1, "1.00"),
-    ],
-)
-def test_a_score_below_the_threshold_does_not_look_as_if_it_reached_it(score, shown):
-    one = sample(found=1, scores=(score, score))
-    (thing,), note = predictions._things(one, "prediction", CLASSES, {}, (400, 300))
-    assert thing.text.endswith(f": {shown}")
-    assert bool(note) == thing.dashed == (float(shown) < predictions.THRESHOLD)
-
-
-def test_keypoints_and_labels_beyond_the_class_list(tmp_path):
-    one = sample()
-    points = np.random.default_rng(0).uniform(10, 90, (3, 17, 3))
-    one["truth"]["keypoints"] = one["prediction"]["keypoints"] = points
-    one["truth"]["labels"][0] = 77
-    picture(draw_predictions([one], CLASSES, tmp_path / "points.png"))
-
-
-def test_truth_and_prediction_share_a_colour_per_class():
-    many = [f"c{i}" for i in range(80)]
-    one = sample()
-    colors = predictions._class_colors([one], len(many))
-    for side in predictions.SIDES:
-        things, _ = predictions._things(one, side, many, colors, (400, 300))
-        assert {(thing.text.split(":")[0], thing.color) for thing in things} <= {
-            (many[label], color) for label, color in colors.items()
-        }
-    assert len(set(colors.values())) == len(colors)
-
-
-def test_no_samples_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no samples"):
-        draw_predictions([], CLASSES, tmp_path / "none.png")
-
-
 class TestComparison:
     @pytest.fixture
     def runs(self, tmp_path) -> list[str]:
@@ -225,6 +175,17 @@ class TestComparison:
         """A run without evaluation is left out of that panel."""
         out = compare_runs(runs, ["total_loss", "bbox/AP", "lr"], tmp_path / "made/curves.png")
         assert picture(out).shape == (1152, 1080, 3)
+        folders = dict(word.split("=") for word in runs)
+        found = {label: read_series(Path(folder) / "metrics.json", 600) for label, folder in folders.items()}
+        panels = comparison(found, ["total_loss", "bbox/AP", "lr"]).axes
+        assert [axes.get_ylabel() for axes in panels] == ["total loss", "box AP (%)", "lr"]
+        assert all(axes.get_xlim() == (0, 629) for axes in panels)  # up to the longest line, with matplotlib's margin
+        lines = [
+            [(line.get_label(), line.get_color(), line.get_xdata().size) for line in axes.lines] for axes in panels
+        ]
+        short, long = ("short", COLORS[0]), ("long", COLORS[1])
+        assert lines == [[(*short, 10), (*long, 30)], [(*long, 1)], [(*short, 10), (*long, 30)]]
+        assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["short", "long"]
 
     @pytest.mark.parametrize(
         ("words", "keys", "out", "said"),
