@@ -1,26 +1,8 @@
-"""Backends: who builds the detector and turns a batch into losses or predictions. Everything else exists once.
+"""Backends: the library that builds the detector and turns a batch into losses or predictions.
 
-A backend is a package of two modules, named in ``BACKENDS`` after the library behind it:
-
-``keys.py``, free of torch
-    ``defaults() -> CfgNode``: every key that a recipe may set with this backend, with its default.
-    ``check(cfg)`` raises ConfigError for recipe keys that the backend cannot honour.
-``model.py``
-    ``build(cfg) -> nn.Module``: randomly initialised from torch's current seed, on the CPU; in ``with
-    torch.device("meta")`` without memory for its weights. Weights have the library's own names.
-    ``losses(model, batch) -> dict[str, Tensor]``: scalars by detectron2's names, to be summed.
-    ``predict(model, batch) -> list[dict]``: one per image, in pixels of the original image, by falling score:
-    ``boxes`` float32 [N, 4] x1 y1 x2 y2, ``scores`` float32 [N], ``labels`` int64 [N] 0-based and, with
-    MODEL.MASK_ON, ``masks``, a list of N json-ready COCO RLEs, with MODEL.KEYPOINT_ON ``keypoints`` float32 [N, K, 3]
-    x y score, continuous as boxes are. All on the CPU.
-    ``detect(model, batch) -> list[dict]``: boxes, scores and labels alone, in pixels of the network's input.
-    ``shapes(model, batch, found) -> list[dict]``: for ``boxes`` in pixels of the network's input and their ``labels``,
-    one dictionary an image: with MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box, with
-    MODEL.KEYPOINT_ON ``heat_maps`` float32 [N, K, S, S], logits of each keypoint in the cells of the box.
-
-``batch`` is a list of samples as ``scratch_det.data.dataset`` describes them.
-
-Telling which values of detectron2's keys a backend can honour.
+A backend is a package named in BACKENDS after its library. Its ``keys.py`` is free of torch: ``defaults() -> CfgNode``,
+every key that a config may set with this backend and its default, and ``check(cfg)``, which raises ConfigError for
+values that the backend cannot honour. Its ``model.py`` has the functions of ``Backend``.
 """
 
 import json
@@ -30,45 +12,79 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten, get_cfg
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 
+if TYPE_CHECKING:  # keys are checked before torch is imported
+    from torch import Tensor, nn
+
 BACKENDS = ("detectron2", "torchvision")
 AUTO = "auto"
 INSTALL_PAGE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 TESTED = "detectron2 commit 02b5c4e2 (June 2026), torch 2.14.1, torchvision 0.29.1, setuptools 65.5"
+ADVICE = f"\n  tested: {TESTED}\n  or train with --backend torchvision"
+
+Batch = list[dict[str, Any]]  # samples as ``scratch_det.data.dataset`` describes them
+
+
+class Backend(Protocol):
+    """What ``model.py`` of a backend has. Boxes are x1 y1 x2 y2; labels are 0-based, without background."""
+
+    def build(self, cfg: CfgNode) -> "nn.Module":
+        """The model, randomly initialised from torch's current seed, on the CPU, with the library's names of weights.
+
+        In ``with torch.device("meta")`` without memory for its weights.
+        """
+
+    def losses(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
+        """Scalars by detectron2's names, to be summed. Puts the model into training mode."""
+
+    def predict(self, model: "nn.Module", batch: Batch) -> list[dict[str, Any]]:
+        """Detections by falling score, one dictionary per image, on the CPU. Puts the model into evaluation mode.
+
+        ``boxes`` float32 [N, 4] in pixels of the original image, ``scores`` float32 [N], ``labels`` int64 [N]; with
+        MODEL.MASK_ON ``masks``, a list of N json-ready COCO RLEs; with MODEL.KEYPOINT_ON ``keypoints`` float32
+        [N, K, 3]: x, y and score, continuous coordinates as those of boxes.
+        """
+
+    def detect(self, model: "nn.Module", batch: Batch) -> "list[dict[str, Tensor]]":
+        """``boxes``, ``scores`` and ``labels`` alone, in pixels of the network's input. Evaluation mode, on the CPU."""
+
+    def shapes(self, model: "nn.Module", batch: Batch, found: "list[dict[str, Tensor]]") -> "list[dict[str, Tensor]]":
+        """Masks and keypoints of given ``boxes`` (pixels of the network's input) and ``labels``, one entry per image.
+
+        With MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box; with MODEL.KEYPOINT_ON
+        ``heat_maps`` float32 [N, K, S, S], logits of each keypoint in the box's cells. Evaluation mode, on the CPU.
+        """
 
 
 def choose(name: str) -> str:
-    """The backend that ``name`` stands for; ``auto`` is the first one of BACKENDS that is installed.
+    """The backend that ``name`` stands for; ``auto`` is the first installed one of BACKENDS.
 
-    Raises UserError for a backend that is not.
+    Raises UserError for a backend that is not installed.
     """
     if name == AUTO:
         return next(backend for backend in BACKENDS if is_installed(backend))
     if not is_installed(name):
         raise UserError(
             f"--backend {name}: {name} is not installed in this Python environment. It is not on PyPI; build it after "
-            f"torch, with pip's --no-build-isolation, as {INSTALL_PAGE} says\n"
-            f"  tested: {TESTED}\n"
-            "  or train with --backend torchvision"
+            f"torch, with pip's --no-build-isolation, as {INSTALL_PAGE} says{ADVICE}"
         )
     return name
 
 
 def is_installed(backend: str) -> bool:
-    """Whether there is a package of the library's name; a folder with its sources beside the program is none."""
+    """Whether the library's package can be found; a folder of its sources beside the program (no __init__) is none."""
     found = find_spec(backend)
     return found is not None and found.origin is not None
 
 
 def defaults(name: str) -> CfgNode:
-    """The keys that a recipe may set with backend ``name``, and their defaults. Raises UserError as ``load``."""
+    """The keys that a config may set with backend ``name``, and their defaults. Raises UserError as ``load``."""
     with _explaining(name):
         found = _module(name, "keys").defaults()
         if missing := sorted(flatten(get_cfg()).keys() - flatten(found).keys()):
@@ -77,24 +93,24 @@ def defaults(name: str) -> CfgNode:
 
 
 def check_keys(name: str, cfg: CfgNode) -> None:
-    """Refuse, before torch is imported, what backend ``name`` cannot honour. Raises ConfigError."""
+    """Raise ConfigError, before torch is imported, when the config asks for what backend ``name`` cannot honour."""
     _module(name, "keys").check(cfg)
 
 
-def load(name: str) -> ModuleType:
-    """The backend's ``model`` module. Raises UserError when the library behind it is there but does not work."""
+def load(name: str) -> Backend:
+    """Import the backend. Raises UserError when the library behind it is installed but does not work."""
     with _explaining(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # detectron2 uses torch.jit.script
-        return _module(name, "model")
+        return cast(Backend, _module(name, "model"))
 
 
-def _module(backend: str, name: str) -> ModuleType:
+def _module(backend: str, name: str) -> Any:
     return import_module(f"{__name__}.{backend}.{name}")
 
 
 @contextmanager
 def _explaining(name: str) -> Iterator[None]:
-    """A detectron2 that does not work is the user's to mend; torchvision comes with this repository."""
+    """A detectron2 that does not work is the user's to fix; torchvision comes with this repository."""
     try:
         yield
     except UserError:
@@ -104,9 +120,7 @@ def _explaining(name: str) -> Iterator[None]:
             raise
         raise UserError(
             f"{library(name)} is installed, but does not work ({type(error).__name__}: {error}); build it anew "
-            f"against this torch, see {INSTALL_PAGE}\n"
-            f"  tested: {TESTED}\n"
-            "  or train with --backend torchvision"
+            f"against this torch, see {INSTALL_PAGE}{ADVICE}"
         ) from None
 
 
@@ -121,9 +135,9 @@ def library(name: str) -> str:
     return f"{name} {installed.version}" + (f" ({commit[:8]})" if commit else "")
 
 
-Honoured = dict[str, tuple[Any, ...]]  # a key that is not listed is honoured, whatever its value
+Allowed = dict[str, tuple[Any, ...]]  # values that can be honoured; a key that is not listed may have any
 
-LOOP: Honoured = {  # what data, loop and evaluation of this repository leave to choose, whoever builds the model
+ALLOWED_BY_LOOP: Allowed = {  # data, loop and evaluation of this repository, whoever builds the model
     "MODEL.LOAD_PROPOSALS": (False,),
     "INPUT.CROP.ENABLED": (False,),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
@@ -131,22 +145,18 @@ LOOP: Honoured = {  # what data, loop and evaluation of this repository leave to
 }
 
 
-def refuse(backend: str, problems: Iterable[str]) -> None:
-    """Raise ConfigError, one line per problem, where there are any."""
-    if lines := list(problems):
-        raise ConfigError(f"the {backend} backend cannot honour this recipe:\n  " + "\n  ".join(lines))
+def check_allowed(backend: str, cfg: CfgNode, allowed: Allowed, problems: Iterable[str] = ()) -> None:
+    """Raise ConfigError, a line per problem: a key with a value not in ``allowed``, and what ``problems`` adds.
 
-
-def not_honoured(cfg: CfgNode, honoured: Honoured) -> Iterator[str]:
-    """A line for every key of ``honoured`` that has another value, heads that are off left out."""
-    keys = flatten(cfg)
+    Keys of heads that are off are not asked about.
+    """
+    keys, lines = flatten(cfg), []
     heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
     unused = tuple(head for head, is_on in heads.items() if not is_on)
-    for key, values in honoured.items():
-        if key.startswith(unused):
-            continue
-        if keys[key] not in values:
-            has = " or ".join(repr(value) for value in values)
-            mend = did_you_mean(str(keys[key]), [str(value) for value in values])
-            mend += "; a project's are known with --project FOLDER" if key == "MODEL.BACKBONE.NAME" else ""
-            yield f"{key} is {keys[key]!r}; it has {has}{mend}"
+    for key, values in allowed.items():
+        if not key.startswith(unused) and keys[key] not in values:
+            fix = did_you_mean(str(keys[key]), [str(value) for value in values])
+            fix += "; a project's are known with --project FOLDER" if key == "MODEL.BACKBONE.NAME" else ""
+            lines.append(f"{key} is {keys[key]!r}; it has {' or '.join(map(repr, values))}{fix}")
+    if lines := [*lines, *problems]:
+        raise ConfigError(f"the {backend} backend cannot honour this recipe:\n  " + "\n  ".join(lines))

@@ -1,4 +1,4 @@
-"""A detector's or backbone's weights under the other library's names, and whether all of them found a place."""
+"""Renaming a detector's or backbone's weights for the other library, and what found no name there."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Filling a model from a weights file: all of it, or its backbone; nothing stays random unnoticed.
+"""Filling a model from a weights file, all of it or its backbone, so that nothing stays random unnoticed.
 
-From a detector with one box head to a cascade: where the weights of each stage come from.
+``to_cascade`` makes the weights of a cascade from those of a detector with one box head.
 """
 
 from pathlib import Path
@@ -14,15 +14,10 @@ from scratch_det.weights.locate import fetch
 from scratch_det.weights.names import BOTTOM_UP, OF_BOTTOM_UP, in_stage, renamed, stage_of
 from scratch_det.weights.read import Pixels, Weights, adapt_first_layer, read_weights
 
-FIRST_LAYERS = {  # of a backbone
-    "torchvision": ("conv1.weight", "features.0.weight"),
-    "detectron2": ("stem.conv1.weight", "features.0.weight"),
-}
-BOX_HEAD = "roi_heads.box_head."
-VGG_LAYERS = {
-    "classifier.0": "fc1",
-    "classifier.3": "fc2",
-}  # become the box head's, as in Faster R-CNN (Ren et al. 2015)
+FIRST_LAYERS = {"torchvision": "conv1.weight", "detectron2": "stem.conv1.weight"}  # of a ResNet
+BOX_HEAD, BOX_PREDICTOR = "roi_heads.box_head.", "roi_heads.box_predictor."
+VGG_LAYERS = {"classifier.0": "fc1", "classifier.3": "fc2"}  # become the box head's (Faster R-CNN, Ren et al. 2015)
+BACKGROUND_SLOT = {"torchvision": 1, "detectron2": 0}  # torchvision regresses a box for the background too
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
 
@@ -30,13 +25,12 @@ C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have 
 def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode) -> str:
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
-    source: a file or an address, see ``address.fetch``. A detector's weights have to be ``library``'s and cover the
+    source: a file or an address, see ``locate.fetch``. A detector's weights have to be ``library``'s and cover the
     whole model; a classifier's have to cover the backbone. Raises UserError otherwise, and leaves the model alone.
     """
-    body = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", None))
-    weights = read_weights(fetch(str(source)), body)
-    check_library(weights, library)
-    check_traits(weights, cfg)
+    bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", None))
+    weights = read_weights(fetch(str(source)), bottom_up)
+    check_fits(weights, library, cfg)
     values, prefix = weights.tensors, ""
     if not weights.scheme.whole:
         values, prefix = placed_in(model, named_for_detector(weights, library), library)
@@ -45,30 +39,30 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
         said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    firsts = (*FIRST_LAYERS[library], *([body.first_layer] if weights.scheme == OF_BOTTOM_UP else []))
+    firsts = (
+        FIRST_LAYERS[library],
+        "features.0.weight",
+        *([bottom_up.first_layer] if weights.scheme == OF_BOTTOM_UP else []),
+    )
     first = next((name for name in wanted if name.endswith(firsts)), "")
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
         values, said = {**values, first: adapted}, [*said, *[done] * bool(done)]
     elif prefix:
-        said += ["which pixels it was trained on is not known: taken for the recipe's"]
+        said += ["the file does not say which pixels it was trained on: the recipe's are assumed"]
     covered, total = fill(model, values, prefix, weights)
     part = f", the backbone{' and the box head' if heads else ''}, from a {weights.kind}" if prefix else ""
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *said])
 
 
-def check_library(weights: Weights, library: str) -> None:
-    """Raise UserError when a detector's weights are another library's."""
+def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
+    """Raise UserError for another library's detector, and for another norm or stride, which names do not show."""
     if weights.scheme.whole and weights.scheme.library != library:
         raise UserError(
             f"weights file {weights.path} is a {weights.scheme.library} checkpoint, the backend is {library}; "
             f"convert it: python tools/convert_checkpoint.py {weights.path} converted.pth --to {library}\n"
             f"  or use --backend {weights.scheme.library}"
         )
-
-
-def check_traits(weights: Weights, cfg: CfgNode) -> None:
-    """Raise UserError when the weights belong to another norm or stride, which their names do not show."""
     resnets, has = cfg.MODEL.RESNETS, f"weights file {weights.path} is a {weights.kind}"
     if weights.fused_norm and resnets.NORM != "FrozenBN":
         raise UserError(
@@ -111,13 +105,11 @@ def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tupl
     names, prefix = model.state_dict().keys(), BOTTOM_UP[library]
     if any(name.startswith(prefix) for name in names):
         return values, prefix
-    prefixes = (prefix + "res5.", C4_HEAD), (prefix, "backbone.")  # no pyramid around it
-
-    def place(name: str) -> str:
-        places = (new + name.removeprefix(old) for old, new in prefixes if name.startswith(old))
-        return next((place for place in places if place in names), name)
-
-    return {place(name): value for name, value in values.items()}, "backbone."
+    placed = {}
+    for name, value in values.items():  # detectron2's, without a pyramid around it
+        places = (name.replace(prefix + "res5.", C4_HEAD), name.replace(prefix, "backbone."))
+        placed[next((place for place in places if place in names), name)] = value
+    return placed, "backbone."
 
 
 def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weights) -> tuple[int, int]:
@@ -129,9 +121,10 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     """
     wanted = model.state_dict()
     covered = [name for name in wanted if name.startswith(prefix) or name in values]
-    missing = [name for name in covered if name not in values and not _is_counter(name)]
+    counter = ".num_batches_tracked"
+    missing = [name for name in covered if name not in values and not name.endswith(counter)]
     misshaped = [name for name in covered if name in values and values[name].shape != wanted[name].shape]
-    unused = [name for name in values if name not in wanted and not _is_counter(name)]
+    unused = [name for name in values if name not in wanted and not name.endswith(counter)]
     if missing or misshaped or unused:
         reasons = [
             f"{len(names)} {what}, the first is {names[0]}"
@@ -150,14 +143,6 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     return len(covered), len(wanted)
 
 
-def _is_counter(name: str) -> bool:
-    return name.endswith(".num_batches_tracked")
-
-
-HEAD, PREDICTOR = "roi_heads.box_head.", "roi_heads.box_predictor."
-BACKGROUND_SLOT = {"torchvision": 1, "detectron2": 0}  # torchvision regresses a box for the background too
-
-
 def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[str, Tensor]:
     """The weights of a cascade of ``stages`` that begins as the plain detector of ``tensors``; names are ``library``'s.
 
@@ -167,16 +152,12 @@ def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[st
     """
     if any(stage_of(name) for name in tensors):
         raise UserError("it is a cascade already; continue it with --branch-from")
-    return {
-        new: value
-        for name, tensor in tensors.items()
-        for new, value in _places(name, tensor, library, stages)
-    }  # fmt: skip
-
-
-def _places(name: str, tensor: Tensor, library: str, stages: int) -> list[tuple[str, Tensor]]:
-    if not name.startswith((HEAD, PREDICTOR)):
-        return [(name, tensor)]
-    if name.startswith(f"{PREDICTOR}bbox_pred."):
-        tensor = tensor.unflatten(0, (-1, 4))[BACKGROUND_SLOT[library] :].mean(0)
-    return [(in_stage(name, str(stage), library), tensor.clone()) for stage in range(stages)]
+    cascade = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{BOX_PREDICTOR}bbox_pred."):
+            tensor = tensor.unflatten(0, (-1, 4))[BACKGROUND_SLOT[library] :].mean(0)
+        of_stages = name.startswith((BOX_HEAD, BOX_PREDICTOR))
+        cascade |= (
+            {in_stage(name, str(k), library): tensor.clone() for k in range(stages)} if of_stages else {name: tensor}
+        )
+    return cascade

@@ -5,18 +5,20 @@ A backbone's own file (an ImageNet classifier) has the names of the detector's w
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 BOTTOM_UP = {"torchvision": "backbone.body.", "detectron2": "backbone.bottom_up."}
 OF_RESNETS = re.compile(
     r"(conv1|bn1|fc|layer\d|stem\.(conv\d|fc)|res\d\.\d+\.(conv\d|shortcut))(\.|_)"
 )  # others: the same in both
-LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one, {2n} twice the same
+LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one, {2n} twice the same, see NUMBERS
     ("backbone.body.conv1", "backbone.bottom_up.stem.conv1"),
     ("backbone.body.bn1", "backbone.bottom_up.stem.conv1.norm"),
-    ("backbone.body.layer{s}.{b}.conv{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}"),
-    ("backbone.body.layer{s}.{b}.bn{n}", "backbone.bottom_up.res{s+1}.{b}.conv{n}.norm"),
+    ("backbone.body.layer{s}.{b}.conv{c}", "backbone.bottom_up.res{s+1}.{b}.conv{c}"),
+    ("backbone.body.layer{s}.{b}.bn{c}", "backbone.bottom_up.res{s+1}.{b}.conv{c}.norm"),
     ("backbone.body.layer{s}.{b}.downsample.0", "backbone.bottom_up.res{s+1}.{b}.shortcut"),
     ("backbone.body.layer{s}.{b}.downsample.1", "backbone.bottom_up.res{s+1}.{b}.shortcut.norm"),
     ("backbone.fpn.inner_blocks.{n}.0", "backbone.fpn_lateral{n+2}"),
@@ -39,6 +41,7 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("roi_heads.keypoint_head.{2n}", "roi_heads.keypoint_head.conv_fcn{n+1}"),
     ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
+NUMBERS = {"s": range(1, 5), "b": range(64), "c": range(1, 4), "n": range(64)}  # stage, block, convolution, all else
 RPN_CONV = "proposal_generator.rpn_head.conv.conv"  # and its number
 FC = re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)")
 CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
@@ -100,7 +103,7 @@ def renamed(names: Iterable[str], source: str, target: str, own_names: bool = Fa
         by_stage.setdefault(stage_of(name), []).append(name)
     for stage, own in by_stage.items():
         plain = {name: without_stage(name) for name in own}
-        theirs = _renamed_head(plain.values(), source, target)
+        theirs = _renamed_head(plain.values(), source)
         found |= {name: new and in_stage(new, stage, target) for name in own for new in (theirs[plain[name]],)}
     return found
 
@@ -125,12 +128,25 @@ def in_stage(name: str, stage: str, library: str) -> str:
     return re.sub(r"(box_head|box_predictor)\.", rf"\1.{stage}.", name)
 
 
-def _renamed_head(names: Iterable[str], source: str, target: str) -> dict[str, str | None]:
+def _renamed_head(names: Iterable[str], source: str) -> dict[str, str | None]:
     """``renamed`` for names of which at most one box head's are among them."""
-    names, translate = list(names), TRANSLATIONS[source]
-    plain = _numbered_fc(names) if source == "torchvision" else {name: name for name in names}
-    found = {name: translate(plain[name]) for name in names}
-    return _with_lone_conv(found) if target == "detectron2" else _with_positions(found)
+    names, translate = list(names), partial(_translated, source=source)
+    if source == "detectron2":
+        found = {name: translate(name) for name in names}
+        # torchvision counts fully connected layers on from the convolutions and the flattening before them
+        first = sum(1 for name in found.values() if name and CONV.fullmatch(name)) + 1
+        return {
+            name: new and FC.sub(lambda m: f"roi_heads.box_head.{first + 2 * (int(m[1]) - 1)}.{m[2]}", new)
+            for name, new in found.items()
+        }
+    # detectron2 counts them from 1; VGG's in torchvision are fc6 and fc7
+    rows = sorted({int(match[1]) for match in map(FC.fullmatch, names) if match})
+    numbers = {row: number for number, row in enumerate(rows, start=1)}
+    found = {n: translate(FC.sub(lambda m: f"roi_heads.box_head.fc{numbers[int(m[1])]}.{m[2]}", n)) for n in names}
+    if any(name and name.startswith(f"{RPN_CONV}1.") for name in found.values()):
+        return found
+    # detectron2 numbers the hidden convolutions of an RPN where there are several
+    return {name: new and new.replace(f"{RPN_CONV}0.", RPN_CONV.removesuffix("conv")) for name, new in found.items()}
 
 
 def from_caffe2(name: str) -> str | None:
@@ -145,71 +161,30 @@ def from_caffe2(name: str) -> str | None:
     return None
 
 
-def _numbered_fc(names: list[str]) -> dict[str, str]:
-    """fc1, fc2, ... in the box head, which counts them on from its convolutions, or (fc6, fc7) from VGG's."""
-    rows = sorted({int(match[1]) for match in map(FC.fullmatch, names) if match})
-    numbers = {row: number for number, row in enumerate(rows, start=1)}
-    return {name: FC.sub(lambda m: f"roi_heads.box_head.fc{numbers[int(m[1])]}.{m[2]}", name) for name in names}
+def _all_layers() -> Iterator[tuple[str, str]]:
+    """LAYERS with every number put in."""
+    for patterns in LAYERS:
+        letters = [letter for letter in NUMBERS if re.search(rf"\{{2?{letter}\b", patterns[0])]
+        for values in product(*(NUMBERS[letter] for letter in letters)):
+            numbers = {
+                text: value
+                for letter, n in zip(letters, values, strict=True)
+                for text, value in {letter: n, f"{letter}+1": n + 1, f"{letter}+2": n + 2, f"2{letter}": 2 * n}.items()
+            }
+            yield patterns[0].format_map(numbers), patterns[1].format_map(numbers)
 
 
-def _with_positions(found: dict[str, str | None]) -> dict[str, str | None]:
-    """The inverse of ``_numbered_fc``."""
-    first = sum(1 for name in found.values() if name and CONV.fullmatch(name)) + 1  # after convolutions and flattening
-    fc = re.compile(r"roi_heads\.box_head\.fc(\d+)\.")
-
-    def place(match: re.Match) -> str:
-        return f"roi_heads.box_head.{first + 2 * (int(match[1]) - 1)}."
-
-    return {name: fc.sub(place, new) if new else None for name, new in found.items()}
-
-
-def _with_lone_conv(found: dict[str, str | None]) -> dict[str, str | None]:
-    """detectron2 numbers the hidden convolutions of an RPN where there are several."""
-    if any(name and name.startswith(f"{RPN_CONV}1.") for name in found.values()):
-        return found
-    return {name: new and new.replace(f"{RPN_CONV}0.", RPN_CONV.removesuffix("conv")) for name, new in found.items()}
-
-
-def _translation(patterns: Iterable[tuple[str, str]]) -> Callable[[str], str | None]:
-    """A function from names like the first patterns to names like the second; weight, bias and so on stay.
-
-    Bodies of this repository or of a project have the same names in both.
-    """
-    rules = [(re.compile(_as_regex(pattern)), pattern, new) for pattern, new in patterns]
-
-    def translate(name: str) -> str | None:
-        layer, _, leaf = name.rpartition(".")
-        for regex, pattern, new in rules:
-            if match := regex.fullmatch(layer):
-                return f"{_filled(new, _numbers(pattern, match.groups()))}.{leaf}"
-        own, other = BOTTOM_UP.values() if name.startswith(BOTTOM_UP["torchvision"]) else reversed(BOTTOM_UP.values())
-        layer = name.removeprefix(own)
-        return None if layer == name or OF_RESNETS.match(layer) else other + layer
-
-    return translate
-
-
-NUMBER = re.compile(r"\{(\d*)([a-z])(?:\+(\d+))?\}")
-
-
-def _as_regex(pattern: str) -> str:
-    return r"(\d+)".join(re.escape(part) for part in NUMBER.sub("\0", pattern).split("\0"))
-
-
-def _numbers(pattern: str, found: tuple[str, ...]) -> dict[str, int]:
-    """What the letters of ``pattern`` stand for."""
-    places = NUMBER.findall(pattern)
-    return {
-        letter: (int(text) - int(plus or 0)) // int(times or 1)
-        for (times, letter, plus), text in zip(places, found, strict=True)
-    }
-
-
-def _filled(pattern: str, numbers: dict[str, int]) -> str:
-    return NUMBER.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), pattern)
-
-
-TRANSLATIONS = {
-    "torchvision": _translation(LAYERS),
-    "detectron2": _translation((theirs, ours) for ours, theirs in LAYERS),
+COUNTERPARTS = {  # by library: its name of a layer -> the other's; the first of LAYERS counts
+    "torchvision": dict(reversed(list(_all_layers()))),
+    "detectron2": {theirs: ours for ours, theirs in _all_layers()},
 }
+
+
+def _translated(name: str, source: str) -> str | None:
+    """A name of ``source`` in the other library; leaves (weight, bias) and networks of BACKBONES keep theirs."""
+    layer, _, leaf = name.rpartition(".")
+    if layer in COUNTERPARTS[source]:
+        return f"{COUNTERPARTS[source][layer]}.{leaf}"
+    own, other = BOTTOM_UP.values() if source == "torchvision" else reversed(BOTTOM_UP.values())
+    layer = name.removeprefix(own)
+    return None if layer == name or OF_RESNETS.match(layer) else other + layer

@@ -153,7 +153,9 @@ class BoxLosses:
         from torchvision.models.detection._utils import BoxCoder
 
         targets = BoxCoder((10.0, 10.0, 5.0, 5.0)).encode_single(self.truth, self.boxes)
-        return box_losses(self.logits, self.deltas, self.labels, targets, self.beta, box_weight=2.0)
+        keys = get_cfg().MODEL.ROI_BOX_HEAD
+        keys.SMOOTH_L1_BETA, keys.BBOX_REG_LOSS_WEIGHT = self.beta, 2.0
+        return box_losses(self.logits, self.deltas, self.labels, targets, keys)
 
     def theirs(self) -> Values:
         from detectron2.layers import ShapeSpec
@@ -215,9 +217,8 @@ class Keypoints:
         self.maps = drawn(9, 4, 8, 8, seed=5, std=2)
 
     def ours(self) -> Values:
-        [boxes], [points] = keypoint_samples(
-            [self.boxes], [torch.arange(9)], [self.labels], [{"keypoints": self.points}]
-        )
+        foreground = self.labels > 0
+        [boxes], [points] = keypoint_samples([self.boxes[foreground]], [self.points[foreground]])
         keys = get_cfg().MODEL.ROI_KEYPOINT_HEAD
         keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS, keys.LOSS_WEIGHT = self.by_visible, 3.0
         loss = keypoint_loss(self.maps[: len(boxes)], boxes, points, keys, most_boxes=16)

@@ -393,7 +393,7 @@ class TestAgainstDetectron2:
         for layer in ours.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 1.0  # take over the statistics of the next batch: without, evaluation overflows
-        ours.train().backbone(ours._images([sample(), sample(seed=1)]).tensors)
+        ours.train().backbone(ours.preprocess([sample(), sample(seed=1)]).tensors)
         cfg = stock_cfg()
         cfg.merge_from_file(str(recipe))
         cfg.merge_from_list(overrides)
@@ -424,7 +424,7 @@ class TestAgainstDetectron2:
         ours, theirs = (model.eval() for model in pair)
         batch = self.batch()
         with torch.no_grad():
-            images, their_images = ours._images(batch).tensors, theirs.preprocess_image(batch).tensor
+            images, their_images = ours.preprocess(batch).tensors, theirs.preprocess_image(batch).tensor
             torch.testing.assert_close(images, their_images)
             maps, their_maps = ours.backbone(images), theirs.backbone(images)
             logits, deltas = ours.rpn.head(list(maps.values()))

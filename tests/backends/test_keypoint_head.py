@@ -64,11 +64,10 @@ class TestLoss:
 
     def test_boxes_without_a_point_inside_are_left_out(self) -> None:
         boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 10], [11, 0, 20, 10], [10, 0, 20, 10]], dtype=torch.float32)
-        target = {"keypoints": torch.tensor([[[10.0, 5.0, 1.0]], [[5.0, 5.0, 0.0]]])}
-        matched, labels = torch.tensor([0, 1, 0, 0]), torch.tensor([3, 1, 1, 0])
-        [chosen], [points] = keypoint_samples([boxes], [matched], [labels], [target])
-        assert chosen.equal(boxes[:1])
-        assert points.equal(target["keypoints"][:1])
+        points = torch.tensor([[[10.0, 5.0, 1.0]], [[5.0, 5.0, 0.0]], [[10.0, 5.0, 1.0]], [[10.0, 5.0, 1.0]]])
+        [chosen], [theirs] = keypoint_samples([boxes], [points])
+        assert chosen.equal(boxes[[0, 3]])
+        assert theirs.equal(points[[0, 3]])
 
 
 class TestDecoding:

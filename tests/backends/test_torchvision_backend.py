@@ -19,11 +19,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends.torchvision import model as backend
-from scratch_det.backends.torchvision.backbone import build_backbone, build_resnet
-from scratch_det.backends.torchvision.keys import HONOURED, RESNETS, check
+from scratch_det.backends.torchvision.backbone import Backbone, build_resnet
+from scratch_det.backends.torchvision.keys import ALLOWED, RESNETS, check
 from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
-from scratch_det.config import flatten, load_config, set_key
+from scratch_det.config import flatten, get_cfg, load_config, set_key
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
@@ -323,7 +323,7 @@ class TestAnchors:
         from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
         shapes, ratios = [[8], [16], [33], [64], [128.5]], [[0.5, 1.0, 2.0]]
-        maps = list(build_backbone(config())(torch.zeros(1, 3, *size)).values())
+        maps = list(Backbone(config())(torch.zeros(1, 3, *size)).values())
         theirs = DefaultAnchorGenerator(sizes=shapes, aspect_ratios=ratios, strides=PYRAMID, offset=offset)
         expected = torch.cat([boxes.tensor for boxes in theirs(maps)])
         ours = Anchors(shapes, ratios, PYRAMID, offset)(ImageList(torch.zeros(2, 3, *size), [size, size]), maps)
@@ -381,7 +381,9 @@ class TestLosses:
         targets = torch.zeros(3, 4)
         deltas[0, 8:] = torch.tensor([0.1, -0.3, 1.0, 2.0])
         deltas[2, 4:8] = 0.0
-        found = box_losses(logits, deltas, labels, targets, beta)
+        keys = get_cfg().MODEL.ROI_BOX_HEAD
+        keys.SMOOTH_L1_BETA = beta
+        found = box_losses(logits, deltas, labels, targets, keys)
         classification = -(F.log_softmax(logits, 1)[0, 2] + F.log_softmax(logits, 1)[1, 0] + math.log(1 / 3)) / 3
         assert found["loss_cls"].item() == pytest.approx(classification.item(), rel=1e-5)
         squared = (0.1**2 + 0.3**2) / (2 * beta) if beta else 0.1 + 0.3
@@ -458,7 +460,7 @@ class TestLosses:
         """Zero is the mean image, so padding looks like nothing in particular."""
         model = built(config("MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]", "MODEL.PIXEL_STD", "[2.0, 4.0, 5.0]"))
         white, small = torch.full((3, 40, 64), 255, dtype=torch.uint8), torch.zeros((3, 20, 33), dtype=torch.uint8)
-        images = model._images([{"image": white}, {"image": small}])
+        images = model.preprocess([{"image": white}, {"image": small}])
         assert images.tensors.shape == (2, 3, 64, 64)
         assert images.image_sizes == [(40, 64), (20, 33)]
         torch.testing.assert_close(images.tensors[0, :, 39, 63], torch.tensor([254 / 2, 253 / 4, 252 / 5]))
@@ -559,18 +561,14 @@ class TestMasks:
 
 
 class Fixed(nn.Module):
-    """Detections that are known: input 32 x 48 px, 1-based labels, full masks."""
-
-    @property
-    def roi_heads(self) -> "Fixed":
-        return self
+    """Detections that are known: input 32 x 48 px, 0-based labels, full masks."""
 
     def extract_features(self, batch: list[dict[str, Any]]) -> tuple[list, list]:
         return batch, batch
 
     def detect(self, images: list, features: list) -> list[dict[str, Tensor]]:
         boxes = boxes_of((8, 4, 16, 12), (40, 20, 60, 40), (4, 4, 4, 9))
-        return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([1, 10, 3])}]
+        return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([0, 9, 2])}]
 
     def shapes(self, features: list, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         return [{"masks": torch.ones(3, 28, 28)}]
@@ -676,7 +674,7 @@ WRONG = {  # a value of the right type that this backend does not have
 class TestRefusals:
     def test_every_restricted_key_has_a_wrong_value_here(self) -> None:
         chosen = {"MODEL.BACKBONE.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
-        assert set(WRONG) == set(HONOURED) | set(RESNETS) | chosen
+        assert set(WRONG) == set(ALLOWED) | set(RESNETS) | chosen
 
     @pytest.mark.parametrize("key", WRONG)
     def test_a_value_it_does_not_have_is_refused_by_name(self, key: str, config: Config) -> None:
@@ -735,4 +733,4 @@ class TestRefusals:
         assert all(loss.isfinite() for loss in backend.losses(built(cfg), [sample()]).values())
 
     def test_every_key_is_known(self, config: Config) -> None:
-        assert set(HONOURED) | set(RESNETS) <= set(flatten(config()))
+        assert set(ALLOWED) | set(RESNETS) <= set(flatten(config()))

@@ -1,17 +1,17 @@
 """detectron2's own keys, and which of their values this repository's loop can honour."""
 
-from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends import LOOP, Honoured, not_honoured, refuse
+from scratch_det.backends import ALLOWED_BY_LOOP, Allowed, check_allowed
 from scratch_det.config import with_project_keys
 
-HONOURED: Honoured = {
-    **LOOP,
+ALLOWED: Allowed = {
+    **ALLOWED_BY_LOOP,
     # Others need truth of other kinds, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
@@ -30,24 +30,16 @@ def _defaults() -> CfgNode:
 
     The file's only import is ``.config``, for the CfgNode; as a module of fvcore.common it gets fvcore's.
     """
-    package = find_spec("detectron2")
-    assert package
-    assert package.origin
-    spec = spec_from_file_location(
-        "fvcore.common.detectron2_defaults", Path(package.origin).parent / "config" / "defaults.py"
-    )
-    assert spec
-    assert spec.loader
+    package: Any = find_spec("detectron2")
+    file = Path(package.origin).parent / "config" / "defaults.py"
+    spec: Any = spec_from_file_location("fvcore.common.detectron2_defaults", file)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module._C
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise ConfigError, one line per key, where the recipe asks for what training with this loop does not have."""
-    refuse("detectron2", [*not_honoured(cfg, HONOURED), *_keypoints(cfg)])
-
-
-def _keypoints(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
-        yield "MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; with FPN it is StandardROIHeads"
+    """Raise ConfigError, one line per key, when the config asks for what training with this loop does not have."""
+    c4 = cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
+    problem = "MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; with FPN it is StandardROIHeads"
+    check_allowed("detectron2", cfg, ALLOWED, [problem] * c4)

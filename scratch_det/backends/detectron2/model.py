@@ -1,6 +1,6 @@
-"""This repository's bodies as detectron2's backbones, by the same names.
+"""The detectron2 backend: the functions of ``scratch_det.backends.Backend`` around detectron2's ``build_model``.
 
-The detectron2 backend: see ``scratch_det.backends`` for the contract.
+The networks of BACKBONES are registered as detectron2's backbones, by the same names.
 """
 
 import logging
@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from scratch_det.backends import Batch
 from scratch_det.config import flatten, set_key, with_project_keys
 from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.data.image import encode_masks
@@ -30,7 +31,7 @@ from scratch_det.modeling.ops import mask_targets
 
 
 class BareBackbone(Backbone):
-    """A body's maps as they are; its weights lie where those of a pyramid's body do."""
+    """A bottom-up network's maps as they are; its weights have the same names as below a pyramid."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec):
         super().__init__()
@@ -47,7 +48,7 @@ class BareBackbone(Backbone):
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """The recipe's body, under detectron2's FPN where its name says so."""
+    """The config's network of BACKBONES, under detectron2's FPN where its name says so."""
     bare = BareBackbone(cfg, input_shape)
     if not has_fpn(cfg):
         return bare
@@ -58,18 +59,17 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 def register_backbones() -> None:
-    """Make the bodies known to ``build_model``, once."""
+    """Register the networks of BACKBONES for ``build_model``, once."""
     for name in backbone_names():
         if name not in BACKBONE_REGISTRY:
             BACKBONE_REGISTRY._do_register(name, build_backbone)
 
 
-Batch = list[dict[str, Any]]
-
-
 def build(cfg: CfgNode) -> nn.Module:
-    """See the contract. SyncBN is this repository's, which works on the CPU and on a process without proposals too."""
-    hush()
+    """See ``Backend``. SyncBN is this repository's, which works on the CPU and on a rank without proposals too."""
+    # Warnings of current versions of torch about detectron2's code; nobody here can act on them.
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     register_backbones()
     known, name = [key for key, _ in BACKBONE_REGISTRY], cfg.MODEL.BACKBONE.NAME
     if name not in known:
@@ -78,7 +78,7 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
-    """detectron2's own configuration, and the keys of projects, with the values of ``cfg``."""
+    """detectron2's own config, and the keys of projects, with the values of ``cfg``."""
     stock = with_project_keys(get_cfg())
     for key, value in flatten(cfg).items():
         set_key(stock, key, value)
@@ -86,67 +86,57 @@ def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
     return stock
 
 
-def hush() -> None:
-    """Leave out what current versions of torch say about detectron2's code, once a process and to no use here."""
-    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
 def replace_sync_bn(module: nn.Module) -> nn.Module:
-    """Put this repository's SyncBatchNorm in the place of torch's, below ``module``."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.SyncBatchNorm):
-            own = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            own.load_state_dict(child.state_dict())
-            setattr(module, name, own)
-        else:
-            replace_sync_bn(child)
+    """Replace torch's SyncBatchNorm below ``module`` by this repository's."""
+    for name, old in list(module.named_modules()):
+        if isinstance(old, nn.SyncBatchNorm):
+            own = SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+            own.load_state_dict(old.state_dict())
+            module.set_submodule(name, own)
     return module
 
 
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """See the contract. Puts the model into training mode."""
+    """See ``Backend``. Where detectron2's RPN raises because it overflowed, every loss is NaN.
+
+    The other ranks wait for this one's losses, under the same names and in the same order; the loop then stops all.
+    """
     with EventStorage():  # where detectron2 leaves its own statistics
         try:
             return model.train()([_with_truth(sample) for sample in batch])
-        except FloatingPointError:  # raised by the RPN; the loop sees to it in all processes
+        except FloatingPointError:
+            predictors = getattr(model, "module", model).roi_heads.box_predictor
+            stages = [f"_stage{k}" for k in range(len(predictors))] if isinstance(predictors, nn.ModuleList) else [""]
+            names = [f"{name}{stage}" for stage in stages for name in ("loss_cls", "loss_box_reg")]
+            names += [f"loss_{head}" for head in ("mask", "keypoint") if f"{head}s" in batch[0]]
             nothing = sum(parameter.sum() for parameter in model.parameters()) * math.nan
-            return dict.fromkeys(loss_names(model, batch[0]), nothing)
-
-
-def loss_names(model: nn.Module, sample: dict[str, Any]) -> list[str]:
-    """What detectron2 calls the model's losses, in its order: all processes have to give the same ones."""
-    predictors = getattr(model, "module", model).roi_heads.box_predictor
-    stages = [f"_stage{k}" for k in range(len(predictors))] if isinstance(predictors, nn.ModuleList) else [""]
-    boxes = [f"{name}{stage}" for stage in stages for name in ("loss_cls", "loss_box_reg")]
-    others = [loss for key, loss in (("masks", "loss_mask"), ("keypoints", "loss_keypoint")) if key in sample]
-    return [*boxes, *others, "loss_rpn_cls", "loss_rpn_loc"]
+            return dict.fromkeys([*names, "loss_rpn_cls", "loss_rpn_loc"], nothing)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-    """See the contract. Puts the model into evaluation mode."""
+    """See ``Backend``."""
     return [_as_dict(found["instances"].to("cpu")) for found in model.eval()(batch)]
 
 
 @torch.no_grad()
 def detect(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-    """See the contract. Puts the model into evaluation mode."""
+    """See ``Backend``."""
     heads = model.eval().roi_heads
-    others = {name: on for name in ("mask_on", "keypoint_on") if (on := getattr(heads, name, False))}
+    others = [name for name in ("mask_on", "keypoint_on") if getattr(heads, name, False)]
     try:
         for name in others:
             setattr(heads, name, False)
         found = model.inference(batch, do_postprocess=False)
     finally:
-        for name, on in others.items():
-            setattr(heads, name, on)
+        for name in others:
+            setattr(heads, name, True)
     return [_as_dict(one.to("cpu")) for one in found]
 
 
 @torch.no_grad()
 def shapes(model: nn.Module, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """See the contract. Puts the model into evaluation mode."""
+    """See ``Backend``."""
     heads, shapes = model.eval().roi_heads, {}
     given = [
         Instances(tuple(sample["image"].shape[-2:]), pred_boxes=Boxes(one["boxes"]), pred_classes=one["labels"])

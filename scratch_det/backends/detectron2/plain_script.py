@@ -1,4 +1,4 @@
-"""detectron2's own plain training script on a recipe of ours, as somebody without this repository would run it."""
+"""detectron2's own plain training script on a config of this repository, as anybody else would run it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -38,7 +38,9 @@ def train_plainly(
     image_ids: of the images in the order to train them in, endless, so that two ways to train can be compared.
     gate: passes the loader's batches on, each when it is time for it.
     """
-    module = _load(script)
+    spec: Any = spec_from_file_location("plain_train_net", script)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     stock = stock_cfg(cfg, device=cfg.MODEL.DEVICE)
     stock.DATALOADER.ASPECT_RATIO_GROUPING = False  # the order is given
     for name in stock.DATASETS.TRAIN:
@@ -63,12 +65,3 @@ class _Order(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return (self.places[image_id] for image_id in self.image_ids)
-
-
-def _load(script: Path) -> Any:
-    spec = spec_from_file_location("plain_train_net", script)
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from scratch_det.backends.torchvision.roi_heads import Detections, RoIHeads, box_head, box_losses
+from scratch_det.backends.torchvision.roi_heads import Maps, RoIHeads, Sizes, box_losses
 from scratch_det.data.transforms import has_area
-
-Sizes = list[tuple[int, int]]
 
 
 class Stage(nn.Module):
@@ -21,7 +19,7 @@ class Stage(nn.Module):
 
     def __init__(self, cfg: CfgNode, in_channels: int, weights: tuple[float, ...], iou: float):
         super().__init__()
-        self.box_head, self.box_predictor = box_head(cfg, in_channels)
+        self.box_head, self.box_predictor = RoIHeads.box_layers(cfg, in_channels)
         self.box_predictor.bbox_pred = nn.Linear(self.box_predictor.bbox_pred.in_features, 4)
         self.coder, self.matcher = BoxCoder(weights), Matcher(iou, iou, allow_low_quality_matches=False)
 
@@ -44,7 +42,7 @@ class Stage(nn.Module):
 
 
 class CascadeRoIHeads(RoIHeads):
-    """``RoIHeads`` with ``stages`` in the place of one box head. The keys of each are in ROI_BOX_CASCADE_HEAD."""
+    """``RoIHeads`` with ``stages`` instead of one box head; ROI_BOX_CASCADE_HEAD has their IoUs and box weights."""
 
     def __init__(self, cfg: CfgNode, in_channels: int, strides: dict[str, int]):
         super().__init__(cfg, in_channels, strides)
@@ -60,41 +58,37 @@ class CascadeRoIHeads(RoIHeads):
         """None: the stages have their own."""
         return None, None
 
-    def stage_losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        labels: list[Tensor],
-        deltas: list[Tensor],
-        targets: list[dict],
-        sizes: Sizes,
-    ) -> dict[str, Tensor]:
-        """``loss_cls_stage0``, ``loss_box_reg_stage0`` and so on; the first stage's proposals are sampled."""
+    def box_head_losses(
+        self, features: Maps, proposals: list[Tensor], labels: list[Tensor], deltas: list[Tensor],
+        targets: list[dict[str, Tensor]], sizes: Sizes,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """``loss_cls_stage0``, ``loss_box_reg_stage0`` and so on; only the first stage's proposals are sampled."""
         losses = {}
         for number, stage in enumerate(self.stages):
             if number:
                 proposals = [box[has_area(box)] for box in proposals]
                 found = [stage.label(box, target) for box, target in zip(proposals, targets, strict=True)]
-                labels, deltas = ([each[i] for each in found] for i in (0, 1))
+                labels, deltas = zip(*found, strict=True)
             logits, predicted = stage(self._pool(features, proposals))
-            own = box_losses(logits, predicted, torch.cat(labels), torch.cat(deltas), self.beta, self.box_loss_weight)
+            own = box_losses(logits, predicted, torch.cat(labels), torch.cat(deltas), self.box_keys)
             losses |= {f"{name}_stage{number}": loss for name, loss in own.items()}
             proposals = stage.refine(proposals, predicted, sizes)
         return losses
 
-    def detect_boxes(self, features: dict[str, Tensor], proposals: list[Tensor], sizes: Sizes) -> Detections:
+    def predict_boxes(
+        self, features: Maps, proposals: list[Tensor], sizes: Sizes
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The mean of the stages' scores as logits, and the last stage's boxes, which are final: deltas of 0."""
         scores = []
         for stage in self.stages:
-            start = proposals
-            logits, deltas = stage(self._pool(features, start))
+            logits, deltas = stage(self._pool(features, proposals))
             scores.append(logits.softmax(-1))
-            proposals = stage.refine(start, deltas, sizes)
+            proposals = stage.refine(proposals, deltas, sizes)
         mean = torch.stack(scores).mean(0)
-        zero = torch.zeros_like(mean).repeat(1, 4)  # the boxes are final
-        return self.postprocess_detections(mean.log(), zero, proposals, sizes)
+        return mean.log(), torch.zeros_like(mean).repeat(1, 4), proposals
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Pooled features, whose gradient is divided by the number of stages, since the stages' losses are added up."""
+    def _pool(self, features: Maps, boxes: list[Tensor]) -> Tensor:
+        """Pooled features; their gradient is divided by the number of stages, since the stages' losses are summed."""
         pooled = self.box_roi_pool(features, boxes)
         if pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.stages))

@@ -1,4 +1,4 @@
-"""The torchvision backend: see ``scratch_det.backends`` for the contract."""
+"""The torchvision backend: the functions of ``scratch_det.backends.Backend``."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from scratch_det.backends.torchvision.backbone import build_backbone
+from scratch_det.backends import Batch
+from scratch_det.backends.torchvision.backbone import Backbone
 from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
@@ -17,7 +18,6 @@ from scratch_det.modeling.init import initialize
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
 HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
-
 LAYER_TYPES = {  # in a cascade without the stage's number
     "backbone.body": "backbone",
     "backbone.fpn": "fpn",
@@ -31,6 +31,7 @@ LAYER_TYPES = {  # in a cascade without the stage's number
     "roi_heads.keypoint_head": "keypoint",
     "roi_heads.keypoint_predictor": "keypoint",
 }
+TRUTH = ("boxes", "labels", "masks", "keypoints")  # of a sample
 
 
 class GeneralizedRCNN(nn.Module):
@@ -38,7 +39,7 @@ class GeneralizedRCNN(nn.Module):
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        self.backbone = build_backbone(cfg)
+        self.backbone = Backbone(cfg)
         channels, strides = self.backbone.out_channels, self.backbone.strides
         self.rpn = RPN(cfg, channels, list(strides.values()))
         pooled = {name: strides[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
@@ -46,28 +47,32 @@ class GeneralizedRCNN(nn.Module):
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses."""
         images, features = self.extract_features(batch)
-        targets = [self._target(sample) for sample in batch]
-        proposals, rpn_losses = self.rpn(images, features, targets)
-        loss_rpn_cls, loss_rpn_loc = rpn_losses["loss_objectness"], rpn_losses["loss_rpn_box_reg"]
+        targets = [self._on_device({key: sample[key] for key in TRUTH if key in sample}) for sample in batch]
+        proposals, of_rpn = self.rpn(images, features, targets)
         losses = self.roi_heads.losses(features, proposals, targets, images.image_sizes)
-        return {**losses, "loss_rpn_cls": loss_rpn_cls, "loss_rpn_loc": loss_rpn_loc}
+        return {**losses, "loss_rpn_cls": of_rpn["loss_objectness"], "loss_rpn_loc": of_rpn["loss_rpn_box_reg"]}
 
-    def extract_features(self, batch: list[dict[str, Any]]) -> tuple[ImageList, dict[str, Tensor]]:
+    def extract_features(self, batch: Batch) -> tuple[ImageList, dict[str, Tensor]]:
         """The normalised images and the backbone's maps of them."""
-        images = self._images(batch)
+        images = self.preprocess(batch)
         return images, self.backbone(images.tensors)
 
     def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Boxes, scores and labels as ``RoIHeads.detect`` has them."""
+        """Boxes, scores and labels as ``RoIHeads.detect`` gives them."""
         proposals, _ = self.rpn(images, features)
         return self.roi_heads.detect(features, proposals, images.image_sizes)
 
-    def _images(self, batch: list[dict[str, Any]]) -> ImageList:
+    def shapes(self, features: dict[str, Tensor], found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Masks and heat maps as ``RoIHeads.shapes`` gives them; ``found`` may be on another device."""
+        return self.roi_heads.shapes(features, [self._on_device(one) for one in found])
+
+    def preprocess(self, batch: Batch) -> ImageList:
         """Normalise and pad with zeros, right and below, to one size that the backbone's strides divide."""
-        images = [(self._to_device(sample["image"]) - self.pixel_mean) / self.pixel_std for sample in batch]
+        images = [self._on_device({"image": sample["image"]})["image"] for sample in batch]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         multiple = self.backbone.size_divisibility
         height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
@@ -76,17 +81,12 @@ class GeneralizedRCNN(nn.Module):
             canvas[:, : image.shape[1], : image.shape[2]] = image
         return ImageList(padded, sizes)
 
-    def _target(self, sample: dict[str, Any]) -> dict[str, Tensor]:
-        keys = ("boxes", "labels", "masks", "keypoints")
-        target = {key: self._to_device(sample[key]) for key in keys if key in sample}
-        return {**target, "labels": target["labels"] + 1}
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.pixel_mean.device, non_blocking=True)
+    def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.pixel_mean.device, non_blocking=True) for name, value in tensors.items()}
 
 
 def build(cfg: CfgNode) -> nn.Module:
-    """See the contract."""
+    """See ``Backend``."""
     model = GeneralizedRCNN(cfg)
     stages = [f"roi_heads.stages.{k}" for k in range(len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS))]
     types = {
@@ -98,36 +98,31 @@ def build(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """See the contract. Puts the model into training mode."""
+def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """See ``Backend``."""
     return model.train()(batch)
 
 
 @torch.no_grad()
-def predict(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """See the contract. Puts the model into evaluation mode."""
+def predict(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Any]]:
+    """See ``Backend``."""
     images, features = model.eval().extract_features(batch)
     found = model.detect(images, features)
-    shapes = model.roi_heads.shapes(features, found)
-    return [_to_original(sample, {**one, **its}) for sample, one, its in zip(batch, found, shapes, strict=True)]
+    shapes = model.shapes(features, found)
+    return [_to_original(sample, one | its) for sample, one, its in zip(batch, found, shapes, strict=True)]
 
 
 @torch.no_grad()
-def detect(model: GeneralizedRCNN, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-    """See the contract. Puts the model into evaluation mode."""
-    found = model.detect(*model.eval().extract_features(batch))
-    return [{**_on_cpu(one), "labels": one["labels"].cpu() - 1} for one in found]
+def detect(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Tensor]]:
+    """See ``Backend``."""
+    return [_on_cpu(one) for one in model.detect(*model.eval().extract_features(batch))]
 
 
 @torch.no_grad()
-def shapes(
-    model: GeneralizedRCNN, batch: list[dict[str, Any]], found: list[dict[str, Tensor]]
-) -> list[dict[str, Tensor]]:
-    """See the contract. Puts the model into evaluation mode."""
+def shapes(model: GeneralizedRCNN, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """See ``Backend``."""
     _, features = model.eval().extract_features(batch)
-    device = model.pixel_mean.device
-    own = [{"boxes": one["boxes"].to(device), "labels": one["labels"].to(device) + 1} for one in found]
-    return [_on_cpu(one) for one in model.roi_heads.shapes(features, own)]
+    return [_on_cpu(one) for one in model.shapes(features, [{k: one[k] for k in ("boxes", "labels")} for one in found])]
 
 
 def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,12 +130,12 @@ def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:
-    """Scale detections to the original image, drop boxes without area, paste masks, find keypoints; 0-based labels."""
+    """Scale detections to the original image, drop boxes without area, paste masks, find keypoints; on the CPU."""
     height, width = sample["height"], sample["width"]
     scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
     boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
     boxes, kept = inside(boxes, height, width)
-    result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept] - 1}
+    result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept]}
     if "masks" in found:
         result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[kept], boxes, height, width))
     if "heat_maps" in found:

@@ -1,11 +1,8 @@
-"""RoIAlign from the level of the backbone's maps that fits a box's size.
+"""Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses.
 
-Keypoint head: torchvision's layers, detectron2's choice of boxes, loss and scores.
-
-Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses.
+Labels are 0-based outside of ``RoIHeads`` and 1-based inside, as torchvision's sampling and post-processing have the
+background in slot 0: ``RoIHeads.losses`` adds 1 and ``RoIHeads.detect`` takes it off, nothing else does.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +19,9 @@ from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.ops import mask_targets
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # Lin et al., Feature Pyramid Networks, equation 1: a 224 px box pools p4
+
+Maps = dict[str, Tensor]  # [N, C, H, W] by name
+Sizes = list[tuple[int, int]]  # height and width of the images, without padding
 
 
 class ROIPooler(nn.Module):
@@ -40,84 +40,26 @@ class ROIPooler(nn.Module):
         self.sampling_ratio, self.aligned = sampling_ratio, aligned
         self.first_level = min(strides.values()).bit_length() - 1
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+    def forward(self, features: Maps, boxes: list[Tensor]) -> Tensor:
         """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
-        rois = _with_image_index(boxes)
+        index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(boxes)])
+        rois = torch.cat([index, torch.cat(boxes)], dim=1)
         levels = self.levels_of(rois[:, 1:])
         channels = next(iter(features.values())).shape[1]
         pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
         for level, (name, stride) in enumerate(self.strides.items()):
             chosen = (levels == level).nonzero()[:, 0]
-            pooled = pooled.index_copy(0, chosen, self._align(features[name].float(), rois[chosen], stride))
+            values = roi_align(
+                features[name].float(), rois[chosen], self.resolution, 1 / stride, self.sampling_ratio, self.aligned
+            )
+            pooled = pooled.index_copy(0, chosen, values)
         return pooled
 
-    def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        return roi_align(feature, rois, self.resolution, 1 / stride, self.sampling_ratio, self.aligned)
-
     def levels_of(self, boxes: Tensor) -> Tensor:
+        """The place in ``strides`` [N] of the map that each of ``boxes`` [N, 4] is pooled from."""
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
         level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
         return (level - self.first_level).clamp(0, len(self.strides) - 1).to(torch.int64)
-
-
-def build_pooler(keys: CfgNode, strides: dict[str, int]) -> ROIPooler:
-    """The pooler of a head, from its POOLER_* keys."""
-    aligned = keys.POOLER_TYPE == "ROIAlignV2"
-    return ROIPooler(strides, keys.POOLER_RESOLUTION, keys.POOLER_SAMPLING_RATIO, aligned)
-
-
-def _with_image_index(boxes: list[Tensor]) -> Tensor:
-    index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(boxes)])
-    return torch.cat([index, torch.cat(boxes)], dim=1)
-
-
-def keypoint_layers(keys: CfgNode, in_channels: int) -> dict[str, nn.Module]:
-    """3x3 convolutions, then a deconvolution and bilinear upsampling to K heat maps of 4 x POOLER_RESOLUTION a side."""
-    width = keys.CONV_DIMS[-1] if keys.CONV_DIMS else in_channels
-    return {
-        "keypoint_head": KeypointRCNNHeads(in_channels, keys.CONV_DIMS),
-        "keypoint_predictor": KeypointRCNNPredictor(width, keys.NUM_KEYPOINTS),
-    }
-
-
-def keypoint_samples(
-    boxes: list[Tensor], matched: list[Tensor], labels: list[Tensor], targets: list[dict[str, Tensor]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The foreground boxes with a labelled keypoint inside, and their objects' keypoints; a list entry an image."""
-    chosen_boxes, chosen_points = [], []
-    for box, index, label, target in zip(boxes, matched, labels, targets, strict=True):
-        foreground = label > 0
-        box, points = box[foreground], target["keypoints"][index[foreground]]
-        trained = _has_point_inside(box, points)
-        chosen_boxes.append(box[trained])
-        chosen_points.append(points[trained])
-    return chosen_boxes, chosen_points
-
-
-def _has_point_inside(boxes: Tensor, points: Tensor) -> Tensor:
-    """Bool [N] of boxes [N, 4] and keypoints [N, K, 3]; a border counts."""
-    low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    inside = ((points[..., :2] >= low) & (points[..., :2] <= high)).all(-1)
-    return (inside & (points[..., 2] > 0)).any(1)
-
-
-def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, most_boxes: float) -> Tensor:
-    """Softmax loss over the places of a heat map, of every labelled keypoint inside its box.
-
-    NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS divides the sum by their number, else ``most_boxes`` x K divides it: the boxes
-    that could be sampled in the batch. Zero, with gradients, where there are none.
-
-    Shapes: logits [N, K, S, S], boxes [N, 4], points [N, K, 3].
-    """
-    places, valid = keypoints_to_heatmap(points, boxes, logits.shape[-1])
-    labelled = valid.bool()
-    loss = F.cross_entropy(logits.flatten(2)[labelled], places[labelled], reduction="sum")
-    by_visible = keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
-    count = labelled.sum().clamp(min=1) if by_visible else most_boxes * logits.shape[1]
-    return keys.LOSS_WEIGHT * loss / count
-
-
-Detections = tuple[list[Tensor], list[Tensor], list[Tensor]]  # boxes, scores, labels by image
 
 
 class Float32Predictor(FastRCNNPredictor):
@@ -129,18 +71,35 @@ class Float32Predictor(FastRCNNPredictor):
 
 
 class RoIHeads(TorchvisionRoIHeads):
-    """torchvision's sampling and post-processing around detectron2's losses. Labels are 1-based; 0 is background.
+    """torchvision's sampling and post-processing around detectron2's losses.
 
     strides: of the backbone's maps to pool from, by name; they have ``in_channels`` channels.
     """
 
     def __init__(self, cfg: CfgNode, in_channels: int, strides: dict[str, int]):
-        keys, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+        keys, box, mask, keypoint = (
+            cfg.MODEL[f"ROI_{name}"] for name in ("HEADS", "BOX_HEAD", "MASK_HEAD", "KEYPOINT_HEAD")
+        )
+
+        def pooler(head: CfgNode) -> ROIPooler:
+            aligned = head.POOLER_TYPE == "ROIAlignV2"
+            return ROIPooler(strides, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, aligned)
+
+        parts: dict[str, nn.Module] = {"box_roi_pool": pooler(box)}  # the order of layers is that of random draws
+        parts["box_head"], parts["box_predictor"] = self.box_layers(cfg, in_channels)
+        if cfg.MODEL.MASK_ON:
+            widths, norm = [mask.CONV_DIM] * mask.NUM_CONV, norm_layer(mask.NORM)
+            parts["mask_roi_pool"] = pooler(mask)
+            parts["mask_head"] = MaskRCNNHeads(in_channels, widths, dilation=1, norm_layer=norm)
+            width = [in_channels, *widths][-1]
+            parts["mask_predictor"] = MaskRCNNPredictor(width, mask.CONV_DIM, 1 + keys.NUM_CLASSES)
+        if cfg.MODEL.KEYPOINT_ON:  # to heat maps of 4 x POOLER_RESOLUTION a side
+            parts["keypoint_roi_pool"] = pooler(keypoint)
+            parts["keypoint_head"] = KeypointRCNNHeads(in_channels, keypoint.CONV_DIMS)
+            width = [in_channels, *keypoint.CONV_DIMS][-1]
+            parts["keypoint_predictor"] = KeypointRCNNPredictor(width, keypoint.NUM_KEYPOINTS)
         super().__init__(
-            build_pooler(box, strides),
-            *self.box_layers(cfg, in_channels),
-            **(_mask_parts(cfg, in_channels, strides) if cfg.MODEL.MASK_ON else {}),
-            **(_keypoint_parts(cfg, in_channels, strides) if cfg.MODEL.KEYPOINT_ON else {}),
+            **parts,
             fg_iou_thresh=keys.IOU_THRESHOLDS[0],
             bg_iou_thresh=keys.IOU_THRESHOLDS[0],
             batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
@@ -150,131 +109,126 @@ class RoIHeads(TorchvisionRoIHeads):
             nms_thresh=keys.NMS_THRESH_TEST,
             detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
-        self.beta, self.box_loss_weight = box.SMOOTH_L1_BETA, box.BBOX_REG_LOSS_WEIGHT
-        self.keypoint_keys = cfg.MODEL.ROI_KEYPOINT_HEAD
-        self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # boxes an image
+        self.box_keys, self.keypoint_keys = box, keypoint
+        self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # sampled boxes per image
 
     @staticmethod
     def box_layers(cfg: CfgNode, in_channels: int) -> tuple[nn.Module | None, nn.Module | None]:
-        """The box head and its predictor."""
-        return box_head(cfg, in_channels)
+        """ROI_BOX_HEAD's convolutions and fully connected layers, and the class and box layers after them."""
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        side = keys.POOLER_RESOLUTION
+        convs, fcs = [keys.CONV_DIM] * keys.NUM_CONV, [keys.FC_DIM] * keys.NUM_FC
+        head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=norm_layer(keys.NORM))
+        width = keys.FC_DIM if fcs else [in_channels, *convs][-1] * side**2
+        return head, Float32Predictor(width, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
     def losses(
-        self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict], sizes: list[tuple[int, int]]
+        self, features: Maps, proposals: list[Tensor], targets: list[dict[str, Tensor]], sizes: Sizes
     ) -> dict[str, Tensor]:
-        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``.
-
-        sizes: of the images, without padding.
-        """
+        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``."""
+        targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
-        losses = self.stage_losses(features, proposals, labels, deltas, targets, sizes)
+        losses = self.box_head_losses(features, proposals, labels, deltas, targets, sizes)
+        foreground = [(label > 0).nonzero()[:, 0] for label in labels]
+        boxes, matched, labels = (
+            [one[chosen] for one, chosen in zip(each, foreground, strict=True)] for each in (proposals, matched, labels)
+        )
         if self.has_mask():
-            losses["loss_mask"] = self._mask_loss(features, proposals, matched, labels, targets)
+            logits = self._mask_logits(features, boxes, torch.cat(labels))
+            masks = [target["masks"] for target in targets]
+            truth = [mask_targets(*one, logits.shape[-1]) for one in zip(masks, matched, boxes, strict=True)]
+            losses["loss_mask"] = (
+                F.binary_cross_entropy_with_logits(logits, torch.cat(truth)) if len(logits) else logits.sum()
+            )
         if self.has_keypoint():
-            boxes, points = keypoint_samples(proposals, matched, labels, targets)
+            points = [target["keypoints"][index] for target, index in zip(targets, matched, strict=True)]
+            boxes, points = keypoint_samples(boxes, points)
             maps, most = self._heat_maps(features, boxes), self.most_foreground * len(proposals)
             losses["loss_keypoint"] = keypoint_loss(maps, torch.cat(boxes), torch.cat(points), self.keypoint_keys, most)
         return losses
 
-    def stage_losses(
-        self, features: dict[str, Tensor], proposals: list[Tensor], labels: list[Tensor], deltas: list[Tensor], *_: Any
-    ) -> dict[str, Tensor]:
-        """``loss_cls`` and ``loss_box_reg``."""
+    def box_head_losses(
+        self, features: Maps, proposals: list[Tensor], labels: list[Tensor], deltas: list[Tensor],
+        targets: list[dict[str, Tensor]], sizes: Sizes,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """``loss_cls`` and ``loss_box_reg``; a cascade's later stages also need ``targets`` and ``sizes``."""
         logits, predicted = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals)))
-        return box_losses(logits, predicted, torch.cat(labels), torch.cat(deltas), self.beta, self.box_loss_weight)
+        return box_losses(logits, predicted, torch.cat(labels), torch.cat(deltas), self.box_keys)
 
-    def _mask_loss(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
-        targets: list[dict],
-    ) -> Tensor:
-        positive = [(label > 0).nonzero()[:, 0] for label in labels]
-        boxes = [box[chosen] for box, chosen in zip(proposals, positive, strict=True)]
-        logits = self._mask_logits(features, boxes, [label[c] for label, c in zip(labels, positive, strict=True)])
-        if not len(logits):
-            return logits.sum()
-        truth = [
-            mask_targets(target["masks"], index[chosen], box, logits.shape[-1])
-            for target, index, chosen, box in zip(targets, matched, positive, boxes, strict=True)
-        ]
-        return F.binary_cross_entropy_with_logits(logits, torch.cat(truth))
+    def detect(self, features: Maps, proposals: list[Tensor], sizes: Sizes) -> list[dict[str, Tensor]]:
+        """Per image: ``boxes`` [N, 4] (pixels of the network's input), ``scores`` [N] and ``labels`` [N], 0-based."""
+        found = self.postprocess_detections(*self.predict_boxes(features, proposals, sizes), sizes)
+        return [{"boxes": b, "scores": s, "labels": c - 1} for b, s, c in zip(*found, strict=True)]
 
-    def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor]) -> Tensor:
-        """Mask logits [N, M, M] of each box's own class."""
-        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
-        return logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)]
+    def predict_boxes(
+        self, features: Maps, proposals: list[Tensor], sizes: Sizes
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Class logits [N, 1 + classes], deltas [N, 4 * (1 + classes)], and the boxes that these are to move."""
+        return *self.box_predictor(self.box_head(self.box_roi_pool(features, proposals))), proposals
 
-    def _heat_maps(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Keypoint logits [N, K, S, S]."""
-        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
-
-    def detect(
-        self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        """Per image: ``boxes`` [N, 4] (input pixels), ``scores`` [N] and ``labels`` [N], 1-based."""
-        found = self.detect_boxes(features, proposals, sizes)
-        return [{"boxes": b, "scores": s, "labels": c} for b, s, c in zip(*found, strict=True)]
-
-    def detect_boxes(
-        self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> Detections:
-        """What ``detect`` says, in three lists."""
-        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals)))
-        return self.postprocess_detections(logits, deltas, proposals, sizes)
-
-    def shapes(self, features: dict[str, Tensor], found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """What the other heads say of the boxes of ``detect``, per image.
+    def shapes(self, features: Maps, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Masks and keypoints of the boxes and (0-based) labels of ``found``, per image.
 
         ``masks`` [N, M, M], probabilities inside the box, and ``heat_maps`` [N, K, S, S], logits of a keypoint.
         """
-        boxes, labels = ([image[key] for image in found] for key in ("boxes", "labels"))
-        numbers, shapes = [len(each) for each in boxes], {}
+        boxes, shapes = [image["boxes"] for image in found], {}
+        numbers = [len(one) for one in boxes]
         if self.has_mask():
-            shapes["masks"] = self._mask_logits(features, boxes, labels).sigmoid().split(numbers)
+            slots = torch.cat([image["labels"] for image in found]) + 1
+            shapes["masks"] = self._mask_logits(features, boxes, slots).sigmoid().split(numbers)
         if self.has_keypoint():
             shapes["heat_maps"] = self._heat_maps(features, boxes).split(numbers)
         return [{name: values[image] for name, values in shapes.items()} for image in range(len(found))]
 
+    def _mask_logits(self, features: Maps, boxes: list[Tensor], slots: Tensor) -> Tensor:
+        """Mask logits [N, M, M] of each box's own class."""
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
+        return logits[torch.arange(len(logits), device=logits.device), slots]
 
-def box_losses(
-    logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, beta: float, box_weight: float = 1.0
-) -> dict[str, Tensor]:
+    def _heat_maps(self, features: Maps, boxes: list[Tensor]) -> Tensor:
+        """Keypoint logits [N, K, S, S]."""
+        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, keys: CfgNode) -> dict[str, Tensor]:
     """Softmax loss over all sampled boxes; smooth L1 of the true class's deltas, divided by the same count.
 
     Without any box (no object and no proposal in this process) both are zeros that keep their gradients.
 
-    Shapes: logits [N, 1 + classes], deltas [N, 4 * (1 + classes)] or, one box for all classes, [N, 4], labels [N],
-    targets [N, 4].
+    Shapes: logits [N, 1 + classes], deltas [N, 4 * (1 + classes)] or, one box for all classes, [N, 4], labels [N]
+    (0 is background), targets [N, 4]. keys: ROI_BOX_HEAD.
     """
     foreground = (labels > 0).nonzero()[:, 0]
     by_class = deltas.unflatten(1, (-1, 4))
     of_class = by_class[foreground, labels[foreground] if by_class.shape[1] > 1 else 0]
-    distance = F.smooth_l1_loss(of_class, targets[foreground], beta=beta, reduction="sum")
+    distance = F.smooth_l1_loss(of_class, targets[foreground], beta=keys.SMOOTH_L1_BETA, reduction="sum")
     loss_cls = F.cross_entropy(logits, labels) if len(labels) else logits.sum()
-    return {"loss_cls": loss_cls, "loss_box_reg": distance * box_weight / max(len(labels), 1)}
+    return {"loss_cls": loss_cls, "loss_box_reg": distance * keys.BBOX_REG_LOSS_WEIGHT / max(len(labels), 1)}
 
 
-def box_head(cfg: CfgNode, in_channels: int) -> tuple[nn.Module, FastRCNNPredictor]:
-    """ROI_BOX_HEAD's convolutions and fully connected layers, and the class and box layers after them."""
-    keys = cfg.MODEL.ROI_BOX_HEAD
-    side = keys.POOLER_RESOLUTION
-    convs, fcs = [keys.CONV_DIM] * keys.NUM_CONV, [keys.FC_DIM] * keys.NUM_FC
-    head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=norm_layer(keys.NORM))
-    width = keys.FC_DIM if fcs else (keys.CONV_DIM if convs else in_channels) * side**2
-    return head, Float32Predictor(width, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+def keypoint_samples(boxes: list[Tensor], points: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of ``boxes`` [N, 4] that have a labelled one of their ``points`` [N, K, 3] inside, and the points.
+
+    A border counts as inside. Both are lists with an entry per image.
+    """
+    chosen = []
+    for box, point in zip(boxes, points, strict=True):
+        xy, low, high = point[..., :2], box[:, None, :2], box[:, None, 2:]
+        chosen.append((((xy >= low) & (xy <= high)).all(-1) & (point[..., 2] > 0)).any(1))
+    return tuple([one[c] for one, c in zip(each, chosen, strict=True)] for each in (boxes, points))
 
 
-def _mask_parts(cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> dict[str, nn.Module]:
-    keys = cfg.MODEL.ROI_MASK_HEAD
-    head = MaskRCNNHeads(in_channels, [keys.CONV_DIM] * keys.NUM_CONV, dilation=1, norm_layer=norm_layer(keys.NORM))
-    width = keys.CONV_DIM if keys.NUM_CONV else in_channels
-    predictor = MaskRCNNPredictor(width, keys.CONV_DIM, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    return {"mask_roi_pool": build_pooler(keys, strides), "mask_head": head, "mask_predictor": predictor}
+def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, most_boxes: float) -> Tensor:
+    """Softmax loss over the places of a heat map, of every labelled keypoint inside its box.
 
+    NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS divides the sum by their number, else ``most_boxes`` x K divides it: the boxes
+    that could be sampled in the batch. Zero, with gradients, where there are none.
 
-def _keypoint_parts(cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> dict[str, nn.Module]:
-    keys = cfg.MODEL.ROI_KEYPOINT_HEAD
-    return {"keypoint_roi_pool": build_pooler(keys, strides), **keypoint_layers(keys, in_channels)}
+    Shapes: logits [N, K, S, S], boxes [N, 4], points [N, K, 3]. keys: ROI_KEYPOINT_HEAD.
+    """
+    places, valid = keypoints_to_heatmap(points, boxes, logits.shape[-1])
+    labelled = valid.bool()
+    loss = F.cross_entropy(logits.flatten(2)[labelled], places[labelled], reduction="sum")
+    by_visible = keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
+    count = labelled.sum().clamp(min=1) if by_visible else most_boxes * logits.shape[1]
+    return keys.LOSS_WEIGHT * loss / count

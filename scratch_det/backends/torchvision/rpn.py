@@ -18,8 +18,8 @@ class Anchors(nn.Module):
     also computes in half precision.
 
     Args:
-        sizes: side of a square anchor in pixels, per level.
-        aspect_ratios: height / width, per level.
+        sizes: side of a square anchor in pixels; a list per level, or one for all.
+        aspect_ratios: height / width; a list per level, or one for all.
         strides: pixels between two anchors, per level.
         offset: position of an anchor's centre in its cell, 0 = top left corner, as a fraction of the stride.
     """
@@ -29,32 +29,22 @@ class Anchors(nn.Module):
     ):
         super().__init__()
         self.strides, self.offset = strides, offset
-        sizes, aspect_ratios = (_per_level(values, len(strides)) for values in (sizes, aspect_ratios))
         for level in range(len(strides)):
-            cell = _cell_anchors(sizes[level], aspect_ratios[level])
-            self.register_buffer(f"cell{level}", cell, persistent=False)
-        self.per_location = len(cell)
+            own_sizes, own_ratios = (lists[level if len(lists) > 1 else 0] for lists in (sizes, aspect_ratios))
+            sides = torch.tensor([(size / ratio**0.5, size * ratio**0.5) for size in own_sizes for ratio in own_ratios])
+            self.register_buffer(f"cell{level}", torch.cat([-sides, sides], dim=1) / 2, persistent=False)
+        self.per_location = len(sides)
 
     def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
         """Anchors [sum of H * W * A over levels, 4] (x1 y1 x2 y2, pixels), the same for every image of the batch."""
-        anchors = torch.cat([self._grid(level, feature.shape[-2:]) for level, feature in enumerate(features)])
-        return [anchors] * len(images.image_sizes)
-
-    def _grid(self, level: int, size: torch.Size) -> Tensor:
-        cell = getattr(self, f"cell{level}")
-        rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * self.strides[level] for n in size)
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-        return (centres + cell).reshape(-1, 4)
-
-
-def _per_level(values: list[list[float]], levels: int) -> list[list[float]]:
-    return values * levels if len(values) == 1 else values
-
-
-def _cell_anchors(sizes: list[float], aspect_ratios: list[float]) -> Tensor:
-    shapes = torch.tensor([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in aspect_ratios])
-    return torch.cat([-shapes, shapes], dim=1) / 2
+        levels = []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            cell = getattr(self, f"cell{level}")
+            rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * stride for n in feature.shape[-2:])
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+            levels.append((centres + cell).reshape(-1, 4))
+        return [torch.cat(levels)] * len(images.image_sizes)
 
 
 class Float32RPNHead(RPNHead):
@@ -69,8 +59,7 @@ class RPN(RegionProposalNetwork):
     """torchvision's RPN; losses are summed over anchors and divided by the nominal sample size, as in detectron2."""
 
     def __init__(self, cfg: CfgNode, in_channels: int, strides: Sequence[int]):
-        keys = cfg.MODEL.RPN
-        anchors = cfg.MODEL.ANCHOR_GENERATOR
+        keys, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
         generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
         super().__init__(
             generator,
@@ -83,10 +72,7 @@ class RPN(RegionProposalNetwork):
             post_nms_top_n={"training": keys.POST_NMS_TOPK_TRAIN, "testing": keys.POST_NMS_TOPK_TEST},
             nms_thresh=keys.NMS_THRESH,
         )
-        self.box_coder = BoxCoder(weights=tuple(keys.BBOX_REG_WEIGHTS))
-        self.sample_size = keys.BATCH_SIZE_PER_IMAGE
-        self.beta = keys.SMOOTH_L1_BETA
-        self.loss_weight, self.box_loss_weight = keys.LOSS_WEIGHT, keys.BBOX_REG_LOSS_WEIGHT
+        self.box_coder, self.keys = BoxCoder(weights=tuple(keys.BBOX_REG_WEIGHTS)), keys
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -98,7 +84,10 @@ class RPN(RegionProposalNetwork):
             objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
         )
         loss_loc = F.smooth_l1_loss(
-            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=self.beta, reduction="sum"
+            pred_bbox_deltas[positive],
+            torch.cat(regression_targets)[positive],
+            beta=self.keys.SMOOTH_L1_BETA,
+            reduction="sum",
         )
-        scale = self.loss_weight / (self.sample_size * len(labels))
-        return loss_cls * scale, loss_loc * scale * self.box_loss_weight
+        scale = self.keys.LOSS_WEIGHT / (self.keys.BATCH_SIZE_PER_IMAGE * len(labels))
+        return loss_cls * scale, loss_loc * scale * self.keys.BBOX_REG_LOSS_WEIGHT
