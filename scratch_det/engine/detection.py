@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ BEST = main_score("bbox")
 IMAGES_SHOWN = 12
 
 
-def load(backend: str) -> ModuleType:
+def load(backend: str) -> Any:
     """The backend that was chosen."""
     return backends.load(backend)
 
