@@ -1,7 +1,6 @@
 """PASCAL VOC: its tree becomes COCO jsons or is refused whole, its AP is the devkit's, its recipes train."""
 
 import errno
-import json
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -21,8 +20,7 @@ from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.subsets import make_subsets
 from scratch_det.data.voc import CLASSES, NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import DataError
-from scratch_det.evaluation.coco import evaluate_predictions
-from scratch_det.evaluation.voc import CURVES, evaluate_voc
+from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.study.experiments import of_place
 
 WIDTH, HEIGHT = 96, 64
@@ -230,69 +228,7 @@ class TestRefusals:
             train("DATASETS.TRAIN", "('voc_2012_val',)", "DATASETS.TEST", "()")
 
 
-Box = tuple[float, float, float, float]  # x, y, width, height
-A, B, C, D = ((100.0 * i, 0.0, 50.0, 50.0) for i in range(4))
-NOWHERE = (0.0, 500.0, 50.0, 50.0)
-
-
-@pytest.fixture
-def ap50(tmp_path: Path) -> Callable[..., float]:
-    """``ap50(objects, found, ap, difficult=...)``: of boxes in one image; ``found`` in the order of their scores."""
-
-    def compute(
-        objects: list[Box], found: list[Box], ap: str, difficult: tuple[Box, ...] = (), key: str = "AP50"
-    ) -> float:
-        annotations = [
-            {"id": i, "image_id": 1, "category_id": 1, "bbox": list(box), "ignore": int(box in difficult)}
-            for i, box in enumerate([*objects, *difficult], start=1)
-        ]
-        content = {
-            "images": [{"id": 1, "width": 900, "height": 600}],
-            "annotations": annotations,
-            "categories": [{"id": 1, "name": "dog"}],
-        }
-        (tmp_path / "truth.json").write_text(json.dumps(content))
-        results = [
-            {"image_id": 1, "category_id": 1, "bbox": list(box), "score": 0.9 - i / 100} for i, box in enumerate(found)
-        ]
-        return evaluate_voc(tmp_path / "truth.json", results[::-1], ap)["bbox"][key]
-
-    return compute
-
-
 class TestAp:
-    def test_every_name_has_a_curve(self) -> None:
-        assert tuple(CURVES) == VOC_AP
-
-    @pytest.mark.parametrize(("ap", "expected"), [("voc_area", 5 / 9), ("voc_11point", 6 / 11)])
-    def test_duplicates_are_errors_and_difficult_ones_nothing(self, ap50: Callable, ap: str, expected: float) -> None:
-        """Right, passed over, duplicate, right, nowhere: recall 1/3, 1/3, 2/3, 2/3, precision 1, 1/2, 2/3, 1/2."""
-        assert ap50([A, B, C], [A, D, A, B, NOWHERE, D], ap, difficult=(D,)) == pytest.approx(100 * expected)
-
-    @pytest.mark.parametrize("ap", VOC_AP)
-    def test_without_an_error_it_is_100_and_without_detections_0(self, ap50: Callable, ap: str) -> None:
-        assert ap50([A, B], [B, A, D], ap, difficult=(D,)) == pytest.approx(100)
-        assert ap50([A, B], [], ap) == 0
-        assert np.isnan(ap50([], [A], ap, difficult=(D,)))
-
-    def test_each_goes_to_its_best_object(self, ap50: Callable, tmp_path: Path) -> None:
-        """The second one overlaps a free object too, by 0.67, but the taken one more, by 0.82: COCO would count it."""
-        near = (0.0, 15.0, 50.0, 50.0)
-        found = [A, (0.0, 5.0, 50.0, 50.0)]
-        assert ap50([A, near], found, "voc_area") == pytest.approx(50)
-        results = [{"image_id": 1, "category_id": 1, "bbox": [*box], "score": 1 - i / 9} for i, box in enumerate(found)]
-        assert evaluate_predictions(tmp_path / "truth.json", results, ("bbox",))["bbox"]["AP50"] == pytest.approx(100)
-
-    @pytest.mark.parametrize(
-        ("height", "key", "expected"), [(25, "AP50", 0), (26, "AP50", 100), (41, "AP75", 100), (41, "AP", 70)]
-    )
-    def test_thresholds(self, ap50: Callable, height: float, key: str, expected: float) -> None:
-        assert ap50([A], [(0.0, 0.0, 50.0, height)], "voc_area", key=key) == pytest.approx(expected)
-
-    def test_three_of_ten_reach_the_point_at_0_3(self, ap50: Callable) -> None:
-        objects = [(100.0 * i, 0.0, 50.0, 50.0) for i in range(10)]
-        assert ap50(objects, objects[:3], "voc_11point") == pytest.approx(100 * 4 / 11)
-
     def test_classes(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
         data = opened("voc_2012_val")

@@ -69,6 +69,50 @@ class TestMerging:
         assert found["labels"].tolist() == [2, 3]
         assert len(merge([one, moved, other], config("TEST.DETECTIONS_PER_IMAGE", "1"))["scores"]) == 1
 
+    @pytest.mark.parametrize(("threshold", "kept"), [("0.49", [0.9]), ("0.51", [0.9, 0.6])])
+    def test_nms_threshold(self, threshold: str, kept: list[float], config: Config) -> None:
+        """An IoU of 0.5; the one that stays has its own score and box, not a mean."""
+        one, other = ({"scores": torch.tensor([score]), "labels": torch.tensor([2])} for score in (0.6, 0.9))
+        views = [{**one, "boxes": boxes_of((0, 0, 10, 10))}, {**other, "boxes": boxes_of((0, 0, 10, 20))}]
+        found = merge(views, config("MODEL.ROI_HEADS.NMS_THRESH_TEST", threshold))
+        assert found["scores"].tolist() == pytest.approx(kept)
+        assert found["boxes"][0].tolist() == [0, 0, 10, 20]
+
+    @pytest.mark.parametrize(("flipped", "columns"), [(0.3, (0, 89)), (0.2, (0, 44))])
+    def test_masks_are_the_mean_over_the_views(self, flipped: float, columns: tuple[int, int], config: Config) -> None:
+        """0.9 in the left half of the box, 0.75 in the right one; flipped views say ``flipped`` of the right one."""
+
+        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+            height, width = batch[0]["image"].shape[1:]
+            size = boxes_of((0, 0, width, height))
+            return [{"boxes": size, "scores": torch.tensor([0.9]), "labels": torch.tensor([4])}]
+
+        def shapes(model: None, batch: list[dict[str, Any]], found: list[dict]) -> list[dict[str, torch.Tensor]]:
+            maps = torch.full((1, 28, 28), 0.9)
+            if batch[0]["image"][0, 0, 0] < batch[0]["image"][0, 0, -1]:
+                maps[..., :14] = flipped
+            else:
+                maps[..., 14:] = 0.75
+            return [{"masks": maps}]
+
+        image = torch.arange(90, 0, -1, dtype=torch.uint8).expand(3, 60, 90)  # falls to the right
+        one = {"image": image, "height": 60, "width": 90}
+        found = predict_augmented(SimpleNamespace(detect=detect, shapes=shapes), None, config(), one)
+        where = np.flatnonzero(mask_api.decode(found["masks"][0]).any(0))
+        assert (where.min(), where.max()) == pytest.approx(columns, abs=2)
+
+    def test_boxes_are_clipped_and_empty_ones_dropped(self, config: Config) -> None:
+        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+            height, width = batch[0]["image"].shape[1:]
+            boxes = boxes_of((-9, -9, 2 * width, 2 * height), (-5, 0, 0, 10))
+            return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([4, 5])}]
+
+        keys = ("MODEL.MASK_ON", "False", "TEST.AUG.FLIP", "False")
+        found = predict_augmented(SimpleNamespace(detect=detect), None, config(*keys), sample(60, 90))
+        assert {key: value.tolist() for key, value in found.items()} == {
+            "boxes": [[0, 0, 90, 60]], "scores": pytest.approx([0.9]), "labels": [4]
+        }  # fmt: skip
+
     def test_a_detector_that_is_always_right(self, config: Config) -> None:
         """Boxes and masks that are exact in every view come back exact: nothing is shifted, stretched or mirrored."""
         box, half = torch.tensor([15.0, 12, 60, 48]), torch.zeros(28, 28)

@@ -1,0 +1,104 @@
+"""PASCAL VOC's box AP: matching, ignored objects, thresholds and both curves, by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scratch_det.data.catalog import VOC_AP
+from scratch_det.evaluation.coco import evaluate_predictions
+from scratch_det.evaluation.voc import CURVES, area, eleven_points, evaluate_voc
+
+Box = tuple[float, float, float, float]  # x, y, width, height
+A, B, C, D = ((100.0 * i, 0.0, 50.0, 50.0) for i in range(4))
+NOWHERE = (0.0, 500.0, 50.0, 50.0)
+
+
+@pytest.fixture
+def ap50(tmp_path: Path) -> Callable[..., float]:
+    """``ap50(objects, found, ap, difficult=...)``: of boxes in one image; ``found`` in the order of their scores."""
+
+    def compute(
+        objects: list[Box],
+        found: list[Box],
+        ap: str,
+        difficult: tuple[Box, ...] = (),
+        key: str = "AP50",
+        ignored_by: str = "ignore",
+    ) -> float:
+        annotations = [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": list(box), ignored_by: int(box in difficult)}
+            for i, box in enumerate([*objects, *difficult], start=1)
+        ]
+        content = {
+            "images": [{"id": 1, "width": 900, "height": 600}],
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "dog"}],
+        }
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        results = [
+            {"image_id": 1, "category_id": 1, "bbox": list(box), "score": 0.9 - i / 100} for i, box in enumerate(found)
+        ]
+        return evaluate_voc(tmp_path / "truth.json", results[::-1], ap)["bbox"][key]
+
+    return compute
+
+
+class TestAp:
+    def test_every_name_has_a_curve(self) -> None:
+        assert tuple(CURVES) == VOC_AP
+
+    @pytest.mark.parametrize(("ap", "expected"), [("voc_area", 5 / 9), ("voc_11point", 6 / 11)])
+    def test_duplicates_are_errors_and_difficult_ones_nothing(self, ap50: Callable, ap: str, expected: float) -> None:
+        """Right, passed over, duplicate, right, nowhere: recall 1/3, 1/3, 2/3, 2/3, precision 1, 1/2, 2/3, 1/2."""
+        assert ap50([A, B, C], [A, D, A, B, NOWHERE, D], ap, difficult=(D,)) == pytest.approx(100 * expected)
+
+    @pytest.mark.parametrize("ap", VOC_AP)
+    def test_without_an_error_it_is_100_and_without_detections_0(self, ap50: Callable, ap: str) -> None:
+        assert ap50([A, B], [B, A, D], ap, difficult=(D,)) == pytest.approx(100)
+        assert ap50([A, B], [], ap) == 0
+        assert np.isnan(ap50([], [A], ap, difficult=(D,)))
+
+    def test_each_goes_to_its_best_object(self, ap50: Callable, tmp_path: Path) -> None:
+        """The second one overlaps a free object too, by 0.67, but the taken one more, by 0.82: COCO would count it."""
+        near = (0.0, 15.0, 50.0, 50.0)
+        found = [A, (0.0, 5.0, 50.0, 50.0)]
+        assert ap50([A, near], found, "voc_area") == pytest.approx(50)
+        results = [{"image_id": 1, "category_id": 1, "bbox": [*box], "score": 1 - i / 9} for i, box in enumerate(found)]
+        assert evaluate_predictions(tmp_path / "truth.json", results, ("bbox",))["bbox"]["AP50"] == pytest.approx(100)
+
+    @pytest.mark.parametrize(
+        ("height", "key", "expected"), [(25, "AP50", 0), (26, "AP50", 100), (41, "AP75", 100), (41, "AP", 70)]
+    )
+    def test_thresholds(self, ap50: Callable, height: float, key: str, expected: float) -> None:
+        assert ap50([A], [(0.0, 0.0, 50.0, height)], "voc_area", key=key) == pytest.approx(expected)
+
+    def test_three_of_ten_reach_the_point_at_0_3(self, ap50: Callable) -> None:
+        objects = [(100.0 * i, 0.0, 50.0, 50.0) for i in range(10)]
+        assert ap50(objects, objects[:3], "voc_11point") == pytest.approx(100 * 4 / 11)
+
+    @pytest.mark.parametrize("ap", VOC_AP)
+    def test_crowds_are_ignored_as_difficult_objects_are(self, ap50: Callable, ap: str) -> None:
+        assert ap50([A, B], [D, A, D, B], ap, difficult=(D,), ignored_by="iscrowd") == pytest.approx(100)
+        assert ap50([A, B], [C, A, C, B], ap, difficult=(D,), ignored_by="iscrowd") < 60
+
+    def test_a_detection_is_right_in_its_own_image_alone(self, tmp_path: Path) -> None:
+        """Image 2 has the object, image 1 the detection with the higher score at its place: precision 0, then 1/2."""
+        content = {
+            "images": [{"id": i, "width": 900, "height": 600} for i in (1, 2)],
+            "annotations": [{"id": 1, "image_id": 2, "category_id": 1, "bbox": list(A)}],
+            "categories": [{"id": 1, "name": "dog"}],
+        }
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        found = [{"image_id": i, "category_id": 1, "bbox": list(A), "score": 1 / i} for i in (1, 2)]
+        assert evaluate_voc(tmp_path / "truth.json", found, "voc_area")["bbox"] == pytest.approx(
+            {"AP": 50, "AP50": 50, "AP75": 50}
+        )
+
+    def test_curves(self) -> None:
+        """Recall 0.2, 0.2, 0.4, 0.4, 0.6 at precision 1, 1/2, 2/3, 1/2, 3/5: below the envelope 1, 2/3, 3/5."""
+        recall, precision = np.array([0.2, 0.2, 0.4, 0.4, 0.6]), np.array([1, 1 / 2, 2 / 3, 1 / 2, 3 / 5])
+        assert area(recall, precision) == pytest.approx(0.2 * (1 + 2 / 3 + 3 / 5))
+        assert eleven_points(recall, precision) == pytest.approx((3 * 1 + 2 * 2 / 3 + 2 * 3 / 5) / 11)
