@@ -7,9 +7,10 @@ from tabulate import tabulate
 Rows = Sequence[Sequence[str]]
 
 
-def aligned(rows: Rows) -> list[str]:
-    """A line for each row: columns to the left, two spaces between them."""
-    return [line.rstrip() for line in tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines()]
+def aligned(rows: Rows, align: Sequence[str] | None = None) -> list[str]:
+    """A line for each row, two spaces between columns; ``align`` as in ``markdown``."""
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
+    return [line.rstrip() for line in text.splitlines()]
 
 
 def markdown(header: Sequence[str], rows: Rows, align: Sequence[str] | None = None) -> str:

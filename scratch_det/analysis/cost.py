@@ -1,4 +1,4 @@
-"""A detector taken apart: parameters, multiply-adds and activations of body, FPN, RPN and heads.
+"""A detector taken apart: parameters, multiply-adds and activations of bottom-up network, FPN, RPN and heads.
 
 Everything runs on the meta device, which computes shapes and no values: a large model takes neither memory nor minutes.
 Counting is torch's (``torch.utils.flop_counter``), as fvcore's needs torch.jit, which cannot trace on that device; a
@@ -6,7 +6,6 @@ test compares the two.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import log2, prod
 from typing import Any, NamedTuple
@@ -46,8 +45,8 @@ class Analysis(NamedTuple):
     """What ``analyze`` finds.
 
     image: height and width after padding. parts: in the order of a forward pass. maps: channels, stride, height and
-    width of the feature maps, those of the body below a pyramid first. frozen: the names of the backbone's parameters
-    that do not train; unused: of those that do, but that no map's gradient reaches.
+    width of the feature maps, those of the bottom-up network below an FPN first. frozen: the names of the backbone's
+    parameters that do not train; unused: of those that do, but that no map's gradient reaches.
     """
 
     image: tuple[int, int]
@@ -74,12 +73,17 @@ def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int]) -> Analysis:
         multiple = model.backbone.size_divisibility or 1
         height, width = (-(-side // multiple) * multiple for side in size)
         backbone = Pass(model.backbone, torch.empty(1, 3, height, width))
-        maps = backbone.output
-        parts = {**dict(_backbone(backbone)), "RPN": _rpn(_child(model, "rpn", "proposal_generator"), maps)}
+        bottom_up = next((name for name in BOTTOM_UP if hasattr(model.backbone, name)), "")
+        parts, maps = {"bottom-up": backbone.cost(bottom_up)}, backbone.output
+        if (pyramid := backbone.cost() - parts["bottom-up"]) != Cost():
+            parts["FPN"] = pyramid
+        rpn = model.rpn.head if hasattr(model, "rpn") else model.proposal_generator.rpn_head
+        seen = getattr(getattr(model, "proposal_generator", None), "in_features", maps)
+        parts["RPN"] = Pass(rpn, [maps[name] for name in seen]).cost()
         parts |= _heads(model.roi_heads, cfg, channels=list(maps.values())[-1].shape[1])
-        below = (_child(model.backbone, *BODY_NAMES) or model.backbone)(torch.empty(1, 3, height, width))
+        below = model.backbone.get_submodule(bottom_up)(torch.empty(1, 3, height, width))
         every = {**below, **maps} if isinstance(below, dict) else maps
-        shapes = {name: _describe(feature, max(height, width)) for name, feature in every.items()}
+        shapes = {name: _shape(feature, max(height, width)) for name, feature in every.items()}
         frozen = [name for name, p in model.backbone.named_parameters() if not p.requires_grad]
         return Analysis((height, width), parts, shapes, frozen, _unused(model.backbone, height, width))
 
@@ -94,7 +98,7 @@ def _unused(backbone: nn.Module, height: int, width: int) -> list[str]:
     return [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
 
 
-BODY_NAMES = "body", "bottom_up"
+BOTTOM_UP = "body", "bottom_up"  # torchvision's and detectron2's name of the network below the FPN
 BOX_PARTS = ("box_head", "box_predictor")
 
 
@@ -113,7 +117,11 @@ class Pass:
         module = self.module.get_submodule(child)
         name = ".".join(filter(None, (type(self.module).__name__, child)))  # as torch calls it
         flops, activations = (sum(counts.get(name, {}).values()) for counts in (self.flops, self.activations))
-        norms = Counter(type(layer).__name__ for layer in module.modules() if _is_norm(layer))
+        norms = Counter(
+            type(layer).__name__
+            for layer in module.modules()
+            if any(base.__name__.endswith(NORM_NAMES) for base in type(layer).__mro__)
+        )
         size = size_of(module)
         return Cost(size.parameters, size.trainable, flops // 2, activations, norms)  # torch counts x and + apart
 
@@ -131,18 +139,6 @@ class Stages(nn.Module):
             predictor(layers(pooled))
 
 
-def _backbone(backbone: Pass) -> Iterator[tuple[str, Cost]]:
-    """The body and, where the backbone has more than that, the pyramid."""
-    body = backbone.cost(next((name for name in BODY_NAMES if hasattr(backbone.module, name)), ""))
-    yield "body", body
-    if (pyramid := backbone.cost() - body) != Cost():
-        yield "FPN", pyramid
-
-
-def _rpn(rpn: nn.Module, maps: dict[str, Tensor]) -> Cost:
-    return Pass(_child(rpn, "head", "rpn_head"), [maps[name] for name in getattr(rpn, "in_features", maps)]).cost()
-
-
 def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]:
     """Every child called KIND_head, with its KIND_predictor if it has one; a cascade's may be in its stages."""
     children = dict(roi_heads.named_children())
@@ -155,33 +151,23 @@ def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]
             f"{type(roi_heads).__name__} has weights in {', '.join(others)}; only heads that are called KIND_head and "
             "KIND_predictor can be counted"
         )
-    return {f"{kind} head": _head(children, cfg, kind, channels) for kind in kinds}
-
-
-def _head(children: dict[str, nn.Module], cfg: CfgNode, kind: str, channels: int) -> Cost:
-    boxes = cfg.MODEL.RPN.POST_NMS_TOPK_TEST if kind == "box" else cfg.TEST.DETECTIONS_PER_IMAGE
-    side = cfg.MODEL[f"ROI_{kind.upper()}_HEAD"].POOLER_RESOLUTION
-    stages = Stages(children[f"{kind}_head"], children.get(f"{kind}_predictor", nn.Identity()))
-    return Pass(stages, torch.empty(boxes, channels, side, side)).cost()
-
-
-def _child(module: nn.Module, *names: str) -> Any:
-    """The first child of these names, or None."""
-    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    parts = {}
+    for kind in kinds:
+        boxes = cfg.MODEL.RPN.POST_NMS_TOPK_TEST if kind == "box" else cfg.TEST.DETECTIONS_PER_IMAGE
+        side = cfg.MODEL[f"ROI_{kind.upper()}_HEAD"].POOLER_RESOLUTION
+        stages = Stages(children[f"{kind}_head"], children.get(f"{kind}_predictor", nn.Identity()))
+        parts[f"{kind} head"] = Pass(stages, torch.empty(boxes, channels, side, side)).cost()
+    return parts
 
 
 def _listed(module: nn.Module) -> nn.ModuleList:
     return module if isinstance(module, nn.ModuleList) else nn.ModuleList([module])
 
 
-def _describe(feature: Tensor, side: int) -> tuple[int, int, int, int]:
+def _shape(feature: Tensor, side: int) -> tuple[int, int, int, int]:
     """Channels, stride, height, width of a map; ``side`` is the image's longer one, in pixels."""
     _, channels, height, width = feature.shape
     return channels, 2 ** round(log2(side / max(height, width))), height, width  # sides are rounded up
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return any(base.__name__.endswith(NORM_NAMES) for base in type(module).__mro__)
 
 
 def _numbers_put_out(*shapes: Any, out_shape: torch.Size, **keywords: Any) -> int:

@@ -96,7 +96,7 @@ class TestUnderFPN:
         cfg = config(name, "MODEL.STEPS.WASTE", "True", "MODEL.BACKBONE.FREEZE_AT", "1")
         found = analyze(backends.load(name), cfg, (64, 96))
         assert [(found.maps[key][:2]) for key in ("res2", "res5", "p2")] == [(8, 4), (64, 32), (64, 4)]
-        assert found.parts["body"].norms == {"BatchNorm2d": 3, "FrozenBatchNorm2d": 1}
+        assert found.parts["bottom-up"].norms == {"BatchNorm2d": 3, "FrozenBatchNorm2d": 1}
         assert {key.split(".", 1)[1] for key in found.frozen} == {"res2.0.weight", "res2.0.bias"}
         assert {key.split(".", 1)[1] for key in found.unused} == {"wasted.weight", "wasted.bias"}
 

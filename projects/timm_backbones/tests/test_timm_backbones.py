@@ -105,7 +105,7 @@ def test_recipes_can_be_trained(path: Path, backend: str) -> None:
     assert [found.maps[name][1] for name in ("res2", "res3", "res4", "res5")] == [4, 8, 16, 32]
     assert not found.frozen
     assert not found.unused
-    assert any("Norm" in norm for norm in found.parts["body"].norms)
+    assert any("Norm" in norm for norm in found.parts["bottom-up"].norms)
     with torch.device("meta"):
         build_optimizer(cfg, backends.load(backend).build(cfg))
 

@@ -16,7 +16,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_3
 
 from scratch_det import backends
 from scratch_det.analysis.cost import Pass, Stages, analyze
-from scratch_det.analysis.report import describe, examine, models_table, table, write_table
+from scratch_det.analysis.report import describe_model, examine, models_table, table, write_table
 from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError, UserError
@@ -52,7 +52,7 @@ class TestBackends:
         _, found = examine(R50, (), backend)
         background_slots = 4_357 if backend == "torchvision" else 0
         assert found.total.parameters == found.total.trainable == 45_711_152 + background_slots
-        assert list(found.parts) == ["body", "FPN", "RPN", "box head", "mask head"]
+        assert list(found.parts) == ["bottom-up", "FPN", "RPN", "box head", "mask head"]
         assert [sum(part.norms.values()) for part in found.parts.values()] == [53, 8, 0, 4, 4]
         assert set(found.total.norms) == {"GroupNorm"}
         assert found.image == (800, 1344)
@@ -64,8 +64,8 @@ class TestBackends:
         recipe = R50.with_name("pretrained_mask_rcnn_R_50_FPN_2x_syncbn.yaml")
         _, found = examine(recipe, (), backend)
         stem, first, others = 64 * 3 * 49, 64 * (64 + 9 * 64 + 256 + 256), 2 * 64 * (256 + 9 * 64 + 256)
-        assert found.parts["body"].parameters - found.parts["body"].trainable == stem + first + others
-        assert found.parts["body"].norms == {"FrozenBatchNorm2d": 11, "SyncBatchNorm": 42}
+        assert found.parts["bottom-up"].parameters - found.parts["bottom-up"].trainable == stem + first + others
+        assert found.parts["bottom-up"].norms == {"FrozenBatchNorm2d": 11, "SyncBatchNorm": 42}
 
     @pytest.mark.slow
     def test_x152_trains(self, backend: str) -> None:
@@ -97,7 +97,7 @@ class TestBackends:
 def test_bodies_have_the_published_flops(overrides: tuple[Any, ...], weights: Any) -> None:
     """torchvision's, of the classifier at 224 px, in billions with three decimals."""
     _, found = examine(R50, overrides, "torchvision", (224, 224))
-    assert (found.parts["body"].flops + CLASSIFIER) / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0005)
+    assert (found.parts["bottom-up"].flops + CLASSIFIER) / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0005)
 
 
 class TestCounting:
@@ -138,7 +138,7 @@ class TestCounting:
 
     def test_a_box_model_has_no_mask_head(self) -> None:
         _, found = examine(QUICKSTART, ("MODEL.MASK_ON", False), "torchvision")
-        assert list(found.parts) == ["body", "FPN", "RPN", "box head"]
+        assert list(found.parts) == ["bottom-up", "FPN", "RPN", "box head"]
 
     def test_stages_of_a_cascade_add_up(self) -> None:
         with torch.device("meta"):
@@ -159,8 +159,8 @@ class TestCounting:
 
         found = analyze(SimpleNamespace(build=build), cfg, (60, 90))
         assert found.image == (64, 96)
-        assert list(found.parts) == ["body", "RPN", "box head", "mask head"]
-        assert found.parts["body"].flops == 4 * 6 * 32 * 3 * 256
+        assert list(found.parts) == ["bottom-up", "RPN", "box head", "mask head"]
+        assert found.parts["bottom-up"].flops == 4 * 6 * 32 * 3 * 256
         assert found.maps == {"conv5": (32, 16, 4, 6)}
 
     def test_heads_of_another_kind_are_refused(self, small_model: list[str]) -> None:
@@ -252,10 +252,10 @@ class TestTable:
 
     def test_columns_line_up(self) -> None:
         rows = [("part", "size", "norms"), ("p2", "32 x 4", "20 GN"), ("body", "8 x 4", "-")]
-        assert table(rows, markdown=False).splitlines() == [
+        assert table(rows, False, ["left", "right", "left"]).splitlines() == [
             "part    size  norms", "p2    32 x 4  20 GN", "body   8 x 4  -",
         ]  # fmt: skip
-        assert table(rows).splitlines()[:2] == ["| part |   size | norms |", "| ---- | -----: | ----- |"]
+        assert table(rows, True).splitlines()[:2] == ["| part   |   size |   norms |", "|:-------|-------:|--------:|"]
 
 
 class TestTool:
@@ -295,5 +295,5 @@ class TestTool:
     def test_a_model_that_cannot_be_trained_can_be_counted(self) -> None:
         """Its bases alone have frozen random layers and no data."""
         with pytest.raises(ConfigError):
-            describe(str(X152), ("MODEL.RESNETS.NORM", "GM"), "torchvision", None, markdown=True)
-        assert "| total     | 142,530,869 |" in describe(str(X152), (), "torchvision", None, markdown=True)
+            describe_model(str(X152), ("MODEL.RESNETS.NORM", "GM"), "torchvision", None, markdown=True)
+        assert "| total     |  142,530,869 |" in describe_model(str(X152), (), "torchvision", None, markdown=True)
