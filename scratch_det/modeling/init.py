@@ -1,6 +1,6 @@
 """Random initialisation by layer type.
 
-The table is detectron2's, which holds to Detectron's fillers except in the ResNet body: there the paper's text, and
+The table is detectron2's, which holds to Detectron's fillers except in the ResNet: there the paper's text, and
 detectron2, have He ("MSRA") normal while the released Detectron code had Caffe2's default Xavier.
 """
 
@@ -10,8 +10,6 @@ from functools import partial
 from torch import nn
 
 from scratch_det.modeling.norm import NORM_LAYERS
-
-Fill = Callable[[nn.Module], None]
 
 
 def he_fill(layer: nn.Module) -> None:
@@ -29,7 +27,7 @@ def normal_fill(layer: nn.Module, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
 
 
-FILLS: dict[str, Fill] = {
+FILLS: dict[str, Callable[[nn.Module], None]] = {
     "backbone": he_fill,  # stem, block convolutions and shortcuts
     "fpn": xavier_fill,  # lateral and output convolutions
     "rpn": partial(normal_fill, std=0.01),  # 3x3, objectness and box deltas
@@ -65,9 +63,9 @@ def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None 
 
 
 def fill_alike(model: nn.Module, std: float) -> None:
-    """Fill every convolution and fully connected layer from N(0, std), whatever it is for, with biases at 0.
+    """Fill every convolution and fully connected layer from one N(0, std), biases with 0.
 
-    What nobody should do, for comparison: signals shrink or grow with every layer.
+    A bad initialisation, for comparison only: signals shrink or grow with every layer.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -22,21 +22,24 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups, eps 1e-5. Raises ConfigError when ``channels`` is not a multiple of 32."""
     if channels % GN_GROUPS:
         raise ConfigError(
-            f"GN cannot split a layer of {channels} channels into {GN_GROUPS} groups; change the body's widths, by a "
-            f"factor of {GN_GROUPS // gcd(channels, GN_GROUPS)} for instance, or its norm, to BN or SyncBN"
+            f"GN cannot split a layer of {channels} channels into {GN_GROUPS} groups; change the backbone's widths, by "
+            f"a factor of {GN_GROUPS // gcd(channels, GN_GROUPS)} for instance, or its norm, to BN or SyncBN"
         )
     return nn.GroupNorm(GN_GROUPS, channels)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all processes' values together, each value counting the same.
+    """BatchNorm2d with the statistics of all ranks' values together, each value counting the same.
 
-    As one process with the concatenated batch would: output, running statistics and, once the processes' weight
-    gradients are summed, gradients agree. A process may have an empty batch (a head without proposals); its output
-    takes part in the loss all the same, since every process has to run the same layers forwards and backwards. A
-    batch that is empty everywhere leaves the running statistics alone. Statistics of half-precision input are float32.
+    The same as one process with the concatenated batch: output, running statistics and, once the ranks' weight
+    gradients are summed, gradients. Why global: a GPU holds two images or so, too few for statistics of its own, and
+    their mean over the ranks is no variance of all values and would weigh the box heads' ranks by their number of
+    proposals. A rank may have an empty batch (a head without proposals): it sends a count of 0, which adds nothing, and
+    receives the statistics of the others. Its output still has to take part in the loss, since a collective waits for
+    every rank, forwards and backwards. A batch that is empty on all ranks leaves the running statistics alone.
+    Statistics of half-precision input are float32.
 
-    nn.SyncBatchNorm is for GPUs only, and DistributedDataParallel refuses it on the CPU; its processes exchange
+    Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, and its ranks exchange
     different types when some have an empty batch in half precision.
     """
 
@@ -46,27 +49,24 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self._check_input_dim(x)
             count, mean, var = global_statistics(x)
             if self.track_running_stats:
-                self._track(count, mean, var)
+                with torch.no_grad():  # count is a tensor, 0 or not: reading its value would wait for the GPU
+                    self.num_batches_tracked += count > 0
+                    seen = (count > 0).to(mean.dtype)
+                    tracked = self.num_batches_tracked.clamp(min=1)
+                    share = seen / tracked if self.momentum is None else seen * self.momentum
+                    self.running_mean.lerp_(mean, share)
+                    self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
             return _GlobalBatchNorm.apply(x, self.weight, self.bias, count, mean, var, self.eps)
         if self.training and not x.numel():  # nothing to take statistics of
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
 
-    @torch.no_grad()
-    def _track(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Update the running statistics, unless ``count`` is 0; a tensor's value decides, so no GPU is waited for."""
-        self.num_batches_tracked += count > 0
-        seen = (count > 0).to(mean.dtype)
-        share = seen / self.num_batches_tracked.clamp(min=1) if self.momentum is None else seen * self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
-
 
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all processes: number of values a channel has (a scalar), their mean [C] and biased variance [C].
+    """Over all ranks: number of values a channel has (a scalar), their mean [C] and biased variance [C].
 
-    Zeros when no process has any. One exchange; float32 or, for float64 input, float64.
+    Zeros when no rank has any. One collective; float32 or, for float64 input, float64.
     """
     x, channels = x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[1]
     count = x.numel() // channels
@@ -82,19 +82,13 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch norm with given statistics; the gradient includes the way through them, from all processes' outputs."""
+    """Batch norm with given statistics; the gradient includes the way through them, from all ranks' outputs."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        count: Tensor,
-        mean: Tensor,
-        var: Tensor,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, count: Tensor, mean: Tensor, var: Tensor,
         eps: float,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, count, mean, (var + eps).rsqrt())
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
 
@@ -142,16 +136,16 @@ def batch_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Modul
 
 
 def replace_norm(model: nn.Module, name: str, norm: nn.Module) -> None:
-    """Put ``norm`` in the place of ``model``'s layer ``name``; what that one does behind its norm (timm) is kept."""
+    """Put ``norm`` in the place of ``model``'s layer ``name``; layers inside that one (timm's activations) are kept."""
     behind = dict(model.get_submodule(name).named_children())
     for child, layer in behind.items():
         norm.add_module(child, layer)
     if behind:
-        norm.register_forward_hook(_children_behind)
+        norm.register_forward_hook(_through_children)
     model.set_submodule(name, norm)
 
 
-def _children_behind(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
+def _through_children(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
     for layer in norm.children():
         output = layer(output)
     return output

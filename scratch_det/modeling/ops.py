@@ -1,14 +1,9 @@
-"""What a mask head is trained towards.
-
-From heat maps to keypoints.
-
-From box-sized mask probabilities to masks of the whole image.
-"""
+"""Mask targets, keypoints from heat maps, and box-sized masks pasted into the image; both backends share them."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, cat
+from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import roi_align
 
@@ -18,7 +13,7 @@ def mask_targets(masks: Tensor, matched: Tensor, boxes: Tensor, resolution: int)
 
     masks uint8 [G, H, W], matched [N] indices into them, boxes [N, 4] -> float32 [N, resolution, resolution] of 0, 1.
     """
-    rois = cat([matched[:, None].to(boxes.dtype), boxes], dim=1)
+    rois = torch.cat([matched[:, None].to(boxes.dtype), boxes], dim=1)
     cropped = roi_align(masks[:, None].to(boxes.dtype), rois, resolution, 1.0, 0, True)
     return (cropped[:, 0] >= 0.5).to(boxes.dtype)
 
@@ -44,14 +39,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> np.nda
         x0, y0 = (int(value) for value in box[:2].floor().clamp(min=0))
         x1, y1 = min(int(box[2].ceil()), width), min(int(box[3].ceil()), height)
         if x1 > x0 and y1 > y0:
-            grid = _sampling_grid(box, x0, y0, x1, y1)
+            # centres of the pixels in the mask's own coordinates, -1 ... 1 across the box
+            x = (torch.arange(x0, x1) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
+            y = (torch.arange(y0, y1) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
             sampled = F.grid_sample(mask[None, None], grid[None], align_corners=False)
             canvas[y0:y1, x0:x1] = (sampled[0, 0] >= 0.5).numpy()
     return pasted
-
-
-def _sampling_grid(box: Tensor, x0: int, y0: int, x1: int, y1: int) -> Tensor:
-    """Centres of the pixels x0 ... x1 - 1, y0 ... y1 - 1 in the mask's own coordinates (-1 ... 1 across the box)."""
-    x = (torch.arange(x0, x1) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
-    y = (torch.arange(y0, y1) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

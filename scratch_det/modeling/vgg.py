@@ -1,4 +1,4 @@
-"""VGG-16 as the body of a detector (Simonyan & Zisserman 2015, configuration D), without any normalisation."""
+"""VGG-16 below a detector's heads or FPN (Simonyan & Zisserman 2015, configuration D), without any normalisation."""
 
 from itertools import pairwise
 
