@@ -69,7 +69,9 @@ def test_what_is_written(source: Path, datasets_root: Path, capsys: pytest.Captu
 
 def test_a_run_trains_on_it(source: Path, train: Callable) -> None:
     quietly("toy", [10])
-    assert (train("DATASETS.TRAIN", "('toy_10',)", "DATASETS.TEST", "()") / "result.json").exists()
+    folder = train("DATASETS.TRAIN", "('toy_10',)", "DATASETS.TEST", "()")
+    assert json.loads((folder / "environment.json").read_text())["datasets"]["toy_10"]["images"] == 10
+    assert json.loads((folder / "result.json").read_text())["iteration"] == 2
 
 
 def test_a_lost_class_is_refused_with_a_seed_that_keeps_it(source: Path) -> None:

@@ -348,7 +348,9 @@ class TestLoading:
         assert all(value.equal(changed[key]) for key, value in model.state_dict().items())
 
     def test_of_a_wrapped_model(self, model: nn.Module, load: Callable[..., str]) -> None:
-        load(model, {"state_dict": {f"module.{key}": value + 1 for key, value in model.state_dict().items()}})
+        changed = {key: value + 1 for key, value in model.state_dict().items()}
+        load(model, {"state_dict": {f"module.{key}": value for key, value in changed.items()}})
+        assert all(value.equal(changed[key]) for key, value in model.state_dict().items())
 
     def test_imagenet_classifier_fills_the_backbone_alone(self, model: nn.Module, load: Callable[..., str]) -> None:
         torch.manual_seed(1)
