@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
 from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERMILION
+from scratch_det.study import own
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
+from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.figures import as_svg, draw, figures_of, mean_of, own_part, thin
-from scratch_det.study.run import EVALUATE, TRAIN
+from scratch_det.study.report.figures import FIGURES, STYLE, as_svg, draw, figures_of, mean_of, own_part, thin
+from scratch_det.study.run import EVALUATE, TRAIN, Run
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 
@@ -120,6 +123,8 @@ class TestFigures:
         thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
         assert [len(line.get_xdata()) for line in thick] == [10]
         assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean of 2 seeds"
+        thin_lines = [line for line in axes.lines if line.get_linewidth() == 0.6]
+        assert [len(line.get_xdata()) for line in thin_lines] == [10, 10, 1]
 
     def test_an_unfinished_run_is_no_bar(self) -> None:
         unfinished = [replace(one, state="interrupted") for one in made_up("digits/figure5")]
@@ -167,6 +172,9 @@ class TestContent:
         assert [round(height / 1e6, 1) for _, _, height, _ in bars(instances)] == [128.1, 20.9, 62.8]
         assert [round(height / 1e12, 2) for _, _, height, _ in bars(pixels)] == [6.43, 3.07, 9.21]
         assert texts(images.get_xticklabels()) == ["pre-trained", "scratch"]
+        assert images.yaxis.get_major_formatter()(20e6) == "20 M"
+        (legend_below,) = images.figure.legends
+        assert texts(legend_below.get_texts()) == ["pre-training", "fine-tuning", "random initialisation"]
 
     def test_enhanced(self) -> None:
         """Test aug is measured with it; each step has a bar for both initialisations, and its number above."""
@@ -179,6 +187,8 @@ class TestContent:
                 assert found == [(x + shift, 0, height, color) for x, height in enumerate(heights)]
             assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]
             assert texts(axes.get_xticklabels()) == ["baseline", "+ train aug", "+ cascade", "+ test aug"]
+            assert axes.get_ylim() == (0, 1.1 * max(heights))
+        assert texts(figure.legends[0].get_texts()) == ["random initialisation", "pre-trained"]
 
     def test_small_data(self) -> None:
         (figure,) = figures_of("digits/figure7", made_up("digits/figure7")).values()
@@ -188,6 +198,7 @@ class TestContent:
         both = {(540, 40.0, BLUE), (1080, 40.0, VERMILION)}
         assert [ends(axes) for axes in figure.axes] == [{(540, 40.0, BLUE)}, both, both]
         assert {axes.get_ylim() for axes in figure.axes} == {(0, 1.08 * 40)}
+        assert [axes.get_ylabel() for axes in figure.axes] == ["box AP (%)", "", ""]
 
     def test_training_loss(self) -> None:
         (figure,) = figures_of("digits/figure8", made_up("digits/figure8")).values()
@@ -212,6 +223,26 @@ class TestContent:
             "GN, all weights from N(0, 0.01): 5.0": BROWN,
         }
         assert figure.get_suptitle() == "In miniature: R18-FPN from scratch, 3x, by normalisation"
+
+    def test_own_runs(self) -> None:
+        """The mean of a recipe's seeds, pre-trained in blue whatever the order in the file."""
+        runs = [
+            Run(name, (own.PLACE,), shown, init, 0, length=40)
+            for name, shown, init in [
+                ("new", "new", SCRATCH),
+                ("new_seed2", "new", SCRATCH),
+                ("old", "old", PRETRAINED),
+            ]
+        ]
+        records = [
+            Record(run, "finished", 0, 40, curves={"bbox/AP": ((20, ap / 2), (40, ap))})
+            for run, ap in zip(runs, (20.0, 22.0, 30.0), strict=True)
+        ]
+        with rc_context(STYLE):
+            figure = FIGURES[own.PLACE](records)
+        axes = figure.axes[0]
+        assert legend(axes) == {"old: 30.0": BLUE, "new: 21.0": VERMILION}
+        assert ends(axes) == {(40, 30.0, BLUE), (40, 21.0, VERMILION)}
 
     def test_files(self, tmp_path: Path) -> None:
         """Both formats show the lines in their colours; the SVG has the texts."""

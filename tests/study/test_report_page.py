@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 import shutil
 import socketserver
@@ -27,6 +28,7 @@ from scratch_det.study.records import LOSS, Record, collect, load, save, survey
 from scratch_det.study.report.figures import INITS, as_svg, figures_of
 from scratch_det.study.report.page import curves, read_runs, write_page
 from scratch_det.study.report.tables import Table
+from scratch_det.study.run import PRETRAIN, TRAIN
 
 PLACE = "digits/figure6"
 FAILED, BRANCH = "pretrained_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -170,6 +172,37 @@ class TestPage:
     def test_the_same_after_an_interruption(self, page: Path, tmp_path: Path) -> None:
         fill(tmp_path / "interrupted" / "out", times=2)
         assert page_of(tmp_path / "interrupted" / "out").read_bytes() == page.read_bytes()
+
+    def test_what_a_checkout_had_changed(self, page: Path) -> None:
+        path = page.parent / "out" / TRUNK / "environment.json"
+        path.write_text(path.read_text().replace('"diff": ""', '"diff": "x"'))
+        text = page_of(page.parent / "out").read_text()
+        assert f"<td>0123456789ab with changes</td><td>{TRUNK}</td>" in text
+        assert f"<td>0123456789ab</td><td>{BRANCH}, {FAILED}</td>" in text
+
+    def test_which_runs_are_shown(self, tmp_path: Path) -> None:
+        """Curves of the first place without repetitions; six pictures; no config keys of classifiers."""
+        records = []
+        for run in of_place("digits"):
+            if run.kind in (TRAIN, PRETRAIN):
+                curves_of = {"bbox/AP": ((30, 1.0), (60, math.nan))} if run.kind == TRAIN else {}
+                records.append(Record(run, "finished", 0, run.iterations, curves=curves_of))
+                (tmp_path / "a study" / run.name).mkdir(parents=True)
+                (tmp_path / "a study" / run.name / "config.yaml").write_text(f"KIND: {run.kind}\nX: {run.k}\n")
+                Image.new("RGB", (9, 9)).save(tmp_path / "a study" / run.name / "predictions.png")
+        runs = read_runs(records, tmp_path / "a study", tmp_path / "page.html")
+        assert runs[0].link == f"a%20study/{runs[0].name}/"
+        pictured = [run.name for run in runs if run.picture]
+        assert len(pictured) == 6
+        assert not any("_seed" in name for name in pictured)
+        drawn = {curve["run"]: curve for curve in curves(records)}
+        first = {one.run.name for one in records if one.run.places[0] == "digits/table1" and one.run.seed is None}
+        assert {name for name, curve in drawn.items() if curve["on"]} == first
+        assert all(curve["curves"]["bbox/AP"] == [(30, 1.0)] for curve in drawn.values())
+        text = write_page(tmp_path / "page.html", "x", [], records, {}, runs).read_text()
+        table = text.partition('<table id="differences">')[2].partition("</table>")[0]
+        assert "<th>X</th>" in table
+        assert "KIND" not in table
 
     def test_broken_files(self, page: Path) -> None:
         """A picture and a recipe can be done without, as ``check_folders`` has looked at what counts."""

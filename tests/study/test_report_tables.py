@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.records import FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
+from scratch_det.study.records import BLOCKED, FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
 from scratch_det.study.report.tables import Table, as_csv, as_latex, as_markdown, tables_of
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
@@ -193,6 +193,21 @@ class TestUnfinished:
         found = table("digits/table1", outcome(name, state=FAILED, error="loss is NaN | in\niteration 7"))
         assert row(found, "R18, scratch")["6x"] == "failed"
         assert rf"{name} failed: loss is NaN \| in iteration 7" in as_markdown(found).splitlines()
+
+    def test_the_first_seed_says_how_far_they_are(self) -> None:
+        name, points = R18.format("scratch", 6), ((60, 1.0), (120, 2.0))
+        runs = [
+            outcome(name + end, None, RUNNING, curves={"bbox/AP": curve})
+            for end, curve in (("", points), ("_seed2", points[:1]))
+        ]
+        assert row(table("digits/table1", *runs), "R18, scratch")["6x"] == "(2.0 at 120 of 1,080)"
+
+    def test_blocked(self) -> None:
+        name = R18.format("scratch", 5)
+        found = table("digits/table1", outcome(name, state=BLOCKED, error="needs x, which failed"))
+        assert found.notes[-1] == f"{name} blocked: needs x, which failed"
+        assert row(found, "R18, scratch")["5x"] == "-"
+        assert table("digits/table1", outcome(name, state=FAILED)).notes[-1] == f"{name} failed: no reason was left"
 
     def test_nan_is_no_number(self) -> None:
         assert row(table("digits/table1", outcome(R18.format("scratch", 6), float("nan"))), "R18, scratch")["6x"] == "-"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from conftest import load_tool
 
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
-from scratch_det.study.records import FINISHED, Record, load
-from scratch_det.study.report.results import describe
+from scratch_det.study.records import FINISHED, READY, Record, load
+from scratch_det.study.report.results import describe, kept_of, made_by
 from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.report.write import write_report
 from scratch_det.study.study import Study, study_in
@@ -145,6 +146,22 @@ class TestReport:
         self.report(elsewhere, results)
         assert f"{branch} is not kept, as it rests on another {trunk}" in capsys.readouterr().out
         assert {one.run.name for one in load(results) if one.state == FINISHED} == {trunk}
+
+    def test_an_evaluation_goes_with_what_it_evaluates(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        name = "pretrained_cascade_mask_rcnn_R_18_FPN_6x_gn_train_aug"
+        trained, evaluated = Record(find(name), FINISHED, 0, 1080), Record(find(f"{name}_test_aug"), FINISHED)
+        now = [replace(trained, weights_sha256="b" * 64), replace(evaluated, state=READY)]
+        earlier = {one.run.name: one for one in (replace(trained, weights_sha256="a" * 64), evaluated)}
+        assert kept_of(now, earlier, tmp_path) == set()
+        assert f"{name}_test_aug is not kept, as it rests on another {name} than this one" in capsys.readouterr().out
+        assert kept_of([replace(now[0], weights_sha256="a" * 64), now[1]], earlier, tmp_path) == {f"{name}_test_aug"}
+
+    def test_the_command_of_a_study_without_shared_prefixes(self, tmp_path: Path) -> None:
+        study = Study("digits/table1", tmp_path / "x", share_prefix=False, backend="torchvision", gpus=2).begin()
+        about = made_by(Record(find(R18.format("scratch", 5)), FINISHED, 0, 900), study)
+        words = "digits/table1 --out DIR --backend torchvision --gpus 2 --no-share-prefix"
+        assert about["environment"]["study"] == f"python tools/study.py run {words}"
+        assert "--num-gpus 2" in about["command"]
 
     @pytest.mark.parametrize(
         ("file", "content", "error", "message"),

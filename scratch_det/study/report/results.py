@@ -64,7 +64,7 @@ def write_results(
 
     Raises UserError when some were made with other data than others.
     """
-    kept = _kept(records, earlier[0], folder)
+    kept = kept_of(records, earlier[0], folder)
     made: dict[str, dict[str, Any]] = {}
     datasets: dict[str, Any] = {}
     for one in records:
@@ -87,7 +87,7 @@ def write_results(
     return [folder / name for name in (RUNS, CURVES, DESCRIPTION)]
 
 
-def _kept(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
+def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
     """The runs that got further ``earlier``; ``records`` are in an order in which each comes after what it needs.
 
     A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
