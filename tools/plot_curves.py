@@ -4,7 +4,7 @@
     python tools/plot_curves.py he=output/digits_vgg16 alike=output/digits_vgg16_alike --out vgg.png
     python tools/plot_curves.py 2x=output/scratch_2x 6x=output/scratch_6x --metric bbox/AP --out table1.png
 
-Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exit code 0: drawn; 2: something to mend.
+Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exit code 0: drawn; 2: a user error.
 """
 
 from pathlib import Path

@@ -92,7 +92,7 @@ def describe_cost(cfg: CfgNode, images: Sequence[dict[str, Any]], seconds: float
     """What augmentation of ``images`` will take, given the ``seconds`` of the plain evaluation before it."""
     factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in images)
     views = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
-    passes = "two passes (boxes, then what is in them)" if has_second_pass(cfg) else "one pass"
+    passes = "two passes (boxes, then masks and keypoints in them)" if has_second_pass(cfg) else "one pass"
     return (
         f"test-time augmentation: {views} views of each of {len(images)} images, {passes}; {factor:.0f} times "
         f"the pixels of the plain evaluation, which took {clock(seconds)}: about {clock(factor * seconds)}"

@@ -208,6 +208,25 @@ def test_keypoint_numbers_equal_pycocotools(tmp_path, with_boxes):
     assert 1 < metrics["AP"] < 99
 
 
+def test_keypoints_of_other_categories_and_hidden_ones(tmp_path):
+    """An object of a category without keypoints needs none; an object counts with v 1 too, but not with v 0 alone."""
+    coco = keypoint_coco(17)
+    for entry in coco["annotations"]:
+        del entry["num_keypoints"]
+    hidden, unlabelled = coco["annotations"][:2]
+    hidden["keypoints"][2::3] = [1] * 17
+    unlabelled["keypoints"] = [0] * 51
+    coco["categories"].append({"id": 7, "name": "dog"})
+    coco["annotations"].append(annotation(99, 1, 7, (1.0, 1.0, 80.0, 80.0)))
+    results = [one for one in keypoint_results({**coco, "annotations": coco["annotations"][2:-1]})]
+    path = write(tmp_path, coco)
+    missed = evaluate_predictions(path, results, ("keypoints",))["keypoints"]
+    found = evaluate_predictions(path, [*results, *keypoint_results({**coco, "annotations": [hidden]})], ("keypoints",))
+    assert list(missed) == ["AP", "AP50", "AP75", "APm", "APl"]  # of one category
+    assert missed["AP"] < 99
+    assert_perfect(found)
+
+
 def one_class(boxes: list[tuple], **fields) -> dict:
     """Objects of one class in one image; ``fields`` of the first one."""
     annotations = [annotation(number, 1, 2, box) for number, box in enumerate(boxes, start=1)]

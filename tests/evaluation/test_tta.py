@@ -220,7 +220,10 @@ class TestRun:
         folder = train(*keys, backend=name)
         said = capsys.readouterr().out
         assert (
-            said.count("4 views of each of 4 images, two passes (boxes, then what is in them); 6 times the pixels") == 1
+            said.count(
+                "4 views of each of 4 images, two passes (boxes, then masks and keypoints in them); 6 times the pixels"
+            )
+            == 1
         )
         metrics = read(folder, "result.json")["metrics"]
         assert set(metrics) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
