@@ -1,7 +1,4 @@
-"""The command line of a tool.
-
-Projects: packages beside this one that add to it and that it does not know; see projects/README.md.
-"""
+"""The argument parser of all tools, and ``--project``: packages that add keys and models; see projects/README.md."""
 
 import sys
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -13,34 +10,32 @@ from scratch_det.errors import UserError, exit_on_user_error
 
 
 class ToolParser(ArgumentParser):
-    """Shows the description, a tool's docstring, as it is written; takes no abbreviated flags, nor do its commands."""
+    """Prints the description, a tool's docstring, as it is written; accepts no abbreviated flags."""
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
-GIVEN: list[str] = []  # the folders of --project, as they were written
+GIVEN: list[str] = []  # the folders of --project, as the command line has them
 LOADED: set[Path] = set()
 
 
 def add_project_flag(parser: ArgumentParser) -> None:
-    """``--project FOLDER``, which leaves no argument behind: what it adds is there when the others are looked at."""
-    parser.add_argument(
-        "--project",
-        action=_Load,
-        metavar="FOLDER",
-        default=SUPPRESS,
-        help="know its keys and models too: projects/NAME",
-    )
+    """``--project FOLDER``: loaded while the command line is parsed, so that the other arguments may use its keys.
+
+    The parsed arguments have no entry for it.
+    """
+    what = "add the keys and models of this package: projects/NAME"
+    parser.add_argument("--project", action=_Load, metavar="FOLDER", default=SUPPRESS, help=what)
 
 
 def project_flags() -> list[str]:
-    """The ``--project`` flags of this command line, for those of runs that it starts."""
+    """The ``--project`` flags of this command line, to pass on to runs that it starts."""
     return [word for folder in GIVEN for word in ("--project", folder)]
 
 
 def load_project(folder: Path) -> None:
-    """Import the package in ``folder`` and let it add what it has. Raises UserError for a folder that is no project."""
+    """Import the package in ``folder`` and call its ``add()``. Raises UserError for a folder that is no project."""
     folder = folder.resolve()
     if not (folder / "__init__.py").is_file():
         raise UserError(
@@ -60,7 +55,7 @@ def load_project(folder: Path) -> None:
 
 
 def missing_project(recipe: Path) -> Path | None:
-    """The project that a recipe lies in, where that is not known yet."""
+    """The project folder that a recipe lies in, unless it is loaded or there is none."""
     folders = (folder for folder in recipe.absolute().parents if (folder / "__init__.py").is_file())
     project = next(folders, None)
     return project if project and project.resolve() not in LOADED else None

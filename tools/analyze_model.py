@@ -23,7 +23,9 @@ def build_parser() -> ToolParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="FILE", help="the recipe, a YAML file")
     what.add_argument("--table", type=Path, metavar="FILE", help="write a table of all models")
-    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
+    parser.add_argument(
+        "--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="the library that builds it (%(default)s)"
+    )
     parser.add_argument("--size", metavar="HxW", help="height and width of the image (the recipe's test size)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")

@@ -22,7 +22,12 @@ def build_parser() -> ToolParser:
     parser.add_argument("what", choices=["loop", "peers"], help="what to time")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument("--pairs", type=int, default=100, metavar="N", help="pairs to time (%(default)s)")
-    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="loop: whose model (%(default)s)")
+    parser.add_argument(
+        "--backend",
+        default=AUTO,
+        choices=[AUTO, *BACKENDS],
+        help="loop: the library that builds the model (%(default)s)",
+    )
     parser.add_argument("--script", type=Path, metavar="FILE", help="peers: detectron2's tools/plain_train_net.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
     add_project_flag(parser)

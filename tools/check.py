@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Check a recipe, its data and this machine before a run: what would be refused, what it will do, need and write.
+"""Check a recipe, its data and this machine before a run: errors, what it will do, need and write.
 
     python tools/check.py --config-file configs/Digits/quickstart.yaml
     python tools/check.py --config-file FILE --num-gpus 8 --images OUTPUT_DIR output/run
 
 Flags and KEY VALUE pairs are those of tools/train_net.py, which itself compares a run with the one behind --resume,
 --branch-from or --switch-from. Nothing is written but a note of the images that were read, below ~/.cache/scratch_det.
-Exit code 0: ready to train; 2: something to mend, and the errors say what.
+Exit code 0: ready to train; 2: there are errors, each with its fix.
 """
 
 import argparse

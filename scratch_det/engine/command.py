@@ -1,7 +1,4 @@
-"""The flags that every tool has which looks at or starts a run; see ``Request`` for what becomes of them.
-
-A command line that starts a run: in this process, in several, or as one of those that a launcher has started.
-"""
+"""The command line of a run: its flags, and the start in this process or in several."""
 
 import os
 import sys
@@ -19,67 +16,44 @@ from scratch_det.errors import exit_on_user_error
 
 
 def run_parser(description: str | None) -> ArgumentParser:
-    """A parser of recipe, processes, batch, checkpoints and overrides; the first flags are detectron2's."""
+    """Flags of everything that starts or checks a run, the first ones detectron2's; see ``Request``."""
     parser = ToolParser(
         usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
         description=description,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the recipe, a YAML config")
     add_project_flag(parser)
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR (or start it)")
-    parser.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
-    parser.add_argument(
-        "--init-std",
-        type=float,
-        metavar="STD",
-        help="draw the random weights of every layer from N(0, STD), see docs/vgg.md",
-    )
-    parser.add_argument(
-        "--waive",
-        action="append",
-        default=[],
-        choices=WAIVABLE,
-        metavar="RULE",
-        help=f"train though a rule forbids it, to see what comes of it: {', '.join(WAIVABLE)}",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, or start it where there is none")
+    add("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="the library that builds the model (%(default)s)")
+    add("--init-std", type=float, metavar="STD", help="initialise every layer from N(0, STD), see docs/vgg.md")
+    waivable = f"train although this rule rejects the config: {', '.join(WAIVABLE)}"
+    add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
+    add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
 
-    several = parser.add_argument_group("several processes (not with torchrun or srun, which say it themselves)")
-    several.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    several.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    several.add_argument("--machine-rank", type=int, default=0, metavar="I", help="this machine's number, from 0")
-    several.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
+    add = parser.add_argument_group("several processes (torchrun and srun set these themselves)").add_argument
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
 
-    batch = parser.add_argument_group("another batch than the recipe's")
-    batch.add_argument(
+    add = parser.add_argument_group("another batch than the recipe's").add_argument
+    add(
         "--scale-to-batch",
         type=int,
         metavar="N",
-        help="N images an iteration: scales the rate and iterations, overrides included",
+        help="train with N images per step: scales learning rate and schedule",
     )
-    batch.add_argument(
-        "--accumulate", type=int, default=1, metavar="K", help="work off each process's images in K parts (%(default)s)"
-    )
+    steps = "gradient accumulation: K micro-batches per step (%(default)s)"
+    add("--accumulate", type=int, default=1, metavar="K", help=steps)
 
-    checkpoints = parser.add_argument_group("checkpoints")
-    checkpoints.add_argument(
-        "--branch-from", metavar="FILE", help="start from a checkpoint of a run with the same beginning"
-    )
-    checkpoints.add_argument(
-        "--switch-from", metavar="FILE", help="go on as a cascade from a checkpoint of the same recipe without one"
-    )
-    checkpoints.add_argument(
-        "--keep-at", type=numbers, default=(), metavar="I,J", help="keep the checkpoints after I, J, ... iterations"
-    )
-    checkpoints.add_argument(
-        "--keep-last", type=int, default=3, metavar="K", help="else keep the last K; 0 keeps all (%(default)s)"
-    )
-    checkpoints.add_argument(
-        "--stop-at",
-        type=int,
-        metavar="N",
-        help="pause after N iterations and keep that checkpoint; the same command with --resume goes on",
-    )
+    add = parser.add_argument_group("checkpoints").add_argument
+    add("--branch-from", metavar="FILE", help="start from a checkpoint of a run whose iterations so far are the same")
+    add("--switch-from", metavar="FILE", help="start a cascade from a checkpoint of the same recipe without cascade")
+    add("--keep-at", type=numbers, default=(), metavar="I,J", help="keep the checkpoints after I, J, ... iterations")
+    add("--keep-last", type=int, default=3, metavar="K", help="keep the last K others; 0 keeps all (%(default)s)")
+    pause = "pause after N iterations and keep that checkpoint; the same command with --resume continues"
+    add("--stop-at", type=int, metavar="N", help=pause)
     return parser
 
 
