@@ -15,7 +15,8 @@ class Choice:
     """One entry of a list.
 
     function: ``module:function``; the list says how it is called.
-    keys: dotted keys that no other entry of the list reads. A recipe that sets one with another entry is rejected.
+    keys: dotted keys that it reads and some other entry does not. A recipe that sets a key of another entry alone is
+        rejected.
     rule: yields one line for each problem of the keys that the function reads; checked before anything is built.
     moments: optimizers only: numbers that are kept for every weight, which a checkpoint holds too.
     """

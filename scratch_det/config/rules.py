@@ -122,8 +122,8 @@ def chosen(cfg: CfgNode, key: str) -> Iterator[str]:
         return
     if rule := choices[name].rule:
         yield from rule(cfg)
-    others = [unread for other, choice in choices.items() if other != name for unread in choice.keys]
-    yield from left_at_default(cfg, others, f"{key} {name}")
+    unread = {other: None for choice in choices.values() for other in choice.keys if other not in choices[name].keys}
+    yield from left_at_default(cfg, unread, f"{key} {name}")
 
 
 def backbone_keys(cfg: CfgNode) -> Iterator[str]:
