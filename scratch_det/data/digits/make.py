@@ -1,12 +1,11 @@
-"""Generated folders that are whole or absent: built in a temporary sibling, renamed into place, replaced only if ours.
-
-manifest.json says what a folder was made from and holds one digest of all generated files. Other files may lie between
-them (but no jpg, which a training might pick up); --force replaces the whole folder, them included.
-
-The digits demo: a small detection data set that is made in about a minute, and what to pre-train on for it.
+"""The digits demo: a small detection data set that is made in about a minute, and what to pre-train on for it.
 
 Real handwritten digits drawn over real photographs, with boxes, polygons and keypoints in COCO's format. The same seed
 gives the same bytes (under the same versions of OpenCV, NumPy, scikit-learn and scikit-image).
+
+A folder is whole or absent: built in a temporary sibling, renamed into place, replaced only if it was made here.
+manifest.json says what it was made from and holds one digest of all generated files. Other files may lie between them
+(but no jpg, which a training might pick up); --force replaces the whole folder, them included.
 """
 
 import json
@@ -35,13 +34,42 @@ from scratch_det.log import track
 GENERATOR = "scratch_det digits"
 MANIFEST = "manifest.json"
 GENERATED = ("annotations/instances_train.json", "annotations/instances_val.json", "preview.png", "**/*.jpg")
+JPEG_QUALITY, PREVIEW_SCENES = 92, 12
+SPLITS = ("train", "val")
+
+
+def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False) -> dict[Path, bool]:
+    """Make ``out`` and ``<out>_pretrain``; returns each folder -> whether it had to be made.
+
+    ``train`` and ``val`` count scenes. The pre-training set grows with them: 5/2 of train, 4 times val.
+    Raises UserError before any work.
+    """
+    for option, value, least in (("--seed", seed, 0), ("--train", train, 1), ("--val", val, 1)):
+        if value < least:
+            raise UserError(f"{option} {value} is too small: at least {least}")
+    out = out.resolve()
+    pretrain = out.with_name(f"{out.name}_pretrain")
+    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val}
+    singles = scenes | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
+    missing = {out: needs_building(out, scenes, force), pretrain: needs_building(pretrain, singles, force)}
+    if missing[out]:
+        build(out, scenes, _write_scenes)
+    if missing[pretrain]:
+        build(pretrain, singles, _write_singles)
+    return missing
 
 
 def needs_building(folder: Path, parameters: dict[str, Any], force: bool) -> bool:
-    """Whether to build ``folder``; refuses to touch one that is not ours, or, without ``force``, that differs."""
+    """Whether to build ``folder``. Raises DataError for one that was not made here or, without ``force``, differs."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return True
-    manifest = _own_manifest(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        is_ours = manifest["generator"] == GENERATOR
+    except (OSError, ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise DataError(f"{folder} exists but is no digits data set (no {MANIFEST} of ours): choose another --out")
     if force:
         return True
     made, remedy = manifest.get("parameters") or {}, "--force replaces the whole folder, another --out keeps both"
@@ -78,70 +106,28 @@ def digest(folder: Path) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def _own_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that this module made; any other folder is an error."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["generator"] == GENERATOR:
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise DataError(f"{folder} exists but is no digits data set (no {MANIFEST} of ours): choose another --out")
-
-
-JPEG_QUALITY, PREVIEW_SCENES = 92, 12
-SPLITS = ("train", "val")
-
-
-def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False) -> dict[Path, bool]:
-    """Make ``out`` and ``<out>_pretrain``; returns each folder -> whether it had to be made.
-
-    ``train`` and ``val`` count scenes. The pre-training set grows with them: 5/2 of train, 4 times val.
-    Every refusal comes before any work.
-    """
-    for option, value, least in (("--seed", seed, 0), ("--train", train, 1), ("--val", val, 1)):
-        if value < least:
-            raise UserError(f"{option} {value} is too small: at least {least}")
-    out = out.resolve()
-    pretrain = out.with_name(f"{out.name}_pretrain")
-    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val}
-    singles = scenes | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
-    missing = {out: needs_building(out, scenes, force), pretrain: needs_building(pretrain, singles, force)}
-    if missing[out]:
-        build(out, scenes, _write_scenes)
-    if missing[pretrain]:
-        build(pretrain, singles, _write_singles)
-    return missing
-
-
 def _write_scenes(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     """Fill ``folder`` with train/, val/, annotations/ and preview.png; returns how much of everything there is."""
     contents: dict[str, Any] = {}
+    seed = parameters["seed"]
     (folder / "annotations").mkdir()
     for split in SPLITS:
-        data = _write_split(folder / split, parameters["seed"], split, parameters[split])
-        compact = json.dumps(data, sort_keys=True, separators=(",", ":"))
-        (folder / "annotations" / f"instances_{split}.json").write_text(compact)
-        contents[split] = {part: len(data[part]) for part in ("images", "annotations")}
+        (folder / split).mkdir()
+        material, count = load_material(split), parameters[split]
+        images, annotations = [], []
+        for index in track(range(count), f"{split} scenes", count):
+            scene = compose_scene(material, seed, split, index)
+            images.append(image_entry(scene, split, index))
+            annotations += annotation_entries(scene, images[-1]["id"])
+            _write_image(folder / split / images[-1]["file_name"], scene.image)
+        content = coco_json(split, seed, images, annotations)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        (folder / "annotations" / f"instances_{split}.json").write_text(text)
+        contents[split] = {"images": len(images), "annotations": len(annotations)}
     shown = range(min(parameters["val"], PREVIEW_SCENES))
-    material = load_material("val")
-    preview = draw_preview([compose_scene(material, parameters["seed"], "val", index) for index in shown])
+    preview = draw_preview([compose_scene(material, seed, "val", index) for index in shown])
     _write_image(folder / "preview.png", preview)
     return contents
-
-
-def _write_split(folder: Path, seed: int, split: str, count: int) -> dict[str, Any]:
-    """Write the images of a split; returns its COCO json."""
-    folder.mkdir()
-    material = load_material(split)
-    parts: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
-    for index in track(range(count), f"{split} scenes", count):
-        scene = compose_scene(material, seed, split, index)
-        image = image_entry(scene, split, index)
-        parts["images"].append(image)
-        parts["annotations"] += annotation_entries(scene, image["id"])
-        _write_image(folder / image["file_name"], scene.image)
-    return coco_json(split, seed, **parts)
 
 
 def _write_singles(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""One scene of the digits demo: a photograph crop with handwritten digits drawn over it, one after another.
+"""One scene of the digits demo: a photograph crop with handwritten digits drawn over it, and its COCO annotations.
 
 A mask here is an H x W bool array; sizes are (height, width) in pixels; colours are RGB 0..255. A digit's silhouette is
 its ink with the holes filled, because polygons in COCO's format cannot hold holes: the inside of a 0 belongs to the 0.
-
-Digits scenes -> COCO's annotation format, and a picture of annotated scenes by which a person can check it.
 
 Coordinates are x, y in px from the top left. Boxes and polygons are continuous: pixel (column i, row j) covers
 [i, i + 1] x [j, j + 1]. Keypoints, as in COCO, are indices of pixels: add 0.5 for the continuous coordinate.
@@ -37,6 +35,13 @@ MIN_VISIBLE = 0.5  # share of its silhouette that every digit keeps
 MIN_PIECE = 4  # px: smaller separate pieces of what is visible are not annotated
 MIN_CONTRAST = 55  # CIELAB distance between a digit's colour and what it is drawn on (black to white is 100)
 PLACE_TRIES, COLOUR_TRIES = 20, 40
+VERSION = "1.0"
+POINTS = {"keypoints": ["top", "bottom", "left", "right"], "skeleton": [[1, 2], [3, 4]]}
+HIDDEN, SEEN = 1, 2  # COCO's v of a labelled keypoint: behind a later digit, or visible
+TOLERANCE = 0.75  # px that a simplified polygon may stray from the edge of its mask
+COLUMNS, ZOOM, CELL = 4, 3, 480  # of the picture; enlargement of a scene, side in px of the square it is shown in
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+PALETTE = [(230, 60, 60), (60, 200, 80), (70, 130, 255), (250, 200, 40), (220, 90, 240), (40, 220, 230)]
 
 
 @dataclass
@@ -107,16 +112,12 @@ def _add_digit(scene: Scene, material: Material, rng: Generator, label: int, hei
         silhouette = fill_holes(opacity > 0.5)
         if all(_stays_recognisable(digit, silhouette) for digit in scene.digits):
             colour = _contrasting_colour(scene, silhouette, rng)
-            return _draw(scene, opacity, Digit(label, scan, colour, silhouette, silhouette))
-
-
-def _draw(scene: Scene, opacity: np.ndarray, new: Digit) -> None:
-    """Blend the new digit over the image and take what it covers from the earlier ones."""
-    blended = scene.image + opacity[..., None] * (new.colour - scene.image.astype(np.float32))
-    scene.image = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
-    for digit in scene.digits:
-        digit.visible = _uncovered(digit, new.silhouette)
-    scene.digits.append(new)
+            blended = scene.image + opacity[..., None] * (colour - scene.image.astype(np.float32))
+            scene.image = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
+            for digit in scene.digits:
+                digit.visible = _uncovered(digit, silhouette)
+            scene.digits.append(Digit(label, scan, colour, silhouette, silhouette))
+            return
 
 
 def _uncovered(digit: Digit, cover: np.ndarray) -> np.ndarray:
@@ -145,15 +146,6 @@ def _lab(colours: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(colours[None] / 255, cv2.COLOR_RGB2LAB)[0]
 
 
-VERSION = "1.0"
-POINTS = {"keypoints": ["top", "bottom", "left", "right"], "skeleton": [[1, 2], [3, 4]]}
-HIDDEN, SEEN = 1, 2  # COCO's v of a labelled keypoint: behind a later digit, or visible
-TOLERANCE = 0.75  # px that a simplified polygon may stray from the edge of its mask
-COLUMNS, ZOOM, CELL = 4, 3, 480  # of the picture; enlargement of a scene, side in px of the square it is shown in
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-PALETTE = [(230, 60, 60), (60, 200, 80), (70, 130, 255), (250, 200, 40), (220, 90, 240), (40, 220, 230)]
-
-
 def image_entry(scene: Scene, split: str, index: int) -> dict[str, Any]:
     """COCO ``images`` entry of scene ``index``; its id is unique over both splits. ``photograph`` is the background."""
     number = 1_000_000 * STREAMS[split] + index + 1
@@ -164,13 +156,26 @@ def image_entry(scene: Scene, split: str, index: int) -> dict[str, Any]:
 
 
 def annotation_entries(scene: Scene, number: int) -> list[dict[str, Any]]:
-    """COCO ``annotations`` entries of image ``number``, in drawing order; ``scan`` says which scan was drawn."""
-    return [
-        {"id": 10 * number + order, "image_id": number, "category_id": digit.label + 1, "scan": digit.scan}
-        | _shape(digit.visible)
-        | {"keypoints": _keypoints(digit, scene.digits[order + 1 :]), "num_keypoints": 4}
-        for order, digit in enumerate(scene.digits)
-    ]
+    """COCO ``annotations`` entries of image ``number``, in drawing order; ``scan`` says which scan was drawn.
+
+    Polygons of what is visible, the tight box around them, the mask's area in px; keypoints are the extreme pixels of
+    the silhouette, found before anything was drawn over it.
+    """
+    entries: list[dict[str, Any]] = []
+    for order, digit in enumerate(scene.digits):
+        polygons = _polygons(digit.visible)
+        low, high = np.concatenate(polygons).min(axis=0), np.concatenate(polygons).max(axis=0)
+        points: list[int] = []
+        for x, y in extreme_pixels(digit.silhouette):
+            is_covered = any(later.silhouette[y, x] for later in scene.digits[order + 1 :])
+            points += [x, y, HIDDEN if is_covered else SEEN]
+        entries.append({
+            "id": 10 * number + order, "image_id": number, "category_id": digit.label + 1, "scan": digit.scan,
+            "segmentation": [polygon.ravel().tolist() for polygon in polygons],
+            "bbox": [*low.tolist(), *(high - low).tolist()], "area": int(digit.visible.sum()), "iscrowd": 0,
+            "keypoints": points, "num_keypoints": 4,
+        })  # fmt: skip
+    return entries
 
 
 def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -194,15 +199,6 @@ def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: 
     }
 
 
-def _shape(visible: np.ndarray) -> dict[str, Any]:
-    """Polygons, the tight x, y, w, h box around them, and the mask's area in px."""
-    polygons = _polygons(visible)
-    low, high = np.concatenate(polygons).min(axis=0), np.concatenate(polygons).max(axis=0)
-    box = [*low.tolist(), *(high - low).tolist()]
-    outlines = [polygon.ravel().tolist() for polygon in polygons]
-    return {"segmentation": outlines, "bbox": box, "area": int(visible.sum()), "iscrowd": 0}
-
-
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
     """Outlines (each N x 2 ints: x, y, on pixel edges) of the pieces of a mask without holes.
 
@@ -215,14 +211,6 @@ def _polygons(mask: np.ndarray) -> list[np.ndarray]:
     return [short if len(short) >= 3 else outline for short, outline in zip(simple, outlines, strict=True)]
 
 
-def _keypoints(digit: Digit, later: list[Digit]) -> list[int]:
-    """Flat x, y, v of the silhouette's extreme pixels, found before anything was drawn over it."""
-    flat: list[int] = []
-    for x, y in extreme_pixels(digit.silhouette):
-        flat += [x, y, HIDDEN if any(other.silhouette[y, x] for other in later) else SEEN]
-    return flat
-
-
 def extreme_pixels(mask: np.ndarray) -> list[tuple[int, int]]:
     """The top-, bottom-, left- and right-most pixel (x, y) of a mask; the middle one where several tie."""
     ys, xs = np.nonzero(mask)
@@ -232,18 +220,15 @@ def extreme_pixels(mask: np.ndarray) -> list[tuple[int, int]]:
 
 def draw_preview(scenes: list[Scene]) -> np.ndarray:
     """Grid (H x W x 3 uint8 RGB) of annotated scenes: box, outline, class; hidden keypoints are hollow."""
-    cells = [_cell(scene) for scene in scenes]
+    cells = []
+    for scene in scenes:  # each enlarged and centred in a black square
+        big = cv2.resize(scene.image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
+        for annotation, colour in zip(annotation_entries(scene, 0), PALETTE, strict=False):
+            _draw_annotation(big, annotation, colour)
+        y, x = CELL - big.shape[0], CELL - big.shape[1]
+        cells.append(np.pad(big, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0))))
     cells += [np.zeros_like(cells[0])] * (-len(cells) % COLUMNS)
     return np.vstack([np.hstack(cells[i : i + COLUMNS]) for i in range(0, len(cells), COLUMNS)])
-
-
-def _cell(scene: Scene) -> np.ndarray:
-    """One scene, enlarged and centred in a black square."""
-    big = cv2.resize(scene.image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
-    for annotation, colour in zip(annotation_entries(scene, 0), PALETTE, strict=False):
-        _draw_annotation(big, annotation, colour)
-    y, x = CELL - big.shape[0], CELL - big.shape[1]
-    return np.pad(big, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0)))
 
 
 def _draw_annotation(big: np.ndarray, annotation: dict[str, Any], colour: tuple[int, int, int]) -> None:

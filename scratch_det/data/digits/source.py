@@ -1,9 +1,7 @@
-"""Handwritten scans -> smooth shapes to draw, and the two things done to masks (H x W bool arrays).
-
-What the digits demo is made of: handwritten scans and photographs, split so that val shares none with train.
+"""What the digits demo is made of: handwritten scans and photographs, split so that val shares none with train.
 
 Both come inside the wheels of scikit-learn and scikit-image, so nothing is downloaded. Only photographs whose free
-licence those two projects state are used.
+licence those two projects state are used. Masks are H x W bool arrays.
 """
 
 from functools import cache
@@ -18,52 +16,6 @@ from scratch_det.errors import DataError
 
 INK = 0.43  # darkness (0..1) of an enlarged scan at the edge of its strokes
 CELL = 8  # px: side of an enlarged scan's pixel
-
-
-def make_glyph(scan: np.ndarray, rng: Generator, heights: tuple[int, int], limit: tuple[int, ...]) -> np.ndarray:
-    """Opacity (h x w float32, 0..1, no larger than ``limit``) of an 8 x 8 scan, smoothly enlarged, sheared, rotated."""
-    ink = _enlarge(scan)
-    left, top, width, height = cv2.boundingRect((ink > INK).astype(np.uint8))
-    target = rng.uniform(*heights)
-    linear = _distortion(rng, target / height)
-    side = int(3 * target)
-    offset = side / 2 - linear @ (left + width / 2, top + height / 2)
-    warped = cv2.warpAffine(ink, np.column_stack([linear, offset]), (side, side), flags=cv2.INTER_LINEAR)
-    opacity = np.clip((warped - INK) * target / 12 + 0.5, 0, 1)
-    strokes = large_pieces(opacity > 0, (opacity > 0).sum() // 20 + 1)  # smaller blots are dirt of the scan
-    x, y, width, height = cv2.boundingRect(strokes.astype(np.uint8))
-    glyph = (opacity * strokes)[y : y + height, x : x + width]
-    shrink = min(1.0, limit[0] / height, limit[1] / width)
-    return cv2.resize(glyph, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else glyph
-
-
-def _enlarge(scan: np.ndarray) -> np.ndarray:
-    """Ink of a scan with a margin, CELL times larger and smooth."""
-    ink = cv2.resize(np.pad(scan, 1), None, fx=CELL, fy=CELL, interpolation=cv2.INTER_CUBIC)
-    ink = ink + 1.2 * (ink - cv2.GaussianBlur(ink, (0, 0), 1.2 * CELL))  # reopens holes that 8 x 8 pixels blurred shut
-    return cv2.GaussianBlur(ink, (0, 0), 0.3 * CELL)
-
-
-def _distortion(rng: Generator, scale: float) -> np.ndarray:
-    """2 x 2 matrix that scales, widens, shears and turns a little."""
-    stretch = scale * np.array([rng.uniform(0.85, 1.25), 1.0])
-    turn, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return rotation @ np.array([[1, shear], [0, 1]]) @ np.diag(stretch)
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """The mask with every enclosed hole filled."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED).astype(bool)
-
-
-def large_pieces(mask: np.ndarray, least: int) -> np.ndarray:
-    """The mask without separate pieces of fewer than ``least`` px."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    return mask & (stats[:, cv2.CC_STAT_AREA] >= least)[labels]
-
-
 NUM_CLASSES = 10
 STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3}  # each split's number in the random seeds
 TRAIN_SHARE = 3 / 4  # of each class's scans, in scikit-learn's order; the rest goes to val
@@ -160,3 +112,37 @@ def _read_photograph(file: str) -> np.ndarray:
     if image is None:
         raise OSError(f"{file} is damaged")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def make_glyph(scan: np.ndarray, rng: Generator, heights: tuple[int, int], limit: tuple[int, ...]) -> np.ndarray:
+    """Opacity (h x w float32, 0..1, no larger than ``limit``) of an 8 x 8 scan, smoothly enlarged, sheared, rotated."""
+    ink = cv2.resize(np.pad(scan, 1), None, fx=CELL, fy=CELL, interpolation=cv2.INTER_CUBIC)
+    ink = ink + 1.2 * (ink - cv2.GaussianBlur(ink, (0, 0), 1.2 * CELL))  # reopens holes that 8 x 8 pixels blurred shut
+    ink = cv2.GaussianBlur(ink, (0, 0), 0.3 * CELL)
+    left, top, width, height = cv2.boundingRect((ink > INK).astype(np.uint8))
+    target = rng.uniform(*heights)
+    stretch = target / height * np.array([rng.uniform(0.85, 1.25), 1.0])
+    turn, shear = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    linear = rotation @ np.array([[1, shear], [0, 1]]) @ np.diag(stretch)
+    side = int(3 * target)
+    offset = side / 2 - linear @ (left + width / 2, top + height / 2)
+    warped = cv2.warpAffine(ink, np.column_stack([linear, offset]), (side, side), flags=cv2.INTER_LINEAR)
+    opacity = np.clip((warped - INK) * target / 12 + 0.5, 0, 1)
+    strokes = large_pieces(opacity > 0, (opacity > 0).sum() // 20 + 1)  # smaller blots are dirt of the scan
+    x, y, width, height = cv2.boundingRect(strokes.astype(np.uint8))
+    glyph = (opacity * strokes)[y : y + height, x : x + width]
+    shrink = min(1.0, limit[0] / height, limit[1] / width)
+    return cv2.resize(glyph, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else glyph
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """The mask with every enclosed hole filled."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED).astype(bool)
+
+
+def large_pieces(mask: np.ndarray, least: int) -> np.ndarray:
+    """The mask without separate pieces of fewer than ``least`` px."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    return mask & (stats[:, cv2.CC_STAT_AREA] >= least)[labels]
