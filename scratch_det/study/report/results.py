@@ -49,8 +49,9 @@ def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made
             name: {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
             for name, about in content["runs"].items()
         }
-        if missing := [name for name, one in records.items() if one.iteration and name not in made]:
-            raise KeyError(missing[0])
+        begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
+        if begun - made.keys():
+            raise KeyError(min(begun - made.keys()))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
     require_unedited(folder)
