@@ -23,7 +23,7 @@ LAYERS = (
     ("backends", "evaluation"),  # the two detectors; metrics
     ("visualization",),
     ("engine",),  # plan, train, resume
-    ("analysis", "benchmark", "conversion", "search", "study"),  # tools that look at runs, or start them
+    ("analysis", "benchmark", "conversion", "study"),  # tools that look at runs, or start them
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -31,7 +31,7 @@ WITHOUT_TORCH = (
     "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco", "data.coco_checks",
     "data.image_folder", "data.voc", "backends", "backends.torchvision.keys", "weights.locate", "engine.run_dir",
     "engine.datasets", "engine.plan", "engine.check", "engine.command", "analysis.report", "benchmark.pairs",
-    "study.commands", "study.report.documents", "study.report.page",
+    "study.commands", "study.search", "study.report.documents", "study.report.page",
 )  # fmt: skip
 
 

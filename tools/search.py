@@ -15,10 +15,10 @@ changed for 35k images:
       - {INPUT.MIN_SIZE_TRAIN: [800], INPUT.MIN_SIZE_TRAIN_SAMPLING: choice}
       - {INPUT.MIN_SIZE_TRAIN: [512, 800], INPUT.MIN_SIZE_TRAIN_SAMPLING: range}
 
-The same command again, here or on another machine that shares DIR, continues what was interrupted and takes points that
-nobody has. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the others, and the same
-command tries the failed ones again; 2: something to mend, and the message says what; 75: stopped by SIGTERM or
-SIGUSR1, the same command continues.
+Points are trained one after the other; a study (tools/study.py) spreads them over GPUs or a cluster. The same command
+again continues what was interrupted. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the
+others, and the same command tries the failed ones again; 2: something to fix, and the message says what; 75: stopped by
+SIGTERM or SIGUSR1, the same command continues.
 """
 
 import sys
@@ -28,8 +28,7 @@ from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.search.search import Search
-from scratch_det.search.work import search_grid
+from scratch_det.study.search import Search
 
 
 def build_parser() -> ToolParser:
@@ -47,6 +46,7 @@ def build_parser() -> ToolParser:
     parser.add_argument(
         "--apply-to", action="append", default=[], metavar="FILE", help="write DIR/FILE, a recipe with the best values"
     )
+    parser.add_argument("--choose", action="store_true", help="train nothing: choose among the finished points")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe, for all points")
 
     run = parser.add_argument_group("passed on to tools/train_net.py")
@@ -55,16 +55,25 @@ def build_parser() -> ToolParser:
     run.add_argument(
         "--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales rate and iterations"
     )
-    run.add_argument("--accumulate", type=int, default=1, metavar="K", help="images in K parts (%(default)s)")
+    run.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="K",
+        help="K micro-batches a step (%(default)s)",
+    )
     return parser
 
 
 def main() -> None:
     args = vars(build_parser().parse_intermixed_args())
-    search = Search(**args, train_net=Path(__file__).with_name("train_net.py"))
+    only_choose, search = args.pop("choose"), Search(**args)
     try:
         with exit_on_user_error():
-            sys.exit(search_grid(search))
+            search.check()
+            from scratch_det.study.choose import choose, search_grid  # matplotlib takes longer than a refusal
+
+            sys.exit(min(choose(search), 1) if only_choose else search_grid(search))
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the search", file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -13,7 +13,7 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
 plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
-interrupted; exit code 0: all finished, 1: some failed, 2: something to mend, 75: stopped by SIGTERM or SIGUSR1, 130: by
+interrupted; exit code 0: all finished, 1: some failed, 2: something to fix, 75: stopped by SIGTERM or SIGUSR1, 130: by
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
@@ -27,7 +27,7 @@ from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
-from scratch_det.study.commands import LAUNCHERS, folder_of, list_runs, plan, report, run, samples, status
+from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
 
 def build_parser() -> ToolParser:
@@ -47,6 +47,10 @@ def build_parser() -> ToolParser:
     add_sharing(command)
     command.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
     command.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
+    command.add_argument(
+        "--json", dest="as_json", action="store_true", help="print the graph: commands, what they need and write"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="of the graph's run folders, as run has it")
     command.set_defaults(do=plan)
 
     command = commands.add_parser("run", help="start or continue an experiment")
@@ -54,18 +58,23 @@ def build_parser() -> ToolParser:
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
     )
-    command.add_argument("--launcher", default="local", choices=sorted(LAUNCHERS), help="who starts runs (%(default)s)")
+    command.add_argument(
+        "--launcher", default="local", choices=sorted([*LAUNCHERS, SLURM]), help="who starts runs (%(default)s)"
+    )
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
-    command.add_argument("--max-parallel", type=int, default=1, metavar="N", help="runs at once (%(default)s)")
+    command.add_argument(
+        "--max-parallel", type=int, default=1, metavar="N", help="runs at once, not on SLURM (%(default)s)"
+    )
     command.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
     command.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
     command.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
-    command.add_argument("--slurm", type=Path, metavar="FILE", help="sbatch's options, as in docs/slurm.yaml")
+    command.add_argument("--slurm", type=Path, metavar="FILE", help="a job template, as docs/slurm.sh")
     add_sharing(command)
     command.set_defaults(do=run)
 
     command = commands.add_parser("status", help="where the runs stand")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder given to run")
+    command.add_argument("experiment", nargs="?", type=normpath, metavar="EXPERIMENT", help="the study's")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
     command.set_defaults(do=status)
 
     command = commands.add_parser("report", help="write tables, figures and one page into DIR/report")
@@ -86,10 +95,14 @@ def add_sharing(parser: ArgumentParser) -> None:
 
 
 def main() -> None:
-    args = vars(build_parser().parse_args())
+    parser = build_parser()
+    args = vars(parser.parse_args())
     do = args.pop("do")
+    experiment = args.pop("experiment") if do is status else args.get("experiment")
     if "out" in args and args["out"] is None:
-        args["out"] = folder_of(args["experiment"])
+        if not experiment:
+            parser.error("status: give EXPERIMENT or --out DIR")
+        args["out"] = folder_of(experiment)
     try:
         with exit_on_user_error():
             code = do(**args)

@@ -1,33 +1,34 @@
 """What the commands of tools/study.py do."""
 
-from collections.abc import Callable
+import json
+import os
+import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from scratch_det import backends
 from scratch_det.errors import UserError
+from scratch_det.log import say_now
 from scratch_det.study import own
-from scratch_det.study.board import as_text
+from scratch_det.study.checks import check_folders, gpus_here, require_data, require_even_shares, require_gpus
 from scratch_det.study.experiments import find, of_place
-from scratch_det.study.folder import check_folders
-from scratch_det.study.launch import Launcher
-from scratch_det.study.launch.devices import gpus_here, gpus_needed, require_even_shares, require_gpus
-from scratch_det.study.launch.local import Local, Torchrun
-from scratch_det.study.launch.slurm import Slurm
-from scratch_det.study.launch.slurm_options import read_options, require_slurm
+from scratch_det.study.job import Step
+from scratch_det.study.launch.local import Local, Torchrun, alone_in, running_in
+from scratch_det.study.launch.slurm import Slurm, require_slurm
 from scratch_det.study.listing import as_table
-from scratch_det.study.loop import run_study
 from scratch_det.study.plan import as_text as plan_text
-from scratch_det.study.recipe import require_data
-from scratch_det.study.records import survey
+from scratch_det.study.plan import graph_entry
+from scratch_det.study.records import RUNNING, jobs_folder, survey
+from scratch_det.study.run import SEARCH
 from scratch_det.study.samples import compare
-from scratch_det.study.study import DESCRIPTION, Study, study_in, threads_of_a_process
+from scratch_det.study.status import Screen, as_text
+from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in, threads_of_a_process
 
 STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
 SLURM = "slurm"
-LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": Local, "torchrun": Torchrun, SLURM: Slurm}
+LAUNCHERS = {"local": Local, "torchrun": Torchrun}  # and SLURM
+EXIT_SOME_FAILED = 1
 
 
 def folder_of(experiment: str) -> Path:
@@ -43,8 +44,14 @@ def samples(config_file: list[str] | None) -> None:
     print(compare(config_file or [str(find(name).config) for name in FIGURE2]))
 
 
-def plan(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> None:
-    print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
+def plan(
+    experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None, as_json: bool, out: Path
+) -> None:
+    if as_json:
+        steps = Study(experiment, out, share_prefix, backends.choose(backends.AUTO), gpus).steps()
+        print(json.dumps([graph_entry(step) for step in steps], indent=2))
+    else:
+        print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
 
 
 def run(
@@ -59,44 +66,72 @@ def run(
     slurm: Path | None,
     share_prefix: bool,
 ) -> int:
-    """The exit code. Raises UserError for what can be refused before anything starts."""
+    """The exit code. Raises UserError, before anything starts, when the request or a folder is not as expected."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
-    launch, has_gpus, threads = LAUNCHERS[launcher], bool(gpus_here()), threads_of_a_process(max_parallel * gpus)
+    if slurm and launcher != SLURM:
+        raise UserError(f"--slurm {slurm}: this job template is for --launcher slurm, and the launcher is {launcher}")
+    cores = len(os.sched_getaffinity(0))
     if launcher == SLURM:
-        options = read_options(slurm)
-        require_slurm()
-        launch, has_gpus, threads = partial(Slurm, options=options), options.gpus_per_node != 0, options.threads
-    elif slurm:
-        raise UserError(f"--slurm {slurm}: these options are for --launcher slurm, and the launcher is {launcher}")
+        Slurm(out, slurm)  # what is wrong with the template is said first
+        if not dry_run:
+            require_slurm()
+        cores = 1  # of a process, unless OMP_NUM_THREADS says otherwise: what a job gets is in the template
     study = Study(experiment, out, share_prefix, backends.choose(backend), gpus)
-    if not (has_gpus and all(gpus_needed(job, study) for job in study.jobs)):
-        study = replace(study, threads=threads)
-    jobs, would_be = study.picked(only), launch(study)
-    require_even_shares(jobs, study)
+    jobs = study.picked(only)
+    has_gpus = launcher == SLURM or bool(gpus_here())
+    if not (has_gpus and all(step.on_gpu for step in study.steps() if step.processes)):
+        study = replace(study, threads=threads_of_a_process(max_parallel * gpus, cores))
+    require_even_shares(jobs, out, study.backend, gpus)
+    for job in jobs:
+        if job.run.kind == SEARCH:
+            study.search(job).check()
     if dry_run:
-        if (out / DESCRIPTION).exists():
-            would_be = launch(study.as_begun())
-        for job in jobs:
-            print(would_be.describe(job))
+        study = study.as_begun() if (out / DESCRIPTION).exists() else study
+        for step in study.steps(jobs):
+            print(describe(step, study, launcher, slurm))
         return 0
     if launcher != SLURM:
-        require_gpus(jobs, study, max_parallel)
-        require_data(jobs, study)  # a cluster's nodes may have what its login node has not
+        require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
+        require_data(jobs, out, study.backend)  # a cluster's nodes may have what its login node has not
     study = study.begin()
-    check_folders(study, study.jobs)
-    return run_study(study, study.picked(only), launch(study), max_parallel)
+    check_folders(study.jobs, out, study.backend)
+    steps = study.steps(jobs)
+    if launcher == SLURM:
+        ids = Slurm(out, slurm, study.threads).submit(steps)
+        say_now(f"submitted {len(ids)} jobs: {' '.join(ids)}; see study.py status --out {out}, or scancel them")
+        return 0
+    with alone_in(out, LOCK) as lock, Screen(study, {job.name for job in jobs}) as screen:
+        LAUNCHERS[launcher](out, lock, max_parallel, gpus, study.threads).run(
+            steps, lambda names: screen.show(survey(study.jobs, out, dict.fromkeys(names, RUNNING)))
+        )
+        return 0 if screen.conclude(survey(study.jobs, out, {})) else EXIT_SOME_FAILED
+
+
+def describe(step: Step, study: Study, launcher: str, slurm: Path | None) -> str:
+    """What a launcher would start, to be read."""
+    if launcher == SLURM:
+        job = Slurm(study.out, slurm, study.threads)
+        return f"# sbatch {shlex.join(job.options(step, {name: name for name in step.needs}))}\n{job.script(step)}"
+    threads = "" if study.threads == 0 or (gpus_here() and step.on_gpu) else f"OMP_NUM_THREADS={study.threads} "
+    return threads + shlex.join(LAUNCHERS[launcher].command(step))
 
 
 def status(out: Path) -> None:
     study = study_in(out)
-    print(as_text(survey(study.jobs, out, Local(study).running()), study))
+    print(as_text(survey(study.jobs, out, states_of(study)), study))
+
+
+def states_of(study: Study) -> dict[str, str]:
+    """RUNNING or QUEUED of the runs that a launcher has started and that have not ended."""
+    cluster = Slurm(study.out).states() if any(jobs_folder(study.out).glob("*.sh")) else {}
+    return cluster | dict.fromkeys(running_in(study.out, LOCK), RUNNING)
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:
     from scratch_det.study.report.write import write_report  # matplotlib takes longer than a plan
 
     study = study_in(out)
-    check_folders(study, study.jobs)
+    check_folders(study.jobs, out, study.backend)
     for path in write_report(study, experiment, results):
         print(path)

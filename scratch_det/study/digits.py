@@ -113,10 +113,10 @@ def _small_data() -> Iterator[Run]:
         recipe = names[size][PRETRAINED]
         if served := [other for other in SIZES if SEARCHES[other] == f"search_{size}"]:
             targets = [name for other in served for name in names[other].values()]
-            words = [word for name in targets for word in ("--apply-to", f"{CONFIGS}/Digits/{name}.yaml")]
-            grid: dict[str, Any] = {"recipe": recipe, "kind": SEARCH, "points": GRID_POINTS}
-            grid |= {"flags": ("--grid", GRID, *words), "changes": NO_EVALUATIONS}
-            yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, k, **grid)
+            search: dict[str, Any] = {"recipe": recipe, "kind": SEARCH, "grid": GRID, "points": GRID_POINTS}
+            search |= {"apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in targets)}
+            search |= {"changes": NO_EVALUATIONS}
+            yield _run(f"search_{size}", places, f"{size}, search", PRETRAINED, k, **search)
         if size == "third":
             shown = f"{size}, pretrained, hyper-parameters of all"
             yield _run(f"{recipe}_old", places, shown, PRETRAINED, k, recipe=recipe)

@@ -1,9 +1,12 @@
-"""The commands of a study: one a run, with the runs that have to come first."""
+"""The jobs of a study: one a run, and the steps, commands that a launcher starts, that each job consists of.
+
+A trunk is a chain of steps with ``--stop-at N``, one to each checkpoint that a branch starts from; a search is a step a
+point and one that chooses. So whatever has to come first is always the end of another step.
+"""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 from scratch_det.study.experiments import find
@@ -14,8 +17,46 @@ ROOT = Path(__file__).parents[2]  # of the repository, which recipes and tools a
 
 
 @dataclass(frozen=True)
+class Step:
+    """One command of a study.
+
+    Attributes:
+        name: RUN; RUN@N for the part of it up to N iterations; RUN/POINT for a search's.
+        run: name of the run whose folder it writes into.
+        words: the tool and its arguments, without Python and the number of processes.
+        needs: names of the steps that have to be done before.
+        inputs: files of other runs without which it cannot start.
+        outputs: it is done when one of these files is there; the first one is its own.
+        processes: how many train together; 0 for a command that does not train.
+    """
+
+    name: str
+    run: str
+    words: tuple[str, ...]
+    needs: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    processes: int = 1
+    on_gpu: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        return any(path.exists() for path in self.outputs)
+
+    @property
+    def file_name(self) -> str:
+        """For files that are named after the step."""
+        return self.name.replace("/", ".")
+
+    def command(self, launches: bool = True) -> list[str]:
+        """The whole command line in this Python; ``launches``: it starts its processes itself."""
+        several = ["--num-gpus", str(self.processes)] if launches and self.processes > 1 else []
+        return [sys.executable, self.words[0], *several, *self.words[1:]]
+
+
+@dataclass(frozen=True)
 class Job:
-    """A run of a study, as it is going to be started.
+    """A run of a study with its place among the others.
 
     Attributes:
         run: what is trained or evaluated.
@@ -37,10 +78,6 @@ class Job:
     def iterations(self) -> int:
         """Those that the job itself trains."""
         return self.run.iterations - self.start
-
-    def weight(self, gpus: int) -> int:
-        """How many of the places for runs of ``gpus`` processes each it takes."""
-        return ceil((self.run.processes or gpus) / gpus)
 
     def inputs(self, out: Path) -> list[Path]:
         """The files of other jobs without which it cannot start."""
@@ -75,7 +112,7 @@ class Job:
             words += ["MODEL.WEIGHTS", str(out / run.evaluates / "checkpoints/model_final.pth")]
         return words if run.kind == SEARCH else [*words, "OUTPUT_DIR", str(out / self.name)]
 
-    def arguments(self, out: Path, backend: str, gpus: int = 0) -> list[str]:
+    def arguments(self, out: Path, backend: str, gpus: int = 0, stop_at: int = 0) -> list[str]:
         """What the tool is given; ``gpus`` processes, 0 where a launcher starts them."""
         run = self.run
         words = ["--config-file", str(self.config(out))]
@@ -84,26 +121,33 @@ class Job:
         if (processes := gpus and (run.processes or gpus)) > 1:
             words += ["--num-gpus", str(processes)]
         if run.kind == SEARCH:
-            words += ["--out", str(out / run.name)]
+            words += ["--out", str(out / run.name), "--grid", str(from_here(Path(run.grid)))]
+            words += [word for recipe in run.apply_to for word in ("--apply-to", str(from_here(Path(recipe))))]
         elif run.kind == EVALUATE:
             words.append("--eval-only")
         else:
-            words += [*self._checkpoints(out), "--resume"]
+            if self.keep_at:
+                words += ["--keep-at", ",".join(map(str, self.keep_at))]
+            if self.start:
+                words += ["--switch-from" if run.is_switch else "--branch-from", str(self._parent(out))]
+            words += [*(["--stop-at", str(stop_at)] if stop_at else []), "--resume"]
         return [*words, *run.flags, *self.overrides(out)]
 
-    def command(self, out: Path, backend: str, gpus: int = 0) -> list[str]:
-        """The whole command line, in this Python."""
-        return [
-            sys.executable,
-            str(from_here(Path("tools") / TOOLS[self.run.kind])),
-            *self.arguments(out, backend, gpus),
-        ]
+    def steps(self, out: Path, backend: str, gpus: int, on_gpu: bool = False) -> list[Step]:
+        """The commands of a job that is no search, in their order."""
+        run, tool = self.run, str(from_here(Path("tools") / TOOLS[self.run.kind]))
+        needs, found = step_needs(self), list[Step]()
+        for stop_at in (*self.keep_at, 0):
+            name = f"{run.name}@{stop_at}" if stop_at else run.name
+            words = (tool, *self.arguments(out, backend, stop_at=stop_at))
+            done = [*([self.checkpoint(out, stop_at)] if stop_at else []), self.result(out)]
+            inputs = tuple(self.inputs(out))
+            found.append(Step(name, run.name, words, needs, inputs, tuple(done), run.processes or gpus, on_gpu))
+            needs = (name,)
+        return found
 
-    def _checkpoints(self, out: Path) -> list[str]:
-        words = ["--keep-at", ",".join(map(str, self.keep_at))] if self.keep_at else []
-        if self.start:
-            words += ["--switch-from" if self.run.is_switch else "--branch-from", str(self._parent(out))]
-        return words
+    def checkpoint(self, out: Path, completed: int) -> Path:
+        return out / self.name / "checkpoints" / f"model_{completed - 1:07d}.pth"
 
     def _parent(self, out: Path) -> Path:
         return out / str(self.run.trunk) / "checkpoints" / f"model_{self.start - 1:07d}.pth"
@@ -114,19 +158,30 @@ def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
 
     ``share_prefix``: a run whose trunk is among them branches off it; otherwise it trains all of its iterations.
     """
-    everything = _with_needs(runs)
-    names = {run.name for run in everything}
+    everything = {run.name: run for run in runs}
+    waiting = list(runs)
+    while waiting:
+        for name in _needs(run := waiting.pop(), start=int(run.is_switch)):
+            if name not in everything:
+                everything[name] = find(name)
+                waiting.append(everything[name])
     starts: dict[str, int] = {}
-    keep_at: dict[str | None, set[int]] = {}
-    for run in everything:
-        shares = run.is_switch or (share_prefix and run.trunk in names)
+    keep_at: dict[str, set[int]] = {}
+    for run in everything.values():
+        shares = run.is_switch or (share_prefix and run.trunk in everything)
         starts[run.name] = run.branch_at(find(str(run.trunk))) if run.trunk and shares else 0
         if starts[run.name]:
-            keep_at.setdefault(run.trunk, set()).add(starts[run.name])
-    return _ordered(
-        Job(run, starts[run.name], tuple(sorted(keep_at.get(run.name, ()))), _needs(run, starts[run.name]))
-        for run in everything
-    )
+            keep_at.setdefault(str(run.trunk), set()).add(starts[run.name])
+    unsorted = [
+        Job(run, starts[name], tuple(sorted(keep_at.get(name, ()))), _needs(run, starts[name]))
+        for name, run in everything.items()
+    ]
+    found: dict[str, Job] = {}
+    while unsorted:
+        ready = next(job for job in unsorted if all(name in found for name in job.needs))
+        unsorted.remove(ready)
+        found[ready.name] = ready
+    return list(found.values())
 
 
 def from_here(path: Path) -> Path:
@@ -134,29 +189,11 @@ def from_here(path: Path) -> Path:
     return path if Path.cwd() == ROOT else ROOT / path
 
 
+def step_needs(job: Job) -> tuple[str, ...]:
+    """Names of the steps that the first one of ``job`` needs: of a trunk the one to the checkpoint."""
+    return tuple(f"{name}@{job.start}" if job.start and name == job.run.trunk else name for name in job.needs)
+
+
 def _needs(run: Run, start: int) -> tuple[str, ...]:
     asked = (run.trunk if start else None, run.evaluates, run.pretraining, run.found_by)
     return tuple(name for name in asked if name)
-
-
-def _with_needs(runs: Sequence[Run]) -> list[Run]:
-    """``runs`` and, once each, the ones that they cannot do without."""
-    found = {run.name: run for run in runs}
-    waiting = list(runs)
-    while waiting:
-        run = waiting.pop()
-        for name in _needs(run, start=int(run.is_switch)):
-            if name not in found:
-                found[name] = find(name)
-                waiting.append(found[name])
-    return list(found.values())
-
-
-def _ordered(jobs: Iterable[Job]) -> list[Job]:
-    """Each after those that it needs, otherwise in the given order."""
-    waiting, done = list(jobs), dict[str, Job]()
-    while waiting:
-        ready = next(job for job in waiting if all(name in done for name in job.needs))
-        waiting.remove(ready)
-        done[ready.name] = ready
-    return list(done.values())

@@ -2,13 +2,14 @@
 
 import csv
 from collections.abc import Sequence
+from typing import Any
 
 from scratch_det.config import load_config
 from scratch_det.config.choices import model_name
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.study.experiments import of_place
-from scratch_det.study.job import ROOT, Job, jobs_of
+from scratch_det.study.job import ROOT, Job, Step, jobs_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 from scratch_det.tables import aligned
 
@@ -40,6 +41,17 @@ def as_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: fl
         lines.append("time: --seconds-per-iter S --gpus N tells GPU hours")
     lines.append(f"disk: about {disk_bytes(jobs) / 1e9:,.1f} GB of checkpoints{_unmeasured(jobs)}")
     return "\n".join(lines)
+
+
+def graph_entry(step: Step) -> dict[str, Any]:
+    """A step for other programs: start ``command`` when ``needs`` are done; ``output`` is there in the end."""
+    return {
+        "name": step.name,
+        "command": step.command(),
+        "needs": list(step.needs),
+        "output": str(step.outputs[0]),
+        "gpus": step.processes if step.on_gpu else 0,
+    }
 
 
 def what_it_is(job: Job) -> str:

@@ -1,7 +1,7 @@
 """The record of each run of a study: read from run folders, saved and loaded as results/NAME/runs.csv and curves.csv.
 
 What a run folder holds is written in ``scratch_det.engine.run_dir``. Beside the run folders DIR has study.json, what
-the study is, and jobs/: NAME.log, what a run's process said, and NAME.failed, why it failed. See also launch/queue.py.
+the study is, and jobs/: of each step NAME.log, what its processes said, and NAME.exit, its exit code if it failed.
 
 A results folder also has study.json: with what and by which commands it was made, and how long the runs took.
 """
@@ -9,6 +9,7 @@ A results folder also has study.json: with what and by which commands it was mad
 import csv
 import io
 import json
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import flatten
+from scratch_det.distributed.stop import last_word
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, read_lines, write_atomically
@@ -27,14 +29,15 @@ from scratch_det.study.job import Job
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Run
 from scratch_det.weights.digest import weights_sha256
 
-WAITING, READY, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
-    "waiting", "ready", "running", "interrupted", "failed", "blocked", "finished",
+WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
+    "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
 )  # fmt: skip
 UNFINISHED = "unfinished"  # in a report: interrupted or running, which depends on the moment
 LOSS = "total_loss"
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
-TAIL = 2**20  # bytes at the end of metrics.json in which the newest evaluation is looked for
+TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
+START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
 FIX = "move the folder away, and study.py run makes it anew"
 STATUS = "status.json"
 FIX_STATUS = "remove this file, and study.py run continues the run"
@@ -62,7 +65,7 @@ class Record:
         metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
         error: why it failed; of a waiting or blocked one what it waits for.
-        weights_sha256: digest of the final weights of a finished training, see ``weights``.
+        weights_sha256: digest of the final weights of a finished training, see ``scratch_det.weights.digest``.
         found: by a finished search, as "KEY VALUE, KEY VALUE".
         seconds: spent on training so far; eta: seconds left by the run's own estimate. Not saved.
     """
@@ -102,54 +105,55 @@ def jobs_folder(out: Path) -> Path:
     return out / "jobs"
 
 
-def failure_file(job: Job, out: Path) -> Path:
-    return jobs_folder(out) / f"{job.name}.failed"
-
-
-def write_failure(job: Job, out: Path, reason: str) -> None:
-    """Leave why ``job`` failed. Raises UserError with the reason in it when the disk is full."""
+def failure_of(jobs: Path, step: str) -> str:
+    """Why a step failed: its exit code, and the last words of its log since it was started; empty if it did not."""
     try:
-        write_atomically(failure_file(job, out), reason + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{failure_file(job, out)} cannot be written ({error.strerror}): {job.name} failed: {reason}; make "
-            "room, and give the same command again, which also looks after the runs that go on"
-        ) from None
+        code = int((jobs / f"{step}.exit").read_text())
+    except (OSError, ValueError):
+        return ""
+    log = jobs / f"{step}.log"
+    said = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.exists() else ""
+    is_signal = 128 < code < 128 + signal.NSIG  # as a shell says it
+    lines = [line for line in said.splitlines()[1:] if not line.startswith("srun: ")]
+    return last_word("\n".join(lines), 128 - code if is_signal else code)
 
 
-def survey(jobs: Sequence[Job], out: Path, running: set[str]) -> list[Record]:
-    """The record of each of ``jobs`` without curves and weights; ``running``: names of those that have a process."""
+def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Record]:
+    """The record of each of ``jobs`` without curves and weights; ``states``: RUNNING or QUEUED, of those that are."""
     found: dict[str, Record] = {}
     for job in jobs:
-        is_running, needed = job.name in running, [found[name] for name in job.needs if name in found]
+        needed = [found[name] for name in job.needs if name in found]
         try:
-            found[job.name] = look(job, out, is_running, needed)
+            found[job.name] = look(job, out, states.get(job.name, ""), needed)
         except DataError as error:  # a damaged folder keeps no other run from going on
-            found[job.name] = Record(job.run, RUNNING if is_running else FAILED, job.start, error=str(error))
+            found[job.name] = Record(job.run, states.get(job.name, FAILED), job.start, error=str(error))
     return list(found.values())
 
 
-def look(job: Job, out: Path, is_running: bool, needed: Sequence[Record] = ()) -> Record:
+def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Record:
     """The record of ``job``; ``needed``: those of the runs that it needs. Raises DataError for a damaged file."""
-    folder, failure, result = out / job.name, failure_file(job, out), read_json(job.result(out))
+    folder, result = out / job.name, read_json(job.result(out))
     known = Record(job.run, READY, job.start, metrics=newest_metrics(folder, result))
-    if result and not is_running:  # whatever status.json says
+    if result:  # whatever status.json says
         iteration = job.run.iterations if job.run.kind == SEARCH else number(result, "iteration", job.result(out))
         seconds = number(result, "seconds", job.result(out))
-        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds)
+        digest = result.get("weights_sha256", "") if job.run.kind in (TRAIN, PRETRAIN) else ""
+        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds, weights_sha256=digest)
     status = read_json(folder / STATUS, FIX_STATUS)
     known = replace(known, iteration=_iteration(job, folder))
-    if is_running:
-        return replace(known, state=RUNNING, eta=number(status, "eta", folder / STATUS, FIX_STATUS))
+    if state:
+        eta = number(status, "eta", folder / STATUS, FIX_STATUS) if state == RUNNING else None
+        return replace(known, state=state, eta=eta)
     if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
         reason = _never_comes(missing, needed, out)
         waits = f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
         return replace(known, state=BLOCKED if reason else WAITING, error=reason or waits)
-    if failure.exists():
-        return replace(known, state=FAILED, error=failure.read_text(errors="replace").strip())
-    if status.get("state") == "failed":  # while no study.py looked after it
+    codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]
+    if reasons := [reason for path in sorted(codes) if (reason := failure_of(path.parent, path.stem))]:
+        return replace(known, state=FAILED, error=reasons[0])
+    if status.get("state") == "failed":  # while nobody looked after it
         return replace(known, state=FAILED, error=str(status.get("error", "")))
-    return replace(known, state=INTERRUPTED) if status else known
+    return replace(known, state=INTERRUPTED) if status or known.iteration else known
 
 
 def collect(records: Sequence[Record], out: Path) -> list[Record]:
@@ -158,7 +162,7 @@ def collect(records: Sequence[Record], out: Path) -> list[Record]:
         replace(
             record,
             curves=read_curves(out / record.run.name / "metrics.json", record.run.iterations),
-            weights_sha256=_final_weights(record, out),
+            weights_sha256=record.weights_sha256 or _final_weights(record, out),
             found=_found(record, out),
         )
         for record in records
@@ -257,6 +261,7 @@ def _never_comes(missing: Sequence[Path], needed: Sequence[Record], out: Path) -
 
 
 def _final_weights(record: Record, out: Path) -> str:
+    """Of a run folder whose result.json does not have it, as an older version left it."""
     if record.state != FINISHED or record.run.kind not in (TRAIN, PRETRAIN):
         return ""
     return weights_sha256(out / record.run.name / "checkpoints/model_final.pth")

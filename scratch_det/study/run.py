@@ -1,4 +1,4 @@
-"""What a study is made of: one entry a run."""
+"""One run of a study: a training, a pre-training, an evaluation or a search."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,8 @@ class Run:
         processes: how many it needs where their number shapes the result, as BN's does.
         flags: further words of its command.
         changes: to its recipe, "KEY", "VALUE", "KEY", ...
-        points: of a search: runs of ``length`` iterations.
+        grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
+        apply_to: of a search: recipes that get its best values.
     """
 
     name: str
@@ -56,7 +57,9 @@ class Run:
     processes: int | None = None
     flags: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    grid: str = ""
     points: int = 1
+    apply_to: tuple[str, ...] = ()
 
     @property
     def config(self) -> Path:

@@ -10,19 +10,18 @@ from typing import Any
 
 from scratch_det import backends
 from scratch_det.errors import UserError, did_you_mean
-from scratch_det.files import locked, write_atomically
+from scratch_det.files import write_atomically
+from scratch_det.study.checks import recipe_of
 from scratch_det.study.experiments import of_place
-from scratch_det.study.job import Job, jobs_of
+from scratch_det.study.job import TOOLS, Job, Step, from_here, jobs_of, step_needs
 from scratch_det.study.records import jobs_folder, read_json
+from scratch_det.study.run import SEARCH
+from scratch_det.study.search import Search
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
-OWN = {DESCRIPTION, LOCK, f"{DESCRIPTION}.partial", "jobs"}
 SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
 TYPES = {"experiment": str, "out": str, "share_prefix": bool, "backend": str, "gpus": int, "threads": int}
-FIX = (
-    'restore it, or begin the study in another folder, and put that study.json here, with this folder as its "out": '
-    "the run folders are compared with it, and nothing is trained anew"
-)
+RESTORE = "restore it from a copy, or name another folder"
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,53 @@ class Study:
             raise UserError(f"{self.experiment} has no run {unknown[0]}{did_you_mean(unknown[0], known)}")
         return [job for job in self.jobs if not names or job.name in names]
 
+    def steps(self, jobs: Sequence[Job] | None = None) -> list[Step]:
+        """The commands of ``jobs``, of all by default, each after those that it needs."""
+        found = []
+        for job in self.jobs if jobs is None else jobs:
+            if job.run.kind == SEARCH:
+                points = self.search(job).steps(f"{job.name}/", job.name, step_needs(job), job.inputs(self.out))
+                words = (str(from_here(Path("tools") / TOOLS[SEARCH])), "--choose",
+                         *job.arguments(self.out, self.backend))  # fmt: skip
+                results = tuple(path for step in points for path in step.outputs)
+                needs = tuple(step.name for step in points)
+                choice = Step(job.name, job.name, words, needs, results, (job.result(self.out),), processes=0)
+                found += [*points, choice]
+            else:
+                on_gpu = recipe_of(job, self.out, self.backend).MODEL.DEVICE != "cpu"
+                found += job.steps(self.out, self.backend, self.gpus, on_gpu)
+        return found
+
+    def search(self, job: Job) -> Search:
+        """What a job that is a search asks for."""
+        run, out = job.run, self.out / job.name
+        config, grid = str(from_here(run.config)), str(from_here(Path(run.grid)))
+        targets = tuple(str(from_here(Path(path))) for path in run.apply_to)
+        overrides, processes = tuple(job.overrides(self.out)), run.processes or self.gpus
+        return Search(config, grid, out, overrides, "bbox/AP", targets, self.backend, processes)
+
     def begin(self) -> "Study":
         """Write down what the study is, or compare it with what is written there.
 
         Returns the study as it is there: with its number of threads. Raises UserError when the folder holds another
         one, or files that are no study's, or cannot be made.
         """
+        path = self.out / DESCRIPTION
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            foreign = {path.name for path in self.out.iterdir()} - OWN
-            if foreign and not (self.out / DESCRIPTION).exists():
+            foreign = {path.name for path in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}
+            if foreign and not path.exists():
                 if foreign & {job.name for job in self.jobs}:
-                    raise UserError(f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: {FIX}")
+                    raise UserError(
+                        f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: restore it from a "
+                        "copy, or begin the study in another folder, and move that study.json here with this folder "
+                        'as its "out": the run folders are compared with it, and nothing is trained anew'
+                    )
                 raise UserError(
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
-            with locked(self.out / LOCK):
-                if not (self.out / DESCRIPTION).exists():
-                    write_atomically(self.out / DESCRIPTION, json.dumps(self._description(), indent=2) + "\n")
+            if not path.exists():
+                write_atomically(path, json.dumps(self._description(), indent=2) + "\n")
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None
@@ -100,11 +128,11 @@ def study_in(out: Path) -> Study:
     Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
     """
     path = out / DESCRIPTION
-    content = read_json(path, FIX)
+    content = read_json(path, RESTORE)
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
     if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
-        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {FIX}")
+        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {RESTORE}")
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(
@@ -114,7 +142,7 @@ def study_in(out: Path) -> Study:
     return study
 
 
-def threads_of_a_process(processes: int) -> int:
-    """OMP_NUM_THREADS where it is set, else the cores shared among the ``processes`` that go on at once."""
+def threads_of_a_process(processes: int, cores: int) -> int:
+    """OMP_NUM_THREADS where it is set, else ``cores`` shared among the ``processes`` that go on at once."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else max(1, len(os.sched_getaffinity(0)) // processes)
+    return int(asked) if asked.isdecimal() and int(asked) else max(1, cores // processes)

@@ -76,7 +76,7 @@ def row(i: int, clock: int) -> dict[str, Any]:
 
 
 def records_in(out: Path) -> list[Record]:
-    return collect(survey(jobs_of(of_place(PLACE)), out, set()), out)
+    return collect(survey(jobs_of(of_place(PLACE)), out, {}), out)
 
 
 def page_of(out: Path) -> Path:

@@ -29,8 +29,7 @@ from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.digits.make import make_digits
 from scratch_det.engine.plan import Request, start
 from scratch_det.errors import UserError
-from scratch_det.search.search import Search
-from scratch_det.search.trainer import command
+from scratch_det.study.search import Search
 from scratch_det.weights.names import renamed
 
 PROJECT = Path(__file__).parents[1]
@@ -238,10 +237,11 @@ def test_a_search_hands_the_project_on(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "grid.yaml").write_text("INPUT.LSJ.SCALES: [[0.1, 2.0], [0.8, 1.25]]")
     words = ["--project", str(PROJECT), "--config-file", str(DIGITS), "--grid", str(tmp_path / "grid.yaml")]
     args = load_tool("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])
+    del args.choose
     search = Search(**vars(args))
     search.check()
     for point in search.points:
-        assert command(search, point)[2:4] == ["--project", str(PROJECT)]
+        assert list(search.words(point)[1:3]) == ["--project", str(PROJECT)]
 
 
 def test_a_sample_depends_on_seed_and_position_alone(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,161 +1,135 @@
-"""Runs as jobs of a SLURM cluster, submitted through submitit.
+"""Steps as jobs of a SLURM cluster: the whole graph is submitted at once, and SLURM keeps the order.
 
-Beside what standing.py names, jobs/ then has what queue.py keeps there, and slurm/, submitit's files: ID_TASK_log.out,
-what a task said, and ID_exit, the exit code of its srun.
+A step waits for those that it needs (``afterok``) and for whatever of the same run was submitted before
+(``singleton``, by the job's name), so submitting twice is harmless: a run that is finished returns at once. A run that
+is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume. The job's
+script is made from a template, launch/slurm.sh or that of --slurm FILE, and left in jobs/NAME.sh.
 """
 
-import io
-import os
 import shlex
-import time
+import shutil
+import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
-from dataclasses import replace
-from typing import Any
-from uuid import uuid4
+from hashlib import sha256
+from pathlib import Path
 
-from scratch_det.errors import UserError
-from scratch_det.files import try_lock
-from scratch_det.log import say_now
-from scratch_det.study.job import Job
-from scratch_det.study.launch.devices import gpus_needed
-from scratch_det.study.launch.holders import holders, lock_file
-from scratch_det.study.launch.queue import TO_REQUEUE, Queue, ask
-from scratch_det.study.launch.slurm_options import Options, shape
-from scratch_det.study.records import failure_file
-from scratch_det.study.run import SEARCH
-from scratch_det.study.study import Study
+from jinja2 import Environment, StrictUndefined, TemplateError
 
-SECONDS_BETWEEN_TRIALS = 30.0  # of a submission that did not come through
-SECONDS_TO_FOLLOW = 60  # what the other tasks get to end by themselves after the first one has
-PASSING = ("nable to contact", "timed out", "temporarily", "Zero Bytes", "standby mode", "MaxSubmitJob")  # of sbatch's
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.files import write_atomically
+from scratch_det.study.job import Step
+from scratch_det.study.records import QUEUED, RUNNING, START_OF_LOG, jobs_folder
 
-
-class NotNow(Exception):
-    """sbatch could not submit, for a reason that passes."""
+PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
+TEMPLATE = Path(__file__).with_name("slurm.sh")
+SECONDS_FOR_AN_ANSWER = 60
 
 
 class Slurm:
-    """One job of SLURM's a run, one task a process; what starts together is one array.
+    """The jobs of the study in ``out``; ``threads``: of a process on the CPU."""
 
-    A run that is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume.
-    """
-
-    def __init__(self, study: Study, options: Options):
-        """Raises UserError when a run of the study does not fit what ``options`` ask for."""
-        self.study, self.options, self.queue = study, options, Queue(study)
-        on_cpu = replace(options, gpus_per_node=0)
-        self.shapes = {
-            job.name: shape(job, study.gpus, options if gpus_needed(job, study) else on_cpu) for job in study.jobs
-        }
-        self.next_trial, self.complaint = -float("inf"), ""
-        self.asked: dict[str, str] | None = None  # SLURM's numbers by name
-
-    def command(self, job: Job) -> list[str]:
-        """Of each task."""
-        return job.command(self.study.out, self.study.backend, self.study.gpus if job.run.kind == SEARCH else 0)
-
-    def describe(self, job: Job) -> str:
-        """See ``Launcher``."""
-        asked = {**self.shapes[job.name], **self.options.words, **self._more()}
-        flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in asked.items()]
-        return f"# sbatch {shlex.join(flags)}\nsrun {shlex.join(self.command(job))}"
-
-    def start(self, jobs: Sequence[Job]) -> set[str]:
-        """See ``Launcher``; what cannot be submitted now is left for later. Raises UserError when sbatch refuses."""
-        started: set[str] = set()
-        if time.monotonic() < self.next_trial:
-            return started
+    def __init__(self, out: Path, template: Path | None = None, threads: int = 1):
+        """Raises ConfigError for a file that is no template."""
+        self.out, self.path, self.threads = out, template or TEMPLATE, threads
+        self.mark = sha256(str(out.resolve()).encode()).hexdigest()[:8]  # of this study, in the names of its jobs
         try:
-            with ExitStack() as locks:
-                for group in self._alike(jobs, locks):
-                    self._submit(group)
-                    started |= {job.name for job in group}
-            self.complaint = ""
-        except NotNow as error:
-            self.next_trial = time.monotonic() + SECONDS_BETWEEN_TRIALS
-            self.queue.look()  # whether it has come through after all
-            if str(error) != self.complaint:
-                self.complaint = str(error)
-                say_now(f"{error}; trying again every {SECONDS_BETWEEN_TRIALS:.0f} seconds")
-        return started
+            text = self.path.read_text()
+            self.template = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(text)
+        except OSError as error:
+            raise ConfigError(f"--slurm {template}: {error.strerror}; expected a file such as docs/slurm.sh") from None
+        except (TemplateError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--slurm {template}: {error}; expected a job script such as docs/slurm.sh") from None
+        example = Step("NAME", "NAME", ("tools/train_net.py",), (), (), ())
+        if not text.startswith("#!") or shlex.join(example.command(launches=False)) not in self.script(example):
+            raise ConfigError(
+                f"--slurm {template}: expected a job script that begins with #!, in which {{{{ command }}}} is the "
+                "run, such as docs/slurm.sh; a YAML file of sbatch's options is no longer read"
+            )
 
-    def running(self) -> set[str]:
-        """See ``Launcher``."""
-        return {*self.queue.running(), *holders(self.study.jobs, self.study.out)}
-
-    def stop(self) -> set[str]:
-        """See ``Launcher``; also what earlier starts of the study have submitted, and none of it is requeued."""
-        numbers = self.queue.numbers()
-        if self.asked is None:
-            for number in numbers.values():
-                ask("scontrol", "update", f"JobId={number}", "Requeue=0")
-            if numbers:
-                ask("scancel", "--state=PENDING", *numbers.values())
-                ask("scancel", "--signal=USR1", *numbers.values())
-            self.asked = numbers
-        return {name for name, number in self.asked.items() if numbers.get(name) == number}
-
-    def _alike(self, jobs: Sequence[Job], locks: ExitStack) -> list[list[Job]]:
-        """Those that nobody else has, locked, in groups that ask for the same."""
-        alike: dict[str, list[Job]] = {}
-        for job in jobs:
-            lock = try_lock(lock_file(job, self.study.out))
-            if lock and not self.queue.has(job):
-                alike.setdefault(str(self.shapes[job.name]), []).append(job)
-            if lock:
-                locks.enter_context(lock)
-        return list(alike.values())
-
-    def _submit(self, jobs: Sequence[Job]) -> None:
-        """One job, or an array of jobs that ask for the same."""
-        from submitit import SlurmExecutor  # here, because other launchers do without
-        from submitit.core.utils import FailedJobError
-
-        for job in jobs:
-            failure_file(job, self.study.out).unlink(missing_ok=True)
-        name = f"{self.study.experiment}-{uuid4().hex[:12]}"
-        executor = SlurmExecutor(self.queue.folder)
-        executor.update_parameters(**self._parameters(self.shapes[jobs[0].name], name))
-        commands = [self.command(job) for job in jobs]
-        self.queue.announce(jobs, name)
+    def script(self, step: Step) -> str:
+        """The job's script. Raises ConfigError for a placeholder that does not exist."""
         try:
-            with redirect_stderr(io.StringIO()), executor.batch():  # submitit repeats there what the error has
-                submitted = [executor.submit(os.execv, command[0], command) for command in commands]
-        except FailedJobError as error:
-            said = [line for line in str(error).splitlines() if line.startswith("sbatch: ")] or [str(error)]
-            if any(words in str(error) for words in PASSING):
-                raise NotNow(said[-1]) from None
-            self.queue.withdraw(jobs)
-            raise UserError(f"{said[-1]}; change the options: --slurm FILE") from None
-        for job, submission in zip(jobs, submitted, strict=True):
-            self.queue.record(job, submission.job_id)
+            return self.template.render(**self._words(step)) + "\n"
+        except TemplateError as error:
+            known = ", ".join(self._words(step))
+            raise ConfigError(f"--slurm {self.path}: {error}; placeholders are {known}") from None
 
-    def _more(self) -> dict[str, str | bool]:
-        """sbatch's options that submitit does not know."""
-        return {"requeue": True, "signal": f"USR1@{self.options.signal_delay_s}", **self.options.more}
-
-    def _parameters(self, asked: dict[str, int], name: str) -> dict[str, Any]:
-        """Of submitit's executor; what it has a default of its own for is the cluster's here."""
-        own_array = '${SLURM_ARRAY_TASK_ID:+"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"}'
-        exit_file = f'{shlex.quote(str(self.queue.folder))}/"${{NUMBER}}_exit"'
-        setup = [f"NUMBER={own_array}", "NUMBER=${NUMBER:-$SLURM_JOB_ID}", f"rm -f {exit_file}"]
-        if self.study.threads and "gpus_per_node" not in asked:
-            setup.append(f"export OMP_NUM_THREADS={self.study.threads}")
-        codes = "|".join(str(int(code)) for code in TO_REQUEUE)
-        requeue = f"case $CODE in {codes}) scontrol requeue $SLURM_JOB_ID;; esac"
-        cpus = (
-            [f"--cpus-per-task={asked['cpus_per_task']}"] if "cpus_per_task" in asked else []
-        )  # not sbatch's since 22.05
+    def _words(self, step: Step) -> dict[str, object]:
+        """The placeholders of a template by name; paths and the command are quoted for the shell."""
+        log = jobs_folder(self.out).absolute() / step.file_name
+        processes = max(step.processes, 1)
         return {
-            "time": None,
-            "wckey": None,
-            "job_name": name,
-            **asked,
-            **self.options.words,
-            "setup": [*setup, *self.options.setup],
-            "teardown": ["CODE=$?", f"echo $CODE > {exit_file}", requeue, "exit $CODE"],
-            "stderr_to_stdout": True,
-            "srun_args": ["--kill-on-bad-exit=0", f"--wait={SECONDS_TO_FOLLOW}", *cpus],
-            "additional_parameters": self._more(),
+            "name": step.name,
+            "command": shlex.join(step.command(launches=False)),
+            "processes": processes,
+            "gpus": processes if step.on_gpu else 0,
+            "threads": 0 if step.on_gpu else self.threads,
+            "exit_file": shlex.quote(f"{log}.exit"),
+            "started": shlex.quote(START_OF_LOG),
         }
+
+    def job_name(self, step: Step) -> str:
+        """Of all steps of a run that write into one folder, which is why no two of them may go on at once."""
+        return f"{step.name.partition('@')[0]}.{self.mark}"
+
+    def options(self, step: Step, ids: dict[str, str]) -> list[str]:
+        """sbatch's that are no matter of the template; ``ids``: SLURM's numbers of steps submitted before."""
+        after = [f"afterok:{ids[name]}" for name in step.needs if name in ids]
+        return [
+            f"--job-name={self.job_name(step)}",
+            f"--dependency={','.join([*after, 'singleton'])}",
+            "--kill-on-invalid-dep=yes",
+            "--requeue",
+            f"--output={str(jobs_folder(self.out).absolute() / step.file_name).replace('%', '%%')}.log",
+            "--open-mode=append",
+        ]
+
+    def submit(self, steps: Sequence[Step]) -> list[str]:
+        """Submit those of ``steps`` that are not done; SLURM's numbers. Raises UserError when sbatch refuses."""
+        ids: dict[str, str] = {}
+        for step in steps:
+            if step.is_done:
+                continue
+            path = jobs_folder(self.out) / f"{step.file_name}.sh"
+            write_atomically(path, self.script(step))
+            path.with_suffix(".exit").unlink(missing_ok=True)
+            command = ["sbatch", "--parsable", *self.options(step, ids), str(path)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["sbatch: it said nothing"])[-1]
+                raise UserError(
+                    f"{step.name}: {said}; {len(ids)} jobs are submitted; change the job template (--slurm FILE), and "
+                    "give the same command again"
+                )
+            ids[step.name] = done.stdout.strip().partition(";")[0]
+        return list(ids.values())
+
+    def states(self) -> dict[str, str]:
+        """RUNNING or QUEUED by the name of the run; empty where SLURM does not answer."""
+        command = ["squeue", "--me", "--noheader", "--format=%T %j"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_AN_ANSWER).stdout
+        except (OSError, subprocess.SubprocessError):
+            return {}
+        lines = [line.split() for line in said.splitlines() if line.endswith(f".{self.mark}")]
+        found = [(name.rpartition(".")[0].partition("/")[0], state) for state, name in lines]
+        return {run: QUEUED for run, _ in found} | {run: RUNNING for run, state in found if state == "RUNNING"}
+
+
+def require_slurm() -> None:
+    """Raise UserError where there is no SLURM, or none that answers."""
+    for name in PROGRAMS:
+        if not shutil.which(name):
+            raise UserError(
+                f"--launcher slurm: there is no {name} in PATH; start it on a login node of the cluster, or use "
+                "--launcher local"
+            )
+    try:
+        command = ["squeue", "--me", "--noheader"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or "").strip().splitlines() or [str(error)]
+        raise UserError(
+            f"--launcher slurm: squeue does not answer ({said[-1]}); start it on a login node when it does, or use "
+            "--launcher local"
+        ) from None

@@ -35,7 +35,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
     # Without what differs between two starts of the same study: which runs have a process, and where the folder is.
-    chosen = [one for one in survey(study.jobs, study.out, set()) if one.run.name in names]
+    chosen = [one for one in survey(study.jobs, study.out, {}) if one.run.name in names]
     records = [
         replace(one, state=UNFINISHED if one.state == INTERRUPTED else one.state, error=_relative(one.error, study.out))
         for one in collect(chosen, study.out)

@@ -179,8 +179,7 @@ def test_recipe_of_the_miniature(run: Run) -> None:
 def test_a_search_serves_those_who_use_what_it_finds() -> None:
     for run in experiments():
         if run.found_by:
-            served = [word for flag, word in pairwise(find(run.found_by).flags) if flag == "--apply-to"]
-            assert str(run.config) in served
+            assert str(run.config) in find(run.found_by).apply_to
 
 
 def test_the_miniature_mirrors_the_paper() -> None:

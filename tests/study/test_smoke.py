@@ -13,8 +13,8 @@ from conftest import ROOT
 from run_folder import is_same
 
 from scratch_det.data.digits.make import make_digits
-from scratch_det.study.launch.local import Local
-from scratch_det.study.study import study_in
+from scratch_det.files import try_lock
+from scratch_det.study.study import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,9 @@ def test_killed_again_and_again(finished: Path, environment: dict[str, str], tmp
         if victim is None or draw.random() < 0.5:
             process.kill()
         process.wait(300)
-    while Local(study_in(out)).running():
-        time.sleep(0.2)
+        while (lock := try_lock(out / LOCK)) is None:  # runs end with study.py, each with a checkpoint
+            time.sleep(0.2)
+        lock.close()
     assert smoke(out, environment).wait(300) == 0
     assert all(is_same(out / name, finished / name) for name in ("smoke_3x", "smoke_2x"))
     assert report(out, environment) == report(finished, environment)

@@ -1,15 +1,18 @@
-"""Outcomes as files, and those of run folders: searches' choices and final weights."""
+"""Records in results folders, and those of run folders: states, damage, searches' choices and final weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det.errors import DataError
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.records import Record, collect, load, save, survey
+from scratch_det.study.records import BLOCKED, FAILED, FINISHED, WAITING, Record, collect, load, save, survey
+from scratch_det.study.study import Study
 from scratch_det.weights.digest import weights_sha256
 
 RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
@@ -57,7 +60,7 @@ class TestDamage:
 
 class TestRunFolders:
     def collected(self, out: Path, name: str) -> Record:
-        (found,) = collect(survey(jobs_of(of_place(name))[-1:], out, set()), out)
+        (found,) = collect(survey(jobs_of(of_place(name))[-1:], out, {}), out)
         return found
 
     def test_what_a_search_found(self, tmp_path: Path) -> None:
@@ -76,7 +79,9 @@ class TestRunFolders:
         torch.save({"model": {"a": torch.ones(2)}}, folder / "checkpoints/model_final.pth")
         assert self.collected(tmp_path, RUN).weights_sha256 == ""
         (folder / "result.json").write_text(json.dumps({"iteration": 1080}))
-        assert len(self.collected(tmp_path, RUN).weights_sha256) == 64
+        assert len(self.collected(tmp_path, RUN).weights_sha256) == 64  # as an older version left the folder
+        (folder / "result.json").write_text(json.dumps({"iteration": 1080, "weights_sha256": "ab12"}))
+        assert self.collected(tmp_path, RUN).weights_sha256 == "ab12"
 
 
 class TestWeights:
@@ -110,3 +115,69 @@ class TestWeights:
         assert self.digest(path, {"a": torch.ones(2)}, path=path) == ""  # an object that is no plain tensor
         path.write_bytes(path.read_bytes()[:100])
         assert weights_sha256(path) == ""
+
+
+class TestDamagedFolders:
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("result.json", '{"iteration": "many"}', "result.json has iteration 'many', expected a number"),
+            ("result.json", '{"iteration": Infinity}', "result.json has iteration inf, expected a number"),
+            ("metrics.json", '{"iteration": "x"}', "metrics.json has iteration 'x', expected a number"),
+            ("status.json", "[1]", "status.json holds list, expected an object"),
+            ("status.json", '{"iter', "status.json is no JSON"),
+        ],
+    )
+    def test_it_counts_as_failed(self, study: Study, study_tool: Callable, name: str, text: str, message: str) -> None:
+        """And keeps no other run from going on."""
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / name).write_text(text)
+        code, said = study_tool("status", "--out", study.out)
+        assert code == 0
+        assert f"{TRUNK}  failed" in said
+        assert message in said
+        assert ("remove this file" if name == "status.json" else "move the folder away") in said
+
+    def test_a_damaged_status_of_a_finished_run(self, study: Study) -> None:
+        assert play(study) == 0
+        (study.out / TRUNK / "status.json").write_text("[1]")
+        assert states(study) == {TRUNK: FINISHED, BRANCH: FINISHED}
+
+
+class TestFailures:
+    """What is read from jobs/NAME.exit and jobs/NAME.log."""
+
+    def fail(self, study: Study, code: int, log: str, name: str = TRUNK) -> str:
+        (study.out / f"jobs/{name}.exit").write_text(f"{code}\n")
+        (study.out / f"jobs/{name}.log").write_text(log)
+        return survey(study.jobs, study.out, {})[0].error
+
+    def test_the_last_words_since_the_last_start(self, study: Study) -> None:
+        log = "--- started 1: x\nerror: an earlier one\n--- started 2: x\nerror: this one\nsrun: error: task 0\n"
+        assert self.fail(study, 2, log) == "exit code 2: this one"
+        assert self.fail(study, 3, "--- started 1: error: in the command\n") == "exit code 3: it said nothing"
+        assert self.fail(study, 1, "--- started 1: x\n1\nZeroDivisionError: division by zero\n") == (
+            "exit code 1: ZeroDivisionError: division by zero"
+        )
+
+    def test_signals(self, study: Study) -> None:
+        """As Python says it, and as a shell does."""
+        for code in (-9, 137):
+            assert self.fail(study, code, "") == "ended by SIGKILL (out of memory?)"
+
+    def test_a_part_of_a_run(self, study: Study) -> None:
+        assert self.fail(study, 1, "--- started 1: x\nerror: no data\n", f"{TRUNK}@12") == "exit code 1: no data"
+
+    def test_a_branch_that_failed_waits_for_a_trunk_that_is_gone(self, study: Study) -> None:
+        """It would only fail again."""
+        trunk, branch = study.jobs
+        self.fail(study, 1, "", BRANCH)
+        assert states(study)[BRANCH] == WAITING
+        for path in branch.inputs(study.out):
+            path.parent.mkdir(parents=True)
+            path.touch()
+        assert states(study)[BRANCH] == FAILED
+        (study.out / trunk.name / "result.json").write_text('{"iteration": 27}')
+        for path in branch.inputs(study.out):
+            path.unlink()
+        assert states(study)[BRANCH] == BLOCKED

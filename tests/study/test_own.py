@@ -10,9 +10,9 @@ from conftest import ROOT, load_tool
 
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.study import own
+from scratch_det.study.checks import disagreements
 from scratch_det.study.commands import folder_of
 from scratch_det.study.experiments import of_place
-from scratch_det.study.folder import disagreements
 from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.plan import as_text
 from scratch_det.study.records import load
@@ -166,11 +166,14 @@ class TestStudy:
         (begun.out / "scratch/checkpoints").mkdir(parents=True)
         (begun.out / "scratch/checkpoints/model_0000019.pth").touch()
         (begun.out / "scratch/config.yaml").write_text("SOLVER:\n  GAMMA: 0.02\n  MAX_ITER: 40\nSEED: 1\n")
-        assert list(disagreements(begun, begun.jobs[0])) == []
+        assert list(disagreements(begun.jobs[0], begun.out, begun.backend)) == []
         (folder / "study.yaml").write_text(STUDY.replace("0.02", "0.1") + "more: {recipe: scratch.yaml}\n")
         later = study_in(begun.out)
         assert [job.name for job in later.jobs][-1] == "more"
-        assert any("SOLVER.GAMMA 0.02, its recipe 0.1" in line for line in disagreements(later, later.jobs[0]))
+        assert any(
+            "SOLVER.GAMMA 0.02, its recipe 0.1" in line
+            for line in disagreements(later.jobs[0], later.out, later.backend)
+        )
 
     def test_names(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         """A path may be written in several ways, and a folder is called after the file."""

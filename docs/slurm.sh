@@ -1,0 +1,40 @@
+#!/bin/bash
+# A job template: tools/study.py run ... --launcher slurm --slurm docs/slurm.sh. Edit it for your cluster. Each job of a
+# study is this script with the words in double braces filled in; --dry-run prints the scripts. study.py gives sbatch
+# the job's name, its dependencies, its log and --requeue.
+#
+# name       the run, RUN@N for the part of it up to N iterations, or SEARCH/POINT
+# command    the run, for srun: a task is a process
+# processes  how many that are; gpus: as many, or 0 for a recipe whose MODEL.DEVICE is cpu
+# threads    of a process on the CPU, as OMP_NUM_THREADS says where study.py is started, or 1; 0 where a GPU works
+# exit_file  where the code of a run that failed belongs, for study.py status; started: what begins its log
+{% set nodes = (processes / 8) | round(0, "ceil") | int %}
+#SBATCH --partition=gpu
+#SBATCH --account=detection
+#SBATCH --time=1-00:00:00
+#SBATCH --nodes={{ nodes }}
+#SBATCH --ntasks-per-node={{ processes // nodes }}
+#SBATCH --cpus-per-task=6
+#SBATCH --mem=64GB
+{% if gpus %}
+#SBATCH --gpus-per-node={{ gpus // nodes }}
+{% endif %}
+# Seconds before the time limit at which a run is told to stop. It leaves a checkpoint, and is requeued below.
+#SBATCH --signal=USR1@120
+
+# module load cuda/12.6
+export NCCL_DEBUG=WARN
+{% if threads %}
+export OMP_NUM_THREADS={{ threads }}
+{% endif %}
+
+echo {{ started }}"$(date): job $SLURM_JOB_ID"
+rm -f {{ exit_file }}
+srun --cpus-per-task=6 --kill-on-bad-exit=0 --wait=60 {{ command }}
+code=$?
+case $code in
+    0) ;;
+    75|138) scontrol requeue $SLURM_JOB_ID ;;  # told to stop: goes on from its checkpoint
+    *) echo $code > {{ exit_file }} ;;
+esac
+exit $code

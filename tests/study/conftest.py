@@ -1,0 +1,29 @@
+"""A study of two short runs whose data set seems to be there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scratch_det.study.launch import local
+from scratch_det.study.study import Study
+
+
+@pytest.fixture
+def digits(datasets_root: Path) -> Path:
+    """A data set as far as it is looked at before a run is started."""
+    for part in ("train", "val"):
+        (datasets_root / "digits" / part).mkdir(parents=True)
+        (datasets_root / f"digits/annotations/instances_{part}.json").parent.mkdir(exist_ok=True)
+        (datasets_root / f"digits/annotations/instances_{part}.json").touch()
+    return datasets_root / "digits"
+
+
+@pytest.fixture
+def study(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
+    """Of digits/smoke: a trunk and a branch."""
+    monkeypatch.setattr(local, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
+    for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends
+        wait.unlink()

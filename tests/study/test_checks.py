@@ -1,0 +1,138 @@
+"""What is checked before a study starts: run folders of other recipes or checkpoints, data sets, processes, GPUs."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from study.player import BRANCH, TRUNK
+
+from scratch_det.config import load_config
+from scratch_det.errors import UserError
+from scratch_det.study import checks
+from scratch_det.study.checks import disagreements, gpus_here, require_gpus
+from scratch_det.study.study import Study
+
+
+def test_another_recipe(study: Study, study_tool: Callable) -> None:
+    """Of another configuration, backend, initialisation or length."""
+    folder = study.out / TRUNK
+    folder.mkdir()
+    (folder / "config.yaml").write_text("MODEL:\n  WEIGHTS: /x/imagenet.pth\nSOLVER:\n  BASE_LR: 0.5\n")
+    (folder / "metrics.json").write_text('{"iteration": 27, "bbox/AP": 12.5}\n')
+    (folder / "result.json").write_text('{"iteration": 26}')
+    (folder / "environment.json").write_text('{"backend": "detectron2", "init_std": 0.01}')
+    (folder / "parent.json").touch()
+    found = list(disagreements(study.jobs[1], study.out, study.backend))
+    assert found == []  # no run is there
+    (folder / "parent.json").unlink()
+    found = list(disagreements(study.jobs[0], study.out, study.backend))
+    assert found == [
+        f"{folder}/config.yaml has SOLVER.BASE_LR 0.5, its recipe 0.02",
+        f"{folder}/config.yaml has MODEL.WEIGHTS '/x/imagenet.pth', its recipe ''",
+        f"{folder}/environment.json has init_std 0.01, its command None",
+        f"{folder}/environment.json has backend 'detectron2', its command 'torchvision'",
+        f"{folder}/result.json says 26 iterations, its recipe 27",
+    ]
+    code, said = study_tool("report", "digits/smoke", "--out", study.out)
+    assert code == 2
+    assert "move such a folder away" in said
+    (folder / "parent.json").write_text("{}")
+    assert f"{folder}/parent.json is there, but {TRUNK} is a run of its own here" in list(
+        disagreements(study.jobs[0], study.out, study.backend)
+    )
+    (folder / "config.yaml").write_text("- no\n- configuration\n")
+    assert "is no run's configuration" in next(disagreements(study.jobs[0], study.out, study.backend))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": "/x/else.pth"}, "has weights '/x/else.pth', its command "),
+        ({"backend": "detectron2"}, "has backend 'detectron2', its command 'torchvision'"),
+        ({"weights_sha256": "old"}, "is of another model_final.pth than "),
+        ({"weights_sha256": "new"}, None),
+        ({}, None),
+    ],
+)
+def test_another_evaluation(tmp_path: Path, changed: dict, message: str | None) -> None:
+    study = Study("digits/figure5", tmp_path / "study", backend="torchvision")
+    job = next(job for job in study.jobs if job.run.evaluates)
+    weights = str(study.out / str(job.run.evaluates) / "checkpoints/model_final.pth")
+    path = job.result(study.out)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"backend": "torchvision", "weights": weights, **changed}))
+    Path(weights).parent.mkdir(parents=True)
+    Path(weights).with_name("index.json").write_text('{"sha256": {"model_final.pth": ["new"]}}')
+    found = list(disagreements(job, study.out, study.backend))
+    assert message in found[0] if message else not found
+
+
+def test_another_pretraining(tmp_path: Path) -> None:
+    """Made anew after a run had begun with its weights."""
+    study = Study("digits/freezing", tmp_path / "study", backend="torchvision")
+    job = next(job for job in study.jobs if job.run.pretraining and not job.start)
+    folder, body = study.out / job.name, study.out / str(job.run.pretraining) / "backbone.pth"
+    for path in (folder, body.parent):
+        path.mkdir(parents=True)
+    body.write_bytes(b"weights")
+    (folder / "metrics.json").write_text('{"iteration": 12}\n')
+    (folder / "config.yaml").write_text("MODEL: {WEIGHTS: backbone.pth}\n")
+    for content, is_other in ((b"others", True), (b"weights", False)):
+        digest = sha256(content).hexdigest()
+        (folder / "environment.json").write_text(json.dumps({"weights_sha256": digest}))
+        found = "".join(disagreements(job, study.out, study.backend))
+        assert (f"is of another backbone.pth than {job.run.pretraining} has" in found) == is_other
+
+
+def test_another_trunk(study: Study) -> None:
+    """Made anew after its branch had begun."""
+    trunk, branch = (study.out / name for name in (TRUNK, BRANCH))
+    for folder in (trunk / "checkpoints", branch):
+        folder.mkdir(parents=True)
+    (trunk / "checkpoints/index.json").write_text('{"sha256": {"model_0000011.pth": ["new"]}}')
+    (branch / "metrics.json").write_text('{"iteration": 12}\n')
+    (branch / "config.yaml").write_text("SEED: 1\n")
+    for digest, is_other in (("old", True), ("new", False)):
+        (branch / "parent.json").write_text(json.dumps({"sha256": digest}))
+        found = "".join(disagreements(study.jobs[1], study.out, study.backend))
+        assert ("parent.json is of another model_0000011.pth than smoke_3x has" in found) == is_other
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ("--gpus", 2, "--max-parallel", 2),
+                "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; give --max-parallel 1",
+            ),
+            (("--gpus", 4), "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; change --gpus or --only"),
+        ],
+    )
+    def test_too_few(
+        self, study: Study, study_tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple,
+        message: str,
+    ) -> None:  # fmt: skip
+        """Refused before anything is there, also where a single run would fit."""
+        recipe = load_config(study.jobs[0].run.config, ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 16]).cfg
+        monkeypatch.setattr(checks, "recipe_of", lambda *_: recipe)
+        monkeypatch.setattr("scratch_det.study.study.recipe_of", lambda *_: recipe)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+        assert not (tmp_path / "x").exists()
+
+    def test_recipes_for_the_cpu_need_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        require_gpus({"one": 0, "other": 0}, gpus=8, max_parallel=8)
+        with pytest.raises(UserError, match="other needs 8 GPUs"):
+            require_gpus({"one": 0, "other": 8}, gpus=8, max_parallel=8)
+
+    def test_devices_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A container with /dev/nvidia5 and /dev/nvidia7 has GPUs 0 and 1."""
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(Path, "glob", lambda *_: iter([Path("/dev/nvidia5"), Path("/dev/nvidia7")]))
+        assert gpus_here() == ["0", "1"]

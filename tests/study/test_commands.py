@@ -1,0 +1,190 @@
+"""tools/study.py run, status and plan: what is refused, and what is shown."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from study.player import BRANCH, PART, TRUNK, play
+
+from scratch_det.study.commands import status
+from scratch_det.study.records import survey
+from scratch_det.study.status import Screen, as_text
+from scratch_det.study.study import Study
+
+TORCHVISION = ("--backend", "torchvision")
+
+
+class TestBadInput:
+    def test_unknown_experiment(self, study_tool: Callable, tmp_path: Path) -> None:
+        code, said = study_tool("run", "digits/smok", "--out", tmp_path / "new")
+        assert code == 2
+        assert "no experiment digits/smok; did you mean 'digits/smoke'?" in said
+        assert not (tmp_path / "new").exists()
+
+    def test_folder_of_another_experiment(self, study_tool: Callable, study: Study) -> None:
+        code, said = study_tool("run", "digits/norms", "--out", study.out, *TORCHVISION)
+        assert code == 2
+        assert "holds another study: experiment was digits/smoke, now digits/norms" in said
+
+    @pytest.mark.usefixtures("digits")
+    def test_folder_of_something_else(self, study_tool: Callable, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/thesis.tex").touch()
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "mine")
+        assert code == 2
+        assert "has thesis.tex in it, but no study.json" in said
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+        code, said = study_tool("status", "--out", tmp_path)
+        assert code == 2
+        assert "no study was started there" in said
+
+    def test_nonsense_numbers(self, study_tool: Callable, tmp_path: Path) -> None:
+        assert study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 0)[0] == 2
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--gpus", 3)
+        assert code == 2
+        assert "smoke_3x has 4 images an iteration, which 3 processes cannot share evenly" in said
+        assert not (tmp_path / "x").exists()
+        assert study_tool("plan", "table1", "--seconds-per-iter", -1)[0] == 2
+
+    def test_no_data(self, study_tool: Callable, digits: Path, tmp_path: Path) -> None:
+        """Refused before anything is there."""
+        (digits / "train").rmdir()
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION)
+        assert code == 2
+        assert f"{TRUNK}: data set 'digits_train' is not complete under" in said
+        assert "make it with: python tools/prepare_digits.py" in said
+        assert not (tmp_path / "x").exists()
+
+    def test_a_search_that_cannot_be(
+        self, study_tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its points are checked before the runs that it needs are started."""
+        (tmp_path / "grid.yaml").write_text("SOLVER: {GAMA: [0.1, 0.2]}")
+        monkeypatch.setattr("scratch_det.study.digits.GRID", str(tmp_path / "grid.yaml"))
+        code, said = study_tool("run", "search_third", "--out", tmp_path / "x", *TORCHVISION)
+        assert code == 2
+        assert "at the grid point GAMA 0.1: " in said
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.usefixtures("digits")
+    def test_a_name_that_is_too_long(self, study_tool: Callable, tmp_path: Path) -> None:
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / ("x" * 300), *TORCHVISION)
+        assert code == 2
+        assert "File name too long" in said
+
+    def test_damaged_study(self, study: Study, study_tool: Callable) -> None:
+        path = study.out / "study.json"
+        path.write_text(path.read_text().replace('"gpus": 1', '"gpus": "one"'))
+        code, said = study_tool("status", "--out", study.out)
+        assert code == 2
+        assert "study.json is not as study.py run wrote it" in said
+        (study.out / TRUNK).mkdir()
+        path.write_text("")
+        said = study_tool("status", "--out", study.out)[1]
+        assert "study.json is no JSON" in said
+        assert "restore it from a copy, or name another folder" in said
+        path.unlink()
+        said = study_tool("run", "digits/smoke", "--out", study.out)[1]
+        assert "has runs of digits/smoke, but no study.json: restore it" in said
+
+    def test_moved_study(self, study: Study, study_tool: Callable, tmp_path: Path) -> None:
+        study.out.rename(tmp_path / "elsewhere")
+        code, said = study_tool("status", "--out", tmp_path / "elsewhere")
+        assert code == 2
+        assert "was begun as" in said
+
+    @pytest.mark.usefixtures("digits")
+    def test_no_folder_can_be_made(self, study_tool: Callable, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "file", *TORCHVISION)
+        assert code == 2
+        assert "cannot be used: File exists; name another folder" in said
+
+
+class TestDryRun:
+    def test_starts_nothing(self, study_tool: Callable, tmp_path: Path) -> None:
+        """A line a step: the trunk in two parts, the branch."""
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION, "--dry-run")
+        assert code == 0
+        assert [line.split("tools/")[1].split()[0] for line in said.splitlines()] == ["train_net.py"] * 3
+        assert [" --stop-at 12 " in line for line in said.splitlines()] == [True, False, False]
+        assert not (tmp_path / "x").exists()
+
+    def test_of_a_study_that_has_begun(self, study: Study, study_tool: Callable) -> None:
+        """Its number of threads counts, and no other study's commands are printed."""
+        words = ("run", "digits/smoke", "--out", study.out, *TORCHVISION, "--dry-run")
+        code, said = study_tool(*words, "--max-parallel", 1)
+        assert (code, said.count("OMP_NUM_THREADS=1 ")) == (0, 3)
+        assert study_tool(*words, "--no-share-prefix")[0] == 2
+
+
+class TestStatus:
+    def test_table(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        assert play(study, names=(TRUNK,)) == 0
+        capsys.readouterr()
+        status(study.out)
+        said = capsys.readouterr().out
+        assert f"{TRUNK}  finished  27/27      box 12.5" in said
+        assert f"{BRANCH}  ready" in said
+        assert "1 finished, 1 ready; 27 of 33 iterations; 0:00:00 of training left" in said
+
+    def test_time_left(self, study: Study) -> None:
+        """6 iterations at the pace of 27 in 2,700 seconds."""
+        (study.out / TRUNK / "checkpoints").mkdir(parents=True)
+        (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
+        (study.out / TRUNK / "result.json").write_text('{"iteration": 27, "seconds": 2700}')
+        assert "27 of 33 iterations; 0:10:00 of training left" in as_text(survey(study.jobs, study.out, {}), study)
+
+    def test_default_folder(self, study: Study, study_tool: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same as that of run and report."""
+        monkeypatch.setattr("scratch_det.study.commands.STUDIES", study.out.parent)
+        study.out.rename(study.out.with_name("digits-smoke"))
+        path = study.out.with_name("digits-smoke") / "study.json"
+        path.write_text(path.read_text().replace(str(study.out), str(path.parent)))
+        code, said = study_tool("status", "digits/smoke")
+        assert code == 0
+        assert f"{TRUNK}  ready" in said
+        code, said = study_tool("status")
+        assert code == 2
+        assert "give EXPERIMENT or --out DIR" in said
+
+    def test_eta(self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
+        now = [50.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        with Screen(study, {job.name for job in study.jobs}) as screen:
+            screen.show(survey(study.jobs, study.out, {}))
+            (study.out / TRUNK / "checkpoints").mkdir(parents=True)
+            (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
+            (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+            now[0] += 100
+            screen.show(survey(study.jobs, study.out, {}))
+        assert "27 of 33 iterations; eta 0:00:22" in capsys.readouterr().out
+
+
+def test_graph(study_tool: Callable, tmp_path: Path) -> None:
+    """What another program needs to run a study: commands, needs, outputs."""
+    code, said = study_tool("plan", "digits/smoke", "--json", "--gpus", 1, "--out", tmp_path / "x")
+    assert code == 0
+    steps = {step["name"]: step for step in json.loads(said)}
+    assert {name: step["needs"] for name, step in steps.items()} == {PART: [], TRUNK: [PART], BRANCH: [PART]}
+    assert steps[PART]["output"] == f"{tmp_path}/x/{TRUNK}/checkpoints/model_0000011.pth"
+    assert steps[BRANCH]["output"] == f"{tmp_path}/x/{BRANCH}/result.json"
+    assert steps[BRANCH]["command"][1] == "tools/train_net.py"
+    assert steps[BRANCH]["gpus"] == 0
+    assert not (tmp_path / "x").exists()
+
+
+def test_graph_of_a_search(study_tool: Callable) -> None:
+    """Pre-training, the points, the choice, and a run with what it found."""
+    name = "scratch_mask_rcnn_R_18_FPN_6x_gn_third"
+    code, said = study_tool("plan", name, "--json", "--gpus", 1)
+    assert code == 0
+    steps = {step["name"]: step for step in json.loads(said)}
+    points = [point for point in steps if point.startswith("search_third/trial_")]
+    assert len(points) == 4
+    assert {tuple(steps[point]["needs"]) for point in points} == {("pretrain_digits_R_18_gn",)}
+    assert steps["search_third"]["needs"] == points
+    assert "--choose" in steps["search_third"]["command"]
+    assert steps[name]["needs"] == ["search_third"]

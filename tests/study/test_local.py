@@ -1,0 +1,252 @@
+"""The local launcher: order, failures, requests to stop, death of the launcher, GPUs. Runs are played by a script; real
+ones are in test_smoke.py."""
+
+import errno
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study.player import (
+    BRANCH,
+    MINUTES,
+    PART,
+    TRUNK,
+    Players,
+    in_a_process,
+    pid_of,
+    play,
+    starts,
+    states,
+    until,
+)
+
+from scratch_det.errors import UserError
+from scratch_det.study.job import Step
+from scratch_det.study.launch.local import Local, Torchrun, alone_in, write_exit_code
+from scratch_det.study.records import (
+    BLOCKED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    READY,
+    RUNNING,
+    WAITING,
+    survey,
+)
+from scratch_det.study.study import LOCK, Study
+
+
+class TestRunning:
+    def test_a_branch_follows_its_trunk(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        """The trunk goes on first when there is room for one."""
+        assert states(study) == {TRUNK: READY, BRANCH: WAITING}
+        assert play(study, max_parallel=1) == 0
+        assert starts(study) == [PART, TRUNK, BRANCH]
+        assert states(study) == {TRUNK: FINISHED, BRANCH: FINISHED}
+        assert f"{BRANCH}: finished 18/18 box 12.5" in capsys.readouterr().out
+
+    def test_a_branch_need_not_wait_for_the_end(self, study: Study) -> None:
+        """The trunk ends only when its branch has."""
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        assert states(study)[TRUNK] == RUNNING
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert process.wait(MINUTES) == 0
+
+    def test_finished_runs_are_left_alone(self, study: Study) -> None:
+        assert play(study) == play(study) == 0
+        assert sorted(starts(study)) == sorted([PART, TRUNK, BRANCH])
+
+    def test_a_part_that_is_done_is_left_alone(self, study: Study) -> None:
+        (study.out / f"{TRUNK}.fail").touch()
+        assert play(study, names=(TRUNK,)) == 1
+        (study.out / f"{TRUNK}.fail").unlink()
+        assert play(study) == 0
+        assert starts(study)[:3] == [PART, TRUNK, TRUNK]
+
+    def test_only_some(self, study: Study) -> None:
+        assert play(study, names=(TRUNK,)) == 0
+        assert states(study) == {TRUNK: FINISHED, BRANCH: READY}
+        with pytest.raises(UserError, match=f"no run smoke_4x; did you mean '({TRUNK}|{BRANCH})'"):
+            study.picked(["smoke_4x"])
+
+    def test_one_that_waits_for_what_is_not_asked_for(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        assert play(study, names=(BRANCH,)) == 1
+        assert f"{BRANCH}: waiting: waits for {TRUNK}/checkpoints/model_0000011.pth" in capsys.readouterr().out
+
+
+class TestFailures:
+    def test_others_go_on(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        """The trunk has left what its branch needs; its own failure is told with its last words, and tried again."""
+        (study.out / f"{TRUNK}.fail").touch()
+        assert play(study) == 1
+        assert states(study) == {TRUNK: FAILED, BRANCH: FINISHED}
+        assert f"{TRUNK}: failed: exit code 1: the disk is on fire" in capsys.readouterr().out
+        (study.out / f"{TRUNK}.fail").unlink()
+        assert play(study) == 0
+        assert sorted(starts(study)) == sorted([PART, TRUNK, BRANCH, TRUNK])
+        assert "on fire" in (study.out / "jobs" / f"{TRUNK}.log").read_text()
+
+    def test_what_needs_a_failed_one_is_blocked(self, study: Study) -> None:
+        (study.out / f"{PART}.fail").touch()
+        assert play(study) == 1
+        trunk, branch = survey(study.jobs, study.out, {})
+        assert (trunk.state, branch.state) == (FAILED, BLOCKED)
+        assert branch.error == f"needs {TRUNK}, which failed"
+        assert starts(study) == [PART]
+
+    def test_a_killed_run(self, study: Study) -> None:
+        (study.out / f"{PART}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / TRUNK / "status.json").exists())
+        os.kill(pid_of(study, TRUNK), signal.SIGKILL)
+        assert process.wait(MINUTES) == 1
+        assert survey(study.jobs, study.out, {})[0].error == "ended by SIGKILL (out of memory?)"
+
+    def test_one_that_ends_without_a_result(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        done = [sys.executable, "-c", "print('done, I think')"]
+        monkeypatch.setattr(Players, "command", staticmethod(lambda _step: done))
+        assert play(study, names=(TRUNK,)) == 1
+        assert survey(study.jobs, study.out, {})[0].error == "exit code 0: done, I think"
+
+    def test_a_run_that_was_preempted_goes_on(self, study: Study) -> None:
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        until(lambda: TRUNK in starts(study))
+        os.kill(pid_of(study, TRUNK), signal.SIGTERM)
+        until(lambda: starts(study).count(TRUNK) == 2)
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert process.wait(MINUTES) == 0
+        assert sorted(starts(study)) == sorted([PART, TRUNK, TRUNK, BRANCH])
+
+    def test_a_failure_that_only_the_run_wrote_down(self, study: Study) -> None:
+        """It outlived its study.py."""
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "status.json").write_text('{"state": "failed", "iteration": 3, "error": "not finite"}')
+        trunk, branch = survey(study.jobs, study.out, {})
+        assert (trunk.state, trunk.error, branch.state) == (FAILED, "not finite", BLOCKED)
+        assert play(study) == 0
+
+    def test_a_checkpoint_that_is_gone(self, study: Study) -> None:
+        """A trunk that is finished will not leave it any more."""
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+        assert play(study) == 1
+        branch = survey(study.jobs, study.out, {})[1]
+        assert branch.state == BLOCKED
+        assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
+
+    def test_an_exit_code_that_cannot_be_written_is_said(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(path: Path, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("scratch_det.study.launch.local.write_atomically", full)
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): .* exit code 1; make"):
+            write_exit_code(study.out, study.steps()[0], 1)
+
+
+class TestEnding:
+    def test_runs_end_with_the_launcher(self, study: Study) -> None:
+        """It is killed; its run leaves a checkpoint, and the next launcher continues it."""
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        until(lambda: TRUNK in starts(study))
+        until(lambda: pid_of(study, TRUNK))
+        process.kill()
+        process.wait()
+        until(lambda: json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped")
+        until(lambda: states(study)[TRUNK] == INTERRUPTED)
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert play(study) == 0
+        assert sorted(starts(study)) == sorted([PART, TRUNK, BRANCH, TRUNK])
+
+    def test_one_launcher_at_a_time(self, study: Study) -> None:
+        (study.out / f"{PART}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / TRUNK / "status.json").exists())
+        with pytest.raises(UserError, match=rf"is in use: process {process.pid} on .* works on it"):
+            play(study)
+        (study.out / f"{PART}.wait").unlink()
+        assert process.wait(MINUTES) == 0
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+    def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
+        """A terminal sends it to the whole group; runs hear of it from the launcher alone, once."""
+        (study.out / f"{TRUNK}.wait").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / BRANCH / "result.json").exists())
+        until(lambda: TRUNK in starts(study))
+        until(lambda: json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "training")
+        os.killpg(process.pid, number)
+        assert process.wait(MINUTES) == code
+        assert json.loads((study.out / TRUNK / "status.json").read_text())["state"] == "stopped"
+        assert states(study)[TRUNK] == INTERRUPTED
+        (study.out / f"{TRUNK}.wait").unlink()
+        assert play(study) == 0
+
+
+def step(name: str, processes: int = 1, on_gpu: bool = True) -> Step:
+    return Step(name, name, ("tools/train_net.py",), (), (), (Path("none"),), processes, on_gpu)
+
+
+class TestPlaces:
+    def launcher(self, study: Study, places: int, gpus: int) -> Local:
+        with alone_in(study.out, LOCK) as lock:
+            return Local(study.out, lock, places, gpus, threads=1)
+
+    def test_a_run_of_two_processes_takes_two(self, study: Study) -> None:
+        """One that needs more than all places is let in alone."""
+        two, one = step("two", 2, on_gpu=False), step("one", on_gpu=False)
+        small, large = self.launcher(study, 1, 1), self.launcher(study, 8, 8)
+        assert (small.places_of(two), small.places_of(one), large.places_of(two)) == (1, 1, 1)
+        assert self.launcher(study, 8, 1).places_of(two) == 2
+        assert small.fits(two)
+
+    def test_two_places_are_waited_for(self, study: Study) -> None:
+        (study.out / f"{PART}.wait").touch()
+        first, second = (replace(study.steps()[0], name=name, needs=()) for name in (PART, TRUNK))
+        with alone_in(study.out, LOCK) as lock:
+            launcher = Players(study.out, lock, places=2)
+            launcher.start(first)
+            assert launcher.fits(second)
+            assert not launcher.fits(replace(second, processes=2))
+            (study.out / f"{PART}.wait").unlink()
+            until(lambda: launcher.ended())
+            assert launcher.fits(replace(second, processes=2))
+
+    def test_gpus_are_shared_out(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those that are free, by the names of CUDA_VISIBLE_DEVICES; where too few are free, nothing is started."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        (study.out / f"{PART}.wait").touch()
+        with alone_in(study.out, LOCK) as lock:
+            launcher = Players(study.out, lock, places=8, gpus=1)
+            first = replace(study.steps()[0], on_gpu=True)
+            launcher.start(first)
+            assert launcher.processes[0].devices == ["4"]
+            assert launcher.free_devices(step("two", 2)) == ["5", "6"]
+            assert launcher.free_devices(step("three", 3)) is None
+            (study.out / f"{PART}.wait").unlink()
+            until(lambda: launcher.ended())
+            assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
+
+    def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        launcher = self.launcher(study, 1, 1)
+        (first, *_) = study.steps()
+        assert (first.on_gpu, launcher.free_devices(first)) == (False, [])
+        environment = launcher.environment([])
+        assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == ("", "1")
+
+    def test_torchrun_starts_the_processes(self, study: Study) -> None:
+        words = Torchrun.command(replace(study.steps()[0], processes=2))
+        assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        assert "--num-gpus" not in words
+        assert Torchrun.command(replace(study.steps()[0], processes=0))[1] == "tools/train_net.py"

@@ -1,0 +1,299 @@
+"""Studies on a cluster: templates, refusals and the graph anywhere, and real jobs where SLURM is installed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from run_folder import is_same, read
+from study.player import BRANCH, PART, TRUNK, states
+from study.slurm_cluster import cluster, field, said, skip_without_slurm, start_now, wait_for
+
+from scratch_det.distributed.launch import read_world
+from scratch_det.errors import ConfigError, UserError
+from scratch_det.study.job import Step
+from scratch_det.study.launch.slurm import PROGRAMS, Slurm
+from scratch_det.study.records import FAILED, INTERRUPTED, QUEUED, RUNNING, survey
+from scratch_det.study.study import Study
+
+MINUTES = 600.0
+SUBMITTED = 'echo "$@" >> {0}/submitted; wc -l < {0}/submitted'  # an sbatch that says 1, 2, 3, ...
+
+
+def script(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH whose SLURM has an empty queue, and takes every job."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in PROGRAMS:
+        script(folder, name, SUBMITTED.format(folder) if name == "sbatch" else "exit 0")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def submitted(programs: Path) -> dict[str, list[str]]:
+    """sbatch's words by the name of the script."""
+    lines = [line.split() for line in (programs / "submitted").read_text().splitlines()]
+    return {Path(words[-1]).stem: words[:-1] for words in lines}
+
+
+class TestTemplate:
+    def test_default(self, study: Study) -> None:
+        one = Slurm(study.out, threads=3).script(study.steps()[0])
+        lines = one.splitlines()
+        assert lines[:4] == [
+            "#!/bin/bash",
+            "#SBATCH --nodes=1",
+            "#SBATCH --ntasks-per-node=1",
+            "#SBATCH --signal=USR1@120",
+        ]
+        assert "export OMP_NUM_THREADS=3" in lines
+        (run,) = (line for line in lines if line.startswith("srun "))
+        assert f"{sys.executable} tools/train_net.py --config-file " in run
+        assert "--num-gpus" not in one  # a task a process
+        assert f"> {study.out}/jobs/{PART}.exit" in one
+
+    def test_gpus(self, study: Study) -> None:
+        one = Slurm(study.out, threads=3).script(replace(study.steps()[0], processes=8, on_gpu=True))
+        assert "#SBATCH --ntasks-per-node=8\n#SBATCH --gpus-per-node=8\n" in one
+        assert "OMP_NUM_THREADS" not in one
+
+    def test_the_example(self, study: Study) -> None:
+        """16 processes on two nodes."""
+        slurm = Slurm(study.out, ROOT / "docs/slurm.sh")
+        one = slurm.script(replace(study.steps()[0], processes=16, on_gpu=True)).splitlines()
+        assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8"} < set(one)
+        assert {"#SBATCH --partition=gpu", "#SBATCH --time=1-00:00:00", "export NCCL_DEBUG=WARN"} < set(one)
+        on_cpu = slurm.script(study.steps()[0])
+        assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" in on_cpu
+        assert "--gpus-per-node" not in on_cpu
+        for line in one:  # #SBATCH lines after the first command would not count
+            if line and not line.startswith("#"):
+                break
+        assert not any(other.startswith("#SBATCH") for other in one[one.index(line) :])
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("partition: gpu\ntime: 1-00:00:00\n", "a YAML file of sbatch's options is no longer read"),
+            ("#!/bin/bash\nsrun {{ comand }}\n", "'comand' is undefined; placeholders are name, command, processes"),
+            ("#!/bin/bash\nsrun {{ command }\n", "unexpected '}'"),
+            ("#!/bin/bash\nsrun python tools/train_net.py\n", "expected a job script that begins with #!, in which"),
+            (b"#!/bin/bash\n# \xe9\n", "invalid continuation byte"),
+        ],
+    )
+    @pytest.mark.usefixtures("programs")
+    def test_refused(self, text: str | bytes, message: str, tmp_path: Path, study_tool: Callable) -> None:
+        path, out = tmp_path / "mine", tmp_path / "study"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        code, said = study_tool("run", "digits/smoke", "--out", out, "--launcher", "slurm", "--slurm", path)
+        assert (code, out.exists(), said.count("\n")) == (2, False, 1)
+        assert message in said
+        assert str(path) in said
+
+
+class TestRefusals:
+    def refused(self, study_tool: Callable, out: Path, *arguments: Any) -> str:
+        code, said = study_tool("run", "digits/smoke", "--out", out, *arguments)
+        assert (code, out.exists(), said.count("\n")) == (2, False, 1)
+        return said
+
+    def test_no_slurm(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_tool: Callable) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert "there is no sbatch in PATH" in self.refused(study_tool, tmp_path / "study", "--launcher", "slurm")
+
+    def test_no_answer(self, programs: Path, tmp_path: Path, study_tool: Callable) -> None:
+        script(programs, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+        said = self.refused(study_tool, tmp_path / "study", "--launcher", "slurm")
+        assert "squeue does not answer (slurm_load_jobs error: Unable to contact slurm controller)" in said
+
+    def test_a_template_for_nobody(self, tmp_path: Path, study_tool: Callable) -> None:
+        said = self.refused(study_tool, tmp_path / "study", "--slurm", ROOT / "docs/slurm.sh")
+        assert "the launcher is local" in said
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"No such file or directory; expected a file such as docs/slurm\.sh"):
+            Slurm(tmp_path, tmp_path / "none.sh")
+
+
+class TestGraph:
+    def test_dependencies(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        """A branch waits for the part of the trunk that it needs; no two jobs of a run go on at once."""
+        words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
+        code, told = study_tool(*words)
+        assert code == 0
+        assert "submitted 3 jobs: 1 2 3; see study.py status" in told
+        jobs = submitted(programs)
+        mark = Slurm(study.out).mark
+        assert [jobs[name][1] for name in (PART, TRUNK, BRANCH)] == [
+            f"--job-name={TRUNK}.{mark}", f"--job-name={TRUNK}.{mark}", f"--job-name={BRANCH}.{mark}",
+        ]  # fmt: skip
+        assert [jobs[name][2] for name in (PART, TRUNK, BRANCH)] == [
+            "--dependency=singleton", "--dependency=afterok:1,singleton", "--dependency=afterok:1,singleton",
+        ]  # fmt: skip
+        assert set(jobs[PART]) > {"--parsable", "--requeue", "--kill-on-invalid-dep=yes", "--open-mode=append"}
+        assert (study.out / f"jobs/{BRANCH}.sh").read_text().startswith("#!/bin/bash")
+
+    def test_what_is_done_is_not_submitted(self, programs: Path, study: Study) -> None:
+        (study.out / TRUNK / "checkpoints").mkdir(parents=True)
+        (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
+        assert len(Slurm(study.out).submit(study.steps())) == 2
+        assert submitted(programs)[BRANCH][2] == "--dependency=singleton"
+
+    def test_points_of_a_search(self, programs: Path, tmp_path: Path) -> None:
+        """At once, under a name each, as they write into folders of their own; then the choice."""
+        study = Study("digits/small_data", tmp_path / "study", backend="torchvision", threads=1).begin()
+        (job,) = study.picked(["search_third"])
+        Slurm(study.out).submit(study.steps([job]))
+        jobs = submitted(programs)
+        assert len({words[1] for words in jobs.values()}) == 5
+        assert jobs["search_third"][2] == "--dependency=afterok:1,afterok:2,afterok:3,afterok:4,singleton"
+
+    def test_sbatch_refuses(self, programs: Path, study: Study) -> None:
+        script(programs, "sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+        with pytest.raises(UserError, match=f"{PART}: sbatch: error: invalid partition specified: gpu; 0 jobs are"):
+            Slurm(study.out).submit(study.steps())
+
+    def test_dry_run(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
+        code, told = study_tool(*words, "--dry-run")
+        assert code == 0
+        assert f"--dependency=afterok:{PART},singleton" in told
+        assert told.count("srun ") == 3
+        assert not (programs / "submitted").exists()
+
+
+class TestStates:
+    def test_by_squeue(self, programs: Path, study: Study) -> None:
+        """Of this study alone; a run that has ended by itself is what its folder says."""
+        (study.out / f"jobs/{TRUNK}.sh").touch()
+        mark = Slurm(study.out).mark
+        script(programs, "squeue", f"echo 'RUNNING {TRUNK}.{mark}'; echo 'PENDING {TRUNK}.{mark}'; "
+                                   f"echo 'PENDING {BRANCH}.{mark}'; echo 'RUNNING other.{mark}x'")  # fmt: skip
+        assert states(study) == {TRUNK: RUNNING, BRANCH: QUEUED}
+        script(programs, "squeue", "exit 0")
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "status.json").write_text('{"state": "training", "iteration": 3}')
+        assert states(study)[TRUNK] == INTERRUPTED
+
+    def test_a_point_counts_for_its_search(self, programs: Path, tmp_path: Path) -> None:
+        study = Study("digits/small_data", tmp_path / "study", backend="torchvision", threads=1).begin()
+        slurm = Slurm(study.out)
+        point = next(step for step in study.steps() if step.name.startswith("search_third/"))
+        (name,) = (word for word in slurm.options(point, {}) if word.startswith("--job-name="))
+        script(programs, "squeue", f"echo 'RUNNING {name.partition('=')[2]}'")
+        assert slurm.states() == {"search_third": RUNNING}
+
+
+@pytest.fixture(scope="module")
+def real_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    skip_without_slurm()
+    with pytest.MonkeyPatch.context() as patch, cluster(tmp_path_factory.mktemp("slurm"), patch):
+        yield
+
+
+QUICK = """
+import json, os, pathlib, sys
+names = [name for name in os.environ if name.startswith("SLURM_") or name == "OMP_NUM_THREADS"]
+out, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+(out / (name + "." + os.environ["SLURM_PROCID"])).write_text(json.dumps({name: os.environ[name] for name in names}))
+if len(sys.argv) > 3:
+    sys.exit("error: of no use")
+"""
+
+
+@pytest.mark.usefixtures("real_slurm")
+def test_two_tasks_and_a_failure(study: Study) -> None:
+    """Own ports, SLURM's variables, the last words of what fails, and the end of what needs it."""
+    (study.out / "quick.py").write_text(QUICK)
+
+    def step(name: str, run: str, *needs: str, fails: bool = False) -> Step:
+        words = (str(study.out / "quick.py"), str(study.out), name, *(["fails"] if fails else []))
+        return Step(name, run, words, needs, (), (study.out / "none",), processes=2)
+
+    first, second = step("first", TRUNK), step("second", BRANCH)
+    bad, never = step(PART, TRUNK, "first", fails=True), step("never", TRUNK, PART)
+    Slurm(study.out, threads=1).submit([first, second, bad, never])
+    wait_for(lambda: not said("squeue", "--noheader"), "all jobs")
+    worlds = [read_world(read(study.out, f"{name}.{rank}")) for name in ("first", "second") for rank in (0, 1)]
+    assert [(world.rank, world.size, world.local_rank, world.by_srun) for world in worlds] == [
+        (0, 2, 0, True), (1, 2, 1, True), (0, 2, 0, True), (1, 2, 1, True),
+    ]  # fmt: skip
+    assert len({world.port for world in worlds}) == 2
+    assert read(study.out, "first.0")["OMP_NUM_THREADS"] == "1"
+    assert (study.out / f"{PART}.0").exists()
+    assert not (study.out / "never.0").exists()
+    trunk, _ = survey(study.jobs, study.out, {})
+    assert (trunk.state, trunk.error) == (FAILED, "exit code 1: of no use")
+
+
+class Runs:
+    """Starts digits/smoke with a small digits set."""
+
+    def __init__(self, folder: Path, processes: int):
+        self.folder, self.processes = folder, processes
+        make = [sys.executable, str(ROOT / "tools/prepare_digits.py"), "--out", str(folder / "datasets/digits")]
+        subprocess.run([*make, "--train", "60", "--val", "6"], check=True, capture_output=True)
+        self.environment = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def start(self, launcher: str) -> None:
+        out = ["--out", str(self.folder / launcher), "--backend", "torchvision", "--gpus", str(self.processes)]
+        command = [sys.executable, "tools/study.py", "run", "digits/smoke", *out, "--launcher", launcher]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def number(self) -> str:
+        """SLURM's, of the job of the trunk that goes on."""
+        wait_for(lambda: TRUNK in said("squeue", "--noheader", "--states=RUNNING", "--format=%j"), "the trunk", MINUTES)
+        lines = [
+            line.split() for line in said("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines()
+        ]
+        return next(number for number, name in lines if name.startswith(TRUNK))
+
+    def checkpoint(self, iterations: int) -> None:
+        """Wait for it in the trunk's folder."""
+        path = self.folder / f"slurm/{TRUNK}/checkpoints/model_{iterations - 1:07d}.pth"
+        wait_for(path.exists, path.name, MINUTES)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_slurm")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_requeued_and_preempted(processes: int, tmp_path: Path) -> None:
+    """`scontrol requeue`, then submitted once more, then a signal: bitwise what the local launcher makes of it."""
+    runs = Runs(tmp_path, processes)
+    runs.start("slurm")
+    runs.checkpoint(5)
+    first = runs.number()
+    subprocess.run(["scontrol", "requeue", first], check=True)
+    start_now(first)
+    runs.start("slurm")
+    runs.checkpoint(15)
+    second = runs.number()
+    assert second != first  # the trunk's second part
+    subprocess.run(["scancel", "--signal=USR1", second], check=True)
+    wait_for(lambda: field(second, "JobState") == "PENDING", "requeue after exit code 75", MINUTES)
+    assert read(tmp_path / f"slurm/{TRUNK}", "status.json")["state"] == "stopped"
+    start_now(second)
+    wait_for(lambda: not said("squeue", "--noheader"), "all jobs", MINUTES)
+    assert [field(number, "Restarts") for number in (first, second)] == ["1", "1"]
+    assert not list((tmp_path / "slurm/jobs").glob("*.exit"))
+    runs.start("local")
+    for name in (TRUNK, BRANCH):
+        assert is_same(tmp_path / "slurm" / name, tmp_path / "local" / name)
