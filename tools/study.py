@@ -50,7 +50,7 @@ def build_parser() -> ToolParser:
     command.add_argument(
         "--json", dest="as_json", action="store_true", help="print the graph: commands, what they need and write"
     )
-    command.add_argument("--out", type=Path, metavar="DIR", help="of the graph's run folders, as run has it")
+    command.add_argument("--out", type=Path, metavar="DIR", help="of the graph's run folders: begin the study there")
     command.set_defaults(do=plan)
 
     command = commands.add_parser("run", help="start or continue an experiment")
@@ -99,7 +99,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     do = args.pop("do")
     experiment = args.pop("experiment") if do is status else args.get("experiment")
-    if "out" in args and args["out"] is None:
+    if "out" in args and args["out"] is None and do is not plan:
         if not experiment:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
@@ -112,7 +112,10 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         if do is run and not args["dry_run"]:
-            print("error: what study.py run prints was read no further; runs go on: start it again", file=sys.stderr)
+            print(
+                "error: what study.py run prints was read no further; its runs stop with a checkpoint: start it again",
+                file=sys.stderr,
+            )
             sys.exit(EXIT_CODE)
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the study", file=sys.stderr)

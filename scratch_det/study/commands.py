@@ -3,19 +3,22 @@
 import json
 import os
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 from scratch_det import backends
 from scratch_det.errors import UserError
 from scratch_det.log import say_now
 from scratch_det.study import own
 from scratch_det.study.checks import check_folders, gpus_here, require_data, require_even_shares, require_gpus
-from scratch_det.study.experiments import find, of_place
+from scratch_det.study.experiments import HEADER, find, listing, of_place
 from scratch_det.study.job import Step
 from scratch_det.study.launch.local import Local, Torchrun, alone_in, running_in
 from scratch_det.study.launch.slurm import Slurm, require_slurm
-from scratch_det.study.listing import as_table
 from scratch_det.study.plan import as_text as plan_text
 from scratch_det.study.plan import graph_entry
 from scratch_det.study.records import RUNNING, jobs_folder, survey
@@ -23,6 +26,7 @@ from scratch_det.study.run import SEARCH
 from scratch_det.study.samples import compare
 from scratch_det.study.status import Screen, as_text
 from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in, threads_of_a_process
+from scratch_det.tables import markdown
 
 STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
@@ -37,7 +41,16 @@ def folder_of(experiment: str) -> Path:
 
 
 def list_runs(experiment: str) -> None:
-    print(as_table(of_place(experiment)))
+    rows = listing(of_place(experiment))
+    if not sys.stdout.isatty():
+        print(markdown(HEADER, rows))
+        return
+    table = Table(box=None)  # which folds cells to fit the terminal
+    for number, title in enumerate(HEADER):
+        table.add_column(title, no_wrap=not number, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def samples(config_file: list[str] | None) -> None:
@@ -45,13 +58,15 @@ def samples(config_file: list[str] | None) -> None:
 
 
 def plan(
-    experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None, as_json: bool, out: Path
+    experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None, as_json: bool, out: Path | None
 ) -> None:
-    if as_json:
-        steps = Study(experiment, out, share_prefix, backends.choose(backends.AUTO), gpus).steps()
-        print(json.dumps([graph_entry(step) for step in steps], indent=2))
-    else:
+    """The cost as text, or the graph as JSON; with ``out`` the study is begun there, for status and report."""
+    if not as_json:
         print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
+        return
+    study = Study(experiment, out or folder_of(experiment), share_prefix, backends.choose(backends.AUTO), gpus)
+    study = study.begin() if out else study
+    print(json.dumps([graph_entry(step) for step in study.steps()], indent=2))
 
 
 def run(

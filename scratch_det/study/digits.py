@@ -95,7 +95,7 @@ def _figure4() -> Iterator[Run]:
 
 
 def _norms() -> Iterator[Run]:
-    """3x from scratch with what the rules refuse, and with weights that are all drawn alike."""
+    """3x from scratch with norms that the rules reject, and with all weights from one normal distribution."""
     name = f"{SCRATCH}_{MODEL}_3x"
     waive_bn, waive_frozen = ("--waive", "bn_has_images"), ("--waive", "nothing_random_is_frozen")
     bn = _run(f"{name}_bn", ["norms"], "BN, 2 images a process", SCRATCH, 3, processes=2, flags=waive_bn)

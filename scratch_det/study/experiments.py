@@ -7,6 +7,9 @@ from scratch_det.errors import UserError, did_you_mean
 from scratch_det.study import coco, digits, own
 from scratch_det.study.run import Run
 
+CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
+HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
+
 
 def experiments() -> list[Run]:
     """All runs that are listed here, each after those that it needs."""
@@ -35,8 +38,25 @@ def of_place(place: str) -> list[Run]:
     places = [*wholes, *sorted({known_place for run in known for known_place in run.places})]
     names = [run.name for run in known]
     if place not in (*places, *names):
-        mend = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, [*places, *names])
+        fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, [*places, *names])
         raise UserError(
-            f"no experiment {place}{mend}; there are {', '.join(places)}, names that list prints, and files, *.yaml"
+            f"no experiment {place}{fix}; there are {', '.join(places)}, names that list prints, and files, *.yaml"
         )
     return [run for run in known if place in (*run.places, run.name)]
+
+
+def listing(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Rows below HEADER, a run each, and the iterations of all of them, trained apart and off shared trunks.
+
+    A run whose trunk is not among ``runs`` counts in full.
+    """
+    by_name = {run.name: run for run in runs}
+    spent = [run.iterations - run.branch_at(by_name.get(run.trunk or "")) for run in runs]
+    rows = []
+    for run, own_iterations in zip(runs, spent, strict=True):
+        reported = " ".join(f"{metric} {value}" for metric, value in run.expected.items())
+        curve = "a curve" if CURVES.intersection(run.places) else "-"
+        where = f"{', '.join(run.places)}: {run.shown}"
+        rows.append((run.name, where, f"{run.iterations:,}", f"{own_iterations:,}", reported or curve))
+    total = ("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", "")
+    return [*rows, total]

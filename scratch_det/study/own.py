@@ -104,8 +104,8 @@ def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
             whole = f"{name}.{field.rpartition('.')[0]}"
             raise ConfigError(f"{entry.where}: a run cannot be called {whole}: take another name, without a dot")
         if fits is None and not field.startswith(CHANGES):
-            mend = did_you_mean(field, list(FIELDS))
-            raise ConfigError(f"{entry.where}: {name} has no {field}{mend}; it may have {', '.join(FIELDS)}")
+            hint = did_you_mean(field, list(FIELDS))
+            raise ConfigError(f"{entry.where}: {name} has no {field}{hint}; it may have {', '.join(FIELDS)}")
         if fits and not fits(entry.value):
             raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
     if "recipe" not in fields:

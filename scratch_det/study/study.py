@@ -102,6 +102,7 @@ class Study:
                 )
             if not path.exists():
                 write_atomically(path, json.dumps(self._description(), indent=2) + "\n")
+            (self.out / LOCK).touch()  # see launch/local.py; also tells a study's folder from one of results
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None

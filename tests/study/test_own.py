@@ -1,4 +1,4 @@
-"""A study of one's own runs: what its YAML file says, what is refused, and the report of it."""
+"""A study of one's own runs: what its YAML file says, what is rejected, and the report of it."""
 
 import json
 from pathlib import Path

@@ -68,7 +68,8 @@ def fill(out: Path, times: int = 1) -> None:
     (out / "pretrain_digits_R_18_gn" / "result.json").write_text('{"iteration": 2000}')
     (out / "pretrain_digits_R_18_gn" / "backbone.pth").touch()
     (out / "jobs").mkdir()
-    (out / "jobs" / f"{FAILED}.failed").write_text(f"Traceback\nRuntimeError: {EVIL}\n")
+    (out / "jobs" / f"{FAILED}.exit").write_text("1\n")
+    (out / "jobs" / f"{FAILED}.log").write_text(f"--- started now\nTraceback\nRuntimeError: {EVIL}\n")
 
 
 def row(i: int, clock: int) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class TestPage:
             *(BRANCH, "finished", "360 (a branch at 240)", "scratch, 2x", PLACE),
         ]
         failed = text.partition('<dl id="failed">')[2].partition("</dl>")[0]
-        assert failed == f"<dt>{FAILED}</dt><dd><code>RuntimeError: {html.escape(EVIL)}</code></dd>"
+        assert failed == f"<dt>{FAILED}</dt><dd><code>exit code 1: RuntimeError: {html.escape(EVIL)}</code></dd>"
         environment = text.partition('<table id="environment">')[2]
         assert "<td>torch</td><td>2.14.1</td><td>all</td>" in environment
 

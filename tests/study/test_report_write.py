@@ -268,7 +268,8 @@ class TestReport:
         assert "no study was started there" in capsys.readouterr().err
 
     def test_failures_name_no_folders(self, out: Path) -> None:
-        (out / f"jobs/{R18.format('scratch', 4)}.failed").write_text(f"exit code 2: {out}/x is broken\n")
+        (out / f"jobs/{R18.format('scratch', 4)}.exit").write_text("2\n")
+        (out / f"jobs/{R18.format('scratch', 4)}.log").write_text(f"--- started now\nerror: {out}/x is broken\n")
         checkpoint = out / R18.format("scratch", 6) / "checkpoints" / "model_0000599.pth"
         checkpoint.parent.mkdir()
         checkpoint.touch()

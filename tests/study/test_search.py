@@ -1,4 +1,4 @@
-"""The grid search: what a grid is, what is refused, and what is left behind. Runs are played by a script."""
+"""The grid search: what a grid is, what is rejected, and what is left behind. Runs are played by a script."""
 
 import json
 import os
