@@ -11,7 +11,7 @@ from scratch_det.config import load_config
 from scratch_det.errors import ConfigError
 from scratch_det.evaluation.coco import format_table
 from scratch_det.evaluation.metrics import METRICS, Metric, all_metrics, main_metrics, main_score, metrics_of
-from scratch_det.search.search import _check_metric
+from scratch_det.study.search import _check_metric
 from scratch_det.visualization.curves import draw_scores, read_series
 
 
