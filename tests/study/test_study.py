@@ -283,7 +283,8 @@ class TestTool:
         load_tool("study").main()
         said = capsys.readouterr().out
         assert said.count("\n") == 23
-        assert "| 7,200,000  | 3,120,000 " in said
+        total = [cell.strip() for cell in said.splitlines()[-1].split("|")]
+        assert total[1:5] == ["all", "20 runs", "7,200,000", "3,120,000"]
 
     def test_unknown(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "list", "--experiment", "tabel1"])
