@@ -84,6 +84,25 @@ class TestAp:
         assert ap50([A, B], [D, A, D, B], ap, difficult=(D,), ignored_by="iscrowd") == pytest.approx(100)
         assert ap50([A, B], [C, A, C, B], ap, difficult=(D,), ignored_by="iscrowd") < 60
 
+    @pytest.mark.parametrize(("width", "expected"), [(26, 100), (25, 50)])
+    def test_too_little_of_a_difficult_object_is_an_error(self, ap50: Callable, width: float, expected: float) -> None:
+        """An IoU of 0.52 with it is passed over, one of 0.5 is not: precision 0, then 1/2."""
+        x, y, _, height = D
+        assert ap50([A], [(x, y, width, height), A], "voc_area", difficult=(D,)) == pytest.approx(expected)
+
+    def test_two_classes(self, tmp_path: Path) -> None:
+        """A dog with an IoU of 0.82, right at seven thresholds, and a cat that is missed."""
+        content = {
+            "images": [{"id": 1, "width": 900, "height": 600}],
+            "annotations": [{"id": i, "image_id": 1, "category_id": i, "bbox": list(A)} for i in (1, 2)],
+            "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        }
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        found = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 50.0, 41.0], "score": 0.5}]
+        assert evaluate_voc(tmp_path / "truth.json", found, "voc_area")["bbox"] == pytest.approx(
+            {"AP": 35, "AP50": 50, "AP75": 50, "AP-dog": 70, "AP-cat": 0, "AP50-dog": 100, "AP50-cat": 0}
+        )
+
     def test_a_detection_is_right_in_its_own_image_alone(self, tmp_path: Path) -> None:
         """Image 2 has the object, image 1 the detection with the higher score at its place: precision 0, then 1/2."""
         content = {
