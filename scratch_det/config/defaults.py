@@ -36,14 +36,10 @@ def with_project_keys(cfg: CfgNode) -> CfgNode:
 
 @cache
 def _defaults() -> CfgNode:
-    return CfgNode(_decode(yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8"))))
-
-
-def _decode(value: Any) -> Any:
-    """Turn the texts that spell tuples into tuples, as merging a recipe does."""
-    if isinstance(value, dict):
-        return {key: _decode(child) for key, child in value.items()}
-    return CfgNode._decode_cfg_value(value)
+    cfg = CfgNode(yaml.safe_load(DEFAULTS_FILE.read_text(encoding="utf-8")))
+    for key, value in flatten(cfg).items():
+        set_key(cfg, key, CfgNode._decode_cfg_value(value))  # a text may spell a tuple, as in a recipe
+    return cfg
 
 
 # Sections of detectron2 that the defaults leave out on purpose.
@@ -69,7 +65,7 @@ def set_key(cfg: CfgNode, key: str, value: Any) -> None:
         node = node[section]
     if name not in node or isinstance(node[name], CfgNode):
         raise KeyError(key)
-    setattr(node, name, value)  # unlike node[name] = value, refuses on a frozen configuration
+    setattr(node, name, value)  # unlike node[name] = value, raises on a frozen configuration
 
 
 def plain(value: Any) -> Any:

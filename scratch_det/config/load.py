@@ -1,11 +1,7 @@
-"""One YAML recipe as a list of dotted keys that remember their line, so that every complaint can name it.
-
-One value of a recipe: decoded and type-checked as stock detectron2 does it, but with the mend in the message.
-
-Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
+"""Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
 
 A recipe that loads here means the same to stock detectron2 (``get_cfg().merge_from_file``): bases in their order, then
-the file itself, each value decoded and coerced by yacs's rules.
+the file itself, each value decoded and coerced by yacs's rules. Every complaint names file and line.
 """
 
 import os
@@ -21,6 +17,7 @@ from scratch_det.config.defaults import explain_unknown, flatten, get_cfg, set_k
 from scratch_det.errors import ConfigError, refuse
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
+COMMAND_LINE = "command line"  # the place of overrides, in messages
 
 
 class Entry(NamedTuple):
@@ -44,7 +41,6 @@ def read_source(path: Path, asked_by: str) -> Source:
     if not path.is_file():
         problem = "is a folder, not a recipe" if path.is_dir() else "does not exist"
         raise ConfigError(f"{asked_by}: {path} {problem}")
-    loader = yaml.SafeLoader(b"")
     try:
         loader = yaml.SafeLoader(path.read_bytes())
         root = loader.get_single_node()
@@ -52,8 +48,18 @@ def read_source(path: Path, asked_by: str) -> Source:
             raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
         found = list(_walk(loader, root, path, prefix=""))
     except yaml.YAMLError as error:
-        raise ConfigError(_explain(path, error)) from None
-    bases = [base for entry in found if entry.key == BASE_KEY for base in _bases(entry)]
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = problem or str(error).splitlines()[0]
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise ConfigError(f"{where}: {problem}; a recipe holds plain values only, no Python objects") from None
+        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+    bases = []
+    for _, value, where in (entry for entry in found if entry.key == BASE_KEY):
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
+            bases.append(Entry(BASE_KEY, name, where))
     return Source(path, bases, [entry for entry in found if entry.key != BASE_KEY])
 
 
@@ -63,54 +69,32 @@ def base_path(source: Source, base: Entry) -> Path:
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
-    """Every leaf below ``node``; an empty section has none."""
-    _refuse_duplicates(node, path, prefix)
+    """Every leaf below ``node``; an empty section has none.
+
+    Raises ConfigError for two equal keys, of which PyYAML would keep the last one.
+    """
+    first_line: dict[str, int] = {}
+    for key_node, _ in node.value:
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in first_line:
+            raise ConfigError(
+                f"{path}:{line}: {prefix}{name} is already in line {first_line[name]} of this file: merge the two"
+            )
+        first_line[name] = line
     loader.flatten_mapping(node)  # resolves YAML's own "<<" merges
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
         if isinstance(value_node, yaml.MappingNode):
             yield from _walk(loader, value_node, path, f"{key}.")
         else:
-            yield Entry(key, loader.construct_object(value_node, deep=True), f"{path}:{_line(key_node)}")
-
-
-def _refuse_duplicates(node: yaml.MappingNode, path: Path, prefix: str) -> None:
-    """PyYAML silently keeps the last of two equal keys; a recipe that says two things is a mistake."""
-    first_line: dict[str, int] = {}
-    for key_node, _ in node.value:
-        name, line = str(key_node.value), _line(key_node)
-        if name in first_line:
-            raise ConfigError(
-                f"{path}:{line}: {prefix}{name} is already in line {first_line[name]} of this file: merge the two"
-            )
-        first_line[name] = line
-
-
-def _bases(entry: Entry) -> Iterator[Entry]:
-    """``_BASE_`` is one file name or a list of them."""
-    for name in entry.value if isinstance(entry.value, list) else [entry.value]:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"{entry.where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
-        yield Entry(BASE_KEY, name, entry.where)
-
-
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
-
-
-def _explain(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    if isinstance(error, yaml.constructor.ConstructorError):
-        return f"{where}: {problem}; a recipe holds plain values only, no Python objects"
-    return f"{where}: not valid YAML: {problem}"
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            yield Entry(key, loader.construct_object(value_node, deep=True), where)
 
 
 def accept(key: str, raw: Any, default: Any, where: str) -> Any:
     """``raw`` as it will be stored under ``key``, or a ConfigError that starts with ``where``.
 
-    Decoding and type rules are yacs's own. Refused beyond them, because stock accepts it and trips over it later: null
+    Decoding and type rules are yacs's own. Rejected beyond them, because stock accepts it and fails later: null
     for a key that has a value, anything but a number where the default is null, and elements of another kind.
     """
     probe = CfgNode({"VALUE": default})
@@ -122,10 +106,13 @@ def accept(key: str, raw: Any, default: Any, where: str) -> Any:
     if fits:
         return probe.VALUE
     found = CfgNode._decode_cfg_value(raw)
-    raise ConfigError(
-        f"{where}: {key} is {found!r} ({_type(found)}), expected {_type(default)} such as {_example(default)}"
-        f"{_mend(found, default)}"
-    )
+    if (meant := _meant(found, default)) is not None:
+        fix = f": write {meant}"
+    else:
+        fix = f": leave the key out to keep {default!r}" if found is None else ""
+    kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]
+    example = '""' if default == "" else repr(default)
+    raise ConfigError(f"{where}: {key} is {found!r} ({kinds[0]}), expected {kinds[1]} such as {example}{fix}")
 
 
 def _same_kind(value: Any, default: Any) -> bool:
@@ -141,23 +128,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _type(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _example(default: Any) -> str:
-    return '""' if default == "" else repr(default)
-
-
-def _mend(found: Any, default: Any) -> str:
-    """The value to write instead, where it can be guessed."""
-    meant = _meant(found, default)
-    if meant is not None:
-        return f": write {meant}"
-    return f": leave the key out to keep {default!r}" if found is None else ""
-
-
 def _meant(found: Any, default: Any) -> str | None:
+    """The value to write instead, where it can be guessed."""
     expected = type(default)
     if found is None:
         return '""' if default == "" else None
@@ -172,9 +144,6 @@ def _meant(found: Any, default: Any) -> str | None:
     if expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
         return repr(expected([found]))
     return None
-
-
-COMMAND_LINE = "command line"
 
 
 class LoadedConfig(NamedTuple):
@@ -226,18 +195,15 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[S
 def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list[str]:
     """Set what can be set; the problems of the others."""
     problems: list[str] = []
-    for entry in entries:
+    for key, value, where in entries:
+        if key not in defaults:
+            problems.append(f"{where}: {explain_unknown(key, list(defaults))}")
+            continue
         try:
-            set_key(cfg, entry.key, _checked(entry, defaults))
+            set_key(cfg, key, accept(key, value, defaults[key], where))
         except ConfigError as problem:
             problems.append(str(problem))
     return problems
-
-
-def _checked(entry: Entry, defaults: dict[str, Any]) -> Any:
-    if entry.key not in defaults:
-        raise ConfigError(f"{entry.where}: {explain_unknown(entry.key, list(defaults))}")
-    return accept(entry.key, entry.value, defaults[entry.key], entry.where)
 
 
 def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
