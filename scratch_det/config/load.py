@@ -48,9 +48,9 @@ def read_source(path: Path, asked_by: str) -> Source:
             raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
         found = list(_walk(loader, root, path, prefix=""))
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = problem or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if isinstance(error, yaml.constructor.ConstructorError):
             raise ConfigError(f"{where}: {problem}; a recipe holds plain values only, no Python objects") from None
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None

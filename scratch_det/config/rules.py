@@ -25,6 +25,7 @@ from scratch_det.config.choices import (
 from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
 
+Rules = tuple[Callable[[CfgNode], Iterator[str]], ...]
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
 # In that paper's Fig. 1 BN's ImageNet error rises as images per GPU fall from 32 to 2, GN's stays; the knee is near 8.
@@ -44,10 +45,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> test, what 
     "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
     "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
     "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
-    "DATALOADER.NUM_WORKERS": (
-        lambda n: n >= 0,
-        "0 or more; set DATALOADER.NUM_WORKERS 0 to read images in the training process",
-    ),
+    "DATALOADER.NUM_WORKERS": (lambda n: n >= 0, "0 or more; 0 reads images in the training process"),
     "INPUT.MIN_SIZE_TEST": (lambda side: side >= 0, "0 or more"),
     "INPUT.MAX_SIZE_TEST": (lambda side: side >= 1, "1 or more"),
     "TEST.DETECTIONS_PER_IMAGE": (lambda n: n >= 1, "1 or more; a large number keeps all"),  # as -1 does in detectron2
@@ -182,9 +180,17 @@ def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
 
 
 def gn_channels_divide(cfg: CfgNode) -> Iterator[str]:
-    for norm_key, norm in norms(cfg).items():
-        for key, channels in _normalised_channels(cfg, norm_key).items():
-            if norm == "GN" and channels % GN_GROUPS:
+    """A ResNet's later stages are multiples of res2's; of a project's backbone no key says the channels."""
+    resnets = cfg.MODEL.RESNETS
+    for norm_key in (key for key, norm in norms(cfg).items() if norm == "GN"):
+        part = norm_key.split(".")[1]
+        name = "OUT_CHANNELS" if part == "FPN" else "CONV_DIM"
+        widths = {f"MODEL.{part}.{name}": cfg.MODEL[part][name]} if name in cfg.MODEL[part] else {}
+        if part == "RESNETS":
+            widths = {f"MODEL.RESNETS.{key}": resnets[key] for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")}
+            widths["MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP"] = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
+        for key, channels in widths.items():
+            if channels % GN_GROUPS:
                 nearest = max(GN_GROUPS, round(channels / GN_GROUPS) * GN_GROUPS)
                 yield (
                     f"{key} makes {channels} channels, which GN ({norm_key}) cannot split into {GN_GROUPS} groups; "
@@ -217,23 +223,6 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
             f"{', '.join(keys)}: SyncBN in a single process is plain BN over its {cfg.SOLVER.IMS_PER_BATCH} images; "
             f"the paper's SyncBN sees 16. GN does not depend on the batch"
         )
-
-
-def _normalised_channels(cfg: CfgNode, norm_key: str) -> dict[str, int]:
-    """The channels that the norm of ``norm_key`` sees, by key; empty for a project's backbone, where no key says it.
-
-    A ResNet's later stages are multiples of res2's.
-    """
-    part = norm_key.split(".")[1]
-    if part != "RESNETS":
-        name = "OUT_CHANNELS" if part == "FPN" else "CONV_DIM"
-        return {f"MODEL.{part}.{name}": cfg.MODEL[part][name]} if name in cfg.MODEL[part] else {}
-    resnets = cfg.MODEL.RESNETS
-    return {
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": resnets.STEM_OUT_CHANNELS,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": resnets.RES2_OUT_CHANNELS,
-        "MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP": resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP,
-    }
 
 
 def solver_agrees(cfg: CfgNode) -> Iterator[str]:
@@ -350,26 +339,9 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-MODEL_RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
-    known_norms,
-    gn_channels_divide,
-    backbone_keys,
-    resnet_depth,
-    roi_heads,
-)
-RULES: tuple[Callable[[CfgNode], Iterator[str]], ...] = (
-    nothing_random_is_frozen,
-    *MODEL_RULES,
-    numbers_in_range,
-    known_words,
-    known_choices,
-    nothing_is_ignored,
-    solver_agrees,
-    reference_world_size,
-    data_and_machine,
-    augmented_tests,
-)
-PROCESS_RULES: tuple[Callable[[CfgNode, int, int], Iterator[str]], ...] = (
-    batch_divides,
-    bn_has_images,
-)
+MODEL_RULES: Rules = (known_norms, gn_channels_divide, backbone_keys, resnet_depth, roi_heads)
+RULES: Rules = (
+    nothing_random_is_frozen, *MODEL_RULES, numbers_in_range, known_words, known_choices, nothing_is_ignored,
+    solver_agrees, reference_world_size, data_and_machine, augmented_tests,
+)  # fmt: skip
+PROCESS_RULES: tuple[Callable[[CfgNode, int, int], Iterator[str]], ...] = (batch_divides, bn_has_images)
