@@ -17,6 +17,7 @@ from scratch_det import backends
 from scratch_det.config import check_config, load_config
 from scratch_det.errors import ConfigError
 from scratch_det.evaluation.tta import merge, predict_augmented, relative_cost, views_of
+from scratch_det.modeling.ops import decode_keypoints
 
 SMALL = Path(__file__).parents[2] / "configs/Digits/quickstart.yaml"
 AUG = (
@@ -167,6 +168,8 @@ class TestMerging:
         )
         expected = torch.tensor([[5.0, 11], [51, 19]])  # the middle of a cell of 2 x 2 px
         torch.testing.assert_close(found["keypoints"][0, :, :2], expected, atol=1.0, rtol=0)
+        (plain,) = shapes(None, [{"image": image}], [])
+        torch.testing.assert_close(found["keypoints"], decode_keypoints(plain["heat_maps"], box[None]))  # the score too
 
     def test_nothing_found(self, config: Config) -> None:
         model = backends.load("torchvision").build(cfg := config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"))
