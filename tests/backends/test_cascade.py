@@ -1,4 +1,4 @@
-"""Cascade R-CNN: its stages by hand, and the switch from a detector with one box head. See test_detectron2_backend."""
+"""Cascade R-CNN: its stages by hand, and the switch from a detector with one box head. See test_against_detectron2."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,221 @@
+"""Filling models from checkpoints, classifiers and Detectron's files."""
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from run_folder import NO_TEST, weights
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+
+from scratch_det import backends
+from scratch_det.backends.torchvision import model as backend
+from scratch_det.config import load_config
+from scratch_det.errors import UserError
+from scratch_det.weights.convert import checkpoint_of, convert
+from scratch_det.weights.load import load_weights
+from scratch_det.weights.names import renamed
+from scratch_det.weights.read import (
+    DETECTRON,
+    IMAGENET,
+    Pixels,
+    read_checkpoint,
+    read_weights,
+)
+
+R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
+
+
+def blobs_of(classifier: dict[str, Tensor], norm: str) -> dict[str, np.ndarray]:
+    """A torchvision classifier under Detectron's names; ``norm`` is bn or gn."""
+    found = {}
+    for name, value in classifier.items():
+        if name.startswith("fc.") or "running" in name or "num_batches" in name:
+            continue
+        layer, _, leaf = name.rpartition(".")
+        layer = re.sub(r"layer(\d)\.(\d+)\.", lambda m: f"res{int(m[1]) + 1}_{m[2]}_branch", layer)
+        layer = layer.replace("downsample.0", "1").replace("downsample.1", f"1_{norm}")
+        layer = re.sub(r"branchconv(\d)", lambda m: f"branch2{'abc'[int(m[1]) - 1]}", layer)
+        layer = re.sub(r"branchbn(\d)", lambda m: f"branch2{'abc'[int(m[1]) - 1]}_{norm}", layer)
+        layer = layer.replace("bn1", "res_conv1_bn" if norm == "bn" else "conv1_gn")
+        is_norm = layer.endswith(f"_{norm}")
+        found[f"{layer}_{({'weight': 's', 'bias': 'b'} if is_norm else {'weight': 'w', 'bias': 'b'})[leaf]}"] = (
+            value.numpy()
+        )
+    return found
+
+
+class TestLoading:
+    @pytest.fixture
+    def model(self, toy_recipe: Path) -> nn.Module:
+        torch.manual_seed(0)
+        return backend.build(load_config(toy_recipe, ["MODEL.RESNETS.NORM", "BN"]).cfg)
+
+    @pytest.fixture
+    def load(self, toy_recipe: Path, tmp_path: Path) -> Callable[..., str]:
+        """``load(model, state, KEY, VALUE, ...)``: save ``state``, load it as the recipe's MODEL.WEIGHTS."""
+
+        def load(model: nn.Module, state: dict[str, Any], *overrides: Any, name: str = "weights.pth") -> str:
+            if name.endswith(".pkl"):
+                (tmp_path / name).write_bytes(pickle.dumps(state, protocol=2))
+            else:
+                torch.save(state, tmp_path / name)
+            return load_weights(model, tmp_path / name, "torchvision", load_config(toy_recipe, list(overrides)).cfg)
+
+        return load
+
+    def test_own_checkpoint(self, model: nn.Module, load: Callable[..., str]) -> None:
+        changed = {key: value + 1 for key, value in model.state_dict().items()}
+        total = len(changed)
+        assert f"{total} of {total} tensors loaded" in load(model, {"model": changed, "iteration": 3})
+        assert all(value.equal(changed[key]) for key, value in model.state_dict().items())
+
+    def test_of_a_wrapped_model(self, model: nn.Module, load: Callable[..., str]) -> None:
+        changed = {key: value + 1 for key, value in model.state_dict().items()}
+        load(model, {"state_dict": {f"module.{key}": value for key, value in changed.items()}})
+        assert all(value.equal(changed[key]) for key, value in model.state_dict().items())
+
+    def test_imagenet_classifier_fills_the_backbone_alone(self, model: nn.Module, load: Callable[..., str]) -> None:
+        torch.manual_seed(1)
+        classifier = resnet18().state_dict()
+        heads = {
+            key: value.clone() for key, value in model.state_dict().items() if not key.startswith("backbone.body.")
+        }
+        said = load(model, classifier)
+        number = len(classifier) - 2
+        assert f"{number} of {number + len(heads)} tensors loaded, the backbone, from a torchvision or timm cl" in said
+        assert "channels RGB to BGR; divided by PIXEL_STD 1 1 1 instead of 57.375 57.12 58.395" in said
+        loaded = model.state_dict()
+        first = loaded["backbone.body.conv1.weight"] * torch.tensor(IMAGENET.std[::-1]).view(1, 3, 1, 1)
+        torch.testing.assert_close(first.flip(1), classifier.pop("conv1.weight"))
+        assert all(loaded[f"backbone.body.{key}"].equal(value) for key, value in classifier.items() if key[:3] != "fc.")
+        assert all(loaded[key].equal(value) for key, value in heads.items())
+
+    def test_batch_norm_weights_do_not_pass_for_group_norm(self, toy_recipe: Path, load: Callable[..., str]) -> None:
+        model = backend.build(load_config(toy_recipe, ["MODEL.RESNETS.NORM", "GN"]).cfg)
+        with pytest.raises(UserError, match=r"without a place, the first is backbone\.body\.bn1\.running_mean"):
+            load(model, resnet18().state_dict())
+
+    @pytest.mark.parametrize(
+        ("damage", "named"),
+        [
+            (lambda state: state.pop("rpn.head.cls_logits.bias"), "1 missing, the first is rpn.head.cls_logits.bias"),
+            (
+                lambda state: state.update({"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(1)}),
+                "1 of another shape, the first is backbone.fpn.inner_blocks.0.0.weight",
+            ),
+        ],
+        ids=["missing", "other shape"],
+    )
+    def test_whatever_stays_random_is_refused(
+        self, damage: Callable, named: str, model: nn.Module, load: Callable[..., str]
+    ) -> None:
+        state = model.state_dict()
+        total = len(state)
+        before = copy.deepcopy(model.state_dict())
+        damage(state)
+        with pytest.raises(UserError, match=rf"covers {total - 1} of {total} tensors.*{re.escape(named)}"):
+            load(model, state)
+        assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+    def test_strangers_weights_are_refused(self, model: nn.Module, load: Callable[..., str]) -> None:
+        with pytest.raises(UserError, match=r"has names such as encoder\.weight; expected a checkpoint of this repo"):
+            load(model, {"encoder.weight": torch.zeros(3)})
+
+    def test_the_stride_of_bottlenecks(self, toy_recipe: Path, tmp_path: Path) -> None:
+        cfg = load_config(R50, ["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", True]).cfg
+        with torch.device("meta"):
+            model = backend.build(cfg)
+        torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
+        with pytest.raises(UserError, match=r"STRIDE_IN_1X1 is True; set it to False"):
+            load_weights(model, tmp_path / "resnet50.pth", "torchvision", cfg)
+
+    def test_recorded_pixels_count(self, model: nn.Module, load: Callable[..., str]) -> None:
+        """A model that was trained with other pixel statistics sees the same image through the recipe's."""
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        recorded = Pixels("RGB", DETECTRON.mean[::-1], (2.0, 2.0, 2.0)).as_dict()
+        assert "channels RGB to BGR; divided by" in load(model, {"model": state, "pixels": recorded})
+        name = "backbone.body.conv1.weight"
+        torch.testing.assert_close(model.state_dict()[name], state[name].flip(1) / 2)
+
+    def test_a_run_records_its_pixels(self, train: Callable) -> None:
+        folder = train("MODEL.PIXEL_STD", "[2.0, 3.0, 4.0]", *NO_TEST)
+        content = read_checkpoint(folder / "model_final.pth")
+        assert content["pixels"] == {"format": "BGR", "mean": list(DETECTRON.mean), "std": [2.0, 3.0, 4.0]}
+
+    def test_training_starts_from_them(self, train: Callable, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        state = resnet18().state_dict()
+        torch.save(state, tmp_path / "resnet18.pth")
+        keys = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2, "INPUT.FORMAT", "RGB",
+                "MODEL.PIXEL_STD", list(IMAGENET.std), *NO_TEST)  # fmt: skip
+        trained = weights(train("MODEL.WEIGHTS", tmp_path / "resnet18.pth", *keys, backend="torchvision"))
+        moved = {key for key, value in state.items() if not trained.get(f"backbone.body.{key}", value).equal(value)}
+        assert {key.split(".")[0] for key in moved} == {"layer2", "layer3", "layer4"}
+        assert not [key for key in moved if "bn" in key or "num_batches" in key]
+
+
+class TestDetectron:
+    """Detectron's .pkl files, made here from torchvision's ResNets."""
+
+    @pytest.mark.parametrize("library", [pytest.param("detectron2", marks=pytest.mark.detectron2), "torchvision"])
+    def test_group_norm(self, library: str, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        classifier = resnet50(norm_layer=lambda channels: nn.GroupNorm(32, channels)).state_dict()
+        blobs = blobs_of(classifier, "gn")
+        assert {"conv1_w", "conv1_gn_s", "res2_0_branch1_gn_b", "res5_2_branch2c_gn_s"} < blobs.keys()
+        extra = {"pred_w": np.zeros((9, 2048)), "conv1_w_momentum": blobs["conv1_w"], "conv1_b": np.ones(64)}
+        (tmp_path / "R-50-GN.pkl").write_bytes(pickle.dumps({"blobs": {**blobs, **extra}, "cfg": ""}, protocol=2))
+        cfg = load_config(R50).cfg
+        model = backends.load(library).build(cfg)
+        assert ", the backbone, from a Detectron" in load_weights(model, tmp_path / "R-50-GN.pkl", library, cfg)
+        loaded = model.state_dict()
+        names = renamed([f"backbone.body.{key}" for key in classifier], "torchvision", "detectron2")
+        for key, value in classifier.items():
+            if not key.startswith("fc."):
+                name = f"backbone.body.{key}"
+                assert loaded[name if library == "torchvision" else names[name]].equal(value), key
+
+    def test_a_detector_does_not_pass_for_a_backbone(self, tmp_path: Path) -> None:
+        blobs = blobs_of(resnet18(norm_layer=lambda channels: nn.GroupNorm(32, channels)).state_dict(), "gn")
+        blobs["conv_rpn_fpn2_w"] = np.zeros((256, 256, 3, 3))
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+        with pytest.raises(UserError, match="1 blobs that no ImageNet ResNet has, such as conv_rpn_fpn2_w"):
+            read_weights(tmp_path / "a.pkl")
+
+    @pytest.mark.detectron2
+    def test_a_model_without_pyramid(self, tmp_path: Path) -> None:
+        """Its last stage is part of the heads."""
+        torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
+        keys = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']",
+                "MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.NAME",
+                "Res5ROIHeads", "MODEL.RESNETS.NORM", "BN", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64]]",
+                "MODEL.ROI_BOX_HEAD.NAME", "", "MODEL.ROI_MASK_HEAD.NUM_CONV", 0]  # fmt: skip
+        cfg = load_config(R50, keys, backends.defaults("detectron2")).cfg
+        model = backends.load("detectron2").build(cfg)
+        assert "318 of" in load_weights(model, tmp_path / "resnet50.pth", "detectron2", cfg)
+
+    def test_fused_batch_norm_is_for_frozen_bn(self, toy_recipe: Path, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        classifier = resnet18().state_dict()
+        (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(blobs_of(classifier, "bn"), protocol=2))
+        fused = read_weights(tmp_path / "R-18.pkl")
+        torch.save(checkpoint_of(convert(fused, "torchvision"), fused, None, ""), tmp_path / "converted.pth")
+        for norm, file in product(("FrozenBN", "BN", "GN"), ("R-18.pkl", "converted.pth")):
+            cfg = load_config(toy_recipe, ["MODEL.RESNETS.NORM", norm]).cfg
+            model = backend.build(cfg)
+            if norm == "FrozenBN":
+                load_weights(model, tmp_path / file, "torchvision", cfg)
+                x, layer = torch.randn(2, 64, 5, 5), model.backbone.body.bn1
+                torch.testing.assert_close(layer(x), x * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1))
+            else:
+                with pytest.raises(UserError, match="which only FrozenBN can continue"):
+                    load_weights(model, tmp_path / file, "torchvision", cfg)
