@@ -222,3 +222,20 @@ class TestSamples:
         records = samples.SerializedList(items)
         assert len(records) == 4
         assert [records[index] for index in (2, 0, 3, 1)] == [items[2], items[0], items[3], items[1]]
+
+
+def test_stored_stream() -> None:
+    """Two epochs of seven images, in pairs and without; resumed runs rely on these numbers."""
+    paired = Stream(3, 7, np.array([1, 0, 0, 1, 0, 1, 0], bool))
+    assert [paired.index(position) for position in range(14)] == [6, 2, 5, 3, 1, 4, 0, 5, 4, 1, 6, 2, 3, 0]
+    assert [Stream(3, 7).index(position) for position in range(7)] == [5, 6, 2, 1, 4, 3, 0]
+    assert Stream(3, 7).rng(5).integers(1000) == 270
+
+
+def test_grouping_is_by_orientation(coco_factory) -> None:
+    coco_factory()
+    for grouped in (True, False):
+        dataset = samples.TrainingSet(config(DATALOADER__ASPECT_RATIO_GROUPING=grouped), [read_toy()])
+        assert (dataset.stream.portrait is not None) == grouped
+    dataset = samples.TrainingSet(config(DATALOADER__ASPECT_RATIO_GROUPING=True), [read_toy()])
+    assert dataset.stream.portrait.tolist() == [False, True, False]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy_data import config, extent, rectangle_sample, same
 
-from scratch_det.data.transforms import augment, flip, output_size, resize
+from scratch_det.data.transforms import augment, flip, keep_inside, output_size, resize, resize_to
 
 
 def detectron2_output_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -106,3 +106,22 @@ class TestTransforms:
         drawn = [augment(rectangle_sample(), cfg, np.random.default_rng(seed)) for seed in range(40)]
         assert {int(sample["boxes"][0, 0]) for sample in drawn} == expected
         assert len({int(sample["boxes"][0, 1]) for sample in drawn}) == (2 if direction == "vertical" else 1)
+
+
+def test_stored_pixels() -> None:
+    """An antialiased image, and masks by the nearest pixel centre."""
+    image = (torch.arange(36, dtype=torch.uint8) * 7).reshape(1, 6, 6).expand(3, 6, 6)
+    masks = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    masks[0, 1:3, 1:4] = 1
+    found = resize_to({"image": image, "masks": masks}, (3, 4))
+    assert found["image"][0].tolist() == [[33, 42, 53, 62], [108, 117, 128, 137], [183, 192, 203, 212]]
+    assert found["masks"][0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_keypoints_are_flipped_and_those_outside_are_unlabelled() -> None:
+    points = torch.tensor([[[0.5, 3, 2], [60, 40, 1]], [[0, 0, 2], [60.5, 3, 2]], [[5, 40.5, 2], [5, 5, 0]]])
+    sample = {"image": torch.zeros(3, 40, 60), "boxes": torch.tensor([[0.0, 0, 9, 9]] * 3), "keypoints": points}
+    found = flip(sample, "horizontal", (1, 0))["keypoints"]
+    assert found[0].tolist() == [[0, 40, 1], [59.5, 3, 2]]
+    inside = keep_inside(sample)["keypoints"].tolist()
+    assert inside == [[[0.5, 3, 2], [60, 40, 1]], [[0, 0, 2], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
