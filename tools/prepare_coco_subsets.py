@@ -5,7 +5,7 @@
     python tools/prepare_coco_subsets.py --dataset digits_train --sizes 700,200,20 --seed 1
 
 Writes instances_..._35k.json and so on beside the data set's json and, for names that no catalog has, a line into
-catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to mend.
+catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to fix.
 """
 
 from scratch_det.command_line import ToolParser

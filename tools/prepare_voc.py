@@ -5,8 +5,8 @@
     python tools/prepare_voc.py voc_2007_test
 
 Reads the devkit's folders VOC2007/ and VOC2012/ in the datasets root and writes instances_trainval.json and so on into
-them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree that is not complete is refused as a
-whole. Exit code 2: something to mend.
+them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree that is not complete is an error as a
+whole. Exit code 2: something to fix.
 """
 
 from scratch_det.command_line import ToolParser
