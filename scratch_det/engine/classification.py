@@ -12,7 +12,6 @@ The module is a task (see ``engine.train.Task``) and, with ``build`` and ``losse
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -190,7 +189,7 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
     return {**sample, "image": transforms.center_crop(image, [side, side])}
 
 
-def load(backend: str) -> ModuleType:
+def load(backend: str) -> Any:
     """This module: both backends read the weights of this one model."""
     return sys.modules[__name__]
 
@@ -201,7 +200,7 @@ def training_set(cfg: CfgNode, data: list[ImageFolder]) -> TrainingFolderSet:
 
 
 def evaluate(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: ImageFolder, out: Path, group: Group
+    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, out: Path, group: Group
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
 

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.metrics import Metrics, log_line
 from scratch_det.engine.optimizer import clip_gradients, set_learning_rate
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.engine.state import State
+from scratch_det.engine.state import State, TrainingBackend
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, logger
 
@@ -39,7 +38,7 @@ class Trainer:
     """
 
     cfg: CfgNode
-    backend: ModuleType
+    backend: TrainingBackend
     group: Group
     state: State
     run_dir: RunDir
@@ -103,7 +102,7 @@ class Trainer:
             # means that no random state has to be saved: a resumed run or a branch draws what the whole run draws.
             torch.manual_seed(seed_of(self.cfg.SEED, iteration, group.rank * parts + number))
             with state.forward(synchronize=number == parts - 1):
-                losses = self.backend.losses(state.parallel, batch)
+                losses: dict[str, Any] = self.backend.losses(state.parallel, batch)
             losses["total_loss"] = sum(losses.values())
             state.scaler.scale(losses["total_loss"] / parts).backward()
             found.append({name: loss.detach() for name, loss in losses.items()})
@@ -117,11 +116,11 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
 
-        # The losses are read once the update is queued, so a GPU waits for the CPU once an iteration. The request to
+        # The losses are read once the update is queued, so the CPU waits for a GPU once an iteration. The request to
         # stop travels in the same exchange: it costs nothing, and all ranks leave the loop after the same iteration.
-        own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)
+        own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
         *means, stopping = group.mean(torch.cat([own, own.new_tensor([group.stop.requested])])).tolist()
-        losses = dict(zip(found[0], means, strict=True))
+        losses = dict(zip(found[0], means, strict=True))  # over processes as well
         if not math.isfinite(losses["total_loss"]):
             own_losses = dict(zip(losses, own.tolist(), strict=True))
             raise self.divergence(iteration, lr, own_losses, [sample for batch in micro_batches for sample in batch])
@@ -152,8 +151,9 @@ class Trainer:
 
         ``own_losses`` and ``batch`` are those of this process.
         """
+        own_numbers = {key: _json_number(value) for key, value in own_losses.items()}
         own = {
-            "losses": {key: _json_number(value) for key, value in own_losses.items()},
+            "losses": own_numbers,
             "images": [{"image_id": sample["image_id"], "position": sample["position"]} for sample in batch],
         }
         processes = self.group.gather(own) or [own]
@@ -171,7 +171,7 @@ class Trainer:
         images = [str(image["image_id"]) for process in processes for image in process["images"]]
         message = (
             f"the loss is not finite at iteration {iteration} (learning rate {lr:g}): "
-            f"{', '.join(f'{key} {value}' for key, value in own['losses'].items())}\n"
+            f"{', '.join(f'{key} {value}' for key, value in own_numbers.items())}\n"
             f"  images: {', '.join(images[:MOST_IMAGES])}{', ...' if len(images) > MOST_IMAGES else ''}\n"
             f"  likely cause: {cause}\n  losses, gradient norms and images are in "
             f"{self.run_dir.path / DIVERGENCE_REPORT}; earlier checkpoints are kept"

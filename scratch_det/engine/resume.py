@@ -59,6 +59,7 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
+BRANCH_FLAG, SWITCH_FLAG = "--branch-from", "--switch-from"
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
@@ -141,16 +142,18 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
                 yield Change(what, old[:12], new[:12], effect, refused=trained)
     if earlier["backend"] != now["backend"]:
         yield Change("the backend", earlier["backend"], now["backend"], "another model", refused=True)
-    split = "the same images; proposals sampled otherwise, sums reordered"
-    rows = [("processes x accumulate", split, lambda content: f"{content['processes']} x {content['accumulate']}"),
-            ("CPU threads", ROUNDING, lambda content: content["threads"])]  # fmt: skip
-    rows += [
-        (name, ROUNDING, lambda content, name=name: content["packages"].get(name))
-        for name in ("torch", "torchvision", "detectron2")
-    ]
-    for what, effect, value in rows:
-        if value(earlier) != value(now):
-            yield Change(what, value(earlier), value(now), effect)
+    (old, before), (new, after) = (
+        (
+            f"{content['processes']} x {content['accumulate']}",
+            {"CPU threads": content["threads"], **content["packages"]},
+        )
+        for content in (earlier, now)
+    )
+    if old != new:
+        yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
+    for name in ("CPU threads", "torch", "torchvision", "detectron2"):
+        if before.get(name) != after.get(name):
+            yield Change(name, before.get(name), after.get(name), ROUNDING)
 
 
 def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
@@ -165,40 +168,42 @@ def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: s
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run starts from, and the run that wrote it; both None for a run from its beginning.
+    """The checkpoint that a run starts from, and the run that wrote it.
 
     is_branch: it is another run's. is_switch: and has one box head, where this one trains a cascade.
     """
 
-    checkpoint: Path | None = None
-    run: RunDir | None = None
+    checkpoint: Path
+    run: RunDir
     is_branch: bool = False
     is_switch: bool = False
 
     @property
     def flag(self) -> str:
         """What gives the checkpoint of a branch."""
-        return "--switch-from" if self.is_switch else "--branch-from"
+        return SWITCH_FLAG if self.is_switch else BRANCH_FLAG
 
 
-def find_start(plan: Plan, checkpoints: Checkpointer) -> tuple[Origin | None, int]:
-    """Where the run starts, None when it is finished or as far as --stop-at asks, and its SEED.
+def find_start(plan: Plan, checkpoints: Checkpointer) -> tuple[bool, Origin | None, int]:
+    """Whether the run is finished or as far as --stop-at asks, where it starts (None: from its beginning), its SEED.
 
     A SEED of -1 means the one of the run that this one continues, else a new one.
     """
     request, cfg, run_dir = plan.request, plan.cfg, plan.run_dir
     is_finished = request.resume and run_dir.result.exists()
-    origin = Origin() if is_finished else find_origin(run_dir, checkpoints, request)
+    origin = None if is_finished else find_origin(run_dir, checkpoints, request)
     if cfg.SEED < 0:
-        source = origin.run or (run_dir if run_dir.holds_run() else None)
-        has_one = source is not None and source.config.exists()
-        cfg.SEED = source.read_config().SEED if has_one else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        source = origin.run if origin else run_dir
+        if (origin or run_dir.holds_run()) and source.config.exists():
+            cfg.SEED = source.read_config().SEED
+        else:
+            cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     if is_finished:
         report_finished(cfg, run_dir)
-        return None, cfg.SEED
-    completed = completed_iterations(origin.checkpoint) if origin.checkpoint and request.stop_at is not None else None
-    if completed is None or completed < request.stop_at:
-        return origin, cfg.SEED
+        return True, None, cfg.SEED
+    completed = completed_iterations(origin.checkpoint) if origin else 0
+    if origin is None or request.stop_at is None or not completed or completed < request.stop_at:
+        return False, origin, cfg.SEED
     if origin.is_branch:
         raise UserError(
             f"--stop-at is {request.stop_at}, but {origin.checkpoint} has {completed} iterations behind it, so nothing "
@@ -208,10 +213,10 @@ def find_start(plan: Plan, checkpoints: Checkpointer) -> tuple[Origin | None, in
     if checkpoints.holds(request.stop_at):
         checkpoints.keep(request.stop_at)
     report_paused(run_dir, completed, cfg.SOLVER.MAX_ITER)
-    return None, cfg.SEED
+    return True, None, cfg.SEED
 
 
-def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) -> Origin:
+def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) -> Origin | None:
     """With --resume the run's own newest valid checkpoint; else the one to branch off or to switch from; else nothing.
 
     A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
@@ -226,7 +231,7 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     elif request.resume and parent is None:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
     if parent is None:
-        return Origin()
+        return None
     checkpoint = find_checkpoint(parent)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     origin = Origin(checkpoint, RunDir(folder, writes=False), is_branch=True, is_switch=is_switch)
@@ -252,7 +257,7 @@ def _recorded_parent(run_dir: RunDir, given: Path | None, is_switch: bool) -> tu
     recorded = Path(parent["checkpoint"]) if parent else None
     if given and recorded not in (given.resolve(), (given.parent / "checkpoints" / given.name).resolve()):
         raise UserError(
-            f"{Origin(is_switch=is_switch).flag} {given}: {run_dir.path} holds a run that "
+            f"{SWITCH_FLAG if is_switch else BRANCH_FLAG} {given}: {run_dir.path} holds a run that "
             + (f"branched from {recorded}" if recorded else "is not a branch")
             + "; leave the flag out to continue it, or name another folder: OUTPUT_DIR PATH"
         )
@@ -283,16 +288,16 @@ def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
     logger.info(f"paused after {completed} of {max_iter} iterations (--stop-at); --resume goes on from there")
 
 
-def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[dict[str, float]]:
+def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> list[dict[str, float]]:
     """Fill ``state`` and return the unfinished window of metrics that belongs to it.
 
     Raises UserError for a checkpoint of another backend, one that does not fit, or one beyond MAX_ITER.
     """
-    checkpoint, max_iter = origin.checkpoint, cfg.SOLVER.MAX_ITER
-    if checkpoint is None:
+    if origin is None:
         if cfg.MODEL.WEIGHTS:
             logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg))
         return []
+    checkpoint, max_iter = origin.checkpoint, cfg.SOLVER.MAX_ITER
     saved = read_checkpoint(checkpoint)
     scheme = scheme_of(saved.get("model", {}))
     if scheme and scheme.library != backend:
@@ -337,9 +342,9 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin) -> list[di
     return saved.get("window", [])
 
 
-def report_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+def report_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin | None, completed: int) -> None:
     """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
-    if origin.checkpoint is None:
+    if origin is None:
         return
     earlier = origin.run.read_config()
     changes = config_changes(earlier, cfg, completed, origin.is_switch)

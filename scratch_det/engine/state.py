@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det.distributed.group import Group
@@ -17,6 +16,14 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 from scratch_det.modeling.init import fill_alike
 from scratch_det.weights.read import Pixels
+
+
+class TrainingBackend(Protocol):
+    """The part of ``scratch_det.backends.Backend`` that training needs; a classification has no more."""
+
+    def build(self, cfg: CfgNode) -> nn.Module: ...
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]: ...
 
 
 class Size(NamedTuple):
@@ -102,7 +109,7 @@ class State:
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
 
 
-def build_state(cfg: CfgNode, backend: ModuleType, device: torch.device, init_std: float | None = None) -> State:
+def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, init_std: float | None = None) -> State:
     """The model with weights initialised from SEED, on its device, and everything that trains it.
 
     init_std: draw all of them from one normal distribution, see ``fill_alike``.

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +32,7 @@ from scratch_det.engine.metrics import Metrics, is_evaluated
 from scratch_det.engine.plan import Plan
 from scratch_det.engine.resume import Origin, begin_branch, find_start, report_changes, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes
-from scratch_det.engine.state import State, build_state, pick_device, size_of
+from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers
 from scratch_det.files import sha256_of
@@ -53,14 +52,14 @@ class Task(Protocol):
 
     BEST: tuple[str, str]
 
-    def load(self, backend: str) -> ModuleType:
+    def load(self, backend: str) -> TrainingBackend:
         """What builds the model and computes losses; see ``scratch_det.backends``."""
 
     def training_set(self, cfg: CfgNode, data: list[Any]) -> Any:
         """Samples by stream position, with a length and, for the log, ``describe()``."""
 
     def evaluate(
-        self, backend: ModuleType, model: nn.Module, cfg: CfgNode, data: Any, out: Path, group: Group
+        self, backend: Any, model: nn.Module, cfg: CfgNode, data: Any, out: Path, group: Group
     ) -> dict[str, Any]:
         """Metrics in percent by task and name on one test set, on rank 0; nothing elsewhere. Writes into ``out``."""
 
@@ -82,8 +81,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
     with Group(world, device, stop) as group:
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         start = find_start(plan, checkpoints) if group.is_main else None
-        origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag
-        if origin is None:
+        is_done, origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag
+        if is_done:
             return
         environment = describe_environment(plan, group.size)
         with gc_paused():
@@ -97,7 +96,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
             run_dir.checkpoints, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments),
             max_iter, cfg.SOLVER.CHECKPOINT_PERIOD, request.keep_last, checkpoints.keep_at,
         )  # fmt: skip
-        for number in request.keep_at if origin.checkpoint and not origin.is_branch else ():
+        for number in request.keep_at if origin and not origin.is_branch else ():
             if number <= state.iteration and not checkpoints.holds(number):
                 logger.warning(f"--keep-at {number}: {state.iteration} iterations are done, it was not kept")
 
@@ -112,7 +111,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
             completed = state.iteration
             # Was the run cut off between a checkpoint and its evaluation? A switch cannot make up for what the plain
             # run did not evaluate: its cascade is untrained.
-            is_expected = 0 < completed < max_iter and is_due(completed, cfg.TEST.EVAL_PERIOD) and not origin.is_switch
+            is_expected = 0 < completed < max_iter and is_due(completed, cfg.TEST.EVAL_PERIOD)
+            is_expected &= not (origin and origin.is_switch)
             is_missing = group.is_main and not is_evaluated(run_dir.metrics, completed - 1)
             if test and is_expected and group.any(is_missing):
                 evaluate_now(trainer, task, test, completed - 1)
@@ -178,7 +178,7 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
 
 
 def evaluate_all(
-    task: Task, cfg: CfgNode, backend: ModuleType, model: nn.Module, test: list[Any], out: Path, group: Group
+    task: Task, cfg: CfgNode, backend: Any, model: nn.Module, test: list[Any], out: Path, group: Group
 ) -> dict[str, Any]:
     """Metrics by task, on rank 0 only; with several test sets, by their names first."""
     if len(test) == 1:
@@ -187,7 +187,9 @@ def evaluate_all(
     return found if group.is_main else {}
 
 
-def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin, completed: int) -> None:
+def open_folder(
+    run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin | None, completed: int
+) -> None:
     """Take the run folder and write what the run is; from here on a failure is recorded in it."""
     run_dir.create()
     if run_dir.writes:
@@ -202,7 +204,7 @@ def open_folder(run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], orig
         begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
     content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
     run_dir.write_json(run_dir.environment.name, content)
-    if origin.is_branch:  # last: its first lines of metrics make the folder a run's
+    if origin and origin.is_branch:  # last: its first lines of metrics make the folder a run's
         begin_branch(run_dir, origin, completed)
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
