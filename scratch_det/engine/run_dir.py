@@ -162,6 +162,12 @@ class RunDir:
                 "it, end it, or name another folder: OUTPUT_DIR PATH"
             )
 
+    def close(self) -> None:
+        """Give up the lock; the end of the process does that too."""
+        if self.lock_file:
+            self.lock_file.close()
+            self.lock_file = None
+
     def write_text(self, path: Path, text: str) -> None:
         """Replace a text file in one step."""
         if self.writes:

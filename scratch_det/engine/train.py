@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,7 +78,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
     run_dir.lock()
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
-    with Group(world, device, stop) as group:
+    with closing(run_dir), Group(world, device, stop) as group:
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         start = find_start(plan, checkpoints) if group.is_main else None
         is_done, origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag

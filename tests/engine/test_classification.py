@@ -118,7 +118,6 @@ class TestRun:
             with pytest.raises(SystemExit) as stopped:
                 load_tool("pretrain_net").main()
         assert stopped.value.code == 75
-        del stopped  # its frames hold the lock of the run folder
         assert read(tmp_path / "parts", "status.json")["state"] == "stopped"
         parts = pretrain(name="parts", resume=True)
         assert is_same(parts, whole)
