@@ -137,7 +137,7 @@ def test_kill_9_at_random_moments(processes: int, runs: Digits) -> None:
 
 
 def test_resumed_after_kill_9_in_two_processes(runs: Digits) -> None:
-    """The short form of the above."""
+    """The short form of the above, with a pause on the way."""
     keys = {"SOLVER__MAX_ITER": 20, "SOLVER__CHECKPOINT_PERIOD": 3, "DATASETS__TEST": "()"}
     whole = runs.train("whole", "--num-gpus", 2, **keys)
     process = runs.start("killed", "--num-gpus", 2, **keys)
@@ -148,6 +148,9 @@ def test_resumed_after_kill_9_in_two_processes(runs: Digits) -> None:
     kill(process, random.Random(0))
     assert first.exists()
     assert not (runs.folder / "killed/result.json").exists()
+    paused = runs.train("killed", "--num-gpus", 2, "--resume", "--stop-at", 11, **keys)
+    assert (read(paused, "status.json")["state"], read(paused, "status.json")["iteration"]) == ("paused", 11)
+    assert not (paused / "result.json").exists()
     assert is_same(runs.train("killed", "--num-gpus", 2, "--resume", **keys), whole)
 
 
