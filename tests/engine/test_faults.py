@@ -31,6 +31,7 @@ FAULTS = {
 DRIVER = """
 import os, sys, time
 sys.path.insert(0, {root!r})
+from scratch_det import backends
 model = backends.load(backends.choose("auto"))
 calls, original, predict = iter(range(1000)), model.losses, model.predict
 def losses_with_fault(*arguments):
