@@ -211,18 +211,23 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
 
 
 def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
-    """Who builds the model, and the recipe in its keys; with --resume ``auto`` is the backend that began the run."""
-    if task == CLASSIFICATION and request.backend not in (LIBRARY, backends.AUTO):
-        raise ConfigError(
-            f"--backend {request.backend}: pre-training builds {LIBRARY}'s backbone, and its weights serve both "
-            "backends; leave the flag out"
-        )
-    backend = LIBRARY if task == CLASSIFICATION else backends.choose(request.backend)
+    """The backend that builds the model, and the recipe in its keys.
+
+    With --resume ``auto`` is the backend that began the run. Pre-training has one backend.
+    """
+    if task == CLASSIFICATION:
+        if request.backend not in (LIBRARY, backends.AUTO):
+            raise ConfigError(
+                f"--backend {request.backend}: pre-training builds {LIBRARY}'s backbone, and its weights serve both "
+                "backends; leave the flag out"
+            )
+        return LIBRARY, load_config(request.config_file, request.overrides, backends.defaults(LIBRARY))
+    backend = backends.choose(request.backend)
     recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
     if request.resume and request.backend == backends.AUTO:
         began = RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
         if began not in (None, backend):
-            return choose_backend(replace(request, backend=began), task)
+            return choose_backend(replace(request, backend=began))
     return backend, recipe
 
 
