@@ -29,7 +29,7 @@ EXIT_SOME_FAILED = 1
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a point: its metric and seconds, or why it has none."""
+    """What came of a point: its metric and seconds, or why it has none; no error while it is not finished."""
 
     point: Point
     value: float | None = None
@@ -52,14 +52,14 @@ def search_grid(search: Search) -> int:
     jobs, points = jobs_folder(search.out), {point.name: point for point in search.points}
 
     def look(now: set[str]) -> None:
-        for name in now - running:
-            say_now(f"training {points[name]}: see {jobs / name}.log")
         for name in running - now:
             trial = _read(search, points[name])
             if steps[name].is_done or trial.error:
                 progress.advance()
                 what = f"{search.metric} {trial}; {progress.done} of {progress.total}"
                 say_now(f"{points[name]}: {what}, eta {clock(progress.eta_seconds())}")
+        for name in now - running:
+            say_now(f"training {points[name]}: see {jobs / name}.log")
         running.clear()
         running.update(now)
 
@@ -99,7 +99,7 @@ def choose(search: Search) -> int:
         (search.out / "result.json").unlink(missing_ok=True)
     print(table)
     for trial in failed:
-        print(f"failed: {trial.point} ({search.out / trial.point.name}): {trial.error}")
+        print(f"failed: {trial.point} ({search.out / trial.point.name}): {trial.error or 'it is not finished'}")
     print(f"wrote {search.out}/: {', '.join([*files, 'search.png'])}")
     return len(failed)
 
