@@ -314,7 +314,7 @@ class TestTool:
         monkeypatch.setattr("sys.argv", ["study.py", "run", "digits/smoke"])
         with pytest.raises(SystemExit, match="2"):
             tool.main()
-        assert "runs go on: start it again" in capfd.readouterr().err
+        assert "its runs stop with a checkpoint: start it again" in capfd.readouterr().err
 
     def test_does_not_import_torch(self) -> None:
         code = (
