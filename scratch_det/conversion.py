@@ -16,9 +16,8 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.config.choices import backbone_names
-from scratch_det.data.dataset import as_sample
-from scratch_det.data.image import read_image
-from scratch_det.data.transforms import resize
+from scratch_det.data.dataset import load_sample
+from scratch_det.data.transforms import output_size, resize
 from scratch_det.engine.checkpointer import write_synced
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
@@ -199,8 +198,9 @@ def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | N
         raise UserError("--verify compares detections, and these are weights of a backbone alone; leave it out")
     if not cfg:
         raise UserError("--verify builds the model: give its recipe, --config-file FILE")
-    sample = as_sample(read_image(image), cfg.INPUT.FORMAT)
-    sample = resize(sample, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    sample, keys = load_sample(image, cfg), cfg.INPUT
+    size = output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST)
+    sample = resize(sample, size)
     models = [(name, built(path, name, cfg)) for path, name in ((source, weights.scheme.library), (file, to))]
     before, after = (backends.load(name).predict(model, [sample])[0] for name, model in models)
     found = agreement(before, after)

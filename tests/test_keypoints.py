@@ -64,7 +64,7 @@ class TestMirror:
 
     def test_resize(self) -> None:
         one = {"image": torch.zeros(3, 40, 50, dtype=torch.uint8), "keypoints": torch.tensor([[[10.5, 4.0, 2.0]]])}
-        assert resize(one, 80, 1000)["keypoints"].tolist() == [[[21.0, 8.0, 2.0]]]
+        assert resize(one, (80, 100))["keypoints"].tolist() == [[[21.0, 8.0, 2.0]]]
 
 
 class TestSamples:

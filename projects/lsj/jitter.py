@@ -4,30 +4,28 @@ Scale range, square, padding and the order of transforms are detectron2's Resize
 configs/new_baselines.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 
-from scratch_det.data.transforms import Sample, keep_inside, random_flip, resize_to, select
+from scratch_det.data.transforms import Sample, keep_inside, resize
 
 PAD_VALUE = 128  # grey, in all channels
 ROUNDING = 0.5  # pixels: a box that sticks out by less is not cut; json and scaling round
 
 
-def jitter(sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None) -> Sample:
-    """Fit into a square of INPUT.LSJ.SIZE x a number from SCALES, cut out or pad to SIZE x SIZE, RANDOM_FLIP.
+def jitter(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
+    """Fit into a square of INPUT.LSJ.SIZE x a number from SCALES, cut out or pad to SIZE x SIZE.
 
-    One random number places the cut-out along both axes, as in detectron2. flip_indices: see ``flip``.
+    One random number places the cut-out along both axes, as in detectron2.
     """
     size = cfg.INPUT.LSJ.SIZE
     scale, place = rng.uniform(*cfg.INPUT.LSJ.SCALES), rng.random()
-    sample = resize_to(sample, fitted_size(*sample["image"].shape[-2:], size * scale))
+    sample = resize(sample, fitted_size(*sample["image"].shape[-2:], size * scale))
     top, left = (round(place * max(0, extent - size)) for extent in sample["image"].shape[-2:])
-    return random_flip(pad(crop(sample, top, left, size), size), cfg, rng, flip_indices)
+    return pad(crop(sample, top, left, size), size)
 
 
 def fitted_size(height: int, width: int, side: float) -> tuple[int, int]:
@@ -52,14 +50,14 @@ def crop(sample: Sample, top: int, left: int, size: int) -> Sample:
 
 
 def fit_to_masks(sample: Sample) -> Sample:
-    """Drop objects whose mask has no pixel left; a box that sticks out of the image becomes the box of its mask.
+    """A box without a pixel left of its mask loses its area; one that sticks out of the image becomes its mask's box.
 
     The others keep theirs, which are finer than pixels; detectron2's recompute_boxes takes the mask's for all.
     """
-    sample = select(sample, sample["masks"].flatten(1).any(1).nonzero()[:, 0])
     boxes, masks = sample["boxes"], sample["masks"]
-    is_cut = (boxes - clip_boxes_to_image(boxes, masks.shape[-2:])).abs().amax(1) > ROUNDING
-    fitted = boxes.clone()
+    is_left = masks.flatten(1).any(1).bool()
+    is_cut = is_left & ((boxes - clip_boxes_to_image(boxes, masks.shape[-2:])).abs().amax(1) > ROUNDING)
+    fitted = boxes * is_left[:, None]
     fitted[is_cut] = masks_to_boxes(masks[is_cut]) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # to the last pixel's far edge
     return {**sample, "boxes": fitted}
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
 from scratch_det.data.coco import CocoDataset, needed_for_training
 from scratch_det.data.image import decode_masks, read_image
-from scratch_det.data.transforms import Sample, keep_inside, resize
+from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
 from scratch_det.distributed.group import before_fork
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import follow_parent
@@ -57,8 +57,11 @@ class Stream:
         self.seed, self.num_images, self.portrait = seed, num_images, portrait
         self._cached = -1, np.empty(0, int)  # the last epoch asked for and its order
 
-    def index(self, position: int) -> int:
-        """Index of the image at a global position (0-based count of images since the start of training)."""
+    def at(self, position: int) -> tuple[int, np.random.Generator]:
+        """Index of the image, and random numbers for its augmentation, at a position.
+
+        A position is a 0-based count of images since the start of training, over all ranks.
+        """
         epoch, offset = divmod(position, self.num_images)
         if self._cached[0] != epoch:
             rng = np.random.default_rng([self.seed, ORDER, epoch])
@@ -67,11 +70,7 @@ class Stream:
                 starts_odd = (epoch * self.num_images) % 2 == 1
                 order = _pair_up(order, self.portrait[order], rng, starts_odd)
             self._cached = epoch, order
-        return int(self._cached[1][offset])
-
-    def rng(self, position: int) -> np.random.Generator:
-        """The random numbers for the augmentation of the image at a global position."""
-        return np.random.default_rng([self.seed, AUGMENTATION, position])
+        return int(self._cached[1][offset]), np.random.default_rng([self.seed, AUGMENTATION, position])
 
 
 def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, starts_odd: bool) -> np.ndarray:
@@ -111,7 +110,7 @@ class SerializedList:
 
 
 class TrainingSet(Dataset):
-    """Training samples addressed by stream position, with INPUT.AUGMENTATION.
+    """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2.
 
     A DataError becomes the item instead of an exception: DataLoader would wrap one in the traceback of its worker.
     """
@@ -137,9 +136,10 @@ class TrainingSet(Dataset):
         return len(self.records)
 
     def __getitem__(self, position: int) -> Sample | DataError:
-        image_root, image, annotations = self.records[self.stream.index(position)]
+        index, rng = self.stream.at(position)
+        image_root, image, annotations = self.records[index]
         try:
-            sample = _load_image(self.cfg, image_root, image)
+            sample = load_sample(image_root / image["file_name"], self.cfg, image)
         except DataError as error:
             return error
         boxes = torch.tensor([one["bbox"] for one in annotations], dtype=torch.float32).reshape(-1, 4)
@@ -153,8 +153,10 @@ class TrainingSet(Dataset):
             points = torch.tensor([one["keypoints"] for one in annotations], dtype=torch.float32)
             sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
             sample["keypoints"][..., :2] += 0.5  # the json has indices of pixels, as detectron2 takes it
-        augmented = self.augment(sample, self.cfg, self.stream.rng(position), self.flip_indices)
-        return {"position": position, **keep_inside(augmented)}
+        sample = self.augment(sample, self.cfg, rng)
+        if self.cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
+            sample = flip(sample, self.cfg.INPUT.RANDOM_FLIP, self.flip_indices)
+        return {"position": position, **keep_inside(sample)}
 
     def describe(self) -> str:
         """For the log."""
@@ -163,7 +165,7 @@ class TrainingSet(Dataset):
 
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
-        return self.records[self.stream.index(position)][1]["id"]
+        return self.records[self.stream.at(position)[0]][1]["id"]
 
 
 class EvaluationSet(Dataset):
@@ -177,23 +179,25 @@ class EvaluationSet(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample | DataError:
+        image = self.records[index]
         try:
-            sample = _load_image(self.cfg, self.image_root, self.records[index])
+            sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
         except DataError as error:
             return error
-        return resize(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST) if self.resized else sample
+        size = output_size(image["height"], image["width"], self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        return resize(sample, size) if self.resized else sample
 
 
-def _load_image(cfg: CfgNode, image_root: Path, image: dict[str, Any]) -> Sample:
-    pixels = read_image(image_root / image["file_name"], image["width"], image["height"])
-    return {**as_sample(pixels, cfg.INPUT.FORMAT), "image_id": image["id"]}
+def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -> Sample:
+    """A sample without objects; ``entry``, the image's in the json, has its id and the size that it must have.
 
-
-def as_sample(pixels: np.ndarray, order: str) -> Sample:
-    """RGB uint8 [H, W, 3] as ``image``, ``height`` and ``width`` of a sample; ``order`` is "BGR" or "RGB"."""
-    channels = pixels[:, :, ::-1] if order == "BGR" else pixels
+    Raises DataError as ``read_image``.
+    """
+    entry = entry or {"id": path.name, "width": None, "height": None}
+    pixels = read_image(path, entry["width"], entry["height"])
+    channels = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
     tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
-    return {"image": tensor, "height": pixels.shape[0], "width": pixels.shape[1]}
+    return {"image": tensor, "image_id": entry["id"], "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def training_batches(

@@ -49,21 +49,16 @@ def read_image(path: Path, width: int | None = None, height: int | None = None) 
     return image
 
 
-def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO's three ways to write a mask (polygons, uncompressed and compressed RLE) as one compressed RLE."""
-    if isinstance(segmentation, list):
-        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_api.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
 def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:
-    """Rasterise masks to uint8 [N, H, W] of 0 and 1."""
+    """Rasterise COCO's three kinds of masks (polygons, uncompressed and compressed RLE) to uint8 [N, H, W], 0 and 1."""
     if not segmentations:
         return np.zeros((0, height, width), dtype=np.uint8)
-    decoded = mask_api.decode([to_rle(segmentation, height, width) for segmentation in segmentations])
-    return np.ascontiguousarray(decoded.transpose(2, 0, 1))
+    rles = []
+    for mask in segmentations:
+        is_compressed = isinstance(mask, dict) and not isinstance(mask["counts"], list)
+        rle = mask if is_compressed else mask_api.frPyObjects(mask, height, width)
+        rles.append(mask_api.merge(rle) if isinstance(mask, list) else rle)  # an object's polygons are one mask
+    return np.ascontiguousarray(mask_api.decode(rles).transpose(2, 0, 1))
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_area, clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -18,23 +17,12 @@ Sample = dict[str, Any]
 PER_OBJECT = ("boxes", "labels", "masks", "keypoints")  # keys of a sample
 
 
-def augment(
-    sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
-) -> Sample:
-    """Training transforms: short side drawn from MIN_SIZE_TRAIN, then ``random_flip``."""
+def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
+    """INPUT.AUGMENTATION resize: the short side is drawn from MIN_SIZE_TRAIN. RANDOM_FLIP comes after it."""
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
     short_side = int(rng.integers(sizes[0], sizes[1] + 1) if is_range else rng.choice(sizes))
-    return random_flip(resize(sample, short_side, cfg.INPUT.MAX_SIZE_TRAIN), cfg, rng, flip_indices)
-
-
-def random_flip(
-    sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Sequence[int] | None = None
-) -> Sample:
-    """RANDOM_FLIP with probability 1/2; see ``flip``."""
-    if cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
-        sample = flip(sample, cfg.INPUT.RANDOM_FLIP, flip_indices)
-    return sample
+    return resize(sample, output_size(*sample["image"].shape[-2:], short_side, cfg.INPUT.MAX_SIZE_TRAIN))
 
 
 def output_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -47,13 +35,8 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
     return int(size[0] * cap + 0.5), int(size[1] * cap + 0.5)
 
 
-def resize(sample: Sample, short_side: int, max_size: int) -> Sample:
-    """Scale image (bilinear, antialiased), boxes, masks (nearest pixel centre) and keypoints to ``output_size``."""
-    return resize_to(sample, output_size(*sample["image"].shape[-2:], short_side, max_size))
-
-
-def resize_to(sample: Sample, size: tuple[int, int]) -> Sample:
-    """As ``resize``, to a height and width in pixels."""
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Scale image (bilinear, antialiased), boxes, masks (nearest pixel centre) and keypoints to a height and width."""
     height, width = sample["image"].shape[-2:]
     if size == (height, width):
         return sample
@@ -93,27 +76,11 @@ def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = No
 def keep_inside(sample: Sample) -> Sample:
     """Clip boxes to the image, drop objects whose box has no area left, and unlabel keypoints outside the image."""
     height, width = sample["image"].shape[-2:]
-    boxes, kept = inside(sample["boxes"], height, width)
-    sample = select(sample, kept) | {"boxes": boxes}
+    boxes = clip_boxes_to_image(sample["boxes"], (height, width))
+    kept = box_area(boxes) > 0
+    sample = {key: value[kept] if key in PER_OBJECT else value for key, value in {**sample, "boxes": boxes}.items()}
     if "keypoints" in sample:
         x, y, v = sample["keypoints"].unbind(-1)
         labelled = (x >= 0) & (x <= width) & (y >= 0) & (y <= height) & (v > 0)
         sample["keypoints"] = sample["keypoints"] * labelled[..., None]
     return sample
-
-
-def select(sample: Sample, kept: Tensor) -> Sample:
-    """The sample with the objects of index ``kept``, int64 [M], alone."""
-    return {key: value[kept] if key in PER_OBJECT else value for key, value in sample.items()}
-
-
-def inside(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The parts of ``boxes`` inside an image that have an area, [M, 4], and their index among ``boxes``, int64 [M]."""
-    clipped = clip_boxes_to_image(boxes, (height, width))
-    kept = has_area(clipped).nonzero()[:, 0]
-    return clipped[kept], kept
-
-
-def has_area(boxes: Tensor) -> Tensor:
-    """Bool [N]."""
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -24,8 +24,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.backends.torchvision.backbone import build_any_bottom_up
-from scratch_det.data.dataset import SerializedList, Stream, as_sample, evaluation_batches
-from scratch_det.data.image import read_image
+from scratch_det.data.dataset import SerializedList, Stream, evaluation_batches, load_sample
 from scratch_det.data.image_folder import ImageFolder
 from scratch_det.data.transforms import Sample, flip
 from scratch_det.distributed.group import Group
@@ -122,7 +121,7 @@ class FolderSet(Dataset):
 
     def load(self, index: int) -> Sample:
         root, path, label = self.records[index]
-        return {**as_sample(read_image(root / path), self.cfg.INPUT.FORMAT), "image_id": path, "label": label}
+        return {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
 
 
 class TrainingFolderSet(FolderSet):
@@ -133,8 +132,8 @@ class TrainingFolderSet(FolderSet):
         self.stream = Stream(cfg.SEED, len(self))
 
     def sample(self, position: int) -> Sample:
-        sample = self.load(self.stream.index(position))
-        return {"position": position, **augment(sample, self.cfg, self.stream.rng(position))}
+        index, rng = self.stream.at(position)
+        return {"position": position, **augment(self.load(index), self.cfg, rng)}
 
     def describe(self) -> str:
         """For the log."""

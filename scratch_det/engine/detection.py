@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.data.image import read_image, to_rle
+from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.evaluation.inference import RESULTS_FILE, evaluate
@@ -70,7 +70,8 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
         }
         found |= {"masks": None, "keypoints": None}
         if cfg.MODEL.MASK_ON:
-            found["masks"] = [to_rle(item["segmentation"], image["height"], image["width"]) for item in items]
+            masks = [item["segmentation"] for item in items]
+            found["masks"] = encode_masks(decode_masks(masks, image["height"], image["width"]))
         if cfg.MODEL.KEYPOINT_ON:
             points = np.array([item["keypoints"] for item in items], dtype=float)
             found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_area, clip_boxes_to_image
 
 from scratch_det.data.image import encode_masks
-from scratch_det.data.transforms import Sample, flip, inside, output_size, resize
+from scratch_det.data.transforms import Sample, flip, output_size, resize
 from scratch_det.log import clock
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
@@ -35,8 +35,10 @@ def predict_augmented(
         boxes = _flip_boxes(found["boxes"], view) if is_flipped else found["boxes"]
         detections.append({**found, "boxes": boxes / _scale(view)})
     found = merge(detections, cfg)
-    boxes, kept = inside(found["boxes"], height, width)
-    found = {**{name: value[kept] for name, value in found.items()}, "boxes": boxes}
+    found["boxes"] = clip_boxes_to_image(found["boxes"], (height, width))
+    has_area = box_area(found["boxes"]) > 0
+    found = {name: value[has_area] for name, value in found.items()}
+    boxes = found["boxes"]
     total: dict[str, Tensor] = {}
     for view, is_flipped in views if has_second_pass(cfg) else ():  # all heat maps at once would be hundreds of MB
         in_view = boxes * _scale(view)
@@ -67,7 +69,8 @@ def views_of(sample: Sample, cfg: CfgNode) -> list[tuple[Sample, bool]]:
     """
     views = []
     for size in cfg.TEST.AUG.MIN_SIZES:
-        views.append((resize(sample, size, cfg.TEST.AUG.MAX_SIZE), False))
+        view = output_size(sample["height"], sample["width"], size, cfg.TEST.AUG.MAX_SIZE)
+        views.append((resize(sample, view), False))
         if cfg.TEST.AUG.FLIP:
             views.append((flip(views[-1][0], "horizontal"), True))
     return views

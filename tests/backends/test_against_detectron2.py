@@ -16,9 +16,8 @@ from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.conversion import agreement
-from scratch_det.data.dataset import as_sample
-from scratch_det.data.image import read_image
-from scratch_det.data.transforms import resize
+from scratch_det.data.dataset import load_sample
+from scratch_det.data.transforms import output_size, resize
 from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme
 from scratch_det.weights.read import Weights
@@ -176,7 +175,8 @@ class TestAgainstDetectron2:
                 layer.weight.mul_(10)
         theirs.load_state_dict(_to_detectron2(ours))
         for path in sorted((tiny_coco / "val2017").glob("*.jpg"))[:10]:
-            one = resize(as_sample(read_image(path), "BGR"), 800, 1333)
+            one = load_sample(path, cfg)
+            one = resize(one, output_size(one["height"], one["width"], 800, 1333))
             found = agreement(
                 torchvision_backend.predict(ours, [one])[0], backends.load("detectron2").predict(theirs, [one])[0]
             )

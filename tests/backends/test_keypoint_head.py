@@ -178,7 +178,7 @@ class TestAgainstDetectron2:
         points, flip_indices = torch.rand(4, 3, 3) * torch.tensor([50.0, 40.0, 1.0]), (2, 1, 0)
         points[..., 2] = torch.tensor([2.0, 1.0, 2.0])
         one = {"image": torch.zeros(3, 40, 50, dtype=torch.uint8), "keypoints": points.clone()}
-        found = flip(resize(one, 64, 70), "horizontal", flip_indices)["keypoints"]
+        found = flip(resize(one, (56, 70)), "horizontal", flip_indices)["keypoints"]
         steps = TransformList([ResizeTransform(40, 50, 56, 70), HFlipTransform(70)])
         for row, other in zip(found, points, strict=True):
             expected = transform_keypoint_annotations(other.flatten().tolist(), steps, (56, 70), flip_indices)

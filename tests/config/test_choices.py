@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -40,9 +39,9 @@ def build_rmsprop(cfg: CfgNode, model: nn.Module) -> torch.optim.RMSprop:
     return torch.optim.RMSprop(parameter_groups(cfg, model), lr=cfg.SOLVER.BASE_LR, alpha=cfg.SOLVER.ALPHA)
 
 
-def darker(sample: Sample, cfg: CfgNode, rng: np.random.Generator, flip_indices: Any = None) -> Sample:
+def darker(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
     SEEN.append("augmentation")
-    return augment(sample, cfg, rng, flip_indices)
+    return augment(sample, cfg, rng)
 
 
 class Thin(nn.Module):

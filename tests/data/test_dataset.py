@@ -24,7 +24,7 @@ class TestStream:
         return np.random.default_rng(3).permutation(np.arange(num_images) < num_portrait)
 
     def indices(self, stream: Stream) -> np.ndarray:
-        return np.array([stream.index(position) for position in range(self.EPOCHS * stream.num_images)])
+        return np.array([stream.at(position)[0] for position in range(self.EPOCHS * stream.num_images)])
 
     @PORTRAIT
     def test_an_epoch_is_a_permutation(self, num_images, num_portrait):
@@ -60,12 +60,12 @@ class TestStream:
         expected = self.indices(Stream(7, 9, portrait))
         positions = np.random.default_rng(0).permutation(len(expected))
         stream = Stream(7, 9, portrait)
-        assert [stream.index(int(position)) for position in positions] == expected[positions].tolist()
-        assert Stream(7, 9, portrait).index(40) == expected[40]
+        assert [stream.at(int(position))[0] for position in positions] == expected[positions].tolist()
+        assert Stream(7, 9, portrait).at(40)[0] == expected[40]
 
     def test_random_numbers_depend_on_seed_and_position_alone(self):
         def draw(stream: Stream, position: int) -> tuple:
-            return tuple(stream.rng(position).random(3))
+            return tuple(stream.at(position)[1].random(3))
 
         assert draw(Stream(1, 9), 30) == draw(Stream(1, 500, np.ones(500, bool)), 30)
         stream = Stream(1, 9)
@@ -114,6 +114,16 @@ class TestSamples:
         objects = {dataset[position]["image_id"]: len(dataset[position]["boxes"]) for position in range(length)}
         assert objects == {1: 2, 2: 2, 3: 2} | ({} if filtered else {4: 0})
         assert all(dataset[position]["boxes"].shape[1] == 4 for position in range(length))
+
+    @pytest.mark.parametrize(("direction", "left", "top"), [
+        ("none", {4}, {6}), ("horizontal", {4, 60}, {6}), ("vertical", {4}, {6, 26}),
+    ])  # fmt: skip
+    def test_random_flip(self, coco_factory, direction, left, top):
+        """The first box of image 1, 96 x 64 px, begins at 4, 6 and is 32 px wide and high."""
+        coco_factory()
+        dataset = self.training_set(config(INPUT__MIN_SIZE_TRAIN=(64,), INPUT__RANDOM_FLIP=direction))
+        drawn = [sample["boxes"][0] for p in range(60) if (sample := dataset[p])["image_id"] == 1]
+        assert ({int(box[0]) for box in drawn}, {int(box[1]) for box in drawn}) == (left, top)
 
     def test_several_data_sets_are_one(self, coco_factory):
         coco_factory("first")
@@ -227,9 +237,9 @@ class TestSamples:
 def test_stored_stream() -> None:
     """Two epochs of seven images, in pairs and without; resumed runs rely on these numbers."""
     paired = Stream(3, 7, np.array([1, 0, 0, 1, 0, 1, 0], bool))
-    assert [paired.index(position) for position in range(14)] == [6, 2, 5, 3, 1, 4, 0, 5, 4, 1, 6, 2, 3, 0]
-    assert [Stream(3, 7).index(position) for position in range(7)] == [5, 6, 2, 1, 4, 3, 0]
-    assert Stream(3, 7).rng(5).integers(1000) == 270
+    assert [paired.at(position)[0] for position in range(14)] == [6, 2, 5, 3, 1, 4, 0, 5, 4, 1, 6, 2, 3, 0]
+    assert [Stream(3, 7).at(position)[0] for position in range(7)] == [5, 6, 2, 1, 4, 3, 0]
+    assert Stream(3, 7).at(5)[1].integers(1000) == 270
 
 
 def test_grouping_is_by_orientation(coco_factory) -> None:

@@ -10,7 +10,7 @@ from conftest import MASK_KINDS, rectangle_mask
 from PIL import Image
 from toy_data import read_toy, refusal
 
-from scratch_det.data.image import decode_masks, encode_masks, read_image, scan_images, to_rle
+from scratch_det.data.image import decode_masks, encode_masks, read_image, scan_images
 from scratch_det.files import cache_folder
 
 EXIF_ORIENTATION = 0x0112
@@ -41,10 +41,6 @@ class TestImages:
         rles = encode_masks(masks)
         assert json.loads(json.dumps(rles)) == rles
         np.testing.assert_array_equal(decode_masks(rles, 30, 50), masks)
-
-    def test_compressed_rle_is_passed_on(self):
-        rle = rectangle_mask((6, 8, 20, 12), 60, 40, "compressed")
-        assert to_rle(rle, 40, 60) == rle
 
     def save(self, path: Path, mode: str = "RGB", **options) -> Path:
         pixels = np.zeros((40, 60, 3), dtype=np.uint8)

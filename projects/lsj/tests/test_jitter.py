@@ -12,17 +12,18 @@ from lsj.jitter import PAD_VALUE, crop, fitted_size, jitter, pad
 from samples import boxes_of, sample
 from torch import Tensor
 
+from scratch_det.data.transforms import flip
+
 SIZES = [(480, 640), (640, 427), (375, 500), (333, 333), (612, 89)]
 
 
-def config(size: int = 8, flip: str = "none") -> CfgNode:
-    return CfgNode({"INPUT": {"RANDOM_FLIP": flip, "LSJ": {"SIZE": size, "SCALES": KEYS["INPUT.LSJ.SCALES"]}}})
+def config(size: int = 8) -> CfgNode:
+    return CfgNode({"INPUT": {"LSJ": {"SIZE": size, "SCALES": KEYS["INPUT.LSJ.SCALES"]}}})
 
 
-def drawing(scale: float, place: float = 0.0, coin: float = 0.9) -> Any:
-    """A generator of these three numbers alone."""
-    numbers = iter([place, coin])
-    return SimpleNamespace(uniform=lambda low, high: scale, random=lambda: next(numbers))
+def drawing(scale: float, place: float = 0.0) -> Any:
+    """A generator of these two numbers alone."""
+    return SimpleNamespace(uniform=lambda low, high: scale, random=lambda: place)
 
 
 def picture(*rows: str) -> Tensor:
@@ -151,13 +152,13 @@ class TestJitter:
         assert found["keypoints"][:, 0].tolist() == [[7, 3, 2], [3, 1, 2], [0, 0, 0]]
 
     def test_flip_is_of_the_padded_square(self, scene: dict[str, Any]) -> None:
-        found = jitter(scene, config(flip="horizontal"), drawing(1.0, coin=0.1), flip_indices=[0])
+        found = flip(jitter(scene, config(), drawing(1.0)), "horizontal", [0])
         assert found["boxes"][0].tolist() == [1, 1, 3, 3]
         assert found["keypoints"][0, 0].tolist() == [2.5, 1.5, 2]
         narrow = {**scene, "image": scene["image"].transpose(1, 2), "masks": scene["masks"].transpose(1, 2)}
         narrow["boxes"] = scene["boxes"][:, [1, 0, 3, 2]]
         narrow["keypoints"] = scene["keypoints"][..., [1, 0, 2]]
-        found = jitter(narrow, config(flip="horizontal"), drawing(1.0, coin=0.1), flip_indices=[0])
+        found = flip(jitter(narrow, config(), drawing(1.0)), "horizontal", [0])
         assert (found["image"][..., :4] == PAD_VALUE).all()  # the padding has changed sides
         assert found["boxes"][0].tolist() == [5, 5, 7, 7]
 
@@ -174,7 +175,7 @@ class TestJitter:
 
     def test_draws_depend_on_the_generator_alone(self) -> None:
         def drawn(seed: int) -> Tensor:
-            return jitter(sample(), config(64, "horizontal"), np.random.default_rng(seed))["image"]
+            return jitter(sample(), config(64), np.random.default_rng(seed))["image"]
 
         assert torch.equal(drawn(3), drawn(3))
         assert not torch.equal(drawn(3), drawn(4))

@@ -8,10 +8,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image
 
 from scratch_det.backends.torchvision.roi_heads import Maps, RoIHeads, Sizes, box_losses
-from scratch_det.data.transforms import has_area
 
 
 class Stage(nn.Module):
@@ -66,7 +65,7 @@ class CascadeRoIHeads(RoIHeads):
         losses = {}
         for number, stage in enumerate(self.stages):
             if number:
-                proposals = [box[has_area(box)] for box in proposals]
+                proposals = [box[box_area(box) > 0] for box in proposals]
                 found = [stage.label(box, target) for box, target in zip(proposals, targets, strict=True)]
                 labels, deltas = zip(*found, strict=True)
             logits, predicted = stage(self._pool(features, proposals))

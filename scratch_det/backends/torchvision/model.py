@@ -6,6 +6,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_area, clip_boxes_to_image
 
 from scratch_det.backends import Batch
 from scratch_det.backends.torchvision.backbone import Backbone
@@ -13,7 +14,6 @@ from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
 from scratch_det.data.image import encode_masks
-from scratch_det.data.transforms import inside
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
@@ -134,7 +134,9 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     height, width = sample["height"], sample["width"]
     scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
     boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
-    boxes, kept = inside(boxes, height, width)
+    boxes = clip_boxes_to_image(boxes, (height, width))
+    kept = box_area(boxes) > 0
+    boxes = boxes[kept]
     result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept]}
     if "masks" in found:
         result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[kept], boxes, height, width))
