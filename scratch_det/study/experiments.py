@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratch_det.errors import UserError, did_you_mean
-from scratch_det.study import coco, digits, own
+from scratch_det.study import digits, own, paper
 from scratch_det.study.run import Run
 
 CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
@@ -13,7 +13,7 @@ HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported
 
 def experiments() -> list[Run]:
     """All runs that are listed here, each after those that it needs."""
-    return [*coco.runs(), *digits.runs(), *digits.smoke()]
+    return [*paper.runs(), *digits.runs(), *digits.smoke()]
 
 
 def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
@@ -32,7 +32,7 @@ def of_place(place: str) -> list[Run]:
     if own.is_file(place):
         return own.runs(Path(place))
     known = experiments()
-    wholes = {"paper": coco.runs(), "digits": digits.runs()}
+    wholes = {"paper": paper.runs(), "digits": digits.runs()}
     if place in wholes:
         return wholes[place]
     places = [*wholes, *sorted({known_place for run in known for known_place in run.places})]

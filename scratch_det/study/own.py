@@ -22,8 +22,7 @@ from scratch_det.command_line import load_project
 from scratch_det.config import load_config
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, read_source
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.study.paper import PRETRAINED, SCRATCH
-from scratch_det.study.run import PRETRAIN, TRAIN, Run
+from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 
 PLACE = "runs"  # of all of them: their table and their figure are called so
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others

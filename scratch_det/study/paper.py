@@ -1,55 +1,93 @@
-"""The numbers of *Rethinking ImageNet Pre-training* (arXiv 1811.08883), with their place; val2017 unless said."""
+"""The paper's runs that this repository has recipes for: a row for each model, with its places and reported numbers.
 
-SCRATCH, PRETRAINED = "scratch", "pretrained"
+The paper is *Rethinking ImageNet Pre-training* (arXiv 1811.08883); its numbers are on val2017 unless said.
+"""
 
-# Table 1: box AP of Mask R-CNN with FPN and GN by depth, initialisation and kx schedule.
-TABLE1 = {
-    (50, SCRATCH): {2: 36.8, 3: 39.5, 4: 40.6, 5: 40.7, 6: 41.3},
-    (50, PRETRAINED): {2: 40.3, 3: 40.8, 4: 40.9, 5: 40.9, 6: 41.1},
-    (101, SCRATCH): {2: 38.2, 3: 41.0, 4: 41.8, 5: 42.2, 6: 42.7},
-    (101, PRETRAINED): {2: 41.8, 3: 42.3, 4: 42.3, 5: 41.9, 6: 42.2},
-}
+from typing import Any
 
-METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
+from scratch_det.study.run import PRETRAIN, SCRATCH, Run, cascade_runs, schedules
 
-# Table 2: the 6x models of Table 1 on all of METRICS; the fourth one has 42.2 box AP there.
-TABLE2 = {
-    (50, SCRATCH): (41.3, 61.8, 45.6, 36.6, 59.0, 38.9),
-    (50, PRETRAINED): (41.1, 61.7, 44.6, 36.4, 58.5, 38.7),
-    (101, SCRATCH): (42.7, 62.9, 47.0, 37.6, 59.9, 39.7),
-    (101, PRETRAINED): (42.3, 62.6, 46.2, 37.2, 59.7, 39.7),
-}
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")  # columns of Tables 2 and 3
+TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "2000")  # pixels of the longer side, as in Detectron
+Reported = dict[str, float]  # by metric, in percent
 
-# Table 3: larger models, from scratch, on all of METRICS.
-TABLE3 = {
-    "R101 train aug": (45.0, 65.7, 49.3, 39.5, 62.5, 42.1),
-    "X152 train aug": (46.4, 67.1, 51.1, 40.5, 63.9, 43.4),
-    "X152 train aug, cascade": (48.6, 66.8, 52.9, 41.4, 64.2, 44.6),
-    "X152 train aug, cascade, test aug": (50.9, 68.7, 55.4, 43.2, 66.1, 46.8),
-}
 
-# Table 3's caption: ImageNet weights with cascade, train and test aug; box and mask AP.
-TABLE3_PRETRAINED = (50.3, 42.5)
+def ap(*numbers: float) -> Reported:
+    """As many of METRICS as there are numbers."""
+    return dict(zip(METRICS, numbers, strict=False))
 
-# Section 5.1, Figure 5: mask AP by depth and initialisation with cascade, train and test aug.
-TEST_AUG = {(50, SCRATCH): 41.6, (50, PRETRAINED): 40.9, (101, SCRATCH): 42.5, (101, PRETRAINED): 41.9}
 
-# Section 5.1, Figure 6: keypoint AP of R50-FPN with GN at 2x, by initialisation; at 3x there is a curve.
-KEYPOINTS_2X = {SCRATCH: 65.6, PRETRAINED: 65.5}
+# fmt: off
+# Section 5.1: what model and places, name, what is reported with train aug, with cascade too, with test aug too.
+# Table 3 and its caption have larger models, Figure 5 mask AP.
+ENHANCED = (
+    ("R50", "figure5", "scratch_mask_rcnn_R_50_FPN_{k}x_gn_train_aug", {9: ap()}, ap(), {"segm/AP": 41.6}),
+    ("R50", "figure5", "pretrained_mask_rcnn_R_50_FPN_{k}x_gn_train_aug", {6: ap()}, ap(), {"segm/AP": 40.9}),
+    ("R101", "figure5 table3", "scratch_mask_rcnn_R_101_FPN_{k}x_gn_train_aug",
+     {9: ap(45.0, 65.7, 49.3, 39.5, 62.5, 42.1)}, ap(), {"segm/AP": 42.5}),
+    ("R101", "figure5", "pretrained_mask_rcnn_R_101_FPN_{k}x_gn_train_aug", {6: ap()}, ap(), {"segm/AP": 41.9}),
+    ("X152", "table3", "scratch_mask_rcnn_X_152_32x8d_FPN_{k}x_gn_train_aug",
+     {9: ap(46.4, 67.1, 51.1, 40.5, 63.9, 43.4)}, ap(48.6, 66.8, 52.9, 41.4, 64.2, 44.6),
+     ap(50.9, 68.7, 55.4, 43.2, 66.1, 46.8)),
+    ("X152", "table3", "pretrained_mask_rcnn_X_152_32x8d_FPN_{k}x_gn_train_aug",
+     {6: ap()}, ap(), {"bbox/AP": 50.3, "segm/AP": 42.5}),
+)
 
-# Section 5.1: Faster R-CNN VGG-16 without normalisation: the kx schedule at which each peaks, and its box AP.
-VGG = {SCRATCH: (11, 35.2), PRETRAINED: (9, 35.6)}
 
-# Section 5.2, Figure 7: box AP with 35k images and the hyper-parameters found for them, either initialisation.
-IMAGES_35K = 36.3
-
-# Section 5.2, Figures 7 and 8: box AP by number of images; iterations only where the paper gives them.
-FEWER_IMAGES = {
-    "10k": {PRETRAINED: 26.0, SCRATCH: 25.9},
-    "3.5k": {PRETRAINED: 16.0, SCRATCH: 9.3},
-    "1k": {PRETRAINED: 9.9, SCRATCH: 3.5},
-}
-ITERATIONS_10K = {PRETRAINED: 60_000, SCRATCH: 220_000}
-
-# Section 5.2, PASCAL VOC: iterations, and mAP on val2012 (VOC's: at IoU 0.5), of Faster R-CNN R101 by initialisation.
-VOC = {PRETRAINED: (18_000, 82.7), SCRATCH: (144_000, 77.6)}
+def runs() -> list[Run]:
+    """All of the paper's, a trunk before its branches."""
+    train_aug: list[Run] = []
+    cascades: list[Run] = []
+    for model, places, name, reported, with_cascade, with_test_aug in ENHANCED:
+        (plain,) = schedules(name, places, reported, shown=f"{model}, {{init}}, train aug")
+        is_tuned_x152 = model == "X152" and plain.init != SCRATCH  # the paper has it with cascade alone
+        train_aug += [plain] * (not is_tuned_x152)
+        cascades += cascade_runs(plain, TEST_AUG, with_cascade, with_test_aug, places=(places.split()[0],),
+                                 pretraining="imagenet_X_152_32x8d_gn" if is_tuned_x152 else None)
+    at_6x, curves = {6: "table2 figure5"}, dict.fromkeys(range(6, 1, -1), ap())
+    vgg: dict[str, Any] = {"folder": "COCO-Detection", "shown": "VGG-16, {init}"}
+    voc: dict[str, Any] = {"folder": "PascalVOC-Detection", "shown": "PASCAL VOC, {init}"}
+    return [
+        # Table 1 has box AP of each schedule, Table 2 all METRICS of the 6x models: 42.3 box AP of the last of them.
+        *schedules("scratch_mask_rcnn_R_50_FPN_{k}x_gn", "table1 figure1", {
+            6: ap(41.3, 61.8, 45.6, 36.6, 59.0, 38.9), 5: ap(40.7), 4: ap(40.6), 3: ap(39.5), 2: ap(36.8)}, at_6x),
+        *schedules("pretrained_mask_rcnn_R_50_FPN_{k}x_gn", "table1 figure1", {
+            6: ap(41.1, 61.7, 44.6, 36.4, 58.5, 38.7), 5: ap(40.9), 4: ap(40.9), 3: ap(40.8), 2: ap(40.3)}, at_6x),
+        *schedules("scratch_mask_rcnn_R_101_FPN_{k}x_gn", "table1 figure3", {
+            6: ap(42.7, 62.9, 47.0, 37.6, 59.9, 39.7), 5: ap(42.2), 4: ap(41.8), 3: ap(41.0), 2: ap(38.2)}, at_6x),
+        *schedules("pretrained_mask_rcnn_R_101_FPN_{k}x_gn", "table1 figure3", {
+            6: ap(42.2, 62.6, 46.2, 37.2, 59.7, 39.7), 5: ap(41.9), 4: ap(42.3), 3: ap(42.3), 2: ap(41.8)}, at_6x),
+        *schedules("scratch_mask_rcnn_R_50_FPN_{k}x_syncbn", "figure4", curves),
+        *schedules("pretrained_mask_rcnn_R_50_FPN_{k}x_syncbn", "figure4", curves),
+        *train_aug,
+        # The one backbone whose weights nobody publishes: 100 epochs of ImageNet.
+        Run("imagenet_X_152_32x8d_gn", ("table3",), "X152, ImageNet classification", SCRATCH, 0, length=500_500,
+            folder="Pretraining", kind=PRETRAIN),
+        *cascades,
+        # Section 5.1, Figure 6: at 3x there is only a curve.
+        *schedules("scratch_keypoint_rcnn_R_50_FPN_{k}x_gn", "figure6", {3: {}, 2: {"keypoints/AP": 65.6}},
+                   folder="COCO-Keypoints"),
+        *schedules("pretrained_keypoint_rcnn_R_50_FPN_{k}x_gn", "figure6", {3: {}, 2: {"keypoints/AP": 65.5}},
+                   folder="COCO-Keypoints"),
+        # Section 5.1: VGG-16 without normalisation, each at the schedule at which it peaks.
+        *schedules("scratch_faster_rcnn_VGG16_{k}x_train_aug", "vgg", {11: ap(35.2)}, **vgg),
+        *schedules("pretrained_faster_rcnn_VGG16_{k}x_train_aug", "vgg", {9: ap(35.6)}, **vgg),
+        # Section 5.2, Figures 7 and 8: 36.3 with the hyper-parameters found for 35k images, either initialisation. The
+        # paper has the iterations of 10k images; fewer are trained for as many epochs as those.
+        *(run for places, name, reported, shown, length in (
+            ("figure7", "pretrained_mask_rcnn_R_50_FPN_{k}x_gn_35k_old", {6: ap()},
+             "35k, {init}, hyper-parameters of 118k", 0),
+            ("figure7", "pretrained_mask_rcnn_R_50_FPN_{k}x_gn_35k", {6: ap(36.3)}, "35k, {init}", 0),
+            ("figure7", "scratch_mask_rcnn_R_50_FPN_{k}x_gn_35k", {9: ap(36.3)}, "35k, {init}", 0),
+            ("figure7", "pretrained_mask_rcnn_R_50_FPN_60k_gn_10k", {0: ap(26.0)}, "10k, {init}", 60_000),
+            ("figure7", "scratch_mask_rcnn_R_50_FPN_220k_gn_10k", {0: ap(25.9)}, "10k, {init}", 220_000),
+            ("3.5k", "pretrained_mask_rcnn_R_50_FPN_21k_gn_3.5k", {0: ap(16.0)}, "3.5k, {init}", 21_000),  # text alone
+            ("3.5k", "scratch_mask_rcnn_R_50_FPN_77k_gn_3.5k", {0: ap(9.3)}, "3.5k, {init}", 77_000),
+            ("figure8", "pretrained_mask_rcnn_R_50_FPN_6k_gn_1k", {0: ap(9.9)}, "1k, {init}", 6_000),
+            ("figure8", "scratch_mask_rcnn_R_50_FPN_22k_gn_1k", {0: ap(3.5)}, "1k, {init}", 22_000),
+        ) for run in schedules(name, places, reported, shown=shown, length=length, folder="COCO-LowData")),
+        # Section 5.2, PASCAL VOC: mAP on val2012 (VOC's: at IoU 0.5).
+        *schedules("pretrained_faster_rcnn_R_101_FPN_18k_gn", "voc", {0: {"bbox/AP50": 82.7}}, length=18_000, **voc),
+        *schedules("scratch_faster_rcnn_R_101_FPN_144k_gn", "voc", {0: {"bbox/AP50": 77.6}}, length=144_000, **voc),
+    ]
+# fmt: on

@@ -1,12 +1,15 @@
 """One run of a study: a training, a pre-training, an evaluation or a search."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
+SCRATCH, PRETRAINED = "scratch", "pretrained"
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
 
 
@@ -78,3 +81,50 @@ class Run:
         if self.is_switch:
             return self.iterations - SWITCH_BEFORE_END * self.per_x
         return shared_prefix(kx_schedule(self.k, self.per_x), kx_schedule(trunk.k, trunk.per_x))
+
+
+def schedules(
+    name: str,
+    places: str,
+    reported: Mapping[int, dict[str, float]],
+    more: Mapping[int, str] | None = None,
+    shown: str = "{init}, {k}x",
+    **fields: Any,
+) -> list[Run]:
+    """Runs of one model that differ in length alone, the longest first: the others branch off it.
+
+    Args:
+        name: begins with the initialisation, unless ``fields`` has it; has "{k}" where there are several.
+        places: of all runs, separated by spaces; ``more``: of some, by k.
+        reported: ``expected`` of each run, by k.
+        fields: others of Run.
+    """
+    init, longest = fields.pop("init", name.partition("_")[0]), max(reported)
+    return [
+        Run(
+            name=name.format(k=k),
+            places=(*places.split(), *(more or {}).get(k, "").split()),
+            shown=shown.format(init=init, k=k),
+            init=init,
+            k=k,
+            expected=expected,
+            **{"trunk": None if k == longest else name.format(k=longest), **fields},
+        )
+        for k, expected in reported.items()
+    ]
+
+
+def cascade_runs(
+    plain: Run, test_aug: tuple[str, ...], reported: dict[str, float], reported_tta: dict[str, float], **fields: Any
+) -> list[Run]:
+    """``plain`` with a cascade, which from scratch follows plain training; and that, evaluated with test aug."""
+    name, is_switch = plain.name.replace("mask_rcnn", "cascade_mask_rcnn"), plain.init == SCRATCH
+    start: dict[str, Any] = {"trunk": plain.name if is_switch else None, "is_switch": is_switch}
+    cascade = replace(plain, name=name, shown=f"{plain.shown}, cascade", expected=reported, **start, **fields)
+    expected = {metric.replace("/", "_TTA/"): value for metric, value in reported_tta.items()}
+    nothing: dict[str, Any] = {"trunk": None, "is_switch": False, "pretraining": None, "kind": EVALUATE}
+    return [
+        cascade,
+        replace(cascade, name=f"{name}_test_aug", recipe=name, changes=test_aug, shown=f"{cascade.shown}, test aug",
+                expected=expected, evaluates=name, **nothing),
+    ]  # fmt: skip

@@ -13,11 +13,10 @@ from scratch_det.study import own
 from scratch_det.study.checks import disagreements
 from scratch_det.study.commands import folder_of
 from scratch_det.study.experiments import of_place
-from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.plan import as_text
 from scratch_det.study.records import load
 from scratch_det.study.report.write import write_report
-from scratch_det.study.run import PRETRAIN, TRAIN
+from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN
 from scratch_det.study.study import Study, study_in
 
 STUDY = """

@@ -16,10 +16,9 @@ from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERM
 from scratch_det.study import own
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
-from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.figures import FIGURES, STYLE, as_svg, draw, figures_of, mean_of, own_part, thin
-from scratch_det.study.run import EVALUATE, TRAIN, Run
+from scratch_det.study.run import EVALUATE, PRETRAINED, SCRATCH, TRAIN, Run
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 

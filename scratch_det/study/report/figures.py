@@ -23,10 +23,9 @@ from scratch_det.files import write_atomically
 from scratch_det.study import own, samples
 from scratch_det.study.experiments import experiments, find, of_place
 from scratch_det.study.job import from_here
-from scratch_det.study.paper import PRETRAINED, SCRATCH
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report.tables import DIGITS, label_of_norm
-from scratch_det.study.run import TRAIN, Run
+from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run
 
 STYLE: Any = {
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "figure.titlesize": 11,

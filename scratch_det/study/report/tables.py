@@ -13,9 +13,8 @@ from scratch_det.evaluation.metrics import METRICS, TTA
 from scratch_det.study import own
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
-from scratch_det.study.paper import PRETRAINED, SCRATCH, TABLE1, TABLE2
 from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY, Record
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
 SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # part of other tables
@@ -35,10 +34,7 @@ TITLES = {
 }
 EQUAL = {True: "equal", False: "not equal"}
 LONGEST_ERROR = 200  # characters
-TABLES_OF_PAPER: Mapping[str, Mapping[tuple[int, str], Sequence[float]]] = {
-    "table1": {model: tuple(row.values()) for model, row in TABLE1.items()},
-    "table2": TABLE2,
-}
+BY_MODEL = ("table1", "table2")  # tables with a row for each model and initialisation
 NOTES = {  # below a table with this text in one of its numbers
     "±": "±: sample deviation over {seeds} seeds; behind a difference of means its standard error.",
     "†": "†: not independent: numbers with this sign rest on the same first iterations, where model, initialisation "
@@ -153,11 +149,13 @@ def _table(place: str, records: Sequence[Record], known: Records) -> Table:
     with_paper = any(cell.expected is not None for cell in cells)
     counts = {len(cell.values) for cell in cells if len(cell.values) > 1}
     rows = [(label, *(cell.text(with_paper, len(counts) > 1) for cell in row)) for label, row in grid.items()]
-    if is_digits and kind in TABLES_OF_PAPER:
+    if is_digits and kind in BY_MODEL:
         # Other data: only the difference between the initialisations compares with the paper's.
         gap = _gap(grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"])
-        papers = zip(*(TABLES_OF_PAPER[kind][50, init] for init in (SCRATCH, PRETRAINED)), strict=True)
-        rows += [gap, (f"{gap[0]}, R50 in the paper", *(signed(a - b) for a, b in papers))]
+        _, paper = _grid(kind, [Record(run, READY) for run in of_place(kind)], {})
+        pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
+        papers = [signed(a.expected - b.expected) for a, b in pairs if a.expected and b.expected]
+        rows += [gap, (f"{gap[0]}, R50 in the paper", *papers)]
     if kind == own.PLACE:
         labels = {one.run.shown: one.run.init for one in shown if one.run.kind != PRETRAIN}
         if sorted(labels.values()) == [PRETRAINED, SCRATCH]:
@@ -193,7 +191,7 @@ def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[s
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
     """Of a row. Seeds of one recipe share a label; runs of different recipes with the same label add their names."""
-    if kind in TABLES_OF_PAPER:  # R50, scratch
+    if kind in BY_MODEL:  # R50, scratch
         model = re.search(r"_([RX])_(\d+)", run.name)
         return f"{''.join(model.groups()) if model else run.name}, {run.init}"
     if kind == "norms":
