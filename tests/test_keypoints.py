@@ -196,7 +196,7 @@ class TestRefusals:
             lambda content: content["annotations"][0].update(num_keypoints=2),
         )
         _, problems = inspect_coco(lookup("toy_train"), need_masks=False, need_keypoints=True)
-        assert [(one.severity, one.first) for one in problems] == [("notice", ("101",))]
+        assert [(one.severity, [entry["id"] for entry in one.offenders]) for one in problems] == [("notice", [101])]
 
     @pytest.mark.detectron2
     def test_detectron2s_c4_heads_have_no_keypoints(self, points_recipe: Path, train: Callable) -> None:

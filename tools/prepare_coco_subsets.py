@@ -32,7 +32,7 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
-        make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes)
+        print(*make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes), sep="\n")
 
 
 if __name__ == "__main__":

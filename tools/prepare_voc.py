@@ -24,7 +24,7 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
-        make_voc(args.names, args.force)
+        print(*make_voc(args.names, args.force), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ MAKERS = {  # how a name begins -> the tool that makes such a data set
     "coco_2017_train_": "prepare_coco_subsets.py",
     "voc_": "prepare_voc.py {name}",
 }
-KNOWN_FIELDS = {"json", "images", "drop_empty_boxes", "ap"}
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 
 
@@ -54,31 +53,18 @@ def lookup(name: str) -> DatasetEntry:
     Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
     malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
     """
-    fields, catalog = _find(name, "{json: PATH, images: FOLDER}")
-    if not isinstance(fields, dict) or not {"json", "images"} <= fields.keys() <= KNOWN_FIELDS:
-        raise DataError(
-            f"{catalog}: entry '{name}' is {fields!r}; expected {{json: PATH, images: FOLDER}}, "
-            f"known fields: {', '.join(sorted(KNOWN_FIELDS))}"
-        )
-    drop_empty_boxes, ap = bool(fields.get("drop_empty_boxes", False)), fields.get("ap")
-    if ap not in (None, *VOC_AP):
+    fields, catalog, [json_file, images] = _find(name, {"json": "PATH", "images": "FOLDER"}, ("ap", "drop_empty_boxes"))
+    if (ap := fields.get("ap")) not in (None, *VOC_AP):
         raise DataError(
             f"{catalog}: entry '{name}' has ap {ap!r}; expected {' or '.join(VOC_AP)}, or no such field for COCO's AP"
             f"{did_you_mean(str(ap), list(VOC_AP))}"
         )
-    json_file, image_root = (datasets_root() / str(fields[key]) for key in ("json", "images"))
-    _check_on_disk(name, {f"{json_file}": json_file.is_file(), f"{image_root}/": image_root.is_dir()})
-    return DatasetEntry(name, json_file, image_root, drop_empty_boxes, ap)
+    return DatasetEntry(name, json_file, images, bool(fields.get("drop_empty_boxes")), ap)
 
 
 def lookup_folder(name: str) -> FolderEntry:
     """Resolve the name of a folder of classified images. Raises DataError as ``lookup``."""
-    fields, catalog = _find(name, "{folder: PATH}")
-    if not isinstance(fields, dict) or fields.keys() != {"folder"}:
-        raise DataError(f"{catalog}: entry '{name}' is {fields!r}; expected classified images, {{folder: PATH}}")
-    root = datasets_root() / str(fields["folder"])
-    _check_on_disk(name, {f"{root}/": root.is_dir()})
-    return FolderEntry(name, root)
+    return FolderEntry(name, *_find(name, {"folder": "PATH"})[2])
 
 
 def catalog_entries() -> dict[str, tuple[Any, Path]]:
@@ -97,29 +83,38 @@ def catalog_entries() -> dict[str, tuple[Any, Path]]:
     return entries
 
 
-def _find(name: str, expected: str) -> tuple[Any, Path]:
-    """See ``catalog_entries``. Raises DataError for an unknown name."""
-    entries = catalog_entries()
+def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path, list[Path]]:
+    """The fields of an entry, its catalog and the paths of its ``needed`` fields; raises DataError as ``lookup``.
+
+    needed: field -> what it holds, in a word.
+    """
+    entries, root = catalog_entries(), datasets_root()
+    expected = f"{{{', '.join(f'{key}: {value}' for key, value in needed.items())}}}"
     if name not in entries:
         raise DataError(
             f"data set '{name}' is not in the catalog{did_you_mean(name, list(entries))}\n"
             f"  known: {', '.join(sorted(entries))}\n"
-            f"  to add it, write into {datasets_root() / 'catalog.yaml'}:  {name}: {expected}"
+            f"  to add it, write into {root / 'catalog.yaml'}:  {name}: {expected}"
         )
-    return entries[name]
-
-
-def _check_on_disk(name: str, is_there: dict[str, bool]) -> None:
-    """Raise DataError unless every path ``is_there``."""
-    if all(is_there.values()):
-        return
-    root = datasets_root()
-    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
-    maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
-    hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
-    raise DataError(
-        f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
-        + "".join(f"  {'found   ' if there else 'missing '} {path}\n" for path, there in is_there.items())
-        + f"  {root} "
-        + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
-    )
+    fields, catalog = entries[name]
+    if not isinstance(fields, dict) or not needed.keys() <= fields.keys() <= {*needed, *optional}:
+        images = "classified images" if "folder" in needed else "images with objects"
+        raise DataError(
+            f"{catalog}: entry '{name}' is {fields!r}; expected {images}, {expected}, "
+            f"known fields: {', '.join(sorted([*needed, *optional]))}"
+        )
+    paths = [root / str(fields[key]) for key in needed]
+    is_there = [path.is_file() if key == "json" else path.is_dir() for key, path in zip(needed, paths, strict=True)]
+    if not all(is_there):
+        found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
+        maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
+        hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
+        raise DataError(
+            f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
+            + "".join(
+                f"  {'found   ' if there else 'missing '} {path}\n" for path, there in zip(paths, is_there, strict=True)
+            )
+            + f"  {root} "
+            + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
+        )
+    return fields, catalog, paths

@@ -7,9 +7,9 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import mul
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from scratch_det.data.catalog import DatasetEntry
 
@@ -27,96 +27,83 @@ KEYS = {
 WHOLE = {"images": ["id"], "annotations": ["image_id", "category_id"], "categories": ["id"]}  # whole numbers of them
 
 
-class Check(NamedTuple):
-    """A kind of problem, in words that follow a number, and its fix; ``shown``: an offender, its keys in braces."""
+@dataclass(frozen=True)
+class Problem:
+    """A kind of problem, and the entries of the json that have it.
+
+    Attributes:
+        kind: what is wrong, in words that follow a number: "images without file_name".
+        fix: the change that helps, or nothing where ``kind`` says enough.
+        shown: how one of ``offenders`` is named in a message, its keys in braces.
+    """
 
     severity: Severity
     kind: str
     fix: str = ""
     shown: str = "{id}"
+    offenders: Sequence[Record] = ()
+
+    def __str__(self) -> str:
+        if not self.offenders:
+            return self.kind
+        first = ", ".join(self.shown.format(**one) for one in self.offenders[:NUM_SHOWN])
+        return f"{len(self.offenders)} {self.kind}: id {first}{', ...' if len(self.offenders) > NUM_SHOWN else ''}"
 
 
 NUMBER_THEM = "number them: COCO's evaluation takes nothing else"
 CHECKS = {  # in the order in which problems are told
-    "images keys": Check("error", "images without id, file_name, width or height"),
-    "annotations keys": Check("error", "annotations without id, image_id, category_id or bbox"),
-    "categories keys": Check("error", "categories without id or name"),
-    "images id": Check("error", "images whose id is not a whole number", NUMBER_THEM),
-    "images size": Check("error",
+    "images keys": Problem("error", "images without id, file_name, width or height"),
+    "annotations keys": Problem("error", "annotations without id, image_id, category_id or bbox"),
+    "categories keys": Problem("error", "categories without id or name"),
+    "images id": Problem("error", "images whose id is not a whole number", NUMBER_THEM),
+    "images size": Problem("error",
         "images whose width or height is not a whole number of pixels above 0, or whose file_name is no text"),
-    "annotations id": Check("error",
+    "annotations id": Problem("error",
         "annotations whose id is neither number nor text, or whose image_id or category_id is no whole number"),
-    "categories id": Check("error", "categories whose id is not a whole number", NUMBER_THEM),
-    "images twice": Check("error", "duplicate image ids", "number images uniquely"),
-    "annotations twice": Check("error", "duplicate annotation ids", "number annotations uniquely"),
-    "categories twice": Check("error", "duplicate category ids", "number categories uniquely"),
-    "image_id": Check("error", "annotations with an unknown image_id",
+    "categories id": Problem("error", "categories whose id is not a whole number", NUMBER_THEM),
+    "images twice": Problem("error", "duplicate image ids", "number images uniquely"),
+    "annotations twice": Problem("error", "duplicate annotation ids", "number annotations uniquely"),
+    "categories twice": Problem("error", "duplicate category ids", "number categories uniquely"),
+    "image_id": Problem("error", "annotations with an unknown image_id",
         "drop them or add images", "{id} (image_id {image_id})"),
-    "category_id": Check("error", "annotations with an unknown category_id",
+    "category_id": Problem("error", "annotations with an unknown category_id",
         "known category ids: {category_ids}", "{id} (category_id {category_id})"),
-    "bbox": Check("error", "annotations whose bbox is not [x, y, width, height] of numbers"),
-    "empty box": Check("error", "annotations with a box of no width or height",
+    "bbox": Problem("error", "annotations whose bbox is not [x, y, width, height] of numbers"),
+    "empty box": Problem("error", "annotations with a box of no width or height",
         "fix the boxes, or set 'drop_empty_boxes: true' in the data set's catalog entry"),
-    "box outside": Check("error", "annotations with a box that lies outside its image",
+    "box outside": Problem("error", "annotations with a box that lies outside its image",
         "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
-    "overhang": Check("notice", f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
+    "overhang": Problem("notice",
+        f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
-    "mask": Check("error", "annotations whose segmentation is neither polygons of 3+ points nor RLE",
+    "mask": Problem("error", "annotations whose segmentation is neither polygons of 3+ points nor RLE",
         "fix them, or train without masks (MODEL.MASK_ON False)"),
-    "RLE size": Check("error",
+    "RLE size": Problem("error",
         "annotations whose RLE does not fit the image: size [height, width], counts that add up to height x width",
         "fix them, or the image's height and width"),
-    "flat polygon": Check("notice",
+    "flat polygon": Problem("notice",
         "annotations with a polygon that encloses no area (two corners, all on one line, or crossing itself)",
         "such a part of a mask is empty"),
-    "keypoint names": Check("error", "categories without keypoints, a list of different names",
+    "keypoint names": Problem("error", "categories without keypoints, a list of different names",
         "name them in the order of the annotations' x, y, v, or train without (MODEL.KEYPOINT_ON False)"),
-    "other names": Check("error", "categories whose keypoints or flip_map are not those of category {first_category}",
+    "other names": Problem("error", "categories whose keypoints or flip_map are not those of category {first_category}",
         "one keypoint head predicts all classes: give all categories the same"),
-    "flip_map": Check("error",
+    "flip_map": Problem("error",
         "categories whose flip_map is not a list of [name, name], each one of the keypoints and none twice",
         'such as [["left_eye", "right_eye"]]: what changes places when an image is flipped'),
-    "keypoints": Check("error", "annotations whose keypoints are not x, y, v of {num_keypoints} points",
+    "keypoints": Problem("error", "annotations whose keypoints are not x, y, v of {num_keypoints} points",
         "write {num_numbers} numbers, with 0, 0, 0 for what is not labelled"),
-    "v": Check("error", "annotations whose keypoints have a v other than 0, 1 or 2",
+    "v": Problem("error", "annotations whose keypoints have a v other than 0, 1 or 2",
         "0 is not labelled, 1 hidden, 2 visible"),
-    "num_keypoints": Check("notice",
+    "num_keypoints": Problem("notice",
         "annotations whose num_keypoints is not their number of keypoints with v above 0",
         "keypoint AP ignores objects with 0; a missing one is counted"),
-    "area": Check("notice", "annotations whose area is missing or negative",
+    "area": Problem("notice", "annotations whose area is missing or negative",
         "AP of small, medium and large objects goes by it; a missing one counts as the box's"),
-    "iscrowd": Check("notice", "annotations whose iscrowd is missing or neither 0 nor 1",
+    "iscrowd": Problem("notice", "annotations whose iscrowd is missing or neither 0 nor 1",
         "a missing one counts as 0, any other as 1"),
-    "file": Check("error", "images that are not in {image_root}", "complete the folder", "{id} ({file_name})"),
+    "file": Problem("error", "images that are not in {image_root}", "complete the folder", "{id} ({file_name})"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of problem that was found.
-
-    Attributes:
-        kind: what is wrong, in words that follow a number: "images without file_name".
-        count: number of offenders; ``first`` holds the first five, each as its json id with an explanation.
-        fix: the change that helps, or nothing where ``kind`` says enough.
-    """
-
-    severity: Severity
-    kind: str
-    count: int = 0
-    first: tuple[str, ...] = ()
-    fix: str = ""
-
-    @classmethod
-    def of(cls, severity: Severity, kind: str, offenders: Sequence[Any], fix: str = "") -> "Problem":
-        """``offenders`` are all of them, each as it is shown."""
-        return cls(severity, kind, len(offenders), tuple(map(str, offenders[:NUM_SHOWN])), fix)
-
-    def __str__(self) -> str:
-        if not self.first:
-            return self.kind
-        more = ", ..." if self.count > len(self.first) else ""
-        return f"{self.count} {self.kind}: id {', '.join(self.first)}{more}"
 
 
 def explain(path: Any, problems: list[Problem], most_lines: int = 6) -> str:
@@ -168,8 +155,8 @@ def find_problems(
              "category_ids": [category["id"] for category in categories[:20]],
              "first_category": categories[0]["id"] if categories else None}  # fmt: skip
     return [
-        Problem.of(severity, kind.format(**facts), [shown.format(**one) for one in found[key]], fix.format(**facts))
-        for key, (severity, kind, fix, shown) in CHECKS.items()
+        replace(check, kind=check.kind.format(**facts), fix=check.fix.format(**facts), offenders=found[key])
+        for key, check in CHECKS.items()
         if found[key]
     ]
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -21,8 +20,8 @@ from PIL import Image, ImageOps
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.coco_checks import NUM_SHOWN
 from scratch_det.errors import DataError
-from scratch_det.files import cache_folder
-from scratch_det.log import say_now, track
+from scratch_det.files import cache_folder, write_atomically
+from scratch_det.log import track
 
 CHUNK = 32  # images that a process takes at a time
 State = list[int]  # of a file: bytes, time of its last change in ns; width and height in pixels as the json has them
@@ -76,11 +75,11 @@ class Scan(NamedTuple):
     first_faults: list[str]
 
 
-def scan_images(data: CocoDataset, say: Callable[[str], object] | None = say_now) -> Scan:
+def scan_images(data: CocoDataset) -> Scan:
     """Whether every image is there, can be decoded to its end, and has the json's width and height once upright.
 
     Sound files are remembered below ``cache_folder()``, a file for each image folder, by name, size and time of change.
-    When nothing can be written there, the next scan reads all of them again. ``say``: see ``log.track``.
+    When nothing can be written there, the next scan reads all of them again.
     """
     root = data.entry.image_root
     known: dict[str, State] = {}
@@ -101,7 +100,7 @@ def scan_images(data: CocoDataset, say: Callable[[str], object] | None = say_now
     ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process decides what Ctrl-C means
     with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=ignore_interrupts) as pool:
         try:
-            results = track(pool.map(_fault_of, jobs, chunksize=CHUNK), f"images of {data.entry.name}", len(jobs), say)
+            results = track(pool.map(_fault_of, jobs, chunksize=CHUNK), f"images of {data.entry.name}", len(jobs))
             for (image, state), fault in zip(todo, results, strict=True):
                 if fault:
                     faults.append(f"id {image['id']}, {fault}")
@@ -111,9 +110,7 @@ def scan_images(data: CocoDataset, say: Callable[[str], object] | None = say_now
             pool.shutdown(cancel_futures=True)
             with suppress(OSError):
                 cache.parent.mkdir(parents=True, exist_ok=True)
-                partial = cache.with_name(f"{cache.name}.{os.getpid()}")
-                partial.write_text(json.dumps(known))
-                os.replace(partial, cache)
+                write_atomically(cache, json.dumps(known))
     return Scan(len(todo), len(states) - len(todo), len(faults), faults[:NUM_SHOWN])
 
 

@@ -1,7 +1,7 @@
 """Random subsets of a COCO-format data set, each inside the next larger one, as json files that say what they are."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,12 @@ class Subset(NamedTuple):
     lost: list[str]
     ids_sha256: str
 
+    def __str__(self) -> str:
+        counts = f"{self.images:,} images, {self.objects:,} objects, {self.classes} classes"
+        return f"{self.name}: {counts}; {self.json_file} (ids sha256 {self.ids_sha256[:12]})"
 
-def make_subsets(
-    source: str,
-    sizes: Sequence[int],
-    seed: int = 0,
-    keep_lost: bool = False,
-    say: Callable[[str], object] = print,
-) -> list[Subset]:
+
+def make_subsets(source: str, sizes: Sequence[int], seed: int = 0, keep_lost: bool = False) -> list[Subset]:
     """Write subsets of data set ``source`` beside its json and enter them in the catalog; returns them, largest first.
 
     The images of a size are the first ones of an order that ``seed`` draws, so each subset lies in the larger ones, of
@@ -56,9 +54,8 @@ def make_subsets(
             objects[annotation["image_id"]].append(annotation)
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         order = draw_order(images, seed)
-        subsets = []
-        for size in sorted(set(sizes), reverse=True):
-            subset = _describe(entry, order[:size], objects, names)
+        subsets = [_describe(entry, order[:size], objects, names) for size in sorted(set(sizes), reverse=True)]
+        for subset in subsets:
             if subset.lost and not keep_lost:
                 better = _next_seed(objects, min(sizes), seed)
                 fix = f"--seed {better} keeps all" if better is not None else "choose a larger size"
@@ -67,38 +64,27 @@ def make_subsets(
                     f"{', '.join(subset.lost[:5])}{', ...' if len(subset.lost) > 5 else ''}; {fix}, or accept it with "
                     "--allow-lost-classes"
                 )
-            subsets.append(subset)
-        for path, digest in ((subset.json_file, subset.ids_sha256) for subset in subsets):
-            if path.exists() and json.loads(path.read_bytes()).get("subset", {}).get("ids_sha256") != digest:
+            path = subset.json_file
+            if path.exists() and json.loads(path.read_bytes()).get("subset", {}).get("ids_sha256") != subset.ids_sha256:
                 raise DataError(
                     f"{path} exists and holds other images; remove it, or draw with the seed it was made with"
                 )
         for subset in subsets:
             chosen = set(order[: subset.images])
-            record = {"source": source, "seed": seed, "images": subset.images, "ids_sha256": subset.ids_sha256}
             parts = {
-                **{key: value for key, value in content.items() if key not in ("images", "annotations")},
-                "subset": record,
+                **content,
+                "subset": {"source": source, "seed": seed, "images": subset.images, "ids_sha256": subset.ids_sha256},
                 "images": [image for number, image in images.items() if number in chosen],
                 "annotations": [one for number in images if number in chosen for one in objects[number]],
             }
             write_atomically(subset.json_file, json.dumps(parts))
-            _enter(subset, entry)
-            say(
-                f"{subset.name}: {subset.images:,} images, {subset.objects:,} objects, {subset.classes} classes; "
-                f"{subset.json_file} (ids sha256 {subset.ids_sha256[:12]})"
-            )
+            _enter(subset, source)
     return subsets
 
 
 def draw_order(ids: Iterable[int], seed: int) -> list[int]:
     """All image ids in the order that ``seed`` draws; their order in the json has no part in it."""
     return np.random.default_rng(seed).permutation(np.array(sorted(ids))).tolist()
-
-
-def label(size: int) -> str:
-    """35000 -> 35k, 3500 -> 3.5k, 250 -> 250."""
-    return f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)
 
 
 def _classes(objects: dict[int, list[dict[str, Any]]], ids: Iterable[int]) -> set[int]:
@@ -109,12 +95,13 @@ def _classes(objects: dict[int, list[dict[str, Any]]], ids: Iterable[int]) -> se
 def _describe(
     entry: DatasetEntry, chosen: list[int], objects: dict[int, list[dict[str, Any]]], names: dict[int, str]
 ) -> Subset:
-    size, classes = label(len(chosen)), _classes(objects, chosen)
+    count, classes = len(chosen), _classes(objects, chosen)
+    size = f"{count / 1000:g}k" if count >= 1000 and count % 100 == 0 else str(count)  # 35k, 3.5k, 250
     lost = [names[number] for number in sorted(_classes(objects, objects) - classes)]
     digest = sha256("".join(f"{number}\n" for number in sorted(chosen)).encode()).hexdigest()
     json_file = entry.json_file.with_name(f"{entry.json_file.stem}_{size}.json")
     held = sum(len(objects[number]) for number in chosen)
-    return Subset(f"{entry.name}_{size}", json_file, len(chosen), held, len(classes), lost, digest)
+    return Subset(f"{entry.name}_{size}", json_file, count, held, len(classes), lost, digest)
 
 
 def _next_seed(objects: dict[int, list[dict[str, Any]]], size: int, seed: int) -> int | None:
@@ -124,18 +111,12 @@ def _next_seed(objects: dict[int, list[dict[str, Any]]], size: int, seed: int) -
     return next((other for other in seeds if _classes(objects, draw_order(objects, other)[:size]) == every), None)
 
 
-def _enter(subset: Subset, entry: DatasetEntry) -> None:
-    """Add a line to ``<root>/catalog.yaml`` unless a catalog has the name already."""
-    if subset.name in catalog_entries():
-        return
-    root = datasets_root()
-    catalog = root / "catalog.yaml"
-    written = catalog.read_text() if catalog.is_file() else ""
-    fields: dict[str, Any] = {
-        key: str(path.relative_to(root) if path.is_relative_to(root) else path.absolute())
-        for key, path in (("json", subset.json_file), ("images", entry.image_root))
-    }
-    fields |= {"drop_empty_boxes": True} if entry.drop_empty_boxes else {}
-    fields |= {"ap": entry.ap} if entry.ap else {}
-    line = f"{subset.name}: {json.dumps(fields)}\n"
-    write_atomically(catalog, written + ("\n" if written and not written.endswith("\n") else "") + line)
+def _enter(subset: Subset, source: str) -> None:
+    """Add a line to ``<root>/catalog.yaml``, the source's with another json, unless a catalog has the name already."""
+    entries, catalog = catalog_entries(), datasets_root() / "catalog.yaml"
+    if subset.name not in entries:
+        fields, _ = entries[source]
+        line = {**fields, "json": str(Path(fields["json"]).with_name(subset.json_file.name))}
+        written = catalog.read_text() if catalog.is_file() else ""
+        end = "\n" if written and not written.endswith("\n") else ""
+        write_atomically(catalog, f"{written}{end}{subset.name}: {json.dumps(line)}\n")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
 from scratch_det.data.coco_checks import Problem, explain
 from scratch_det.errors import DataError, did_you_mean
 from scratch_det.files import write_atomically
-from scratch_det.log import say_now, track
+from scratch_det.log import track
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -35,8 +35,8 @@ class _Fault(Exception):
         self.kind, self.detail = kind, f" ({detail})" if detail else ""
 
 
-def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Callable[[str], object] = say_now) -> None:
-    """Write ``<root>/VOC2007/instances_trainval.json`` and so on for ``names`` (see ``read_split``).
+def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False) -> list[str]:
+    """Write ``<root>/VOC2007/instances_trainval.json`` and so on for ``names`` (see ``read_split``); a line for each.
 
     Raises DataError, before anything is written, for a name that is none of NAMES, for a tree that is not complete and
     for a json that exists with other content (unless ``force``).
@@ -50,7 +50,7 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Calla
     reports = []
     for name in dict.fromkeys(names):
         year, split = NAMES[name]
-        content = read_split(datasets_root() / year, split, say)
+        content = read_split(datasets_root() / year, split)
         path, objects = datasets_root() / year / f"instances_{split}.json", content["annotations"]
         texts[path] = json.dumps(content)
         difficult = sum(one["ignore"] for one in objects)
@@ -59,12 +59,12 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, say: Calla
     other = [str(path) for path, text in texts.items() if path.exists() and path.read_text() != text]
     if other and not force:
         raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
-    for (path, text), report in zip(texts.items(), reports, strict=True):
+    for path, text in texts.items():
         write_atomically(path, text)
-        say(report)
+    return reports
 
 
-def read_split(folder: Path, split: str, say: Callable[[str], object] | None = None) -> dict[str, Any]:
+def read_split(folder: Path, split: str) -> dict[str, Any]:
     """The images that ``ImageSets/Main/<split>.txt`` of a VOC tree lists, in its order, as the content of a COCO json.
 
     Ids count from 1, categories in VOC's order. VOC's corners are 1-based pixels that belong to the box, so x and y are
@@ -74,20 +74,20 @@ def read_split(folder: Path, split: str, say: Callable[[str], object] | None = N
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    faults: dict[str, list[str]] = defaultdict(list)
+    faults: dict[str, list[dict[str, str]]] = defaultdict(list)
     names = _image_names(folder, split)
-    for number, name in enumerate(track(names, f"reading {folder.name} {split}", len(names), say), start=1):
+    for number, name in enumerate(track(names, f"reading {folder.name} {split}", len(names)), start=1):
         try:
             image, objects = _read_image(folder, name)
         except _Fault as fault:
-            faults[fault.kind].append(f"{name}{fault.detail}")
+            faults[fault.kind].append({"id": f"{name}{fault.detail}"})
             continue
         images.append({"id": number, **image})
         annotations += [
             {"id": len(annotations) + i, "image_id": number, **one} for i, one in enumerate(objects, start=1)
         ]
     if faults:
-        problems = [Problem.of("error", kind, found) for kind, found in faults.items()]
+        problems = [Problem("error", kind, offenders=found) for kind, found in faults.items()]
         raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {FIX}")
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"PASCAL {folder.name} {split}"}

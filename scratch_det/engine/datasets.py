@@ -54,8 +54,8 @@ def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
 
     trained = {path for path, _ in files(training)}
     kind = f"images that are also in {training.entry.name}, which is trained on"
-    shared = [number for path, number in files(test) if path in trained]
-    return [Problem.of("notice", kind, shared, "AP on them says little about new images")] if shared else []
+    shared = [{"id": number} for path, number in files(test) if path in trained]
+    return [Problem("notice", kind, "AP on them says little about new images", offenders=shared)] if shared else []
 
 
 def _count_conflict(recipe: LoadedConfig, key: str, count: int, source: str, what: str) -> Iterator[str]:

@@ -73,7 +73,10 @@ class TestCatalog:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("own: {json: a.json}", "entry 'own' is {'json': 'a.json'}; expected {json: PATH, images: FOLDER}"),
+            (
+                "own: {json: a.json}",
+                "entry 'own' is {'json': 'a.json'}; expected images with objects, {json: PATH, images: FOLDER}",
+            ),
             ("own: a.json", "entry 'own' is 'a.json'"),
             ("own: {json: a.json, images: b, mask: c}", "known fields: ap, drop_empty_boxes, images, json"),
             ("own:\n  json: [\n", "catalog.yaml:3: not valid YAML"),

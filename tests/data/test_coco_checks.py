@@ -143,8 +143,8 @@ class TestProblems:
         coco_factory(change=lambda c: [one.pop("area") for one in c["annotations"]])
         data = read_toy()
         [notice] = data.notices
-        assert (notice.severity, notice.count, len(notice.first)) == ("notice", 7, 5)
-        assert str(notice).endswith("105, ...")
+        assert (notice.severity, len(notice.offenders)) == ("notice", 7)
+        assert str(notice).endswith(": id 101, 102, 103, 104, 105, ...")
 
     def test_without_masks_they_are_not_looked_at(self, coco_factory):
         coco_factory(change=lambda c: [one.update(segmentation="none") for one in c["annotations"]])

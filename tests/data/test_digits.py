@@ -278,7 +278,7 @@ def test_interruption_leaves_the_old_set_whole_and_no_half_one(tmp_path, error):
     make_digits(out, 3, 1, 1)
     before = snapshot(out)
 
-    def interrupted(folder: Path, parameters: dict) -> dict:
+    def interrupted(folder: Path, parameters: dict) -> None:
         (folder / "half.jpg").write_bytes(b"half")
         raise error
 

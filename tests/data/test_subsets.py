@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import load_tool
 
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.data.subsets import draw_order, label, make_subsets
+from scratch_det.data.subsets import draw_order, make_subsets
 from scratch_det.errors import DataError
 
 
@@ -25,33 +24,29 @@ def ids(path: Path) -> list[int]:
     return [image["id"] for image in json.loads(path.read_text())["images"]]
 
 
-def quietly(*arguments: Any, **keywords: Any) -> list:
-    return make_subsets(*arguments, **keywords, say=lambda text: None)
-
-
 def test_each_lies_in_the_larger_ones(source: Path) -> None:
-    large, middle, small = quietly("toy", [5, 20, 10])
+    large, middle, small = make_subsets("toy", [5, 20, 10])
     assert [subset.images for subset in (large, middle, small)] == [20, 10, 5]
     assert set(ids(small.json_file)) < set(ids(middle.json_file)) < set(ids(large.json_file))
     assert ids(large.json_file) == sorted(ids(large.json_file))  # the source's order
-    (between,) = quietly("toy", [7])
+    (between,) = make_subsets("toy", [7])
     assert set(ids(small.json_file)) < set(ids(between.json_file)) < set(ids(middle.json_file))
 
 
 def test_the_seed_alone_decides(source: Path, tmp_path: Path) -> None:
-    (first,) = quietly("toy", [10])
+    (first,) = make_subsets("toy", [10])
     found = ids(first.json_file)
     content = json.loads(source.read_text())
     content["images"].reverse()
     source.write_text(json.dumps(content))
-    (again,) = quietly("toy", [10])
+    (again,) = make_subsets("toy", [10])
     assert sorted(ids(again.json_file)) == found
     again.json_file.unlink()
-    (other,) = quietly("toy", [10], seed=1)
+    (other,) = make_subsets("toy", [10], seed=1)
     assert sorted(ids(other.json_file)) != found
 
 
-def test_what_is_written(source: Path, datasets_root: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_written(source: Path, datasets_root: Path) -> None:
     (subset,) = make_subsets("toy", [10])
     content = json.loads(subset.json_file.read_text())
     listed = "".join(f"{number}\n" for number in sorted(ids(subset.json_file)))
@@ -59,7 +54,10 @@ def test_what_is_written(source: Path, datasets_root: Path, capsys: pytest.Captu
     assert content["subset"] == {"source": "toy", "seed": 0, "images": 10, "ids_sha256": digest}
     assert content["categories"] == json.loads(source.read_text())["categories"]
     assert {a["image_id"] for a in content["annotations"]} <= set(ids(subset.json_file))
-    assert f"toy_10: 10 images, {len(content['annotations'])} objects, 3 classes" in capsys.readouterr().out
+    assert str(subset) == (
+        f"toy_10: 10 images, {len(content['annotations'])} objects, 3 classes; {subset.json_file} "
+        f"(ids sha256 {digest[:12]})"
+    )
     data = read_coco(lookup("toy_10"), need_masks=True)
     assert (len(data.images), data.entry.image_root) == (10, datasets_root / "toy/images")
     before = (datasets_root / "catalog.yaml").read_text()
@@ -68,7 +66,7 @@ def test_what_is_written(source: Path, datasets_root: Path, capsys: pytest.Captu
 
 
 def test_a_run_trains_on_it(source: Path, train: Callable) -> None:
-    quietly("toy", [10])
+    make_subsets("toy", [10])
     folder = train("DATASETS.TRAIN", "('toy_10',)", "DATASETS.TEST", "()")
     assert json.loads((folder / "environment.json").read_text())["datasets"]["toy_10"]["images"] == 10
     assert json.loads((folder / "result.json").read_text())["iteration"] == 2
@@ -82,24 +80,23 @@ def test_a_lost_class_is_refused_with_a_seed_that_keeps_it(source: Path) -> None
     images, rare = dict.fromkeys(range(1, 31)), content["annotations"][0]["image_id"]
     seed = next(s for s in range(99) if rare not in draw_order(images, s)[:3])
     with pytest.raises(DataError, match=r"would lose \d classes: .*--seed (\d+) keeps all") as refusal:
-        quietly("toy", [20, 3], seed=seed)
+        make_subsets("toy", [20, 3], seed=seed)
     assert not list(source.parent.glob("annotations_*"))
     better = int(str(refusal.value).split("--seed ")[1].split()[0])
-    (kept,) = quietly("toy", [3], seed=better)
+    (kept,) = make_subsets("toy", [3], seed=better)
     assert (kept.classes, kept.lost) == (4, [])
     kept.json_file.unlink()
-    assert quietly("toy", [20, 4], seed=seed, keep_lost=True)[1].images == 4
+    assert make_subsets("toy", [20, 4], seed=seed, keep_lost=True)[1].images == 4
 
 
-def test_labels() -> None:
-    assert [label(size) for size in (35_000, 3_500, 1_000, 999, 1_234, 250)] == [
-        "35k",
-        "3.5k",
-        "1k",
-        "999",
-        "1234",
-        "250",
-    ]
+def test_thousands_are_k_in_a_name(source: Path) -> None:
+    """Sizes 35k, 3.5k and 1k; all other sizes are written out."""
+    content = json.loads(source.read_text())
+    content["images"] = [{**content["images"][0], "id": number} for number in range(1, 35_001)]
+    source.write_text(json.dumps(content))
+    subsets = make_subsets("toy", [35_000, 3_500, 1_000, 999, 1_234, 250], keep_lost=True)
+    assert [one.name for one in subsets] == ["toy_35k", "toy_3.5k", "toy_1234", "toy_1k", "toy_999", "toy_250"]
+    assert subsets[1].json_file == source.with_name("annotations_3.5k.json")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +119,6 @@ def test_mistakes(
 
 
 def test_another_subset_of_that_name(source: Path) -> None:
-    quietly("toy", [10])
+    make_subsets("toy", [10])
     with pytest.raises(DataError, match=r"annotations_10\.json exists and holds other images"):
-        quietly("toy", [10], seed=1)
+        make_subsets("toy", [10], seed=1)

@@ -149,7 +149,7 @@ class TestConversion:
 
     def test_a_subset_keeps_its_ap(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
-        make_subsets("voc_2012_val", [1], keep_lost=True, say=lambda text: None)
+        make_subsets("voc_2012_val", [1], keep_lost=True)
         assert lookup("voc_2012_val_1").ap == "voc_area"
 
 
@@ -253,7 +253,7 @@ def test_equals_detectron2s_evaluator(ap: str, datasets_root: Path, tmp_path: Pa
         for i in range(40)
     }
     write_split(datasets_root / "VOC2007", "test", images)
-    make_voc(["voc_2007_test"], say=lambda text: None)
+    make_voc(["voc_2007_test"])
     data = opened("voc_2007_test")
     results, lines = [], {name: [] for name in CLASSES[:3]}
     objects = [(number, one) for number, found in enumerate(images.values(), start=1) for one in found * 3]

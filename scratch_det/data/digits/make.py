@@ -51,11 +51,10 @@ def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False)
     pretrain = out.with_name(f"{out.name}_pretrain")
     scenes = {"version": VERSION, "seed": seed, "train": train, "val": val}
     singles = scenes | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
-    missing = {out: needs_building(out, scenes, force), pretrain: needs_building(pretrain, singles, force)}
-    if missing[out]:
-        build(out, scenes, _write_scenes)
-    if missing[pretrain]:
-        build(pretrain, singles, _write_singles)
+    folders = {out: (scenes, _write_scenes), pretrain: (singles, _write_singles)}
+    missing = {folder: needs_building(folder, parameters, force) for folder, (parameters, _) in folders.items()}
+    for folder in (folder for folder in folders if missing[folder]):
+        build(folder, *folders[folder])
     return missing
 
 
@@ -81,16 +80,16 @@ def needs_building(folder: Path, parameters: dict[str, Any], force: bool) -> boo
     return False
 
 
-def build(folder: Path, parameters: dict[str, Any], write: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> None:
-    """Let ``write`` fill a temporary sibling and return its contents in numbers, then put it in ``folder``'s place."""
+def build(folder: Path, parameters: dict[str, Any], write: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Let ``write`` fill a temporary sibling, then put it in ``folder``'s place."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
             new = Path(temporary, "new")
             new.mkdir()
-            manifest = {"generator": GENERATOR, "parameters": parameters, "contents": write(new, parameters)}
-            text = json.dumps(manifest | {"sha256": digest(new)}, indent=2, sort_keys=True)
-            (new / MANIFEST).write_text(text + "\n")
+            write(new, parameters)
+            manifest = {"generator": GENERATOR, "parameters": parameters, "sha256": digest(new)}
+            (new / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
             if folder.exists():
                 folder.rename(Path(temporary, "old"))
             new.rename(folder)
@@ -106,9 +105,8 @@ def digest(folder: Path) -> str:
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def _write_scenes(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Fill ``folder`` with train/, val/, annotations/ and preview.png; returns how much of everything there is."""
-    contents: dict[str, Any] = {}
+def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
+    """Fill ``folder`` with train/, val/, annotations/ and preview.png."""
     seed = parameters["seed"]
     (folder / "annotations").mkdir()
     for split in SPLITS:
@@ -123,14 +121,12 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         content = coco_json(split, seed, images, annotations)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         (folder / "annotations" / f"instances_{split}.json").write_text(text)
-        contents[split] = {"images": len(images), "annotations": len(annotations)}
     shown = range(min(parameters["val"], PREVIEW_SCENES))
     preview = draw_preview([compose_scene(material, seed, "val", index) for index in shown])
     _write_image(folder / "preview.png", preview)
-    return contents
 
 
-def _write_singles(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+def _write_singles(folder: Path, parameters: dict[str, Any]) -> None:
     """Fill ``folder`` with train/<digit>/ and val/<digit>/, drawn from the train scans and photographs only."""
     for split in SPLITS:
         count, stream = parameters[split], f"pretrain_{split}"
@@ -140,7 +136,6 @@ def _write_singles(folder: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         for index in track(range(count), f"pre-training {split} images", count):
             image = compose_single(material, parameters["seed"], stream, index).image
             _write_image(folder / split / str(index % NUM_CLASSES) / f"{index + 1:07d}.jpg", image)
-    return {split: {"images": parameters[split]} for split in SPLITS}
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:

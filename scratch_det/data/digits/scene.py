@@ -110,25 +110,19 @@ def _add_digit(scene: Scene, material: Material, rng: Generator, label: int, hei
         opacity = np.zeros(scene.image.shape[:2], np.float32)
         opacity[y : y + glyph.shape[0], x : x + glyph.shape[1]] = glyph
         silhouette = fill_holes(opacity > 0.5)
-        if all(_stays_recognisable(digit, silhouette) for digit in scene.digits):
+        left = [large_pieces(digit.visible & ~silhouette, MIN_PIECE) for digit in scene.digits]
+        # of every earlier digit enough remains, and no hole is cut into it, which a polygon could not hold
+        if all(
+            visible.sum() >= MIN_VISIBLE * digit.silhouette.sum() and (fill_holes(visible) == visible).all()
+            for digit, visible in zip(scene.digits, left, strict=True)
+        ):
             colour = _contrasting_colour(scene, silhouette, rng)
             blended = scene.image + opacity[..., None] * (colour - scene.image.astype(np.float32))
             scene.image = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
-            for digit in scene.digits:
-                digit.visible = _uncovered(digit, silhouette)
+            for digit, visible in zip(scene.digits, left, strict=True):
+                digit.visible = visible
             scene.digits.append(Digit(label, scan, colour, silhouette, silhouette))
             return
-
-
-def _uncovered(digit: Digit, cover: np.ndarray) -> np.ndarray:
-    """What stays visible of a digit under another silhouette."""
-    return large_pieces(digit.visible & ~cover, MIN_PIECE)
-
-
-def _stays_recognisable(digit: Digit, cover: np.ndarray) -> bool:
-    """Enough of the silhouette remains, and no hole was cut into it, which a polygon could not hold."""
-    left = _uncovered(digit, cover)
-    return bool(left.sum() >= MIN_VISIBLE * digit.silhouette.sum() and fill_holes(left).sum() == left.sum())
 
 
 def _contrasting_colour(scene: Scene, silhouette: np.ndarray, rng: Generator) -> np.ndarray:
