@@ -5,7 +5,7 @@ from fvcore.common.config import CfgNode
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from scratch_det.engine.optimizer import parameter_groups
+from scratch_det.engine.state import parameter_groups
 from timm_backbones.bottom_up import TimmBottomUp
 
 

@@ -20,8 +20,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.engine.checkpointer import Checkpointer
-from scratch_det.engine.loop import Trainer
-from scratch_det.engine.metrics import Metrics
+from scratch_det.engine.loop import Metrics, Trainer
 from scratch_det.engine.plan import Plan
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import build_state, pick_device

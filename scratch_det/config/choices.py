@@ -66,7 +66,7 @@ LR_SCHEDULES = {
 # has an "lr_factor", which multiplies the rate of the schedule. detectron2 has SGD alone and no key for it: a project
 # that adds an optimizer adds the key too.
 SGD = "SGD"
-OPTIMIZERS = {SGD: Choice("scratch_det.engine.optimizer:build_sgd", moments=1)}
+OPTIMIZERS = {SGD: Choice("scratch_det.engine.state:build_sgd", moments=1)}
 
 
 def training_sizes(cfg: CfgNode) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""The training loop, and what it leaves behind when a loss is not finite."""
+"""The training loop, its record (metrics.json, TensorBoard, log lines), and what a loss that is not finite leaves."""
 
+import json
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,23 +13,68 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.engine.checkpointer import Checkpointer
-from scratch_det.engine.metrics import Metrics, log_line
-from scratch_det.engine.optimizer import clip_gradients, set_learning_rate
-from scratch_det.engine.run_dir import RunDir
-from scratch_det.engine.state import State, TrainingBackend
+from scratch_det.engine.run_dir import RunDir, keep_lines
+from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set_learning_rate
 from scratch_det.errors import UserError
-from scratch_det.log import Progress, logger
+from scratch_det.log import Progress, clock, logger
 
+PERIOD = 20  # iterations per line of metrics.json, as detectron2's writers have it
 DIVERGENCE_REPORT = "nonfinite.json"
 HISTORY = 50  # iterations of losses that the report shows
 MOST_IMAGES = 8  # named in the message; the report has all
 RISEN = 2.0  # a total loss that has grown by this factor within HISTORY speaks for too high a learning rate
 LOWER = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+
+
+class Metrics:
+    """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format).
+
+    Args:
+        start_iteration: completed iterations; what an earlier start wrote about later ones is dropped.
+        window: ``window`` of the checkpoint that the run continues from.
+    """
+
+    def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
+        self.max_iter, self.window = max_iter, window
+        self.board: SummaryWriter | None = None  # of rank 0 only
+        if run_dir.writes:
+            keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
+            self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
+            self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
+
+    def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
+        """Take one iteration's scalars; at the end of a window (and of training) write and return their medians."""
+        self.window.append(scalars)
+        if (iteration + 1) % PERIOD and iteration + 1 != self.max_iter:
+            return None
+        medians = {key: statistics.median(one[key] for one in self.window) for key in scalars}
+        self.window.clear()
+        medians["lr"] = scalars["lr"]
+        medians["eta_seconds"] = medians["time"] * (self.max_iter - iteration - 1)
+        self.write(iteration, medians)
+        return medians
+
+    def write(self, iteration: int, scalars: dict[str, float]) -> None:
+        """One line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
+        if self.board is None:
+            return
+        line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
+        self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
+        self.file.flush()
+        for key, value in scalars.items():
+            self.board.add_scalar(key, value, iteration)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self.board:
+            self.file.close()
+            self.board.close()
 
 
 @dataclass
@@ -224,3 +271,12 @@ def gradient_norms(model: nn.Module) -> dict[str, float | str]:
 def _json_number(value: float) -> float | str:
     """JSON has no NaN and no infinity: they become text."""
     return value if math.isfinite(value) else str(value)
+
+
+def log_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
+    """A window's medians for the log."""
+    losses = "  ".join(f"{key} {value:.4f}" for key, value in medians.items() if key.startswith("loss_"))
+    return (
+        f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"
+        f"  {losses}  lr {medians['lr']:.6f}  {medians['time']:.3f} s/iter  data {medians['data_time']:.3f} s"
+    )

@@ -18,9 +18,8 @@ from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.schedule import is_multi_step, learning_rate
 from scratch_det.engine.checkpointer import Checkpointer, completed_iterations
-from scratch_det.engine.metrics import keep_lines
 from scratch_det.engine.plan import Plan, Request
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import RunDir, keep_lines
 from scratch_det.engine.state import State
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_table

@@ -30,7 +30,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
-from scratch_det.files import try_lock, write_atomically
+from scratch_det.files import read_lines, try_lock, write_atomically
 from scratch_det.log import logger
 
 FLOAT32 = 4  # bytes
@@ -84,6 +84,17 @@ def free_bytes(folder: Path) -> int:
 def size(number: float) -> str:
     """Bytes for people: 370 MB, 4.1 GB."""
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.{0 if number >= 1e7 else 1}f} MB"
+
+
+def keep_lines(source: Path, target: Path, completed: int) -> None:
+    """Write to ``target`` what ``source`` has about the first ``completed`` iterations."""
+    kept = [json.dumps(line, sort_keys=True) + "\n" for line in read_lines(source) if line["iteration"] < completed]
+    write_atomically(target, "".join(kept))
+
+
+def is_evaluated(path: Path, iteration: int) -> bool:
+    """Whether metrics.json has AP numbers of ``iteration``; their keys have a task and a slash."""
+    return any(line["iteration"] == iteration and any("/" in key for key in line) for line in read_lines(path))
 
 
 class RunDir:

@@ -27,11 +27,10 @@ from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine import detection
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
-from scratch_det.engine.loop import DIVERGENCE_REPORT, Trainer, is_due
-from scratch_det.engine.metrics import Metrics, is_evaluated
+from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import Plan
 from scratch_det.engine.resume import Origin, begin_branch, find_start, report_changes, report_paused, restore
-from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes
+from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes, is_evaluated
 from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers

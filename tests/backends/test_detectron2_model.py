@@ -15,7 +15,7 @@ from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.config.schedule import learning_rate
-from scratch_det.engine.optimizer import build_optimizer
+from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.norm import NORM_LAYERS, SyncBatchNorm
 from scratch_det.weights.names import renamed

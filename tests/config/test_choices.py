@@ -17,7 +17,7 @@ from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, O
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.schedule import is_multi_step, learning_rate, learning_rate_line
 from scratch_det.data.transforms import Sample, augment
-from scratch_det.engine.optimizer import parameter_groups
+from scratch_det.engine.state import parameter_groups
 from scratch_det.errors import ConfigError
 
 SEEN: list[str] = []  # names of the added functions that ran

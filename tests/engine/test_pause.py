@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read
 
-from scratch_det.engine import metrics
+from scratch_det.engine import loop
 from scratch_det.errors import ConfigError, UserError
 
 Train = Callable[..., Path]
@@ -25,7 +25,7 @@ def checkpoints(folder: Path) -> list[str]:
 @pytest.mark.parametrize("stop_at", [3, 4, 6])
 def test_goes_on_bit_for_bit(stop_at: int, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two checkpoints and evaluations, at one, and before the final evaluation."""
-    monkeypatch.setattr(metrics, "PERIOD", 4)
+    monkeypatch.setattr(loop, "PERIOD", 4)
     keys = (*KEYS, "TEST.EVAL_PERIOD", 2)
     whole = train(*keys, name="whole")
     paused = train(*keys, name="paused", stop_at=stop_at)

@@ -10,7 +10,7 @@ import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, set_key
-from scratch_det.engine import detection, metrics
+from scratch_det.engine import detection, loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.resume import config_changes, environment_changes, first_other_rate
 from scratch_det.engine.run_dir import RunDir
@@ -23,7 +23,7 @@ TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERI
 class TestResume:
     @pytest.mark.parametrize("sizes", ["(64,)", "(48, 64, 80)"])
     def test_continues_bit_for_bit(self, sizes: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metrics, "PERIOD", 1)
+        monkeypatch.setattr(loop, "PERIOD", 1)
         keys = (
             "SOLVER.MAX_ITER",
             4,
@@ -95,7 +95,7 @@ class TestResume:
 
     def test_the_window_of_metrics_goes_on(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         """A line is the median of its whole window, also when the run died within it, and comes once."""
-        monkeypatch.setattr(metrics, "PERIOD", 4)
+        monkeypatch.setattr(loop, "PERIOD", 4)
         keys = ("SOLVER.MAX_ITER", 10, "SOLVER.CHECKPOINT_PERIOD", 3, *NO_TEST)
         whole = train(*keys, name="whole")
         for steps in (5, 4):  # dies after 5 iterations and, having gone on from 3, after 7
@@ -184,7 +184,7 @@ class TestBranch:
         assert (parent["checkpoint"], parent["completed_iterations"]) == (str(kept.resolve()), 3)
 
     def test_the_parents_metrics_are_taken_over(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(metrics, "PERIOD", 1)
+        monkeypatch.setattr(loop, "PERIOD", 1)
         trunk = train(*TRUNK, name="trunk", keep_at=(3,))
         branch = train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000002.pth"))
         assert [line["iteration"] for line in lines(branch)] == [0, 1, 2, 3, 4]

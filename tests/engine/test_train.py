@@ -14,7 +14,7 @@ from run_folder import CLOCK, NO_TEST, interrupted_after, lines, read, weights
 
 from scratch_det import backends
 from scratch_det.config import flatten, load_config
-from scratch_det.engine import loop, metrics
+from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
@@ -87,7 +87,7 @@ class TestRun:
 
     def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
         run_dir = RunDir(tmp_path)
-        writer = metrics.Metrics(run_dir, start_iteration=0, max_iter=25, window=[])
+        writer = loop.Metrics(run_dir, start_iteration=0, max_iter=25, window=[])
         written = [writer.add(i, {"total_loss": float(i), "lr": i / 10, "time": 2.0}) for i in range(25)]
         writer.close()
         assert [i for i, line in enumerate(written) if line] == [19, 24]

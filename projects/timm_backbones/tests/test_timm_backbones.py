@@ -21,8 +21,8 @@ from scratch_det.config import check_config, load_config
 from scratch_det.config.choices import BACKBONES, OPTIMIZERS
 from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.data.digits.make import make_digits
-from scratch_det.engine.optimizer import build_optimizer
 from scratch_det.engine.plan import Request, start
+from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.weights.load import load_weights

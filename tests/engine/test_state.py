@@ -7,7 +7,7 @@ from torch import nn
 
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import get_cfg, load_config
-from scratch_det.engine.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from scratch_det.engine.state import build_optimizer, clip_gradients, set_learning_rate
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
