@@ -1,4 +1,4 @@
-"""COCO's AP of predictions, for every backend alike, and its tables.
+"""COCO's AP of predictions, for every backend alike, its tables, and what the predictions say about an AP near zero.
 
 Predictions are COCO result dicts: ``image_id``, ``category_id`` (the id in the json, not the contiguous label),
 ``score``, ``bbox`` [x, y, width, height] in px of the original image, ``segmentation`` (compressed RLE), ``keypoints``
@@ -8,9 +8,10 @@ Metrics are ``{task: {score: value}}`` with detectron2's names, in percent; nan 
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,21 +36,18 @@ def evaluate_predictions(
     json_file: str | Path,
     results: Sequence[Result],
     tasks: Sequence[str] = ("bbox", "segm"),
-    image_ids: Iterable[int] | None = None,
     oks_sigmas: Sequence[float] | None = None,
 ) -> Metrics:
     """COCO AP of ``results`` against the truth in ``json_file``: the METRICS of each task, and "AP-<class>".
 
-    ``image_ids`` restricts the evaluation to these images (default: all of the json; results on others are left out).
     ``oks_sigmas``: one fall-off per keypoint; default: COCO's 17 of a person. The results are not changed.
     Raises DataError where results and json do not belong together.
     """
     truth = load_truth(json_file)
-    chosen = sorted(truth.imgs if image_ids is None else set(image_ids))
-    check_ids(truth, results, chosen)
+    check_ids(truth, results)
     metrics: Metrics = {}
     for task in tasks:
-        scorer = run_cocoeval(truth, results, task, chosen, oks_sigmas)
+        scorer = run_cocoeval(truth, results, task, oks_sigmas)
         precision = scorer.eval["precision"][..., -1]  # [IoU threshold, recall, class, area]
         areas, classes = scorer.params.areaRngLbl, scorer.params.catIds
         metrics[task] = {
@@ -76,32 +74,28 @@ def load_truth(json_file: str | Path) -> COCO:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if "keypoints" in annotation:
             annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
-    return COCO(dataset, print_function=_silent)
+    return COCO(dataset)
 
 
 def run_cocoeval(
-    truth: COCO,
-    results: Sequence[Result],
-    task: str,
-    image_ids: Sequence[int],
-    oks_sigmas: Sequence[float] | None = None,
+    truth: COCO, results: Sequence[Result], task: str, oks_sigmas: Sequence[float] | None = None
 ) -> COCOeval_faster:
     """The finished COCOeval of one task ("bbox", "segm" or "keypoints"): read ``eval["precision"]`` [T, R, K, A, M]."""
     if task not in FIELDS:
         raise DataError(f"unknown iou type '{task}'; expected one of {', '.join(FIELDS)}")
-    field, chosen = FIELDS[task], set(image_ids)
-    if results and not any(field in result for result in results):
+    field = FIELDS[task]
+    found = [result for result in results if field in result]
+    if results and not found:
         raise DataError(f"no result holds '{field}': leave '{task}' out, or predict it")
-    found = [result for result in results if result["image_id"] in chosen and field in result]
     detections = [
         {name: result[name] for name in ("image_id", "category_id", "score", field)}
         | {"id": number, "area": _area(result, task), "iscrowd": 0}
         for number, result in enumerate(found, start=1)
     ]
-    predicted = COCO({**truth.dataset, "annotations": detections}, print_function=_silent)
-    scorer = COCOeval_faster(truth, predicted, task, print_function=_silent, kpt_oks_sigmas=oks_sigmas)
+    predicted = COCO({**truth.dataset, "annotations": detections})
+    scorer = COCOeval_faster(truth, predicted, task, kpt_oks_sigmas=oks_sigmas)
     named = [number for number, category in truth.cats.items() if task == "keypoints" and category.get("keypoints")]
-    scorer.params.imgIds, scorer.params.catIds = list(image_ids), sorted(named or truth.cats)
+    scorer.params.catIds = sorted(named or truth.cats)
     _check_truth(truth, scorer, task)
     scorer.evaluate()
     scorer.accumulate()
@@ -117,10 +111,9 @@ def _area(result: Result, task: str) -> float:
     return float(np.ptp(result["keypoints"][0::3]) * np.ptp(result["keypoints"][1::3]))  # as COCO's loadRes has it
 
 
-def check_ids(truth: COCO, results: Sequence[Result], image_ids: Sequence[int]) -> None:
+def check_ids(truth: COCO, results: Sequence[Result]) -> None:
     """Raise DataError for image or category ids that the json does not know."""
-    asked = set(image_ids) | {result["image_id"] for result in results}
-    if unknown := sorted(asked - truth.imgs.keys(), key=str):
+    if unknown := sorted({result["image_id"] for result in results} - truth.imgs.keys(), key=str):
         raise DataError(
             f"{len(unknown)} image ids are not in the json, the first is {unknown[0]!r}: "
             "score predictions against the json of the data set they were made on"
@@ -134,8 +127,8 @@ def check_ids(truth: COCO, results: Sequence[Result], image_ids: Sequence[int]) 
 
 def _check_truth(truth: COCO, scorer: COCOeval_faster, task: str) -> None:
     """Raise DataError where the json cannot serve the task: no masks, no keypoints, a wrong number of sigmas."""
-    images, classes, field = set(scorer.params.imgIds), set(scorer.params.catIds), FIELDS[task]
-    used = [a for a in truth.dataset["annotations"] if a["image_id"] in images and a["category_id"] in classes]
+    classes, field = set(scorer.params.catIds), FIELDS[task]
+    used = [a for a in truth.dataset["annotations"] if a["image_id"] in truth.imgs and a["category_id"] in classes]
     if lacking := next((a for a in used if not a.get(field)), None):
         raise DataError(
             f"{task} AP needs '{field}' in every annotation, but one of image {lacking['image_id']} has none; "
@@ -167,8 +160,15 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any,
     return groups
 
 
-def _silent(*_: object) -> None:
-    """Swallow the progress lines of COCO's API."""
+def box_ious(
+    found: Sequence[Result], objects: Sequence[Result], key: Callable[[Result], Hashable]
+) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+    """For each key of both: the indices of its detections [N] and of its objects [M], and their boxes' IoU [N, M]."""
+    here, there = (grouped(enumerate(items), lambda pair: key(pair[1])) for items in (found, objects))
+    for value in here.keys() & there.keys():
+        (at, boxes), (at_objects, true) = (zip(*groups[value], strict=True) for groups in (here, there))
+        ious = (np.array([item["bbox"] for item in items], float) for items in (boxes, true))
+        yield list(at), list(at_objects), mask_api.iou(*ious, [0] * len(true))
 
 
 def format_table(metrics: Metrics) -> str:
@@ -204,6 +204,62 @@ def to_json_numbers(metrics: Any) -> Any:
     """The same nested mapping with None for nan and infinities, which ``json.dump(..., allow_nan=False)`` accepts."""
     if isinstance(metrics, Mapping):
         return {name: to_json_numbers(value) for name, value in metrics.items()}
-    if isinstance(metrics, float | np.floating):
-        return float(metrics) if math.isfinite(metrics) else None
-    return metrics
+    return None if isinstance(metrics, float) and not math.isfinite(metrics) else metrics
+
+
+def explain_low_ap(json_file: str | Path, results: Sequence[Result], metrics: Metrics) -> str:
+    """At most eight lines on why box AP is below 1 % or nan; else an empty string."""
+    box_ap = metrics["bbox"]["AP"]
+    if box_ap >= 1:
+        return ""
+    truth = load_truth(json_file)
+    objects = [a for a in truth.dataset["annotations"] if a["image_id"] in truth.imgs and not a["iscrowd"]]
+    scores = np.array([result["score"] for result in results])
+    sizes = [[truth.imgs[result["image_id"]][side] for side in ("width", "height")] for result in results]
+    corner, size = np.array([result["bbox"] for result in results]).reshape(-1, 2, 2).swapaxes(0, 1)
+    within = (corner > -2) & (corner + size < np.reshape(sizes, (-1, 2)) + 2) & (size > 0)  # px of tolerance
+    inside = within.all(1).mean() if results else 0.0
+    any_class, own_class = (
+        sum((ious.max(0) >= 0.5).sum() for *_, ious in box_ious(results, objects, itemgetter(*keys))) / len(objects)
+        if objects
+        else 0.0
+        for keys in (["image_id"], ["image_id", "category_id"])
+    )
+    without = len(truth.imgs.keys() - {result["image_id"] for result in results})
+    lines = [
+        f"box AP is {box_ap:.1f}; {len(objects)} objects in {len(truth.imgs)} images. What was predicted:",
+        f"  predictions: {len(results)}; score above 0.05: {(scores > 0.05).sum()}, above 0.5: {(scores > 0.5).sum()}",
+        f"  images without a prediction: {without} of {len(truth.imgs)}",
+        f"  predicted classes: {_top_classes(truth, results)}",
+        f"  true classes: {_top_classes(truth, objects)}",
+        f"  boxes inside their image: {inside:.0%}",
+        f"  objects met by a box (IoU 0.5): {any_class:.0%} by any class, {own_class:.0%} by their own class",
+        f"  most likely: {_cause(objects, results, scores, inside, any_class, own_class)}",
+    ]
+    return "\n".join(lines if results else [*lines[:3], lines[4], lines[-1]])
+
+
+def _cause(
+    objects: Sequence[Result], found: Sequence[Result], scores: np.ndarray, inside: float, any_class: float, own: float
+) -> str:
+    """The first branch of the decision tree that holds, in words."""
+    predicted, true = (Counter(item["category_id"] for item in items) for items in (found, objects))
+    if not objects:
+        return "these images hold no objects, so AP is undefined (nan): evaluate on annotated images"
+    if not found:
+        return "the model finds nothing: too few iterations, weights not loaded, or a loss that became nan"
+    if inside < 0.5:
+        return "boxes are not [x, y, w, h] in px of the original image (corners as sizes, or the resized image's px)"
+    if any_class > 0.3 and own < any_class / 3:
+        return "boxes fit but classes do not: labels mapped to the wrong category ids of the json"
+    if scores.max() < 0.05:
+        return "all scores are tiny: too few iterations, too low a learning rate, or weights not loaded"
+    if len(true) > 1 and max(predicted.values()) > 0.95 * len(found) and max(true.values()) < 0.8 * len(objects):
+        return "one class is predicted everywhere: early in training, or the learning rate is too high for this batch"
+    return "boxes miss the objects: early in training, weights not loaded, or layers frozen at random values"
+
+
+def _top_classes(truth: COCO, items: Sequence[Result]) -> str:
+    """``person 71%, car 12%, dog 3%``: the three most frequent classes."""
+    counts = Counter(item["category_id"] for item in items)
+    return ", ".join(f"{truth.cats[key]['name']} {n / len(items):.0%}" for key, n in counts.most_common(3)) or "none"

@@ -1,7 +1,6 @@
 """From a model to COCO results and AP on a test set; the same path for every backend."""
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from itertools import zip_longest
@@ -17,14 +16,12 @@ from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, Sample, evaluation_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
-from scratch_det.evaluation.coco import evaluate_predictions, format_table
-from scratch_det.evaluation.diagnosis import explain_low_ap
+from scratch_det.evaluation.coco import evaluate_predictions, explain_low_ap, format_table
 from scratch_det.evaluation.metrics import TTA, detection_tasks
 from scratch_det.evaluation.tta import describe_cost, predict_augmented
 from scratch_det.evaluation.voc import evaluate_voc
-from scratch_det.log import track
+from scratch_det.log import logger, track
 
-logger = logging.getLogger("scratch_det")
 RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
@@ -112,6 +109,6 @@ def score_and_write(
     metrics |= evaluate_predictions(json_file, results, tasks, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)
     named = {task + suffix: scores for task, scores in metrics.items()}
     logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
-    if not metrics["bbox"]["AP"] >= 1:  # nan included
-        logger.warning(explain_low_ap(json_file, results, metrics))
+    if words := explain_low_ap(json_file, results, metrics):
+        logger.warning(words)
     return named

@@ -17,6 +17,7 @@ from torchvision.ops import batched_nms, box_area, clip_boxes_to_image
 
 from scratch_det.data.image import encode_masks
 from scratch_det.data.transforms import Sample, flip, output_size, resize
+from scratch_det.evaluation.metrics import detection_tasks
 from scratch_det.log import clock
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
@@ -40,7 +41,8 @@ def predict_augmented(
     found = {name: value[has_area] for name, value in found.items()}
     boxes = found["boxes"]
     total: dict[str, Tensor] = {}
-    for view, is_flipped in views if has_second_pass(cfg) else ():  # all heat maps at once would be hundreds of MB
+    has_shapes = len(detection_tasks(cfg)) > 1
+    for view, is_flipped in views if has_shapes else ():  # all heat maps at once would be hundreds of MB
         in_view = boxes * _scale(view)
         in_view = _flip_boxes(in_view, view) if is_flipped else in_view
         (maps,) = backend.shapes(model, [view], [{"boxes": in_view, "labels": found["labels"]}])
@@ -55,11 +57,6 @@ def predict_augmented(
     if "heat_maps" in total:
         found["keypoints"] = decode_keypoints(total["heat_maps"] / len(views), boxes)
     return found
-
-
-def has_second_pass(cfg: CfgNode) -> bool:
-    """Whether masks or keypoints are predicted for the merged boxes."""
-    return cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON
 
 
 def views_of(sample: Sample, cfg: CfgNode) -> list[tuple[Sample, bool]]:
@@ -86,7 +83,7 @@ def merge(detections: list[dict[str, Tensor]], cfg: CfgNode) -> dict[str, Tensor
 def relative_cost(cfg: CfgNode, height: int, width: int) -> float:
     """Pixels of all views, in one pass or two, divided by those of the one plain image, for an image of this size."""
     keys, area = cfg.TEST.AUG, lambda *sides: torch.Size(output_size(height, width, *sides)).numel()
-    passes = (1 + keys.FLIP) * (1 + has_second_pass(cfg))
+    passes = (1 + keys.FLIP) * min(2, len(detection_tasks(cfg)))  # masks and keypoints in one
     plain = area(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     return passes * sum(area(size, keys.MAX_SIZE) for size in keys.MIN_SIZES) / plain
 
@@ -95,7 +92,7 @@ def describe_cost(cfg: CfgNode, images: Sequence[dict[str, Any]], seconds: float
     """What augmentation of ``images`` will take, given the ``seconds`` of the plain evaluation before it."""
     factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in images)
     views = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
-    passes = "two passes (boxes, then masks and keypoints in them)" if has_second_pass(cfg) else "one pass"
+    passes = "two passes (boxes, then masks and keypoints in them)" if len(detection_tasks(cfg)) > 1 else "one pass"
     return (
         f"test-time augmentation: {views} views of each of {len(images)} images, {passes}; {factor:.0f} times "
         f"the pixels of the plain evaluation, which took {clock(seconds)}: about {clock(factor * seconds)}"

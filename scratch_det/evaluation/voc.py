@@ -15,9 +15,17 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
 
-from scratch_det.evaluation.coco import IOU_THRESHOLDS, Metrics, Result, at_iou, check_ids, grouped, load_truth
+from scratch_det.evaluation.coco import (
+    IOU_THRESHOLDS,
+    Metrics,
+    Result,
+    at_iou,
+    box_ious,
+    check_ids,
+    grouped,
+    load_truth,
+)
 from scratch_det.evaluation.metrics import metrics_of
 
 Curve = Callable[[np.ndarray, np.ndarray], float]  # recall and precision after each detection, best score first
@@ -32,7 +40,7 @@ def evaluate_voc(json_file: str | Path, results: Sequence[Result], ap: str) -> M
     Raises DataError where results and json do not belong together.
     """
     truth = load_truth(json_file)
-    check_ids(truth, results, sorted(truth.imgs))
+    check_ids(truth, results)
     objects, found = (grouped(items, itemgetter("category_id")) for items in (truth.dataset["annotations"], results))
     names = {number: category["name"] for number, category in sorted(truth.cats.items())}
     aps = np.array([class_ap(objects[number], found[number], CURVES[ap]) for number in names]) * 100
@@ -50,7 +58,9 @@ def class_ap(objects: Sequence[Result], found: Sequence[Result], curve: Curve) -
     if ignored.all():
         return np.full(len(IOU_THRESHOLDS), math.nan)
     found = sorted(found, key=lambda one: -one["score"])
-    best, iou = _best_objects(objects, found)
+    best, iou = np.zeros(len(found), dtype=int), np.zeros(len(found))  # of each detection: its best object, and IoU
+    for here, there, ious in box_ious(found, objects, itemgetter("image_id")):
+        best[here], iou[here] = np.array(there)[ious.argmax(1)], ious.max(1)
     aps = []
     for threshold in IOU_THRESHOLDS:
         is_met = iou > threshold
@@ -59,21 +69,6 @@ def class_ap(objects: Sequence[Result], found: Sequence[Result], curve: Curve) -
         hits = (is_met & first)[~(is_met & ignored[best])].cumsum()
         aps.append(curve(hits / (~ignored).sum(), hits / np.arange(1, len(hits) + 1)))
     return np.array(aps)
-
-
-def _best_objects(objects: Sequence[Result], found: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection: the index of the object in its image that it overlaps most, int [N], and their IoU [N].
-
-    Both are 0 where its image has no object.
-    """
-    best, iou = np.zeros(len(found), dtype=int), np.zeros(len(found))
-    here = grouped(range(len(objects)), lambda index: objects[index]["image_id"])
-    for image, indices in grouped(range(len(found)), lambda index: found[index]["image_id"]).items():
-        if there := here[image]:
-            boxes, true = ([items[i]["bbox"] for i in at] for items, at in ((found, indices), (objects, there)))
-            ious = mask_api.iou(np.array(boxes, float), np.array(true, float), [0] * len(true))
-            best[indices], iou[indices] = np.array(there)[ious.argmax(1)], ious.max(1)
-    return best, iou
 
 
 def area(recall: np.ndarray, precision: np.ndarray) -> float:

@@ -27,6 +27,7 @@ from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 PLACE = "runs"  # of all of them: their table and their figure are called so
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
 CHANGES = "changes."
+NO_RECIPE = "{name} has no recipe: write {name}: {{recipe: FILE.yaml}}"
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # whether a value fits, and what does
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_seeds(value), "a list of different numbers, such as [1, 2, 3]"),
@@ -53,7 +54,7 @@ def runs(path: Path) -> list[Run]:
         sections.setdefault(name, {})[field] = entry
     for name in yaml.safe_load(path.read_text()):
         if str(name).partition(".")[0] not in sections:
-            raise ConfigError(f"{path}: {_no_recipe(name)}")
+            raise ConfigError(f"{path}: {NO_RECIPE.format(name=name)}")
     for name, fields in sections.items():
         _check(name, fields, sections)
     sources = {fields["pretraining"].value for fields in sections.values() if "pretraining" in fields}
@@ -63,12 +64,11 @@ def runs(path: Path) -> list[Run]:
 
 def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Run]:
     """The run, with the first of its seeds, and NAME_seed2 with seed 2."""
-    recipe, where = (folder / fields["recipe"].value).absolute(), fields["recipe"].where
-    seeds = fields["seeds"].value if "seeds" in fields else []
-    pretraining = fields["pretraining"].value if "pretraining" in fields else None
-    pairs = [(key.removeprefix(CHANGES), entry.value) for key, entry in fields.items() if key.startswith(CHANGES)]
+    said, where = {field: entry.value for field, entry in fields.items()}, fields["recipe"].where
+    recipe, seeds, pretraining = (folder / said["recipe"]).absolute(), said.get("seeds", []), said.get("pretraining")
+    pairs = [(field.removeprefix(CHANGES), value) for field, value in said.items() if field.startswith(CHANGES)]
     changes = tuple(str(word) for pair in pairs for word in pair)
-    project = (folder / fields["project"].value).absolute() if "project" in fields else None
+    project = (folder / said["project"]).absolute() if "project" in said else None
     try:
         if project:
             load_project(project)
@@ -108,7 +108,7 @@ def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
         if fits and not fits(entry.value):
             raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
     if "recipe" not in fields:
-        raise ConfigError(f"{where}: {_no_recipe(name)}")
+        raise ConfigError(f"{where}: {NO_RECIPE.format(name=name)}")
     settled = {"OUTPUT_DIR": "its name", "SEED": "seeds", "MODEL.WEIGHTS": "pretraining"}
     for key, by in settled.items():
         if (changed := fields.get(CHANGES + key)) and (by in fields or key == "OUTPUT_DIR"):
@@ -121,10 +121,6 @@ def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
             f"{fields['pretraining'].where}: {name} starts from {source}, expected a run of this file that itself "
             f"starts from none{did_you_mean(source, sources)}"
         )
-
-
-def _no_recipe(name: str) -> str:
-    return f"{name} has no recipe: write {name}: {{recipe: FILE.yaml}}"
 
 
 def _are_seeds(value: Any) -> bool:

@@ -12,11 +12,11 @@ from scratch_det.data.coco import gc_paused, read_coco
 from scratch_det.errors import ConfigError, DataError
 from scratch_det.study.experiments import experiments
 from scratch_det.study.job import from_here
-from scratch_det.study.run import PRETRAIN, Run
+from scratch_det.study.run import PRETRAIN
 from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
-IMAGENET_EPOCHS, IMAGENET_SIDE = 100, 224  # Figure 2's pre-training; one instance per image
+IMAGENET_EPOCHS = 100  # Figure 2's pre-training; one instance per image
 IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")  # those of configs/_base_/init
 COCO_OBJECTS, COCO_IMAGES = 860_001, 118_287  # train2017: 7.3 instances per image
 
@@ -33,27 +33,20 @@ class Seen:
         return Seen(self.images + other.images, self.instances + other.instances, self.pixels + other.pixels)
 
 
-def of_pretraining(images: int = IMAGENET_IMAGES, epochs: float = IMAGENET_EPOCHS, side: int = IMAGENET_SIDE) -> Seen:
-    """Classification of ``images`` square crops of ``side`` pixels for ``epochs``."""
-    return Seen(images * epochs, images * epochs, images * epochs * side**2)
-
-
-def of_pretraining_run(run: Run) -> Seen:
-    """Of a run of tools/pretrain_net.py."""
-    cfg = load_config(from_here(run.config)).cfg
-    return of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, 1, cfg.INPUT.MIN_SIZE_TRAIN[0])
+def of_pretraining(images: int = IMAGENET_EPOCHS * IMAGENET_IMAGES, side: int = 224) -> Seen:
+    """Classification: so many ``images`` in all epochs, square crops of ``side`` pixels; of ImageNet by default."""
+    return Seen(images, images, images * side**2)
 
 
 def of_weights(weights: str) -> tuple[Seen, str]:
     """Of the pre-training that made MODEL.WEIGHTS, and its name; weights of a pre-training run lie in its folder."""
-    folder, nothing = Path(weights).parent.name, Seen(0, 0, 0)
-    if not weights:
-        return nothing, ""
+    folder = Path(weights).parent.name
     if run := next((run for run in experiments() if run.kind == PRETRAIN and run.name == folder), None):
-        return of_pretraining_run(run), run.name
+        cfg = load_config(from_here(run.config)).cfg
+        return of_pretraining(run.length * cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN[0]), run.name
     if any(part in weights for part in IMAGENET_WEIGHTS):
         return of_pretraining(), f"{IMAGENET_EPOCHS} epochs of ImageNet"
-    return nothing, "weights, not counted"
+    return Seen(0, 0, 0), "weights, not counted" if weights else ""
 
 
 def of_run(cfg: CfgNode) -> tuple[Seen, str]:

@@ -21,7 +21,7 @@ from scratch_det.config import load_config
 from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.files import write_atomically
 from scratch_det.study import own, samples
-from scratch_det.study.experiments import experiments, find, of_place
+from scratch_det.study.experiments import experiments, of_place
 from scratch_det.study.job import from_here
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report.tables import DIGITS, label_of_norm
@@ -118,8 +118,9 @@ def _seen(records: Sequence[Record]) -> Figure | None:
     short, long = runs.get((PRETRAINED, TYPICAL)), runs.get((SCRATCH, TYPICAL * LONGER))
     if short is None or long is None:
         return None
-    tuned, trained = map(_seen_by, (short, long))
-    before = samples.of_pretraining_run(find(short.pretraining)) if short.pretraining else samples.of_pretraining()
+    cfgs = [load_config(from_here(run.config)).cfg for run in (short, long)]
+    tuned, trained = (samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]]) for cfg in cfgs)
+    before, _ = samples.of_weights(cfgs[0].MODEL.WEIGHTS)
     figure, row = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3, 1, 3)
     for axes, what in zip(row, ("images", "instances", "pixels"), strict=True):
         counts = [getattr(seen, what) for seen in (before, tuned, trained)]
@@ -133,11 +134,6 @@ def _seen(records: Sequence[Record]) -> Figure | None:
         axes.set_title(what)
     _legend_below(figure)
     return figure
-
-
-def _seen_by(run: Run) -> samples.Seen:
-    cfg = load_config(from_here(run.config)).cfg
-    return samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]])
 
 
 def _enhanced(records: Sequence[Record]) -> Figure | None:
