@@ -11,9 +11,8 @@ from conftest import load_tool
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, READY, Record, load
-from scratch_det.study.report.results import describe, kept_of, made_by
 from scratch_det.study.report.tables import as_markdown, tables_of
-from scratch_det.study.report.write import write_report
+from scratch_det.study.report.write import describe, kept_of, made_by, write_report
 from scratch_det.study.study import Study, study_in
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"

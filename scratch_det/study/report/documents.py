@@ -18,8 +18,8 @@ from scratch_det.files import write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import CURVES, RUNS, Record, load
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
-from scratch_det.study.report.results import require_unedited
 from scratch_det.study.report.tables import DIGITS, as_markdown, tables_of
+from scratch_det.study.report.write import require_unedited
 
 MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
 RESULTS, SOURCE = Path("results"), "SOURCE"

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,16 +23,17 @@ from markupsafe import Markup
 from PIL import Image
 
 from scratch_det.config import flatten
+from scratch_det.errors import DataError
 from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
-from scratch_det.study.records import FAILED, LOSS, Record
+from scratch_det.study.records import FIX, LOSS, Record, read_json
 from scratch_det.study.report.figures import INITS, own_part, thin
-from scratch_det.study.report.results import MADE_WITH, load_environment
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN
 
 METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
 METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
+MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
 PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
 
@@ -50,9 +51,9 @@ class RunPage:
 
     name: str
     link: str
-    config: Mapping[str, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    picture: str = ""
+    config: Mapping[str, str]
+    environment: Mapping[str, str]
+    picture: str
 
 
 def write_page(
@@ -68,26 +69,23 @@ def write_page(
     ``figures``: SVG documents by name; ``runs`` may be empty where there are no run folders any more.
     """
     here = Path(__file__).parent
-    script, style = ((here / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script = (here / "page.js").read_text(encoding="utf-8")
     classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("page.html").render(
         title=title,
         states=Counter(one.state for one in records),
-        compares={one.run.init for one in records} == set(INITS),
         tables=tables,
         runs={run.name: run for run in runs},
         records=records,
-        failed=[(one.run.name, one.error.strip().splitlines()[-1:]) for one in records if one.state == FAILED],
         figures={name: _data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
         differences=differences([run for run in runs if run.name not in classifiers] or runs),
         made_with=made_with(runs),
         data={"metrics": METRICS, "runs": curves(records)},
-        style=Markup(style),
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
     return path
 
@@ -187,6 +185,18 @@ def _read_environment(path: Path) -> dict[str, str]:
     if git:
         found["git commit"] = f"{git['commit'][:12]}{' with changes' if git.get('diff') else ''}"
     return {key: _text(value) for key, value in found.items() if value not in (None, [])}
+
+
+def load_environment(path: Path) -> dict[str, Any]:
+    """An environment.json; what is missing is empty. Raises DataError when a section is damaged."""
+    content = read_json(path)
+    for key in ("git", "packages", "datasets"):
+        content[key] = content.get(key) or {}
+        if not isinstance(content[key], dict):
+            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {FIX}")
+    if content["git"] and not isinstance(content["git"].get("commit"), str):
+        raise DataError(f"{path} has git without a commit; {FIX}")
+    return content
 
 
 def _read_picture(png: Path) -> str:

@@ -175,18 +175,18 @@ def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[s
     roots = [_root(one, known) for one in records if one.state == FINISHED]
     shared = {root for root in roots if roots.count(root) > 1}
     if kind == "table1":
-        lengths = sorted({one.run.k for one in records})
-        return ("", *(f"{k}x" for k in lengths)), {
-            label: [_cell([one for one in row if one.run.k == k], BOX, shared, known) for k in lengths]
-            for label, row in rows.items()
-        }
-    metrics: Sequence[str] = PAPER_METRICS
-    if kind not in ("table2", "table3"):
-        has = {name for one in records for name in (*one.run.expected, *one.metrics, *one.curves)}
-        metrics = [name for name in COLUMNS if {name, name.replace("/", f"{TTA}/")} & has]
-        metrics = metrics or [TOP1 if any(one.run.kind == PRETRAIN for one in records) else BOX]
-    header = ("", *(METRICS[metric].label for metric in metrics))
-    return header, {label: [_cell(row, metric, shared, known) for metric in metrics] for label, row in rows.items()}
+        columns = [(f"{k}x", BOX, k) for k in sorted({one.run.k for one in records})]
+    else:
+        metrics: Sequence[str] = PAPER_METRICS
+        if kind not in ("table2", "table3"):
+            has = {name for one in records for name in (*one.run.expected, *one.metrics, *one.curves)}
+            metrics = [name for name in COLUMNS if {name, name.replace("/", f"{TTA}/")} & has]
+            metrics = metrics or [TOP1 if any(one.run.kind == PRETRAIN for one in records) else BOX]
+        columns = [(METRICS[metric].label, metric, -1) for metric in metrics]
+    return ("", *(label for label, _, _ in columns)), {
+        label: [_cell([one for one in row if k in (-1, one.run.k)], metric, shared, known) for _, metric, k in columns]
+        for label, row in rows.items()
+    }
 
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:

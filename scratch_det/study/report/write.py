@@ -1,26 +1,51 @@
 """The report of a study in DIR/report/, of a part of it in DIR/report/PART/: tables, figures, one page.
 
 It depends on the run folders alone: it is the same, byte for byte, however often the study was interrupted, and
-whatever was reported before. How long the runs took, and on what machine, is in study.json of a results folder.
+whatever was reported before.
+
+With --results, a study is also kept as data in a folder such as results/digits: runs.csv, curves.csv, and study.json
+about how they were made: commands, versions, data and time, without paths of this machine. A study may be made in
+parts, on several machines or at several times: runs that got further in the folder are kept.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Set
+import shlex
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from scratch_det.errors import UserError
+from scratch_det.errors import DataError, UserError
 from scratch_det.files import write_atomically
+from scratch_det.log import say_now
 from scratch_det.study.experiments import of_place
-from scratch_det.study.job import ROOT, jobs_of
-from scratch_det.study.records import INTERRUPTED, UNFINISHED, collect, survey
+from scratch_det.study.job import ROOT, TOOLS, jobs_of
+from scratch_det.study.records import (
+    CURVES,
+    FINISHED,
+    INTERRUPTED,
+    RESTORE,
+    RUNS,
+    UNFINISHED,
+    Record,
+    collect,
+    load,
+    read_json,
+    read_rows,
+    save,
+    survey,
+)  # fmt: skip
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
-from scratch_det.study.report.page import read_runs, write_page
-from scratch_det.study.report.results import read_results, write_results
+from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, has_something_to_show, tables_of
-from scratch_det.study.study import Study
+from scratch_det.study.run import SEARCH
+from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
 REPORT = "report"
+
+Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
 
 
 def write_report(study: Study, experiment: str, results: Path | None = None) -> list[Path]:
@@ -77,3 +102,166 @@ def _relative(error: str, out: Path) -> str:
         if folder.parts:  # Path(".") has none
             error = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", error)
     return error
+
+
+def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made]:
+    """Records by the run's name, and how each was made; nothing where the folder is new.
+
+    Raises UserError when it is no results folder of ``experiment``, DataError when its files are missing or damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--results {folder} is a file; name a folder")
+    if any((parent / LOCK).exists() for parent in (folder.resolve(), *folder.resolve().parents)):
+        raise UserError(f"--results {folder} is in a study's folder; name another for the numbers")
+    path, there = folder / DESCRIPTION, [name for name in (RUNS, CURVES) if (folder / name).exists()]
+    if not path.exists():
+        if there:
+            raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
+        return {}, {}
+    content = read_json(path, fix=RESTORE)
+    if (other := content.get("experiment")) != experiment:
+        raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
+    records = {one.run.name: one for one in load(folder, of_place(experiment))}
+    try:
+        environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
+        made = {
+            name: {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
+            for name, about in content["runs"].items()
+        }
+        begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
+        if begun - made.keys():
+            raise KeyError(min(begun - made.keys()))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
+    require_unedited(folder)
+    return records, made
+
+
+def write_results(
+    records: Sequence[Record], earlier: tuple[Mapping[str, Record], Made], study: Study, experiment: str, folder: Path
+) -> list[Path]:
+    """Write ``records`` of ``study``, or those of ``read_results`` that got ``earlier`` further; returns the files.
+
+    Raises UserError when some were made with other data than others.
+    """
+    kept = kept_of(records, earlier[0], folder)
+    made: dict[str, dict[str, Any]] = {}
+    datasets: dict[str, Any] = {}
+    for one in records:
+        if one.run.name in kept:
+            made[one.run.name] = earlier[1][one.run.name]
+        elif one.iteration or one.state == FINISHED:
+            made[one.run.name] = made_by(one, study)
+        else:
+            continue
+        for name, about in made[one.run.name]["environment"]["datasets"].items():
+            if datasets.setdefault(name, about) != about:
+                raise UserError(
+                    f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, "
+                    f"{about}; name another folder"
+                )
+    records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
+    save(records, folder)
+    content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
+    write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    return [folder / name for name in (RUNS, CURVES, DESCRIPTION)]
+
+
+def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
+    """The runs that got further ``earlier``; ``records`` are in an order in which each comes after what it needs.
+
+    A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
+    rest on, or where that run has ended with the same weights or values here.
+    """
+    now, kept = {one.run.name: one for one in records}, set[str]()
+
+    def end(record: Record | None) -> tuple[str, str]:
+        return (record.weights_sha256, record.found) if record else ("", "")
+
+    for name, one in now.items():
+        there = earlier.get(name, one)
+        if (there.state == FINISHED, there.iteration) <= (one.state == FINISHED, one.iteration):
+            continue
+        needed = [one.run.trunk if there.start else None, one.run.evaluates, one.run.found_by]
+        changed = [run for run in needed if run and run not in kept]
+        changed = [run for run in changed if not any(end(now.get(run))) or end(now.get(run)) != end(earlier.get(run))]
+        if changed:
+            say_now(f"{folder}: {name} is not kept, as it rests on another {changed[0]} than this one")
+        else:
+            kept.add(name)
+    return kept
+
+
+def require_unedited(folder: Path) -> None:
+    """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
+    path = folder / DESCRIPTION
+    if path.exists() and read_json(path, fix=RESTORE).get("sha256") != _digests(folder):
+        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (RUNS, CURVES)}
+
+
+def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
+    """How much was trained, and how each run was made; equal environments are listed once.
+
+    Iterations include those of unfinished runs. A cascade that goes on from another run saves nothing: it always does.
+    ``run_hours`` is the sum over the runs: run folders do not tell which of them ran at the same time.
+    """
+    environments = _different([about["environment"] for about in made.values()])
+    return {
+        "iterations": sum(one.iterations_done for one in records),
+        "iterations_saved_by_sharing": sum(one.start for one in records if one.iteration and not one.run.is_switch),
+        "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
+        "environments": environments,
+        "runs": {name: {**one, "environment": environments.index(one["environment"])} for name, one in made.items()},
+    }
+
+
+def made_by(record: Record, study: Study) -> dict[str, Any]:
+    """Command, seconds and environment of a run; of a search of all of its trainings."""
+    job = next(job for job in study.jobs if job.name == record.run.name)
+    command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
+    whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
+    whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
+    folder = study.out / job.name
+    folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    found = [load_environment(path) for one in folders if (path := one / "environment.json").exists()]
+    checkouts = [content["git"] for content in found if content["git"]]
+    return {
+        "command": shlex.join(command).replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", ""),
+        "seconds": round(sum(own_seconds(one, job.start) for one in folders), 1),
+        "environment": {
+            "study": threads + shlex.join(whole),
+            **{key: _common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
+            "commit": _common([git["commit"] for git in checkouts]),
+            "changed": any(git.get("diff") for git in checkouts),
+            "datasets": {name: about for content in found for name, about in content["datasets"].items()},
+        },
+    }
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    return [value for number, value in enumerate(values) if value not in values[:number]]
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value where all agree, else a list of the different ones."""
+    different = _different(values)
+    return different[0] if len(different) == 1 else different
+
+
+def own_seconds(folder: Path, start: int) -> float:
+    """Seconds of a finished training after iteration ``start``, where it branched off.
+
+    A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
+    """
+    seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
+    rows = [row for row in read_rows(folder / "metrics.json") if row.get("time") and "iteration" in row]
+    ends = [0, *(row["iteration"] + 1 for row in rows)]
+    spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
+    if not (start and spent):
+        return seconds
+    return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
