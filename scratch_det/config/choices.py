@@ -6,6 +6,7 @@ The functions are named, not imported: this package never imports torch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fvcore.common.config import CfgNode
 
@@ -30,7 +31,7 @@ class Choice:
 def drops_happen(cfg: CfgNode) -> Iterator[str]:
     """SOLVER.STEPS increase and lie inside the run."""
     steps, max_iter = tuple(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
-    if any(later <= earlier for earlier, later in zip((0, *steps), steps, strict=False)):
+    if any(later <= earlier for earlier, later in pairwise((0, *steps))):
         yield (
             f"SOLVER.STEPS is {steps}, expected positive and strictly increasing iterations; "
             f'set SOLVER.STEPS "{tuple(sorted({step for step in steps if step > 0}))}"'

@@ -6,6 +6,7 @@ the file itself, each value decoded and coerced by yacs's rules. Every complaint
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,8 @@ class Entry(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A parsed file: the recipes it is built on, in merging order, and its own entries."""
+    """What a file says: the recipes it is built on, in merging order, and its own entries."""
 
-    path: Path
     bases: list[Entry]
     entries: list[Entry]
 
@@ -60,12 +60,7 @@ def read_source(path: Path, asked_by: str) -> Source:
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
             bases.append(Entry(BASE_KEY, name, where))
-    return Source(path, bases, [entry for entry in found if entry.key != BASE_KEY])
-
-
-def base_path(source: Source, base: Entry) -> Path:
-    """Where ``base`` lies: relative to the file that names it, ``~`` being the home folder, as in fvcore."""
-    return Path(os.path.normpath(source.path.parent / os.path.expanduser(base.value)))
+    return Source(bases, [entry for entry in found if entry.key != BASE_KEY])
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
@@ -91,28 +86,15 @@ def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: s
             yield Entry(key, loader.construct_object(value_node, deep=True), where)
 
 
-def accept(key: str, raw: Any, default: Any, where: str) -> Any:
-    """``raw`` as it will be stored under ``key``, or a ConfigError that starts with ``where``.
-
-    Decoding and type rules are yacs's own. Rejected beyond them, because stock accepts it and fails later: null
-    for a key that has a value, anything but a number where the default is null, and elements of another kind.
-    """
-    probe = CfgNode({"VALUE": default})
-    try:
-        probe.merge_from_list(["VALUE", raw])
-        fits = _same_kind(probe.VALUE, default)
-    except ValueError:
-        fits = False
-    if fits:
-        return probe.VALUE
-    found = CfgNode._decode_cfg_value(raw)
+def _wrong_type(key: str, found: Any, default: Any) -> str:
+    """What is wrong with the value ``found``, and what to write instead."""
     if (meant := _meant(found, default)) is not None:
         fix = f": write {meant}"
     else:
         fix = f": leave the key out to keep {default!r}" if found is None else ""
     kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]
     example = '""' if default == "" else repr(default)
-    raise ConfigError(f"{where}: {key} is {found!r} ({kinds[0]}), expected {kinds[1]} such as {example}{fix}")
+    return f"{key} is {found!r} ({kinds[0]}), expected {kinds[1]} such as {example}{fix}"
 
 
 def _same_kind(value: Any, default: Any) -> bool:
@@ -187,22 +169,30 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[S
     if path.resolve() in ancestors:
         raise ConfigError(f"{asked_by}: {BASE_KEY} {path} leads back to itself: remove it from one of the files")
     source = read_source(path, asked_by)
-    for base in source.bases:
-        yield from _chain(base_path(source, base), base.where, (*ancestors, path.resolve()))
+    for _, name, where in source.bases:  # as in fvcore: ~ is the home folder, other paths start at the file
+        base = os.path.normpath(path.parent / os.path.expanduser(name))
+        yield from _chain(Path(base), where, (*ancestors, path.resolve()))
     yield source
 
 
 def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list[str]:
-    """Set what can be set; the problems of the others."""
+    """Set what can be set; the problems of the others.
+
+    Decoding and type rules are yacs's own. Rejected beyond them, because stock accepts it and fails later: null
+    for a key that has a value, anything but a number where the default is null, and elements of another kind.
+    """
     problems: list[str] = []
-    for key, value, where in entries:
+    for key, raw, where in entries:
         if key not in defaults:
             problems.append(f"{where}: {explain_unknown(key, list(defaults))}")
             continue
-        try:
-            set_key(cfg, key, accept(key, value, defaults[key], where))
-        except ConfigError as problem:
-            problems.append(str(problem))
+        probe = CfgNode({"VALUE": defaults[key]})
+        with suppress(ValueError):
+            probe.merge_from_list(["VALUE", raw])
+            if _same_kind(probe.VALUE, defaults[key]):
+                set_key(cfg, key, probe.VALUE)
+                continue
+        problems.append(f"{where}: {_wrong_type(key, CfgNode._decode_cfg_value(raw), defaults[key])}")
     return problems
 
 

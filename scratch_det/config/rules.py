@@ -8,7 +8,7 @@ number or one word are rows of RANGES and ALLOWED; rules of one entry of a list 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from fvcore.common.config import CfgNode
 
@@ -88,7 +88,7 @@ def check_model(cfg: CfgNode) -> None:
 
 def check_schedule(cfg: CfgNode) -> None:
     """Raise one ConfigError when SOLVER describes no schedule."""
-    refuse([*numbers_in_range(cfg, "SOLVER."), *chosen(cfg, "SOLVER.LR_SCHEDULER_NAME")])
+    refuse([*numbers_in_range(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
 
 
 def numbers_in_range(cfg: CfgNode, section: str = "") -> Iterator[str]:
@@ -101,27 +101,26 @@ def numbers_in_range(cfg: CfgNode, section: str = "") -> Iterator[str]:
 def known_words(cfg: CfgNode) -> Iterator[str]:
     values = flatten(cfg)
     for key, words in ALLOWED.items():
-        if values[key] not in words:
-            expected = " or ".join(f"'{word}'" for word in words)
-            yield f"{key} is '{values[key]}', expected {expected}{did_you_mean(values[key], list(words))}"
+        yield from is_one_of(key, values[key], words)
 
 
-def known_choices(cfg: CfgNode) -> Iterator[str]:
-    for key in LISTS:
-        yield from chosen(cfg, key)
+def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
+    if word not in (words := list(words)):
+        yield f"{key} is '{word}', expected {' or '.join(map(repr, words))}{did_you_mean(word, words)}"
 
 
-def chosen(cfg: CfgNode, key: str) -> Iterator[str]:
-    """``key`` names an entry of its list, whose rule holds, and nothing is set that only another entry reads."""
-    choices = LISTS[key]
-    name = flatten(cfg).get(key, next(iter(choices)))
-    if name not in choices:
-        yield f"{key} is '{name}', expected {' or '.join(choices)}{did_you_mean(name, list(choices))}"
-        return
-    if rule := choices[name].rule:
-        yield from rule(cfg)
-    unread = {other: None for choice in choices.values() for other in choice.keys if other not in choices[name].keys}
-    yield from left_at_default(cfg, unread, f"{key} {name}")
+def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
+    """A name is of an entry in its list, whose rule holds, and nothing is set that only another entry reads."""
+    values = flatten(cfg)
+    for key, choices in LISTS.items():
+        if not key.startswith(section):
+            continue
+        name = values.get(key, next(iter(choices)))
+        yield from is_one_of(key, name, choices)
+        if chosen := choices.get(name):
+            yield from chosen.rule(cfg) if chosen.rule else ()
+            unread = {other: None for choice in choices.values() for other in choice.keys if other not in chosen.keys}
+            yield from left_at_default(cfg, unread, f"{key} {name}")
 
 
 def backbone_keys(cfg: CfgNode) -> Iterator[str]:
@@ -157,9 +156,7 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 
 def known_norms(cfg: CfgNode) -> Iterator[str]:
     for key, norm in norms(cfg).items():
-        if norm not in NORMS:
-            expected = ", ".join(repr(name) for name in NORMS)
-            yield f"{key} is '{norm}', expected one of {expected}{did_you_mean(norm, list(NORMS))}"
+        yield from is_one_of(key, norm, NORMS)
 
 
 def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
@@ -234,8 +231,8 @@ def solver_agrees(cfg: CfgNode) -> Iterator[str]:
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
-    if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):
-        yield f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', expected 'value' or 'norm'"
+    if clip.ENABLED:
+        yield from is_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, ("value", "norm"))
 
 
 def reference_world_size(cfg: CfgNode) -> Iterator[str]:

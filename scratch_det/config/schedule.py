@@ -8,9 +8,9 @@ rate.
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from itertools import pairwise
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
@@ -26,21 +26,11 @@ TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k it
 ONE_X_STEPS = (6, 8)  # ninths, again 60k and 80k, but from the start: 1x predates the rule above
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A run of ``max_iter`` iterations whose learning rate drops at each iteration of ``steps``.
-
-    Raises ValueError for steps that do not increase or lie outside the run.
-    """
+class Schedule(NamedTuple):
+    """A run of ``max_iter`` iterations whose learning rate drops at each iteration of ``steps``."""
 
     max_iter: int
     steps: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if any(later <= earlier for earlier, later in zip((0, *self.steps), self.steps, strict=False)):
-            raise ValueError(f"steps must be positive and strictly increasing, not {self.steps}")
-        if self.max_iter < 1 or any(step >= self.max_iter for step in self.steps):
-            raise ValueError(f"steps {self.steps} must lie inside a run of {self.max_iter} >= 1 iterations")
 
 
 def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
@@ -183,14 +173,14 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
     """
     check_schedule(cfg)
     solver, ratio = cfg.SOLVER, batch / cfg.SOLVER.IMS_PER_BATCH
-    try:
-        run = Schedule(round(solver.MAX_ITER / ratio), tuple(round(step / ratio) for step in solver.STEPS))
-    except ValueError as error:
+    max_iter, steps = round(solver.MAX_ITER / ratio), tuple(round(step / ratio) for step in solver.STEPS)
+    if any(later <= earlier for earlier, later in pairwise((0, *steps, max_iter))):
         raise ConfigError(
             f"SOLVER.STEPS {solver.STEPS} of SOLVER.MAX_ITER {solver.MAX_ITER} at {solver.IMS_PER_BATCH} images cannot "
-            f"be scaled to {batch}: {error}; choose a smaller batch, or fewer SOLVER.STEPS"
-        ) from None
-    solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS = batch, run.max_iter, run.steps
+            f"be scaled to {batch}: rounded they are {steps} of {max_iter} iterations, which do not increase from 0; "
+            "choose a smaller batch, or fewer SOLVER.STEPS"
+        )
+    solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS = batch, max_iter, steps
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
     values = flatten(cfg)
     for key in RATES:

@@ -104,16 +104,17 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
             f"known fields: {', '.join(sorted([*needed, *optional]))}"
         )
     paths = [root / str(fields[key]) for key in needed]
-    is_there = [path.is_file() if key == "json" else path.is_dir() for key, path in zip(needed, paths, strict=True)]
-    if not all(is_there):
+    is_there = {
+        f"{path}" if key == "json" else f"{path}/": path.is_file() if key == "json" else path.is_dir()
+        for key, path in zip(needed, paths, strict=True)
+    }
+    if not all(is_there.values()):
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
         maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
         hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
         raise DataError(
             f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
-            + "".join(
-                f"  {'found   ' if there else 'missing '} {path}\n" for path, there in zip(paths, is_there, strict=True)
-            )
+            + "".join(f"  {'found   ' if there else 'missing '} {path}\n" for path, there in is_there.items())
             + f"  {root} "
             + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
         )

@@ -112,8 +112,8 @@ def test_the_schedule_is_used_and_shown(cfg: CfgNode) -> None:
     [
         (("SOLVER.STEPS", "(9,)"), "Falling has no drops"),
         (("SOLVER.OPTIMIZER", "SGD", "SOLVER.ALPHA", "0.5"), r"ALPHA is 0\.5, which SOLVER\.OPTIMIZER SGD ignores"),
-        (("SOLVER.OPTIMIZER", "RMSProp"), "expected SGD or RMSprop; did you mean 'RMSprop'"),
-        (("INPUT.AUGMENTATION", "dark"), "expected resize or darker; did you mean 'darker'"),
+        (("SOLVER.OPTIMIZER", "RMSProp"), "expected 'SGD' or 'RMSprop'; did you mean 'RMSprop'"),
+        (("INPUT.AUGMENTATION", "dark"), "expected 'resize' or 'darker'; did you mean 'darker'"),
         (
             ("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.THIN.WIDTH", "9"),
             r"WIDTH is 9, which MODEL\.BACKBONE\.NAME build_vgg16_fpn_backbone ignores; leave it at 8",

@@ -104,12 +104,6 @@ def test_kx_refuses_nonsense(k: int) -> None:
         kx_schedule(k)
 
 
-@pytest.mark.parametrize(("max_iter", "steps"), [(0, ()), (10, (10,)), (10, (5, 5)), (10, (6, 5)), (10, (0,))])
-def test_schedule_refuses_nonsense(max_iter: int, steps: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="steps"):
-        Schedule(max_iter, steps)
-
-
 COSINE = {"lr_scheduler_name": "WarmupCosineLR", "base_lr": 0.1, "base_lr_end": 0.02, "max_iter": 100, "steps": (),
           "warmup_iters": 10, "warmup_factor": 0.25}  # fmt: skip
 
@@ -349,17 +343,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("max_iter", "steps", "expected"),
         [
-            (100, (40, 41), "steps must be positive and strictly increasing, not (10, 10)"),
-            (100, (1,), "steps must be positive and strictly increasing, not (0,)"),
-            (100, (99,), "steps (25,) must lie inside a run of 25 >= 1 iterations"),
-            (1, (), "steps () must lie inside a run of 0 >= 1 iterations"),
+            (100, (40, 41), "(10, 10) of 25"),
+            (100, (1,), "(0,) of 25"),
+            (100, (99,), "(25,) of 25"),
+            (1, (), "() of 0"),
         ],
     )
     def test_drops_that_fall_together(self, max_iter: int, steps: tuple[int, ...], expected: str) -> None:
         loaded = recipe("SOLVER.MAX_ITER", max_iter, "SOLVER.STEPS", steps, "SOLVER.WARMUP_ITERS", 0)
         assert refusal(loaded, scale_to=64) == (
-            f"SOLVER.STEPS {steps} of SOLVER.MAX_ITER {max_iter} at 16 images cannot be scaled to 64: {expected}; "
-            "choose a smaller batch, or fewer SOLVER.STEPS"
+            f"SOLVER.STEPS {steps} of SOLVER.MAX_ITER {max_iter} at 16 images cannot be scaled to 64: rounded "
+            f"they are {expected} iterations, which do not increase from 0; choose a smaller batch, or "
+            "fewer SOLVER.STEPS"
         )
 
     def test_a_broken_schedule_is_refused_before_it_is_scaled(self) -> None:

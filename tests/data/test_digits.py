@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from scratch_det.data.digits.make import build, make_digits
-from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, annotation_entries, compose_scene, extreme_pixels
+from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, annotation_entries, compose, extreme_pixels
 from scratch_det.data.digits.source import fill_holes, load_material, split_scans
 from scratch_det.errors import UserError
 
@@ -35,8 +35,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes():
     """Forty val scenes as drawn, with the annotations they get."""
-    material = load_material("val")
-    drawn = [compose_scene(material, 0, "val", index) for index in range(40)]
+    drawn = [compose(0, "val", index) for index in range(40)]
     return [(scene, annotation_entries(scene, 1)) for scene in drawn]
 
 

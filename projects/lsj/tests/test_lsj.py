@@ -154,7 +154,7 @@ class TestRecipes:
         slots = {"box head": 4 * 1025, "mask head": 257} if backend == "torchvision" else {}  # of the background
         conv = 9 * 256 * 256
         assert {name: part.parameters - slots.get(name, 0) for name, part in parts.items()} == {
-            "body": 23_508_032,
+            "bottom-up": 23_508_032,
             "FPN": 256 * (256 + 512 + 1024 + 2048) + 4 * conv + 8 * 2 * 256,
             "RPN": 2 * (conv + 256) + 257 * 3 * 5,
             "box head": 4 * (conv + 2 * 256) + (49 * 256 + 1) * 1024 + 1025 * (80 * 5 + 1),
@@ -210,7 +210,10 @@ class TestRefusals:
                 "which INPUT.AUGMENTATION LSJ ignores; leave it",
             ),
             (("INPUT.AUGMENTATION", "resize"), "INPUT.LSJ.SIZE is 64, which INPUT.AUGMENTATION resize ignores"),
-            (("INPUT.AUGMENTATION", "LJS"), "INPUT.AUGMENTATION is 'LJS', expected resize or LSJ; did you mean 'LSJ'?"),
+            (
+                ("INPUT.AUGMENTATION", "LJS"),
+                "INPUT.AUGMENTATION is 'LJS', expected 'resize' or 'LSJ'; did you mean 'LSJ'?",
+            ),
         ],
     )
     def test_one_line(self, run: Run, tmp_path: Path, keys: tuple, expected: str) -> None:

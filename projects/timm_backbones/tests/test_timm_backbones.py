@@ -271,7 +271,7 @@ REFUSED = {
     "a tag": ("convnext", ["MODEL.TIMM.NAME", "test_convnext.r"], "leave out the tag; .* 'test_convnext.r160_in1k'"),
     "Nesterov": ("swin", ["SOLVER.NESTEROV", "True"], "NESTEROV is True, which SOLVER.OPTIMIZER AdamW does not have"),
     "layers' decay": ("swin", ["SOLVER.LAYER_DECAY", "1.5"], "a factor above 0 and at most 1"),
-    "an optimizer": ("convnext", ["SOLVER.OPTIMIZER", "Adam"], "expected SGD or AdamW; did you mean 'AdamW'"),
+    "an optimizer": ("convnext", ["SOLVER.OPTIMIZER", "Adam"], "expected 'SGD' or 'AdamW'; did you mean 'AdamW'"),
 }  # fmt: skip
 
 

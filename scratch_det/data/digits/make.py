@@ -22,12 +22,11 @@ from scratch_det.data.digits.scene import (
     VERSION,
     annotation_entries,
     coco_json,
-    compose_scene,
-    compose_single,
+    compose,
     draw_preview,
     image_entry,
 )
-from scratch_det.data.digits.source import NUM_CLASSES, load_material
+from scratch_det.data.digits.source import NUM_CLASSES
 from scratch_det.errors import DataError, UserError
 from scratch_det.log import track
 
@@ -111,10 +110,9 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
     (folder / "annotations").mkdir()
     for split in SPLITS:
         (folder / split).mkdir()
-        material, count = load_material(split), parameters[split]
-        images, annotations = [], []
+        images, annotations, count = [], [], parameters[split]
         for index in track(range(count), f"{split} scenes", count):
-            scene = compose_scene(material, seed, split, index)
+            scene = compose(seed, split, index)
             images.append(image_entry(scene, split, index))
             annotations += annotation_entries(scene, images[-1]["id"])
             _write_image(folder / split / images[-1]["file_name"], scene.image)
@@ -122,7 +120,7 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         (folder / "annotations" / f"instances_{split}.json").write_text(text)
     shown = range(min(parameters["val"], PREVIEW_SCENES))
-    preview = draw_preview([compose_scene(material, seed, "val", index) for index in shown])
+    preview = draw_preview([compose(seed, "val", index) for index in shown])
     _write_image(folder / "preview.png", preview)
 
 
@@ -130,11 +128,10 @@ def _write_singles(folder: Path, parameters: dict[str, Any]) -> None:
     """Fill ``folder`` with train/<digit>/ and val/<digit>/, drawn from the train scans and photographs only."""
     for split in SPLITS:
         count, stream = parameters[split], f"pretrain_{split}"
-        material = load_material(stream)
         for label in range(NUM_CLASSES):
             (folder / split / str(label)).mkdir(parents=True)
         for index in track(range(count), f"pre-training {split} images", count):
-            image = compose_single(material, parameters["seed"], stream, index).image
+            image = compose(parameters["seed"], stream, index).image
             _write_image(folder / split / str(index % NUM_CLASSES) / f"{index + 1:07d}.jpg", image)
 
 

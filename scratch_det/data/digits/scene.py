@@ -22,6 +22,7 @@ from scratch_det.data.digits.source import (
     Material,
     fill_holes,
     large_pieces,
+    load_material,
     make_glyph,
     photograph_names,
     split_scans,
@@ -64,20 +65,19 @@ class Scene:
     digits: list[Digit] = field(default_factory=list)
 
 
-def compose_scene(material: Material, seed: int, split: str, index: int) -> Scene:
-    """Scene ``index`` of ``split``: it depends on these numbers alone, never on how many scenes are made."""
-    rng = np.random.default_rng([seed, STREAMS[split], index])
+def compose(seed: int, split: str, index: int) -> Scene:
+    """Image ``index`` of ``split``: it depends on these numbers alone, never on how many images are made.
+
+    A scene of train or val has up to MAX_DIGITS digits, an image to pre-train on one of class ``index % 10``.
+    """
+    material, rng = load_material(split), np.random.default_rng([seed, STREAMS[split], index])
+    if split not in ("train", "val"):
+        scene = _background(material, rng, SINGLE)
+        _add_digit(scene, material, rng, index % NUM_CLASSES, SINGLE_HEIGHTS)
+        return scene
     scene = _background(material, rng, PORTRAIT if index % 3 == 2 else LANDSCAPE)
     for _ in range(rng.integers(1, MAX_DIGITS + 1)):
         _add_digit(scene, material, rng, int(rng.integers(NUM_CLASSES)), SCENE_HEIGHTS)
-    return scene
-
-
-def compose_single(material: Material, seed: int, split: str, index: int) -> Scene:
-    """Image ``index`` of a pre-training split: one digit of class ``index % 10``."""
-    rng = np.random.default_rng([seed, STREAMS[split], index])
-    scene = _background(material, rng, SINGLE)
-    _add_digit(scene, material, rng, index % NUM_CLASSES, SINGLE_HEIGHTS)
     return scene
 
 

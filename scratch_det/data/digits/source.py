@@ -59,14 +59,21 @@ class Material(NamedTuple):
     photographs: dict[str, np.ndarray]
 
 
+@cache
 def load_material(split: str) -> Material:
     """Scans and photographs that ``split``, a key of STREAMS, may show."""
     try:
         scans, labels = _load_scans()
         allowed = np.array(split_scans()[split])
         by_class = [allowed[labels[allowed] == label] for label in range(NUM_CLASSES)]
-        names = photograph_names("val" if split == "val" else "train")
-        return Material(scans, by_class, {name: _read_photograph(PHOTOGRAPHS[name].file) for name in names})
+        photographs = {}
+        for name in photograph_names("val" if split == "val" else "train"):
+            package, _, path = PHOTOGRAPHS[name].file.partition("/")
+            encoded = np.frombuffer(files(package).joinpath(path).read_bytes(), np.uint8)
+            if (image := cv2.imdecode(encoded, cv2.IMREAD_COLOR)) is None:
+                raise OSError(f"{path} is damaged")
+            photographs[name] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return Material(scans, by_class, photographs)
     except (ImportError, OSError) as error:
         reinstall = "pip install --force-reinstall scikit-learn 'scikit-image<0.27'"
         raise DataError(f"what the digits demo is drawn from is not there ({error}): {reinstall}") from None
@@ -101,17 +108,6 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
 
     bunch = load_digits()
     return (bunch.images / 16).astype(np.float32), bunch.target
-
-
-@cache
-def _read_photograph(file: str) -> np.ndarray:
-    """H x W x 3 uint8 RGB pixels, read from the installed wheel."""
-    package, _, path = file.partition("/")
-    encoded = np.frombuffer(files(package).joinpath(path).read_bytes(), np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    if image is None:
-        raise OSError(f"{file} is damaged")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def make_glyph(scan: np.ndarray, rng: Generator, heights: tuple[int, int], limit: tuple[int, ...]) -> np.ndarray:
