@@ -12,12 +12,12 @@ from typing import IO, Any
 from scratch_det.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, flush it to the disk, then rename it; nothing is left of one that failed."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place, flush it to the disk, then rename it; nothing is left of one that failed."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "w") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -32,17 +32,16 @@ def of_place(place: str) -> list[Run]:
     if own.is_file(place):
         return own.runs(Path(place))
     known = experiments()
-    wholes = {"paper": paper.runs(), "digits": digits.runs()}
-    if place in wholes:
-        return wholes[place]
-    places = [*wholes, *sorted({known_place for run in known for known_place in run.places})]
-    names = [run.name for run in known]
-    if place not in (*places, *names):
-        fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, [*places, *names])
+    places = sorted({known_place for run in known for known_place in run.places})
+    groups = {"paper": paper.runs(), "digits": digits.runs()}
+    groups |= {known_place: [run for run in known if known_place in run.places] for known_place in places}
+    found = groups | {run.name: [run] for run in known}
+    if place not in found:
+        fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, list(found))
         raise UserError(
-            f"no experiment {place}{fix}; there are {', '.join(places)}, names that list prints, and files, *.yaml"
+            f"no experiment {place}{fix}; there are {', '.join(groups)}, names that list prints, and files, *.yaml"
         )
-    return [run for run in known if place in (*run.places, run.name)]
+    return found[place]
 
 
 def listing(runs: Sequence[Run]) -> list[tuple[str, ...]]:

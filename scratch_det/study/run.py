@@ -118,13 +118,11 @@ def cascade_runs(
     plain: Run, test_aug: tuple[str, ...], reported: dict[str, float], reported_tta: dict[str, float], **fields: Any
 ) -> list[Run]:
     """``plain`` with a cascade, which from scratch follows plain training; and that, evaluated with test aug."""
-    name, is_switch = plain.name.replace("mask_rcnn", "cascade_mask_rcnn"), plain.init == SCRATCH
-    start: dict[str, Any] = {"trunk": plain.name if is_switch else None, "is_switch": is_switch}
-    cascade = replace(plain, name=name, shown=f"{plain.shown}, cascade", expected=reported, **start, **fields)
+    name, trunk = plain.name.replace("mask_rcnn", "cascade_mask_rcnn"), plain.name if plain.init == SCRATCH else None
+    cascade = replace(plain, name=name, shown=f"{plain.shown}, cascade", expected=reported, trunk=trunk,
+                      is_switch=trunk is not None, **fields)  # fmt: skip
     expected = {metric.replace("/", "_TTA/"): value for metric, value in reported_tta.items()}
-    nothing: dict[str, Any] = {"trunk": None, "is_switch": False, "pretraining": None, "kind": EVALUATE}
-    return [
-        cascade,
-        replace(cascade, name=f"{name}_test_aug", recipe=name, changes=test_aug, shown=f"{cascade.shown}, test aug",
-                expected=expected, evaluates=name, **nothing),
-    ]  # fmt: skip
+    evaluation = replace(cascade, name=f"{name}_test_aug", recipe=name, changes=test_aug, expected=expected,
+                         shown=f"{cascade.shown}, test aug", trunk=None, is_switch=False, pretraining=None,
+                         kind=EVALUATE, evaluates=name)  # fmt: skip
+    return [cascade, evaluation]

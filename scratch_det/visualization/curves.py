@@ -1,7 +1,7 @@
 """Learning curves: of one run (losses, learning rate and AP), and of several runs over each other."""
 
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
-from scratch_det.files import completed, read_lines
+from scratch_det.files import completed, read_lines, write_atomically
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # by key of metrics.json: completed iterations [N], values [N]
 
@@ -105,20 +105,15 @@ def read_series(metrics_file: str | Path, last: int) -> Series:
                 values.setdefault(key, {})[completed(row, last)] = value
     if not values:
         raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
-    by_key = {key: np.array(sorted(points.items()), dtype=float).T for key, points in values.items()}
-    return {key: (x, y) for key, (x, y) in by_key.items()}
+    return {key: tuple(np.array(sorted(points.items()), dtype=float).T) for key, points in values.items()}
 
 
 def save_figure(figure: Figure, out_png: str | Path) -> Path:
-    """Write the PNG to a temporary file and rename it, so that a reader never sees an incomplete picture."""
-    path = Path(out_png)
+    """Write the PNG, atomically, so that a reader never sees an incomplete picture."""
+    path, png = Path(out_png), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        FigureCanvasAgg(figure).print_png(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    FigureCanvasAgg(figure).print_png(png)
+    write_atomically(path, png.getvalue())
     return path
 
 

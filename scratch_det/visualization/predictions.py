@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from torchvision.ops import box_area
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
@@ -26,6 +27,7 @@ from scratch_det.visualization.curves import save_figure
 
 SIDES = ("truth", "prediction")
 DPI = 100
+COLUMNS = 2  # pairs of tiles in a row
 TILE = 400  # px of the longer side of every image in the picture
 GAP, TITLE, FOOTER = 14, 22, 30  # px between tiles, above each tile, and below all
 MOST_OBJECTS = 60  # per tile, best scores first
@@ -39,16 +41,14 @@ PALETTE = (
 )  # fmt: skip
 
 
-def draw_predictions(
-    samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path, columns: int = 2
-) -> Path:
-    """Draw truth (left) and prediction (right) of every sample, ``columns`` pairs a row; return the path of the PNG.
+def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path) -> Path:
+    """Draw truth (left) and prediction (right) of every sample, COLUMNS pairs a row; return the path of the PNG.
 
     Where no score reaches THRESHOLD, the best few have thin lines and a note. Raises DataError for no samples.
     """
     if not samples:
         raise DataError("no samples to draw: expected at least one image with its truth and prediction")
-    columns = min(columns, len(samples))
+    columns = min(COLUMNS, len(samples))
     sizes = [tile_size(sample["image"]) for sample in samples]
     widths = [max(width for _, width in sizes[column::columns]) for column in range(columns) for _ in SIDES]
     heights = [max(height for height, _ in sizes[start : start + columns]) for start in range(0, len(sizes), columns)]
@@ -99,7 +99,7 @@ def draw_tile(
     labels = [int(items["labels"][i]) for i in chosen]
     own_colors = [colors.get(label, PALETTE[-1]) for label in labels]
     tile = F.resize(torch.tensor(sample["image"]).permute(2, 0, 1), list(size))
-    by_size = sorted(range(len(chosen)), key=lambda k: -_area(boxes[k]))
+    by_size = box_area(boxes).argsort(descending=True, stable=True).tolist()
     for k in by_size:
         if items.get("masks") is not None:
             mask = items["masks"][chosen[k]]
@@ -115,7 +115,9 @@ def draw_tile(
     axes.imshow(tile.permute(1, 2, 0).numpy(), extent=(0, size[1], size[0], 0))
     names = [classes[label] if 0 <= label < len(classes) else f"class {label}" for label in labels]
     if "scores" in items:
-        names = [f"{name}: {shown(items['scores'][i])}" for name, i in zip(names, chosen, strict=True)]
+        # rounded down: a score below THRESHOLD must not look as if it reached it
+        scores = [Decimal(str(items["scores"][i])).quantize(Decimal("0.01"), ROUND_FLOOR) for i in chosen]
+        names = [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]
     _draw_labels(axes, boxes.numpy(), names, own_colors, size)
     note = f"no score reaches {THRESHOLD:g}; thin lines: the best {len(chosen)}" if is_fallback else ""
     if not len(chosen):
@@ -132,20 +134,12 @@ def choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
     Of the truth the largest; of a prediction all that reach THRESHOLD by falling score, or if none does the best few.
     """
     if "scores" not in items:
-        return np.argsort([-_area(box) for box in items["boxes"]], kind="stable")[:MOST_OBJECTS].astype(int), False
+        areas = box_area(torch.as_tensor(np.reshape(items["boxes"], (-1, 4))))
+        return areas.argsort(descending=True, stable=True)[:MOST_OBJECTS].numpy(), False
     scores = np.asarray(items["scores"], float).reshape(-1)
     order = np.argsort(-scores, kind="stable")
     above = order[scores[order] >= THRESHOLD][:MOST_OBJECTS]
     return (above, False) if len(above) or not len(order) else (order[:FALLBACK], True)
-
-
-def shown(score: float) -> Decimal:
-    """Two decimals, rounded down: a score below THRESHOLD must not look as if it reached it."""
-    return Decimal(str(score)).quantize(Decimal("0.01"), ROUND_FLOOR)
-
-
-def _area(box: Sequence[float]) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def _draw_labels(

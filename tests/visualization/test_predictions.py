@@ -13,6 +13,7 @@ from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
 from scratch_det.visualization.predictions import (
+    COLUMNS,
     DPI,
     MOST_OBJECTS,
     PALETTE,
@@ -189,14 +190,14 @@ class TestTile:
 
 
 class TestPicture:
-    @pytest.mark.parametrize("columns", [1, 2, 5])
-    def test_rows_and_columns(self, columns: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_rows_and_columns(self, count: int, tmp_path: Path) -> None:
         """Small images are enlarged; each pair is truth, then prediction."""
-        out = draw_predictions([by_hand() for _ in range(4)], CLASSES, tmp_path / "made/grid.png", columns=columns)
-        per_row = min(columns, 4)
+        out = draw_predictions([by_hand() for _ in range(count)], CLASSES, tmp_path / "made/grid.png")
+        per_row = min(COLUMNS, count)
         height, width, _ = picture(out).shape
         assert 0 < width - 2 * per_row * TILE < 20 * (2 * per_row + 1)
-        assert 0 < height - (rows := -(-4 // per_row)) * TILE // 2 < 30 * (rows + 1) + 10
+        assert 0 < height - (rows := -(-count // per_row)) * TILE // 2 < 30 * (rows + 1) + 10
         assert [path.name for path in out.parent.iterdir()] == ["grid.png"]
 
     def test_each_tile_is_where_it_belongs(self, tmp_path: Path) -> None:

@@ -72,16 +72,15 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
 def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     for name, figure in figures.items():
-        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        write_atomically(svg, as_svg(figure))
-        unfinished = folder / f"{name}.png.partial"
+        paths += [folder / f"{name}.svg", folder / f"{name}.png"]
+        write_atomically(paths[-2], as_svg(figure))
+        png = io.BytesIO()
         with rc_context(STYLE):
             FigureCanvasAgg(figure)
-            figure.savefig(unfinished, format="png", metadata={"Software": None})
-        unfinished.replace(png)
-        paths += [svg, png]
+            figure.savefig(png, format="png", metadata={"Software": None})
+        write_atomically(paths[-1], png.getvalue())
     return paths
 
 
