@@ -1,8 +1,8 @@
 """How many images, instances and pixels a training sees, each counted as often as it is shown (Figure 2)."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
@@ -21,16 +21,12 @@ IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")
 COCO_OBJECTS, COCO_IMAGES = 860_001, 118_287  # train2017: 7.3 instances per image
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """Counts over a whole training."""
 
     images: float
     instances: float
     pixels: float
-
-    def __add__(self, other: "Seen") -> "Seen":
-        return Seen(self.images + other.images, self.instances + other.instances, self.pixels + other.pixels)
 
 
 def of_pretraining(images: int = IMAGENET_EPOCHS * IMAGENET_IMAGES, side: int = 224) -> Seen:
@@ -89,9 +85,8 @@ def compare(config_files: list[str]) -> str:
             )
         own, source = of_run(cfg)
         before, name = of_weights(cfg.MODEL.WEIGHTS)
-        total, label = own + before, Path(file).stem + (f" + {name}" if name else "")
-        mean = f"{own.instances / own.images:.2f}, {source}"
-        rows.append((label, *map(_with_prefix, (total.images, total.instances, total.pixels)), mean))
+        total, label = map(sum, zip(own, before, strict=True)), Path(file).stem + (f" + {name}" if name else "")
+        rows.append((label, *map(_with_prefix, total), f"{own.instances / own.images:.2f}, {source}"))
     return "\n".join(aligned(rows))
 
 

@@ -19,7 +19,7 @@ from scratch_det.study import digits, paper
 from scratch_det.study.experiments import experiments, find, of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
-from scratch_det.study.samples import compare, of_pretraining, of_run, of_weights
+from scratch_det.study.samples import Seen, compare, of_pretraining, of_run, of_weights
 
 PAPER = paper.runs()
 DETECTORS = [run for run in PAPER if run.kind != PRETRAIN]
@@ -231,7 +231,7 @@ class TestSamples:
             of_run(load_config(ROOT / find(f"{name}_gn").config).cfg)
             for name in ("pretrained_mask_rcnn_R_50_FPN_2x", "scratch_mask_rcnn_R_50_FPN_6x")
         )
-        pretrained += of_pretraining()
+        pretrained = Seen(*map(sum, zip(pretrained, of_pretraining(), strict=True)))
         assert source.startswith("train2017's")
         assert (pretrained.images, scratch.images) == (128_116_700 + 2_880_000, 8_640_000)
         assert pretrained.instances == pytest.approx(149e6, rel=0.01)

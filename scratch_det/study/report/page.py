@@ -71,6 +71,8 @@ def write_page(
     here = Path(__file__).parent
     script = (here / "page.js").read_text(encoding="utf-8")
     classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
+    detectors = [run for run in runs if run.name not in classifiers]
+    compared = [run for run in detectors or runs if run.config]
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("page.html").render(
         title=title,
@@ -79,7 +81,8 @@ def write_page(
         runs={run.name: run for run in runs},
         records=records,
         figures={name: _data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
-        differences=differences([run for run in runs if run.name not in classifiers] or runs),
+        compared=compared,
+        usual=usual_values(compared),
         made_with=made_with(runs),
         data={"metrics": METRICS, "runs": curves(records)},
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
@@ -123,25 +126,21 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def differences(runs: Sequence[RunPage]) -> dict[str, Any]:
-    """The config keys whose values differ: the most frequent values, and the values of each run."""
-    known = [run for run in runs if run.config]
-    keys = sorted({key for run in known for key in run.config})
-    values = {key: Counter(run.config.get(key, "") for run in known) for key in keys}
-    usual = {key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1}
-    return {"usual": usual, "rows": {run.name: [run.config.get(key, "") for key in usual] for run in known}}
+def usual_values(runs: Sequence[RunPage]) -> dict[str, str]:
+    """The most frequent value of each config key that the runs have with different ones."""
+    keys = sorted({key for run in runs for key in run.config})
+    values = {key: Counter(run.config.get(key, "") for run in runs) for key in keys}
+    return {key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1}
 
 
-def made_with(runs: Sequence[RunPage]) -> list[tuple[str, str, str]]:
-    """(what, its value, the runs with that value), "all" where they agree."""
-    rows = []
+def made_with(runs: Sequence[RunPage]) -> dict[str, dict[str, list[str]]]:
+    """What is in their environments, its values, and the runs with each."""
     known = [run for run in runs if run.environment]
-    for key in dict.fromkeys(key for run in known for key in run.environment):
-        values: dict[str, list[str]] = {}
+    made: dict[str, dict[str, list[str]]] = {key: {} for run in known for key in run.environment}
+    for key, values in made.items():
         for run in known:
             values.setdefault(run.environment.get(key, "-"), []).append(run.name)
-        rows += [(key, value, "all" if len(values) == 1 else ", ".join(names)) for value, names in values.items()]
-    return rows
+    return made
 
 
 def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,12 @@ from scratch_det.study.records import (
     read_rows,
     save,
     survey,
-)  # fmt: skip
+)
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
 from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, has_something_to_show, tables_of
 from scratch_det.study.run import SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
-
-REPORT = "report"
 
 Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
 
@@ -67,7 +65,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     ]
     if not any(one.run.name in {run.name for run in runs} and has_something_to_show(one) for one in records):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
-    report = study.out / REPORT / ("" if experiment == study.experiment else experiment.replace("/", "-"))
+    report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
     for folder in (report, *([results] if results else [])):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,17 +81,13 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     drawn = draw(figures_of(experiment, records), report)
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, records, figures, read_runs(records, study.out, page))
-    _remove_earlier(report, {page, *files, *drawn}, study)
-    return [page, *files, *drawn, *data]
-
-
-def _remove_earlier(report: Path, written: Set[Path], study: Study) -> None:
-    """Remove files of an earlier report that had other runs; no files with other names."""
-    places = {place.removeprefix(DIGITS) for job in study.jobs for place in job.run.places}
-    names = places | set(FIGURES) | {job.name for job in study.jobs}
-    for path in report.iterdir():
-        if path.stem in names and path.suffix[1:] in (*FORMATS, "svg", "png") and path not in written:
+    # What an earlier report of other runs left, but no files with other names.
+    known = {place.removeprefix(DIGITS) for job in study.jobs for place in job.run.places}
+    known |= {*FIGURES, *(job.name for job in study.jobs)}
+    for path in {*report.iterdir()} - {page, *files, *drawn}:
+        if path.stem in known and path.suffix[1:] in (*FORMATS, "svg", "png"):
             path.unlink()
+    return [page, *files, *drawn, *data]
 
 
 def _relative(error: str, out: Path) -> str:
@@ -145,22 +139,19 @@ def write_results(
     Raises UserError when some were made with other data than others.
     """
     kept = kept_of(records, earlier[0], folder)
-    made: dict[str, dict[str, Any]] = {}
-    datasets: dict[str, Any] = {}
-    for one in records:
-        if one.run.name in kept:
-            made[one.run.name] = earlier[1][one.run.name]
-        elif one.iteration or one.state == FINISHED:
-            made[one.run.name] = made_by(one, study)
-        else:
-            continue
-        for name, about in made[one.run.name]["environment"]["datasets"].items():
-            if datasets.setdefault(name, about) != about:
-                raise UserError(
-                    f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, "
-                    f"{about}; name another folder"
-                )
     records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
+    made = {
+        one.run.name: earlier[1][one.run.name] if one.run.name in kept else made_by(one, study)
+        for one in records
+        if one.iteration or one.state == FINISHED
+    }
+    datasets: dict[str, Any] = {}
+    for name, about in (pair for one in made.values() for pair in one["environment"]["datasets"].items()):
+        if datasets.setdefault(name, about) != about:
+            raise UserError(
+                f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, {about}; "
+                "name another folder"
+            )
     save(records, folder)
     content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
     write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
