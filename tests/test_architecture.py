@@ -30,7 +30,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 WITHOUT_TORCH = (
     "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco", "data.coco_checks",
     "data.image_folder", "data.voc", "backends", "backends.torchvision.keys", "weights.locate", "engine.run_dir",
-    "engine.datasets", "engine.plan", "engine.check", "engine.command", "analysis.report", "benchmark.pairs",
+    "engine.datasets", "engine.plan", "engine.check", "engine.command", "analysis",
     "study.commands", "study.search", "study.report.documents", "study.report.page",
 )  # fmt: skip
 
@@ -136,7 +136,6 @@ def test_help_does_not_import_torch() -> None:
         ("train_net", ("MODEL.BACKBONE.FREEZE_AT", "2")),
         ("pretrain_net", ("MODEL.RESNETS.DEPTH", "51")),
         ("check", ("SOLVER.BASE_LRR", "1")),
-        ("benchmark", ("loop", "--pairs", "1")),
         ("analyze_model", ("MODEL.RESNETS.DEPTH", "51")),
     ],
 )

@@ -12,7 +12,7 @@ model finds. --table writes one row for each model below configs/. Weights are n
 
 from pathlib import Path
 
-from scratch_det.analysis.report import describe_model, parse_size, write_table
+from scratch_det.analysis import describe_model, parse_size, write_table
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.errors import exit_on_user_error

@@ -12,7 +12,6 @@ Exit code 2: an error of the user, and the message says which.
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.benchmark.pairs import plan_training
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.errors import exit_on_user_error
 
@@ -37,10 +36,10 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     with exit_on_user_error():
+        from scratch_det.benchmark import loop_against_bare, loop_against_plain_script, plan_training  # not for --help
+
         backend = args.backend if args.what == "loop" else "detectron2"
         plan = plan_training(args.config_file, args.overrides, args.pairs, backend)
-        from scratch_det.benchmark.loops import loop_against_bare, loop_against_plain_script  # imports torch
-
         if args.what == "loop":
             found = loop_against_bare(plan, args.pairs)
             print(found.as_text("an iteration of the loop", "bare forward, backward, update"))

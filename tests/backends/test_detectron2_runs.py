@@ -15,8 +15,7 @@ from run_folder import NO_TEST, interrupted_after, is_same, read
 from samples import sample
 
 from scratch_det import backends
-from scratch_det.benchmark.loops import loop_against_plain_script
-from scratch_det.benchmark.pairs import plan_training
+from scratch_det.benchmark import loop_against_plain_script, plan_training
 from scratch_det.config import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.data.catalog import lookup

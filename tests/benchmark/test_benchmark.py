@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import load_tool
 
-from scratch_det.benchmark.loops import Stepwise
-from scratch_det.benchmark.pairs import WARMUP, Pairs, in_both_orders, plan_training, time_pairs
+from scratch_det.benchmark import WARMUP, Pairs, Stepwise, in_both_orders, plan_training, time_pairs
 from scratch_det.errors import UserError
 
 

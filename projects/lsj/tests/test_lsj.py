@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import load_tool
 from fvcore.common.config import CfgNode
-from lsj.recipe import lsj_schedule, warmup_iters
 from run_folder import interrupted_after, is_same, read
 from torch import Tensor
 
@@ -32,6 +31,10 @@ from scratch_det.errors import UserError
 from scratch_det.study.search import Search
 from scratch_det.weights.names import renamed
 
+EPOCH = 118_000  # images: detectron2 counts with the rounded size of train2017
+BATCH = 64  # images
+DROPS = (8 / 9, 26 / 27)  # of a run, the two drops of detectron2's 100 epochs: 163,889 and 177,546 of 184,375
+WARMUP = 500 / 184_375  # of a run, its first part: detectron2 means 500 iterations of the 100 epochs
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT.parents[1]
 COCO = sorted((PROJECT / "configs").glob("mask_rcnn_*.yaml"))
@@ -147,7 +150,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("backend", INSTALLED)
     def test_the_model(self, backend: str) -> None:
-        """Parameters by hand, but the body's, which is that of torchvision's classifier; names there and back."""
+        """Parameters by hand, but the bottom-up network's, which is that of torchvision's classifier; names there and back."""
         cfg = load_config(R50, (), backends.defaults(backend)).cfg
         backends.check_keys(backend, cfg)
         parts = analyze(backends.load(backend), cfg, (256, 320)).parts
@@ -278,3 +281,21 @@ def test_trains_resumes_and_evaluates(iterations: int, backend: str, run: Run, m
     weights = halves / "checkpoints/model_final.pth"
     again = run(*keys, "MODEL.WEIGHTS", weights, name="again", backend=backend, eval_only=True)
     assert read(again, "inference/result.json")["metrics"] == found
+
+
+def lsj_schedule(epochs: int, epoch: int = EPOCH, batch: int = BATCH) -> Schedule:
+    """``epochs`` of ``epoch`` images, ``batch`` in an iteration; the drops are where they are in 100 epochs, in parts.
+
+    So they scale with the length, where the paper's last 60k and 20k iterations do not, and so does warm-up: a shorter
+    run is not the beginning of a longer one. As in detectron2, the drops are whole iterations of the 100 epochs, and
+    these are multiplied.
+    """
+    if min(epochs, epoch, batch) < 1:
+        raise ValueError(f"epochs {epochs}, images in one {epoch} and in a batch {batch} must be 1 or more")
+    hundred = 100 * epoch / batch
+    return Schedule(epochs * epoch // batch, tuple(round(hundred * part) * epochs // 100 for part in DROPS))
+
+
+def warmup_iters(max_iter: int) -> int:
+    """The iterations of warm-up in a run of ``max_iter``."""
+    return round(WARMUP * max_iter)
