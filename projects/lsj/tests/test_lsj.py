@@ -150,7 +150,7 @@ class TestRecipes:
 
     @pytest.mark.parametrize("backend", INSTALLED)
     def test_the_model(self, backend: str) -> None:
-        """Parameters by hand, but the bottom-up network's, which is that of torchvision's classifier; names there and back."""
+        """Parameters by hand, but those below the FPN, which are torchvision's classifier's; names there and back."""
         cfg = load_config(R50, (), backends.defaults(backend)).cfg
         backends.check_keys(backend, cfg)
         parts = analyze(backends.load(backend), cfg, (256, 320)).parts
