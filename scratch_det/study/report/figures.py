@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
@@ -34,6 +32,7 @@ STYLE: Any = {
     "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 6.5, "lines.markeredgecolor": "white",
     "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
+METADATA: Any = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # left out
 BOX = "bbox/AP"
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
@@ -72,24 +71,18 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
 def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for name, figure in figures.items():
-        paths += [folder / f"{name}.svg", folder / f"{name}.png"]
-        write_atomically(paths[-2], as_svg(figure))
-        png = io.BytesIO()
-        with rc_context(STYLE):
-            FigureCanvasAgg(figure)
-            figure.savefig(png, format="png", metadata={"Software": None})
-        write_atomically(paths[-1], png.getvalue())
-    return paths
+    contents = {folder / f"{name}.{kind}": image(one, kind) for name, one in figures.items() for kind in METADATA}
+    for path, content in contents.items():
+        write_atomically(path, content)
+    return list(contents)
 
 
-def as_svg(figure: Figure) -> str:
-    """A document without random ids and without the time at which it was made."""
-    text = io.StringIO()
+def image(figure: Figure, kind: str) -> bytes:
+    """A file of the figure, "svg" or "png", without random ids and without the time at which it was made."""
+    content = io.BytesIO()
     with rc_context(STYLE):
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+        figure.savefig(content, format=kind, metadata=METADATA[kind])
+    return content.getvalue()
 
 
 # Figures: each from the records of its runs, None where they have nothing to show ------------------------------------
