@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -25,7 +25,6 @@ from scratch_det.tables import markdown
 
 Metrics = dict[str, dict[str, float]]
 Result = Mapping[str, Any]
-Item = TypeVar("Item")
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what a task reads of a result, by task
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
@@ -152,9 +151,9 @@ def _mean(precision: np.ndarray) -> float:
     return float(valid.mean()) * 100 if valid.size else math.nan
 
 
-def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
+def grouped(items: Iterable[Any], key: Callable[[Any], Hashable]) -> dict[Any, list[Any]]:
     """The items by their key, in their order; an empty list for any other key."""
-    groups: dict[Any, list[Item]] = defaultdict(list)
+    groups: dict[Any, list[Any]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups

@@ -48,8 +48,11 @@ def runs() -> list[Run]:
         *_runs("scratch_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         *_runs("pretrained_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         # Train aug, cascade and test aug, each on top of the ones before.
-        *_enhanced("scratch_mask_rcnn_R_18_FPN_{k}x_gn_train_aug", "figure5 table3", 9),
-        *_enhanced("pretrained_mask_rcnn_R_18_FPN_{k}x_gn_train_aug", "figure5", 6),
+        *(run for name, places, k in (
+            ("scratch_mask_rcnn_R_18_FPN_{k}x_gn_train_aug", "figure5 table3", 9),
+            ("pretrained_mask_rcnn_R_18_FPN_{k}x_gn_train_aug", "figure5", 6),
+        ) for plain in _runs(name, places, [k], shown="{init}, train aug")
+            for run in (plain, *cascade_runs(plain, TEST_AUG, {}, {}))),
         # A schedule that Table 1 has as a branch, on its own: the same numbers, or prefix sharing is wrong.
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_unshared", "control", [3], shown="scratch, 3x, on its own",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"),
@@ -93,11 +96,6 @@ def _with_seed(run: Run, seed: int) -> Run:
     places = tuple(place for place in run.places if place in ("digits/table1", "digits/table2", "digits/figure1"))
     trunk = run.trunk and f"{run.trunk}_seed{seed}"
     return replace(run, name=f"{run.name}_seed{seed}", recipe=run.name, seed=seed, places=places, trunk=trunk)
-
-
-def _enhanced(name: str, places: str, k: int) -> list[Run]:
-    (plain,) = _runs(name, places, [k], shown="{init}, train aug")
-    return [plain, *cascade_runs(plain, TEST_AUG, {}, {})]
 
 
 def _small_data(size: str, places: str, found_by: str, serves: Sequence[str]) -> Iterator[Run]:

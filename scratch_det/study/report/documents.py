@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 from scratch_det.errors import UserError
@@ -18,14 +19,11 @@ from scratch_det.files import write_atomically
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import CURVES, RUNS, Record, load
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
-from scratch_det.study.report.tables import DIGITS, as_markdown, tables_of
+from scratch_det.study.report.tables import DIGITS, WHOLES, as_markdown, tables_of
 from scratch_det.study.report.write import require_unedited
 
 MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
 RESULTS, SOURCE = Path("results"), "SOURCE"
-FOLDERS = ("digits", "paper")  # below results/ and docs/, by experiment
-
-Load = Callable[[str], list[Record]]  # the records of results/NAME
 
 
 def render(root: Path, check: bool = False) -> list[Path]:
@@ -46,23 +44,18 @@ def render(root: Path, check: bool = False) -> list[Path]:
     stale = [path for path, text in contents.items() if text != rendered[path]]
     for path in stale if not check else ():
         write_atomically(path, rendered[path])
-    return [*stale, *_stale_figures(root, check, records_of)]
-
-
-def _stale_figures(root: Path, check: bool, records_of: Load) -> list[Path]:
-    """docs/NAME/SOURCE of each results/NAME whose figures are of other numbers, changed or missing."""
-    stale = []
-    for name in FOLDERS:
-        results, source = root / RESULTS / name, root / "docs" / name / SOURCE
-        if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, source.parent)):
+    for name in WHOLES:  # docs/NAME/SOURCE of those whose figures are of other numbers, changed or missing
+        results, folder = root / RESULTS / name, root / "docs" / name
+        source = folder / SOURCE
+        if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, folder)):
             continue
         stale.append(source)
         if not check:
             figures = figures_of(name, records_of(name))
-            for old in _figures(source.parent):
+            for old in _figures(folder):
                 old.unlink()
-            draw(figures, source.parent)
-            write_atomically(source, _source(results, source.parent))
+            draw(figures, folder)
+            write_atomically(source, _source(results, folder))
     return stale
 
 
@@ -79,22 +72,21 @@ def _figures(folder: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def rendered_text(text: str, path: Path, records_of: Load) -> str:
+def rendered_text(text: str, path: Path, records_of: Callable[[str], list[Record]]) -> str:
     """The text of ``path`` with the tables that its markers name."""
-    parts, end, markers = [], 0, list(MARKER.finditer(text))
-    while markers:
-        marker = markers.pop(0)
-        where = f"{path}:{len(text[: marker.start()].splitlines()) + 1}"
-        if marker["experiment"] is None:
+    parts, done, markers = [], 0, list(MARKER.finditer(text))
+    for begin, end in zip_longest(markers[::2], markers[1::2]):
+        where = f"{path}:{len(text[: begin.start()].splitlines()) + 1}"
+        if begin["experiment"] is None:
             raise UserError(f"{where}: nothing begins before this end")
-        if not markers or markers[0]["experiment"] is not None:
+        if end is None or end["experiment"] is not None:
             raise UserError(f"{where}: no <!-- end --> follows")
         try:
-            experiment = marker["experiment"].strip()
+            experiment = begin["experiment"].strip()
             is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
             tables = tables_of(experiment, records_of("digits" if is_digits else "paper"))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        parts += [text[end : marker.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
-        end = markers.pop(0).start()
-    return "".join([*parts, text[end:]])
+        parts += [text[done : begin.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
+        done = end.start()
+    return "".join([*parts, text[done:]])
