@@ -2,9 +2,10 @@
 
 import errno
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 EXIT_CODE = 2
 UNUSABLE = {  # what is wrong with a path, and the fix
@@ -54,6 +55,18 @@ def exit_on_user_error(prints: bool = True) -> Iterator[None]:
     if prints:
         print(f"error: {message}", file=sys.stderr)
     raise SystemExit(EXIT_CODE)
+
+
+def not_yaml(path: Path, error: Exception) -> str:
+    """``file:line: not valid YAML: ...`` for PyYAML's error."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    return f"{where}: not valid YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
+
+
+def listed(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
+    """The first items, and ``...`` where there are more."""
+    return separator.join([*map(str, items[:most]), *["..."] * (len(items) > most)])
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

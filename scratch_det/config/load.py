@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import missing_project
 from scratch_det.config.defaults import explain_unknown, flatten, get_cfg, set_key
-from scratch_det.errors import ConfigError, refuse
+from scratch_det.errors import ConfigError, not_yaml, refuse
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
@@ -48,12 +48,9 @@ def read_source(path: Path, asked_by: str) -> Source:
             raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
         found = list(_walk(loader, root, path, prefix=""))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if isinstance(error, yaml.constructor.ConstructorError):
-            raise ConfigError(f"{where}: {problem}; a recipe holds plain values only, no Python objects") from None
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+        is_object = isinstance(error, yaml.constructor.ConstructorError)
+        hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
+        raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
     bases = []
     for _, value, where in (entry for entry in found if entry.key == BASE_KEY):
         for name in value if isinstance(value, list) else [value]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from scratch_det.errors import DataError, did_you_mean
+from scratch_det.errors import DataError, did_you_mean, not_yaml
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
@@ -74,9 +74,7 @@ def catalog_entries() -> dict[str, tuple[Any, Path]]:
         try:
             content = yaml.safe_load(path.read_text()) if path.is_file() else None
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise DataError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+            raise DataError(not_yaml(path, error)) from None
         if not isinstance(content or {}, dict):
             raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
         entries |= {name: (fields, path) for name, fields in (content or {}).items()}

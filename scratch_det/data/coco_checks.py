@@ -12,10 +12,10 @@ from operator import mul
 from typing import Any, Literal
 
 from scratch_det.data.catalog import DatasetEntry
+from scratch_det.errors import listed
 
 Severity = Literal["error", "notice"]  # cannot be trained on; can, but is rarely meant
 Record = dict[str, Any]  # an entry of the json
-NUM_SHOWN = 5
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
 ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less
 UNKNOWN_SIZE = (math.inf, math.inf)
@@ -46,8 +46,7 @@ class Problem:
     def __str__(self) -> str:
         if not self.offenders:
             return self.kind
-        first = ", ".join(self.shown.format(**one) for one in self.offenders[:NUM_SHOWN])
-        return f"{len(self.offenders)} {self.kind}: id {first}{', ...' if len(self.offenders) > NUM_SHOWN else ''}"
+        return f"{len(self.offenders)} {self.kind}: id {listed([self.shown.format(**one) for one in self.offenders])}"
 
 
 NUMBER_THEM = "number them: COCO's evaluation takes nothing else"

@@ -52,8 +52,6 @@ class Stream:
     """
 
     def __init__(self, seed: int, num_images: int, portrait: np.ndarray | None = None):
-        if seed < 0 or num_images < 1:
-            raise ValueError(f"seed {seed} and num_images {num_images}: expected seed >= 0 and at least one image")
         self.seed, self.num_images, self.portrait = seed, num_images, portrait
         self._cached = -1, np.empty(0, int)  # the last epoch asked for and its order
 

@@ -18,7 +18,6 @@ from faster_coco_eval.core import mask as mask_api
 from PIL import Image, ImageOps
 
 from scratch_det.data.coco import CocoDataset
-from scratch_det.data.coco_checks import NUM_SHOWN
 from scratch_det.errors import DataError
 from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
@@ -67,12 +66,11 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 class Scan(NamedTuple):
-    """How many images were read now, how many were known to be sound, and what is wrong with the first faulty ones."""
+    """How many images were read now, how many were known to be sound, and what is wrong with each faulty one."""
 
     read: int
     known: int
-    num_faulty: int
-    first_faults: list[str]
+    faults: list[str]
 
 
 def scan_images(data: CocoDataset) -> Scan:
@@ -111,7 +109,7 @@ def scan_images(data: CocoDataset) -> Scan:
             with suppress(OSError):
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(cache, json.dumps(known))
-    return Scan(len(todo), len(states) - len(todo), len(faults), faults[:NUM_SHOWN])
+    return Scan(len(todo), len(states) - len(todo), faults)
 
 
 def _state(root: Path, image: dict[str, Any]) -> State | None:

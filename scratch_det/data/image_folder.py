@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from scratch_det.data.catalog import FolderEntry
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, listed
 from scratch_det.log import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
-SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def read_image_folder(entry: FolderEntry) -> ImageFolder:
     if len(classes) < 2:
         raise DataError(
             f"{root} has {f'one folder, {classes[0]}' if classes else 'no folders'}; expected a folder for each of two "
-            f"or more classes, {root}/<class>/<image>\n  it holds: {_listed(children) or 'nothing'}"
+            f"or more classes, {root}/<class>/<image>\n  it holds: {listed(children) or 'nothing'}"
         )
     images, empty = [], []
     for label, name in enumerate(track(classes, f"listing {entry.name} (classes)", len(classes))):
@@ -47,7 +46,7 @@ def read_image_folder(entry: FolderEntry) -> ImageFolder:
         empty += [] if found else [name]
     if empty:
         raise DataError(
-            f"{root}: {len(empty)} of {len(classes)} class folders have no image, {_listed(empty)}\n"
+            f"{root}: {len(empty)} of {len(classes)} class folders have no image, {listed(empty)}\n"
             f"  expected files ending in {' '.join(SUFFIXES)}; delete the folders, or fill them"
         )
     digest = sha256("\n".join(path for path, _ in images).encode(errors="surrogateescape")).hexdigest()
@@ -57,7 +56,7 @@ def read_image_folder(entry: FolderEntry) -> ImageFolder:
 def class_mismatch(first: ImageFolder, other: ImageFolder) -> str | None:
     """Which classes only one of the two has, as a message; None when both have the same."""
     only = [
-        f"only {one.entry.root} has {len(names)} classes, {_listed(names)}"
+        f"only {one.entry.root} has {len(names)} classes, {listed(names)}"
         for one, another in ((first, other), (other, first))
         if (names := [name for name in one.classes if name not in set(another.classes)])
     ]
@@ -69,7 +68,3 @@ def _images(root: Path, name: str) -> Iterator[str]:
     for folder, _, files in os.walk(root / name, followlinks=True):
         within = os.path.relpath(folder, root)
         yield from (f"{within}/{file}" for file in files if file.lower().endswith(SUFFIXES))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

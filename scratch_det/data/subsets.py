@@ -10,7 +10,7 @@ import numpy as np
 
 from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, lookup
 from scratch_det.data.coco import gc_paused
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, listed
 from scratch_det.files import write_atomically
 
 PAPER_SIZES = (35_000, 10_000, 3_500, 1_000)  # section 5.2 of the paper
@@ -61,8 +61,7 @@ def make_subsets(source: str, sizes: Sequence[int], seed: int = 0, keep_lost: bo
                 fix = f"--seed {better} keeps all" if better is not None else "choose a larger size"
                 raise DataError(
                     f"{subset.name} with seed {seed} would lose {len(subset.lost)} classes: "
-                    f"{', '.join(subset.lost[:5])}{', ...' if len(subset.lost) > 5 else ''}; {fix}, or accept it with "
-                    "--allow-lost-classes"
+                    f"{listed(subset.lost)}; {fix}, or accept it with --allow-lost-classes"
                 )
             path = subset.json_file
             if path.exists() and json.loads(path.read_bytes()).get("subset", {}).get("ids_sha256") != subset.ids_sha256:

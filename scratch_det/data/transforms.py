@@ -18,7 +18,10 @@ PER_OBJECT = ("boxes", "labels", "masks", "keypoints")  # keys of a sample
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
-    """INPUT.AUGMENTATION resize: the short side is drawn from MIN_SIZE_TRAIN. RANDOM_FLIP comes after it."""
+    """INPUT.AUGMENTATION resize: the short side is drawn from MIN_SIZE_TRAIN.
+
+    Every augmentation is called like this; it leaves its sample as it is, and RANDOM_FLIP and ``keep_inside`` follow.
+    """
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
     short_side = int(rng.integers(sizes[0], sizes[1] + 1) if is_range else rng.choice(sizes))

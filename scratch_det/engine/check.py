@@ -18,7 +18,7 @@ from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.plan import DETECTION, Plan, Report, Request, Section, make_plan
-from scratch_det.errors import UserError
+from scratch_det.errors import UserError, listed
 from scratch_det.weights.locate import place_of
 
 NAME_WIDTH = 11  # columns for the name of a section
@@ -244,8 +244,8 @@ def check_images(section: Section, data: CocoDataset) -> None:
     name, scan = data.entry.name, scan_images(data)
     section.add(
         f"{name}: {scan.read:,} read now, {scan.known:,} unchanged since an earlier check",
-        **{name: {"read": scan.read, "unchanged": scan.known, "faulty": scan.num_faulty}},
+        **{name: {"read": scan.read, "unchanged": scan.known, "faulty": len(scan.faults)}},
     )
-    if scan.num_faulty:
-        shown = [*scan.first_faults, *(["..."] if scan.num_faulty > len(scan.first_faults) else [])]
-        section.problem("error", f"{name}: {scan.num_faulty} images cannot be trained on:\n  " + "\n  ".join(shown))
+    if scan.faults:
+        shown = listed(scan.faults, separator="\n  ")
+        section.problem("error", f"{name}: {len(scan.faults)} images cannot be trained on:\n  {shown}")

@@ -9,6 +9,7 @@ from scratch_det.config import LoadedConfig, flatten
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.coco_checks import Problem
 from scratch_det.data.image_folder import ImageFolder, class_mismatch
+from scratch_det.errors import listed
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -75,15 +76,15 @@ def _category_conflict(first: CocoDataset, other: CocoDataset) -> Iterator[str]:
     ]
     if pairs:
         yield (
-            f"{other.entry.json_file} has {_listed(ours)}\n  {first.entry.json_file} has {_listed(theirs)}\n"
-            f"  {len(pairs)} differ, {'; '.join(pairs[:5])}{'; ...' if len(pairs) > 5 else ''}\n"
+            f"{other.entry.json_file} has {_categories(ours)}\n  {first.entry.json_file} has {_categories(theirs)}\n"
+            f"  {len(pairs)} differ, {listed(pairs, separator='; ')}\n"
             "  training and test data need the same category ids and names"
         )
 
 
-def _listed(categories: dict[int, str]) -> str:
+def _categories(categories: dict[int, str]) -> str:
     pairs = [f"{number} {name}" for number, name in categories.items()]
-    return f"{len(pairs)} categories: {', '.join(pairs[:6])}{', ...' if len(pairs) > 6 else ''}"
+    return f"{len(pairs)} categories: {listed(pairs, most=6)}"
 
 
 def _unknown_flip(cfg: CfgNode, data: CocoDataset, training: bool, test: bool) -> Iterator[str]:

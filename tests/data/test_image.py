@@ -92,7 +92,7 @@ class TestScan:
 
     def counts(self) -> tuple[int, int, int]:
         scan = scan_images(read_toy())
-        return scan.read, scan.known, scan.num_faulty
+        return scan.read, scan.known, len(scan.faults)
 
     def test_only_new_and_changed_files_are_read_again(self, coco_factory):
         images = coco_factory().parent / "images"
@@ -116,16 +116,16 @@ class TestScan:
         Image.new("RGB", (50, 30)).save(images / "3.jpg")
         for num_read in (4, 3):
             scan = scan_images(read_toy())
-            assert (scan.read, scan.num_faulty) == (num_read, 3)
-            assert scan.first_faults[0].startswith(f"id 1, {images / '1.jpg'}: cannot be decoded")
-            assert scan.first_faults[1].startswith(f"id 2, {images / '2.jpg'}: cannot be decoded")
-            assert "3.jpg: image is 50 x 30 px, the json says 96 x 64" in scan.first_faults[2]
+            assert (scan.read, len(scan.faults)) == (num_read, 3)
+            assert scan.faults[0].startswith(f"id 1, {images / '1.jpg'}: cannot be decoded")
+            assert scan.faults[1].startswith(f"id 2, {images / '2.jpg'}: cannot be decoded")
+            assert "3.jpg: image is 50 x 30 px, the json says 96 x 64" in scan.faults[2]
 
     def test_a_missing_file(self, coco_factory):
         path = coco_factory()
         data = read_toy()
         (path.parent / "images" / "1.jpg").unlink()
-        assert scan_images(data).first_faults == [f"id 1, {path.parent / 'images' / '1.jpg'}: image file is missing"]
+        assert scan_images(data).faults == [f"id 1, {path.parent / 'images' / '1.jpg'}: image file is missing"]
 
     def test_turned_images_count_upright(self, coco_factory):
         path = coco_factory().parent / "images" / "1.jpg"
