@@ -1,17 +1,14 @@
-"""Whether two models see the same in an image.
+"""Converting a weights file between the backends, and whether two models see the same in an image."""
 
-Converting a checkpoint file between the backends, and checking the result on an image.
-"""
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from faster_coco_eval.core import mask as mask_api
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from scratch_det import backends
 from scratch_det.config import load_config
@@ -22,94 +19,107 @@ from scratch_det.engine.checkpointer import write_synced
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.files import sha256_of
-from scratch_det.weights.convert import checkpoint_of, convert, num_classes, num_keypoints
-from scratch_det.weights.load import load_weights
+from scratch_det.weights.load import load_weights, named_for_detector
 from scratch_det.weights.locate import fetch
+from scratch_det.weights.names import BOTTOM_UP, renamed, stage_of, without_stage
 from scratch_det.weights.read import Pixels, Weights, read_weights
 
+BACKGROUND = {  # torchvision's layers with a slot for the background, by detectron2's names: numbers a slot takes
+    "roi_heads.box_predictor.cls_score": 1,  # first there, last in detectron2
+    "roi_heads.box_predictor.bbox_pred": 4,  # first there, none in detectron2: never trained, never used
+    "roi_heads.mask_head.predictor": 1,  # the same
+}
+KEPT_BY_DETECTRON2 = "roi_heads.box_predictor.cls_score"
+KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
+MODULE = re.compile(r"backbone\.fpn|[^.]+(\.[^.]+)?")  # roi_heads.box_head, ...; the levels of a pyramid count as one
 MOST = 20  # detections of an image that are compared, the highest scores
 SAME_BOX, SAME_SCORE, SAME_MASK = 0.5, 1e-3, 0.9  # pixels of the original image, score, IoU
 SAME_POINTS = 0.9  # of the keypoints are as near as SAME_BOX: two peaks of a heat map may be equally high
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two lists of detections are apart, pairs taken in the order of their scores.
+def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[str, Tensor], dict[str, str | None]]:
+    """``weights`` in the names of ``to``, "torchvision" or "detectron2", and the new name of each, None without one.
 
-    found: how many detections both have, up to MOST. compared: pairs. classes: pairs of one class. box, score: largest
-    difference in pixels and in score. mask: smallest IoU of two masks, 1 without masks. points: share of the keypoints
-    that are at most SAME_BOX apart, None without keypoints.
+    own_names: as in ``renamed``. A classifier's weights are listed by the names that they have in a detector.
+    Raises UserError when they have the names of ``to`` already, and for boxes or masks that are not predicted for each
+    class, which torchvision's always are (but in a cascade, whose boxes never are).
     """
+    source = weights.scheme.library
+    if source == to:
+        raise UserError(f"{weights.path} is a {weights.kind} already; MODEL.WEIGHTS takes it as it is")
+    names: dict[str, str | None]
+    if not weights.scheme.whole:
+        full, prefix = named_for_detector(weights, to), BOTTOM_UP[to]
+        names = {name: name.removeprefix(prefix) if name.startswith(prefix) else None for name in full}
+        return {new: full[name] for name, new in names.items() if new}, names
+    names, tensors, classes = renamed(weights.tensors, source, to, own_names), {}, num_classes(weights)
+    for name, new in names.items():
+        value, theirs = weights.tensors[name], name if to == "torchvision" else new or ""
+        layer, _, leaf = without_stage(theirs).rpartition(".")
+        if layer == KEPT_BY_DETECTRON2:
+            value = value.roll(1 if to == "torchvision" else -1, 0)
+        elif layer in BACKGROUND and not stage_of(name):
+            slot = BACKGROUND[layer]
+            expected = slot * ((classes or 0) + (source == "torchvision"))
+            if classes is not None and leaf == "weight" and len(value) != expected:
+                raise UserError(
+                    f"{weights.path}: {name} has {len(value)} outputs, expected {expected} for {classes} classes; a "
+                    "detector with CLS_AGNOSTIC_BBOX_REG or CLS_AGNOSTIC_MASK has no counterpart to be converted to"
+                )
+            added = value.new_zeros((slot, *value.shape[1:]))
+            value = value[slot:].clone() if to == "detectron2" else torch.cat([added, value])
+        if new:
+            tensors[new] = value
+    return tensors, names
 
-    found: tuple[int, int]
-    compared: int
-    classes: int
-    box: float
-    score: float
-    mask: float
-    points: float | None = None
 
-    @property
-    def holds(self) -> bool:
-        """Whether there are any, equally many, of the same classes, apart by less than SAME_BOX and so on."""
-        same_number = self.found == (self.compared, self.compared)
-        same_place = self.box <= SAME_BOX and self.score <= SAME_SCORE and self.mask >= SAME_MASK
-        same_points = self.points is None or self.points >= SAME_POINTS
-        return same_number and same_place and same_points and 0 < self.compared == self.classes
+def num_classes(weights: Weights) -> int | None:
+    """Classes without background, from the class scores; None for a backbone."""
+    scores = (value for name, value in weights.tensors.items() if without_stage(name) == f"{KEPT_BY_DETECTRON2}.weight")
+    return next((len(value) - 1 for value in scores), None)
 
-    def __str__(self) -> str:
-        one, other = self.found
-        return (
-            f"{one} and {other} detections: {self.classes} of the same class, boxes apart by up to {self.box:.2g} px, "
-            f"scores by {self.score:.2g}, masks' IoU at least {self.mask:.4f}"
-            + ("" if self.points is None else f", {self.points:.1%} of the keypoints at most {SAME_BOX} px")
-        )
+
+class Agreement(NamedTuple):
+    """Whether two models detect the same in an image, and how far their detections are apart, in words."""
+
+    holds: bool
+    text: str
 
 
 def agreement(one: dict[str, Any], other: dict[str, Any]) -> Agreement:
     """Compare the predictions of two models for one image (see ``scratch_det.backends``), MOST at most.
 
-    Where scores are closer than SAME_SCORE the order says nothing, so each detection meets the nearest box among those.
+    They agree if there are any, equally many, of the same classes, and pairs in the order of their scores are no
+    further apart than SAME_BOX and so on. Where scores are closer than SAME_SCORE the order says nothing, so each
+    detection meets the nearest box among those.
     """
     found = min(len(one["scores"]), MOST), min(len(other["scores"]), MOST)
-    pairs = list(_pairs(one, other, min(found)))
-    if not pairs:
-        return Agreement(found, 0, 0, 0.0, 0.0, 1.0)
-    first, second = (torch.tensor(places) for places in zip(*pairs, strict=True))
-    return Agreement(
-        found=found,
-        compared=len(pairs),
-        classes=int((one["labels"][first] == other["labels"][second]).sum()),
-        box=(one["boxes"][first] - other["boxes"][second]).abs().max().item(),
-        score=(one["scores"][first] - other["scores"][second]).abs().max().item(),
-        mask=min(_mask_ious(one, other, pairs), default=1.0),
-        points=_same_points(one["keypoints"][first], other["keypoints"][second]) if "keypoints" in one else None,
-    )
-
-
-def _pairs(one: dict[str, Any], other: dict[str, Any], number: int) -> Iterable[tuple[int, int]]:
-    free = list(range(len(other["scores"])))
-    for place in range(number):
+    first, second, free = list(range(min(found))), [], list(range(len(other["scores"])))
+    for place in first:
         near = [i for i in free if abs(other["scores"][i] - one["scores"][place]) <= SAME_SCORE] or free[:1]
         apart = (other["boxes"][near] - one["boxes"][place]).abs().amax(1)
         wrong_class = other["labels"][near] != one["labels"][place]
-        best = near[int((apart + wrong_class * 1e6).argmin())]
-        free.remove(best)
-        yield place, best
-
-
-def _mask_ious(one: dict[str, Any], other: dict[str, Any], pairs: list[tuple[int, int]]) -> Iterable[float]:
-    if "masks" in one and "masks" in other:
-        for first, second in pairs:
-            masks = one["masks"][first], other["masks"][second]
-            both_empty = not any(mask_api.area(list(masks)))
-            yield 1.0 if both_empty else mask_api.iou([masks[0]], [masks[1]], [0]).item()
-
-
-def _same_points(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Keypoints [N, K, 3] of pairs that are at most SAME_BOX apart, as a share."""
-    apart = (one[..., :2] - other[..., :2]).norm(dim=-1)
-    return (apart <= SAME_BOX).float().mean().item()
+        second.append(near[int((apart + wrong_class * 1e6).argmin())])
+        free.remove(second[-1])
+    text = f"{found[0]} and {found[1]} detections"
+    if not second:
+        return Agreement(False, text)
+    classes = int((one["labels"][first] == other["labels"][second]).sum())
+    box, score = ((one[key][first] - other[key][second]).abs().max().item() for key in ("boxes", "scores"))
+    masks = [(one["masks"][i], other["masks"][j]) for i, j in zip(first, second, strict=True)] if "masks" in one else []
+    ious = [mask_api.iou([a], [b], [0]).item() if any(mask_api.area([a, b])) else 1.0 for a, b in masks]  # not if empty
+    mask = min(ious, default=1.0)
+    text += (
+        f": {classes} of the same class, boxes apart by up to {box:.2g} px, scores by {score:.2g}, "
+        f"masks' IoU at least {mask:.4f}"
+    )
+    holds = found[0] == found[1] == classes and box <= SAME_BOX and score <= SAME_SCORE and mask >= SAME_MASK
+    if "keypoints" in one:  # [N, K, 3]
+        distances = (one["keypoints"][first][..., :2] - other["keypoints"][second][..., :2]).norm(dim=-1)
+        points = (distances <= SAME_BOX).float().mean().item()
+        text += f", {points:.1%} of the keypoints at most {SAME_BOX} px"
+        holds = holds and points >= SAME_POINTS
+    return Agreement(holds, text)
 
 
 def convert_file(
@@ -119,7 +129,6 @@ def convert_file(
     config_file: Path | None = None,
     partial: bool = False,
     image: Path | None = None,
-    say: Callable[[str], object] = print,
 ) -> None:
     """Write ``source``, a file or an address, to ``destination`` with the weights' names of backend ``to``.
 
@@ -135,26 +144,34 @@ def convert_file(
     path = fetch(source)
     weights = read_weights(path)
     cfg = recipe_of(path, config_file, weights)
-    converted = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
-    say(f"{path}: {weights.kind}; {sum(converted.found.values())} of {len(weights.tensors)} tensors have a place:")
-    say(converted.describe())
-    if converted.lost and not partial:
+    tensors, names = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
+    print(f"{path}: {weights.kind}; {len(tensors)} of {len(weights.tensors)} tensors have a place:")
+    modules = {name: str(MODULE.search(name if weights.scheme.whole else "backbone")[0]) for name in names}
+    found, width = Counter(modules[name] for name in names if names[name]), max(map(len, modules.values()))
+    for module, number in Counter(modules.values()).items():
+        print(f"  {module:<{width}}  {found[module]:4d} of {number:4d}")
+    lost = [name for name, new in names.items() if new is None]
+    if lost and not partial:
         raise UserError(
-            f"{len(converted.lost)} tensors of {path} have no place in a {to} model, the first is {converted.lost[0]}; "
+            f"{len(lost)} tensors of {path} have no place in a {to} model, the first is {lost[0]}; "
             "give --partial to leave them out"
         )
+    content = {"model": tensors, "converted_from": {"file": path.name, "sha256": sha256_of(path), "kind": weights.kind}}
+    if not weights.scheme.whole:
+        content["matching_heuristics"] = True  # by which detectron2 finds a backbone's place
+    elif cfg:
+        content["pixels"] = Pixels.of(cfg).as_dict()  # a detector's own, unless its file says otherwise
     destination.parent.mkdir(parents=True, exist_ok=True)
     trial = destination.with_name(destination.name + ".partial.pth")
-    content = checkpoint_of(converted, weights, Pixels.of(cfg) if cfg else None, sha256_of(path))
     try:
-        write_synced(trial, content)
-        check_result(trial, to, cfg, weights, say)
+        write_synced(trial, content | weights.traits())
+        print(check_result(trial, to, cfg, weights))
         if image:
-            say(f"{image}: {verify(path, trial, weights, to, cfg, image)}")
+            print(f"{image}: {verify(path, trial, weights, to, cfg, image)}")
         trial.replace(destination)
     finally:
         trial.unlink(missing_ok=True)
-    say(f"wrote {destination}; use it with --backend {to} MODEL.WEIGHTS {destination}")
+    print(f"wrote {destination}; use it with --backend {to} MODEL.WEIGHTS {destination}")
 
 
 def recipe_of(path: Path, config_file: Path | None, weights: Weights) -> CfgNode | None:
@@ -168,55 +185,58 @@ def recipe_of(path: Path, config_file: Path | None, weights: Weights) -> CfgNode
         cfg = run.read_config()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
-    keypoints.NUM_KEYPOINTS = num_keypoints(weights) or keypoints.NUM_KEYPOINTS
+    for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
+        keypoints.NUM_KEYPOINTS = keypoints.NUM_KEYPOINTS if bias is None else len(bias)
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
-def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights, say: Callable[[str], object]) -> None:
-    """Load the new file into a model of backend ``to``, where there are both. Raises UserError when it does not fit."""
+def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> str:
+    """Load the new file into a model of backend ``to``, where there are both; returns whether, as a line.
+
+    Raises UserError when it does not fit.
+    """
     if not cfg:
-        return say(f"not loaded into a model: no --config-file, and {weights.path} lies in no run's folder")
+        return f"not loaded into a model: no --config-file, and {weights.path} lies in no run's folder"
     if not backends.is_installed(to):
-        return say(f"not loaded into a model: {to} is not installed here")
+        return f"not loaded into a model: {to} is not installed here"
     try:
         backends.check_keys(to, cfg)
     except ConfigError as problem:
-        return say(f"not loaded into a model: {problem}")
+        return f"not loaded into a model: {problem}"
     try:
         built(file, to, cfg)
     except UserError as problem:
         raise UserError(
             f"nothing was written: {problem}".replace(str(file), f"converted from {weights.path}")
         ) from None
-    say(f"it fills {'a' if weights.scheme.whole else 'the backbone of a'} {backends.library(to)} model of the recipe")
+    return f"it fills {'a' if weights.scheme.whole else 'the backbone of a'} {backends.library(to)} model of the recipe"
 
 
-def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> Agreement:
+def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> str:
     """What the two models see in ``image``. Raises UserError when that differs, or cannot be compared."""
     if not weights.scheme.whole:
         raise UserError("--verify compares detections, and these are weights of a backbone alone; leave it out")
     if not cfg:
         raise UserError("--verify builds the model: give its recipe, --config-file FILE")
     sample, keys = load_sample(image, cfg), cfg.INPUT
-    size = output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST)
-    sample = resize(sample, size)
-    models = [(name, built(path, name, cfg)) for path, name in ((source, weights.scheme.library), (file, to))]
-    before, after = (backends.load(name).predict(model, [sample])[0] for name, model in models)
-    found = agreement(before, after)
-    if not any(found.found):
+    sample = resize(sample, output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST))
+    sides = ((source, weights.scheme.library), (file, to))
+    before, after = (backends.load(name).predict(built(path, name, cfg), [sample])[0] for path, name in sides)
+    if not len(before["scores"]) + len(after["scores"]):
         raise UserError(
             f"neither model detects anything in {image} above MODEL.ROI_HEADS.SCORE_THRESH_TEST "
             f"{cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}: nothing to compare, nothing was written; use another image, "
             "a model that was trained for longer, or leave out --verify"
         )
-    if not found.holds:
+    holds, text = agreement(before, after)
+    if not holds:
         raise UserError(
-            f"the models do not agree on {image}: {found}; expected as many of the same classes, boxes within "
+            f"the models do not agree on {image}: {text}; expected as many of the same classes, boxes within "
             f"{SAME_BOX} px, scores within {SAME_SCORE}, masks' IoU from {SAME_MASK} and {SAME_POINTS:.0%} of the "
             f"keypoints within {SAME_BOX} px; nothing was written"
         )
-    return found
+    return text
 
 
 def built(path: Path, name: str, cfg: CfgNode) -> nn.Module:

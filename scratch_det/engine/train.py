@@ -34,9 +34,8 @@ from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, chec
 from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers
-from scratch_det.files import sha256_of
+from scratch_det.files import sha256_of, weights_sha256
 from scratch_det.log import clock, log_to_file, logger
-from scratch_det.weights.digest import weights_sha256
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 

@@ -7,44 +7,32 @@ detectron2, have He ("MSRA") normal while the released Detectron code had Caffe2
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from scratch_det.modeling.norm import NORM_LAYERS
 
-
-def he_fill(layer: nn.Module) -> None:
-    """Weights from N(0, sqrt(2 / fan_out)), Caffe2's MSRAFill."""
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-
-def xavier_fill(layer: nn.Module) -> None:
-    """Weights uniform with standard deviation sqrt(1 / fan_in), Caffe2's XavierFill."""
-    nn.init.kaiming_uniform_(layer.weight, a=1)
-
-
-def normal_fill(layer: nn.Module, std: float) -> None:
-    """Weights from N(0, std)."""
-    nn.init.normal_(layer.weight, std=std)
-
-
-FILLS: dict[str, Callable[[nn.Module], None]] = {
+he_fill = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")  # N(0, sqrt(2 / fan_out)), MSRAFill
+xavier_fill = partial(
+    nn.init.kaiming_uniform_, a=1
+)  # uniform, standard deviation sqrt(1 / fan_in), Caffe2's XavierFill
+FILLS: dict[str, Callable[[Tensor], object]] = {
     "backbone": he_fill,  # stem, block convolutions and shortcuts
     "fpn": xavier_fill,  # lateral and output convolutions
-    "rpn": partial(normal_fill, std=0.01),  # 3x3, objectness and box deltas
+    "rpn": partial(nn.init.normal_, std=0.01),  # 3x3, objectness and box deltas
     "box_conv": he_fill,
     "box_fc": xavier_fill,
-    "cls_score": partial(normal_fill, std=0.01),
-    "bbox_pred": partial(normal_fill, std=0.001),
+    "cls_score": partial(nn.init.normal_, std=0.01),
+    "bbox_pred": partial(nn.init.normal_, std=0.001),
     "mask_conv": he_fill,  # 3x3 convolutions and the 2x2 deconvolution
-    "mask_predictor": partial(normal_fill, std=0.001),
+    "mask_predictor": partial(nn.init.normal_, std=0.001),
     "keypoint": he_fill,  # 3x3 convolutions and the 4x4 deconvolution
 }
 
 
 def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None = None) -> None:
-    """Fill every layer that has weights: the longest matching name prefix in ``layer_types`` gives its type in FILLS.
+    """Fill every layer that has weights: the longest prefix of its name in ``layer_types`` gives its type in FILLS.
 
-    leave: the name of a part that keeps the weights it has.
+    A prefix ends at a dot or at the name's end. leave: the name of a part that keeps the weights it has.
 
     Biases start at 0 and normalisation as the identity (gamma 1, also in the last norm of a residual block). Raises
     ValueError for a layer with weights that no prefix covers: nothing may keep an unintended default.
@@ -55,7 +43,10 @@ def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None 
         if isinstance(layer, NORM_LAYERS):
             layer.reset_parameters()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            FILLS[layer_type(name, layer_types)](layer)
+            prefixes = [prefix for prefix in layer_types if f"{name}.".startswith(f"{prefix}.")]
+            if not prefixes:
+                raise ValueError(f"layer '{name}' has weights but no entry among {sorted(layer_types)}")
+            FILLS[layer_types[max(prefixes, key=len)]](layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif next(layer.parameters(recurse=False), None) is not None:
@@ -69,14 +60,6 @@ def fill_alike(model: nn.Module, std: float) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            normal_fill(layer, std)
+            nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def layer_type(name: str, layer_types: dict[str, str]) -> str:
-    """The type of the layer called ``name``: that of the longest prefix which ends at a dot or at the name's end."""
-    prefixes = [prefix for prefix in layer_types if (name + ".").startswith(prefix + ".")]
-    if not prefixes:
-        raise ValueError(f"layer '{name}' has weights but no entry among {sorted(layer_types)}")
-    return layer_types[max(prefixes, key=len)]

@@ -71,7 +71,7 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, channels = x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[1]
     count = x.numel() // channels
     mean = x.sum(OVER_VALUES) / max(count, 1)
-    var = (x - _per_channel(mean)).square_().sum(OVER_VALUES) / max(count, 1)  # var_mean is 10 times as slow on a CPU
+    var = (x - mean[:, None, None]).square_().sum(OVER_VALUES) / max(count, 1)  # var_mean is 10 times as slow on a CPU
     own = torch.cat([x.new_full((1,), count), mean, var])
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
@@ -98,20 +98,16 @@ class _GlobalBatchNorm(torch.autograd.Function):
         """Ioffe & Szegedy, Batch Normalization (2015), section 3, with the two sums over a batch taken globally."""
         x, weight, count, mean, inverse_std = ctx.saved_tensors
         grad = grad.to(mean.dtype)
-        normalised = (x.to(mean.dtype) - _per_channel(mean)).mul_(_per_channel(inverse_std))
+        normalised = (x.to(mean.dtype) - mean[:, None, None]).mul_(inverse_std[:, None, None])
         grad_bias, grad_weight = grad.sum(OVER_VALUES), (grad * normalised).sum(OVER_VALUES)
         sums = torch.stack([grad_bias, grad_weight])
         dist.all_reduce(sums)
         along_mean, along_std = sums / count.clamp(min=1)
         slope = inverse_std if weight is None else inverse_std * weight
-        grad_x = normalised.mul_(_per_channel(-along_std)).add_(grad).sub_(_per_channel(along_mean))
-        grad_x = grad_x.mul_(_per_channel(slope)).to(x.dtype)
+        grad_x = normalised.mul_(-along_std[:, None, None]).add_(grad).sub_(along_mean[:, None, None])
+        grad_x = grad_x.mul_(slope[:, None, None]).to(x.dtype)
         wanted = ctx.needs_input_grad
         return grad_x, grad_weight if wanted[1] else None, grad_bias if wanted[2] else None, None, None, None, None
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -137,25 +133,18 @@ def batch_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Modul
 
 def replace_norm(model: nn.Module, name: str, norm: nn.Module) -> None:
     """Put ``norm`` in the place of ``model``'s layer ``name``; layers inside that one (timm's activations) are kept."""
-    behind = dict(model.get_submodule(name).named_children())
-    for child, layer in behind.items():
+    inside = dict(model.get_submodule(name).named_children())
+    for child, layer in inside.items():
         norm.add_module(child, layer)
-    if behind:
-        norm.register_forward_hook(_through_children)
+    if inside:
+        norm.register_forward_hook(lambda norm, _, output: nn.Sequential(*norm.children())(output))
     model.set_submodule(name, norm)
-
-
-def _through_children(norm: nn.Module, _: Any, output: Tensor) -> Tensor:
-    for layer in norm.children():
-        output = layer(output)
-    return output
 
 
 def frozen(norm: nn.Module) -> FrozenBatchNorm2d:
     """A batch norm's weights and statistics, which from now on stay as they are."""
     fixed = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
-    own = fixed.state_dict().keys()
-    fixed.load_state_dict({name: value for name, value in norm.state_dict().items() if name in own})
+    fixed.load_state_dict(norm.state_dict(), strict=False)  # it counts no batches, and has no activation inside
     return fixed
 
 

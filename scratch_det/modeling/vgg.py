@@ -19,13 +19,10 @@ class VGG16(nn.Module):
         super().__init__()
         self.channels, self.strides = {"conv5": 512}, {"conv5": 16}
         self.features = make_layers(cfgs["D"])[:-1]  # the last pooling would halve conv5 once more
+        ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        bounds = pairwise([0, *ends, len(self.features)])
+        self.stages = [[f"features.{i}" for i in range(low, high)] for low, high in bounds]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> ``conv5`` [N, 512, H / 16, W / 16], rounded down."""
         return {"conv5": self.features(images)}
-
-    @property
-    def stages(self) -> list[list[str]]:
-        ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
-        bounds = [0, *ends, len(self.features)]
-        return [[f"features.{i}" for i in range(low, high)] for low, high in pairwise(bounds)]

@@ -23,11 +23,10 @@ from scratch_det.config import flatten
 from scratch_det.distributed.stop import last_word
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
-from scratch_det.files import completed, read_lines, write_atomically
+from scratch_det.files import completed, read_lines, weights_sha256, write_atomically
 from scratch_det.study.experiments import find
 from scratch_det.study.job import Job
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Run
-from scratch_det.weights.digest import weights_sha256
 
 WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
@@ -65,7 +64,7 @@ class Record:
         metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
         error: why it failed; of a waiting or blocked one what it waits for.
-        weights_sha256: digest of the final weights of a finished training, see ``scratch_det.weights.digest``.
+        weights_sha256: digest of the final weights of a finished training, see ``scratch_det.files``.
         found: by a finished search, as "KEY VALUE, KEY VALUE".
         seconds: spent on training so far; eta: seconds left by the run's own estimate. Not saved.
     """

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from scratch_det.config.choices import is_resnet
 from scratch_det.errors import UserError
 from scratch_det.weights.locate import fetch
-from scratch_det.weights.names import BOTTOM_UP, OF_BOTTOM_UP, in_stage, renamed, stage_of
+from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, OF_BOTTOM_UP, in_stage, renamed, stage_of
 from scratch_det.weights.read import Pixels, Weights, adapt_first_layer, read_weights
 
 FIRST_LAYERS = {"torchvision": "conv1.weight", "detectron2": "stem.conv1.weight"}  # of a ResNet
-BOX_HEAD, BOX_PREDICTOR = "roi_heads.box_head.", "roi_heads.box_predictor."
-VGG_LAYERS = {"classifier.0": "fc1", "classifier.3": "fc2"}  # become the box head's (Faster R-CNN, Ren et al. 2015)
+BOX_PREDICTOR = "roi_heads.box_predictor."
+VGG_LAYERS = {  # become the box head's (Faster R-CNN, Ren et al. 2015)
+    "torchvision": {"classifier.0": "1", "classifier.3": "3"},  # after flattening
+    "detectron2": {"classifier.0": "fc1", "classifier.3": "fc2"},
+}
 BACKGROUND_SLOT = {"torchvision": 1, "detectron2": 0}  # torchvision regresses a box for the background too
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
@@ -34,16 +37,13 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     values, prefix = weights.tensors, ""
     if not weights.scheme.whole:
         values, prefix = placed_in(model, named_for_detector(weights, library), library)
-    wanted, heads = model.state_dict(), [name for name in values if prefix and name.startswith(BOX_HEAD)]
-    said = []
+    wanted, said = model.state_dict(), []
+    heads = [name for name in values if prefix and name.startswith(BOX_HEAD)]
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
         said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    firsts = (
-        FIRST_LAYERS[library],
-        "features.0.weight",
-        *([bottom_up.first_layer] if weights.scheme == OF_BOTTOM_UP else []),
-    )
+    own = [bottom_up.first_layer] if weights.scheme == OF_BOTTOM_UP else []
+    firsts = (FIRST_LAYERS[library], "features.0.weight", *own)
     first = next((name for name in wanted if name.endswith(firsts)), "")
     if weights.pixels and first in values:
         adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
@@ -81,23 +81,19 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
 
 def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
-    source = weights.scheme.library
     if weights.scheme == OF_BOTTOM_UP:
         return {BOTTOM_UP[library] + name: value for name, value in weights.tensors.items()}
-    full = {BOTTOM_UP[source] + name: value for name, value in weights.tensors.items() if not _vgg_fc(name)}
+    source, full, fcs = weights.scheme.library, {}, {}
+    for name, value in weights.tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer in VGG_LAYERS[library]:
+            fcs[f"{BOX_HEAD}{VGG_LAYERS[library][layer]}.{leaf}"] = value
+        else:
+            full[BOTTOM_UP[source] + name] = value
     if source != library:
         names = renamed(full, source, library)
         full = {names[name] or name: value for name, value in full.items()}
-    fcs = {new: value for name, value in weights.tensors.items() if (new := _vgg_fc(name))}
-    if library == "torchvision":
-        fcs = {str(new): fcs[name] for name, new in renamed(fcs, "detectron2", library).items()}
     return full | fcs
-
-
-def _vgg_fc(name: str) -> str | None:
-    """detectron2's name for one of VGG's two hidden fully connected layers."""
-    layer, _, leaf = name.rpartition(".")
-    return f"{BOX_HEAD}{VGG_LAYERS[layer]}.{leaf}" if layer in VGG_LAYERS else None
 
 
 def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:
@@ -126,11 +122,8 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     misshaped = [name for name in covered if name in values and values[name].shape != wanted[name].shape]
     unused = [name for name in values if name not in wanted and not name.endswith(counter)]
     if missing or misshaped or unused:
-        reasons = [
-            f"{len(names)} {what}, the first is {names[0]}"
-            for names, what in ((missing, "missing"), (misshaped, "of another shape"), (unused, "without a place"))
-            if names
-        ]
+        problems = {"missing": missing, "of another shape": misshaped, "without a place": unused}
+        reasons = [f"{len(names)} {what}, the first is {names[0]}" for what, names in problems.items() if names]
         of_bn = any(name.endswith("running_mean") for name in unused)
         raise UserError(
             f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "

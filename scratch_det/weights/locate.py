@@ -1,6 +1,5 @@
 """Where weights lie: a file, or an address from which it is fetched once. Free of torch."""
 
-import os
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
@@ -58,7 +57,16 @@ def fetch(weights: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.with_name(file.name + ".lock")):  # the processes of a run come here at once
             if not file.is_file():
-                _download(url, file)
+                partial = file.with_name(file.name + ".partial")
+                with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(partial, "wb") as out:
+                    size = int(answer.headers.get("Content-Length") or 0)
+                    with Progress(f"fetching {url} (MB)", -(-size // BLOCK)) as progress:
+                        while block := answer.read(BLOCK):
+                            out.write(block)
+                            progress.advance()
+                    if size and out.tell() != size:
+                        raise OSError(f"{out.tell()} of {size} bytes came")
+                partial.replace(file)
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else f"{type(error).__name__}: {error}"
         raise UserError(
@@ -91,16 +99,3 @@ def find_checkpoint(path: Path) -> Path:
     """``path``, or the file of that name in checkpoints/ beside it: detectron2 has them in OUTPUT_DIR itself."""
     inside = path.parent / "checkpoints" / path.name
     return inside if inside.is_file() and not path.is_file() else path
-
-
-def _download(url: str, file: Path) -> None:
-    partial = file.with_name(file.name + ".partial")
-    with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(partial, "wb") as out:
-        size = int(answer.headers.get("Content-Length") or 0)
-        with Progress(f"fetching {url} (MB)", -(-size // BLOCK)) as progress:
-            while block := answer.read(BLOCK):
-                out.write(block)
-                progress.advance()
-        if size and out.tell() != size:
-            raise OSError(f"{out.tell()} of {size} bytes came")
-    os.replace(partial, file)

@@ -6,7 +6,6 @@ A backbone's own file (an ImageNet classifier) has the names of the detector's w
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -42,6 +41,7 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
 NUMBERS = {"s": range(1, 5), "b": range(64), "c": range(1, 4), "n": range(64)}  # stage, block, convolution, all else
+BOX_HEAD = "roi_heads.box_head."
 RPN_CONV = "proposal_generator.rpn_head.conv.conv"  # and its number
 FC = re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)")
 CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
@@ -50,11 +50,11 @@ CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.0\.weight")
 STAGE = re.compile(
     r"roi_heads\.(?:stages\.(\d+)\.|(box_(?:head|predictor)\.)(\d+)\.(?=conv\d|fc\d|cls_score|bbox_pred))"
 )
-CAFFE2 = re.compile(r"(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc])")
 CAFFE2_LEAVES = {
     "bn_s": "norm.weight", "bn_b": "norm.bias", "bn_rm": "norm.running_mean", "bn_riv": "norm.running_var",
     "gn_s": "norm.weight", "gn_b": "norm.bias", "w": "weight", "b": "bias",
 }  # fmt: skip
+CAFFE2 = re.compile(rf"(?:(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc]))_({'|'.join(CAFFE2_LEAVES)})")
 
 
 class Scheme(NamedTuple):
@@ -64,11 +64,8 @@ class Scheme(NamedTuple):
     whole: bool
 
     def __str__(self) -> str:
-        if self.whole:
-            return f"{self.library} detector"
-        if self == OF_BOTTOM_UP:
-            return "classifier"
-        return {"torchvision": "torchvision or timm classifier"}.get(self.library, f"{self.library} classifier")
+        library = self.library + " or timm" * (self.library == "torchvision" and not self.whole)
+        return f"{library} {'detector' if self.whole else 'classifier'}".strip()
 
 
 OF_BOTTOM_UP = Scheme("", whole=False)  # a body's own names, the same in all backends
@@ -99,12 +96,11 @@ def renamed(names: Iterable[str], source: str, target: str, own_names: bool = Fa
     for name in names:
         if own_names and name.startswith(BOTTOM_UP[source]):
             found[name] = BOTTOM_UP[target] + name.removeprefix(BOTTOM_UP[source])
-            continue
-        by_stage.setdefault(stage_of(name), []).append(name)
+        else:
+            by_stage.setdefault(stage_of(name), []).append(name)
     for stage, own in by_stage.items():
-        plain = {name: without_stage(name) for name in own}
-        theirs = _renamed_head(plain.values(), source)
-        found |= {name: new and in_stage(new, stage, target) for name in own for new in (theirs[plain[name]],)}
+        theirs = _renamed_head([without_stage(name) for name in own], source)
+        found |= {name: new and in_stage(new, stage, target) for name, new in zip(own, theirs, strict=True)}
     return found
 
 
@@ -128,37 +124,33 @@ def in_stage(name: str, stage: str, library: str) -> str:
     return re.sub(r"(box_head|box_predictor)\.", rf"\1.{stage}.", name)
 
 
-def _renamed_head(names: Iterable[str], source: str) -> dict[str, str | None]:
+def _renamed_head(names: list[str], source: str) -> list[str | None]:
     """``renamed`` for names of which at most one box head's are among them."""
-    names, translate = list(names), partial(_translated, source=source)
     if source == "detectron2":
-        found = {name: translate(name) for name in names}
+        found = [_translated(name, source) for name in names]
         # torchvision counts fully connected layers on from the convolutions and the flattening before them
-        first = sum(1 for name in found.values() if name and CONV.fullmatch(name)) + 1
-        return {
-            name: new and FC.sub(lambda m: f"roi_heads.box_head.{first + 2 * (int(m[1]) - 1)}.{m[2]}", new)
-            for name, new in found.items()
-        }
+        first = len({name for name in found if name and CONV.fullmatch(name)}) + 1
+        return [name and FC.sub(lambda m: f"{BOX_HEAD}{first + 2 * (int(m[1]) - 1)}.{m[2]}", name) for name in found]
     # detectron2 counts them from 1; VGG's in torchvision are fc6 and fc7
     rows = sorted({int(match[1]) for match in map(FC.fullmatch, names) if match})
-    numbers = {row: number for number, row in enumerate(rows, start=1)}
-    found = {n: translate(FC.sub(lambda m: f"roi_heads.box_head.fc{numbers[int(m[1])]}.{m[2]}", n)) for n in names}
-    if any(name and name.startswith(f"{RPN_CONV}1.") for name in found.values()):
+    counted = [FC.sub(lambda m: f"{BOX_HEAD}fc{rows.index(int(m[1])) + 1}.{m[2]}", name) for name in names]
+    found = [_translated(name, source) for name in counted]
+    if any(name and name.startswith(f"{RPN_CONV}1.") for name in found):
         return found
     # detectron2 numbers the hidden convolutions of an RPN where there are several
-    return {name: new and new.replace(f"{RPN_CONV}0.", RPN_CONV.removesuffix("conv")) for name, new in found.items()}
+    return [name and name.replace(f"{RPN_CONV}0.", RPN_CONV.removesuffix("conv")) for name in found]
 
 
 def from_caffe2(name: str) -> str | None:
     """detectron2's backbone name of one of Detectron's blobs; None for what a detector does not use."""
-    for suffix, leaf in CAFFE2_LEAVES.items():
-        if name.endswith(f"_{suffix}") and (match := CAFFE2.fullmatch(name.removesuffix(f"_{suffix}"))):
-            stage, block, branch = match.groups()
-            if stage is None:
-                return f"stem.conv1.{leaf}"
-            layer = "shortcut" if branch == "1" else f"conv{'abc'.index(branch[1]) + 1}"
-            return f"res{stage}.{block}.{layer}.{leaf}"
-    return None
+    match = CAFFE2.fullmatch(name)
+    if not match:
+        return None
+    stage, block, branch, leaf = match.groups()
+    layer = "stem.conv1" if stage is None else f"res{stage}.{block}."
+    if stage:
+        layer += "shortcut" if branch == "1" else f"conv{'abc'.index(branch[1]) + 1}"
+    return f"{layer}.{CAFFE2_LEAVES[leaf]}"
 
 
 def _all_layers() -> Iterator[tuple[str, str]]:

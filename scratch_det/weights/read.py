@@ -32,55 +32,29 @@ DAMAGE = (  # what reading a damaged file may raise: every byte of one was chang
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a file of torch.save onto the CPU. Raises UserError when it is missing or holds more than plain tensors."""
-    path = _existing(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise UserError(  # not torch's own words, which advise to load it unsafely
-            f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
-            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
-        ) from None
-    return _dictionary(path, state, "checkpoint or state dict")
+def read_checkpoint(path: Path, pickled: bool = False) -> dict[str, Any]:
+    """Load a file of torch.save onto the CPU, or a pickled dictionary of NumPy arrays.
 
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Load a pickled dictionary of NumPy arrays. Raises UserError for a file that holds anything else.
-
-    NumPy's own unpickling trusts the file; here the file's bytes are only ever read as numbers.
+    Raises UserError when it is missing or holds anything but plain tensors or arrays. NumPy's own unpickling trusts the
+    file; here the file's bytes are only ever read as numbers.
     """
-    path = _existing(path)
-    try:
-        state = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        state = _with_arrays(state)
-    except UserError as error:
-        raise UserError(f"weights file {path} {error}") from None
-    except Exception as error:
-        raise UserError(f"weights file {path} is damaged or no pickle ({type(error).__name__}: {error})") from None
-    return _dictionary(path, state, "dictionary of arrays")
-
-
-def tensors_of(path: Path, state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Arrays and tensors of ``state`` by name. Raises UserError when there are none."""
-    found = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in state.items()
-        if isinstance(value, np.ndarray | torch.Tensor)
-    }
-    if not found:
-        raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")
-    return found
-
-
-def _existing(path: Path) -> Path:
-    path = find_checkpoint(path)
+    path, expected = find_checkpoint(path), "dictionary of arrays" if pickled else "checkpoint or state dict"
     if not path.is_file():
         raise UserError(f"weights file {path} is missing; expected an existing .pth or .pkl file")
-    return path
-
-
-def _dictionary(path: Path, state: Any, expected: str) -> dict[str, Any]:
+    try:
+        if pickled:
+            state = _with_arrays(_ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"weights file {path} {error}") from None
+    except Exception if pickled else DAMAGE as error:  # noqa: B030 - a damaged pickle may raise anything
+        raise UserError(  # not torch's own words, which advise to load it unsafely
+            f"weights file {path} is damaged or no pickle ({type(error).__name__}: {error})"
+            if pickled
+            else f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
+            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a {expected}")
     return state
@@ -115,37 +89,26 @@ class _Array:
         self.value = kind.array(content, tuple(shape), "F" if is_fortran else "C")
 
 
-def _scalar(kind: _Type, content: bytes | str) -> np.ndarray:
-    return kind.array(content, (), "C")
-
-
-def _from_buffer(content: bytes, kind: _Type, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return kind.array(content, tuple(shape), order)
-
-
-def _encode(text: str, _: str) -> bytes:
-    return text.encode("latin1")
-
-
-ARRAYS_ONLY = {  # what a pickle of NumPy arrays consists of, and what is built in its place
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+ARRAYS_ONLY: dict[str, Any] = {  # what a pickle of NumPy arrays consists of, and what is built in its place
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Type,
+    "_codecs.encode": lambda text, _: text.encode("latin1"),
+    "collections.OrderedDict": OrderedDict,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray.scalar": lambda kind, content: kind.array(content, (), "C"),
+    "numpy.core.numeric._frombuffer": lambda content, kind, shape, order: kind.array(content, tuple(shape), order),
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAYS_ONLY:
+        full = f"{module}.{name}"
+        if (known := full.replace("numpy._core.", "numpy.core.")) not in ARRAYS_ONLY:  # numpy._core since NumPy 2
             raise UserError(
-                f"holds {module}.{name}, expected NumPy arrays alone: unpickling anything else could run code of the "
+                f"holds {full}, expected NumPy arrays alone: unpickling anything else could run code of the "
                 "file; get the weights from their source again, or as a state dict of tensors"
             )
-        return ARRAYS_ONLY[module, name]
+        return ARRAYS_ONLY[known]
 
 
 def _with_arrays(state: Any) -> Any:
@@ -166,11 +129,6 @@ class Pixels(NamedTuple):
     def of(cls, cfg: CfgNode) -> "Pixels":
         """Those of a recipe."""
         return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Pixels":
-        """From ``as_dict``."""
-        return cls(content["format"], tuple(content["mean"]), tuple(content["std"]))
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint: plain text and numbers."""
@@ -198,15 +156,12 @@ def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -
     if there.std != used_with.std:
         ratio = (torch.tensor(used_with.std) / torch.tensor(there.std)).view(1, -1, 1, 1)
         weight = weight.float() * ratio
-        done.append(f"divided by PIXEL_STD {_text(used_with.std)} instead of {_text(there.std)}")
+        now, then = (" ".join(f"{value:g}" for value in pixels.std) for pixels in (used_with, there))
+        done.append(f"divided by PIXEL_STD {now} instead of {then}")
     apart = max(abs(one - other) for one, other in zip(there.mean, used_with.mean, strict=True))
     if apart:
         done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.2g} of 255 from the weights' own")
     return weight, "; ".join(done)
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
 
 
 EPSILON = 1e-5  # of batch norm, in Detectron's AffineChannel taken as 0: a variance of 1 - EPSILON gives a scale of 1
@@ -238,9 +193,9 @@ class Weights:
 
     def traits(self) -> dict[str, Any]:
         """What ``read_weights`` finds again in a file that holds it."""
-        known = {"pixels": self.pixels and self.pixels.as_dict(), "fused_norm": self.fused_norm or None,
-                 "stride_in_1x1": self.stride_in_1x1}  # fmt: skip
-        return {name: value for name, value in known.items() if value is not None}
+        found = {"pixels": self.pixels.as_dict()} if self.pixels else {}
+        found |= {"fused_norm": True} if self.fused_norm else {}
+        return found | ({} if self.stride_in_1x1 is None else {"stride_in_1x1": self.stride_in_1x1})
 
 
 def read_weights(path: Path, body: Any = None) -> Weights:
@@ -249,9 +204,15 @@ def read_weights(path: Path, body: Any = None) -> Weights:
     body: one that knows its classifier's names, see ``scratch_det.modeling.backbones``; that is then accepted too.
     Detectron's names become those of a backbone in detectron2, fused batch norm gets statistics that change nothing.
     """
-    content = read_pickle(path) if path.suffix == ".pkl" else read_checkpoint(path)
+    content = read_checkpoint(path, pickled=path.suffix == ".pkl")
     inner = next((content[key] for key in ("model", "blobs", "state_dict") if isinstance(content.get(key), dict)), None)
-    tensors = {name.removeprefix("module."): value for name, value in tensors_of(path, inner or content).items()}
+    tensors = {
+        name.removeprefix("module."): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in (inner or content).items()
+        if isinstance(value, np.ndarray | Tensor)
+    }
+    if not tensors:
+        raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")
     tensors = {name: value for name, value in tensors.items() if not NO_WEIGHTS.fullmatch(name)}
     scheme = scheme_of(tensors)
     if hasattr(body, "from_classifier") and not (scheme and scheme.whole):
@@ -263,20 +224,13 @@ def read_weights(path: Path, body: Any = None) -> Weights:
         return _from_detectron(path, tensors)
     if not scheme.whole:
         tensors = {name: value for name, value in tensors.items() if not CLASSIFIER.fullmatch(name)}
-    return Weights(path, tensors, scheme, str(scheme), **_traits(content, tensors, scheme))
-
-
-def _traits(content: dict[str, Any], tensors: dict[str, Tensor], scheme: Scheme) -> dict[str, Any]:
-    """What the file says of itself, else what is known of its kind."""
-    recorded = content.get("pixels")
     from_imagenet = scheme == Scheme("torchvision", whole=False) or content.get("__author__") == "torchvision"
     stock_detector = "roi_heads.box_head.fc6.weight" in tensors and scheme.library == "torchvision"
-    known = IMAGENET if from_imagenet or stock_detector else None
-    return {
-        "pixels": Pixels.from_dict(recorded) if isinstance(recorded, dict) and "format" in recorded else known,
-        "fused_norm": content.get("fused_norm") is True,
-        "stride_in_1x1": content.get("stride_in_1x1", False if from_imagenet else None),
-    }
+    pixels = IMAGENET if from_imagenet or stock_detector else None  # what is known of its kind
+    if isinstance(recorded := content.get("pixels"), dict) and "format" in recorded:
+        pixels = Pixels(recorded["format"], tuple(recorded["mean"]), tuple(recorded["std"]))
+    stride_in_1x1 = content.get("stride_in_1x1", False if from_imagenet else None)
+    return Weights(path, tensors, scheme, str(scheme), pixels, content.get("fused_norm") is True, stride_in_1x1)
 
 
 def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:
@@ -290,12 +244,7 @@ def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:
     named = {str(name): blobs[blob] for blob, name in names.items()}
     tensors = {n: v for n, v in named.items() if f"{n.removesuffix('.bias')}.norm.weight" not in named}
     fused = any(blob.endswith("_bn_s") for blob in blobs) and not any(n.endswith("running_var") for n in tensors)
-    tensors |= _statistics_of_nothing(tensors) if fused else {}
+    for name in [name for name in tensors if fused and name.endswith("norm.weight")]:  # statistics that change nothing
+        tensors[name.replace("weight", "running_mean")] = torch.zeros_like(tensors[name])
+        tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
     return Weights(path, tensors, Scheme("detectron2", whole=False), "Detectron classifier", DETECTRON, fused)
-
-
-def _statistics_of_nothing(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Running means of 0 and variances that give a scale of 1, for every norm."""
-    scales = {name.removesuffix("weight"): value for name, value in named.items() if name.endswith("norm.weight")}
-    means = {f"{norm}running_mean": torch.zeros_like(value) for norm, value in scales.items()}
-    return means | {f"{norm}running_var": torch.full_like(value, 1 - EPSILON) for norm, value in scales.items()}

@@ -25,9 +25,9 @@ from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses, keypoint_loss, keypoint_samples
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
 from scratch_det.config import get_cfg, load_config, set_key
+from scratch_det.conversion import convert
 from scratch_det.modeling.norm import NORMS
 from scratch_det.modeling.ops import decode_keypoints, mask_targets, paste_masks
-from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme
 from scratch_det.weights.read import Weights
 
@@ -73,7 +73,9 @@ class Levels:
         self.boxes = torch.stack([sides * 0, sides * 0 + 5, sides * 2, 5 + sides / 2], dim=1)
 
     def ours(self) -> Values:
-        return {"levels": ROIPooler(STRIDES, 1, 1, aligned=True).levels_of(self.boxes)}
+        maps = {name: torch.full((1, 1, 256 >> i, 1024 >> i), float(i)) for i, name in enumerate(STRIDES)}
+        pooled = ROIPooler(STRIDES, 1, 1, aligned=True)(maps, [self.boxes])  # constant maps tell the level
+        return {"levels": pooled.flatten().round().to(torch.int64)}
 
     def theirs(self) -> Values:
         from detectron2.modeling.poolers import assign_boxes_to_levels
@@ -366,7 +368,7 @@ class Model:
     def ours(self) -> Values:
         model = self.built()
         weights = Weights(Path("memory"), model.state_dict(), Scheme("torchvision", whole=True))
-        shapes = {name: list(value.shape) for name, value in convert(weights, "detectron2").tensors.items()}
+        shapes = {name: list(value.shape) for name, value in convert(weights, "detectron2")[0].items()}
         parts = {"bottom-up": "backbone.body.", "rpn": "rpn.", "heads": "roi_heads."}
         return {**self.results(torchvision_backend, model, parts), "names": shapes}
 
@@ -374,7 +376,7 @@ class Model:
         backend = backends.load("detectron2")
         weights = Weights(Path("memory"), self.built().state_dict(), Scheme("torchvision", whole=True))
         model = backend.build(self.cfg)
-        model.load_state_dict(convert(weights, "detectron2").tensors)
+        model.load_state_dict(convert(weights, "detectron2")[0])
         shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
         parts = {"bottom-up": "backbone.bottom_up.", "rpn": "proposal_generator.", "heads": "roi_heads."}
         return {**self.results(backend, model, parts), "names": shapes}

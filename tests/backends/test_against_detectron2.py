@@ -15,10 +15,9 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as torchvision_backend
 from scratch_det.config import load_config
-from scratch_det.conversion import agreement
+from scratch_det.conversion import agreement, convert
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
-from scratch_det.weights.convert import convert
 from scratch_det.weights.names import Scheme
 from scratch_det.weights.read import Weights
 
@@ -64,7 +63,7 @@ class TestAgainstDetectron2:
         for layer in ours.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 1.0  # take over the statistics of the next batch: without, evaluation overflows
-        ours.train().backbone(ours.preprocess([sample(), sample(seed=1)]).tensors)
+        ours.train().extract_features([sample(), sample(seed=1)])
         cfg = stock_cfg()
         cfg.merge_from_file(str(recipe))
         cfg.merge_from_list(overrides)
@@ -95,7 +94,7 @@ class TestAgainstDetectron2:
         ours, theirs = (model.eval() for model in pair)
         batch = self.batch()
         with torch.no_grad():
-            images, their_images = ours.preprocess(batch).tensors, theirs.preprocess_image(batch).tensor
+            images, their_images = ours.extract_features(batch)[0].tensors, theirs.preprocess_image(batch).tensor
             torch.testing.assert_close(images, their_images)
             maps, their_maps = ours.backbone(images), theirs.backbone(images)
             logits, deltas = ours.rpn.head(list(maps.values()))
@@ -187,4 +186,4 @@ class TestAgainstDetectron2:
 
 def _to_detectron2(model: nn.Module) -> dict[str, torch.Tensor]:
     weights = Weights(Path("memory"), model.state_dict(), Scheme("torchvision", whole=True))
-    return convert(weights, "detectron2").tensors
+    return convert(weights, "detectron2")[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +88,9 @@ class TestStages:
         heads = built(config()).train().roi_heads
         features = {name: torch.ones(1, 32, 64 // s, 64 // s, requires_grad=True) for name, s in
                     heads.box_roi_pool.strides.items()}  # fmt: skip
-        heads._pool(features, [boxes_of((0, 0, 32, 32))]).sum().backward()
+        as_it_is = SimpleNamespace(box_head=lambda pooled: pooled, box_predictor=lambda pooled: (pooled, pooled))
+        pooled, _ = heads.predict_boxes(as_it_is, features, [boxes_of((0, 0, 32, 32))])
+        pooled.sum().backward()
         assert features["p2"].grad.sum().item() == pytest.approx(32 * 49 / 3, rel=1e-5)
 
 

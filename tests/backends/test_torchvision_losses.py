@@ -205,7 +205,7 @@ class TestLosses:
         """Zero is the mean image, so padding looks like nothing in particular."""
         model = built(config("MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]", "MODEL.PIXEL_STD", "[2.0, 4.0, 5.0]"))
         white, small = torch.full((3, 40, 64), 255, dtype=torch.uint8), torch.zeros((3, 20, 33), dtype=torch.uint8)
-        images = model.preprocess([{"image": white}, {"image": small}])
+        images, _ = model.extract_features([{"image": white}, {"image": small}])
         assert images.tensors.shape == (2, 3, 64, 64)
         assert images.image_sizes == [(40, 64), (20, 33)]
         torch.testing.assert_close(images.tensors[0, :, 39, 63], torch.tensor([254 / 2, 253 / 4, 252 / 5]))
@@ -220,13 +220,13 @@ class TestLosses:
         state = State(cfg, model, torch.device("cpu"))
         types = {}
         model.backbone.body.conv1.register_forward_hook(lambda *arguments: types.update(body=arguments[2].dtype))
-        model.roi_heads.box_predictor.register_forward_hook(lambda *arguments: types.update(box=arguments[2][0].dtype))
+        model.rpn.head.register_forward_hook(lambda *arguments: types.update(rpn=arguments[2][0][0].dtype))
         with state.forward():
             assert {loss.dtype for loss in backend.losses(model, [sample()]).values()} == {torch.float32}
         before = model.rpn.head.cls_logits.weight.clone()
         trainer = Trainer(cfg, backend, Group(ALONE, state.device, StopFlag()), state, None, None, None)
         losses, _ = trainer.step(0, 0.01, [[sample(), sample(objects=0, seed=1)]])
-        assert types == {"body": torch.bfloat16, "box": torch.float32}
+        assert types == {"body": torch.bfloat16, "rpn": torch.float32}
         assert all(math.isfinite(value) for value in losses.values())
         assert losses["total_loss"] == pytest.approx(sum(losses.values()) - losses["total_loss"], rel=1e-5)
         assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in model.parameters())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends.torchvision import model as backend
-from scratch_det.backends.torchvision.backbone import build_resnet
+from scratch_det.backends.torchvision.backbone import build_any_bottom_up
 from scratch_det.config import load_config
 from scratch_det.modeling.norm import SyncBatchNorm
 
@@ -183,7 +184,7 @@ class TestFreezing:
     @pytest.mark.parametrize(("in_1x1", "strides"), [("True", (2, 1)), ("False", (1, 2))])
     def test_stride_in_1x1(self, in_1x1: str, strides: tuple[int, int]) -> None:
         with torch.device("meta"):
-            body = build_resnet(load_config(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", in_1x1]).cfg)
+            body = build_any_bottom_up(load_config(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", in_1x1]).cfg)
         found = [
             (stage[0].conv1.stride[0], stage[0].conv2.stride[0]) for stage in (body.layer2, body.layer3, body.layer4)
         ]
@@ -194,15 +195,12 @@ class TestFreezing:
 class Fixed(nn.Module):
     """Detections that are known: input 32 x 48 px, 0-based labels, full masks."""
 
-    def extract_features(self, batch: list[dict[str, Any]]) -> tuple[list, list]:
-        return batch, batch
+    roi_heads = SimpleNamespace(shapes=lambda features, found: [{"masks": torch.ones(3, 28, 28)}])
 
-    def detect(self, images: list, features: list) -> list[dict[str, Tensor]]:
+    def detect(self, batch: list[dict[str, Any]]) -> tuple[list[dict[str, Tensor]], dict]:
         boxes = boxes_of((8, 4, 16, 12), (40, 20, 60, 40), (4, 4, 4, 9))
-        return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([0, 9, 2])}]
-
-    def shapes(self, features: list, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        return [{"masks": torch.ones(3, 28, 28)}]
+        found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([0, 9, 2])}
+        return [found], {}
 
 
 class TestPredictions:

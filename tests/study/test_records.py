@@ -9,11 +9,11 @@ import torch
 from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det.errors import DataError
+from scratch_det.files import weights_sha256
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.job import jobs_of
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, WAITING, Record, collect, load, save, survey
 from scratch_det.study.study import Study
-from scratch_det.weights.digest import weights_sha256
 
 RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
 

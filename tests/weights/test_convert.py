@@ -14,12 +14,10 @@ from run_folder import NO_TEST
 from torchvision.models import resnet18
 
 from scratch_det import backends, conversion
-from scratch_det.conversion import agreement
+from scratch_det.conversion import agreement, convert
 from scratch_det.data.image import encode_masks
-from scratch_det.weights.convert import convert
 from scratch_det.weights.read import (
     IMAGENET,
-    Pixels,
     Weights,
     read_checkpoint,
     read_weights,
@@ -90,7 +88,7 @@ class TestConversion:
 
         def spoilt(weights: Weights, to: str, own_names: bool) -> Any:
             found = original(weights, to, own_names)
-            found.tensors["roi_heads.mask_head.predictor.weight"] *= -1
+            found[0]["roi_heads.mask_head.predictor.weight"] *= -1
             return found
 
         monkeypatch.setattr(conversion, "convert", spoilt)
@@ -113,7 +111,7 @@ class TestConversion:
         assert "has 4 outputs, expected 12 for 3 classes" in capsys.readouterr().err
 
     def test_what_old_files_of_detectron2_hold_beside_weights(self, trained: Path, tmp_path: Path) -> None:
-        there = convert(read_weights(trained), "detectron2").tensors
+        there = convert(read_weights(trained), "detectron2")[0]
         extra = {"proposal_generator.anchor_generator.cell_anchors.0": np.zeros((3, 4)), "pixel_mean": np.zeros(3)}
         arrays = {name: value.numpy() for name, value in there.items()} | extra
         (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
@@ -126,7 +124,7 @@ class TestConversion:
         convert_checkpoint(tmp_path / "resnet18.pth", tmp_path / "there.pth", "--to", "detectron2")
         there = read_checkpoint(tmp_path / "there.pth")
         assert there["matching_heuristics"] is True
-        assert Pixels.from_dict(there["pixels"]) == IMAGENET
+        assert there["pixels"] == IMAGENET.as_dict()
         assert there["model"]["res5.1.conv2.norm.running_var"].equal(classifier["layer4.1.bn2.running_var"])
         convert_checkpoint(tmp_path / "there.pth", tmp_path / "back.pth", "--to", "torchvision")
         back = read_checkpoint(tmp_path / "back.pth")["model"]

@@ -19,8 +19,8 @@ from torchvision.models import resnet18, resnet50
 from scratch_det import backends
 from scratch_det.backends.torchvision import model as backend
 from scratch_det.config import load_config
+from scratch_det.conversion import convert_file
 from scratch_det.errors import UserError
-from scratch_det.weights.convert import checkpoint_of, convert
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import renamed
 from scratch_det.weights.read import (
@@ -207,8 +207,7 @@ class TestDetectron:
         torch.manual_seed(0)
         classifier = resnet18().state_dict()
         (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(blobs_of(classifier, "bn"), protocol=2))
-        fused = read_weights(tmp_path / "R-18.pkl")
-        torch.save(checkpoint_of(convert(fused, "torchvision"), fused, None, ""), tmp_path / "converted.pth")
+        convert_file(str(tmp_path / "R-18.pkl"), tmp_path / "converted.pth", "torchvision")
         for norm, file in product(("FrozenBN", "BN", "GN"), ("R-18.pkl", "converted.pth")):
             cfg = load_config(toy_recipe, ["MODEL.RESNETS.NORM", norm]).cfg
             model = backend.build(cfg)

@@ -18,7 +18,7 @@ from scratch_det.weights.read import (
     IMAGENET,
     Pixels,
     adapt_first_layer,
-    read_pickle,
+    read_checkpoint,
     read_weights,
 )
 
@@ -40,7 +40,7 @@ class TestFiles:
         content = {"blobs": OrderedDict(blobs, c=np.asfortranarray(np.arange(6).reshape(2, 3))), "cfg": "text"}
         for protocol in (2, 3, 4, 5):
             (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-            found = read_pickle(tmp_path / "a.pkl")
+            found = read_checkpoint(tmp_path / "a.pkl", pickled=True)
             assert found["cfg"] == "text"
             assert (found["blobs"]["a"].tolist(), found["blobs"]["a"].dtype) == ([0, 1, 2], np.float32)
             assert (found["blobs"]["b"], found["blobs"]["b"].shape) == (2, ())
@@ -53,7 +53,7 @@ class TestFiles:
         kind = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01K\x02\x85"
         (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x01a" + array + kind + b"\x89U\x08" + raw + b"tbs.")
-        assert read_pickle(tmp_path / "a.pkl")["a"].tolist() == [1.5, -2]
+        assert read_checkpoint(tmp_path / "a.pkl", pickled=True)["a"].tolist() == [1.5, -2]
 
     @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"model": {"a": np.zeros(2), "b": [bomb]}}])
     def test_a_pickle_of_anything_else_is_refused_unread(self, wrap: Callable, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ class TestFiles:
         """NumPy would read pointers from the file."""
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array}))
         with pytest.raises(UserError, match="expected arrays of numbers"):
-            read_pickle(tmp_path / "a.pkl")
+            read_checkpoint(tmp_path / "a.pkl", pickled=True)
 
     def test_every_changed_byte_is_survived(self, tmp_path: Path) -> None:
         content = pickle.dumps({"a": np.arange(4, dtype=np.float32), "b": np.float32(1)}, protocol=2)
@@ -75,18 +75,18 @@ class TestFiles:
             for change in (0x00, 0xFF, content[place] ^ 1):
                 (tmp_path / "a.pkl").write_bytes(content[:place] + bytes([change]) + content[place + 1 :])
                 with contextlib.suppress(UserError):
-                    read_pickle(tmp_path / "a.pkl")
+                    read_checkpoint(tmp_path / "a.pkl", pickled=True)
 
     @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"a": np.zeros(9)})[:-20]])
     def test_damage(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.pkl is damaged or no pickle"):
-            read_pickle(tmp_path / "a.pkl")
+            read_checkpoint(tmp_path / "a.pkl", pickled=True)
 
     def test_no_dictionary(self, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps([np.zeros(2)]))
         with pytest.raises(UserError, match="holds a list; expected a dictionary of arrays"):
-            read_pickle(tmp_path / "a.pkl")
+            read_checkpoint(tmp_path / "a.pkl", pickled=True)
 
     def test_nothing_that_is_a_tensor(self, tmp_path: Path) -> None:
         torch.save({"epoch": 3}, tmp_path / "a.pth")

@@ -7,16 +7,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends import ALLOWED_BY_LOOP, Allowed, check_allowed
+from scratch_det.backends import ALLOWED_BY_LOOP, check_allowed
 from scratch_det.config import with_project_keys
-
-ALLOWED: Allowed = {
-    **ALLOWED_BY_LOOP,
-    # Others need truth of other kinds, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
-}
 
 
 def defaults() -> CfgNode:
@@ -42,4 +34,4 @@ def check(cfg: CfgNode) -> None:
     """Raise ConfigError, one line per key, when the config asks for what training with this loop does not have."""
     c4 = cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
     problem = "MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; with FPN it is StandardROIHeads"
-    check_allowed("detectron2", cfg, ALLOWED, [problem] * c4)
+    check_allowed("detectron2", cfg, ALLOWED_BY_LOOP, [problem] * c4)

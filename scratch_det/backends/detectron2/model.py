@@ -74,7 +74,13 @@ def build(cfg: CfgNode) -> nn.Module:
     known, name = [key for key, _ in BACKBONE_REGISTRY], cfg.MODEL.BACKBONE.NAME
     if name not in known:
         raise ConfigError(f"MODEL.BACKBONE.NAME is {name}, which detectron2 does not have{did_you_mean(name, known)}")
-    return replace_sync_bn(build_model(stock_cfg(cfg, device=str(torch.get_default_device()))))
+    model = build_model(stock_cfg(cfg, device=str(torch.get_default_device())))
+    for name, old in list(model.named_modules()):
+        if isinstance(old, nn.SyncBatchNorm):
+            own = SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+            own.load_state_dict(old.state_dict())
+            model.set_submodule(name, own)
+    return model
 
 
 def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
@@ -84,16 +90,6 @@ def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
         set_key(stock, key, value)
     stock.MODEL.DEVICE = device
     return stock
-
-
-def replace_sync_bn(module: nn.Module) -> nn.Module:
-    """Replace torch's SyncBatchNorm below ``module`` by this repository's."""
-    for name, old in list(module.named_modules()):
-        if isinstance(old, nn.SyncBatchNorm):
-            own = SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
-            own.load_state_dict(old.state_dict())
-            module.set_submodule(name, own)
-    return module
 
 
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -164,10 +160,6 @@ class MatchedMasks:
 
     def __init__(self, masks: Tensor, chosen: Tensor):
         self.masks, self.chosen = masks, chosen
-
-    @property
-    def device(self) -> torch.device:
-        return self.masks.device
 
     def to(self, *arguments: Any, **keywords: Any) -> "MatchedMasks":
         """On another device."""

@@ -2,21 +2,15 @@
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torchvision.models import get_model
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import NORMS, freeze, norm_layer
 
-BLOCKS = {
-    18: (BasicBlock, [2, 2, 2, 2]),
-    34: (BasicBlock, [3, 4, 6, 3]),
-    50: (Bottleneck, [3, 4, 6, 3]),
-    101: (Bottleneck, [3, 4, 23, 3]),
-    152: (Bottleneck, [3, 8, 36, 3]),
-}
 STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
 MAPS = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}  # detectron2 calls the last one p6
@@ -55,26 +49,19 @@ class Backbone(nn.Module):
 def build_any_bottom_up(cfg: CfgNode) -> nn.Module:
     """The ResNet or network of BACKBONES below the pyramid: stages are its children in order, FREEZE_AT are frozen.
 
-    ``channels`` and ``strides`` are those of the maps it gives, by name.
+    ``channels`` and ``strides`` are those of the maps it gives, by name. A ResNet is MODEL.RESNETS as torchvision's;
+    its convolutions have no bias, with or without norm, as in detectron2.
     """
     if cfg.MODEL.BACKBONE.NAME in backbone_names():
         return build_bottom_up(cfg)
-    body = IntermediateLayerGetter(build_resnet(cfg), MAPS)
-    body.channels = {name: cfg.MODEL.RESNETS.RES2_OUT_CHANNELS << level for level, name in enumerate(MAPS.values())}
+    keys = cfg.MODEL.RESNETS
+    widths = {"groups": keys.NUM_GROUPS, "width_per_group": keys.WIDTH_PER_GROUP}
+    body = IntermediateLayerGetter(get_model(f"resnet{keys.DEPTH}", norm_layer=NORMS[keys.NORM], **widths), MAPS)
+    if keys.STRIDE_IN_1X1:  # in a bottleneck's first convolution, as in the original (MSRA) ResNets
+        for layer in body.modules():
+            if isinstance(layer, Bottleneck):
+                layer.conv1.stride, layer.conv2.stride = layer.conv2.stride, layer.conv1.stride
+    body.channels = {name: keys.RES2_OUT_CHANNELS << level for level, name in enumerate(MAPS.values())}
     body.strides = {name: 4 << level for level, name in enumerate(MAPS.values())}
     freeze(body, STAGES[: cfg.MODEL.BACKBONE.FREEZE_AT])
     return body
-
-
-def build_resnet(cfg: CfgNode) -> ResNet:
-    """MODEL.RESNETS as torchvision's ResNet; convolutions have no bias, with or without norm, as in detectron2."""
-    keys = cfg.MODEL.RESNETS
-    block, layers = BLOCKS[keys.DEPTH]
-    resnet = ResNet(
-        block, layers, groups=keys.NUM_GROUPS, width_per_group=keys.WIDTH_PER_GROUP, norm_layer=NORMS[keys.NORM]
-    )
-    if keys.STRIDE_IN_1X1:  # in a bottleneck's first convolution, as in the original (MSRA) ResNets
-        for layer in resnet.modules():
-            if isinstance(layer, Bottleneck):
-                layer.conv1.stride, layer.conv2.stride = layer.conv2.stride, layer.conv1.stride
-    return resnet

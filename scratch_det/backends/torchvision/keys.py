@@ -15,9 +15,7 @@ RESNET = "build_resnet_fpn_backbone"
 
 ALLOWED: Allowed = {
     **ALLOWED_BY_LOOP,
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
@@ -31,7 +29,6 @@ ALLOWED: Allowed = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLERS,
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLERS,

@@ -10,14 +10,12 @@ from torchvision.ops import box_area, clip_boxes_to_image
 
 from scratch_det.backends import Batch
 from scratch_det.backends.torchvision.backbone import Backbone
-from scratch_det.backends.torchvision.cascade import CascadeRoIHeads
 from scratch_det.backends.torchvision.roi_heads import RoIHeads
 from scratch_det.backends.torchvision.rpn import RPN
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
-HEADS = {"StandardROIHeads": RoIHeads, "CascadeROIHeads": CascadeRoIHeads}
 LAYER_TYPES = {  # in a cascade without the stage's number
     "backbone.body": "backbone",
     "backbone.fpn": "fpn",
@@ -43,35 +41,27 @@ class GeneralizedRCNN(nn.Module):
         channels, strides = self.backbone.out_channels, self.backbone.strides
         self.rpn = RPN(cfg, channels, list(strides.values()))
         pooled = {name: strides[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
-        self.roi_heads = HEADS[cfg.MODEL.ROI_HEADS.NAME](cfg, channels, pooled)
+        self.roi_heads = RoIHeads(cfg, channels, pooled)
         for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses."""
         images, features = self.extract_features(batch)
-        targets = [self._on_device({key: sample[key] for key in TRUTH if key in sample}) for sample in batch]
+        device = images.tensors.device
+        targets = [
+            {key: sample[key].to(device, non_blocking=True) for key in TRUTH if key in sample} for sample in batch
+        ]
         proposals, of_rpn = self.rpn(images, features, targets)
         losses = self.roi_heads.losses(features, proposals, targets, images.image_sizes)
         return {**losses, "loss_rpn_cls": of_rpn["loss_objectness"], "loss_rpn_loc": of_rpn["loss_rpn_box_reg"]}
 
     def extract_features(self, batch: Batch) -> tuple[ImageList, dict[str, Tensor]]:
-        """The normalised images and the backbone's maps of them."""
-        images = self.preprocess(batch)
-        return images, self.backbone(images.tensors)
+        """The images, normalised and padded, and the backbone's maps of them.
 
-    def detect(self, images: ImageList, features: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Boxes, scores and labels as ``RoIHeads.detect`` gives them."""
-        proposals, _ = self.rpn(images, features)
-        return self.roi_heads.detect(features, proposals, images.image_sizes)
-
-    def shapes(self, features: dict[str, Tensor], found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Masks and heat maps as ``RoIHeads.shapes`` gives them; ``found`` may be on another device."""
-        return self.roi_heads.shapes(features, [self._on_device(one) for one in found])
-
-    def preprocess(self, batch: Batch) -> ImageList:
-        """Normalise and pad with zeros, right and below, to one size that the backbone's strides divide."""
-        images = [self._on_device({"image": sample["image"]})["image"] for sample in batch]
+        They are padded with zeros, right and below, to one size that the backbone's strides divide.
+        """
+        images = [sample["image"].to(self.pixel_mean.device, non_blocking=True) for sample in batch]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         multiple = self.backbone.size_divisibility
@@ -79,10 +69,13 @@ class GeneralizedRCNN(nn.Module):
         padded = images[0].new_zeros((len(images), 3, height, width))
         for canvas, image in zip(padded, images, strict=True):
             canvas[:, : image.shape[1], : image.shape[2]] = image
-        return ImageList(padded, sizes)
+        return ImageList(padded, sizes), self.backbone(padded)
 
-    def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.pixel_mean.device, non_blocking=True) for name, value in tensors.items()}
+    def detect(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Boxes, scores and labels as ``RoIHeads.detect`` gives them, and the backbone's maps."""
+        images, features = self.extract_features(batch)
+        proposals, _ = self.rpn(images, features)
+        return self.roi_heads.detect(features, proposals, images.image_sizes), features
 
 
 def build(cfg: CfgNode) -> nn.Module:
@@ -106,27 +99,24 @@ def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 @torch.no_grad()
 def predict(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Any]]:
     """See ``Backend``."""
-    images, features = model.eval().extract_features(batch)
-    found = model.detect(images, features)
-    shapes = model.shapes(features, found)
+    found, features = model.eval().detect(batch)
+    shapes = model.roi_heads.shapes(features, found)
     return [_to_original(sample, one | its) for sample, one, its in zip(batch, found, shapes, strict=True)]
 
 
 @torch.no_grad()
 def detect(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
-    return [_on_cpu(one) for one in model.detect(*model.eval().extract_features(batch))]
+    found, _ = model.eval().detect(batch)
+    return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
 @torch.no_grad()
 def shapes(model: GeneralizedRCNN, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
-    _, features = model.eval().extract_features(batch)
-    return [_on_cpu(one) for one in model.shapes(features, [{k: one[k] for k in ("boxes", "labels")} for one in found])]
-
-
-def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in found.items()}
+    images, features = model.eval().extract_features(batch)
+    found = [{name: one[name].to(images.tensors.device) for name in ("boxes", "labels")} for one in found]
+    return [{name: value.cpu() for name, value in one.items()} for one in model.roi_heads.shapes(features, found)]
 
 
 def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,5 +1,10 @@
 """Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses.
 
+With ROI_HEADS.NAME CascadeROIHeads the box head is a Cascade R-CNN (Cai & Vasconcelos 2018) as detectron2 defines it:
+every stage starts from the boxes of the one before. Three stages match at rising IoU and regress one box for all
+classes; scores are averaged over the stages, boxes are the last one's. The mask head is trained on the first stage's
+proposals and applied to the last one's boxes.
+
 Labels are 0-based outside of ``RoIHeads`` and 1-based inside, as torchvision's sampling and post-processing have the
 background in slot 0: ``RoIHeads.losses`` adds 1 and ``RoIHeads.detect`` takes it off, nothing else does.
 """
@@ -8,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import keypoints_to_heatmap
-from torchvision.ops import roi_align
+from torchvision.models.detection.roi_heads import keypoints_to_heatmap, maskrcnn_inference
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_align
 
 from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.ops import mask_targets
@@ -44,7 +50,9 @@ class ROIPooler(nn.Module):
         """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
         index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(boxes)])
         rois = torch.cat([index, torch.cat(boxes)], dim=1)
-        levels = self.levels_of(rois[:, 1:])
+        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
+        levels = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
+        levels = (levels - self.first_level).clamp(0, len(self.strides) - 1)
         channels = next(iter(features.values())).shape[1]
         pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
         for level, (name, stride) in enumerate(self.strides.items()):
@@ -55,25 +63,46 @@ class ROIPooler(nn.Module):
             pooled = pooled.index_copy(0, chosen, values)
         return pooled
 
-    def levels_of(self, boxes: Tensor) -> Tensor:
-        """The place in ``strides`` [N] of the map that each of ``boxes`` [N, 4] is pooled from."""
-        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
-        level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
-        return (level - self.first_level).clamp(0, len(self.strides) - 1).to(torch.int64)
+
+def box_layers(cfg: CfgNode, in_channels: int) -> tuple[nn.Module, nn.Module]:
+    """ROI_BOX_HEAD's convolutions and fully connected layers, and the class and box layers after them."""
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    side = keys.POOLER_RESOLUTION
+    convs, fcs = [keys.CONV_DIM] * keys.NUM_CONV, [keys.FC_DIM] * keys.NUM_FC
+    head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=norm_layer(keys.NORM))
+    width = keys.FC_DIM if fcs else [in_channels, *convs][-1] * side**2
+    return head, FastRCNNPredictor(width, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
-class Float32Predictor(FastRCNNPredictor):
-    """torchvision's class and box layers (slot 0 is background); arithmetic after them stays in float32."""
+class Stage(nn.Module):
+    """A cascade's box head and predictor, from pooled [N, C, S, S] to logits [N, 1 + classes] and deltas [N, 4]."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, deltas = super().forward(x)
-        return logits.float(), deltas.float()
+    def __init__(self, cfg: CfgNode, in_channels: int, weights: list[float], iou: float):
+        super().__init__()
+        self.box_head, self.box_predictor = box_layers(cfg, in_channels)
+        self.box_predictor.bbox_pred = nn.Linear(self.box_predictor.bbox_pred.in_features, 4)
+        self.coder, self.matcher = BoxCoder(tuple(weights)), Matcher(iou, iou, allow_low_quality_matches=False)
+
+    def refine(self, boxes: list[Tensor], deltas: Tensor, sizes: Sizes) -> list[Tensor]:
+        """The boxes that ``deltas`` make of ``boxes``, inside their images, without gradients."""
+        moved = self.coder.decode_single(deltas.detach(), torch.cat(boxes)).split([len(box) for box in boxes])
+        return [clip_boxes_to_image(box, size) for box, size in zip(moved, sizes, strict=True)]
+
+    def label(self, boxes: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Label [N] (0 is background) and regression target [N, 4] of every box."""
+        if not len(target["boxes"]):
+            return boxes.new_zeros(len(boxes), dtype=torch.int64), torch.zeros_like(boxes)
+        matched = self.matcher(box_iou(target["boxes"], boxes))
+        chosen = matched.clamp(min=0)
+        labels = target["labels"][chosen].where(matched >= 0, 0)
+        return labels, self.coder.encode_single(target["boxes"][chosen], boxes)
 
 
 class RoIHeads(TorchvisionRoIHeads):
     """torchvision's sampling and post-processing around detectron2's losses.
 
-    strides: of the backbone's maps to pool from, by name; they have ``in_channels`` channels.
+    strides: of the backbone's maps to pool from, by name; they have ``in_channels`` channels. A cascade has ``stages``,
+    with the IoUs and box weights of ROI_BOX_CASCADE_HEAD, instead of one box head.
     """
 
     def __init__(self, cfg: CfgNode, in_channels: int, strides: dict[str, int]):
@@ -85,8 +114,9 @@ class RoIHeads(TorchvisionRoIHeads):
             aligned = head.POOLER_TYPE == "ROIAlignV2"
             return ROIPooler(strides, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, aligned)
 
-        parts: dict[str, nn.Module] = {"box_roi_pool": pooler(box)}  # the order of layers is that of random draws
-        parts["box_head"], parts["box_predictor"] = self.box_layers(cfg, in_channels)
+        # The order of layers is that of random draws.
+        parts, is_cascade = {"box_roi_pool": pooler(box)}, keys.NAME == "CascadeROIHeads"
+        parts["box_head"], parts["box_predictor"] = (None, None) if is_cascade else box_layers(cfg, in_channels)
         if cfg.MODEL.MASK_ON:
             widths, norm = [mask.CONV_DIM] * mask.NUM_CONV, norm_layer(mask.NORM)
             parts["mask_roi_pool"] = pooler(mask)
@@ -109,32 +139,41 @@ class RoIHeads(TorchvisionRoIHeads):
             nms_thresh=keys.NMS_THRESH_TEST,
             detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
-        self.box_keys, self.keypoint_keys = box, keypoint
+        self.box_keys, self.keypoint_keys, self.is_cascade = box, keypoint, is_cascade
         self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # sampled boxes per image
-
-    @staticmethod
-    def box_layers(cfg: CfgNode, in_channels: int) -> tuple[nn.Module | None, nn.Module | None]:
-        """ROI_BOX_HEAD's convolutions and fully connected layers, and the class and box layers after them."""
-        keys = cfg.MODEL.ROI_BOX_HEAD
-        side = keys.POOLER_RESOLUTION
-        convs, fcs = [keys.CONV_DIM] * keys.NUM_CONV, [keys.FC_DIM] * keys.NUM_FC
-        head = FastRCNNConvFCHead((in_channels, side, side), convs, fcs, norm_layer=norm_layer(keys.NORM))
-        width = keys.FC_DIM if fcs else [in_channels, *convs][-1] * side**2
-        return head, Float32Predictor(width, 1 + cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        if is_cascade:
+            cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+            stages = zip(cascade.BBOX_REG_WEIGHTS, cascade.IOUS, strict=True)
+            self.stages = nn.ModuleList(Stage(cfg, in_channels, weights, iou) for weights, iou in stages)
+            self.box_coder = self.stages[0].coder  # of the targets that the first stage's sampling makes
 
     def losses(
         self, features: Maps, proposals: list[Tensor], targets: list[dict[str, Tensor]], sizes: Sizes
     ) -> dict[str, Tensor]:
-        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``."""
+        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``.
+
+        A box head's are ``loss_cls`` and ``loss_box_reg``, a cascade's ``loss_cls_stage0`` and so on; only the first
+        stage's proposals are sampled.
+        """
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
-        losses = self.box_head_losses(features, proposals, labels, deltas, targets, sizes)
+        losses, boxes, true_labels, true_deltas = {}, proposals, labels, deltas
+        stages = list(self.stages) if self.is_cascade else [self]
+        for number, stage in enumerate(stages):
+            logits, predicted = self.predict_boxes(stage, features, boxes)
+            own = box_losses(logits, predicted, torch.cat(true_labels), torch.cat(true_deltas), self.box_keys)
+            losses |= {f"{name}_stage{number}" if self.is_cascade else name: loss for name, loss in own.items()}
+            for following in stages[number + 1 : number + 2]:
+                boxes = [box[box_area(box) > 0] for box in stage.refine(boxes, predicted, sizes)]
+                found = [following.label(box, target) for box, target in zip(boxes, targets, strict=True)]
+                true_labels, true_deltas = zip(*found, strict=True)
         foreground = [(label > 0).nonzero()[:, 0] for label in labels]
         boxes, matched, labels = (
             [one[chosen] for one, chosen in zip(each, foreground, strict=True)] for each in (proposals, matched, labels)
         )
         if self.has_mask():
-            logits = self._mask_logits(features, boxes, torch.cat(labels))
+            logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
+            logits = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)]
             masks = [target["masks"] for target in targets]
             truth = [mask_targets(*one, logits.shape[-1]) for one in zip(masks, matched, boxes, strict=True)]
             losses["loss_mask"] = (
@@ -143,28 +182,37 @@ class RoIHeads(TorchvisionRoIHeads):
         if self.has_keypoint():
             points = [target["keypoints"][index] for target, index in zip(targets, matched, strict=True)]
             boxes, points = keypoint_samples(boxes, points)
-            maps, most = self._heat_maps(features, boxes), self.most_foreground * len(proposals)
+            maps = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
+            most = self.most_foreground * len(proposals)
             losses["loss_keypoint"] = keypoint_loss(maps, torch.cat(boxes), torch.cat(points), self.keypoint_keys, most)
         return losses
 
-    def box_head_losses(
-        self, features: Maps, proposals: list[Tensor], labels: list[Tensor], deltas: list[Tensor],
-        targets: list[dict[str, Tensor]], sizes: Sizes,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """``loss_cls`` and ``loss_box_reg``; a cascade's later stages also need ``targets`` and ``sizes``."""
-        logits, predicted = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals)))
-        return box_losses(logits, predicted, torch.cat(labels), torch.cat(deltas), self.box_keys)
+    def predict_boxes(self, stage: nn.Module, features: Maps, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [N, 1 + classes], and the deltas of ``boxes``: [N, 4 * (1 + classes)], of a cascade [N, 4].
+
+        Arithmetic after them stays in float32. The gradient of a cascade's pooled features is divided by the number of
+        stages, since the stages' losses are summed.
+        """
+        pooled = self.box_roi_pool(features, boxes)
+        if self.is_cascade and pooled.requires_grad:
+            pooled.register_hook(lambda gradient: gradient / len(self.stages))
+        logits, deltas = stage.box_predictor(stage.box_head(pooled))
+        return logits.float(), deltas.float()
 
     def detect(self, features: Maps, proposals: list[Tensor], sizes: Sizes) -> list[dict[str, Tensor]]:
         """Per image: ``boxes`` [N, 4] (pixels of the network's input), ``scores`` [N] and ``labels`` [N], 0-based."""
-        found = self.postprocess_detections(*self.predict_boxes(features, proposals, sizes), sizes)
+        if self.is_cascade:
+            scores = []
+            for stage in self.stages:
+                logits, deltas = self.predict_boxes(stage, features, proposals)
+                scores.append(logits.softmax(-1))
+                proposals = stage.refine(proposals, deltas, sizes)
+            mean = torch.stack(scores).mean(0)
+            logits, deltas = mean.log(), torch.zeros_like(mean).repeat(1, 4)  # the last stage's boxes are final
+        else:
+            logits, deltas = self.predict_boxes(self, features, proposals)
+        found = self.postprocess_detections(logits, deltas, proposals, sizes)
         return [{"boxes": b, "scores": s, "labels": c - 1} for b, s, c in zip(*found, strict=True)]
-
-    def predict_boxes(
-        self, features: Maps, proposals: list[Tensor], sizes: Sizes
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Class logits [N, 1 + classes], deltas [N, 4 * (1 + classes)], and the boxes that these are to move."""
-        return *self.box_predictor(self.box_head(self.box_roi_pool(features, proposals))), proposals
 
     def shapes(self, features: Maps, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Masks and keypoints of the boxes and (0-based) labels of ``found``, per image.
@@ -172,22 +220,14 @@ class RoIHeads(TorchvisionRoIHeads):
         ``masks`` [N, M, M], probabilities inside the box, and ``heat_maps`` [N, K, S, S], logits of a keypoint.
         """
         boxes, shapes = [image["boxes"] for image in found], {}
-        numbers = [len(one) for one in boxes]
         if self.has_mask():
-            slots = torch.cat([image["labels"] for image in found]) + 1
-            shapes["masks"] = self._mask_logits(features, boxes, slots).sigmoid().split(numbers)
+            logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
+            masks = maskrcnn_inference(logits, [image["labels"] + 1 for image in found])
+            shapes["masks"] = [of_image[:, 0] for of_image in masks]
         if self.has_keypoint():
-            shapes["heat_maps"] = self._heat_maps(features, boxes).split(numbers)
+            maps = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
+            shapes["heat_maps"] = maps.split([len(one) for one in boxes])
         return [{name: values[image] for name, values in shapes.items()} for image in range(len(found))]
-
-    def _mask_logits(self, features: Maps, boxes: list[Tensor], slots: Tensor) -> Tensor:
-        """Mask logits [N, M, M] of each box's own class."""
-        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
-        return logits[torch.arange(len(logits), device=logits.device), slots]
-
-    def _heat_maps(self, features: Maps, boxes: list[Tensor]) -> Tensor:
-        """Keypoint logits [N, K, S, S]."""
-        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, keys: CfgNode) -> dict[str, Tensor]:
