@@ -56,16 +56,14 @@ def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str
     height = sum(heights) + TITLE * len(heights) + FOOTER
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    places = {"left": GAP / width, "right": 1 - GAP / width, "top": 1 - TITLE / height, "bottom": FOOTER / height}
-    spaces = {"wspace": GAP / np.mean(widths), "hspace": TITLE / np.mean(heights)}  # in parts of the mean tile
-    ratios = {"width_ratios": widths, "height_ratios": heights}
-    grid = figure.subplots(len(heights), len(widths), squeeze=False, gridspec_kw={**places, **spaces, **ratios})
-    for axes in grid.flat:
-        axes.set_axis_off()
     colors = class_colors(samples, len(classes))
     for number, sample in enumerate(samples):
         row, column = divmod(number, columns)
-        for axes, side in zip(grid[row, 2 * column :], SIDES, strict=False):
+        for place, side in enumerate(SIDES, start=2 * column):
+            below = heights[row + 1 :]
+            left, bottom = GAP * (place + 1) + sum(widths[:place]), FOOTER + TITLE * len(below) + sum(below)
+            axes = figure.add_axes((left / width, bottom / height, widths[place] / width, heights[row] / height))
+            axes.set_axis_off()
             draw_tile(axes, sample, side, classes, colors)
             title = f"{side}: {sample['title']}" if side == "truth" and sample.get("title") else side
             axes.set_title(title, loc="left", fontsize=9, color="#444444", pad=4)
