@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from scratch_det.config import flatten, load_config, plain
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import DataError, UserError
+from scratch_det.files import sha256_of
 from scratch_det.study.job import Job, from_here
 from scratch_det.study.records import read_json
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH
@@ -51,51 +51,37 @@ def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
 
 def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
     """How the run in the folder of ``job`` is not the one that its command makes, a line each."""
-    run_dir, run = RunDir(out / job.name), job.run
+    run_dir, run, result = RunDir(out / job.name), job.run, job.result(out)
+    if run.kind == SEARCH or not (result.exists() if run.kind == EVALUATE else run_dir.holds_run()):
+        return
+    asked: dict[str, Any] = {"backend": backend}  # what the run wrote down about its start
     if run.kind == EVALUATE:
-        yield from _other_evaluation(job, out, backend)
-        return
-    if run.kind == SEARCH or not run_dir.holds_run():
-        return
-    if job.config(out).exists():  # else the search that found it is made anew
-        yield from other_recipe(run_dir, recipe_of(job, out, backend))
-    environment = read_json(run_dir.environment)
-    init_std = dict(pairwise(run.flags)).get("--init-std")
-    if environment.get("init_std") != (float(init_std) if init_std else None):
-        yield f"{run_dir.environment} has init_std {environment.get('init_std')}, its command {init_std}"
-    asked: dict[str, Any] = {"backend": None if run.kind == PRETRAIN else backend, "processes": run.processes}
-    for key, value in asked.items():  # BN's statistics are of each process
-        if value and environment.get(key, value) != value:
-            yield f"{run_dir.environment} has {key} {environment[key]!r}, its command {value!r}"
-    if run_dir.parent.exists() != bool(job.start):
-        found, kind = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
-        yield f"{run_dir.parent} {found}, but {job.name} is {kind} here"
-    elif job.start:
-        yield from _other_file(run_dir.parent, "sha256", out / str(run.trunk), f"model_{job.start - 1:07d}.pth")
-    elif run.pretraining:
-        yield from _other_file(run_dir.environment, "weights_sha256", out / run.pretraining, "backbone.pth")
-    result = read_json(run_dir.result)
-    if result and result.get("iteration") != run.iterations:
-        yield f"{run_dir.result} says {result.get('iteration')!r} iterations, its recipe {run.iterations}"
-
-
-def _other_evaluation(job: Job, out: Path, backend: str) -> Iterator[str]:
-    result = read_json(job.result(out))
-    asked = {"backend": backend, "weights": dict(pairwise(job.overrides(out)))["MODEL.WEIGHTS"]}
-    for key, value in asked.items() if result else ():
-        if result.get(key) != value:
-            yield f"{job.result(out)} has {key} {result.get(key)!r}, its command {value!r}"
-    yield from _other_file(job.result(out), "weights_sha256", out / str(job.run.evaluates), "model_final.pth")
-
-
-def _other_file(path: Path, key: str, source: Path, name: str) -> Iterator[str]:
-    """A line when the run of ``path`` began with another file than ``source`` has now: that run was made anew since."""
-    began_with, there = read_json(path).get(key), source / name
-    known = read_json(source / "checkpoints/index.json").get("sha256", {}).get(name)
-    if there.exists():  # which backbone.pth is, and no checkpoint
-        known = [sha256(there.read_bytes()).hexdigest()]
-    if began_with and known and began_with not in known:
-        yield f"{path} is of another {name} than {source.name} has"
+        asked["weights"] = dict(pairwise(job.overrides(out)))["MODEL.WEIGHTS"]
+        notes, source = result, out / str(run.evaluates) / "checkpoints/model_final.pth"
+    else:
+        notes, source = run_dir.environment, out / str(run.pretraining) / "backbone.pth"
+        init_std = dict(pairwise(run.flags)).get("--init-std")
+        asked = {"init_std": float(init_std) if init_std else None, **({} if run.kind == PRETRAIN else asked)}
+        if run.processes:  # BN's statistics are of each process
+            asked["processes"] = run.processes
+        if job.config(out).exists():  # else the search that found it is made anew
+            yield from other_recipe(run_dir, recipe_of(job, out, backend))
+        if run_dir.parent.exists() != bool(job.start):
+            found, kind = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
+            yield f"{run_dir.parent} {found}, but {job.name} is {kind} here"
+    written = read_json(notes)
+    for key, value in asked.items():
+        if written.get(key, value) != value:
+            yield f"{notes} has {key} {written[key]!r}, its command {value!r}"
+    began_with = written.get("weights_sha256")
+    if job.start:
+        notes, source = run_dir.parent, job.parent(out)
+        began_with = read_json(notes).get("sha256")
+    known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
+    if source.name == "backbone.pth" and source.exists():  # has no index
+        known = [sha256_of(source)]
+    if began_with and known and began_with not in known:  # the run that left it was made anew since
+        yield f"{notes} is of another {source.name} than {source.relative_to(out).parts[0]} has"
 
 
 def check_folders(jobs: Sequence[Job], out: Path, backend: str) -> None:

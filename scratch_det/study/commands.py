@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from scratch_det import backends
 from scratch_det.errors import UserError
@@ -17,15 +17,13 @@ from scratch_det.study import own
 from scratch_det.study.checks import check_folders, gpus_here, require_data, require_even_shares, require_gpus
 from scratch_det.study.experiments import HEADER, find, listing, of_place
 from scratch_det.study.job import Step
-from scratch_det.study.launch.local import Local, Torchrun, alone_in, running_in
-from scratch_det.study.launch.slurm import Slurm, require_slurm
-from scratch_det.study.plan import as_text as plan_text
-from scratch_det.study.plan import graph_entry
+from scratch_det.study.local import Local, Torchrun, alone_in, running_in
+from scratch_det.study.overview import Screen, plan_text, status_text
 from scratch_det.study.records import RUNNING, jobs_folder, survey
 from scratch_det.study.run import SEARCH
 from scratch_det.study.samples import compare
-from scratch_det.study.status import Screen, as_text
-from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in, threads_of_a_process
+from scratch_det.study.slurm import Slurm, require_slurm
+from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
 from scratch_det.tables import markdown
 
 STUDIES = Path("output/studies")
@@ -45,9 +43,8 @@ def list_runs(experiment: str) -> None:
     if not sys.stdout.isatty():
         print(markdown(HEADER, rows))
         return
-    table = Table(box=None)  # which folds cells to fit the terminal
-    for number, title in enumerate(HEADER):
-        table.add_column(title, no_wrap=not number, overflow="fold")
+    name, *others = HEADER  # the table folds cells to fit the terminal
+    table = Table(Column(name, no_wrap=True), *(Column(title, overflow="fold") for title in others), box=None)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -65,8 +62,17 @@ def plan(
         print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
         return
     study = Study(experiment, out or folder_of(experiment), share_prefix, backends.choose(backends.AUTO), gpus)
-    study = study.begin() if out else study
-    print(json.dumps([graph_entry(step) for step in study.steps()], indent=2))
+    graph = [
+        {
+            "name": step.name,
+            "command": step.command(),
+            "needs": list(step.needs),  # start it when these are done
+            "output": str(step.outputs[0]),  # there in the end
+            "gpus": step.processes if step.on_gpu else 0,
+        }
+        for step in (study.begin() if out else study).steps()
+    ]
+    print(json.dumps(graph, indent=2))
 
 
 def run(
@@ -96,7 +102,9 @@ def run(
     jobs = study.picked(only)
     has_gpus = launcher == SLURM or bool(gpus_here())
     if not (has_gpus and all(step.on_gpu for step in study.steps() if step.processes)):
-        study = replace(study, threads=threads_of_a_process(max_parallel * gpus, cores))
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        is_number = asked.isdecimal() and int(asked) > 0
+        study = replace(study, threads=int(asked) if is_number else max(1, cores // (max_parallel * gpus)))
     require_even_shares(jobs, out, study.backend, gpus)
     for job in jobs:
         if job.run.kind == SEARCH:
@@ -104,7 +112,7 @@ def run(
     if dry_run:
         study = study.as_begun() if (out / DESCRIPTION).exists() else study
         for step in study.steps(jobs):
-            print(describe(step, study, launcher, slurm))
+            print(_described(step, study, launcher, slurm))
         return 0
     if launcher != SLURM:
         require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
@@ -123,8 +131,7 @@ def run(
         return 0 if screen.conclude(survey(study.jobs, out, {})) else EXIT_SOME_FAILED
 
 
-def describe(step: Step, study: Study, launcher: str, slurm: Path | None) -> str:
-    """What a launcher would start, to be read."""
+def _described(step: Step, study: Study, launcher: str, slurm: Path | None) -> str:
     if launcher == SLURM:
         job = Slurm(study.out, slurm, study.threads)
         return f"# sbatch {shlex.join(job.options(step, {name: name for name in step.needs}))}\n{job.script(step)}"
@@ -134,7 +141,7 @@ def describe(step: Step, study: Study, launcher: str, slurm: Path | None) -> str
 
 def status(out: Path) -> None:
     study = study_in(out)
-    print(as_text(survey(study.jobs, out, states_of(study)), study))
+    print(status_text(survey(study.jobs, out, states_of(study)), study))
 
 
 def states_of(study: Study) -> dict[str, str]:

@@ -83,7 +83,7 @@ class Job:
         """The files of other jobs without which it cannot start."""
         run, files = self.run, []
         if self.start and not any((out / run.name / "checkpoints").glob("model_*.pth")):
-            files.append(self._parent(out))
+            files.append(self.parent(out))
         if run.evaluates:
             files.append(out / run.evaluates / "result.json")
         if run.pretraining:
@@ -129,28 +129,38 @@ class Job:
             if self.keep_at:
                 words += ["--keep-at", ",".join(map(str, self.keep_at))]
             if self.start:
-                words += ["--switch-from" if run.is_switch else "--branch-from", str(self._parent(out))]
+                words += ["--switch-from" if run.is_switch else "--branch-from", str(self.parent(out))]
             words += [*(["--stop-at", str(stop_at)] if stop_at else []), "--resume"]
         return [*words, *run.flags, *self.overrides(out)]
 
-    def steps(self, out: Path, backend: str, gpus: int, on_gpu: bool = False) -> list[Step]:
+    def steps(self, out: Path, backend: str, gpus: int, on_gpu: bool) -> list[Step]:
         """The commands of a job that is no search, in their order."""
-        run, tool = self.run, str(from_here(Path("tools") / TOOLS[self.run.kind]))
-        needs, found = step_needs(self), list[Step]()
+        run, needs, found = self.run, self.step_needs, list[Step]()
         for stop_at in (*self.keep_at, 0):
             name = f"{run.name}@{stop_at}" if stop_at else run.name
-            words = (tool, *self.arguments(out, backend, stop_at=stop_at))
-            done = [*([self.checkpoint(out, stop_at)] if stop_at else []), self.result(out)]
-            inputs = tuple(self.inputs(out))
-            found.append(Step(name, run.name, words, needs, inputs, tuple(done), run.processes or gpus, on_gpu))
+            outputs = [*([_checkpoint(out, run.name, stop_at)] if stop_at else []), self.result(out)]
+            words = (self.tool, *self.arguments(out, backend, stop_at=stop_at))
+            found.append(Step(name, run.name, words, needs, tuple(self.inputs(out)), tuple(outputs),
+                              run.processes or gpus, on_gpu))  # fmt: skip
             needs = (name,)
         return found
 
-    def checkpoint(self, out: Path, completed: int) -> Path:
-        return out / self.name / "checkpoints" / f"model_{completed - 1:07d}.pth"
+    @property
+    def tool(self) -> str:
+        return str(from_here(Path("tools") / TOOLS[self.run.kind]))
 
-    def _parent(self, out: Path) -> Path:
-        return out / str(self.run.trunk) / "checkpoints" / f"model_{self.start - 1:07d}.pth"
+    @property
+    def step_needs(self) -> tuple[str, ...]:
+        """Names of the steps that its first one needs: of a trunk the one to the checkpoint."""
+        return tuple(f"{name}@{self.start}" if self.start and name == self.run.trunk else name for name in self.needs)
+
+    def parent(self, out: Path) -> Path:
+        """The trunk's checkpoint that a branch begins with."""
+        return _checkpoint(out, str(self.run.trunk), self.start)
+
+
+def _checkpoint(out: Path, run: str, completed: int) -> Path:
+    return out / run / "checkpoints" / f"model_{completed - 1:07d}.pth"
 
 
 def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
@@ -167,31 +177,24 @@ def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
                 waiting.append(everything[name])
     starts: dict[str, int] = {}
     keep_at: dict[str, set[int]] = {}
-    for run in everything.values():
-        shares = run.is_switch or (share_prefix and run.trunk in everything)
-        starts[run.name] = run.branch_at(find(str(run.trunk))) if run.trunk and shares else 0
-        if starts[run.name]:
-            keep_at.setdefault(str(run.trunk), set()).add(starts[run.name])
-    unsorted = [
-        Job(run, starts[name], tuple(sorted(keep_at.get(name, ()))), _needs(run, starts[name]))
-        for name, run in everything.items()
-    ]
+    for name, run in everything.items():
+        shares = run.trunk and (run.is_switch or (share_prefix and run.trunk in everything))
+        starts[name] = run.branch_at(find(str(run.trunk))) if shares else 0
+        if starts[name]:
+            keep_at.setdefault(str(run.trunk), set()).add(starts[name])
     found: dict[str, Job] = {}
-    while unsorted:
-        ready = next(job for job in unsorted if all(name in found for name in job.needs))
-        unsorted.remove(ready)
-        found[ready.name] = ready
+    while len(found) < len(everything):
+        for name, run in everything.items():
+            needs = _needs(run, starts[name])
+            if name not in found and all(needed in found for needed in needs):
+                found[name] = Job(run, starts[name], tuple(sorted(keep_at.get(name, ()))), needs)
+                break
     return list(found.values())
 
 
 def from_here(path: Path) -> Path:
     """A path from the repository's root, from the current folder."""
     return path if Path.cwd() == ROOT else ROOT / path
-
-
-def step_needs(job: Job) -> tuple[str, ...]:
-    """Names of the steps that the first one of ``job`` needs: of a trunk the one to the checkpoint."""
-    return tuple(f"{name}@{job.start}" if job.start and name == job.run.trunk else name for name in job.needs)
 
 
 def _needs(run: Run, start: int) -> tuple[str, ...]:

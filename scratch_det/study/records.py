@@ -10,9 +10,9 @@ import csv
 import io
 import json
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,18 +38,17 @@ DECIMALS = 4  # in results/ and from run folders alike, so that both give the sa
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
 FIX = "move the folder away, and study.py run makes it anew"
-STATUS = "status.json"
+NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
 FIX_STATUS = "remove this file, and study.py run continues the run"
 
 RUNS, CURVES = "runs.csv", "curves.csv"
-STATES = (WAITING, READY, UNFINISHED, FAILED, BLOCKED, FINISHED)
-FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")
+FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")  # of Record; then its metrics
 POINT = ("run", "metric", "iterations", "value")
 WRITES_IT = "tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
 RESTORE = "restore the folder's files as report --results wrote them, from version control or a copy"
 
 Curve = tuple[tuple[int, float], ...]
-Kind = TypeVar("Kind")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -134,19 +133,25 @@ def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Reco
     folder, result = out / job.name, read_json(job.result(out))
     known = Record(job.run, READY, job.start, metrics=newest_metrics(folder, result))
     if result:  # whatever status.json says
-        iteration = job.run.iterations if job.run.kind == SEARCH else number(result, "iteration", job.result(out))
-        seconds = number(result, "seconds", job.result(out))
+        iteration = job.run.iterations if job.run.kind == SEARCH else result.get("iteration")
         digest = result.get("weights_sha256", "") if job.run.kind in (TRAIN, PRETRAIN) else ""
-        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=seconds, weights_sha256=digest)
-    status = read_json(folder / STATUS, FIX_STATUS)
-    known = replace(known, iteration=_iteration(job, folder))
+        return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
+                       weights_sha256=digest)  # fmt: skip
+    parts = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    reports = [read_json(part / "status.json", FIX_STATUS) for part in parts]
+    status = reports[0] if reports and job.run.kind != SEARCH else {}
+    known = replace(known, iteration=sum(int(report.get("iteration") or 0) for report in reports))
     if state:
-        eta = number(status, "eta", folder / STATUS, FIX_STATUS) if state == RUNNING else None
-        return replace(known, state=state, eta=eta)
+        return replace(known, state=state, eta=status.get("eta") if state == RUNNING else None)
     if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
-        reason = _never_comes(missing, needed, out)
-        waits = f"waits for {', '.join(str(path.relative_to(out)) for path in missing)}"
-        return replace(known, state=BLOCKED if reason else WAITING, error=reason or waits)
+        if broken := [one.run.name for one in needed if one.state in (FAILED, BLOCKED)]:
+            return replace(known, state=BLOCKED, error=f"needs {', '.join(broken)}, which failed")
+        done = {out / one.run.name: one.run.name for one in needed if one.state == FINISHED}
+        for path, parent in [(path, parent) for path in missing for parent in done if path.is_relative_to(parent)]:
+            error = f"{done[parent]} is finished, but {path.name} is gone; move its folder away to make it anew"
+            return replace(known, state=BLOCKED, error=error)
+        names = ", ".join(str(path.relative_to(out)) for path in missing)
+        return replace(known, state=WAITING, error=f"waits for {names}")
     codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]
     if reasons := [reason for path in sorted(codes) if (reason := failure_of(path.parent, path.stem))]:
         return replace(known, state=FAILED, error=reasons[0])
@@ -157,15 +162,25 @@ def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Reco
 
 def collect(records: Sequence[Record], out: Path) -> list[Record]:
     """``records`` with curves, digests of final weights and what searches found, from the run folders in ``out``."""
-    return [
-        replace(
-            record,
-            curves=read_curves(out / record.run.name / "metrics.json", record.run.iterations),
-            weights_sha256=record.weights_sha256 or _final_weights(record, out),
-            found=_found(record, out),
-        )
-        for record in records
-    ]
+    collected = []
+    for record in records:
+        run, folder = record.run, out / record.run.name
+        digest, found = record.weights_sha256, ""
+        if record.state == FINISHED and run.kind in (TRAIN, PRETRAIN) and not digest:  # an older version's run
+            digest = weights_sha256(folder / "checkpoints/model_final.pth")
+        if record.state == FINISHED and run.kind == SEARCH:
+            found = _read_found(folder / "best.yaml")
+        curves = read_curves(folder / "metrics.json", run.iterations)
+        collected.append(replace(record, curves=curves, weights_sha256=digest, found=found))
+    return collected
+
+
+def _read_found(path: Path) -> str:
+    try:
+        values = flatten(CfgNode.load_cfg(path.read_text()))
+    except Exception as error:  # whatever yaml and yacs make of a file that was edited
+        raise DataError(f"{path} is not as the search wrote it ({str(error).splitlines()[0]}); restore it") from None
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
@@ -174,35 +189,34 @@ def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
     if not result and path.exists():
         about = path.stat()
         return _newest_in(path, (about.st_mtime_ns, about.st_size))
-    tasks = result.get("metrics")
-    return _scores(
-        (f"{task}/{name}", value)
-        for task, values in (tasks.items() if isinstance(tasks, dict) else ())
-        for name, value in (values.items() if isinstance(values, dict) else ())
-    )
+    metrics = result.get("metrics")
+    return _scores(metrics) if isinstance(metrics, dict) else {}
 
 
 @lru_cache(maxsize=256)
 def _newest_in(path: Path, _changed: tuple[int, int]) -> dict[str, float]:
     """Read once after each change: a running study is looked at twice a second, for weeks."""
-    return _scores(pair for row in read_rows(path, TAIL) for pair in row.items())
+    newest: dict[str, float] = {}
+    for row in read_rows(path, TAIL):
+        newest |= _scores(row)
+    return newest
 
 
-def _scores(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    return {name: round(value, DECIMALS) for name, value in pairs if _is_score(name) and isinstance(value, int | float)}
-
-
-def _is_score(name: str) -> bool:
-    return name.partition("/")[2] in SCORES
+def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
+    """Scores that are numbers, by "task/score", and ``others``."""
+    return {
+        name: round(float(value), DECIMALS)
+        for name, value in flatten(values, "/").items()
+        if (name.partition("/")[2] in SCORES or name in others) and isinstance(value, int | float)
+    }
 
 
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
     """Curves of a run of ``last`` iterations by name; after a resume the last of two values of one iteration counts."""
     points: dict[str, dict[int, float]] = {}
     for row in read_rows(path):
-        for name, value in row.items():
-            if "iteration" in row and (name == LOSS or _is_score(name)) and isinstance(value, int | float):
-                points.setdefault(name, {})[completed(row, last)] = round(float(value), DECIMALS)
+        for name, value in _scores(row, LOSS).items() if "iteration" in row else ():
+            points.setdefault(name, {})[completed(row, last)] = value
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 
@@ -211,15 +225,14 @@ def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
 
     Raises DataError when an iteration or a time is no number.
     """
-    rows = list(read_lines(path, most))
-    for row in rows:
-        for key in ("iteration", "time"):
-            number(row, key, path)
-    return rows
+    return [_checked(row, path, FIX) for row in read_lines(path, most)]
 
 
 def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
-    """The object in a file; empty where there is no file. Raises DataError when something else is in it."""
+    """The object in a file; empty where there is no file.
+
+    Raises DataError when something else is in it, or when one of NUMBERS is none.
+    """
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -230,51 +243,15 @@ def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error.strerror}); {fix}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected an object; {fix}")
+    return _checked(content, path, fix)
+
+
+def _checked(content: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
+    for key in NUMBERS:
+        value = content.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
+            raise DataError(f"{path} has {key} {value!r}, expected a number; {fix}")
     return content
-
-
-def number(content: Mapping[str, Any], key: str, path: Path, fix: str = FIX) -> float | None:
-    """A number or nothing. Raises DataError when ``path``, where ``content`` is from, has something else there."""
-    value = content.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
-        raise DataError(f"{path} has {key} {value!r}, expected a number; {fix}")
-    return value
-
-
-def _iteration(job: Job, folder: Path) -> int:
-    """Completed iterations by status.json; of a search those of its points."""
-    folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
-    paths = [folder / STATUS for folder in folders]
-    return sum(int(number(read_json(path, FIX_STATUS), "iteration", path, FIX_STATUS) or 0) for path in paths)
-
-
-def _never_comes(missing: Sequence[Path], needed: Sequence[Record], out: Path) -> str:
-    """Why what is missing will not come; empty when it still may."""
-    if broken := [record.run.name for record in needed if record.state in (FAILED, BLOCKED)]:
-        return f"needs {', '.join(broken)}, which failed"
-    for record in needed:
-        gone = [path for path in missing if path.is_relative_to(out / record.run.name)]
-        if gone and record.state == FINISHED:
-            return f"{record.run.name} is finished, but {gone[0].name} is gone; move its folder away to make it anew"
-    return ""
-
-
-def _final_weights(record: Record, out: Path) -> str:
-    """Of a run folder whose result.json does not have it, as an older version left it."""
-    if record.state != FINISHED or record.run.kind not in (TRAIN, PRETRAIN):
-        return ""
-    return weights_sha256(out / record.run.name / "checkpoints/model_final.pth")
-
-
-def _found(record: Record, out: Path) -> str:
-    if record.state != FINISHED or record.run.kind != SEARCH:
-        return ""
-    path = out / record.run.name / "best.yaml"
-    try:
-        values = flatten(CfgNode.load_cfg(path.read_text()))
-    except Exception as error:  # whatever yaml and yacs make of a file that was edited
-        raise DataError(f"{path} is not as the search wrote it ({str(error).splitlines()[0]}); restore it") from None
-    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 # Results folders -------------------------------------------------------------------------------------------------
@@ -284,18 +261,14 @@ def save(records: Sequence[Record], folder: Path) -> None:
     """Write runs.csv, a line a run, and curves.csv, a line a point."""
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted({name for record in records for name in record.metrics})
-    rows = [[*FIELDS, *names]]
+    runs: list[Sequence[object]] = [(*FIELDS, *names)]
+    points: list[Sequence[object]] = [POINT]
     for one in records:
-        numbers = ["" if name not in one.metrics else f"{one.metrics[name]:.{DECIMALS}f}" for name in names]
-        known = [one.run.name, one.state, str(one.start), str(one.iteration), one.error, one.weights_sha256, one.found]
-        rows.append([*known, *numbers])
-    points = [
-        [one.run.name, name, str(iteration), f"{value:.{DECIMALS}f}"]
-        for one in records
-        for name, curve in one.curves.items()
-        for iteration, value in curve
-    ]
-    for file, lines in ((RUNS, rows), (CURVES, [POINT, *points])):
+        numbers = [f"{one.metrics[name]:.{DECIMALS}f}" if name in one.metrics else "" for name in names]
+        runs.append([one.run.name, *(getattr(one, name) for name in FIELDS[1:]), *numbers])
+        for name, curve in one.curves.items():
+            points += [(one.run.name, name, iteration, f"{value:.{DECIMALS}f}") for iteration, value in curve]
+    for file, lines in ((RUNS, runs), (CURVES, points)):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(lines)
         write_atomically(folder / file, text.getvalue())
@@ -304,61 +277,41 @@ def save(records: Sequence[Record], folder: Path) -> None:
 def load(folder: Path, own_runs: Sequence[Run] = ()) -> list[Record]:
     """What ``save`` wrote, of ``own_runs`` and listed ones.
 
-    Raises DataError when a file is missing or was edited: where, and what.
+    Raises DataError when a file is missing or damaged: where, and what.
     """
-    lines = _read_csv(folder / RUNS, FIELDS)
-    names = [line["run"] for line in lines.values()]
-    if twice := [place for number, (place, line) in enumerate(lines.items()) if line["run"] in names[:number]]:
-        raise DataError(f"{twice[0]}: {lines[twice[0]]['run']} is there twice; {RESTORE}")
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for place, line in _read_csv(folder / CURVES, POINT).items():
-        point = _cell(int, line, "iterations", place), _cell(float, line, "value", place)
-        curves.setdefault(line["run"], {}).setdefault(line["metric"], []).append(point)
-    return [
-        Record(
-            run=_cell(partial(find, own_runs=own_runs), line, "run", place),
-            state=_cell(_state, line, "state", place),
-            start=_cell(int, line, "start", place),
-            iteration=_cell(int, line, "iteration", place),
-            metrics={name: _cell(float, line, name, place) for name in line if name not in FIELDS and line[name]},
-            curves={name: tuple(points) for name, points in curves.get(line["run"], {}).items()},
-            error=line["error"],
-            weights_sha256=line["weights_sha256"],
-            found=line["found"],
-        )
-        for place, line in lines.items()
-    ]
+
+    def point(line: dict[str, str]) -> None:
+        points = curves.setdefault(line["run"], {}).setdefault(line["metric"], [])
+        points.append((int(line["iterations"]), float(line["value"])))
+
+    def record(line: dict[str, str]) -> Record:
+        run, state, start, iteration, error, weights, found = (line.pop(name) for name in FIELDS)
+        metrics = {name: float(value) for name, value in line.items() if value}
+        own = {name: tuple(points) for name, points in curves.get(run, {}).items()}
+        return Record(find(run, own_runs), state, int(start), int(iteration), metrics, own, error, weights, found)
+
+    _read_csv(folder / CURVES, POINT, point)
+    return _read_csv(folder / RUNS, FIELDS, record)
 
 
-def _state(word: str) -> str:
-    if word not in STATES:
-        raise ValueError(f"{word!r} is none of {', '.join(STATES)}")
-    return word
-
-
-def _cell(kind: Callable[[str], Kind], line: Mapping[str, str], column: str, place: str) -> Kind:
-    """A cell as int, float, or as the run of that name."""
-    try:
-        return kind(line[column])
-    except (ValueError, UserError) as error:
-        raise DataError(f"{place}, column {column}: {error}; {RESTORE}") from None
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Cells by column for each "FILE:LINE"; each line has as many cells as the header, which has ``columns``."""
+def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]], Row]) -> list[Row]:
+    """What ``read`` makes of each line's cells by column. Raises DataError, with the line, for damage."""
+    rows = []
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            lines = {f"{path}:{reader.line_num}": row for row in reader}
+            header = reader.fieldnames or ()
+            if missing := [column for column in columns if column not in header]:
+                raise csv.Error(f"there is no column {missing[0]}")
+            for line in reader:
+                if None in line or None in line.values():
+                    raise ValueError(f"expected {len(header)} cells, as in line 1")
+                rows.append(read(line))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {WRITES_IT}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {error}; {RESTORE}") from None
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num + 1}: {error}; {RESTORE}") from None
-    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-        raise DataError(f"{path}:1: there is no column {missing[0]}; {RESTORE}")
-    for place, line in lines.items():
-        if None in line or None in line.values():
-            raise DataError(f"{place}: expected {len(reader.fieldnames or ())} cells, as in line 1; {RESTORE}")
-    return lines
+    except (ValueError, UserError) as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}; {RESTORE}") from None
+    return rows

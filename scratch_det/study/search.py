@@ -10,7 +10,6 @@ scales:                         # keys that go together: any name, and a list of
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -150,14 +149,12 @@ class Search:
         changes = [*seed, *self.overrides, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)]
         return (str(from_here(Path("tools/train_net.py"))), *project_flags(), *given, "--resume", *changes)
 
-    def steps(
-        self, prefix: str = "", run: str = "", needs: Sequence[str] = (), inputs: Sequence[Path] = ()
-    ) -> list[Step]:
-        """A step a point; in a study with the ``run`` that they are part of, ``prefix`` before their names."""
+    def steps(self) -> list[Step]:
+        """A step a point."""
         on_gpu = self.recipe().cfg.MODEL.DEVICE != "cpu"
         return [
-            Step(f"{prefix}{point.name}", run or point.name, self.words(point), tuple(needs), tuple(inputs),
-                 (self.out / point.name / "result.json",), self.num_gpus, on_gpu)
+            Step(point.name, point.name, self.words(point), (), (), (self.out / point.name / "result.json",),
+                 self.num_gpus, on_gpu)
             for point in self.points
         ]  # fmt: skip
 

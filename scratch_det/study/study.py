@@ -1,9 +1,8 @@
 """One study: an experiment, the folder that its runs are in, and what must not change between two starts."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from scratch_det.errors import UserError, did_you_mean
 from scratch_det.files import write_atomically
 from scratch_det.study.checks import recipe_of
 from scratch_det.study.experiments import of_place
-from scratch_det.study.job import TOOLS, Job, Step, from_here, jobs_of, step_needs
+from scratch_det.study.job import Job, Step, from_here, jobs_of
 from scratch_det.study.records import jobs_folder, read_json
 from scratch_det.study.run import SEARCH
 from scratch_det.study.search import Search
@@ -59,26 +58,32 @@ class Study:
         """The commands of ``jobs``, of all by default, each after those that it needs."""
         found = []
         for job in self.jobs if jobs is None else jobs:
-            if job.run.kind == SEARCH:
-                points = self.search(job).steps(f"{job.name}/", job.name, step_needs(job), job.inputs(self.out))
-                words = (str(from_here(Path("tools") / TOOLS[SEARCH])), "--choose",
-                         *job.arguments(self.out, self.backend))  # fmt: skip
-                results = tuple(path for step in points for path in step.outputs)
-                needs = tuple(step.name for step in points)
-                choice = Step(job.name, job.name, words, needs, results, (job.result(self.out),), processes=0)
-                found += [*points, choice]
-            else:
+            if job.run.kind != SEARCH:
                 on_gpu = recipe_of(job, self.out, self.backend).MODEL.DEVICE != "cpu"
                 found += job.steps(self.out, self.backend, self.gpus, on_gpu)
+                continue
+            points = [
+                replace(step, name=f"{job.name}/{step.name}", run=job.name, needs=job.step_needs,
+                        inputs=tuple(job.inputs(self.out)))
+                for step in self.search(job).steps()
+            ]  # fmt: skip
+            words = (job.tool, "--choose", *job.arguments(self.out, self.backend))
+            results, needs = tuple(step.outputs[0] for step in points), tuple(step.name for step in points)
+            choice = Step(job.name, job.name, words, needs, results, (job.result(self.out),), processes=0)
+            found += [*points, choice]
         return found
 
     def search(self, job: Job) -> Search:
         """What a job that is a search asks for."""
-        run, out = job.run, self.out / job.name
-        config, grid = str(from_here(run.config)), str(from_here(Path(run.grid)))
-        targets = tuple(str(from_here(Path(path))) for path in run.apply_to)
-        overrides, processes = tuple(job.overrides(self.out)), run.processes or self.gpus
-        return Search(config, grid, out, overrides, "bbox/AP", targets, self.backend, processes)
+        return Search(
+            config_file=str(from_here(job.run.config)),
+            grid=str(from_here(Path(job.run.grid))),
+            out=self.out / job.name,
+            overrides=tuple(job.overrides(self.out)),
+            apply_to=tuple(str(from_here(Path(path))) for path in job.run.apply_to),
+            backend=self.backend,
+            num_gpus=job.run.processes or self.gpus,
+        )
 
     def begin(self) -> "Study":
         """Write down what the study is, or compare it with what is written there.
@@ -102,7 +107,7 @@ class Study:
                 )
             if not path.exists():
                 write_atomically(path, json.dumps(self._description(), indent=2) + "\n")
-            (self.out / LOCK).touch()  # see launch/local.py; also tells a study's folder from one of results
+            (self.out / LOCK).touch()  # see local.py; also tells a study's folder from one of results
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None
@@ -141,9 +146,3 @@ def study_in(out: Path) -> Study:
             "this is named from, or move it back"
         )
     return study
-
-
-def threads_of_a_process(processes: int, cores: int) -> int:
-    """OMP_NUM_THREADS where it is set, else ``cores`` shared among the ``processes`` that go on at once."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else max(1, cores // processes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_det.study.launch import local
+from scratch_det.study import local
 from scratch_det.study.study import Study
 
 

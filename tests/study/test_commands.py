@@ -8,8 +8,8 @@ import pytest
 from study.player import BRANCH, PART, TRUNK, play
 
 from scratch_det.study.commands import status
+from scratch_det.study.overview import Screen, status_text
 from scratch_det.study.records import survey
-from scratch_det.study.status import Screen, as_text
 from scratch_det.study.study import Study
 
 TORCHVISION = ("--backend", "torchvision")
@@ -134,7 +134,7 @@ class TestStatus:
         (study.out / TRUNK / "checkpoints").mkdir(parents=True)
         (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
         (study.out / TRUNK / "result.json").write_text('{"iteration": 27, "seconds": 2700}')
-        assert "27 of 33 iterations; 0:10:00 of training left" in as_text(survey(study.jobs, study.out, {}), study)
+        assert "27 of 33 iterations; 0:10:00 of training left" in status_text(survey(study.jobs, study.out, {}), study)
 
     def test_default_folder(self, study: Study, study_tool: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same as that of run and report."""

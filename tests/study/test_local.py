@@ -1,7 +1,6 @@
 """The local launcher: order, failures, requests to stop, death of the launcher, GPUs. Runs are played by a script; real
 ones are in test_smoke.py."""
 
-import errno
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from study.player import (
 
 from scratch_det.errors import UserError
 from scratch_det.study.job import Step
-from scratch_det.study.launch.local import Local, Torchrun, alone_in, write_exit_code
+from scratch_det.study.local import Local, Torchrun, alone_in
 from scratch_det.study.records import (
     BLOCKED,
     FAILED,
@@ -142,14 +141,6 @@ class TestFailures:
         assert branch.state == BLOCKED
         assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
 
-    def test_an_exit_code_that_cannot_be_written_is_said(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(path: Path, text: str) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr("scratch_det.study.launch.local.write_atomically", full)
-        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): .* exit code 1; make"):
-            write_exit_code(study.out, study.steps()[0], 1)
-
 
 class TestEnding:
     def test_runs_end_with_the_launcher(self, study: Study) -> None:
@@ -218,7 +209,7 @@ class TestPlaces:
             assert launcher.fits(second)
             assert not launcher.fits(replace(second, processes=2))
             (study.out / f"{PART}.wait").unlink()
-            until(lambda: launcher.ended())
+            until(lambda: launcher.ended() or not launcher.processes)
             assert launcher.fits(replace(second, processes=2))
 
     def test_gpus_are_shared_out(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +224,7 @@ class TestPlaces:
             assert launcher.free_devices(step("two", 2)) == ["5", "6"]
             assert launcher.free_devices(step("three", 3)) is None
             (study.out / f"{PART}.wait").unlink()
-            until(lambda: launcher.ended())
+            until(lambda: launcher.ended() or not launcher.processes)
             assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
 
     def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from scratch_det.study import own
 from scratch_det.study.checks import disagreements
 from scratch_det.study.commands import folder_of
 from scratch_det.study.experiments import of_place
-from scratch_det.study.plan import as_text
+from scratch_det.study.overview import plan_text
 from scratch_det.study.records import load
 from scratch_det.study.report.write import write_report
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN
@@ -183,12 +183,12 @@ class TestStudy:
         assert not Path("out").exists()
 
     def test_plan(self, folder: Path) -> None:
-        said = as_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
+        said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
         assert "iterations: 120, every run on its own" in said
         assert "0.0 GB of checkpoints; 3 of the runs not counted, as models.csv has no such model" in said
         base = ROOT / "configs/_base_/model/mask_rcnn_R_50_FPN_gn.yaml"
         (folder / "scratch.yaml").write_text(f"_BASE_: {base}\nSOLVER:\n  MAX_ITER: 40\n")
-        said = as_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
+        said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
         assert "GB of checkpoints" in said
         assert "not counted" not in said
 

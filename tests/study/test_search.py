@@ -19,10 +19,9 @@ from scratch_det import command_line, files
 from scratch_det.config import flatten, load_config
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
-from scratch_det.study import choose
+from scratch_det.study import choose, local
 from scratch_det.study.choose import EXIT_SOME_FAILED
 from scratch_det.study.job import Step
-from scratch_det.study.launch import local
 from scratch_det.study.search import Search, points_of, read_grid
 from scratch_det.study.study import Study
 

@@ -17,8 +17,8 @@ from study.slurm_cluster import cluster, field, said, skip_without_slurm, start_
 from scratch_det.distributed.launch import read_world
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.study.job import Step
-from scratch_det.study.launch.slurm import PROGRAMS, Slurm
 from scratch_det.study.records import FAILED, INTERRUPTED, QUEUED, RUNNING, survey
+from scratch_det.study.slurm import PROGRAMS, Slurm
 from scratch_det.study.study import Study
 
 MINUTES = 600.0

@@ -3,7 +3,7 @@
 A step waits for those that it needs (``afterok``) and for whatever of the same run was submitted before
 (``singleton``, by the job's name), so submitting twice is harmless: a run that is finished returns at once. A run that
 is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume. The job's
-script is made from a template, launch/slurm.sh or that of --slurm FILE, and left in jobs/NAME.sh.
+script is made from a template, slurm.sh beside this file or that of --slurm FILE, and left in jobs/NAME.sh.
 """
 
 import shlex
@@ -48,35 +48,27 @@ class Slurm:
 
     def script(self, step: Step) -> str:
         """The job's script. Raises ConfigError for a placeholder that does not exist."""
-        try:
-            return self.template.render(**self._words(step)) + "\n"
-        except TemplateError as error:
-            known = ", ".join(self._words(step))
-            raise ConfigError(f"--slurm {self.path}: {error}; placeholders are {known}") from None
-
-    def _words(self, step: Step) -> dict[str, object]:
-        """The placeholders of a template by name; paths and the command are quoted for the shell."""
-        log = jobs_folder(self.out).absolute() / step.file_name
         processes = max(step.processes, 1)
-        return {
+        words = {  # the placeholders; paths and the command are quoted for the shell
             "name": step.name,
             "command": shlex.join(step.command(launches=False)),
             "processes": processes,
             "gpus": processes if step.on_gpu else 0,
             "threads": 0 if step.on_gpu else self.threads,
-            "exit_file": shlex.quote(f"{log}.exit"),
+            "exit_file": shlex.quote(f"{jobs_folder(self.out).absolute() / step.file_name}.exit"),
             "started": shlex.quote(START_OF_LOG),
         }
-
-    def job_name(self, step: Step) -> str:
-        """Of all steps of a run that write into one folder, which is why no two of them may go on at once."""
-        return f"{step.name.partition('@')[0]}.{self.mark}"
+        try:
+            return self.template.render(**words) + "\n"
+        except TemplateError as error:
+            raise ConfigError(f"--slurm {self.path}: {error}; placeholders are {', '.join(words)}") from None
 
     def options(self, step: Step, ids: dict[str, str]) -> list[str]:
         """sbatch's that are no matter of the template; ``ids``: SLURM's numbers of steps submitted before."""
         after = [f"afterok:{ids[name]}" for name in step.needs if name in ids]
         return [
-            f"--job-name={self.job_name(step)}",
+            # One name for all steps that write into one folder: no two of them may go on at once.
+            f"--job-name={step.name.partition('@')[0]}.{self.mark}",
             f"--dependency={','.join([*after, 'singleton'])}",
             "--kill-on-invalid-dep=yes",
             "--requeue",
@@ -106,30 +98,33 @@ class Slurm:
 
     def states(self) -> dict[str, str]:
         """RUNNING or QUEUED by the name of the run; empty where SLURM does not answer."""
-        command = ["squeue", "--me", "--noheader", "--format=%T %j"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_AN_ANSWER).stdout
+            lines = [line.split() for line in _squeue() if line.endswith(f".{self.mark}")]
         except (OSError, subprocess.SubprocessError):
             return {}
-        lines = [line.split() for line in said.splitlines() if line.endswith(f".{self.mark}")]
         found = [(name.rpartition(".")[0].partition("/")[0], state) for state, name in lines]
         return {run: QUEUED for run, _ in found} | {run: RUNNING for run, state in found if state == "RUNNING"}
 
 
 def require_slurm() -> None:
     """Raise UserError where there is no SLURM, or none that answers."""
-    for name in PROGRAMS:
-        if not shutil.which(name):
-            raise UserError(
-                f"--launcher slurm: there is no {name} in PATH; start it on a login node of the cluster, or use "
-                "--launcher local"
-            )
+    if missing := [name for name in PROGRAMS if not shutil.which(name)]:
+        raise UserError(
+            f"--launcher slurm: there is no {missing[0]} in PATH; start it on a login node of the cluster, or use "
+            "--launcher local"
+        )
     try:
-        command = ["squeue", "--me", "--noheader"]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
+        _squeue()
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or "").strip().splitlines() or [str(error)]
         raise UserError(
             f"--launcher slurm: squeue does not answer ({said[-1]}); start it on a login node when it does, or use "
             "--launcher local"
         ) from None
+
+
+def _squeue() -> list[str]:
+    """STATE NAME of each of one's jobs."""
+    command = ["squeue", "--me", "--noheader", "--format=%T %j"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
+    return done.stdout.splitlines()

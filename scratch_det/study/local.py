@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from graphlib import TopologicalSorter
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import IO
@@ -67,12 +67,11 @@ def running_in(out: Path, name: str) -> list[str]:
 
 @dataclass
 class Process:
-    """A step's process tree, the GPUs that it has, and how many of the places for runs."""
+    """A step's process tree, and the GPUs that it has."""
 
     step: Step
     popen: subprocess.Popen
     devices: list[str]
-    places: int
     began: float = field(default_factory=time.time)
 
 
@@ -81,8 +80,7 @@ class Local:
 
     def __init__(self, out: Path, lock: IO[str], places: int = 1, gpus: int = 1, threads: int = 0):
         self.out, self.lock, self.places, self.gpus, self.threads = out, lock, places, gpus, threads
-        self.devices = gpus_here()
-        self.processes: list[Process] = []
+        self.devices, self.processes = gpus_here(), list[Process]()
         self.stop, self.asked = StopFlag(), False
 
     @staticmethod
@@ -97,38 +95,30 @@ class Local:
         the names of the runs that have a process. Raises Stopped, when all processes have ended, after a signal.
         """
         by_name = {step.name: step for step in steps}
-        order = TopologicalSorter({step.name: [name for name in step.needs if name in by_name] for step in steps})
-        order.prepare()
-        position = {name: number for number, name in enumerate(by_name)}
-        waiting: list[Step] = []
+        waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
         with self.stop.listening():
             while True:
-                while ready := order.get_ready():
-                    # In the given order: a trunk goes on before its branches.
-                    waiting = sorted(
-                        [*waiting, *(by_name[name] for name in ready)], key=lambda step: position[step.name]
-                    )
-                    order.done(*(step.name for step in waiting if step.is_done))
-                    waiting = [step for step in waiting if not step.is_done]
-                waiting = [step for step in waiting if all(path.exists() for path in step.inputs)]  # else it is blocked
+                ready = [
+                    step
+                    for step in waiting
+                    if all(by_name[name].is_done for name in step.needs if name in by_name)
+                    and all(path.exists() for path in step.inputs)
+                ]
                 # A smaller one that slipped in would let the first one wait for ever.
-                while waiting and not self.stop.requested and self.fits(waiting[0]):
-                    self.start(waiting.pop(0))
+                while ready and not self.stop.requested and self.fits(ready[0]):
+                    waiting.remove(ready[0])
+                    self.start(ready.pop(0))
                 look({process.step.run for process in self.processes})
                 if not self.processes and self.stop.requested:
                     raise Stopped(self.stop)
-                if not self.processes and not waiting:
+                if not self.processes and not ready:
                     return
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for step in self.ended():
-                    if step.is_done:
-                        order.done(step.name)
-                    elif not (jobs_folder(self.out) / f"{step.file_name}.exit").exists():  # preempted
-                        waiting.insert(0, step)
+                waiting = [*self.ended(), *waiting]
 
     def fits(self, step: Step) -> bool:
         """Whether there is room; a step that needs more than all places is let in alone."""
-        free = self.places - sum(process.places for process in self.processes)
+        free = self.places - sum(self.places_of(process.step) for process in self.processes)
         return self.places_of(step) <= free and self.free_devices(step) is not None
 
     def places_of(self, step: Step) -> int:
@@ -149,10 +139,10 @@ class Local:
 
     def start(self, step: Step) -> None:
         devices, command = self.free_devices(step) or [], self.command(step)
-        jobs = jobs_folder(self.out)
-        jobs.mkdir(parents=True, exist_ok=True)
-        (jobs / f"{step.file_name}.exit").unlink(missing_ok=True)
-        with open(jobs / f"{step.file_name}.log", "a") as log:
+        path = jobs_folder(self.out) / f"{step.file_name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".exit").unlink(missing_ok=True)
+        with open(path, "a") as log:
             log.write(f"{START_OF_LOG}{datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}\n")
             log.flush()
             popen = subprocess.Popen(
@@ -163,26 +153,32 @@ class Local:
                 env=self.environment(devices),
                 pass_fds=[self.lock.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C reaches this process, which passes it on once
-                preexec_fn=_end_with_parent,
+                # SIGTERM, at which a run stops with a checkpoint, when the launcher is gone
+                preexec_fn=partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM),
             )
-        self.processes.append(Process(step, popen, devices, self.places_of(step)))
+        self.processes.append(Process(step, popen, devices))
         self._sign()
 
     def ended(self) -> list[Step]:
-        """The steps whose processes have ended since the last call; leaves the exit codes of those that failed."""
+        """The stopped steps, which can go on, among those whose processes have ended since the last call.
+
+        Leaves the exit code of each that failed.
+        """
         if self.stop.requested and not self.asked:
             self.asked = True
             for process in self.processes:
                 process.popen.terminate()
         ended = [process for process in self.processes if process.popen.poll() is not None]
+        stopped = []
         for process in ended:
+            step, code = process.step, process.popen.returncode
             self.processes.remove(process)
-            code = process.popen.returncode
-            if not process.step.is_done and not self.was_stopped(process, code):
-                write_exit_code(self.out, process.step, code)
-        if ended:
             self._sign()
-        return [process.step for process in ended]
+            if self.was_stopped(process, code) and not step.is_done:
+                stopped.append(step)
+            elif not step.is_done:
+                write_atomically(jobs_folder(self.out) / f"{step.file_name}.exit", f"{code}\n")
+        return stopped
 
     def was_stopped(self, process: Process, code: int) -> bool:
         """Whether a run was asked to stop, if only before it listened, and can be continued."""
@@ -195,23 +191,6 @@ class Local:
         self.lock.truncate(0)
         self.lock.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "running": names}) + "\n")
         self.lock.flush()
-
-
-def write_exit_code(out: Path, step: Step, code: int) -> None:
-    """Leave how ``step`` failed. Raises UserError when the disk is full."""
-    path = jobs_folder(out) / f"{step.file_name}.exit"
-    try:
-        write_atomically(path, f"{code}\n")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): {step.name} failed with exit code {code}; make room, and "
-            "give the same command again"
-        ) from None
-
-
-def _end_with_parent() -> None:
-    """In a child: be sent SIGTERM, at which a run stops with a checkpoint, when the launcher is gone."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Torchrun(Local):

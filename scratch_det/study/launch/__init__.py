@@ -1,1 +1,0 @@
-"""Launchers start the steps of a study: local.py as processes on this machine, slurm.py as jobs of a cluster."""
