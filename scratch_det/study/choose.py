@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +47,28 @@ def search_grid(search: Search) -> int:
     ``search.check`` has passed. Raises Stopped after a signal.
     """
     search.out.mkdir(parents=True, exist_ok=True)
-    steps = {step.name: step for step in search.steps()}
-    done = sum(step.is_done for step in steps.values())
+    steps = search.steps()
+    points = {point.name: point for point in search.points}
     running: set[str] = set()
-    jobs, points = jobs_folder(search.out), {point.name: point for point in search.points}
 
     def look(now: set[str]) -> None:
         for name in running - now:
             trial = _read(search, points[name])
-            if steps[name].is_done or trial.error:
+            if trial.value is not None or trial.error:
                 progress.advance()
                 what = f"{search.metric} {trial}; {progress.done} of {progress.total}"
                 say_now(f"{points[name]}: {what}, eta {clock(progress.eta_seconds())}")
         for name in now - running:
-            say_now(f"training {points[name]}: see {jobs / name}.log")
+            say_now(f"training {points[name]}: see {jobs_folder(search.out) / name}.log")
         running.clear()
         running.update(now)
 
+    done = sum(step.is_done for step in steps)
     with (
         alone_in(search.out, "search.lock") as lock,
         Progress("search", len(steps), start=done, say=None) as progress,
     ):
-        Local(search.out, lock, gpus=search.num_gpus).run(list(steps.values()), look)
+        Local(search.out, lock, gpus=search.num_gpus).run(steps, look)
         return EXIT_SOME_FAILED if choose(search) else 0
 
 
@@ -90,13 +91,12 @@ def choose(search: Search) -> int:
     for name, content in files.items():
         write_atomically(search.out / name, content)
     draw_grid(trials, search.metric, search.out / "search.png")
+    (search.out / "result.json").unlink(missing_ok=True)
     if best and not failed:
         task, _, score = search.metric.rpartition("/")
-        result: dict[str, Any] = {"seconds": sum(trial.seconds or 0.0 for trial in trials)}
-        result |= {"best": best.point.values, "metrics": {task: {score: best.value}}}
+        seconds = sum(trial.seconds or 0.0 for trial in trials)
+        result = {"seconds": seconds, "best": best.point.values, "metrics": {task: {score: best.value}}}
         write_atomically(search.out / "result.json", json.dumps(result, indent=2) + "\n")
-    else:
-        (search.out / "result.json").unlink(missing_ok=True)
     print(table)
     for trial in failed:
         print(f"failed: {trial.point} ({search.out / trial.point.name}): {trial.error or 'it is not finished'}")
@@ -125,10 +125,7 @@ def _recipes(search: Search, best: Trial, failed: int) -> dict[str, str]:
     nested: dict[str, Any] = {}
     for key in best.point.values:
         *sections, name = key.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = plain(cfg[key])
+        reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = plain(cfg[key])
     files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
     for recipe in search.apply_to:
         name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
@@ -138,35 +135,36 @@ def _recipes(search: Search, best: Trial, failed: int) -> dict[str, str]:
     return files
 
 
-def draw_grid(trials: Sequence[Trial], metric: str, out_png: Path) -> Path:
+def draw_grid(trials: Sequence[Trial], metric: str, out_png: Path) -> None:
     """The grid as a picture: its longest axis from left to right, every combination of the others a row.
 
-    The best point is framed, failed ones are grey. Returns the path of the PNG.
+    The best point is framed, failed ones are grey.
     """
     labels = [trial.point.labels for trial in trials]
     across = max(labels[0], key=lambda axis: len({one[axis] for one in labels}))
-    columns = list(dict.fromkeys(one[across] for one in labels))
     names = [", ".join(f"{axis} {label}" for axis, label in one.items() if axis != across) for one in labels]
-    rows = list(dict.fromkeys(names))
+    rows, columns = list(dict.fromkeys(names)), list(dict.fromkeys(one[across] for one in labels))
+    places = {
+        (rows.index(name), columns.index(one[across])): trial
+        for name, one, trial in zip(names, labels, trials, strict=True)
+    }
     values = np.full((len(rows), len(columns)), np.nan)
-    places = [(rows.index(name), columns.index(one[across])) for name, one in zip(names, labels, strict=True)]
-    for trial, place in zip(trials, places, strict=True):
+    for place, trial in places.items():
         values[place] = np.nan if trial.value is None else trial.value
 
     figure = Figure(figsize=(3 + 1.2 * len(columns), 1.8 + 0.55 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.set_title(metric, loc="left", fontsize=11, fontweight="bold")
     axes.set_facecolor("#dddddd")  # shows where there is no value
-    axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
+    image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(across)
-    known = values[np.isfinite(values)]
-    for trial, (row, column) in zip(trials, places, strict=True):
-        dark = trial.value is not None and trial.value < known.min() + 0.6 * np.ptp(known)
-        axes.text(column, row, str(trial), ha="center", va="center", color="white" if dark else "black")
-    if len(known):
-        row, column = next(place for trial, place in zip(trials, places, strict=True) if trial.value == known.max())
+    for (row, column), trial in places.items():
+        is_dark = trial.value is not None and image.norm(trial.value) < 0.6
+        axes.text(column, row, str(trial), ha="center", va="center", color="white" if is_dark else "black")
+    if np.isfinite(values).any():
+        row, column = np.unravel_index(np.nanargmax(values), values.shape)
         frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, edgecolor=VERMILION, clip_on=False)
         axes.add_patch(frame)
-    return save_figure(figure, out_png)
+    save_figure(figure, out_png)

@@ -33,9 +33,9 @@ class Step:
     name: str
     run: str
     words: tuple[str, ...]
-    needs: tuple[str, ...]
-    inputs: tuple[Path, ...]
-    outputs: tuple[Path, ...]
+    needs: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    outputs: tuple[Path, ...] = ()
     processes: int = 1
     on_gpu: bool = False
 

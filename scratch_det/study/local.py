@@ -181,8 +181,14 @@ class Local:
         return stopped
 
     def was_stopped(self, process: Process, code: int) -> bool:
-        """Whether a run was asked to stop, if only before it listened, and can be continued."""
-        return code in STOPPED or (self.asked and code == -signal.SIGTERM)
+        """Whether a run was asked to stop, if only before it listened, and can be continued.
+
+        torchrun has an exit code of its own, so the run's last words to its folder count too.
+        """
+        status = self.out / process.step.run / "status.json"
+        is_its_own = status.exists() and status.stat().st_mtime >= process.began
+        said = read_json(status).get("state") if is_its_own else ""
+        return code in STOPPED or (self.asked and code == -signal.SIGTERM) or said == "stopped"
 
     def _sign(self) -> None:
         """Write into the lock who holds it, and which runs have a process."""
@@ -203,9 +209,3 @@ class Torchrun(Local):
         _, *words = step.command(launches=False)
         several = ["--standalone", "--nproc-per-node", str(step.processes)]
         return [sys.executable, "-m", "torch.distributed.run", *several, *words]
-
-    def was_stopped(self, process: Process, code: int) -> bool:
-        """torchrun has an exit code of its own, so the run's last words to its folder count."""
-        status = self.out / process.step.run / "status.json"
-        is_its_own = status.exists() and status.stat().st_mtime >= process.began
-        return super().was_stopped(process, code) or (is_its_own and read_json(status).get("state") == "stopped")

@@ -160,7 +160,8 @@ def summary(records: Sequence[Record], study: Study) -> str:
 
 def iterations_left(records: Sequence[Record]) -> int:
     """Those that are to come without another start: none of what failed, nor of what needs it."""
-    return sum(record.iterations_left for record in records if record.state not in (FAILED, BLOCKED, FINISHED))
+    going_on = [record for record in records if record.state not in (FAILED, BLOCKED, FINISHED)]
+    return sum(record.run.iterations - record.start - record.iterations_done for record in going_on)
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -81,19 +81,9 @@ class Record:
     eta: float | None = None
 
     @property
-    def shares(self) -> bool:
-        """Whether other schedules' numbers come from the same first iterations as this one's."""
-        return self.start > 0
-
-    @property
     def iterations_done(self) -> int:
         """Those that the run itself has trained."""
         return max(self.iteration - self.start, 0)
-
-    @property
-    def iterations_left(self) -> int:
-        """Those that the run itself has still to train."""
-        return self.run.iterations - self.start - self.iterations_done
 
 
 # Run folders -----------------------------------------------------------------------------------------------------

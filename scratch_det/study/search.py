@@ -60,14 +60,14 @@ def read_grid(path: Path) -> Axes:
     if source.bases:
         raise ConfigError(f"{source.bases[0].where}: a grid has no {BASE_KEY}: write its axes into one file")
     axes = {entry.key: _choices(entry) for entry in source.entries}
-    owner: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for axis, choices in axes.items():
-        for key in {key for values in choices.values() for key in values}:
+        for key in next(iter(choices.values())):  # each choice sets the same keys
             if key == "OUTPUT_DIR":
                 raise ConfigError(f"{path}: OUTPUT_DIR cannot be searched: each point has a folder of its own in --out")
-            if key in owner:
-                raise ConfigError(f"{path}: {key} is set by two axes, {owner[key]} and {axis}: leave out one")
-            owner[key] = axis
+            if key in owners:
+                raise ConfigError(f"{path}: {key} is set by two axes, {owners[key]} and {axis}: leave out one")
+            owners[key] = axis
     if len(points_of(axes)) < 2:
         raise ConfigError(f"{path}: the grid has one point, expected two or more: give a key several values")
     return axes
@@ -130,31 +130,24 @@ class Search:
         """All points of the grid, in its order."""
         return points_of(self.axes)
 
-    def recipe(self, point: Point | None = None, config_file: str | None = None) -> LoadedConfig:
-        """The recipe, or another one, with the command line's overrides and then the point's."""
-        own = list(self.overrides) if config_file is None else []
-        words = [*own, *(point.overrides if point else [])]
+    def recipe(self, point: Point | None = None, config_file: str = "") -> LoadedConfig:
+        """The recipe with the command line's overrides, or another one without; then the point's."""
+        words = [*(() if config_file else self.overrides), *(point.overrides if point else ())]
         return choose_backend(Request(config_file or self.config_file, words, self.backend))[1]
-
-    def words(self, point: Point) -> tuple[str, ...]:
-        """The command of a point's run, without Python and the number of processes."""
-        flags = {
-            "--config-file": self.config_file,
-            "--backend": self.backend if self.backend != backends.AUTO else None,
-            "--scale-to-batch": self.scale_to_batch,
-            "--accumulate": self.accumulate if self.accumulate != 1 else None,
-        }
-        given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
-        seed = ["SEED", str(SEED)] if self.recipe().cfg.SEED < 0 else []
-        changes = [*seed, *self.overrides, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)]
-        return (str(from_here(Path("tools/train_net.py"))), *project_flags(), *given, "--resume", *changes)
 
     def steps(self) -> list[Step]:
         """A step a point."""
-        on_gpu = self.recipe().cfg.MODEL.DEVICE != "cpu"
+        cfg, tool = self.recipe().cfg, str(from_here(Path("tools/train_net.py")))
+        flags: list[object] = ["--config-file", self.config_file]
+        flags += ["--backend", self.backend] if self.backend != backends.AUTO else []
+        flags += ["--scale-to-batch", self.scale_to_batch] if self.scale_to_batch is not None else []
+        flags += ["--accumulate", self.accumulate] if self.accumulate != 1 else []
+        shared = (tool, *project_flags(), *map(str, flags), "--resume")
+        shared += (*(("SEED", str(SEED)) if cfg.SEED < 0 else ()), *self.overrides)
         return [
-            Step(point.name, point.name, self.words(point), (), (), (self.out / point.name / "result.json",),
-                 self.num_gpus, on_gpu)
+            Step(point.name, point.name, (*shared, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)),
+                 outputs=(self.out / point.name / "result.json",), processes=self.num_gpus,
+                 on_gpu=cfg.MODEL.DEVICE != "cpu")
             for point in self.points
         ]  # fmt: skip
 

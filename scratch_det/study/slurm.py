@@ -39,7 +39,7 @@ class Slurm:
             raise ConfigError(f"--slurm {template}: {error.strerror}; expected a file such as docs/slurm.sh") from None
         except (TemplateError, UnicodeDecodeError) as error:
             raise ConfigError(f"--slurm {template}: {error}; expected a job script such as docs/slurm.sh") from None
-        example = Step("NAME", "NAME", ("tools/train_net.py",), (), (), ())
+        example = Step("NAME", "NAME", ("tools/train_net.py",))
         if not text.startswith("#!") or shlex.join(example.command(launches=False)) not in self.script(example):
             raise ConfigError(
                 f"--slurm {template}: expected a job script that begins with #!, in which {{{{ command }}}} is the "

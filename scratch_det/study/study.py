@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from scratch_det import backends
 from scratch_det.errors import UserError, did_you_mean
@@ -19,7 +18,6 @@ from scratch_det.study.search import Search
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
 SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
-TYPES = {"experiment": str, "out": str, "share_prefix": bool, "backend": str, "gpus": int, "threads": int}
 RESTORE = "restore it from a copy, or name another folder"
 
 
@@ -106,7 +104,7 @@ class Study:
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
             if not path.exists():
-                write_atomically(path, json.dumps(self._description(), indent=2) + "\n")
+                write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
             (self.out / LOCK).touch()  # see local.py; also tells a study's folder from one of results
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
@@ -116,16 +114,13 @@ class Study:
     def as_begun(self) -> "Study":
         """The study as it is written down. Raises UserError when that is another one, or when there is none."""
         study = study_in(self.out)
-        earlier, now = study._description(), self._description()
-        if changes := [f"{key} was {earlier[key]}, now {now[key]}" for key in SAME if earlier[key] != now[key]]:
+        pairs = {key: (getattr(study, key), getattr(self, key)) for key in SAME}
+        if changes := [f"{key} was {was}, now {now}" for key, (was, now) in pairs.items() if was != now]:
             raise UserError(
                 f"--out {self.out} holds another study: {'; '.join(changes)}; give the command as it was, or name "
                 "another folder"
             )
         return study
-
-    def _description(self) -> dict[str, Any]:
-        return {**asdict(self), "out": str(self.out)}
 
 
 def study_in(out: Path) -> Study:
@@ -137,8 +132,9 @@ def study_in(out: Path) -> Study:
     content = read_json(path, RESTORE)
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
-    if set(content) != set(TYPES) or any(type(content[key]) is not kind for key, kind in TYPES.items()):
-        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(TYPES)}; {RESTORE}")
+    known = [field.name for field in fields(Study)]
+    if set(content) != set(known):
+        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(known)}; {RESTORE}")
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(

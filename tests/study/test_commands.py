@@ -75,7 +75,7 @@ class TestBadInput:
 
     def test_damaged_study(self, study: Study, study_tool: Callable) -> None:
         path = study.out / "study.json"
-        path.write_text(path.read_text().replace('"gpus": 1', '"gpus": "one"'))
+        path.write_text(path.read_text().replace('"gpus": 1', '"gpu": 1'))
         code, said = study_tool("status", "--out", study.out)
         assert code == 2
         assert "study.json is not as study.py run wrote it" in said

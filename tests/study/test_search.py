@@ -292,12 +292,12 @@ class TestWords:
 
     def test_one_seed_for_all(self, search: Callable) -> None:
         """0 unless the recipe or the command line has one."""
-        words = search().words(search().points[0])
+        words = search().steps()[0].words
         assert words[words.index("--resume") + 1 :][:2] == ("SEED", "0")
 
     def test_projects_are_handed_on(self, search: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(command_line, "GIVEN", ["projects/one", "projects/other"])
-        words = search().words(search().points[0])
+        words = search().steps()[0].words
         assert words[1:5] == ("--project", "projects/one", "--project", "projects/other")
 
     def test_of_a_study(self, tmp_path: Path) -> None:

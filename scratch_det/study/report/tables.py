@@ -223,7 +223,7 @@ def _root(record: Record, known: Records) -> str:
     run = record.run
     if run.evaluates:
         return _root(known[run.evaluates], known) if run.evaluates in known else run.evaluates
-    return str(run.trunk) if record.shares else run.name
+    return str(run.trunk) if record.start else run.name
 
 
 def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]:
