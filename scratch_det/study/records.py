@@ -293,7 +293,7 @@ def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or ()
             if missing := [column for column in columns if column not in header]:
-                raise csv.Error(f"there is no column {missing[0]}")
+                raise ValueError(f"there is no column {missing[0]}")
             for line in reader:
                 if None in line or None in line.values():
                     raise ValueError(f"expected {len(header)} cells, as in line 1")
