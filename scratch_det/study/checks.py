@@ -90,6 +90,28 @@ def check_folders(jobs: Sequence[Job], out: Path, backend: str) -> None:
         raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run makes it anew"]))
 
 
+def gpus_here() -> list[str]:
+    """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [word for word in visible.split(",") if word.strip()]
+    # A container may have /dev/nvidia5 alone: CUDA counts from 0, whatever the files are called.
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def require_even_shares(jobs: Sequence[Job], out: Path, backend: str, gpus: int) -> None:
+    """Raise UserError when the processes of one of ``jobs`` cannot share the images of an iteration evenly."""
+    for job in jobs:
+        processes = job.run.processes or gpus
+        solver = recipe_of(job, out, backend).SOLVER
+        uneven = solver.IMS_PER_BATCH % processes and solver.REFERENCE_WORLD_SIZE == 0  # else it adapts to any number
+        if uneven and job.run.kind != EVALUATE:
+            asked = f"it needs {processes} processes" if job.run.processes else f"--gpus {gpus}"
+            raise UserError(
+                f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot share "
+                f"evenly ({asked}); give a number that divides {solver.IMS_PER_BATCH}"
+            )
+
+
 def require_data(jobs: Sequence[Job], out: Path, backend: str) -> None:
     """Raise DataError when a data set of one of ``jobs`` that is not finished is not on this machine."""
     for job in jobs:
@@ -104,41 +126,18 @@ def require_data(jobs: Sequence[Job], out: Path, backend: str) -> None:
                 raise DataError(f"{job.name}: {error}") from None
 
 
-def gpus_here() -> list[str]:
-    """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [word for word in visible.split(",") if word.strip()]
-    # A container may have /dev/nvidia5 alone: CUDA counts from 0, whatever the files are called.
-    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-
-
-def require_even_shares(jobs: Sequence[Job], out: Path, backend: str, gpus: int) -> None:
-    """Raise UserError when the processes of one of ``jobs`` cannot share the images of an iteration evenly."""
-    for job in jobs:
-        processes = job.run.processes or gpus
-        if processes == 1 or job.run.kind == EVALUATE:
-            continue  # no recipe has to be read
-        solver = recipe_of(job, out, backend).SOLVER
-        if solver.IMS_PER_BATCH % processes and solver.REFERENCE_WORLD_SIZE == 0:  # else it adapts to any number
-            asked = f"it needs {processes} processes" if job.run.processes else f"--gpus {gpus}"
-            raise UserError(
-                f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot share "
-                f"evenly ({asked}); give a number that divides {solver.IMS_PER_BATCH}"
-            )
-
-
 def require_gpus(needed: dict[str, int], gpus: int, max_parallel: int) -> None:
     """Raise UserError when this machine has GPUs, but fewer than may be needed at once; ``needed``: by run."""
-    devices = gpus_here()
-    if not devices or not any(needed.values()):
-        return
+    devices = len(gpus_here())
     source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
-    name, most = max(needed.items(), key=lambda item: item[1])
-    if most > len(devices):
-        raise UserError(f"{name} needs {most} GPUs, and {source} {len(devices)}; change --gpus or --only")
-    at_once = min(sum(sorted(needed.values(), reverse=True)[:max_parallel]), max_parallel * gpus)
-    if at_once > len(devices):
+    largest = sorted(needed, key=lambda name: -needed[name])
+    if devices and needed and needed[largest[0]] > devices:
         raise UserError(
-            f"--max-parallel {max_parallel} with --gpus {gpus} needs {at_once} GPUs, and {source} {len(devices)}; "
-            f"give --max-parallel {max(1, len(devices) // gpus)}, or fewer --gpus"
+            f"{largest[0]} needs {needed[largest[0]]} GPUs, and {source} {devices}; change --gpus or --only"
+        )
+    at_once = min(sum(needed[name] for name in largest[:max_parallel]), max_parallel * gpus)
+    if devices and at_once > devices:
+        raise UserError(
+            f"--max-parallel {max_parallel} with --gpus {gpus} needs {at_once} GPUs, and {source} {devices}; "
+            f"give --max-parallel {max(1, devices // gpus)}, or fewer --gpus"
         )

@@ -81,16 +81,12 @@ class Job:
 
     def inputs(self, out: Path) -> list[Path]:
         """The files of other jobs without which it cannot start."""
-        run, files = self.run, []
-        if self.start and not any((out / run.name / "checkpoints").glob("model_*.pth")):
+        files = [out / run / "result.json" for run in self.needs if run != self.run.trunk]
+        if self.start and not any((out / self.name / "checkpoints").glob("model_*.pth")):
             files.append(self.parent(out))
-        if run.evaluates:
-            files.append(out / run.evaluates / "result.json")
-        if run.pretraining:
-            files += [out / run.pretraining / "result.json", out / run.pretraining / "backbone.pth"]
-        if run.found_by:
-            files += [out / run.found_by / "result.json", self.config(out)]
-        return files
+        if self.run.pretraining:
+            files.append(out / self.run.pretraining / "backbone.pth")
+        return [*files, self.config(out)] if self.run.found_by else files
 
     def config(self, out: Path) -> Path:
         """The recipe: the repository's, or the one that a search has written."""
@@ -103,14 +99,15 @@ class Job:
     def overrides(self, out: Path) -> list[str]:
         """The keys that are changed in the recipe: ``KEY VALUE KEY VALUE ...``."""
         run = self.run
-        words = list(run.changes)
-        if run.seed is not None:
-            words += ["SEED", str(run.seed)]
-        if run.pretraining:
-            words += ["MODEL.WEIGHTS", str(out / run.pretraining / "backbone.pth")]
+        changes = {
+            "SEED": run.seed,
+            "MODEL.WEIGHTS": out / run.pretraining / "backbone.pth" if run.pretraining else None,
+            "OUTPUT_DIR": out / self.name if run.kind != SEARCH else None,
+        }
         if run.evaluates:
-            words += ["MODEL.WEIGHTS", str(out / run.evaluates / "checkpoints/model_final.pth")]
-        return words if run.kind == SEARCH else [*words, "OUTPUT_DIR", str(out / self.name)]
+            changes["MODEL.WEIGHTS"] = out / run.evaluates / "checkpoints/model_final.pth"
+        pairs = [(key, str(value)) for key, value in changes.items() if value is not None]
+        return [*run.changes, *(word for pair in pairs for word in pair)]
 
     def arguments(self, out: Path, backend: str, gpus: int = 0, stop_at: int = 0) -> list[str]:
         """What the tool is given; ``gpus`` processes, 0 where a launcher starts them."""

@@ -7,7 +7,7 @@ import csv
 import sys
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from contextlib import ExitStack
 
 from rich.console import Group
 from rich.live import Live
@@ -85,25 +85,17 @@ def _what_it_is(job: Job) -> str:
     return KINDS.get(job.run.kind, "trunk" if job.keep_at else "run")
 
 
-class Screen:
+class Screen(ExitStack):
     """Context manager that shows the records of a running study; ``show`` is called as often as one likes."""
 
     def __init__(self, study: Study, chosen: Collection[str]):
         """``chosen``: names of the runs that the summary and its eta are of."""
+        super().__init__()
         self.study, self.chosen = study, chosen
-        self.live = Live(auto_refresh=False) if sys.stdout.isatty() else None
+        self.live = self.enter_context(Live(auto_refresh=False)) if sys.stdout.isatty() else None
         self.states: dict[str, str] = {}
         self.began = self.last_line = time.monotonic()
         self.done_before: int | None = None  # iterations, when this start of the study began
-
-    def __enter__(self) -> "Screen":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.live:
-            self.live.stop()
 
     def show(self, records: Sequence[Record]) -> None:
         mine = [record for record in records if record.run.name in self.chosen]

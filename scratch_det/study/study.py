@@ -93,13 +93,13 @@ class Study:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             foreign = {path.name for path in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}
-            if foreign and not path.exists():
-                if foreign & {job.name for job in self.jobs}:
-                    raise UserError(
-                        f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: restore it from a "
-                        "copy, or begin the study in another folder, and move that study.json here with this folder "
-                        'as its "out": the run folders are compared with it, and nothing is trained anew'
-                    )
+            if not path.exists() and foreign & {job.name for job in self.jobs}:
+                raise UserError(
+                    f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: restore it from a "
+                    "copy, or begin the study in another folder, and move that study.json here with this folder "
+                    'as its "out": the run folders are compared with it, and nothing is trained anew'
+                )
+            if not path.exists() and foreign:
                 raise UserError(
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
