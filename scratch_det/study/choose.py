@@ -156,15 +156,15 @@ def draw_grid(trials: Sequence[Trial], metric: str, out_png: Path) -> None:
     axes = figure.subplots()
     axes.set_title(metric, loc="left", fontsize=11, fontweight="bold")
     axes.set_facecolor("#dddddd")  # shows where there is no value
-    image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
+    axes.imshow(np.ma.masked_invalid(values), cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(across)
     for (row, column), trial in places.items():
-        is_dark = trial.value is not None and image.norm(trial.value) < 0.6
+        is_dark = trial.value is not None and trial.value < np.nanmin(values) + 0.6 * np.ptp(values[~np.isnan(values)])
         axes.text(column, row, str(trial), ha="center", va="center", color="white" if is_dark else "black")
     if np.isfinite(values).any():
-        row, column = np.unravel_index(np.nanargmax(values), values.shape)
+        row, column = divmod(int(np.nanargmax(values)), len(columns))
         frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, edgecolor=VERMILION, clip_on=False)
         axes.add_patch(frame)
     save_figure(figure, out_png)
