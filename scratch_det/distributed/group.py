@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store, own_part
+from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
 from scratch_det.errors import EXIT_CODE, UserError
 
@@ -97,7 +97,7 @@ class Group:
             return
         self.watch = Watch(self.rank, stop)
         self.watch.start()
-        store = own_part(open_store(world.address, world.port, world.is_main and not world.served))
+        store, _ = open_store(world.address, world.port, world.is_main and not world.served)
         self.watch.store = store.clone()  # a connection of its own: an exchange may block this one
         here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
         while here < self.size:
@@ -108,12 +108,10 @@ class Group:
                 )
             time.sleep(0.05)
             here = store.add("here", 0)
+        backend, timeout = "gloo", timedelta(seconds=EXCHANGE_SECONDS)
         if device.type == "cuda":
+            backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(device)
-        backend, timeout = (
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timedelta(seconds=EXCHANGE_SECONDS),
-        )
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from scratch_det.distributed.stop import SIGNALS, signal_name
 from scratch_det.errors import UserError
 
 if TYPE_CHECKING:  # torch itself only when processes meet: an error in the command comes before it
-    from torch.distributed import Store, TCPStore
+    from torch.distributed import Store
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral range, which begins at 32,768
 MEETING_SECONDS = 300.0  # until the last process has to be there; slow file systems delay imports
@@ -67,7 +67,7 @@ def read_world(environment: Mapping[str, str]) -> World:
     """
     try:
         if "RANK" in environment and "WORLD_SIZE" in environment:
-            world = _from_torchrun(environment)
+            world = _from_torchrun(environment) if int(environment["WORLD_SIZE"]) > 1 else ALONE
         elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             world = _from_slurm(environment)
         else:
@@ -84,14 +84,11 @@ def read_world(environment: Mapping[str, str]) -> World:
 
 
 def _from_torchrun(environment: Mapping[str, str]) -> World:
-    size = int(environment["WORLD_SIZE"])
-    if size == 1:
-        return ALONE
     return World(
         rank=int(environment["RANK"]),
-        size=size,
+        size=int(environment["WORLD_SIZE"]),
         local_rank=int(environment["LOCAL_RANK"]),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
         address=environment["MASTER_ADDR"],
         port=int(environment["MASTER_PORT"]),
         served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
@@ -155,12 +152,13 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
                 f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
             )
         address, port = url.hostname, url.port
-    store = open_store(address, port, machine_rank == 0)  # kept by the launcher, so it outlives each of the processes
+    # kept by the launcher, so it outlives each of the processes
+    store, port = open_store(address, port, machine_rank == 0)
     shared = {
         "WORLD_SIZE": num_processes * num_machines,
         "LOCAL_WORLD_SIZE": num_processes,
         "MASTER_ADDR": address,
-        "MASTER_PORT": store.port,
+        "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // num_processes)),
     }
@@ -183,7 +181,7 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
             signal.signal(number, handler)
 
 
-def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int) -> int:
+def _wait(processes: list[subprocess.Popen], store: "Store", first_rank: int) -> int:
     """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code.
 
     A process that a signal ended could not say so itself: it is said here, and left in the store for the others.
@@ -198,7 +196,7 @@ def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int)
                 reason, code = f"process {failed} was ended by {signal_name(-code)}", 128 - code
                 print(f"error: {reason}", file=sys.stderr, flush=True)
                 with suppress(RuntimeError):  # the store may be gone with the machine that keeps it
-                    announce_failure(own_part(store), None, reason, code)
+                    announce_failure(store, None, reason, code)
         if None not in codes:
             return code
         if time.monotonic() > deadline:
@@ -207,26 +205,23 @@ def _wait(processes: list[subprocess.Popen], store: "TCPStore", first_rank: int)
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def open_store(address: str, port: int, opens_it: bool) -> "TCPStore":
-    """The store where the processes meet, opened here or reached; port 0 is a free one. Raises UserError."""
-    from torch.distributed import TCPStore
+def open_store(address: str, port: int, opens_it: bool) -> tuple["Store", int]:
+    """Where the processes meet, opened here or reached, and its port; port 0 is a free one. Raises UserError.
+
+    It is a part for this start alone: torchrun uses the same store, and starts anew in it after a failure.
+    """
+    from torch.distributed import PrefixStore, TCPStore
 
     try:
         timeout = timedelta(seconds=MEETING_SECONDS)
-        return TCPStore(address, port, is_master=opens_it, wait_for_workers=False, timeout=timeout)
+        store = TCPStore(address, port, is_master=opens_it, wait_for_workers=False, timeout=timeout)
     except RuntimeError as error:
         raise UserError(
             f"cannot {'open' if opens_it else 'reach'} {address}:{port} for the processes to meet "
             f"({str(error).splitlines()[0]}); give another: --dist-url tcp://HOST:PORT, MASTER_PORT, or torchrun's "
             "--master-port"
         ) from None
-
-
-def own_part(store: "Store") -> "Store":
-    """A part of the store for this start alone: torchrun uses the same store, and starts anew in it after a failure."""
-    from torch.distributed import PrefixStore
-
-    return PrefixStore(f"run{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return PrefixStore(f"run{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), store.port
 
 
 def announce_failure(store: "Store", rank: int | None, reason: str, code: int) -> None:

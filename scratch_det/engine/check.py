@@ -73,12 +73,21 @@ def check_needs(report: Report, plan: Plan, here: int, num_machines: int, availa
     if plan.training:
         with report.section("memory") as section:
             share = plan.cfg.SOLVER.IMS_PER_BATCH // (here * num_machines * plan.request.accumulate)
-            check_memory(section, plan, here, share, mean_image_bytes(plan.cfg, objects), available)
+            check_memory(section, plan, here, share, objects, available)
     with report.section("model") as section:
         check_model(section, plan.backend, plan.cfg, here)
         size = section.values
     with report.section("disk") as section:
-        check_disk(section, plan, size["weights"], size["trainable"])
+        folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
+        each = run_dir.checkpoint_bytes(size["weights"], size["trainable"], optimizer_of(plan.cfg).moments)
+        kept = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.kept)
+        most, free = run_dir.most_checkpoints(*kept), run_dir.free_bytes(folder)
+        section.add(
+            f"up to {most} checkpoints of {run_dir.size(each)} at a time, {run_dir.size(most * each)}; "
+            f"{run_dir.size(free)} are free",
+            checkpoint_bytes=each, needed_bytes=most * each, free_bytes=free,
+        )  # fmt: skip
+        section.attempt(run_dir.check_free_space, folder, each, *kept)
 
 
 def as_text(section: Section) -> str:
@@ -110,58 +119,44 @@ def as_json(report: Report) -> str:
 
 
 def check_memory(
-    section: Section, plan: Plan, num_gpus: int, share: int, image_bytes: int, available: int | None
+    section: Section, plan: Plan, here: int, share: int, objects: list[int], available: int | None
 ) -> None:
-    """Compare memory and shared memory with what ``num_gpus`` processes of this machine need.
+    """Compare memory and shared memory with what the processes of this machine need: estimates, so only notices.
 
-    share: images that a process works on at a time, of about ``image_bytes``. available: bytes before the data sets
-    were read. The figures are estimates, so too little is a notice and no error.
+    here: their number. share: images that each works on at a time. objects: of each training image. available: bytes
+    before the data sets were read.
     """
-    # the most that this process has held so far, and the pickled records of the training set
+    cfg, processes = plan.cfg, f"{here} processes, each " if here > 1 else ""
+    # the most that this process has held so far, and the pickled records of the training set, measured on some
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    packed = sum(round(mean_record_bytes(data) * len(data.images)) for data in plan.training)
-    processes = f"{num_gpus} processes, each " if num_gpus > 1 else ""
+    packed = 0
+    for data in plan.training:
+        sample = data.images[:: -(-len(data.images) // SAMPLED)]
+        records = ((data.entry.image_root, image, data.training_annotations(image["id"])) for image in sample)
+        total = sum(len(pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)) for record in records)
+        packed += round(total / len(sample) * len(data.images))
     left = f"; {run_dir.size(available)} are available here" if available else ""
     section.add(
         f"{processes}{run_dir.size(peak)} while the annotations are read, then {run_dir.size(packed)} for them{left}",
-        peak_bytes=peak,
-        packed_bytes=packed,
-        available_bytes=available,
-    )
-    if available and num_gpus * peak > available:
-        section.problem(
-            "notice",
-            f"{num_gpus} x {run_dir.size(peak)} are more than is available: get more memory, or start fewer processes "
-            "here",
-        )
-    batches, free = num_gpus * plan.cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
+        peak_bytes=peak, packed_bytes=packed, available_bytes=available,
+    )  # fmt: skip
+    if available and here * peak > available:
+        need = f"{here} x {run_dir.size(peak)} are more than is available"
+        section.problem("notice", f"{need}: get more memory, or start fewer processes here")
+    batches, free = here * cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
     if not batches or free is None:
         return
-    needed = batches * share * image_bytes
+    # images of the largest size, with a mask for each of the mean number of objects
+    masks = sum(objects) / max(len(objects), 1) if cfg.MODEL.MASK_ON else 0
+    needed = batches * share * round(max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * (3 + masks))
     section.add(
         f"/dev/shm: about {run_dir.size(needed)} for the {batches} batches of {share} images that workers hold ready; "
         f"{run_dir.size(free)} are free here",
-        shared_bytes=needed,
-        shared_free_bytes=free,
-    )
+        shared_bytes=needed, shared_free_bytes=free,
+    )  # fmt: skip
     if needed > free:
-        section.problem(
-            "notice",
-            "/dev/shm may be too small: lower DATALOADER.NUM_WORKERS, or give a container more (docker run --shm-size)",
-        )
-
-
-def mean_record_bytes(data: CocoDataset) -> float:
-    """Bytes of one image's pickled record, measured on some."""
-    sample = data.images[:: -(-len(data.images) // SAMPLED)]
-    records = ((data.entry.image_root, image, data.training_annotations(image["id"])) for image in sample)
-    return sum(len(pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)) for record in records) / len(sample)
-
-
-def mean_image_bytes(cfg: CfgNode, objects: list[int]) -> int:
-    """About the bytes of one training image of the largest size, with a mask for each of the mean number of objects."""
-    masks = sum(objects) / max(len(objects), 1) if cfg.MODEL.MASK_ON else 0
-    return round(max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * (3 + masks))
+        fix = "lower DATALOADER.NUM_WORKERS, or give a container more (docker run --shm-size)"
+        section.problem("notice", f"/dev/shm may be too small: {fix}")
 
 
 def available_memory() -> int | None:
@@ -223,20 +218,6 @@ def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> 
             "notice", f"MODEL.DEVICE is cuda and {num_gpus} GPUs are asked for, but {visible} are visible here"
             if visible else "MODEL.DEVICE is cuda, but no GPU is visible here: training would use the CPU",
         )  # fmt: skip
-
-
-def check_disk(section: Section, plan: Plan, weights: int, trainable: int) -> None:
-    """Whether the checkpoints fit; ``weights`` and ``trainable`` are numbers of the model."""
-    folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
-    each = run_dir.checkpoint_bytes(weights, trainable, optimizer_of(plan.cfg).moments)
-    kept = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.kept)
-    most, free = run_dir.most_checkpoints(*kept), run_dir.free_bytes(folder)
-    section.add(
-        f"up to {most} checkpoints of {run_dir.size(each)} at a time, {run_dir.size(most * each)}; "
-        f"{run_dir.size(free)} are free",
-        checkpoint_bytes=each, needed_bytes=most * each, free_bytes=free,
-    )  # fmt: skip
-    section.attempt(run_dir.check_free_space, folder, each, *kept)
 
 
 def check_images(section: Section, data: CocoDataset) -> None:

@@ -48,14 +48,10 @@ def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list
 
 def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
     """A notice on ``test`` when it has image files that are also trained on."""
-
-    def files(data: CocoDataset) -> Iterator[tuple[str, int]]:
-        root = os.path.realpath(data.entry.image_root)
-        return ((f"{root}/{image['file_name']}", image["id"]) for image in data.images)
-
-    trained = {path for path, _ in files(training)}
+    root, trained_root = (os.path.realpath(data.entry.image_root) for data in (test, training))
+    trained = {f"{trained_root}/{image['file_name']}" for image in training.images}
+    shared = [{"id": image["id"]} for image in test.images if f"{root}/{image['file_name']}" in trained]
     kind = f"images that are also in {training.entry.name}, which is trained on"
-    shared = [{"id": number} for path, number in files(test) if path in trained]
     return [Problem("notice", kind, "AP on them says little about new images", offenders=shared)] if shared else []
 
 

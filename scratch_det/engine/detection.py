@@ -20,18 +20,9 @@ from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
 
 __all__ = ["BEST", "conclude", "evaluate", "load", "training_set"]
+load, training_set = backends.load, TrainingSet
 BEST = main_score("bbox")
 IMAGES_SHOWN = 12
-
-
-def load(backend: str) -> Any:
-    """The backend that was chosen."""
-    return backends.load(backend)
-
-
-def training_set(cfg: CfgNode, data: list[CocoDataset]) -> TrainingSet:
-    """The training images of all data sets."""
-    return TrainingSet(cfg, data)
 
 
 def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:

@@ -198,28 +198,19 @@ class Trainer:
 
         ``own_losses`` and ``batch`` are those of this process.
         """
-        own_numbers = {key: _json_number(value) for key, value in own_losses.items()}
-        own = {
-            "losses": own_numbers,
-            "images": [{"image_id": sample["image_id"], "position": sample["position"]} for sample in batch],
-        }
+        images = [{name: sample[name] for name in ("image_id", "position")} for sample in batch]
+        own: dict[str, Any] = {"losses": json_numbers(own_losses), "images": images}
         processes = self.group.gather(own) or [own]
         totals = [process["losses"]["total_loss"] for process in processes]
         cause = likely_cause(totals, list(self.history), iteration, self.cfg.SOLVER.WARMUP_ITERS)
-        report = {
-            "iteration": iteration,
-            "lr": lr,
-            "likely_cause": cause,
-            "processes": processes,
-            "gradient_norms": gradient_norms(self.state.model),
-            "last_losses": list(self.history),
-        }
+        report = {"iteration": iteration, "lr": lr, "likely_cause": cause, "processes": processes,
+                  "gradient_norms": gradient_norms(self.state.model), "last_losses": list(self.history)}  # fmt: skip
         self.run_dir.write_json(DIVERGENCE_REPORT, report)
-        images = [str(image["image_id"]) for process in processes for image in process["images"]]
+        ids = [str(image["image_id"]) for process in processes for image in process["images"]]
         message = (
             f"the loss is not finite at iteration {iteration} (learning rate {lr:g}): "
-            f"{', '.join(f'{key} {value}' for key, value in own_numbers.items())}\n"
-            f"  images: {', '.join(images[:MOST_IMAGES])}{', ...' if len(images) > MOST_IMAGES else ''}\n"
+            f"{', '.join(f'{key} {value}' for key, value in own['losses'].items())}\n"
+            f"  images: {', '.join(ids[:MOST_IMAGES])}{', ...' if len(ids) > MOST_IMAGES else ''}\n"
             f"  likely cause: {cause}\n  losses, gradient norms and images are in "
             f"{self.run_dir.path / DIVERGENCE_REPORT}; earlier checkpoints are kept"
         )
@@ -265,12 +256,12 @@ def gradient_norms(model: nn.Module) -> dict[str, float | str]:
         if parameter.grad is not None:
             part = ".".join(name.split(".")[:2])
             squares[part] = squares.get(part, 0.0) + parameter.grad.float().square().sum().item()
-    return {part: _json_number(math.sqrt(square)) for part, square in squares.items()}
+    return json_numbers({part: math.sqrt(square) for part, square in squares.items()})
 
 
-def _json_number(value: float) -> float | str:
+def json_numbers(values: dict[str, float]) -> dict[str, float | str]:
     """JSON has no NaN and no infinity: they become text."""
-    return value if math.isfinite(value) else str(value)
+    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 
 def log_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:

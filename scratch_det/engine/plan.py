@@ -25,7 +25,7 @@ from scratch_det.config.rules import mirrored_views
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.data.coco_checks import Problem, Severity, explain
-from scratch_det.data.image_folder import ImageFolder, read_image_folder
+from scratch_det.data.image_folder import read_image_folder
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.datasets import coco_conflicts, folder_conflicts, shared_images
@@ -110,15 +110,14 @@ class Section:
 
         Each line of a message that is not indented is an error of its own.
         """
-        if self.strict:
-            return action(*arguments)
         try:
             return action(*arguments)
-        except UserError as error:
-            for message in re.split(r"\n(?!\s)", str(error)):
+        except (UserError, OSError) as error:
+            if self.strict:
+                raise
+            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            for message in re.split(r"\n(?!\s)", text):
                 self.problem("error", message)
-        except OSError as error:
-            self.problem("error", f"{error.filename}: {error.strerror}")
         return None
 
 
@@ -304,16 +303,9 @@ def classification_problems(cfg: CfgNode) -> Iterator[str]:
 def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[str]:
     """Values of the flags on checkpoints and initialisation that this run cannot have."""
     max_iter, heads = cfg.SOLVER.MAX_ITER, cfg.MODEL.ROI_HEADS.NAME
-    if wrong := [number for number in request.keep_at if not 0 < number <= max_iter]:
-        yield (
-            f"--keep-at has {', '.join(map(str, wrong))}, expected numbers of completed iterations from 1 to "
-            f"SOLVER.MAX_ITER {max_iter}"
-        )
-    if request.stop_at is not None and not 0 < request.stop_at <= max_iter:
-        yield (
-            f"--stop-at is {request.stop_at}, expected a number of completed iterations from 1 to SOLVER.MAX_ITER "
-            f"{max_iter}"
-        )
+    for flag, numbers in (("--keep-at", request.keep_at), ("--stop-at", request.kept[len(request.keep_at) :])):
+        if wrong := [str(number) for number in numbers if not 0 < number <= max_iter]:
+            yield f"{flag} is {', '.join(wrong)}, expected completed iterations from 1 to SOLVER.MAX_ITER {max_iter}"
     if request.keep_last < 0:
         yield f"--keep-last is {request.keep_last}, expected 1 or more, or 0 to keep every checkpoint"
     if request.switch_from and request.branch_from:
@@ -331,10 +323,8 @@ def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[s
         )
     if request.init_std is None:
         return
-    if request.branch_from or request.switch_from:
-        yield "--init-std is of random weights, but this run starts from a checkpoint; leave one out"
-    if cfg.MODEL.WEIGHTS:
-        yield f"--init-std is of random weights, but MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}; leave one out"
+    if source := request.branch_from or request.switch_from or cfg.MODEL.WEIGHTS:
+        yield f"--init-std is of random weights, but this run starts from {source}; leave one out"
     if not 0 < request.init_std < 1:
         yield f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01"
 
@@ -364,10 +354,13 @@ def read_data(section: Section, request: Request, recipe: LoadedConfig, task: st
     Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides.
     """
     cfg, detection = recipe.cfg, task == DETECTION
-    read: Callable[..., Any] = read_detection_set if detection else read_folder_set
     conflicts: Callable[..., Iterator[str]] = coco_conflicts if detection else folder_conflicts
+
+    def read(name: str) -> Any:
+        return read_detection_set(section, cfg, name) if detection else read_image_folder(lookup_folder(name))
+
     names = () if request.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-    training, test = ([data for name in part if (data := read(section, cfg, name))] for part in names)
+    training, test = ([data for name in part if (data := section.attempt(read, name))] for part in names)
     if training or test:
         section.attempt(refuse, conflicts(recipe, training, test))
         first = [*training, *test][0]
@@ -379,19 +372,10 @@ def read_data(section: Section, request: Request, recipe: LoadedConfig, task: st
     return training, test
 
 
-def read_folder_set(section: Section, cfg: CfgNode, name: str) -> ImageFolder | None:
-    """An image folder of the catalog."""
-    entry = section.attempt(lookup_folder, name)
-    return section.attempt(read_image_folder, entry) if entry else None
-
-
 def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
     """A COCO data set of the catalog, with its facts and every problem it has; DataError of six lines when strict."""
-    entry = section.attempt(lookup, name)
-    found = entry and section.attempt(inspect_coco, entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
-    if not (entry and found):
-        return None
-    data, problems = found
+    entry = lookup(name)
+    data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
         objects = sum(map(len, data.annotations.values()))
         facts = {"images": len(data.images), "objects": objects, "classes": len(data.classes)}

@@ -6,7 +6,7 @@ may only touch what is still to come; a change of what shaped the completed iter
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from scratch_det.files import sha256_of
 from scratch_det.log import logger
 from scratch_det.weights.load import load_weights, to_cascade
 from scratch_det.weights.locate import find_checkpoint
-from scratch_det.weights.names import scheme_of
 from scratch_det.weights.read import read_checkpoint
 
 PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # what is meant without --project
@@ -58,7 +57,6 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
-BRANCH_FLAG, SWITCH_FLAG = "--branch-from", "--switch-from"
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
@@ -73,11 +71,6 @@ class Change:
     effect: str
     refused: bool = False
 
-    @property
-    def is_schedule(self) -> bool:
-        """Whether it is one of the keys that the learning rate follows from."""
-        return self.what in SCHEDULE
-
     def __str__(self) -> str:
         return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
 
@@ -89,30 +82,31 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
     """
     effects = EFFECTS | SWITCH if switch else EFFECTS
     old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
-    first, guilty = first_other_rate(earlier, now, completed), set(SCHEDULE)
+    first, guilty = first_other_rate(earlier, now, completed), set[str]()
     if first is not None:  # name the keys that change a completed rate by themselves, or all where it takes several
-        alone = {key: earlier.clone() for key in SCHEDULE}
-        for key, cfg in alone.items():
-            set_key(cfg, key, new[key])
-        guilty = {key for key, cfg in alone.items() if first_other_rate(earlier, cfg, completed) is not None} or guilty
+        for key in SCHEDULE:
+            alone = earlier.clone()
+            set_key(alone, key, new[key])
+            if first_other_rate(earlier, alone, completed) is not None:
+                guilty.add(key)
+        guilty = guilty or set(SCHEDULE)
     changes = []
     for key, value in new.items():
         was = old.get(key, value)
         if plain(value) == plain(was):
             continue
-        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has no tuples
-            was = tuple(was)
         known = (name for name in effects if key == name or (name.endswith(".") and key.startswith(name)))
         if name := next(known, None):
-            changes.append(Change(key, was, value, effects[name]))
+            effect, refused = effects[name], False
         elif key not in SCHEDULE:
-            effect = "completed iterations were trained with the earlier value"
-            changes.append(Change(key, was, value, effect, refused=True))
-        elif first is None or key not in guilty:
-            changes.append(Change(key, was, value, "iterations still to come"))
+            effect, refused = "completed iterations were trained with the earlier value", True
+        elif key in guilty:
+            effect, refused = f"the learning rate of iteration {first} would be another one", True
         else:
-            effect = f"the learning rate of iteration {first} would be another one"
-            changes.append(Change(key, was, value, effect, refused=True))
+            effect, refused = "iterations still to come", False
+        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has no tuples
+            was = tuple(was)
+        changes.append(Change(key, was, value, effect, refused))
     return changes
 
 
@@ -129,18 +123,16 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
     return next((i for i in where_rates_change if learning_rate(earlier, i) != learning_rate(now, i)), None)
 
 
-def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """Differences of two environment.json: data, backend, number of processes, versions."""
+    changes = []
     for name in sorted(earlier["datasets"].keys() & now["datasets"].keys()):
+        is_trained = name in earlier["trained_on"]
+        effect = "other images from now on" if is_trained else EVALUATION
         for key in (key for key in now["datasets"][name] if key.endswith("_sha256")):
-            old, new = (content["datasets"][name].get(key, "none") for content in (earlier, now))
-            if old != new:
-                trained = name in earlier["trained_on"]
-                effect = "other images from now on" if trained else EVALUATION
-                what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
-                yield Change(what, old[:12], new[:12], effect, refused=trained)
-    if earlier["backend"] != now["backend"]:
-        yield Change("the backend", earlier["backend"], now["backend"], "another model", refused=True)
+            old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
+            what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
+            changes.append(Change(what, old, new, effect, refused=is_trained))
     (old, before), (new, after) = (
         (
             f"{content['processes']} x {content['accumulate']}",
@@ -148,11 +140,14 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> Iterato
         )
         for content in (earlier, now)
     )
-    if old != new:
-        yield Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered")
-    for name in ("CPU threads", "torch", "torchvision", "detectron2"):
-        if before.get(name) != after.get(name):
-            yield Change(name, before.get(name), after.get(name), ROUNDING)
+    hint = f"another model; give --backend {earlier['backend']}"
+    changes += [
+        Change("the backend", earlier["backend"], now["backend"], hint, refused=True),
+        Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered"),
+    ]
+    names = "CPU threads", "torch", "torchvision", "detectron2"
+    changes += [Change(name, before.get(name), after.get(name), ROUNDING) for name in names]
+    return [change for change in changes if change.earlier != change.now]
 
 
 def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
@@ -167,52 +162,35 @@ def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: s
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run starts from, and the run that wrote it.
+    """The checkpoint that a run starts from, the run that wrote it, and how many iterations it has behind it.
 
     is_branch: it is another run's. is_switch: and has one box head, where this one trains a cascade.
     """
 
     checkpoint: Path
     run: RunDir
+    completed: int
     is_branch: bool = False
     is_switch: bool = False
 
-    @property
-    def flag(self) -> str:
-        """What gives the checkpoint of a branch."""
-        return SWITCH_FLAG if self.is_switch else BRANCH_FLAG
 
-
-def find_start(plan: Plan, checkpoints: Checkpointer) -> tuple[bool, Origin | None, int]:
+def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any]) -> tuple[bool, Origin | None, int]:
     """Whether the run is finished or as far as --stop-at asks, where it starts (None: from its beginning), its SEED.
 
-    A SEED of -1 means the one of the run that this one continues, else a new one.
+    A SEED of -1 means the one of the run that this one continues, else a new one. Raises UserError for a start that
+    would alter the past or train nothing.
     """
-    request, cfg, run_dir = plan.request, plan.cfg, plan.run_dir
-    is_finished = request.resume and run_dir.result.exists()
-    origin = None if is_finished else find_origin(run_dir, checkpoints, request)
+    cfg, run_dir = plan.cfg, plan.run_dir
+    is_finished = plan.request.resume and run_dir.result.exists()
+    origin = None if is_finished else find_origin(run_dir, checkpoints, plan.request)
     if cfg.SEED < 0:
         source = origin.run if origin else run_dir
-        if (origin or run_dir.holds_run()) and source.config.exists():
-            cfg.SEED = source.read_config().SEED
-        else:
-            cfg.SEED = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        is_known = (origin or run_dir.holds_run()) and source.config.exists()
+        cfg.SEED = source.read_config().SEED if is_known else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     if is_finished:
         report_finished(cfg, run_dir)
-        return True, None, cfg.SEED
-    completed = completed_iterations(origin.checkpoint) if origin else 0
-    if origin is None or request.stop_at is None or not completed or completed < request.stop_at:
-        return False, origin, cfg.SEED
-    if origin.is_branch:
-        raise UserError(
-            f"--stop-at is {request.stop_at}, but {origin.checkpoint} has {completed} iterations behind it, so nothing "
-            "would be trained; give a larger number, or branch off an earlier checkpoint"
-        )
-    refuse_changes(config_changes(origin.run.read_config(), cfg, completed), str(origin.checkpoint), completed)
-    if checkpoints.holds(request.stop_at):
-        checkpoints.keep(request.stop_at)
-    report_paused(run_dir, completed, cfg.SOLVER.MAX_ITER)
-    return True, None, cfg.SEED
+    is_paused = origin is not None and is_far_enough(plan, checkpoints, origin, environment)
+    return is_finished or is_paused, origin, cfg.SEED
 
 
 def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) -> Origin | None:
@@ -222,45 +200,81 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     not a branch of the checkpoint that is given, or when no checkpoint is left undamaged.
     """
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
-    parent = Path(given) if given else None
+    parent, flag = Path(given) if given else None, "--switch-from" if is_switch else "--branch-from"
     if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
-        parent, is_switch = _recorded_parent(run_dir, parent, is_switch)
+        recorded = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
+        began = Path(recorded["checkpoint"]) if recorded else None
+        if parent and began not in (parent.resolve(), (parent.parent / "checkpoints" / parent.name).resolve()):
+            raise UserError(
+                f"{flag} {parent}: {run_dir.path} holds a run that "
+                f"{f'branched from {began}' if began else 'is not a branch'}; leave the flag out to continue it, or "
+                "name another folder: OUTPUT_DIR PATH"
+            )
         if own := checkpoints.newest_valid():
-            return Origin(own, RunDir(run_dir.path, writes=False))
+            return Origin(own, RunDir(run_dir.path, writes=False), completed_iterations(own) or 0)
+        parent, is_switch = began, recorded.get("switch", False)
     elif request.resume and parent is None:
         logger.info(f"--resume: no run in {run_dir.path} yet, this starts it")
     if parent is None:
         return None
     checkpoint = find_checkpoint(parent)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    origin = Origin(checkpoint, RunDir(folder, writes=False), is_branch=True, is_switch=is_switch)
-    if not (checkpoint.is_file() and origin.run.config.is_file() and origin.run.environment.is_file()):
+    run = RunDir(folder, writes=False)
+    if not (checkpoint.is_file() and run.config.is_file() and run.environment.is_file()):
         raise UserError(
-            f"{origin.flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
-            f"{origin.flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
+            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
             "move that folder away and make its run anew"
         )
-    return origin
+    return Origin(checkpoint, run, completed_iterations(checkpoint) or 0, is_branch=True, is_switch=is_switch)
 
 
-def _recorded_parent(run_dir: RunDir, given: Path | None, is_switch: bool) -> tuple[Path | None, bool]:
-    """The checkpoint that this folder's run branched from, and whether it was a switch.
+def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environment: dict[str, Any]) -> bool:
+    """Log what is continued and every difference with its effect; whether nothing is left to do before --stop-at.
 
-    Raises UserError when ``given`` is another one.
+    Raises UserError for a difference that alters the past, and for a start that would train nothing.
     """
-    parent = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
-    recorded = Path(parent["checkpoint"]) if parent else None
-    if given and recorded not in (given.resolve(), (given.parent / "checkpoints" / given.name).resolve()):
+    cfg, request, completed, checkpoint = plan.cfg, plan.request, origin.completed, origin.checkpoint
+    max_iter, stop_at = cfg.SOLVER.MAX_ITER, request.stop_at
+    limit, name = max_iter, "SOLVER.MAX_ITER"
+    if stop_at is not None and completed <= max_iter:
+        limit, name = stop_at, "--stop-at"
+    if completed > max_iter or (origin.is_branch and completed >= limit):
         raise UserError(
-            f"{SWITCH_FLAG if is_switch else BRANCH_FLAG} {given}: {run_dir.path} holds a run that "
-            + (f"branched from {recorded}" if recorded else "is not a branch")
-            + "; leave the flag out to continue it, or name another folder: OUTPUT_DIR PATH"
+            f"{name} is {limit}, but {checkpoint} has {completed} iterations behind it, so nothing would be trained; "
+            "give a larger number, or an earlier checkpoint (--keep-at keeps it) and another folder: OUTPUT_DIR PATH"
         )
-    return recorded, parent.get("switch", False)
+    earlier = origin.run.read_config()
+    changes = environment_changes(json.loads(origin.run.environment.read_text()), environment)
+    changes += config_changes(earlier, cfg, completed, origin.is_switch)
+    hint = ""
+    if origin.is_branch:
+        changes = [change for change in changes if change.what != "OUTPUT_DIR"]
+        refused = {change.what for change in changes if change.refused}
+        if "MODEL.ROI_HEADS.NAME" in refused:
+            hint = "; a cascade goes on from a plain run with --switch-from"
+        elif refused <= set(SCHEDULE) and (first := first_other_rate(earlier, cfg, completed)):
+            hint = f"; or branch off after {first} iterations or fewer"
+    refuse_changes(changes, str(checkpoint), completed, hint)
+    if stop_at is not None and completed >= stop_at:
+        if checkpoints.holds(stop_at):
+            checkpoints.keep(stop_at)
+        report_paused(plan.run_dir, completed, max_iter)
+        return True
+    logger.info(
+        f"{'branching off' if origin.is_branch else 'resuming from'} {checkpoint}: {completed:,} of {max_iter:,} "
+        f"iterations are done, the learning rate continues at {learning_rate(cfg, min(completed, max_iter - 1)):g}"
+    )
+    for change in changes:
+        logger.warning(f"  {change}")
+    for number in () if origin.is_branch else request.keep_at:
+        if number <= completed and not checkpoints.holds(number):
+            logger.warning(f"--keep-at {number}: {completed} iterations are done, it was not kept")
+    return False
 
 
 def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
@@ -290,87 +304,41 @@ def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
 def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> list[dict[str, float]]:
     """Fill ``state`` and return the unfinished window of metrics that belongs to it.
 
-    Raises UserError for a checkpoint of another backend, one that does not fit, or one beyond MAX_ITER.
+    Raises UserError for a checkpoint that does not fit.
     """
     if origin is None:
         if cfg.MODEL.WEIGHTS:
             logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg))
         return []
-    checkpoint, max_iter = origin.checkpoint, cfg.SOLVER.MAX_ITER
+    checkpoint = origin.checkpoint
     saved = read_checkpoint(checkpoint)
-    scheme = scheme_of(saved.get("model", {}))
-    if scheme and scheme.library != backend:
-        raise UserError(
-            f"checkpoint {checkpoint} is of the {scheme.library} backend, this is {backend}: only the one that "
-            f"began a run can continue it; give --backend {scheme.library}"
-        )
-    if origin.is_branch:  # before the weights are loaded: an error names the keys, not the shapes of tensors
-        completed = saved["iteration"] + 1
-        changes = config_changes(origin.run.read_config(), cfg, completed, origin.is_switch)
-        changes = [change for change in changes if change.what.startswith("MODEL.")]
-        heads = not origin.is_switch and any(change.what == "MODEL.ROI_HEADS.NAME" for change in changes)
-        hint = "; a cascade goes on from a plain run with --switch-from" if heads else ""
-        refuse_changes(changes, f"{origin.flag} {checkpoint}", completed, hint)
-    if origin.is_switch:
-        stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-        try:
-            saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}
-        except UserError as problem:
-            raise UserError(f"{origin.flag} {checkpoint}: {problem}") from None
-        logger.info(
-            f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one box "
-            "as the mean over its classes; momentum starts at 0"
-        )
     try:
+        if origin.is_switch:
+            stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
+            saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}
+            logger.info(
+                f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one "
+                "box as the mean over its classes; momentum starts at 0"
+            )
         state.load_state_dict(saved)
+    except UserError as error:  # of ``to_cascade``
+        raise UserError(f"--switch-from {checkpoint}: {error}") from None
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
             "resume with the MODEL.* and SOLVER.* keys that the run was started with"
         ) from None
-    if state.iteration > max_iter:
-        raise UserError(
-            f"checkpoint {checkpoint} has {state.iteration} iterations behind it, SOLVER.MAX_ITER is {max_iter}; "
-            "raise it, or name another folder: OUTPUT_DIR PATH"
-        )
-    if origin.is_branch and state.iteration == max_iter:
-        raise UserError(
-            f"{checkpoint} has all of SOLVER.MAX_ITER {max_iter} iterations behind it, so nothing would be trained; "
-            "give an earlier checkpoint, which --keep-at keeps, or a longer schedule"
-        )
     return saved.get("window", [])
 
 
-def report_changes(cfg: CfgNode, environment: dict[str, Any], origin: Origin | None, completed: int) -> None:
-    """Log what is continued and every difference with its effect; raises UserError for one that alters the past."""
-    if origin is None:
-        return
-    earlier = origin.run.read_config()
-    changes = config_changes(earlier, cfg, completed, origin.is_switch)
-    changes += environment_changes(json.loads(origin.run.environment.read_text()), environment)
-    if origin.is_branch:
-        changes = [change for change in changes if change.what != "OUTPUT_DIR"]
-    first = first_other_rate(earlier, cfg, completed)
-    only_rates = all(change.is_schedule for change in changes if change.refused)
-    hint = f"; or branch off after {first} iterations or fewer" if origin.is_branch and first and only_rates else ""
-    refuse_changes(changes, str(origin.checkpoint), completed, hint)
-    verb = "branching off" if origin.is_branch else "resuming from"
-    logger.info(
-        f"{verb} {origin.checkpoint}: {completed:,} of {cfg.SOLVER.MAX_ITER:,} iterations are done, "
-        f"the learning rate continues at {learning_rate(cfg, min(completed, cfg.SOLVER.MAX_ITER - 1)):g}"
-    )
-    for change in changes:
-        logger.warning(f"  {change}")
-
-
-def begin_branch(run_dir: RunDir, origin: Origin, completed: int) -> None:
+def begin_branch(run_dir: RunDir, origin: Origin) -> None:
     """Record the parent, and take over what it wrote about the shared iterations."""
     if run_dir.writes:
         parent = {
             "checkpoint": str(origin.checkpoint.resolve()),
             "sha256": sha256_of(origin.checkpoint),
-            "completed_iterations": completed,
+            "completed_iterations": origin.completed,
             "switch": origin.is_switch,
         }
         run_dir.write_json(run_dir.parent.name, parent)
-        keep_lines(origin.run.metrics, run_dir.metrics, completed)
+        keep_lines(origin.run.metrics, run_dir.metrics, origin.completed)

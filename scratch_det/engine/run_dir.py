@@ -188,15 +188,16 @@ class RunDir:
         """Replace a json file in one step."""
         self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def record_failure(self, iteration: int, error: BaseException) -> None:
-        """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt."""
-        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        is_expected = state == "stopped" or isinstance(error, UserError)
-        detail = str(error) if is_expected else "".join(traceback.format_exception(error))
-        self.record_end(state, iteration, f"{type(error).__name__}: {error}", detail)
+    def record_failure(self, iteration: int, error: BaseException | str) -> None:
+        """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt.
 
-    def record_end(self, state: str, iteration: int, reason: str, detail: str) -> None:
-        """Write ``reason`` into status.json and ``detail`` into log.txt, as far as the disk takes it."""
+        A text is the failure of another process.
+        """
+        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+        reason = detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        if isinstance(error, BaseException):
+            is_expected = state == "stopped" or isinstance(error, UserError)
+            detail = str(error) if is_expected else "".join(traceback.format_exception(error))
         if self.writes:
             with contextlib.suppress(OSError):
                 self.set_status(state, iteration=iteration, error=reason)

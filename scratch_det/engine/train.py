@@ -29,7 +29,7 @@ from scratch_det.engine import detection
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import Plan
-from scratch_det.engine.resume import Origin, begin_branch, find_start, report_changes, report_paused, restore
+from scratch_det.engine.resume import Origin, begin_branch, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes, is_evaluated
 from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
@@ -78,28 +78,29 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
     device = pick_device(cfg.MODEL.DEVICE, world)
     with closing(run_dir), Group(world, device, stop) as group:
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
-        start = find_start(plan, checkpoints) if group.is_main else None
+        environment = describe_environment(plan, group.size)
+        start = find_start(plan, checkpoints, environment) if group.is_main else None
         is_done, origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag
         if is_done:
             return
-        environment = describe_environment(plan, group.size)
         with gc_paused():
             dataset = task.training_set(cfg, plan.training)
             plan.training.clear()  # the parsed json; the data set keeps its own compact copy
         state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
-        report_changes(cfg, environment, origin, state.iteration)
         size = size_of(state.model)
         check_free_space(
             run_dir.checkpoints, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments),
             max_iter, cfg.SOLVER.CHECKPOINT_PERIOD, request.keep_last, checkpoints.keep_at,
         )  # fmt: skip
-        for number in request.keep_at if origin and not origin.is_branch else ():
-            if number <= state.iteration and not checkpoints.holds(number):
-                logger.warning(f"--keep-at {number}: {state.iteration} iterations are done, it was not kept")
-
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        log_start(cfg, state, request.init_std)
+        alike = "" if request.init_std is None else f", every layer alike from N(0, {request.init_std:g})"
+        source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
+        logger.info(
+            f"torch {torch.__version__} on {device}, seed {cfg.SEED}; "
+            f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
+            + (f"{state.iteration} iterations behind them" if state.iteration else source)
+        )
         logger.info(dataset.describe())
         logger.info(learning_rate_line(cfg, len(dataset)))
         state.spread(group)
@@ -203,27 +204,15 @@ def open_folder(
     content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
     run_dir.write_json(run_dir.environment.name, content)
     if origin and origin.is_branch:  # last: its first lines of metrics make the folder a run's
-        begin_branch(run_dir, origin, completed)
+        begin_branch(run_dir, origin)
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
-
-
-def log_start(cfg: CfgNode, state: State, init_std: float | None) -> None:
-    """Size and source of the model."""
-    size = size_of(state.model)
-    alike = "" if init_std is None else f", every layer alike from N(0, {init_std:g})"
-    source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
-    logger.info(
-        f"torch {torch.__version__} on {state.device}, seed {cfg.SEED}; "
-        f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
-        + (f"{state.iteration} iterations behind them" if state.iteration else source)
-    )
 
 
 @contextmanager
 def recording_failure(trainer: Trainer) -> Iterator[None]:
     """Leave the reason in the run folder when this or another process of the run ends early."""
     run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
-    group.on_failure(lambda reason: run_dir.record_end("failed", state.iteration, reason, reason))
+    group.on_failure(lambda reason: run_dir.record_failure(state.iteration, reason))
     try:
         yield
     except BaseException as error:

@@ -81,7 +81,7 @@ class TestRuns:
             with pytest.raises(UserError, match=rf"is a {other} checkpoint, .*convert_checkpoint.py .* --to {name}"):
                 train("MODEL.WEIGHTS", file, *NO_TEST, name="new", backend=name)
             (made[other] / "result.json").unlink()
-            with pytest.raises(UserError, match=rf"of the {other} backend.* give --backend {other}"):
+            with pytest.raises(UserError, match=rf"the backend was '{other}'.* give --backend {other}"):
                 train(*THREE, name=other, backend=name, resume=True)
 
 

@@ -239,7 +239,7 @@ class TestBranch:
 
     @pytest.mark.parametrize("keep_at", [(0,), (7,), (-1, 3)])
     def test_kept_iterations_have_to_exist(self, keep_at: tuple[int, ...], train: Train) -> None:
-        with pytest.raises(ConfigError, match=r"--keep-at has .* from 1 to SOLVER.MAX_ITER 6"):
+        with pytest.raises(ConfigError, match=r"--keep-at is .* from 1 to SOLVER.MAX_ITER 6"):
             train(*TRUNK, keep_at=keep_at)
 
 

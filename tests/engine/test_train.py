@@ -160,13 +160,13 @@ class TestInitStd:
 
     def test_refusals(self, train: Train, tmp_path: Path) -> None:
         weights = train(*NO_TEST) / "checkpoints/model_final.pth"
-        with pytest.raises(UserError, match=r"--init-std is of random weights, but MODEL\.WEIGHTS is"):
+        with pytest.raises(UserError, match="--init-std is of random weights, but this run starts from "):
             train("MODEL.WEIGHTS", weights, *NO_TEST, name="other", init_std=0.1)
         with pytest.raises(UserError, match="--init-std is 0, expected above 0 and below 1"):
             train(*NO_TEST, name="other", init_std=0.0)
         with pytest.raises(UserError, match="--init-std: an evaluation has no use for it"):
             train(name="other", init_std=0.1, eval_only=True)
-        with pytest.raises(UserError, match="starts from a checkpoint"):
+        with pytest.raises(UserError, match="this run starts from "):
             train(*NO_TEST, name="other", init_std=0.1, branch_from=str(weights))
 
     def test_is_kept_with_the_run(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
