@@ -104,47 +104,33 @@ def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
 
 
 class FolderSet(Dataset):
-    """Images and labels by index; a DataError becomes the item, so that it leaves a worker process as it is."""
+    """Training samples by stream position, or test samples in the folder's order, of which the middle is cut out.
 
-    def __init__(self, cfg: CfgNode, datasets: list[ImageFolder]):
-        self.cfg, self.side = cfg, cfg.INPUT.MIN_SIZE_TRAIN[0]
+    A DataError becomes the item, so that it leaves a worker process as it is.
+    """
+
+    def __init__(self, cfg: CfgNode, datasets: list[ImageFolder], is_training: bool = True):
+        self.cfg = cfg
         self.records = SerializedList([(data.entry.root, *image) for data in datasets for image in data.images])
+        self.stream = Stream(cfg.SEED, len(self.records)) if is_training else None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: int) -> Sample | DataError:
+        index, rng = self.stream.at(item) if self.stream else (item, None)
+        root, path, label = self.records[index]
         try:
-            return self.sample(item)
+            sample = {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
         except DataError as error:
             return error
-
-    def load(self, index: int) -> Sample:
-        root, path, label = self.records[index]
-        return {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
-
-
-class TrainingFolderSet(FolderSet):
-    """Training samples addressed by stream position."""
-
-    def __init__(self, cfg: CfgNode, datasets: list[ImageFolder]):
-        super().__init__(cfg, datasets)
-        self.stream = Stream(cfg.SEED, len(self))
-
-    def sample(self, position: int) -> Sample:
-        index, rng = self.stream.at(position)
-        return {"position": position, **augment(self.load(index), self.cfg, rng)}
+        if rng:
+            return {"position": item, **augment(sample, self.cfg, rng)}
+        return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
 
     def describe(self) -> str:
         """For the log."""
         return f"{len(self):,} training images"
-
-
-class EvaluationFolderSet(FolderSet):
-    """Test samples in the folder's order: the shorter side becomes MIN_SIZE_TEST, then the middle is cut out."""
-
-    def sample(self, index: int) -> Sample:
-        return middle(self.load(index), self.cfg.INPUT.MIN_SIZE_TEST, self.side)
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
@@ -193,7 +179,7 @@ def load(backend: str) -> Any:
     return sys.modules[__name__]
 
 
-training_set = TrainingFolderSet
+training_set = FolderSet
 
 
 def evaluate(
@@ -206,7 +192,7 @@ def evaluate(
     group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
     found = torch.zeros(3, dtype=torch.float64)  # right, right among the first five, all
     size = cfg.SOLVER.IMS_PER_BATCH // group.size
-    batches = evaluation_batches(EvaluationFolderSet(cfg, [data]), cfg, group.world, size)
+    batches = evaluation_batches(FolderSet(cfg, [data], is_training=False), cfg, group.world, size)
     total = math.ceil(math.ceil(len(data.images) / group.size) / size)
     for batch in track(batches, f"classifying {data.entry.name}", total, say=logger.info):
         if group.stop.requested:

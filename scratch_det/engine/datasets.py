@@ -3,8 +3,6 @@
 import os
 from collections.abc import Iterator
 
-from fvcore.common.config import CfgNode
-
 from scratch_det.config import LoadedConfig, flatten
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.coco_checks import Problem
@@ -32,18 +30,7 @@ def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list
     path = first.entry.json_file
     yield from _count_conflict(recipe, NUM_CLASSES, len(first.classes), f"{path} has", "categories")
     if recipe.cfg.MODEL.KEYPOINT_ON:
-        for other in others:
-            if (other.keypoints, other.flip_indices) != (first.keypoints, first.flip_indices):
-                yield (
-                    f"{other.entry.json_file} has keypoints {', '.join(other.keypoints)}\n"
-                    f"  {path} has {', '.join(first.keypoints)}\n"
-                    "  training and test data need the same keypoints, in the same order, with the same flip_map"
-                )
-        count = len(first.keypoints)
-        yield from _count_conflict(recipe, NUM_KEYPOINTS, count, f"the categories of {path} name", "keypoints")
-        yield from _unknown_flip(recipe.cfg, first, bool(training), bool(test))
-        if test:
-            yield from _wrong_sigmas(recipe.cfg.TEST.KEYPOINT_OKS_SIGMAS, first)
+        yield from _keypoint_conflicts(recipe, training, test)
 
 
 def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
@@ -83,29 +70,35 @@ def _categories(categories: dict[int, str]) -> str:
     return f"{len(pairs)} categories: {listed(pairs, most=6)}"
 
 
-def _unknown_flip(cfg: CfgNode, data: CocoDataset, training: bool, test: bool) -> Iterator[str]:
-    """Images are flipped left-right, but nothing says which keypoints then change places."""
+def _keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
+    """Keypoints that differ between data sets, keys that do not fit them, flips of keypoints without pairs."""
+    cfg, sigmas = recipe.cfg, recipe.cfg.TEST.KEYPOINT_OKS_SIGMAS
+    first, *others = training + test
+    path, names, count = first.entry.json_file, ", ".join(first.keypoints), len(first.keypoints)
+    for other in others:
+        if (other.keypoints, other.flip_indices) != (first.keypoints, first.flip_indices):
+            yield (
+                f"{other.entry.json_file} has keypoints {', '.join(other.keypoints)}\n  {path} has {names}\n"
+                "  training and test data need the same keypoints, in the same order, with the same flip_map"
+            )
+    yield from _count_conflict(recipe, NUM_KEYPOINTS, count, f"the categories of {path} name", "keypoints")
     flips = {}  # "KEY is VALUE" -> the value that flips nothing
     if training and cfg.INPUT.RANDOM_FLIP == "horizontal":
         flips["INPUT.RANDOM_FLIP is 'horizontal'"] = "none"
     if test and cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP:
         flips["TEST.AUG.FLIP is True"] = "False"
-    if flips and data.flip_indices is None:
+    if flips and first.flip_indices is None:
         yield (
-            f"{' and '.join(flips)}, but the keypoints of {data.entry.json_file} do not tell which change places "
-            f"in a mirror: {', '.join(data.keypoints)}\n  set it to {' and '.join(flips.values())}, name them left_X "
+            f"{' and '.join(flips)}, but the keypoints of {path} do not tell which change places "
+            f"in a mirror: {names}\n  set it to {' and '.join(flips.values())}, name them left_X "
             "and right_X in pairs, or give the categories a flip_map, a list of [name, name]"
         )
-
-
-def _wrong_sigmas(sigmas: list[float], data: CocoDataset) -> Iterator[str]:
-    count = len(data.keypoints)
-    found = f"has {len(sigmas)} numbers" if sigmas else "is empty, which stands for COCO's 17 of a person"
-    if len(sigmas or [0] * PERSON) != count:
+    if test and len(sigmas or [0] * PERSON) != count:
+        found = f"has {len(sigmas)} numbers" if sigmas else "is empty, which stands for COCO's 17 of a person"
         yield (
-            f"{SIGMAS} {found}, but {data.entry.json_file} has {count} keypoints; set {SIGMAS} to {count} numbers, "
+            f"{SIGMAS} {found}, but {path} has {count} keypoints; set {SIGMAS} to {count} numbers, "
             f'such as "{[0.1] * min(count, 4)}"{" (here 4)" if count > 4 else ""}: how far off, as a share of '
             "the object's size, a point may be"
         )
-    elif not all(isinstance(sigma, int | float) and sigma > 0 for sigma in sigmas):
+    elif test and not all(isinstance(sigma, int | float) and sigma > 0 for sigma in sigmas):
         yield f"{SIGMAS} is {sigmas}, expected numbers above 0"

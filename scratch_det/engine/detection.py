@@ -55,11 +55,8 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
         """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
         boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        found: dict[str, Any] = {
-            "boxes": boxes,
-            "labels": np.array([labels[item["category_id"]] for item in items], dtype=int),
-        }
-        found |= {"masks": None, "keypoints": None}
+        own = np.array([labels[item["category_id"]] for item in items], dtype=int)
+        found: dict[str, Any] = {"boxes": boxes, "labels": own, "masks": None, "keypoints": None}
         if cfg.MODEL.MASK_ON:
             masks = [item["segmentation"] for item in items]
             found["masks"] = encode_masks(decode_masks(masks, image["height"], image["width"]))

@@ -147,7 +147,9 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             # Anchors and proposals are sampled with torch's generator. A seed for each micro-batch of each iteration
             # means that no random state has to be saved: a resumed run or a branch draws what the whole run draws.
-            torch.manual_seed(seed_of(self.cfg.SEED, iteration, group.rank * parts + number))
+            # Micro-batches count through all ranks: 2 ranks and 2 accumulated micro-batches draw the same.
+            key = np.random.SeedSequence([self.cfg.SEED, iteration, group.rank * parts + number])
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             with state.forward(synchronize=number == parts - 1):
                 losses: dict[str, Any] = self.backend.losses(state.parallel, batch)
             losses["total_loss"] = sum(losses.values())
@@ -215,15 +217,6 @@ class Trainer:
             f"{self.run_dir.path / DIVERGENCE_REPORT}; earlier checkpoints are kept"
         )
         return UserError(self.group.broadcast(message))  # only rank 0 knows the images of all
-
-
-def seed_of(seed: int, iteration: int, part: int = 0) -> int:
-    """Seed of torch's generators (proposal and anchor sampling) for one micro-batch of an iteration.
-
-    A function of the three numbers alone; micro-batches count through all processes, so 2 processes and 2 accumulated
-    micro-batches draw the same.
-    """
-    return int(np.random.SeedSequence([seed, iteration, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def is_due(completed: int, period: int) -> bool:

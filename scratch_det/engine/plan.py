@@ -36,6 +36,16 @@ from scratch_det.weights.locate import check_weights, find_checkpoint
 
 DETECTION, CLASSIFICATION = "detection", "classification"  # what is trained: modules of scratch_det.engine
 LIBRARY = "torchvision"  # its ResNets are pre-trained, and the weights have its names, which both backends read
+TRAINING_FLAGS = (
+    "branch_from",
+    "switch_from",
+    "keep_at",
+    "stop_at",
+    "scale_to_batch",
+    "accumulate",
+    "init_std",
+    "waive",
+)
 RUN_FILES = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
 )
@@ -269,12 +279,10 @@ def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
             f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run, whose predictions those of random '
             "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
-    flags = {"--branch-from": request.branch_from, "--switch-from": request.switch_from, "--keep-at": request.keep_at,
-             "--stop-at": request.stop_at is not None, "--accumulate": request.accumulate > 1,
-             "--scale-to-batch": request.scale_to_batch, "--init-std": request.init_std is not None,
-             "--waive": request.waive}  # fmt: skip
-    if given := [flag for flag, value in flags.items() if value]:
-        yield f"{', '.join(given)}: an evaluation has no use for it; leave it out, or leave out --eval-only"
+    given = [name for name in TRAINING_FLAGS if getattr(request, name) != getattr(Request, name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        yield f"{flags}: an evaluation has no use for it; leave it out, or leave out --eval-only"
     if not cfg.DATASETS.TEST:
         yield "DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\""
 

@@ -19,11 +19,10 @@ from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.schedule import is_multi_step, learning_rate
 from scratch_det.engine.checkpointer import Checkpointer, completed_iterations
 from scratch_det.engine.plan import Plan, Request
-from scratch_det.engine.run_dir import RunDir, keep_lines
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_table
-from scratch_det.files import sha256_of
 from scratch_det.log import logger
 from scratch_det.weights.load import load_weights, to_cascade
 from scratch_det.weights.locate import find_checkpoint
@@ -329,16 +328,3 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
             "resume with the MODEL.* and SOLVER.* keys that the run was started with"
         ) from None
     return saved.get("window", [])
-
-
-def begin_branch(run_dir: RunDir, origin: Origin) -> None:
-    """Record the parent, and take over what it wrote about the shared iterations."""
-    if run_dir.writes:
-        parent = {
-            "checkpoint": str(origin.checkpoint.resolve()),
-            "sha256": sha256_of(origin.checkpoint),
-            "completed_iterations": origin.completed,
-            "switch": origin.is_switch,
-        }
-        run_dir.write_json(run_dir.parent.name, parent)
-        keep_lines(origin.run.metrics, run_dir.metrics, origin.completed)

@@ -29,8 +29,8 @@ from scratch_det.engine import detection
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import Plan
-from scratch_det.engine.resume import Origin, begin_branch, find_start, report_paused, restore
-from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes, is_evaluated
+from scratch_det.engine.resume import Origin, find_start, report_paused, restore
+from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes, is_evaluated, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers
@@ -203,8 +203,11 @@ def open_folder(
         begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
     content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
     run_dir.write_json(run_dir.environment.name, content)
-    if origin and origin.is_branch:  # last: its first lines of metrics make the folder a run's
-        begin_branch(run_dir, origin)
+    if run_dir.writes and origin and origin.is_branch:  # record the parent, take over its lines on shared iterations
+        parent = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": sha256_of(origin.checkpoint),
+                  "completed_iterations": completed, "switch": origin.is_switch}  # fmt: skip
+        run_dir.write_json(run_dir.parent.name, parent)
+        keep_lines(origin.run.metrics, run_dir.metrics, completed)  # last: they make the folder a run's
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
 

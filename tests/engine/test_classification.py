@@ -21,9 +21,10 @@ from run_folder import is_same, lines, read, weights
 from scratch_det import backends
 from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup_folder
+from scratch_det.data.dataset import load_sample
 from scratch_det.data.image_folder import read_image_folder
 from scratch_det.engine import classification, loop
-from scratch_det.engine.classification import EvaluationFolderSet, TrainingFolderSet, draw_crop
+from scratch_det.engine.classification import FolderSet, draw_crop
 from scratch_det.engine.plan import Request, start_pretraining
 from scratch_det.errors import UserError
 from scratch_det.weights.load import load_weights
@@ -190,15 +191,15 @@ class TestWeights:
 
 
 class TestImages:
-    def sets(self, *overrides: str) -> tuple[TrainingFolderSet, EvaluationFolderSet]:
+    def sets(self, *overrides: str) -> tuple[FolderSet, FolderSet]:
         words = [str(word) for pair in KEYS.items() for word in pair]
         cfg, data = load_config(DIGITS, [*words, *overrides]).cfg, read_image_folder(lookup_folder("toy_train"))
-        return TrainingFolderSet(cfg, [data]), EvaluationFolderSet(cfg, [data])
+        return FolderSet(cfg, [data]), FolderSet(cfg, [data], is_training=False)
 
     def test_a_position_has_one_image(self, folders: Callable) -> None:
         folders()
         (first, _), (again, _) = self.sets(), self.sets()
-        assert {first[position]["image_id"] for position in range(12)} == {again.load(i)["image_id"] for i in range(12)}
+        assert {first[position]["image_id"] for position in range(12)} == {again.records[i][1] for i in range(12)}
         assert first[17]["image"].equal(again[17]["image"])
         sample = first[5]
         assert (sample["image"].shape, sample["image"].dtype) == ((3, 32, 32), torch.uint8)
@@ -218,7 +219,8 @@ class TestImages:
     def test_the_middle_is_tested(self, folders: Callable) -> None:
         folders()
         _, test = self.sets("INPUT.MIN_SIZE_TEST", "40")  # as stored
-        assert test[0]["image"].equal(test.load(0)["image"][:, 4:36, 10:42])
+        root, path, _ = test.records[0]
+        assert test[0]["image"].equal(load_sample(root / path, test.cfg)["image"][:, 4:36, 10:42])
         _, test = self.sets("INPUT.MIN_SIZE_TEST", "64")
         assert test[0]["image"].shape == (3, 32, 32)
 
