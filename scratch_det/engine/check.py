@@ -80,14 +80,14 @@ def check_needs(report: Report, plan: Plan, here: int, num_machines: int, availa
     with report.section("disk") as section:
         folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
         each = run_dir.checkpoint_bytes(size["weights"], size["trainable"], optimizer_of(plan.cfg).moments)
-        kept = (solver.MAX_ITER, solver.CHECKPOINT_PERIOD, max(request.keep_last, 0), request.kept)
-        most, free = run_dir.most_checkpoints(*kept), run_dir.free_bytes(folder)
+        keep_last, free = max(request.keep_last, 0), run_dir.free_bytes(folder)
+        most = run_dir.most_checkpoints(solver.MAX_ITER, solver.CHECKPOINT_PERIOD, keep_last, request.kept)
         section.add(
             f"up to {most} checkpoints of {run_dir.size(each)} at a time, {run_dir.size(most * each)}; "
             f"{run_dir.size(free)} are free",
             checkpoint_bytes=each, needed_bytes=most * each, free_bytes=free,
         )  # fmt: skip
-        section.attempt(run_dir.check_free_space, folder, each, *kept)
+        section.attempt(run_dir.check_free_space, folder, each, most)
 
 
 def as_text(section: Section) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from scratch_det.engine.run_dir import DISK_FULL, free_bytes, size
+from scratch_det.engine.run_dir import DISK_FULL, check_free_space, free_bytes, most_checkpoints, size
 from scratch_det.errors import UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import logger
@@ -52,6 +52,10 @@ class Checkpointer:
         self.folder, self.keep_last, self.index = folder, keep_last, folder / "index.json"
         self.keep_at = frozenset(keep_at).union(self._read_index().get("keep_at", ()))
         self._last_written: tuple[int, Path, str] | None = None  # completed iterations, file, SHA-256
+
+    def check_space(self, bytes_each: int, max_iter: int, period: int) -> None:
+        """Raise UserError unless all checkpoints of the run fit on the disk."""
+        check_free_space(self.folder, bytes_each, most_checkpoints(max_iter, period, self.keep_last, self.keep_at))
 
     def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
         """Write the state after ``completed`` iterations, then delete what need not be kept.

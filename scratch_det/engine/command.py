@@ -38,12 +38,8 @@ def run_parser(description: str | None) -> ArgumentParser:
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
 
     add = parser.add_argument_group("another batch than the recipe's").add_argument
-    add(
-        "--scale-to-batch",
-        type=int,
-        metavar="N",
-        help="train with N images per step: scales learning rate and schedule",
-    )
+    scale = "train with N images per step: scales learning rate and schedule"
+    add("--scale-to-batch", type=int, metavar="N", help=scale)
     steps = "gradient accumulation: K micro-batches per step (%(default)s)"
     add("--accumulate", type=int, default=1, metavar="K", help=steps)
 

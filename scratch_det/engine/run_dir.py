@@ -56,14 +56,11 @@ def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collec
     return (min(keep_last, regular) if keep_last else regular) + len(apart) + 3
 
 
-def check_free_space(
-    folder: Path, bytes_each: int, max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()
-) -> None:
-    """Raise UserError unless the run's checkpoints fit on the disk of ``folder``, which need not exist yet.
+def check_free_space(folder: Path, bytes_each: int, most: int) -> None:
+    """Raise UserError unless ``most`` checkpoints fit on the disk of ``folder``, which need not exist yet.
 
     Checkpoints that are there already are counted as part of them.
     """
-    most = most_checkpoints(max_iter, period, keep_last, keep_at)
     files = [path.stat() for path in folder.glob("*.pth*")]
     own = sum({file.st_ino: file.st_size for file in files}.values())  # a file with two names counts once
     needed, available = most * bytes_each, free_bytes(folder) + own

@@ -30,7 +30,7 @@ from scratch_det.engine.checkpointer import FINAL, Checkpointer
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
-from scratch_det.engine.run_dir import DISK_FULL, RunDir, check_free_space, checkpoint_bytes, is_evaluated, keep_lines
+from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers
@@ -89,10 +89,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
         state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
         size = size_of(state.model)
-        check_free_space(
-            run_dir.checkpoints, checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments),
-            max_iter, cfg.SOLVER.CHECKPOINT_PERIOD, request.keep_last, checkpoints.keep_at,
-        )  # fmt: skip
+        each = checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
+        checkpoints.check_space(each, max_iter, cfg.SOLVER.CHECKPOINT_PERIOD)
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         alike = "" if request.init_std is None else f", every layer alike from N(0, {request.init_std:g})"
         source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"

@@ -206,8 +206,8 @@ class TestSpace:
     def test_too_little_is_refused(self, folder: Path) -> None:
         each = disk_usage(folder.parents[1]).total // 5
         with pytest.raises(UserError, match=r"up to 6 checkpoints of .* and needs .* available are (?s:.*)--keep-last"):
-            check_free_space(folder, each, 100, 10, 3)
-        check_free_space(folder, 1000, 100, 10, 3)
+            check_free_space(folder, each, most_checkpoints(100, 10, 3))
+        check_free_space(folder, 1000, most_checkpoints(100, 10, 3))
         assert not folder.parent.exists()
 
     def test_what_is_there_already_counts(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +215,10 @@ class TestSpace:
         kept.save_best(state(2), 1.0, 2)
         size = (folder / checkpoint_name(0)).stat().st_size
         monkeypatch.setattr("scratch_det.engine.run_dir.free_bytes", lambda path: 4 * size)
-        check_free_space(folder, size, 100, 10, 3)  # 2 of 6 are there; the best one is one of them
+        check_free_space(folder, size, most_checkpoints(100, 10, 3))  # 2 of 6 are there; the best one is one of them
         monkeypatch.setattr("scratch_det.engine.run_dir.free_bytes", lambda path: 4 * size - 1)
         with pytest.raises(UserError):
-            check_free_space(folder, size, 100, 10, 3)
+            check_free_space(folder, size, most_checkpoints(100, 10, 3))
 
     def test_free_bytes_of_a_folder_to_come(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
