@@ -51,6 +51,7 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
+FLAGS = ("--branch-from", "--switch-from")  # what gives the checkpoint of another run
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
@@ -127,20 +128,15 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
             old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
             what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
             changes.append(Change(what, old, new, effect, refused=is_trained))
-    (old, before), (new, after) = (
-        (
-            f"{content['processes']} x {content['accumulate']}",
-            {"CPU threads": content["threads"], **content["packages"]},
-        )
-        for content in (earlier, now)
-    )
+    old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))
+    versions = [{"CPU threads": content["threads"], **content["packages"]} for content in (earlier, now)]
     hint = f"another model; give --backend {earlier['backend']}"
     changes += [
         Change("the backend", earlier["backend"], now["backend"], hint, refused=True),
         Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered"),
     ]
-    names = "CPU threads", "torch", "torchvision", "detectron2"
-    changes += [Change(name, before.get(name), after.get(name), ROUNDING) for name in names]
+    for name in ("CPU threads", "torch", "torchvision", "detectron2"):
+        changes.append(Change(name, versions[0].get(name), versions[1].get(name), ROUNDING))
     return [change for change in changes if change.earlier != change.now]
 
 
@@ -194,13 +190,13 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     not a branch of the checkpoint that is given, or when no checkpoint is left undamaged.
     """
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
-    parent, flag = Path(given) if given else None, "--switch-from" if is_switch else "--branch-from"
+    parent = Path(given) if given else None
     if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
         recorded = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
         began = Path(recorded["checkpoint"]) if recorded else None
         if parent and began not in (parent.resolve(), (parent.parent / "checkpoints" / parent.name).resolve()):
             raise UserError(
-                f"{flag} {parent}: {run_dir.path} holds a run that "
+                f"{FLAGS[is_switch]} {parent}: {run_dir.path} holds a run that "
                 f"{f'branched from {began}' if began else 'is not a branch'}; leave the flag out to continue it, or "
                 "name another folder: OUTPUT_DIR PATH"
             )
@@ -216,12 +212,12 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     run = RunDir(folder, writes=False)
     if not (checkpoint.is_file() and run.config.is_file() and run.environment.is_file()):
         raise UserError(
-            f"{flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{FLAGS[is_switch]} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
-            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
+            f"{FLAGS[is_switch]} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
             "move that folder away and make its run anew"
         )
     return Origin(checkpoint, run, completed_iterations(checkpoint) or 0, is_branch=True, is_switch=is_switch)
@@ -307,6 +303,8 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
     checkpoint = origin.checkpoint
     saved = read_checkpoint(checkpoint)
     try:
+        if (completed := saved["iteration"] + 1) != origin.completed:
+            raise UserError(f"{completed} iterations are behind it, not {origin.completed} as its name says; rename it")
         if origin.is_switch:
             stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
             saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}
@@ -315,8 +313,8 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
                 "box as the mean over its classes; momentum starts at 0"
             )
         state.load_state_dict(saved)
-    except UserError as error:  # of ``to_cascade``
-        raise UserError(f"--switch-from {checkpoint}: {error}") from None
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint}: {error}") from None
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
