@@ -26,7 +26,7 @@ lint: $(INSTALLED)-dev  ## format, style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-docs: $(INSTALLED)  ## bring the tables and figures of README.md and docs/ up to date with results/
+docs: $(INSTALLED)  ## bring the tables of docs/miniature.md and the figures of docs/digits/ up to date with results/
 	$(RUN) tools/render_docs.py
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
@@ -37,11 +37,11 @@ $(VENV)/bin/python:
 	install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
-	@echo "Installing scratch_det and what it needs: about 5 GB with PyTorch, a few minutes"
+	@echo "Installing scratch_det and what it needs: 5 to 6 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable .
 	@touch $@
 
 $(INSTALLED)-dev: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing scratch_det, what it needs and its test tools: about 5 GB with PyTorch, a few minutes"
+	@echo "Installing scratch_det, what it needs and its test tools: 5 to 6 GB with PyTorch, a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(INSTALLED)

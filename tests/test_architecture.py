@@ -14,7 +14,7 @@ import scratch_det
 
 PACKAGE = Path(str(scratch_det.__file__)).parent
 
-# A module imports from the layers above its own in this table, and from its own room; see also the README's tree.
+# A module imports from the layers above its own in this table, and from its own package; see docs/architecture.md.
 LAYERS = (
     ("errors",),
     ("files", "log", "tables", "command_line"),

@@ -4,8 +4,9 @@
     python tools/check.py --config-file configs/Digits/quickstart.yaml
     python tools/check.py --config-file FILE --num-gpus 8 --images OUTPUT_DIR output/run
 
-Flags and KEY VALUE pairs are those of tools/train_net.py, which itself compares a run with the one behind --resume,
---branch-from or --switch-from. Nothing is written but a note of the images that were read, below ~/.cache/scratch_det.
+Takes the flags of tools/train_net.py, except --eval-only, and KEY VALUE pairs. A checkpoint given by --resume,
+--branch-from or --switch-from is compared with the recipe only when the run starts. Writes nothing except a list of the
+images that were read, in ~/.cache/scratch_det.
 Exit code 0: ready to train; 2: there are errors, each with its fix.
 """
 

@@ -17,8 +17,8 @@ changed for 35k images:
 
 Points are trained one after the other; a study (tools/study.py) spreads them over GPUs or a cluster. The same command
 again continues what was interrupted. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the
-others, and the same command tries the failed ones again; 2: something to fix, and the message says what; 75: stopped by
-SIGTERM or SIGUSR1, the same command continues.
+others, and the same command tries the failed ones again; 2: a user error, the message says how to fix it; 75: stopped
+by SIGTERM or SIGUSR1, 130: by Ctrl-C; in both cases the same command continues.
 """
 
 import sys
