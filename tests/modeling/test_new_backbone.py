@@ -51,6 +51,6 @@ def test_from_nothing_to_an_ap(backend: str, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         said += done.stdout
-    assert re.search(r"^body .* 5 GroupNorm$", said, re.MULTILINE)
+    assert re.search(r"^bottom-up .* 5 GroupNorm$", said, re.MULTILINE)
     assert "leaves 0 tensors without a gradient" in said
     assert set(json.loads((tmp_path / "output/plainnet/result.json").read_text())["metrics"]) == {"bbox", "segm"}

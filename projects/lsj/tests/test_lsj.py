@@ -246,8 +246,9 @@ def test_a_search_hands_the_project_on(tmp_path: Path, monkeypatch: pytest.Monke
     del args.choose
     search = Search(**vars(args))
     search.check()
-    for point in search.points:
-        assert list(search.words(point)[1:3]) == ["--project", str(PROJECT)]
+    steps = search.steps()
+    assert len(steps) == 2
+    assert all(list(step.words[1:3]) == ["--project", str(PROJECT)] for step in steps)
 
 
 def test_a_sample_depends_on_seed_and_position_alone(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
