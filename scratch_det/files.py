@@ -108,6 +108,9 @@ def try_lock(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    except UserError:
+        file.close()
+        raise
     file.truncate(0)
     return file
 

@@ -48,7 +48,9 @@ def run_parser(description: str | None) -> ArgumentParser:
     add("--switch-from", metavar="FILE", help="start a cascade from a checkpoint of the same recipe without cascade")
     add("--keep-at", type=numbers, default=(), metavar="I,J", help="keep the checkpoints after I, J, ... iterations")
     add("--keep-last", type=int, default=3, metavar="K", help="keep the last K others; 0 keeps all (%(default)s)")
-    pause = "pause after N iterations and keep that checkpoint; the same command with --resume continues"
+    pause = (
+        "pause after N iterations and keep that checkpoint; --resume without this flag, or with a larger N, continues"
+    )
     add("--stop-at", type=int, metavar="N", help=pause)
     return parser
 

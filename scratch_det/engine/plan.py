@@ -213,7 +213,7 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
         section.add(f"{cfg.OUTPUT_DIR}/: {RUN_FILES}", output_dir=cfg.OUTPUT_DIR)
         section.attempt(run_dir.check, request.resume or request.eval_only)
         section.attempt(refuse, flag_problems(request, cfg, run_dir))
-        note_start(section, request, cfg, run_dir)
+        note_start(section, request, cfg, run_dir, task)
     with report.section("data") as section:
         training, test = read_data(section, request, recipe, task)
     return Plan(request, cfg, backend, training, test, run_dir)
@@ -337,11 +337,11 @@ def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[s
         yield f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01"
 
 
-def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir) -> None:
+def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir, task: str) -> None:
     """What is worth knowing about where the run starts. The run itself compares its config with its parent's."""
     parent = request.branch_from or request.switch_from
     goes_on = request.eval_only or request.resume or parent or cfg.MODEL.WEIGHTS
-    if cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
+    if task == DETECTION and cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
         section.problem(
             "notice", "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
         )

@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.schedule import is_multi_step, learning_rate
-from scratch_det.engine.checkpointer import Checkpointer, completed_iterations
+from scratch_det.engine.checkpointer import REGULAR, Checkpointer, completed_iterations
 from scratch_det.engine.plan import Plan, Request
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
@@ -288,7 +288,10 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
 def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
     """Record that the run has done what --stop-at asks for, and say how it goes on."""
     run_dir.set_status("paused", iteration=completed, max_iter=max_iter)
-    logger.info(f"paused after {completed} of {max_iter} iterations (--stop-at); --resume goes on from there")
+    logger.info(
+        f"paused after {completed} of {max_iter} iterations (--stop-at); --resume without that flag, or with a larger "
+        "number, goes on from there"
+    )
 
 
 def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> list[dict[str, float]]:
@@ -303,8 +306,10 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
     checkpoint = origin.checkpoint
     saved = read_checkpoint(checkpoint)
     try:
-        if (completed := saved["iteration"] + 1) != origin.completed:
-            raise UserError(f"{completed} iterations are behind it, not {origin.completed} as its name says; rename it")
+        if REGULAR.fullmatch(checkpoint.name) and (completed := saved["iteration"] + 1) != origin.completed:
+            raise UserError(
+                f"it was saved after {completed} iterations, not {origin.completed} as its name says; rename it"
+            )
         if origin.is_switch:
             stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
             saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}

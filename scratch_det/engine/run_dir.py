@@ -103,6 +103,7 @@ class RunDir:
     def __init__(self, path: str | Path, writes: bool = True):
         self.path, self.writes = Path(path), writes
         self.lock_file: IO[str] | None = None
+        self.has_no_locks = False  # the folder's file system, as a trial has shown
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.checkpoints = self.path / "checkpoints"
@@ -162,7 +163,10 @@ class RunDir:
         try:
             self.lock_file = try_lock(self.path / "lock")
         except UserError as error:
-            logger.warning(f"{self.path} cannot be locked ({error.__cause__}): start no second run in it")
+            if not self.has_no_locks:  # ``create`` comes here again
+                reason = getattr(error.__cause__, "strerror", error)
+                logger.warning(f"{self.path} cannot be locked ({reason}): start no second run in it")
+            self.has_no_locks = True
             return
         if not self.lock_file:
             raise UserError(

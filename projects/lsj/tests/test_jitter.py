@@ -186,7 +186,7 @@ class TestJitter:
     def test_geometry_is_detectron2s(
         self, height: int, width: int, scale: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        T = pytest.importorskip("detectron2.data.transforms")
+        T = pytest.importorskip("detectron2.data.transforms", reason="detectron2 is not installed")
         place = 0.73
         monkeypatch.setattr(np.random, "uniform", lambda low, high: place if (low, high) == (0.0, 1.0) else low)
         image = sample(height, width)["image"]

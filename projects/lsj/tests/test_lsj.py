@@ -173,7 +173,7 @@ class TestRecipes:
     @pytest.mark.detectron2
     @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
     def test_says_what_detectron2s_does(self, path: Path) -> None:
-        model_zoo = pytest.importorskip("detectron2.model_zoo")
+        model_zoo = pytest.importorskip("detectron2.model_zoo", reason="detectron2 is not installed")
         from detectron2.config import instantiate
 
         cfg = load_config(path, (), backends.defaults("detectron2")).cfg
