@@ -126,15 +126,13 @@ def require_data(jobs: Sequence[Job], out: Path, backend: str) -> None:
                 raise DataError(f"{job.name}: {error}") from None
 
 
-def require_gpus(needed: dict[str, int], gpus: int, max_parallel: int) -> None:
+def require_gpus(needed: dict[str, int], gpus: int, max_parallel: int, fix: str = "change --gpus or --only") -> None:
     """Raise UserError when this machine has GPUs, but fewer than may be needed at once; ``needed``: by run."""
     devices = len(gpus_here())
     source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
     largest = sorted(needed, key=lambda name: -needed[name])
     if devices and needed and needed[largest[0]] > devices:
-        raise UserError(
-            f"{largest[0]} needs {needed[largest[0]]} GPUs, and {source} {devices}; change --gpus or --only"
-        )
+        raise UserError(f"{largest[0]} needs {needed[largest[0]]} GPUs, and {source} {devices}; {fix}")
     at_once = min(sum(needed[name] for name in largest[:max_parallel]), max_parallel * gpus)
     if devices and at_once > devices:
         raise UserError(

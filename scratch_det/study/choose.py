@@ -19,6 +19,7 @@ from scratch_det.config import flatten, plain
 from scratch_det.evaluation.metrics import VERMILION
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
+from scratch_det.study.checks import require_gpus
 from scratch_det.study.local import Local, alone_in
 from scratch_det.study.records import failure_of, jobs_folder, read_json
 from scratch_det.study.search import BEST, Point, Search
@@ -44,10 +45,12 @@ class Trial:
 def search_grid(search: Search) -> int:
     """Train all points on this machine, one after the other, then ``choose``; the exit code: 1 when points failed.
 
-    ``search.check`` has passed. Raises Stopped after a signal.
+    ``search.check`` has passed. Raises UserError when this machine has too few GPUs, and Stopped after a signal.
     """
-    search.out.mkdir(parents=True, exist_ok=True)
     steps = search.steps()
+    needed = {step.name: step.processes for step in steps if step.on_gpu}
+    require_gpus(needed, search.processes, max_parallel=1, fix="give a smaller --num-gpus")
+    search.out.mkdir(parents=True, exist_ok=True)
     points = {point.name: point for point in search.points}
     running: set[str] = set()
 
@@ -68,7 +71,7 @@ def search_grid(search: Search) -> int:
         alone_in(search.out, "search.lock") as lock,
         Progress("search", len(steps), start=done, say=None) as progress,
     ):
-        Local(search.out, lock, gpus=search.num_gpus).run(steps, look)
+        Local(search.out, lock, gpus=search.processes).run(steps, look)
         return EXIT_SOME_FAILED if choose(search) else 0
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from scratch_det.log import say_now
 from scratch_det.study import own
 from scratch_det.study.checks import check_folders, gpus_here, require_data, require_even_shares, require_gpus
 from scratch_det.study.experiments import HEADER, find, listing, of_place
-from scratch_det.study.job import Step
+from scratch_det.study.job import Job, Step
 from scratch_det.study.local import Local, Torchrun, alone_in, running_in
 from scratch_det.study.overview import Screen, plan_text, status_text
-from scratch_det.study.records import RUNNING, jobs_folder, survey
+from scratch_det.study.records import INTERRUPTED, READY, RUNNING, jobs_folder, survey
 from scratch_det.study.run import SEARCH
 from scratch_det.study.samples import compare
 from scratch_det.study.slurm import Slurm, require_slurm
@@ -119,16 +120,27 @@ def run(
         require_data(jobs, out, study.backend)  # a cluster's nodes may have what its login node has not
     study = study.begin()
     check_folders(study.jobs, out, study.backend)
-    steps = study.steps(jobs)
     if launcher == SLURM:
-        ids = Slurm(out, slurm, study.threads).submit(steps)
+        with alone_in(out, LOCK):
+            ids = Slurm(out, slurm, study.threads).submit(study.steps(jobs))
         say_now(f"submitted {len(ids)} jobs: {' '.join(ids)}; see study.py status --out {out}, or scancel them")
         return 0
-    with alone_in(out, LOCK) as lock, Screen(study, {job.name for job in jobs}) as screen:
-        LAUNCHERS[launcher](out, lock, max_parallel, gpus, study.threads).run(
-            steps, lambda names: screen.show(survey(study.jobs, out, dict.fromkeys(names, RUNNING)))
-        )
-        return 0 if screen.conclude(survey(study.jobs, out, {})) else EXIT_SOME_FAILED
+    return _run_here(study, jobs, launcher, gpus, max_parallel)
+
+
+def _run_here(study: Study, jobs: Sequence[Job], launcher: str, gpus: int, max_parallel: int) -> int:
+    """Start what is not done on this machine, and wait for it; the exit code."""
+    out, steps = study.out, study.steps(jobs)
+    with alone_in(out, LOCK) as lock:
+        on_cluster = jobs_on_cluster(study) or {}
+        if left_out := sorted({step.run for step in steps if not step.is_done} & set(on_cluster)):
+            say_now(f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see study.py status")
+            steps = [step for step in steps if step.run not in left_out]
+        with Screen(study, {job.name for job in jobs}) as screen:
+            LAUNCHERS[launcher](out, lock, max_parallel, gpus, study.threads).run(
+                steps, lambda names: screen.show(survey(study.jobs, out, on_cluster | dict.fromkeys(names, RUNNING)))
+            )
+            return 0 if screen.conclude(survey(study.jobs, out, on_cluster)) else EXIT_SOME_FAILED
 
 
 def _described(step: Step, study: Study, launcher: str, slurm: Path | None) -> str:
@@ -141,13 +153,33 @@ def _described(step: Step, study: Study, launcher: str, slurm: Path | None) -> s
 
 def status(out: Path) -> None:
     study = study_in(out)
-    print(status_text(survey(study.jobs, out, states_of(study)), study))
+    on_cluster = jobs_on_cluster(study)
+    records = survey(study.jobs, out, (on_cluster or {}) | dict.fromkeys(running_in(out, LOCK), RUNNING))
+    lost = {} if on_cluster is None else {step.run: step for step in reversed(submitted_steps(study))}
+    for index, record in enumerate(records):
+        if (step := lost.get(record.run.name)) and record.state in (READY, INTERRUPTED):
+            error = f"SLURM no longer has its job, and it left no exit code: see jobs/{step.file_name}.log"
+            records[index] = replace(record, state=INTERRUPTED, error=error)
+    print(status_text(records, study))
 
 
-def states_of(study: Study) -> dict[str, str]:
-    """RUNNING or QUEUED of the runs that a launcher has started and that have not ended."""
-    cluster = Slurm(study.out).states() if any(jobs_folder(study.out).glob("*.sh")) else {}
-    return cluster | dict.fromkeys(running_in(study.out, LOCK), RUNNING)
+def submitted_steps(study: Study) -> list[Step]:
+    """The steps that are not done, and that SLURM was the last to be given."""
+    jobs = jobs_folder(study.out)
+    if not any(jobs.glob("*.sh")):
+        return []
+    return [step for step in study.steps() if not step.is_done and (jobs / f"{step.file_name}.sh").exists()]
+
+
+def jobs_on_cluster(study: Study) -> dict[str, str] | None:
+    """QUEUED or RUNNING of the runs that SLURM has jobs of; None, which is said, when squeue does not answer."""
+    if not any(jobs_folder(study.out).glob("*.sh")):
+        return {}
+    try:
+        return Slurm(study.out).states()
+    except UserError:
+        print("squeue does not answer; jobs on the cluster are not shown", flush=True)
+        return None
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from scratch_det.distributed.stop import STOPPED, StopFlag, Stopped
-from scratch_det.errors import UserError
+from scratch_det.errors import DataError, UserError
 from scratch_det.files import try_lock, write_atomically
+from scratch_det.log import say_now
 from scratch_det.study.checks import gpus_here
 from scratch_det.study.job import Step
 from scratch_det.study.records import START_OF_LOG, jobs_folder, read_json
@@ -39,6 +40,7 @@ def alone_in(out: Path, name: str) -> Iterator[IO[str]]:
     for _ in range(LOCK_TRIALS):
         if lock := try_lock(out / name):
             with lock:
+                sign(lock)
                 yield lock
             return
         time.sleep(0.1)
@@ -47,6 +49,15 @@ def alone_in(out: Path, name: str) -> Iterator[IO[str]]:
         f"--out {out} is in use: process {holder.get('pid')} on {holder.get('host')} works on it, or what it has "
         "started still ends; wait for it, or stop it"
     )
+
+
+def sign(lock: IO[str], running: Sequence[str] = ()) -> None:
+    """Write into a lock who holds it, and which runs have a process."""
+    with suppress(OSError):  # on a full disk the lock holds without it
+        lock.seek(0)
+        lock.truncate(0)
+        lock.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "running": list(running)}) + "\n")
+        lock.flush()
 
 
 def read_holder(path: Path) -> dict:
@@ -92,7 +103,8 @@ class Local:
         """Start ``steps`` until no more can be started; what became of them is in the folders.
 
         A failed step keeps no other from going on; one that was preempted is started again. ``look`` is called with
-        the names of the runs that have a process. Raises Stopped, when all processes have ended, after a signal.
+        the names of the runs that have a process. Raises Stopped, when all processes have ended, after a signal, and
+        UserError when nothing runs and the next step needs more GPUs than this machine has.
         """
         by_name = {step.name: step for step in steps}
         waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
@@ -113,6 +125,11 @@ class Local:
                     raise Stopped(self.stop)
                 if not self.processes and not ready:
                     return
+                if not self.processes:  # all GPUs are free, and still they are too few
+                    raise UserError(
+                        f"{ready[0].name} needs {ready[0].processes} GPUs, and this machine has {len(self.devices)}; "
+                        "give fewer, or show it more (CUDA_VISIBLE_DEVICES)"
+                    )
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 waiting = [*self.ended(), *waiting]
 
@@ -141,7 +158,8 @@ class Local:
         devices, command = self.free_devices(step) or [], self.command(step)
         path = jobs_folder(self.out) / f"{step.file_name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".exit").unlink(missing_ok=True)
+        for ending in (".exit", ".sh"):  # of an earlier start, here or by SLURM
+            path.with_suffix(ending).unlink(missing_ok=True)
         with open(path, "a") as log:
             log.write(f"{START_OF_LOG}{datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}\n")
             log.flush()
@@ -177,7 +195,14 @@ class Local:
             if self.was_stopped(process, code) and not step.is_done:
                 stopped.append(step)
             elif not step.is_done:
-                write_atomically(jobs_folder(self.out) / f"{step.file_name}.exit", f"{code}\n")
+                path = jobs_folder(self.out) / f"{step.file_name}.exit"
+                try:
+                    write_atomically(path, f"{code}\n")
+                except OSError as error:  # a full disk, which may also be why the run failed: the others go on
+                    say_now(
+                        f"{step.name}: failed with exit code {code}, and {path} cannot be written ({error.strerror}); "
+                        "make room there, and give the same command again"
+                    )
         return stopped
 
     def was_stopped(self, process: Process, code: int) -> bool:
@@ -187,16 +212,14 @@ class Local:
         """
         status = self.out / process.step.run / "status.json"
         is_its_own = status.exists() and status.stat().st_mtime >= process.began
-        said = read_json(status).get("state") if is_its_own else ""
+        try:
+            said = read_json(status).get("state") if is_its_own else ""
+        except DataError:  # damaged: the record says so
+            said = ""
         return code in STOPPED or (self.asked and code == -signal.SIGTERM) or said == "stopped"
 
     def _sign(self) -> None:
-        """Write into the lock who holds it, and which runs have a process."""
-        names = [process.step.run for process in self.processes]
-        self.lock.seek(0)
-        self.lock.truncate(0)
-        self.lock.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "running": names}) + "\n")
-        self.lock.flush()
+        sign(self.lock, [process.step.run for process in self.processes])
 
 
 class Torchrun(Local):

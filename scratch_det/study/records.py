@@ -32,6 +32,7 @@ WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
 )  # fmt: skip
 UNFINISHED = "unfinished"  # in a report: interrupted or running, which depends on the moment
+STATES = (WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED, UNFINISHED)
 LOSS = "total_loss"
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
@@ -49,6 +50,7 @@ RESTORE = "restore the folder's files as report --results wrote them, from versi
 
 Curve = tuple[tuple[int, float], ...]
 Row = TypeVar("Row")
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Reco
         return replace(known, state=FAILED, error=reasons[0])
     if status.get("state") == "failed":  # while nobody looked after it
         return replace(known, state=FAILED, error=str(status.get("error", "")))
+    if status.get("state") == "paused":  # a trunk between two of its steps
+        return known
     return replace(known, state=INTERRUPTED) if status or known.iteration else known
 
 
@@ -270,19 +274,33 @@ def load(folder: Path, own_runs: Sequence[Run] = ()) -> list[Record]:
     Raises DataError when a file is missing or damaged: where, and what.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    seen: set[str] = set()
 
     def point(line: dict[str, str]) -> None:
         points = curves.setdefault(line["run"], {}).setdefault(line["metric"], [])
-        points.append((int(line["iterations"]), float(line["value"])))
+        points.append((_number(line, "iterations", int), _number(line, "value", float)))
 
     def record(line: dict[str, str]) -> Record:
-        run, state, start, iteration, error, weights, found = (line.pop(name) for name in FIELDS)
-        metrics = {name: float(value) for name, value in line.items() if value}
+        start, iteration = (_number(line, name, int) for name in ("start", "iteration"))
+        run, state, _, _, error, weights, found = (line[name] for name in FIELDS)
+        if run in seen:
+            raise ValueError(f"run {run} is listed twice")
+        if state not in STATES:
+            raise ValueError(f"state is {state!r}, expected one of {', '.join(STATES)}")
+        seen.add(run)
+        metrics = {name: _number(line, name, float) for name, value in line.items() if value and name not in FIELDS}
         own = {name: tuple(points) for name, points in curves.get(run, {}).items()}
-        return Record(find(run, own_runs), state, int(start), int(iteration), metrics, own, error, weights, found)
+        return Record(find(run, own_runs), state, start, iteration, metrics, own, error, weights, found)
 
     _read_csv(folder / CURVES, POINT, point)
     return _read_csv(folder / RUNS, FIELDS, record)
+
+
+def _number(line: Mapping[str, str], column: str, kind: Callable[[str], Number]) -> Number:
+    try:
+        return kind(line[column])
+    except ValueError:
+        raise ValueError(f"{column} is {line[column]!r}, expected a number") from None
 
 
 def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]], Row]) -> list[Row]:

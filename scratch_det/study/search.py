@@ -120,6 +120,11 @@ class Search:
     scale_to_batch: int | None = None
     accumulate: int = 1
 
+    @property
+    def processes(self) -> int:
+        """Of a point; --num-gpus 0 is one process, as in tools/train_net.py."""
+        return max(self.num_gpus, 1)
+
     @cached_property
     def axes(self) -> Axes:
         """Raises ConfigError when the file is no grid."""
@@ -146,13 +151,15 @@ class Search:
         shared += (*(("SEED", str(SEED)) if cfg.SEED < 0 else ()), *self.overrides)
         return [
             Step(point.name, point.name, (*shared, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)),
-                 outputs=(self.out / point.name / "result.json",), processes=self.num_gpus,
+                 outputs=(self.out / point.name / "result.json",), processes=self.processes,
                  on_gpu=cfg.MODEL.DEVICE != "cpu")
             for point in self.points
         ]  # fmt: skip
 
     def check(self) -> None:
         """Raise UserError, before anything is written, when the runs or the choice could not be made."""
+        if self.num_gpus < 0:
+            raise UserError(f"--num-gpus {self.num_gpus}: expected 1 or more")
         if "OUTPUT_DIR" in self.overrides[::2]:
             raise ConfigError("OUTPUT_DIR is not for a search to set: each point has a folder of its own in --out DIR")
         if clash := sorted(set(self.overrides[::2]).intersection(*(point.values for point in self.points))):
@@ -182,9 +189,8 @@ class Search:
         """The point's values, as the recipe has them before a batch rescales them."""
         recipe = self.recipe(point)
         all_values = flatten(recipe.cfg)
-        processes = max(self.num_gpus, 1)
-        settle_batch(recipe, processes, self.scale_to_batch, self.accumulate)
-        check_config(recipe.cfg, processes, self.accumulate)
+        settle_batch(recipe, self.processes, self.scale_to_batch, self.accumulate)
+        check_config(recipe.cfg, self.processes, self.accumulate)
         backends.check_keys(backends.choose(self.backend), recipe.cfg)
         for target in self.apply_to:
             check_config(self.recipe(point, target).cfg)

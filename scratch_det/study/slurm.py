@@ -1,7 +1,7 @@
 """Steps as jobs of a SLURM cluster: the whole graph is submitted at once, and SLURM keeps the order.
 
 A step waits for those that it needs (``afterok``) and for whatever of the same run was submitted before
-(``singleton``, by the job's name), so submitting twice is harmless: a run that is finished returns at once. A run that
+(``singleton``, by the job's name). Submitting again leaves out what is done, queued or running. A run that
 is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume. The job's
 script is made from a template, slurm.sh beside this file or that of --slurm FILE, and left in jobs/NAME.sh.
 """
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from scratch_det.study.records import QUEUED, RUNNING, START_OF_LOG, jobs_folder
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 TEMPLATE = Path(__file__).with_name("slurm.sh")
 SECONDS_FOR_AN_ANSWER = 60
+TRANSIENT = ("Unable to contact", "timed out", "temporarily", "Zero Bytes", "standby", "MaxSubmitJob", "QOSMaxSubmit")
 
 
 class Slurm:
@@ -70,6 +72,7 @@ class Slurm:
             # One name for all steps that write into one folder: no two of them may go on at once.
             f"--job-name={step.name.partition('@')[0]}.{self.mark}",
             f"--dependency={','.join([*after, 'singleton'])}",
+            f"--comment={step.name}",  # by which squeue tells them apart
             "--kill-on-invalid-dep=yes",
             "--requeue",
             f"--output={str(jobs_folder(self.out).absolute() / step.file_name).replace('%', '%%')}.log",
@@ -77,32 +80,43 @@ class Slurm:
         ]
 
     def submit(self, steps: Sequence[Step]) -> list[str]:
-        """Submit those of ``steps`` that are not done; SLURM's numbers. Raises UserError when sbatch refuses."""
-        ids: dict[str, str] = {}
-        for step in steps:
-            if step.is_done:
-                continue
+        """Submit those of ``steps`` that are neither done nor queued nor running; SLURM's numbers of the new jobs.
+
+        Raises UserError when squeue does not answer, or sbatch refuses.
+        """
+        marked = [job for job in _squeue() if job.name.endswith(f".{self.mark}") and job.state != "COMPLETING"]
+        ids = {job.step: job.id for job in marked}
+        scripts = {step: self.script(step) for step in steps if not step.is_done and step.name not in ids}
+        new: list[str] = []
+        for step, text in scripts.items():
             path = jobs_folder(self.out) / f"{step.file_name}.sh"
-            write_atomically(path, self.script(step))
-            path.with_suffix(".exit").unlink(missing_ok=True)
+            left = path.with_suffix(".exit")
+            earlier = left.stat().st_mtime_ns if left.exists() else 0
+            write_atomically(path, text)
             command = ["sbatch", "--parsable", *self.options(step, ids), str(path)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
+                path.unlink()  # a script is there for what SLURM was given; --dry-run prints it
                 said = (done.stderr.strip().splitlines() or ["sbatch: it said nothing"])[-1]
+                if any(words in done.stderr for words in TRANSIENT):
+                    raise UserError(
+                        f"{step.name}: SLURM cannot take more jobs now ({said}): {len(new)} jobs are submitted; give "
+                        "the same command again later"
+                    )
                 raise UserError(
-                    f"{step.name}: {said}; {len(ids)} jobs are submitted; change the job template (--slurm FILE), and "
+                    f"{step.name}: {said}; {len(new)} jobs are submitted; change the job template (--slurm FILE), and "
                     "give the same command again"
                 )
+            if left.exists() and left.stat().st_mtime_ns == earlier:  # else it is of this job, and it was quick
+                left.unlink()
             ids[step.name] = done.stdout.strip().partition(";")[0]
-        return list(ids.values())
+            new.append(ids[step.name])
+        return new
 
     def states(self) -> dict[str, str]:
-        """RUNNING or QUEUED by the name of the run; empty where SLURM does not answer."""
-        try:
-            lines = [line.split() for line in _squeue() if line.endswith(f".{self.mark}")]
-        except (OSError, subprocess.SubprocessError):
-            return {}
-        found = [(name.rpartition(".")[0].partition("/")[0], state) for state, name in lines]
+        """RUNNING or QUEUED by the name of the run. Raises UserError when squeue does not answer."""
+        jobs = [(job.name.rpartition("."), job.state) for job in _squeue()]
+        found = [(name.partition("/")[0], state) for (name, _, mark), state in jobs if mark == self.mark]
         return {run: QUEUED for run, _ in found} | {run: RUNNING for run, state in found if state == "RUNNING"}
 
 
@@ -113,18 +127,29 @@ def require_slurm() -> None:
             f"--launcher slurm: there is no {missing[0]} in PATH; start it on a login node of the cluster, or use "
             "--launcher local"
         )
+    _squeue()
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One of one's jobs, as squeue shows it; ``step``: its comment."""
+
+    id: str
+    state: str
+    name: str
+    step: str
+
+
+def _squeue() -> list[QueuedJob]:
+    """One's jobs, of all studies. Raises UserError when squeue does not answer."""
+    command = ["squeue", "--me", "--noheader", "--format=%i %T %j %k"]
     try:
-        _squeue()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or "").strip().splitlines() or [str(error)]
         raise UserError(
             f"--launcher slurm: squeue does not answer ({said[-1]}); start it on a login node when it does, or use "
             "--launcher local"
         ) from None
-
-
-def _squeue() -> list[str]:
-    """STATE NAME of each of one's jobs."""
-    command = ["squeue", "--me", "--noheader", "--format=%T %j"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
-    return done.stdout.splitlines()
+    rows = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    return [QueuedJob(*row) for row in rows if len(row) == 4]

@@ -12,6 +12,7 @@ from scratch_det.files import write_atomically
 from scratch_det.study.checks import recipe_of
 from scratch_det.study.experiments import of_place
 from scratch_det.study.job import Job, Step, from_here, jobs_of
+from scratch_det.study.local import alone_in
 from scratch_det.study.records import jobs_folder, read_json
 from scratch_det.study.run import SEARCH
 from scratch_det.study.search import Search
@@ -104,7 +105,9 @@ class Study:
                     f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
                 )
             if not path.exists():
-                write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
+                with alone_in(self.out, LOCK):
+                    if not path.exists():  # nor has another study.py begun one in the meantime
+                        write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
             (self.out / LOCK).touch()  # see local.py; also tells a study's folder from one of results
             jobs_folder(self.out).mkdir(exist_ok=True)
         except OSError as error:
@@ -135,6 +138,11 @@ def study_in(out: Path) -> Study:
     known = [field.name for field in fields(Study)]
     if set(content) != set(known):
         raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(known)}; {RESTORE}")
+    expected = {**asdict(Study("", out)), "out": ""}
+    for key, value in content.items():
+        if type(value) is not type(expected[key]):  # True is an int too
+            kind = type(expected[key]).__name__
+            raise UserError(f"{path} has {key} {value!r}, expected one of type {kind}; {RESTORE}")
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from conftest import ROOT
 
 from scratch_det.study import local
-from scratch_det.study.commands import EXIT_SOME_FAILED, states_of
+from scratch_det.study.commands import EXIT_SOME_FAILED, jobs_on_cluster
 from scratch_det.study.job import Step
-from scratch_det.study.local import Local, alone_in
+from scratch_det.study.local import Local, alone_in, running_in
 from scratch_det.study.overview import Screen
 from scratch_det.study.records import RUNNING, survey
 from scratch_det.study.study import LOCK, Study
@@ -60,7 +60,8 @@ class Players(Local):
 
 
 def states(study: Study) -> dict[str, str]:
-    return {record.run.name: record.state for record in survey(study.jobs, study.out, states_of(study))}
+    now = (jobs_on_cluster(study) or {}) | dict.fromkeys(running_in(study.out, LOCK), RUNNING)
+    return {record.run.name: record.state for record in survey(study.jobs, study.out, now)}
 
 
 def play(study: Study, max_parallel: int = 2, names: tuple[str, ...] = ()) -> int:

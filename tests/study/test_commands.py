@@ -75,6 +75,7 @@ class TestBadInput:
 
     def test_damaged_study(self, study: Study, study_tool: Callable) -> None:
         path = study.out / "study.json"
+        content = json.loads(path.read_text())
         path.write_text(path.read_text().replace('"gpus": 1', '"gpu": 1'))
         code, said = study_tool("status", "--out", study.out)
         assert code == 2
@@ -83,6 +84,11 @@ class TestBadInput:
         path.write_text("")
         said = study_tool("status", "--out", study.out)[1]
         assert "study.json is no JSON" in said
+        for key, value in (("gpus", "4"), ("share_prefix", 1), ("threads", True), ("out", None)):
+            path.write_text(json.dumps({**content, key: value}))
+            code, said = study_tool("status", "--out", study.out)
+            assert (code, said.count("\n")) == (2, 1)
+            assert f"study.json has {key} {value!r}, expected one of type" in said
         assert "restore it from a copy, or name another folder" in said
         path.unlink()
         said = study_tool("run", "digits/smoke", "--out", study.out)[1]

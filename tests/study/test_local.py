@@ -1,6 +1,7 @@
 """The local launcher: order, failures, requests to stop, death of the launcher, GPUs. Runs are played by a script; real
 ones are in test_smoke.py."""
 
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from study.player import (
 )
 
 from scratch_det.errors import UserError
+from scratch_det.study import local
 from scratch_det.study.job import Step
 from scratch_det.study.local import Local, Torchrun, alone_in
 from scratch_det.study.records import (
@@ -34,6 +36,7 @@ from scratch_det.study.records import (
     READY,
     RUNNING,
     WAITING,
+    read_json,
     survey,
 )
 from scratch_det.study.study import LOCK, Study
@@ -67,6 +70,14 @@ class TestRunning:
         (study.out / f"{TRUNK}.fail").unlink()
         assert play(study) == 0
         assert starts(study)[:3] == [PART, TRUNK, TRUNK]
+
+    def test_a_trunk_between_two_steps_is_ready(self, study: Study) -> None:
+        """It was neither interrupted nor did it fail."""
+        part, *_ = study.steps()
+        with alone_in(study.out, LOCK) as lock:
+            Players(study.out, lock).run([part], lambda _: None)
+        assert read_json(study.out / TRUNK / "status.json")["state"] == "paused"
+        assert states(study) == {TRUNK: READY, BRANCH: READY}
 
     def test_only_some(self, study: Study) -> None:
         assert play(study, names=(TRUNK,)) == 0
@@ -140,6 +151,30 @@ class TestFailures:
         branch = survey(study.jobs, study.out, {})[1]
         assert branch.state == BLOCKED
         assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
+
+    def test_a_full_disk(self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        """The exit code cannot be written; the branch is trained all the same."""
+
+        def full(path: Path, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(local, "write_atomically", full)
+        (study.out / f"{TRUNK}.fail").touch()
+        assert play(study) == 1
+        assert states(study)[BRANCH] == FINISHED
+        said = capsys.readouterr().out
+        assert f"{TRUNK}: failed with exit code 1, and {study.out}/jobs/{TRUNK}.exit cannot be written" in said
+        assert "make room there" in said
+
+    def test_a_damaged_status(self, study: Study) -> None:
+        """Of a run that failed: it counts as failed, not as stopped, and the launcher goes on."""
+        first = study.steps()[0]
+        with alone_in(study.out, LOCK) as lock:
+            launcher = Players(study.out, lock)
+            launcher.start(first)
+            until(lambda: launcher.processes[0].popen.poll() is not None)
+            (study.out / TRUNK / "status.json").write_text("[1]")
+            assert not launcher.was_stopped(launcher.processes[0], code=1)
 
 
 class TestEnding:
@@ -226,6 +261,13 @@ class TestPlaces:
             (study.out / f"{PART}.wait").unlink()
             until(lambda: launcher.ended() or not launcher.processes)
             assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
+
+    def test_more_gpus_than_there_are(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It would wait for ever."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        large = replace(study.steps()[0], processes=3, on_gpu=True)
+        with alone_in(study.out, LOCK) as lock, pytest.raises(UserError, match=f"{PART} needs 3 GPUs, and .* has 2"):
+            Players(study.out, lock, gpus=3).run([large], lambda _: None)
 
     def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")

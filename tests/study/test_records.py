@@ -34,12 +34,19 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("file", "old", "new", "message"),
         [
-            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: .*'3O'"),
-            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: .*'1e3'"),
+            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: value is '3O', expected a number"),
+            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: iterations is '1e3', expected a number"),
             ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: expected 4 cells"),
             ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
             ("runs.csv", RUN, f"{RUN}x", f"runs.csv:2: there is no experiment {RUN}x; did you mean"),
-            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: invalid literal for int"),
+            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: start is '', expected a number"),
+            (
+                "runs.csv",
+                "finished,0,1080",
+                "done,0,1080",
+                "runs.csv:2: state is 'done', expected one of waiting, ready",
+            ),
+            ("runs.csv", SEARCH, RUN, f"runs.csv:3: run {RUN} is listed twice"),
             ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: expected 8 cells"),
             ("runs.csv", "run,state", '"run,state', "runs.csv:1: .*expected after"),
             ("runs.csv", "weights_sha256", "weights", "runs.csv:1: there is no column weights_sha256"),

@@ -148,6 +148,7 @@ class TestRefusals:
             ({"overrides": ("OUTPUT_DIR", "there")}, "OUTPUT_DIR is not for a search to set"),
             ({"apply_to": ("missing.yaml",)}, "missing.yaml does not exist"),
             ({"apply_to": (str(SCRATCH), str(SCRATCH))}, "would be written twice"),
+            ({"num_gpus": -1}, "--num-gpus -1: expected 1 or more"),
             ({"num_gpus": 3}, "SOLVER.IMS_PER_BATCH is 16"),
         ],
     )  # fmt: skip
@@ -230,6 +231,17 @@ class TestSearch:
         assert search_grid(search({"scales": grid["scales"]})) == 0
         found = yaml.safe_load((tmp_path / "out/best.yaml").read_text())
         assert found["INPUT"] == {"MIN_SIZE_TRAIN": [512, 800], "MIN_SIZE_TRAIN_SAMPLING": "range"}
+
+    def test_more_gpus_than_there_are(self, search: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rejected before anything is written; the GPUs would be waited for without end."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        with pytest.raises(UserError, match=r"trial_.* needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 2; give"):
+            search_grid(search(num_gpus=4))
+        assert not (tmp_path / "out").exists()
+
+    def test_no_gpus_are_one_process(self, search: Callable) -> None:
+        """As for tools/train_net.py."""
+        assert search_grid(search(num_gpus=0)) == 0
 
     def test_failed_points(self, search: Callable, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
         """The others go on; the same command tries the failed ones again, and only these."""

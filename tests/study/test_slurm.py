@@ -17,9 +17,10 @@ from study.slurm_cluster import cluster, field, said, skip_without_slurm, start_
 from scratch_det.distributed.launch import read_world
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.study.job import Step
+from scratch_det.study.local import alone_in
 from scratch_det.study.records import FAILED, INTERRUPTED, QUEUED, RUNNING, survey
 from scratch_det.study.slurm import PROGRAMS, Slurm
-from scratch_det.study.study import Study
+from scratch_det.study.study import LOCK, Study
 
 MINUTES = 600.0
 SUBMITTED = 'echo "$@" >> {0}/submitted; wc -l < {0}/submitted'  # an sbatch that says 1, 2, 3, ...
@@ -46,6 +47,11 @@ def submitted(programs: Path) -> dict[str, list[str]]:
     """sbatch's words by the name of the script."""
     lines = [line.split() for line in (programs / "submitted").read_text().splitlines()]
     return {Path(words[-1]).stem: words[:-1] for words in lines}
+
+
+def queue(programs: Path, *jobs: str) -> None:
+    """What squeue shows: ID STATE NAME COMMENT of each job."""
+    script(programs, "squeue", "\n".join(["cat << END", *jobs, "END"]))
 
 
 class TestTemplate:
@@ -165,6 +171,55 @@ class TestGraph:
         with pytest.raises(UserError, match=f"{PART}: sbatch: error: invalid partition specified: gpu; 0 jobs are"):
             Slurm(study.out).submit(study.steps())
 
+    def test_submitted_again(self, programs: Path, study: Study) -> None:
+        """What is queued or running is left out, and waited for; also where the first submission broke off."""
+        slurm = Slurm(study.out)
+        queue(programs, f"41 RUNNING {TRUNK}.{slurm.mark} {PART}", f"42 COMPLETING {BRANCH}.{slurm.mark} {BRANCH}",
+              f"43 PENDING other.{slurm.mark}x {TRUNK}")  # fmt: skip
+        assert slurm.submit(study.steps()) == ["1", "2"]
+        jobs = submitted(programs)
+        assert set(jobs) == {TRUNK, BRANCH}
+        assert jobs[BRANCH][2] == "--dependency=afterok:41,singleton"
+        assert f"--comment={BRANCH}" in jobs[BRANCH]
+        queue(programs, *(f"{number} PENDING {name.partition('@')[0]}.{slurm.mark} {name}"
+                          for number, name in enumerate((PART, TRUNK, BRANCH))))  # fmt: skip
+        assert slurm.submit(study.steps()) == []
+
+    @pytest.mark.parametrize(
+        ("said", "message"),
+        [
+            ("Batch job submission failed: Unable to contact slurm controller (connect failure)", "SLURM cannot take"),
+            ("QOSMaxSubmitJobPerUserLimit", "SLURM cannot take"),
+            ("Socket timed out on send/recv operation", "SLURM cannot take"),
+            ("invalid partition specified: gpu", "change the job template"),
+        ],
+    )
+    def test_refused_in_the_middle(self, programs: Path, study: Study, said: str, message: str) -> None:
+        """The exit code and the words of an earlier failure stay; the same command submits the rest."""
+        slurm, failed = Slurm(study.out), study.out / "jobs" / f"{TRUNK}.exit"
+        failed.write_text("1\n")
+        count = f"test $(cat {programs}/submitted 2>/dev/null | wc -l) = 0 || {{ echo '{said}' >&2; exit 1; }}\n"
+        script(programs, "sbatch", count + SUBMITTED.format(programs))
+        with pytest.raises(UserError, match=message) as error:
+            slurm.submit(study.steps())
+        assert str(error.value).startswith(f"{TRUNK}: ")
+        assert said in str(error.value)
+        assert "1 jobs are submitted" in str(error.value)
+        assert failed.exists()
+        queue(programs, f"1 PENDING {TRUNK}.{slurm.mark} {PART}")
+        script(programs, "sbatch", SUBMITTED.format(programs))
+        assert slurm.submit(study.steps()) == ["2", "3"]
+        assert not failed.exists()
+        assert submitted(programs)[BRANCH][2] == "--dependency=afterok:1,singleton"
+
+    def test_a_local_launcher_in_the_same_folder(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
+        with alone_in(study.out, LOCK):
+            code, told = study_tool(*words)
+        assert code == 2
+        assert f"is in use: process {os.getpid()} on" in told
+        assert not (programs / "submitted").exists()
+
     def test_dry_run(self, programs: Path, study: Study, study_tool: Callable) -> None:
         words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
         code, told = study_tool(*words, "--dry-run")
@@ -179,20 +234,46 @@ class TestStates:
         """Of this study alone; a run that has ended by itself is what its folder says."""
         (study.out / f"jobs/{TRUNK}.sh").touch()
         mark = Slurm(study.out).mark
-        script(programs, "squeue", f"echo 'RUNNING {TRUNK}.{mark}'; echo 'PENDING {TRUNK}.{mark}'; "
-                                   f"echo 'PENDING {BRANCH}.{mark}'; echo 'RUNNING other.{mark}x'")  # fmt: skip
+        queue(programs, f"1 RUNNING {TRUNK}.{mark} {PART}", f"2 PENDING {TRUNK}.{mark} {TRUNK}",
+              f"3 PENDING {BRANCH}.{mark} {BRANCH}", f"4 RUNNING other.{mark}x (null)")  # fmt: skip
         assert states(study) == {TRUNK: RUNNING, BRANCH: QUEUED}
         script(programs, "squeue", "exit 0")
         (study.out / TRUNK).mkdir()
         (study.out / TRUNK / "status.json").write_text('{"state": "training", "iteration": 3}')
         assert states(study)[TRUNK] == INTERRUPTED
 
+    def test_a_silent_squeue(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        (study.out / f"jobs/{TRUNK}.sh").touch()
+        script(programs, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+        code, told = study_tool("status", "--out", study.out)
+        assert (code, told.count("squeue does not answer; jobs on the cluster are not shown\n")) == (0, 1)
+        assert "SLURM no longer has" not in told
+
+    def test_a_job_that_is_gone(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        """At its time limit, or with its node: without an exit code."""
+        (study.out / f"jobs/{PART}.sh").touch()
+        (study.out / TRUNK).mkdir()
+        (study.out / TRUNK / "status.json").write_text('{"state": "training", "iteration": 3}')
+        gone = f"SLURM no longer has its job, and it left no exit code: see jobs/{PART}.log"
+        assert gone in study_tool("status", "--out", study.out)[1]
+        queue(programs, f"1 PENDING {TRUNK}.{Slurm(study.out).mark} {PART}")
+        assert gone not in study_tool("status", "--out", study.out)[1]
+
+    def test_a_local_run_leaves_them_out(self, programs: Path, study: Study, study_tool: Callable) -> None:
+        (study.out / f"jobs/{PART}.sh").touch()
+        mark = Slurm(study.out).mark
+        queue(programs, f"1 RUNNING {TRUNK}.{mark} {PART}", f"2 PENDING {BRANCH}.{mark} {BRANCH}")
+        code, told = study_tool("run", "digits/smoke", "--out", study.out, "--backend", "torchvision")
+        assert code == 1
+        assert f"left out, as SLURM has them queued or running: {BRANCH}, {TRUNK}" in told
+        assert not list(study.out.glob("jobs/*.log"))
+
     def test_a_point_counts_for_its_search(self, programs: Path, tmp_path: Path) -> None:
         study = Study("digits/small_data", tmp_path / "study", backend="torchvision", threads=1).begin()
         slurm = Slurm(study.out)
         point = next(step for step in study.steps() if step.name.startswith("search_third/"))
         (name,) = (word for word in slurm.options(point, {}) if word.startswith("--job-name="))
-        script(programs, "squeue", f"echo 'RUNNING {name.partition('=')[2]}'")
+        queue(programs, f"7 RUNNING {name.partition('=')[2]} {point.name}")
         assert slurm.states() == {"search_third": RUNNING}
 
 
