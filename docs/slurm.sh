@@ -8,7 +8,12 @@
 # processes  how many that are; gpus: as many, or 0 for a recipe whose MODEL.DEVICE is cpu
 # threads    of a process on the CPU, as OMP_NUM_THREADS says where study.py is started, or 1; 0 where a GPU works
 # exit_file  where the code of a run that failed belongs, for study.py status; started: what begins its log
+# fail       fail("message") rejects a step before anything is submitted
 {% set nodes = (processes / 8) | round(0, "ceil") | int %}
+{% if processes % nodes %}
+{{ fail("%d processes cannot be shared evenly by %d nodes of 8; change their number, or this file"
+        | format(processes, nodes)) }}
+{% endif %}
 #SBATCH --partition=gpu
 #SBATCH --account=detection
 #SBATCH --time=1-00:00:00

@@ -118,6 +118,8 @@ def run(
     if launcher != SLURM:
         require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
         require_data(jobs, out, study.backend)  # a cluster's nodes may have what its login node has not
+    else:
+        Slurm(out, slurm, study.threads).check(study.steps(jobs))
     study = study.begin()
     check_folders(study.jobs, out, study.backend)
     if launcher == SLURM:

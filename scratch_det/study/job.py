@@ -28,6 +28,7 @@ class Step:
         inputs: files of other runs without which it cannot start.
         outputs: it is done when one of these files is there; the first one is its own.
         processes: how many train together; 0 for a command that does not train.
+        also_after_failures: it starts when those that it needs have ended, whether they are done or failed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     outputs: tuple[Path, ...] = ()
     processes: int = 1
     on_gpu: bool = False
+    also_after_failures: bool = False
 
     @property
     def is_done(self) -> bool:

@@ -106,14 +106,18 @@ class Local:
         the names of the runs that have a process. Raises Stopped, when all processes have ended, after a signal, and
         UserError when nothing runs and the next step needs more GPUs than this machine has.
         """
-        by_name = {step.name: step for step in steps}
+        by_name, failed = {step.name: step for step in steps}, set[str]()
         waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
         with self.stop.listening():
             while True:
                 ready = [
                     step
                     for step in waiting
-                    if all(by_name[name].is_done for name in step.needs if name in by_name)
+                    if all(
+                        by_name[name].is_done or (step.also_after_failures and name in failed)
+                        for name in step.needs
+                        if name in by_name
+                    )
                     and all(path.exists() for path in step.inputs)
                 ]
                 # A smaller one that slipped in would let the first one wait for ever.
@@ -132,6 +136,8 @@ class Local:
                     )
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 waiting = [*self.ended(), *waiting]
+                to_come = {step.name for step in waiting} | {process.step.name for process in self.processes}
+                failed = {step.name for step in steps if not step.is_done and step.name not in to_come}
 
     def fits(self, step: Step) -> bool:
         """Whether there is room; a step that needs more than all places is let in alone."""

@@ -145,7 +145,8 @@ def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Reco
         names = ", ".join(str(path.relative_to(out)) for path in missing)
         return replace(known, state=WAITING, error=f"waits for {names}")
     codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]
-    if reasons := [reason for path in sorted(codes) if (reason := failure_of(path.parent, path.stem))]:
+    codes.sort(key=lambda path: (path.stem == job.name, path))  # why a point failed, before its search's choice
+    if reasons := [reason for path in codes if (reason := failure_of(path.parent, path.stem))]:
         return replace(known, state=FAILED, error=reasons[0])
     if status.get("state") == "failed":  # while nobody looked after it
         return replace(known, state=FAILED, error=str(status.get("error", "")))

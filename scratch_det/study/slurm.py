@@ -1,8 +1,8 @@
 """Steps as jobs of a SLURM cluster: the whole graph is submitted at once, and SLURM keeps the order.
 
-A step waits for those that it needs (``afterok``) and for whatever of the same run was submitted before
-(``singleton``, by the job's name). Submitting again leaves out what is done, queued or running. A run that
-is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume. The job's
+A step waits for those that it needs (``afterok``; a search's choice ``afterany``) and for whatever of the same run was
+submitted before (``singleton``, by the job's name). Submitting again leaves out what is done, queued or running. A run
+that is preempted, reaches its time limit or is requeued by hand starts anew under its number, with --resume. The job's
 script is made from a template, slurm.sh beside this file or that of --slurm FILE, and left in jobs/NAME.sh.
 """
 
@@ -37,6 +37,7 @@ class Slurm:
         try:
             text = self.path.read_text()
             self.template = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(text)
+            self.template.globals["fail"] = self.fail
         except OSError as error:
             raise ConfigError(f"--slurm {template}: {error.strerror}; expected a file such as docs/slurm.sh") from None
         except (TemplateError, UnicodeDecodeError) as error:
@@ -65,9 +66,19 @@ class Slurm:
         except TemplateError as error:
             raise ConfigError(f"--slurm {self.path}: {error}; placeholders are {', '.join(words)}") from None
 
+    def fail(self, message: str) -> None:
+        """For a template that cannot have a step's number of processes."""
+        raise ConfigError(f"--slurm {self.path}: {message}")
+
+    def check(self, steps: Sequence[Step]) -> None:
+        """Raise ConfigError, before anything is submitted, for a step that the template rejects."""
+        for step in steps:
+            self.script(step)
+
     def options(self, step: Step, ids: dict[str, str]) -> list[str]:
         """sbatch's that are no matter of the template; ``ids``: SLURM's numbers of steps submitted before."""
-        after = [f"afterok:{ids[name]}" for name in step.needs if name in ids]
+        condition = "afterany" if step.also_after_failures else "afterok"
+        after = [f"{condition}:{ids[name]}" for name in step.needs if name in ids]
         return [
             # One name for all steps that write into one folder: no two of them may go on at once.
             f"--job-name={step.name.partition('@')[0]}.{self.mark}",

@@ -67,8 +67,9 @@ class Study:
                 for step in self.search(job).steps()
             ]  # fmt: skip
             words = (job.tool, "--choose", *job.arguments(self.out, self.backend))
-            results, needs = tuple(step.outputs[0] for step in points), tuple(step.name for step in points)
-            choice = Step(job.name, job.name, words, needs, results, (job.result(self.out),), processes=0)
+            # The best of the finished points is worth knowing; its result.json needs all of them.
+            choice = Step(job.name, job.name, words, tuple(step.name for step in points), (), (job.result(self.out),),
+                          processes=0, also_after_failures=True)  # fmt: skip
             found += [*points, choice]
         return found
 

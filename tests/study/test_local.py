@@ -152,6 +152,17 @@ class TestFailures:
         assert branch.state == BLOCKED
         assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
 
+    def test_the_choice_of_a_search(self, study: Study) -> None:
+        """Starts when all points have ended, also where one failed."""
+        part, trunk, _ = study.steps()
+        failing = replace(part, name=f"{TRUNK}@9", outputs=(study.out / "none", *part.outputs[1:]))
+        choice = replace(trunk, needs=(PART, failing.name), inputs=(), also_after_failures=True)
+        (study.out / f"{failing.name}.fail").touch()
+        with alone_in(study.out, LOCK) as lock:
+            Players(study.out, lock).run([choice, part, failing], lambda _: None)
+        assert starts(study) == [PART, failing.name, TRUNK]
+        assert choice.is_done
+
     def test_a_full_disk(self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         """The exit code cannot be written; the branch is trained all the same."""
 

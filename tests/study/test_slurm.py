@@ -89,6 +89,29 @@ class TestTemplate:
                 break
         assert not any(other.startswith("#SBATCH") for other in one[one.index(line) :])
 
+    def test_uneven_nodes(self, study: Study) -> None:
+        slurm = Slurm(study.out, ROOT / "docs/slurm.sh")
+        with pytest.raises(ConfigError, match=r"docs/slurm\.sh: 9 processes cannot be shared evenly by 2 nodes of 8"):
+            slurm.script(replace(study.steps()[0], processes=9))
+
+    @pytest.mark.parametrize("template", [None, ROOT / "docs/slurm.sh"])
+    @pytest.mark.parametrize("code", [0, 1, 75])
+    def test_what_the_script_does(self, programs: Path, study: Study, template: Path | None, code: int) -> None:
+        """It hands on the exit code; 75 is requeued, and another failure's code is left in jobs/NAME.exit."""
+        script(programs, "srun", f'echo "$@" > {programs}/srun_words; exit {code}')
+        script(programs, "scontrol", f'echo "$@" > {programs}/scontrol_words')
+        path, left = programs / "job.sh", study.out / f"jobs/{PART}.exit"
+        left.write_text("3\n")  # of an earlier start
+        path.write_text(Slurm(study.out, template).script(study.steps()[0]))
+        done = subprocess.run(["bash", path], capture_output=True, text=True, env={**os.environ, "SLURM_JOB_ID": "17"})
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.startswith("--- started ")
+        assert done.stdout.endswith(": job 17\n")
+        assert "tools/train_net.py" in (programs / "srun_words").read_text()
+        requeued = programs / "scontrol_words"
+        assert (requeued.read_text() if requeued.exists() else "") == ("requeue 17\n" if code == 75 else "")
+        assert (left.read_text() if left.exists() else "") == ("1\n" if code == 1 else "")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -164,7 +187,7 @@ class TestGraph:
         Slurm(study.out).submit(study.steps([job]))
         jobs = submitted(programs)
         assert len({words[1] for words in jobs.values()}) == 5
-        assert jobs["search_third"][2] == "--dependency=afterok:1,afterok:2,afterok:3,afterok:4,singleton"
+        assert jobs["search_third"][2] == "--dependency=afterany:1,afterany:2,afterany:3,afterany:4,singleton"
 
     def test_sbatch_refuses(self, programs: Path, study: Study) -> None:
         script(programs, "sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
@@ -211,6 +234,18 @@ class TestGraph:
         assert slurm.submit(study.steps()) == ["2", "3"]
         assert not failed.exists()
         assert submitted(programs)[BRANCH][2] == "--dependency=afterok:1,singleton"
+
+    def test_no_place_for_a_step(self, programs: Path, study: Study, study_tool: Callable, tmp_path: Path) -> None:
+        """Rejected before anything is written or submitted."""
+        template = tmp_path / "mine.sh"
+        template.write_text(
+            "#!/bin/bash\n{% if name == 'smoke_2x' %}{{ fail('too small') }}{% endif %}\n{{ command }}\n"
+        )
+        words = ("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", "--launcher", "slurm")
+        code, told = study_tool(*words, "--slurm", template)
+        assert (code, told.count("\n")) == (2, 1)
+        assert f"--slurm {template}: too small" in told
+        assert not (tmp_path / "x").exists()
 
     def test_a_local_launcher_in_the_same_folder(self, programs: Path, study: Study, study_tool: Callable) -> None:
         words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
