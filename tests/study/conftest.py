@@ -1,11 +1,14 @@
 """A study of two short runs whose data set seems to be there."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from study.stub_slurm import SUBMITTED, script
 
 from scratch_det.study import local
+from scratch_det.study.slurm import PROGRAMS
 from scratch_det.study.study import Study
 
 
@@ -27,3 +30,14 @@ def study(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield Study("digits/smoke", tmp_path / "study", backend="torchvision", threads=1).begin()
     for wait in (tmp_path / "study").glob("*.wait"):  # what a test that failed has left goes on, and ends
         wait.unlink()
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH whose SLURM has an empty queue, and takes every job."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in PROGRAMS:
+        script(folder, name, SUBMITTED.format(folder) if name == "sbatch" else "exit 0")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
