@@ -191,7 +191,7 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
     is no script, or it has no such training.
     """
     cfg, dataset = plan.cfg, TrainingSet(plan.cfg, plan.training)
-    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # iterations alone
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # only iterations
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
     if augmentation_name(cfg) != RESIZE or optimizer_of(cfg) != OPTIMIZERS[SGD]:
         raise UserError(

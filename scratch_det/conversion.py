@@ -216,7 +216,7 @@ def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> 
 def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> str:
     """What the two models see in ``image``. Raises UserError when that differs, or cannot be compared."""
     if not weights.scheme.whole:
-        raise UserError("--verify compares detections, and these are weights of a backbone alone; leave it out")
+        raise UserError("--verify compares detections, but these weights are only a backbone; leave it out")
     if not cfg:
         raise UserError("--verify builds the model: give its recipe, --config-file FILE")
     sample, keys = load_sample(image, cfg), cfg.INPUT

@@ -40,7 +40,7 @@ def refuse(problems: Iterable[str]) -> None:
 def exit_on_user_error(prints: bool = True) -> Iterator[None]:
     """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
 
-    Without ``prints`` into the exit code alone: another process prints the same.
+    Without ``prints`` only the exit code is set: another process prints the same message.
     """
     try:
         yield

@@ -71,9 +71,9 @@ def weights_sha256(path: Path) -> str:
 
 
 def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics.json, those in its last ``most`` bytes; one that was cut off is none.
+    """The complete lines of a metrics.json, those in its last ``most`` bytes; an incomplete line is left out.
 
-    Nothing when there is no file.
+    Empty when there is no file.
     """
     if not path.exists():
         return
@@ -88,9 +88,9 @@ def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
 
 
 def completed(line: Mapping[str, Any], last: int) -> int:
-    """The iterations behind a line of the metrics.json of a run of ``last`` iterations.
+    """Completed iterations at a line of metrics.json, in a run of ``last`` iterations.
 
-    A line says the iteration, from 0, that it comes after; the evaluation at the end says their number.
+    A line has the 0-based iteration after which it was written; the evaluation at the end has the number of iterations.
     """
     return min(int(line["iteration"]) + 1, last)
 

@@ -84,7 +84,7 @@ class Progress:
             self.bar.stop()
 
     def advance(self, note: str = "") -> None:
-        """One more step is done; ``note`` stands behind the bar."""
+        """One more step is done; ``note`` is shown after the bar."""
         self.done += 1
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)

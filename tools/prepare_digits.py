@@ -2,7 +2,7 @@
 """Make the digits demo: a small detection data set and a pre-training set for it, in about a minute, offline.
 
 Real handwritten digits (scikit-learn) drawn over real photographs (scikit-learn, scikit-image), annotated in COCO's
-format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is left alone.
+format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is not changed.
 """
 
 import os

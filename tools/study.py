@@ -65,7 +65,7 @@ def build_parser() -> ToolParser:
     command.add_argument(
         "--max-parallel", type=int, default=1, metavar="N", help="runs at once, not on SLURM (%(default)s)"
     )
-    command.add_argument("--only", nargs="+", default=[], metavar="ID", help="these runs alone")
+    command.add_argument("--only", nargs="+", default=[], metavar="ID", help="only these runs")
     command.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
     command.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
     command.add_argument("--slurm", type=Path, metavar="FILE", help="a job template, as docs/slurm.sh")

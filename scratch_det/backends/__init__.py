@@ -1,8 +1,8 @@
 """Backends: the library that builds the detector and turns a batch into losses or predictions.
 
-A backend is a package named in BACKENDS after its library. Its ``keys.py`` is free of torch: ``defaults() -> CfgNode``,
-every key that a config may set with this backend and its default, and ``check(cfg)``, which raises ConfigError for
-values that the backend cannot honour. Its ``model.py`` has the functions of ``Backend``.
+A backend is a package with the name of its library, listed in BACKENDS. Its ``keys.py`` does not import torch; it has
+``defaults() -> CfgNode``, every key that a config may set with this backend and its default, and ``check(cfg)``, which
+raises ConfigError for values that the backend does not support. Its ``model.py`` has the functions of ``Backend``.
 """
 
 import json
@@ -32,27 +32,27 @@ Batch = list[dict[str, Any]]  # samples as ``scratch_det.data.dataset`` describe
 
 
 class Backend(Protocol):
-    """What ``model.py`` of a backend has. Boxes are x1 y1 x2 y2; labels are 0-based, without background."""
+    """The functions of a backend's ``model.py``. Boxes are x1 y1 x2 y2; labels are 0-based, without background."""
 
     def build(self, cfg: CfgNode) -> "nn.Module":
-        """The model, randomly initialised from torch's current seed, on the CPU, with the library's names of weights.
+        """The model, randomly initialised from torch's current seed, on the CPU, with the library's weight names.
 
-        In ``with torch.device("meta")`` without memory for its weights.
+        Must also work under ``torch.device("meta")``.
         """
 
     def losses(self, model: "nn.Module", batch: Batch) -> "dict[str, Tensor]":
-        """Scalars by detectron2's names, to be summed. Puts the model into training mode."""
+        """Scalar losses by detectron2's names; their sum is the total loss. Puts the model into training mode."""
 
     def predict(self, model: "nn.Module", batch: Batch) -> list[dict[str, Any]]:
-        """Detections by falling score, one dictionary per image, on the CPU. Puts the model into evaluation mode.
+        """Detections sorted by descending score, one dictionary per image, on the CPU. Sets evaluation mode.
 
         ``boxes`` float32 [N, 4] in pixels of the original image, ``scores`` float32 [N], ``labels`` int64 [N]; with
         MODEL.MASK_ON ``masks``, a list of N json-ready COCO RLEs; with MODEL.KEYPOINT_ON ``keypoints`` float32
-        [N, K, 3]: x, y and score, continuous coordinates as those of boxes.
+        [N, K, 3]: x, y and score, in continuous coordinates like the boxes.
         """
 
     def detect(self, model: "nn.Module", batch: Batch) -> "list[dict[str, Tensor]]":
-        """``boxes``, ``scores`` and ``labels`` alone, in pixels of the network's input. Evaluation mode, on the CPU."""
+        """Only ``boxes``, ``scores`` and ``labels``, in pixels of the network's input. Evaluation mode, on the CPU."""
 
     def shapes(self, model: "nn.Module", batch: Batch, found: "list[dict[str, Tensor]]") -> "list[dict[str, Tensor]]":
         """Masks and keypoints of given ``boxes`` (pixels of the network's input) and ``labels``, one entry per image.
@@ -78,7 +78,7 @@ def choose(name: str) -> str:
 
 
 def is_installed(backend: str) -> bool:
-    """Whether the library's package can be found; a folder of its sources beside the program (no __init__) is none."""
+    """Whether the library's package can be found; a source folder without __init__.py does not count."""
     found = find_spec(backend)
     return found is not None and found.origin is not None
 
@@ -88,17 +88,17 @@ def defaults(name: str) -> CfgNode:
     with _explaining(name):
         found = _module(name, "keys").defaults()
         if missing := sorted(flatten(get_cfg()).keys() - flatten(found).keys()):
-            raise ImportError(f"it has no key {missing[0]}: another version of it is expected")
+            raise ImportError(f"no key {missing[0]}: another version of {name} is expected")
         return found
 
 
 def check_keys(name: str, cfg: CfgNode) -> None:
-    """Raise ConfigError, before torch is imported, when the config asks for what backend ``name`` cannot honour."""
+    """Raise ConfigError, without importing torch, when the config has values that the backend does not support."""
     _module(name, "keys").check(cfg)
 
 
 def load(name: str) -> Backend:
-    """Import the backend. Raises UserError when the library behind it is installed but does not work."""
+    """Import the backend. Raises UserError when its library is installed but does not work."""
     with _explaining(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # detectron2 uses torch.jit.script
         return cast(Backend, _module(name, "model"))
@@ -110,7 +110,7 @@ def _module(backend: str, name: str) -> Any:
 
 @contextmanager
 def _explaining(name: str) -> Iterator[None]:
-    """A detectron2 that does not work is the user's to fix; torchvision comes with this repository."""
+    """A broken detectron2 is a user error; torchvision is a dependency of this repository, so its errors are bugs."""
     try:
         yield
     except UserError:
@@ -125,7 +125,7 @@ def _explaining(name: str) -> Iterator[None]:
 
 
 def library(name: str) -> str:
-    """The library behind backend ``name``, with its version and, where it was installed from git, its commit."""
+    """The library of backend ``name``, with its version and, if it was installed from git, its commit."""
     try:
         installed = distribution(name)
     except PackageNotFoundError:  # a checkout on PYTHONPATH
@@ -135,10 +135,10 @@ def library(name: str) -> str:
     return f"{name} {installed.version}" + (f" ({commit[:8]})" if commit else "")
 
 
-Allowed = dict[str, tuple[Any, ...]]  # values that can be honoured; a key that is not listed may have any
+Allowed = dict[str, tuple[Any, ...]]  # supported values; a key that is not listed may have any value
 
-ALLOWED_BY_LOOP: Allowed = {  # data, loop and evaluation of this repository, whoever builds the model
-    # Others need truth of other kinds, or (RetinaNet's running loss_normalizer) have state in no checkpoint.
+ALLOWED_BY_LOOP: Allowed = {  # what data, loop and evaluation of this repository support, with any backend
+    # Others need other annotations, or (RetinaNet's running loss_normalizer) have state that no checkpoint holds.
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
@@ -152,7 +152,7 @@ ALLOWED_BY_LOOP: Allowed = {  # data, loop and evaluation of this repository, wh
 def check_allowed(backend: str, cfg: CfgNode, allowed: Allowed, problems: Iterable[str] = ()) -> None:
     """Raise ConfigError, a line per problem: a key with a value not in ``allowed``, and what ``problems`` adds.
 
-    Keys of heads that are off are not asked about.
+    Keys of heads that are off are not checked.
     """
     keys, lines = flatten(cfg), []
     heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
@@ -161,6 +161,6 @@ def check_allowed(backend: str, cfg: CfgNode, allowed: Allowed, problems: Iterab
         if not key.startswith(unused) and keys[key] not in values:
             fix = did_you_mean(str(keys[key]), [str(value) for value in values])
             fix += "; a project's are known with --project FOLDER" if key == "MODEL.BACKBONE.NAME" else ""
-            lines.append(f"{key} is {keys[key]!r}; it has {' or '.join(map(repr, values))}{fix}")
+            lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
     if lines := [*lines, *problems]:
-        raise ConfigError(f"the {backend} backend cannot honour this recipe:\n  " + "\n  ".join(lines))
+        raise ConfigError(f"the {backend} backend does not support this recipe:\n  " + "\n  ".join(lines))

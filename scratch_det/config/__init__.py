@@ -1,6 +1,6 @@
 """Recipes: detectron2's keys and defaults, strict loading, and the rules a detector from scratch must obey.
 
-Needs fvcore alone; never imports torch.
+Needs only fvcore; never imports torch.
 """
 
 from scratch_det.config.defaults import flatten, get_cfg, plain, set_key, with_project_keys

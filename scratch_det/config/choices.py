@@ -16,8 +16,8 @@ class Choice:
     """One entry of a list.
 
     function: ``module:function``; the list says how it is called.
-    keys: dotted keys that it reads and some other entry does not. A recipe that sets a key of another entry alone is
-        rejected.
+    keys: dotted keys that this entry reads and some other entry does not. A recipe
+        that sets a key which only another entry reads is rejected.
     rule: yields one line for each problem of the keys that the function reads; checked before anything is built.
     moments: optimizers only: numbers that are kept for every weight, which a checkpoint holds too.
     """
@@ -55,7 +55,7 @@ def cosine_ends(cfg: CfgNode) -> Iterator[str]:
 
 
 # SOLVER.LR_SCHEDULER_NAME (detectron2's names) -> function(cfg.SOLVER, iteration): the learning rate of an iteration,
-# counted from 0, as float. It depends on its arguments alone, so that a resumed or branched run has the same rates. It
+# counted from 0, as float. It depends only on its arguments, so that a resumed or branched run has the same rates. It
 # is called at every iteration and checks nothing; checks belong in the rule.
 MULTI_STEP, COSINE = "WarmupMultiStepLR", "WarmupCosineLR"
 LR_SCHEDULES = {
@@ -64,8 +64,8 @@ LR_SCHEDULES = {
 }
 
 # SOLVER.OPTIMIZER -> function(cfg, model): a torch.optim.Optimizer over the trainable parameters. Every parameter group
-# has an "lr_factor", which multiplies the rate of the schedule. detectron2 has SGD alone and no key for it: a project
-# that adds an optimizer adds the key too.
+# has an "lr_factor", which multiplies the rate of the schedule. detectron2 supports only SGD and has no key for it:
+# a project that adds an optimizer adds the key too.
 SGD = "SGD"
 OPTIMIZERS = {SGD: Choice("scratch_det.engine.state:build_sgd", moments=1)}
 

@@ -33,7 +33,7 @@ SMALLEST_BN_BATCH = 8  # images
 SMALLEST_VIEW = 32  # pixels: one cell of p5
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
-NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read by detectron2's trainer alone
+NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> test, what is expected
     "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
@@ -196,7 +196,7 @@ def gn_channels_divide(cfg: CfgNode) -> Iterator[str]:
 
 
 def bn_has_images(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator[str]:
-    """BN sees the images of one process at a time, SyncBN those of all processes: neither sees an accumulated batch."""
+    """BN sees the images of one process, SyncBN the images of all processes: neither sees an accumulated batch."""
     images = cfg.SOLVER.IMS_PER_BATCH // num_processes
     for key, norm in norms(cfg).items():
         if norm in ("BN", "SyncBN") and accumulate > 1:
@@ -204,7 +204,7 @@ def bn_has_images(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator
             yield (
                 f"{key} is {norm} with --accumulate {accumulate}: it would normalise with the statistics of "
                 f"{whole // accumulate} images, not of {whole}, which is another training; "
-                f"set {key} GN, which normalises each image alone, or leave out --accumulate"
+                f"set {key} GN, which normalises each image separately, or leave out --accumulate"
             )
         elif norm == "BN" and images < SMALLEST_BN_BATCH:
             yield (

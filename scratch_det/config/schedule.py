@@ -1,7 +1,7 @@
 """Iterations and learning rates: the paper's kx schedules, the rate of an iteration, and a recipe at another batch.
 
 The kx lengths (section 4 of *Rethinking ImageNet Pre-training*) are iterations at a total batch of 16 images. Their
-learning rate is a function of the iteration alone, never of the length of the run, so two runs that differ only in
+learning rate is a function of only the iteration, never of the length of the run, so two runs that differ only in
 length are the same run up to their first differing drop. A cosine has no such common beginning: its length is in every
 rate.
 """

@@ -50,7 +50,7 @@ class Problem:
 
 
 NUMBER_THEM = "number them: COCO's evaluation takes nothing else"
-CHECKS = {  # in the order in which problems are told
+CHECKS = {  # in the order in which problems are reported
     "images keys": Problem("error", "images without id, file_name, width or height"),
     "annotations keys": Problem("error", "annotations without id, image_id, category_id or bbox"),
     "categories keys": Problem("error", "categories without id or name"),

@@ -32,31 +32,31 @@ from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import follow_parent
 from scratch_det.errors import DataError
 
-ORDER, AUGMENTATION = 0, 1  # what a random generator is for; keeps the two apart
+ORDER, AUGMENTATION = 0, 1  # part of the seed, so that the two generators are independent
 
 
 class Stream:
     """An endless sequence of image indices; each pass over the data (epoch) is its own permutation.
 
-    Image and augmentation at a position are a function of (seed, position) alone, without any state. So a resumed run,
-    and one with other workers, another number of processes or another schedule length, sees the same images: runs
-    are compared by what they differ in, and a resumed run equals the uninterrupted one bit for bit.
+    Image and augmentation at a position are a function of only (seed, position), without any state. So a resumed run,
+    or a run with another number of workers, processes or iterations, sees the same images. Runs are compared only by
+    what differs between them, and a resumed run equals the uninterrupted run bit for bit.
 
     Args:
         seed: non-negative.
         num_images: images per epoch, at least 1.
         portrait: bool [num_images]; when given, positions 2k and 2k+1 hold images of one orientation wherever an epoch
             allows it. A batch is padded to its largest height and width, so mixed orientations cost memory and time;
-            detectron2's DATALOADER.ASPECT_RATIO_GROUPING avoids them by buffers, whose content depends on the past.
-            Pairs, whatever the run's split, since the paper has 2 images per GPU.
+            detectron2's DATALOADER.ASPECT_RATIO_GROUPING uses buffers, whose content depends on earlier images.
+            Always pairs, even if a process has more images, because the paper trains with 2 images per GPU.
     """
 
     def __init__(self, seed: int, num_images: int, portrait: np.ndarray | None = None):
         self.seed, self.num_images, self.portrait = seed, num_images, portrait
-        self._cached = -1, np.empty(0, int)  # the last epoch asked for and its order
+        self._cached = -1, np.empty(0, int)  # the last epoch that was used, and its order
 
     def at(self, position: int) -> tuple[int, np.random.Generator]:
-        """Index of the image, and random numbers for its augmentation, at a position.
+        """Index of the image at a position, and the random generator for its augmentation.
 
         A position is a 0-based count of images since the start of training, over all ranks.
         """
@@ -74,8 +74,8 @@ class Stream:
 def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, starts_odd: bool) -> np.ndarray:
     """Reorder one epoch so that its pairs, counted from even global positions, share an orientation.
 
-    What cannot be paired goes to the epoch's ends: one image when their number is odd (at the start where that cuts a
-    pair anyway), two of different orientation or none when it is even.
+    Images that cannot be paired go to the ends of the epoch: one image if the number of images is odd (at the start if
+    a pair is cut there anyway), two of different orientation or none if it is even.
     """
     pairs, left_over = [], []
     for group in (order[portrait], order[~portrait]):
@@ -88,10 +88,10 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
 
 
 class SerializedList:
-    """Read-only list of Python objects, pickled one behind another in one flat array (as in detectron2).
+    """Read-only list of Python objects, pickled one after another in one flat array (as in detectron2).
 
-    Forked workers share the memory of an array. A list's they would copy page by page, because reading an object
-    changes its reference count: some GB per worker for COCO.
+    Forked workers share the memory of an array. They would copy the memory of a list page by page, because reading an
+    object changes its reference count: some GB per worker for COCO.
     """
 
     def __init__(self, items: list[Any]):
@@ -110,7 +110,7 @@ class SerializedList:
 class TrainingSet(Dataset):
     """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2.
 
-    A DataError becomes the item instead of an exception: DataLoader would wrap one in the traceback of its worker.
+    A DataError is returned as the item, not raised: DataLoader would wrap an exception in the traceback of its worker.
     """
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
@@ -150,14 +150,14 @@ class TrainingSet(Dataset):
         if self.cfg.MODEL.KEYPOINT_ON:
             points = torch.tensor([one["keypoints"] for one in annotations], dtype=torch.float32)
             sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
-            sample["keypoints"][..., :2] += 0.5  # the json has indices of pixels, as detectron2 takes it
+            sample["keypoints"][..., :2] += 0.5  # the json has pixel indices, as detectron2 assumes
         sample = self.augment(sample, self.cfg, rng)
         if self.cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
             sample = flip(sample, self.cfg.INPUT.RANDOM_FLIP, self.flip_indices)
         return {"position": position, **keep_inside(sample)}
 
     def describe(self) -> str:
-        """For the log."""
+        """The line for the log: how many images are used and how many are left out."""
         lacking = "objects or keypoints" if self.cfg.MODEL.KEYPOINT_ON else "objects"
         return f"{len(self):,} training images; {self.num_dropped:,} without {lacking} left out"
 
@@ -167,7 +167,7 @@ class TrainingSet(Dataset):
 
 
 class EvaluationSet(Dataset):
-    """Test samples in the json's order, without truth; ``resized`` to MIN_SIZE_TEST, or as they are stored."""
+    """Test samples in the order of the json, without objects; ``resized`` to MIN_SIZE_TEST, or in their own size."""
 
     def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
         self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
@@ -187,9 +187,9 @@ class EvaluationSet(Dataset):
 
 
 def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -> Sample:
-    """A sample without objects; ``entry``, the image's in the json, has its id and the size that it must have.
+    """A sample without objects. ``entry`` is the image's entry in the json: its id, and the size that is expected.
 
-    Raises DataError as ``read_image``.
+    Raises DataError as ``read_image`` does.
     """
     entry = entry or {"id": path.name, "width": None, "height": None}
     pixels = read_image(path, entry["width"], entry["height"])
@@ -203,9 +203,9 @@ def training_batches(
 ) -> Iterator[list[Sample]]:
     """This rank's micro-batches from ``start_iteration`` to MAX_ITER, ``accumulate`` per iteration.
 
-    Iteration i holds positions i * IMS_PER_BATCH and following, whatever the split: the ranks take consecutive shares
-    of them, and cut these into consecutive micro-batches. Raises DataError for the first image that cannot be read as
-    the json describes it.
+    Iteration i holds the IMS_PER_BATCH positions from i * IMS_PER_BATCH on, for any number of ranks: each rank takes a
+    consecutive share of them and splits it into consecutive micro-batches. Raises DataError for the first image that
+    cannot be read as the json describes it.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     size = batch // (world.size * accumulate)
@@ -220,7 +220,7 @@ def training_batches(
 def evaluation_batches(
     dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE, size: int = 1
 ) -> Iterator[list[Sample]]:
-    """This rank's share of the test images, ``size`` a batch: number rank, rank + world size, ... in their order.
+    """This rank's share of the test images in batches of ``size``: image number rank, rank + world size, ...
 
     Raises DataError as ``training_batches`` does.
     """
@@ -236,7 +236,7 @@ def _load_batches(dataset: Dataset, cfg: CfgNode, batches: Iterable[Sequence[int
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         worker_init_fn=follow_parent,
-        generator=torch.Generator(),  # not torch's global one, whose state belongs to the training
+        generator=torch.Generator(),  # not torch's global generator, which the training uses
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
     )
     if loader.num_workers:

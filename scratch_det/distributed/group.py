@@ -44,7 +44,7 @@ class Watch(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Look until told to end; leave the process when another one failed, or the launcher or the store is gone."""
+        """Watch until ``ended`` is set; end the process if another one failed, or the launcher or store is gone."""
         give_up = float("inf")
         while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
             # An orphan has a new parent. Nobody would read its exit code or start it again, so it ends.
@@ -200,7 +200,7 @@ class Group:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether the error is that of a process that another one has left alone in an exchange."""
+    """Whether the error is a lost connection: another process ended during an exchange."""
     of_torch = isinstance(error, dist.DistError) or "gloo" in str(error)
     return isinstance(error, RuntimeError) and of_torch and any(sign in str(error) for sign in LOST)
 
@@ -209,7 +209,7 @@ def before_fork() -> None:
     """Has to be called before this process forks others, such as data loading workers.
 
     A thread of gloo's that has just ended an exchange holds, for a moment, a lock of Python's (3.11) that a process
-    forked in that moment would wait for for ever. Nothing is exchanged meanwhile, so a pause lets the thread end.
+    forked in that moment would wait for forever. Nothing is exchanged meanwhile, so a pause lets the thread end.
     """
     if dist.is_initialized():
         time.sleep(SECONDS_TO_SETTLE)

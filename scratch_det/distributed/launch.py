@@ -208,7 +208,7 @@ def _wait(processes: list[subprocess.Popen], store: "Store", first_rank: int) ->
 def open_store(address: str, port: int, opens_it: bool) -> tuple["Store", int]:
     """Where the processes meet, opened here or reached, and its port; port 0 is a free one. Raises UserError.
 
-    It is a part for this start alone: torchrun uses the same store, and starts anew in it after a failure.
+    The prefix belongs only to this start: torchrun uses the same store, and starts anew in it after a failure.
     """
     from torch.distributed import PrefixStore, TCPStore
 

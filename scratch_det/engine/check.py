@@ -27,7 +27,7 @@ PREFETCHED = 2  # batches that a worker holds ready: PyTorch's default
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
-SHARED = Path("/dev/shm")  # through which workers hand over their images
+SHARED = Path("/dev/shm")  # workers pass images through it
 
 
 def check(
@@ -37,10 +37,10 @@ def check(
     images: bool = False,
     say: Callable[[str], object] = print,
 ) -> Report:
-    """Everything that ``request`` would meet if it were started, without stopping at the first error.
+    """All checks that ``request`` would have to pass at its start, without stopping at the first error.
 
     num_gpus, num_machines: processes on a machine, and machines. images: also read every image file. ``say`` receives
-    the sections as text, one by one. Raises UserError for numbers of processes that make no sense.
+    the sections as text, one by one. Raises UserError for impossible numbers of processes.
     """
     several_to_launch(World(), num_gpus, num_machines, machine_rank=0, dist_url="auto")
     here = max(num_gpus, 1)
@@ -49,7 +49,7 @@ def check(
     with gc_paused():  # while the annotations are held
         try:
             plan = make_plan(request, World(size=here * num_machines, local_size=here), DETECTION, report)
-        except UserError:  # no recipe to look at, as the report says
+        except UserError:  # the recipe cannot be read; the report says why
             return report
         if not any(severity == "error" for severity, _ in report.sections[0].problems):  # the model can be built
             check_needs(report, plan, here, num_machines, available)
@@ -61,7 +61,7 @@ def check(
 
 
 def check_needs(report: Report, plan: Plan, here: int, num_machines: int, available: int | None) -> None:
-    """What a sound recipe means for the length of the run, memory, model and disk.
+    """Length of the run, memory, model size and disk space for a recipe without errors.
 
     here: processes on this machine. available: memory in bytes before the data sets were read.
     """
@@ -162,7 +162,7 @@ def check_memory(
 def available_memory() -> int | None:
     """Bytes that new processes can take: of the machine and of every cgroup (container, job) around this process.
 
-    None where the system does not tell. Memory that only caches files is available.
+    None where the system does not report it. Memory that only caches files counts as available.
     """
     found = []
     if MEMINFO.exists():
@@ -190,9 +190,9 @@ def free_shared_memory() -> int | None:
 
 
 def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> None:
-    """Tell the model's size, whether MODEL.WEIGHTS fit it and whether the GPUs are there.
+    """Report the model's size, whether MODEL.WEIGHTS fit it and whether the GPUs are visible.
 
-    ``cfg`` has passed every check and has NUM_CLASSES. The model is built without memory for its weights.
+    ``cfg`` has passed every check and has NUM_CLASSES. The model is built on the meta device.
     """
     import torch  # here, so that errors of the checks above come at once
 

@@ -1,9 +1,9 @@
-"""A run's checkpoints/: every file there is complete, and a damaged one is found before it is used.
+"""The folder checkpoints/ of a run: every file in it is complete, and a damaged file is found before it is used.
 
-model_0000499.pth  after 500 completed iterations: the last ``keep_last`` (0: all) and those of ``keep_at``
+model_0000499.pth  after 500 completed iterations: the last ``keep_last`` (0: all) and the iterations ``keep_at``
 model_final.pth    after the last iteration
-model_best.pth     of the best AP; where the file system can do that, another name of the same file
-last_checkpoint    the name of the newest, for detectron2; not read here
+model_best.pth     the checkpoint with the best AP; a hard link where the file system supports it
+last_checkpoint    the name of the newest checkpoint, for detectron2; not read here
 index.json         SHA-256 of the files, ``keep_at`` of every start of the run, and the best AP
 """
 
@@ -39,13 +39,13 @@ def checkpoint_name(iteration: int) -> str:
 class Checkpointer:
     """Writes and finds the checkpoints of one run; one process at a time may write them.
 
-    A checkpoint is written beside its place, flushed to the disk, entered into index.json with its SHA-256, and only
-    then given its name; older ones are deleted last. So whenever the process is killed, the newest file with a name is
+    A checkpoint is written to a temporary file, flushed to the disk, entered into index.json with its SHA-256, and only
+    then renamed; older checkpoints are deleted last. So whenever the process is killed, the newest file with a name is
     complete.
 
     Args:
-        keep_last: how many regular checkpoints stay; 0 keeps all.
-        keep_at: completed iterations whose checkpoints stay besides; those of earlier starts are added from the index.
+        keep_last: number of regular checkpoints to keep; 0 keeps all.
+        keep_at: completed iterations whose checkpoints are kept too; index.json adds the ``keep_at`` of earlier starts.
     """
 
     def __init__(self, folder: Path, keep_last: int = 3, keep_at: Collection[int] = ()):
@@ -58,10 +58,10 @@ class Checkpointer:
         check_free_space(self.folder, bytes_each, most_checkpoints(max_iter, period, self.keep_last, self.keep_at))
 
     def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
-        """Write the state after ``completed`` iterations, then delete what need not be kept.
+        """Write the state after ``completed`` iterations, then delete checkpoints that need not be kept.
 
-        That includes regular checkpoints of later iterations: the run has gone back to before them, because they were
-        damaged, and will come to them again. Raises UserError when the disk is full; what was there before stays.
+        Regular checkpoints of later iterations are deleted too: they were damaged, so the run continued from an earlier
+        one, and will write them again. Raises UserError when the disk is full; earlier checkpoints stay.
         """
         regular = self.folder / checkpoint_name(completed - 1)
         path = self.folder / FINAL if final else regular
@@ -78,14 +78,14 @@ class Checkpointer:
         return path
 
     def save_best(self, state: dict[str, Any], ap: float, completed: int) -> None:
-        """Make the state after ``completed`` iterations, with its AP, model_best.pth. Raises UserError as ``save``."""
+        """Write the state after ``completed`` iterations as model_best.pth, with its AP. Raises as ``save`` does."""
         with self._writing(self.folder / BEST, state):
             self._put(self.folder / BEST, state, completed)
-            digests = self._read_index()["sha256"]  # of model_best.pth only the newest is needed from now on
+            digests = self._read_index()["sha256"]  # only the newest digest of model_best.pth is needed
             self._write_index(sha256={**digests, BEST: digests[BEST][:1]}, best={"completed": completed, "ap": ap})
 
     def keep(self, completed: int) -> None:
-        """Keep the checkpoint of ``completed`` iterations, which is there already, as if it had been in ``keep_at``."""
+        """Add ``completed`` to ``keep_at``; its checkpoint exists already."""
         self.keep_at |= {completed}
         self._write_index(keep_at=sorted(self.keep_at))
 
@@ -95,14 +95,14 @@ class Checkpointer:
         return best["ap"] if best and not self.damage(BEST) else -math.inf
 
     def holds(self, completed: int) -> bool:
-        """Whether an undamaged checkpoint of exactly ``completed`` iterations is there, the best one excepted."""
+        """Whether an undamaged checkpoint of exactly ``completed`` iterations exists, except model_best.pth."""
         paths = [self.folder / name for name in (checkpoint_name(completed - 1), FINAL)]
         return any(p.is_file() and completed_iterations(p) == completed and not self.damage(p.name) for p in paths)
 
     def newest_valid(self) -> Path | None:
-        """The undamaged checkpoint with the most iterations behind it; None when no checkpoint was ever completed.
+        """The undamaged checkpoint with the most completed iterations; None when there is no checkpoint.
 
-        Logs each damaged one that it passes over. Raises UserError when all of them are damaged.
+        Logs each damaged checkpoint that it skips. Raises UserError when all of them are damaged.
         """
         candidates = self._newest_first()
         for place, path in enumerate(candidates):
@@ -121,7 +121,7 @@ class Checkpointer:
         return None
 
     def damage(self, name: str) -> str | None:
-        """Why the file ``name`` is no complete, unchanged checkpoint; None when it is one."""
+        """Why the file ``name`` is not a complete, unchanged checkpoint; None when it is one."""
         return damage(self.folder / name, self._read_index().get("sha256", {}).get(name, ()))
 
     def _put(self, path: Path, state: dict[str, Any], completed: int) -> None:
@@ -130,13 +130,13 @@ class Checkpointer:
         last = self._last_written
         if not (last and last[0] == completed and _link(last[1], partial)):
             last = self._last_written = completed, path, write_synced(partial, state)
-        # Until the new file has its name the one that it replaces is valid too: after a crash either may be there.
+        # Until the rename, the old file is valid too: after a crash either file may be there.
         digests = self._read_index().get("sha256", {})
         known = {name: found for name, found in digests.items() if (self.folder / name).exists()}
         known[path.name] = list(dict.fromkeys([last[2], *known.get(path.name, [])]))
         self._write_index(keep_at=sorted(self.keep_at), sha256=known)
         rename_synced(partial, path)
-        partial.unlink(missing_ok=True)  # it is left when both names were one file already
+        partial.unlink(missing_ok=True)  # it remains if both names were hard links to one file
 
     def _regular(self) -> dict[int, Path]:
         """Completed iterations -> file, oldest first."""
@@ -144,9 +144,10 @@ class Checkpointer:
         return {int(match[1]) + 1: path for match, path in matches if match}
 
     def _newest_first(self) -> list[Path]:
-        """Every checkpoint. A final one that does not tell its iterations counts as the newest, such a best as oldest.
+        """Every checkpoint, newest first.
 
-        Of two with equally many iterations the best one comes last: it may be the same file.
+        If its iterations cannot be read, model_final.pth counts as the newest and model_best.pth as the oldest. For
+        equal iterations model_best.pth comes last: it may be the same file.
         """
         places = [(float(completed), 1, path) for completed, path in self._regular().items()]
         for path, rank, unknown in ((self.folder / FINAL, 2, math.inf), (self.folder / BEST, 0, 0.0)):
@@ -193,8 +194,8 @@ class Checkpointer:
 def damage(path: Path, digests: Collection[str] = ()) -> str | None:
     """Why ``path`` is no complete, unchanged checkpoint; None when it is one.
 
-    It has to have one of the SHA-256 ``digests``. Without any, the CRC-32 that torch.save leaves for each part of the
-    file (a zip archive) have to be right, which torch.load does not look at, and the file has to load.
+    Its SHA-256 has to be one of ``digests``. Without digests, the file has to load, and the CRC-32 of each part of the
+    file (a zip archive) has to be right, which torch.load does not check.
     """
     try:
         if digests:
@@ -212,7 +213,7 @@ def damage(path: Path, digests: Collection[str] = ()) -> str | None:
 
 
 def completed_iterations(path: Path) -> int | None:
-    """The number of iterations behind a checkpoint: from its name, else from inside; None when it cannot be read."""
+    """Completed iterations of a checkpoint: from its name, else from its content; None when it cannot be read."""
     if match := REGULAR.fullmatch(path.name):
         return int(match[1]) + 1
     try:
@@ -222,7 +223,7 @@ def completed_iterations(path: Path) -> int | None:
 
 
 class _HashingFile(io.BufferedWriter):
-    """Takes the SHA-256 of what is written, not of what can be read again: the two differ where a disk is faulty."""
+    """Computes the SHA-256 of the bytes that are written. On a faulty disk, the bytes read back would differ."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path, "w"))
@@ -243,7 +244,7 @@ def write_synced(path: Path, state: dict[str, Any]) -> str:
 
 
 def rename_synced(path: Path, new: Path) -> None:
-    """Rename within a folder, and flush the folder's entry to the disk too, on file systems that can do that."""
+    """Rename within a folder, and flush the folder's entry to the disk too, on file systems that support it."""
     os.replace(path, new)
     folder = os.open(new.parent, os.O_RDONLY)
     with suppress(OSError):
@@ -252,7 +253,7 @@ def rename_synced(path: Path, new: Path) -> None:
 
 
 def _link(source: Path, path: Path) -> bool:
-    """Make ``path`` a second name of ``source``; False where the file system cannot do that."""
+    """Make ``path`` a second name of ``source``; False where the file system does not support it."""
     try:
         os.link(source, path)
     except OSError:

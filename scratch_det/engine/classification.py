@@ -104,9 +104,9 @@ def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
 
 
 class FolderSet(Dataset):
-    """Training samples by stream position, or test samples in the folder's order, of which the middle is cut out.
+    """Training samples by stream position, or centre-cropped test samples in folder order.
 
-    A DataError becomes the item, so that it leaves a worker process as it is.
+    A DataError is returned as the item, not raised, so that it passes unchanged through a worker process.
     """
 
     def __init__(self, cfg: CfgNode, datasets: list[ImageFolder], is_training: bool = True):
@@ -129,15 +129,15 @@ class FolderSet(Dataset):
         return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
 
     def describe(self) -> str:
-        """For the log."""
+        """The line for the log: the number of images."""
         return f"{len(self):,} training images"
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
     """A random part of the image with INPUT.CROP, else its middle, as a square; then RANDOM_FLIP with probability 1/2.
 
-    INPUT.CROP.SIZE is the least part of height and width: the area is drawn between the product of the two and the
-    whole image, and the aspect between 3/4 and 4/3.
+    INPUT.CROP.SIZE is the smallest fraction of height and width: the area is drawn between the product of the
+    two and the whole image, and the aspect between 3/4 and 4/3.
     """
     side = cfg.INPUT.MIN_SIZE_TRAIN[0]
     if cfg.INPUT.CROP.ENABLED:

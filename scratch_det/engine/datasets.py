@@ -1,4 +1,4 @@
-"""What the data sets of one run, and its recipe, have to agree on: generators of messages, one a conflict."""
+"""Conflicts between the data sets of a run, and with its recipe: generators that yield one message per conflict."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from scratch_det.errors import listed
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
-PERSON = 17  # keypoints that COCO has sigmas for
+PERSON = 17  # number of keypoints in COCO, which has sigmas only for these
 
 
 def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: list[ImageFolder]) -> Iterator[str]:
@@ -34,7 +34,7 @@ def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list
 
 
 def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
-    """A notice on ``test`` when it has image files that are also trained on."""
+    """A notice on ``test`` when the training set has some of its image files."""
     root, trained_root = (os.path.realpath(data.entry.image_root) for data in (test, training))
     trained = {f"{trained_root}/{image['file_name']}" for image in training.images}
     shared = [{"id": image["id"]} for image in test.images if f"{root}/{image['file_name']}" in trained]

@@ -28,7 +28,7 @@ IMAGES_SHOWN = 12
 def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
     """Draw curves.png and predictions.png, the latter from the last evaluation of the first test set.
 
-    A picture that fails is told in the log and does not undo the run.
+    An error in drawing is only logged: the run is still complete.
     """
     try:
         draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
@@ -63,7 +63,7 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
         if cfg.MODEL.KEYPOINT_ON:
             points = np.array([item["keypoints"] for item in items], dtype=float)
             found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)
-            found["keypoints"][..., :2] += 0.5  # from indices of pixels to their centres
+            found["keypoints"][..., :2] += 0.5  # from pixel indices to pixel centres
         return found
 
     samples = []

@@ -1,4 +1,4 @@
-"""The training loop, its record (metrics.json, TensorBoard, log lines), and what a loss that is not finite leaves."""
+"""The training loop, its metrics (metrics.json, TensorBoard, log), and the report on a loss that is not finite."""
 
 import json
 import math
@@ -24,11 +24,11 @@ from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, clock, logger
 
-PERIOD = 20  # iterations per line of metrics.json, as detectron2's writers have it
+PERIOD = 20  # iterations per line of metrics.json, as in detectron2
 DIVERGENCE_REPORT = "nonfinite.json"
-HISTORY = 50  # iterations of losses that the report shows
-MOST_IMAGES = 8  # named in the message; the report has all
-RISEN = 2.0  # a total loss that has grown by this factor within HISTORY speaks for too high a learning rate
+HISTORY = 50  # iterations of losses in the report
+MOST_IMAGES = 8  # image ids in the message; the report lists all
+RISEN = 2.0  # total loss grown by this factor within HISTORY: the learning rate is probably too high
 LOWER = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
 
 
@@ -36,20 +36,20 @@ class Metrics:
     """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format).
 
     Args:
-        start_iteration: completed iterations; what an earlier start wrote about later ones is dropped.
-        window: ``window`` of the checkpoint that the run continues from.
+        start_iteration: completed iterations; lines that an earlier start wrote for later iterations are removed.
+        window: ``window`` of the checkpoint from which the run continues.
     """
 
     def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
         self.max_iter, self.window = max_iter, window
-        self.board: SummaryWriter | None = None  # of rank 0 only
+        self.board: SummaryWriter | None = None  # only on rank 0
         if run_dir.writes:
             keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
             self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
             self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
-        """Take one iteration's scalars; at the end of a window (and of training) write and return their medians."""
+        """Add the scalars of one iteration; at the end of a window (and of training) write and return the medians."""
         self.window.append(scalars)
         if (iteration + 1) % PERIOD and iteration + 1 != self.max_iter:
             return None
@@ -61,7 +61,7 @@ class Metrics:
         return medians
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
-        """One line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
+        """Write one line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
         if self.board is None:
             return
         line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
@@ -71,7 +71,7 @@ class Metrics:
             self.board.add_scalar(key, value, iteration)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close metrics.json and TensorBoard."""
         if self.board:
             self.file.close()
             self.board.close()
@@ -79,7 +79,7 @@ class Metrics:
 
 @dataclass
 class Trainer:
-    """One training run, as one of its processes (ranks) holds it.
+    """One training run in one of its processes (ranks).
 
     accumulate: micro-batches per iteration in this process (gradient accumulation).
     """
@@ -95,9 +95,9 @@ class Trainer:
     history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def train(self, dataset: TrainingSet, evaluate: Callable[[int], object], until: int) -> None:
-        """Train from ``state.iteration`` until ``until`` iterations are completed: MAX_ITER, or those of --stop-at.
+        """Train from ``state.iteration`` until ``until`` iterations are completed: MAX_ITER, or --stop-at.
 
-        Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, MAX_ITER excepted, and leaves a checkpoint.
+        Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, except at MAX_ITER, and writes checkpoints.
         Raises Stopped, after a checkpoint, when one of the processes was asked to stop; UserError in all processes when
         a loss is not finite; DataError when an image cannot be read.
         """
@@ -113,12 +113,12 @@ class Trainer:
                     self.save()
                 if stopping and completed < until:
                     raise Stopped(self.group.stop)
-                # After the checkpoint: an evaluation that is cut off is made up for when the run resumes from it.
+                # After the checkpoint: a run that resumes from it repeats an evaluation that was interrupted.
                 if is_due(completed, cfg.TEST.EVAL_PERIOD) and completed < max_iter:
                     evaluate(iteration)
 
     def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> tuple[float, bool]:
-        """One iteration with its record in the metrics; returns the total loss and whether the run has to stop."""
+        """Run one iteration and add its metrics; returns the total loss and whether the run has to stop."""
         began = time.perf_counter()
         micro_batches = [next(batches) for _ in range(self.accumulate)]
         data_seconds = time.perf_counter() - began
@@ -147,7 +147,7 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             # Anchors and proposals are sampled with torch's generator. A seed for each micro-batch of each iteration
             # means that no random state has to be saved: a resumed run or a branch draws what the whole run draws.
-            # Micro-batches count through all ranks: 2 ranks and 2 accumulated micro-batches draw the same.
+            # Micro-batches are numbered across ranks, so 2 ranks x 1 and 1 rank x 2 get the same seeds.
             key = np.random.SeedSequence([self.cfg.SEED, iteration, group.rank * parts + number])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             with state.forward(synchronize=number == parts - 1):
@@ -155,9 +155,9 @@ class Trainer:
             losses["total_loss"] = sum(losses.values())
             state.scaler.scale(losses["total_loss"] / parts).backward()
             found.append({name: loss.detach() for name, loss in losses.items()})
-        # Averaged first, so that every rank clips the same gradient, and if one overflowed in float16, all ranks skip
-        # this update. Clipping compares with a limit, so the loss scale has to be divided out before; without
-        # clipping ``scaler.step`` does that itself. Where nothing is scaled the scaler only calls optimizer.step().
+        # Average before clipping, so that every rank clips the same gradient, and if one rank overflowed in float16,
+        # all ranks skip this update. Clipping compares with a limit, so the loss scale has to be divided out before;
+        # without clipping ``scaler.step`` does that. Without loss scaling it only calls optimizer.step().
         state.average_gradients(group)
         if self.cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
             state.scaler.unscale_(state.optimizer)
@@ -165,8 +165,8 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
 
-        # The losses are read once the update is queued, so the CPU waits for a GPU once an iteration. The request to
-        # stop travels in the same exchange: it costs nothing, and all ranks leave the loop after the same iteration.
+        # The losses are read after the update is queued, so the CPU waits for the GPU once per iteration. The stop
+        # request is part of the same all-reduce: no extra cost, and all ranks stop after the same iteration.
         own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
         *means, stopping = group.mean(torch.cat([own, own.new_tensor([group.stop.requested])])).tolist()
         losses = dict(zip(found[0], means, strict=True))  # over processes as well
@@ -177,13 +177,13 @@ class Trainer:
         return losses, stopping > 0
 
     def checkpoint(self) -> dict[str, Any]:
-        """What a checkpoint holds: the state, and the metrics that are not written yet."""
+        """The content of a checkpoint: the state, and the metrics that are not written yet."""
         return {**self.state.state_dict(), "window": self.metrics.window}
 
     def save(self) -> None:
         """Write a checkpoint of the completed iterations, by rank 0 only.
 
-        Raises UserError, in all processes, when a weight is not finite: such a checkpoint would be the newest.
+        Raises UserError, in all processes, when a weight is not finite: --resume would start from that checkpoint.
         """
         completed, parameters = self.state.iteration, dict(self.state.model.named_parameters())
         finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
@@ -198,7 +198,7 @@ class Trainer:
     def divergence(self, iteration: int, lr: float, own_losses: dict[str, float], batch: list[Sample]) -> UserError:
         """Write nonfinite.json and return the error that names the likely cause; called in all processes at once.
 
-        ``own_losses`` and ``batch`` are those of this process.
+        ``own_losses`` and ``batch`` are the losses and samples of this process.
         """
         images = [{name: sample[name] for name in ("image_id", "position")} for sample in batch]
         own: dict[str, Any] = {"losses": json_numbers(own_losses), "images": images}
@@ -216,11 +216,11 @@ class Trainer:
             f"  likely cause: {cause}\n  losses, gradient norms and images are in "
             f"{self.run_dir.path / DIVERGENCE_REPORT}; earlier checkpoints are kept"
         )
-        return UserError(self.group.broadcast(message))  # only rank 0 knows the images of all
+        return UserError(self.group.broadcast(message))  # only rank 0 has gathered the images of all ranks
 
 
 def is_due(completed: int, period: int) -> bool:
-    """Whether a multiple of ``period`` is completed; a period of 0 is never."""
+    """Whether ``completed`` is a multiple of ``period``; always False for a period of 0."""
     return period > 0 and completed % period == 0
 
 
@@ -228,22 +228,25 @@ def likely_cause(totals: list[float | str], history: list[dict[str, float]], ite
     """One sentence on a loss that is not finite.
 
     Args:
-        totals: the processes' total losses, as text where they are not finite.
-        history: the losses of the iterations before, averaged over processes.
+        totals: total loss of each process, as text if it is not finite.
+        history: losses of the iterations before, averaged over processes.
     """
     before = [line["total_loss"] for line in history]
     bad = [str(rank) for rank, total in enumerate(totals) if isinstance(total, str)]
     if len(before) > 1 and before[-1] > RISEN * min(before):
         return f"training diverged, total_loss rose from {min(before):.3g} to {before[-1]:.3g} before: {LOWER}"
     if len(bad) < len(totals):
-        return f"only process {', '.join(bad)} of {len(totals)} has it, so look at its images: boxes, masks, sizes"
+        return (
+            f"only process {', '.join(bad)} of {len(totals)} has a loss that is not finite; "
+            "check its images: boxes, masks, sizes"
+        )
     if iteration < warmup_iters:
         return f"iteration {iteration} is within the warm-up of {warmup_iters}: {LOWER}"
-    return f"the losses before did not rise, so look at the images; if they are sound, {LOWER}"
+    return f"the losses before did not rise; check the images; if they are correct, {LOWER}"
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float | str]:
-    """Norm of the gradient of each part of the model, two levels deep ("backbone.body", "rpn.head")."""
+    """Gradient norm of each part of the model, two levels deep ("backbone.body", "rpn.head")."""
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -253,12 +256,12 @@ def gradient_norms(model: nn.Module) -> dict[str, float | str]:
 
 
 def json_numbers(values: dict[str, float]) -> dict[str, float | str]:
-    """JSON has no NaN and no infinity: they become text."""
+    """JSON supports neither NaN nor infinity: they become text."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 
 def log_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
-    """A window's medians for the log."""
+    """The log line with the medians of one window."""
     losses = "  ".join(f"{key} {value:.4f}" for key, value in medians.items() if key.startswith("loss_"))
     return (
         f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"

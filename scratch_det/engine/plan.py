@@ -34,8 +34,8 @@ from scratch_det.errors import ConfigError, DataError, UserError, refuse
 from scratch_det.log import close_logging, logger, set_up_logging
 from scratch_det.weights.locate import check_weights, find_checkpoint
 
-DETECTION, CLASSIFICATION = "detection", "classification"  # what is trained: modules of scratch_det.engine
-LIBRARY = "torchvision"  # its ResNets are pre-trained, and the weights have its names, which both backends read
+DETECTION, CLASSIFICATION = "detection", "classification"  # tasks: modules of scratch_det.engine
+LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
 TRAINING_FLAGS = (
     "branch_from",
     "switch_from",
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; see ``tools/train_net.py --help``."""
+    """The flags and overrides of a command line; see ``tools/train_net.py --help``."""
 
     config_file: str
     overrides: list[str]
@@ -73,15 +73,15 @@ class Request:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Completed iterations whose checkpoints stay: those of --keep-at and the one of --stop-at."""
+        """Completed iterations whose checkpoints are kept: the numbers of --keep-at, and --stop-at."""
         return self.keep_at if self.stop_at is None else (*self.keep_at, self.stop_at)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that passed the checks: its config, resolved, its data sets, read, and its folder.
+    """A request that passed the checks, with its resolved config, the data sets that were read, and the run folder.
 
-    A data set has an ``entry`` with its name, ``images``, ``digest`` and, in a word, what that is of: ``described_by``.
+    A data set has an ``entry`` with its name, ``images``, ``digest``, and ``described_by``: what the digest is of.
     """
 
     request: Request
@@ -94,7 +94,7 @@ class Plan:
 
 @dataclass
 class Section:
-    """One part of the checks: facts as lines for people and as values for programs; problems as (severity, message).
+    """One part of the checks: facts (``lines`` for people, ``values`` for programs) and problems (severity, message).
 
     strict: the first error is raised; otherwise it becomes a problem and the checks go on.
     """
@@ -106,7 +106,7 @@ class Section:
     problems: list[tuple[Severity, str]] = field(default_factory=list)
 
     def add(self, line: str, **values: Any) -> None:
-        """A fact."""
+        """Add a fact."""
         self.lines.append(line)
         self.values.update(values)
 
@@ -118,7 +118,7 @@ class Section:
     def attempt(self, action: Callable[..., Result], *arguments: Any) -> Result | None:
         """``action(*arguments)``. Its UserError is raised (strict), or recorded, and the result is None.
 
-        Each line of a message that is not indented is an error of its own.
+        Each line of the message that is not indented becomes a separate problem.
         """
         try:
             return action(*arguments)
@@ -132,7 +132,7 @@ class Section:
 
 
 class Report:
-    """The sections of the checks, in their order; ``say`` receives each one as soon as it is complete."""
+    """The sections of the checks in order; ``say`` receives each section when it is complete."""
 
     def __init__(self, strict: bool = True, say: Callable[[Section], object] = lambda section: None):
         self.strict, self.say, self.sections = strict, say, list[Section]()
@@ -160,7 +160,7 @@ class Report:
 def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:
     """Check the request, then train and evaluate (or only evaluate), as one of the processes of ``world``.
 
-    Only rank 0 prints and logs. Raises UserError for errors of the user, Stopped when the run was asked to stop.
+    Only rank 0 prints and logs. Raises UserError for user errors, Stopped when the run was asked to stop.
     """
     set_up_logging(prints=world.is_main)
     stop, report = StopFlag(), Report()
@@ -192,8 +192,9 @@ start_pretraining = partial(start, task=CLASSIFICATION)
 def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None) -> Plan:
     """All checks in their order, the cheap ones first, section by section of ``report``.
 
-    A strict report, the default, raises UserError at the first error. Another one gets every error and notice; the
-    plan is then what could be planned in spite of them. Raises UserError also when there is no recipe to look at.
+    A strict report, the default, raises UserError at the first error. A report that is not strict collects every error
+    and notice, and the plan holds what could be planned despite the errors. Raises UserError in both cases when the
+    recipe cannot be read at all.
     """
     report = report or Report()
     with report.section("recipe") as section:
@@ -222,7 +223,7 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
 def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
     """The backend that builds the model, and the recipe in its keys.
 
-    With --resume ``auto`` is the backend that began the run. Pre-training has one backend.
+    With --resume, ``auto`` means the backend that began the run. Pre-training supports only one backend.
     """
     if task == CLASSIFICATION:
         if request.backend not in (LIBRARY, backends.AUTO):
@@ -251,9 +252,9 @@ def without_errors(request: Request, task: str) -> Request:
 def check_recipe(
     section: Section, request: Request, recipe: LoadedConfig, backend: str, processes: int, task: str
 ) -> list[str]:
-    """Every rule on a recipe. Settles its batch, and returns what that becomes, in lines for the log."""
+    """Check every rule on a recipe and settle its batch size; returns lines for the log that describe the batch."""
     cfg, batch, notices = recipe.cfg, None, None
-    if request.eval_only:  # one image at a time, so that rules on the batch say nothing
+    if request.eval_only:  # one image at a time: rules on the batch do not apply
         section.attempt(refuse, evaluation_problems(request, cfg))
         section.attempt(check_config, cfg)
         notices = list(mirrored_views(cfg))
@@ -264,7 +265,7 @@ def check_recipe(
         section.problem("notice", notice)
     if task == CLASSIFICATION:
         as_detector = cfg.clone()
-        as_detector.INPUT.CROP.ENABLED = False  # which this trainer has for classification alone
+        as_detector.INPUT.CROP.ENABLED = False  # this trainer supports it only for classification
         section.attempt(backends.check_keys, backend, as_detector)
         section.attempt(refuse, classification_problems(cfg))
     else:
@@ -273,43 +274,43 @@ def check_recipe(
 
 
 def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
-    """With --eval-only: flags that would do nothing, no data, and random weights in the place of a run's."""
+    """With --eval-only: training flags, no test data, and random weights that would overwrite a run's predictions."""
     if not (cfg.MODEL.WEIGHTS or request.resume) and RunDir(cfg.OUTPUT_DIR).holds_run():
         yield (
-            f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run, whose predictions those of random '
-            "weights would replace; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
+            f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; evaluating random weights would '
+            "overwrite its predictions; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
         )
     given = [name for name in TRAINING_FLAGS if getattr(request, name) != getattr(Request, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        yield f"{flags}: an evaluation has no use for it; leave it out, or leave out --eval-only"
+        yield f"{flags}: not allowed with --eval-only; leave out one of the two"
     if not cfg.DATASETS.TEST:
         yield "DATASETS.TEST is empty: name what to evaluate on, such as DATASETS.TEST \"('digits_val',)\""
 
 
 def classification_problems(cfg: CfgNode) -> Iterator[str]:
-    """What a recipe for pre-training has to say; its model is a detector's, of which the backbone is trained."""
+    """Problems of a recipe for pre-training. It describes a detector, and only the detector's backbone is trained."""
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
     if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
         yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST
     if len(sizes) > 1:
-        yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one side: that of the square crops, such as (224,)"
+        yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one side, the side of the square crops, such as (224,)"
     elif test < sizes[0]:
         yield (
-            f"INPUT.MIN_SIZE_TEST is {test}, expected INPUT.MIN_SIZE_TRAIN {sizes[0]} or more: its middle is cut out "
-            "in the size that was trained on"
+            f"INPUT.MIN_SIZE_TEST is {test}, expected INPUT.MIN_SIZE_TRAIN {sizes[0]} or more: a centre crop "
+            "of the training size is evaluated"
         )
     crop = cfg.INPUT.CROP
     if crop.ENABLED and crop.TYPE != "relative_range":
-        yield f"INPUT.CROP.TYPE is '{crop.TYPE}', expected 'relative_range', the only crop of a classification"
+        yield f"INPUT.CROP.TYPE is '{crop.TYPE}', expected 'relative_range', the only crop that classification supports"
     elif crop.ENABLED and (len(crop.SIZE) != 2 or not all(0 < side <= 1 for side in crop.SIZE)):
-        yield f"INPUT.CROP.SIZE is {crop.SIZE}, expected the least part of height and width, such as [0.8, 0.8]"
+        yield f"INPUT.CROP.SIZE is {crop.SIZE}, expected the smallest fraction of height and width, such as [0.8, 0.8]"
 
 
 def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[str]:
-    """Values of the flags on checkpoints and initialisation that this run cannot have."""
+    """Problems of the flags on checkpoints and initialisation."""
     max_iter, heads = cfg.SOLVER.MAX_ITER, cfg.MODEL.ROI_HEADS.NAME
     for flag, numbers in (("--keep-at", request.keep_at), ("--stop-at", request.kept[len(request.keep_at) :])):
         if wrong := [str(number) for number in numbers if not 0 < number <= max_iter]:
@@ -326,19 +327,19 @@ def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[s
     goes_on = request.resume and not request.eval_only and run_dir.holds_run()
     if goes_on and request.init_std != (began := run_dir.recorded("init_std")):
         yield (
-            f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; give the flag "
-            "as it was, or name another folder: OUTPUT_DIR PATH"
+            f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; keep "
+            "that value, or name another folder: OUTPUT_DIR PATH"
         )
     if request.init_std is None:
         return
     if source := request.branch_from or request.switch_from or cfg.MODEL.WEIGHTS:
-        yield f"--init-std is of random weights, but this run starts from {source}; leave one out"
+        yield f"--init-std initialises random weights, but this run starts from {source}; leave one out"
     if not 0 < request.init_std < 1:
         yield f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01"
 
 
 def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir, task: str) -> None:
-    """What is worth knowing about where the run starts. The run itself compares its config with its parent's."""
+    """Notices about the start of the run. The run itself compares its config with the config of its parent."""
     parent = request.branch_from or request.switch_from
     goes_on = request.eval_only or request.resume or parent or cfg.MODEL.WEIGHTS
     if task == DETECTION and cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
@@ -352,12 +353,13 @@ def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir
         section.problem("error", f"{flag} {parent}: no such file")
     elif parent or (request.resume and run_dir.holds_run()):
         section.problem(
-            "notice", "the run behind --resume, --branch-from or --switch-from is compared at the start only"
+            "notice",
+            "the checkpoint given by --resume, --branch-from or --switch-from is compared only when the run starts",
         )
 
 
 def read_data(section: Section, request: Request, recipe: LoadedConfig, task: str) -> tuple[list[Any], list[Any]]:
-    """Read DATASETS.TRAIN (not to evaluate only) and TEST, and compare them with each other and the recipe.
+    """Read DATASETS.TRAIN (not with --eval-only) and TEST; compare them with each other and with the recipe.
 
     Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides.
     """
@@ -381,7 +383,7 @@ def read_data(section: Section, request: Request, recipe: LoadedConfig, task: st
 
 
 def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
-    """A COCO data set of the catalog, with its facts and every problem it has; DataError of six lines when strict."""
+    """A COCO data set of the catalog; adds its facts and problems. Raises DataError (six lines) when strict."""
     entry = lookup(name)
     data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
@@ -401,6 +403,6 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
 
 
 def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
-    """Those of data set ``name``, each with its fix."""
+    """Add the problems of data set ``name``, each with its fix."""
     for one in problems:
         section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))

@@ -1,8 +1,8 @@
-"""Where a run starts, and what may differ from the run that it continues.
+"""The checkpoint from which a run starts, and the changes that are allowed when a run is continued.
 
 A run starts at its own newest checkpoint (--resume), at a checkpoint of another run (--branch-from, --switch-from), at
-given weights, or at random. Whatever is continued has to end as if it had been one run from the beginning. So a change
-may only touch what is still to come; a change of what shaped the completed iterations is a UserError.
+given weights, or at random. A continued run has to end as if it had been one run from the beginning. So a change may
+only affect later iterations; a change that would have altered the completed iterations is a UserError.
 """
 
 import json
@@ -28,10 +28,10 @@ from scratch_det.weights.load import load_weights, to_cascade
 from scratch_det.weights.locate import find_checkpoint
 from scratch_det.weights.read import read_checkpoint
 
-PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # what is meant without --project
+PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # the values without --project
 EVALUATION = "evaluations from now on"
 ROUNDING = "the same computation, last digits may differ"
-EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights of completed iterations
+EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights of completed iterations
     "OUTPUT_DIR": "the folder has moved",
     "DATALOADER.NUM_WORKERS": "speed only",
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
@@ -43,7 +43,7 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not shape the weights 
         EVALUATION,
     ),
 }  # fmt: skip
-SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
+SWITCH = dict.fromkeys(  # further keys that a switch to a cascade may change
     ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "MODEL.ROI_BOX_CASCADE_HEAD.",
      "MODEL.RPN.POST_NMS_TOPK_TRAIN"),
     "from the switch on",
@@ -51,14 +51,14 @@ SWITCH = dict.fromkeys(  # what a switch to a cascade may change besides
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
-FLAGS = ("--branch-from", "--switch-from")  # what gives the checkpoint of another run
+FLAGS = ("--branch-from", "--switch-from")  # these flags name a checkpoint of another run
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference: ``refused`` when completed iterations would have been others with it."""
+    """One difference; ``refused``: it would have altered the completed iterations."""
 
     what: str
     earlier: Any
@@ -71,9 +71,9 @@ class Change:
 
 
 def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool = False) -> list[Change]:
-    """The keys that differ, as far as they matter after ``completed`` iterations under ``earlier``.
+    """The keys that differ, with their effect after ``completed`` iterations with config ``earlier``.
 
-    switch: from then on a cascade is trained.
+    switch: a cascade is trained after the completed iterations.
     """
     effects = EFFECTS | SWITCH if switch else EFFECTS
     old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
@@ -96,7 +96,7 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
         elif key not in SCHEDULE:
             effect, refused = "completed iterations were trained with the earlier value", True
         elif key in guilty:
-            effect, refused = f"the learning rate of iteration {first} would be another one", True
+            effect, refused = f"the learning rate of iteration {first} would change", True
         else:
             effect, refused = "iterations still to come", False
         if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has no tuples
@@ -106,11 +106,11 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
 
 
 def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
-    """The first of the completed iterations whose learning rate would have been another one; None when all agree."""
+    """The first completed iteration whose learning rate differs between the two configs; None if there is none."""
     solvers = earlier.SOLVER, now.SOLVER
     if all(plain(flatten(earlier)[key]) == plain(flatten(now)[key]) for key in SCHEDULE):
         return None
-    # After warm-up a multi-step rate is constant between two drops, so it is enough to look at the drops.
+    # After warm-up a multi-step rate is constant between two drops, so only the drops are compared.
     piecewise = is_multi_step(earlier) and is_multi_step(now)
     changing = max(s.WARMUP_ITERS for s in solvers) + 1 if piecewise else completed
     drops = {step for solver in solvers for step in solver.STEPS if step < completed}
@@ -133,7 +133,7 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
     hint = f"another model; give --backend {earlier['backend']}"
     changes += [
         Change("the backend", earlier["backend"], now["backend"], hint, refused=True),
-        Change("processes x accumulate", old, new, "the same images; proposals sampled otherwise, sums reordered"),
+        Change("processes x accumulate", old, new, "the same images; other sampled proposals, another order of sums"),
     ]
     for name in ("CPU threads", "torch", "torchvision", "detectron2"):
         changes.append(Change(name, versions[0].get(name), versions[1].get(name), ROUNDING))
@@ -152,9 +152,9 @@ def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: s
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a run starts from, the run that wrote it, and how many iterations it has behind it.
+    """The checkpoint that a run starts from, the run that wrote it, and its number of completed iterations.
 
-    is_branch: it is another run's. is_switch: and has one box head, where this one trains a cascade.
+    is_branch: another run wrote it. is_switch: it has one box head, and the new run trains a cascade.
     """
 
     checkpoint: Path
@@ -165,10 +165,10 @@ class Origin:
 
 
 def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any]) -> tuple[bool, Origin | None, int]:
-    """Whether the run is finished or as far as --stop-at asks, where it starts (None: from its beginning), its SEED.
+    """Whether the run is finished or has reached --stop-at, its origin (None: it starts at iteration 0), and its SEED.
 
-    A SEED of -1 means the one of the run that this one continues, else a new one. Raises UserError for a start that
-    would alter the past or train nothing.
+    A SEED of -1 becomes the seed of the run that is continued, else a new seed. Raises UserError if the start would
+    alter completed iterations or train nothing.
     """
     cfg, run_dir = plan.cfg, plan.run_dir
     is_finished = plan.request.resume and run_dir.result.exists()
@@ -184,10 +184,10 @@ def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any
 
 
 def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) -> Origin | None:
-    """With --resume the run's own newest valid checkpoint; else the one to branch off or to switch from; else nothing.
+    """With --resume the run's own newest valid checkpoint, else that of --branch-from or --switch-from, else None.
 
-    A branch that has no checkpoint of its own yet begins again at its parent's. Raises UserError when the folder is
-    not a branch of the checkpoint that is given, or when no checkpoint is left undamaged.
+    A branch that has no checkpoint of its own yet starts again at the checkpoint of its parent. Raises UserError when
+    the folder is not a branch of the given checkpoint, or when every checkpoint is damaged.
     """
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
     parent = Path(given) if given else None
@@ -224,9 +224,9 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
 
 
 def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environment: dict[str, Any]) -> bool:
-    """Log what is continued and every difference with its effect; whether nothing is left to do before --stop-at.
+    """Log the checkpoint and every difference with its effect; returns whether --stop-at is already reached.
 
-    Raises UserError for a difference that alters the past, and for a start that would train nothing.
+    Raises UserError for a difference that alters completed iterations, and for a start that would train nothing.
     """
     cfg, request, completed, checkpoint = plan.cfg, plan.request, origin.completed, origin.checkpoint
     max_iter, stop_at = cfg.SOLVER.MAX_ITER, request.stop_at
@@ -235,7 +235,7 @@ def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environ
         limit, name = stop_at, "--stop-at"
     if completed > max_iter or (origin.is_branch and completed >= limit):
         raise UserError(
-            f"{name} is {limit}, but {checkpoint} has {completed} iterations behind it, so nothing would be trained; "
+            f"{name} is {limit}, but {checkpoint} has {completed} completed iterations, so nothing would be trained; "
             "give a larger number, or an earlier checkpoint (--keep-at keeps it) and another folder: OUTPUT_DIR PATH"
         )
     earlier = origin.run.read_config()
@@ -268,7 +268,7 @@ def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environ
 
 
 def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
-    """What --resume says of a run that is complete. Raises UserError when the recipe now asks for another run."""
+    """Log that the run is complete. Raises UserError when the recipe now describes another run."""
     result = json.loads(run_dir.result.read_text())
     completed = result["iteration"]
     if completed != cfg.SOLVER.MAX_ITER:
@@ -279,14 +279,14 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     changes = config_changes(run_dir.read_config(), cfg, completed)
     refuse_changes(changes, f"the finished run in {run_dir.path}", completed)
     for change in changes:
-        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect any more")
+        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect, the run is finished")
     logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")
     if "bbox" in result["metrics"]:
         logger.info("\n" + format_table(result["metrics"]))
 
 
 def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
-    """Record that the run has done what --stop-at asks for, and say how it goes on."""
+    """Record that the run has reached --stop-at, and log how to continue."""
     run_dir.set_status("paused", iteration=completed, max_iter=max_iter)
     logger.info(
         f"paused after {completed} of {max_iter} iterations (--stop-at); --resume without that flag, or with a larger "
@@ -295,9 +295,9 @@ def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
 
 
 def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> list[dict[str, float]]:
-    """Fill ``state`` and return the unfinished window of metrics that belongs to it.
+    """Load the weights or the checkpoint into ``state``; returns the checkpoint's unfinished window of metrics.
 
-    Raises UserError for a checkpoint that does not fit.
+    Raises UserError for a checkpoint that does not fit the recipe.
     """
     if origin is None:
         if cfg.MODEL.WEIGHTS:

@@ -9,7 +9,7 @@ status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights
 log.txt, tensorboard/, curves.png, predictions.png
-backbone.pth       of a classification: the backbone's weights
+backbone.pth       only after pre-training (classification): the backbone's weights
 nonfinite.json     when a loss was not finite: losses, gradient norms and images, to find out why
 lock               held while a process trains here
 """
@@ -38,9 +38,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
-    """About one checkpoint's size: ``weights`` numbers in the model, buffers included, ``moments`` a ``trainable`` one.
+    """Approximate size of one checkpoint: ``weights`` numbers in the model, and ``moments`` per ``trainable`` number.
 
-    SGD has one, its momentum. All are float32 with SOLVER.AMP too. What else is in the file takes less than 1 MB.
+    ``weights`` includes buffers. SGD has one moment, the momentum. All are float32, also with SOLVER.AMP. The rest of
+    the file takes less than 1 MB.
     """
     return FLOAT32 * (weights + moments * trainable)
 
@@ -48,8 +49,8 @@ def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
 def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()) -> int:
     """How many checkpoint files a run has at one time, at most.
 
-    The last ``keep_last`` regular ones (0: all), those after ``keep_at`` completed iterations, the best, the final one,
-    and the next one while it is being written: an old one goes only when the new one is complete.
+    The last ``keep_last`` regular ones (0: all), the ones at the iterations ``keep_at``, the best, the final one, and
+    the next one while it is written: an old checkpoint is deleted only when the new one is complete.
     """
     regular = (max_iter - 1) // period if period > 0 else 0
     apart = [c for c in set(keep_at) if 0 < c <= max_iter and (keep_last or period <= 0 or c % period)]
@@ -59,7 +60,7 @@ def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collec
 def check_free_space(folder: Path, bytes_each: int, most: int) -> None:
     """Raise UserError unless ``most`` checkpoints fit on the disk of ``folder``, which need not exist yet.
 
-    Checkpoints that are there already are counted as part of them.
+    Existing checkpoints count as part of ``most``.
     """
     files = [path.stat() for path in folder.glob("*.pth*")]
     own = sum({file.st_ino: file.st_size for file in files}.values())  # a file with two names counts once
@@ -79,12 +80,12 @@ def free_bytes(folder: Path) -> int:
 
 
 def size(number: float) -> str:
-    """Bytes for people: 370 MB, 4.1 GB."""
+    """Bytes in readable form: 370 MB, 4.1 GB."""
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.{0 if number >= 1e7 else 1}f} MB"
 
 
 def keep_lines(source: Path, target: Path, completed: int) -> None:
-    """Write to ``target`` what ``source`` has about the first ``completed`` iterations."""
+    """Write the lines of ``source`` on the first ``completed`` iterations to ``target``."""
     kept = [json.dumps(line, sort_keys=True) + "\n" for line in read_lines(source) if line["iteration"] < completed]
     write_atomically(target, "".join(kept))
 
@@ -95,9 +96,9 @@ def is_evaluated(path: Path, iteration: int) -> bool:
 
 
 class RunDir:
-    """Paths inside OUTPUT_DIR, and whole-file writes that are never seen half done.
+    """Paths inside OUTPUT_DIR, and atomic writes of whole files.
 
-    ``writes``: whether this is the process that writes here; in the others of a run every write is left out.
+    ``writes``: whether this process writes (rank 0); in the other processes of a run every write does nothing.
     """
 
     def __init__(self, path: str | Path, writes: bool = True):
@@ -112,7 +113,7 @@ class RunDir:
         self.parent = self.path / "parent.json"
 
     def holds_run(self) -> bool:
-        """Whether a run has got anywhere here: a line of metrics or a checkpoint. One that failed at once has not."""
+        """Whether the folder has metrics or a checkpoint; False for a run that failed before the first of them."""
         written = self.metrics.exists() and self.metrics.stat().st_size > 0
         return written or any(self.checkpoints.glob("*.pth"))
 
@@ -123,11 +124,11 @@ class RunDir:
         return json.loads(self.environment.read_text()).get(name)
 
     def read_config(self) -> CfgNode:
-        """The configuration that the run there was started with, tuples being lists."""
+        """The config with which the run was started; tuples are lists."""
         return CfgNode.load_cfg(self.config.read_text())
 
     def check(self, allow_existing: bool) -> None:
-        """Raise UserError, without leaving a trace, when the folder cannot be written to or already holds a run.
+        """Raise UserError, without writing anything, when the folder cannot be written to or already holds a run.
 
         ``allow_existing``: it may hold a run.
         """
@@ -148,13 +149,13 @@ class RunDir:
             ) from None
 
     def create(self) -> None:
-        """Make the folder and the one for checkpoints, and lock it. Raises UserError as ``lock``."""
+        """Create the folder and checkpoints/, and lock it. Raises UserError as ``lock`` does."""
         if self.writes:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.lock()
 
     def lock(self) -> None:
-        """Keep others from training here for as long as this process lives; a folder that is not there needs no lock.
+        """Prevent other processes from training here while this process lives; does nothing if there is no folder yet.
 
         Raises UserError when another process trains here. A file system without locks gets a warning.
         """
@@ -175,24 +176,24 @@ class RunDir:
             )
 
     def close(self) -> None:
-        """Give up the lock; the end of the process does that too."""
+        """Release the lock; the end of the process releases it too."""
         if self.lock_file:
             self.lock_file.close()
             self.lock_file = None
 
     def write_text(self, path: Path, text: str) -> None:
-        """Replace a text file in one step."""
+        """Replace a text file atomically."""
         if self.writes:
             write_atomically(path, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Replace a json file in one step."""
+        """Replace a json file atomically."""
         self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def record_failure(self, iteration: int, error: BaseException | str) -> None:
-        """Record why the run ended early, as far as the disk still takes it, in status.json and log.txt.
+        """Record why the run ended early in status.json and log.txt, unless the disk is full.
 
-        A text is the failure of another process.
+        A string is the reason why another process failed.
         """
         state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         reason = detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"

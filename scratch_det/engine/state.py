@@ -1,4 +1,4 @@
-"""What training changes: model, optimizer, loss scaler; how they are built, spread over processes and saved."""
+"""The state of a training (model, optimizer, loss scaler): building it, distributing it over processes, saving it."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,7 +22,7 @@ from scratch_det.weights.read import Pixels
 
 
 class TrainingBackend(Protocol):
-    """The part of ``scratch_det.backends.Backend`` that training needs; a classification has no more."""
+    """The part of ``scratch_det.backends.Backend`` that training needs; all that classification implements."""
 
     def build(self, cfg: CfgNode) -> nn.Module: ...
 
@@ -30,7 +30,7 @@ class TrainingBackend(Protocol):
 
 
 class Size(NamedTuple):
-    """Counts of numbers: parameters, those of them that are trained, and all that a checkpoint holds of the model."""
+    """Numbers in a model: parameters, trainable parameters, and all weights in a checkpoint (with buffers)."""
 
     parameters: int
     trainable: int
@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 
 def size_of(model: nn.Module) -> Size:
-    """The size of ``model``, which may lie on the meta device."""
+    """The size of ``model``, which may be on the meta device."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     weights = sum(tensor.numel() for tensor in model.state_dict().values())
     return Size(sum(n for n, _ in counts), sum(n for n, trained in counts if trained), weights)
@@ -47,12 +47,12 @@ def size_of(model: nn.Module) -> Size:
 class State:
     """Model, optimizer, loss scaler, number of completed iterations and seconds spent on them.
 
-    SOLVER.AMP.ENABLED means bfloat16 where the device has it (no loss scaling needed), else float16 with scaling.
+    SOLVER.AMP.ENABLED means bfloat16 where the device supports it (no loss scaling needed), else float16 with scaling.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, device: torch.device):
         self.model, self.device = model, device
-        self.parallel = model  # what the loop calls; see ``spread``
+        self.parallel = model  # the module that the loop calls; see ``spread``
         self.optimizer = build_optimizer(cfg, model)
         self.amp = cfg.SOLVER.AMP.ENABLED
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -62,15 +62,15 @@ class State:
         self.iteration, self.seconds = 0, 0.0
 
     def spread(self, group: Group) -> None:
-        """Train together with the other processes of ``group``, which hold the same weights, from now on."""
-        # On GPUs DistributedDataParallel averages gradients while they are computed. It orders them anew after its
-        # first iteration, and with that sums over three or more ranks change in the last digits. On the CPU a resumed
-        # run is to be exact, so there ``average_gradients`` sums in one fixed order.
+        """From now on train together with the other processes of ``group``, which hold the same weights."""
+        # On GPUs DistributedDataParallel averages gradients while they are computed. It changes their order after its
+        # first iteration, which changes the last digits of sums over three or more ranks. On the CPU a resumed run
+        # has to be exact, so ``average_gradients`` sums in one fixed order there.
         if group.size > 1 and self.device.type == "cuda":
             self.parallel = DistributedDataParallel(self.model)
 
     def average_gradients(self, group: Group) -> None:
-        """The mean over the processes, unless DistributedDataParallel has it already."""
+        """Average the gradients over the processes, unless DistributedDataParallel did it already."""
         if group.size > 1 and self.parallel is self.model:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             means = group.mean(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -79,9 +79,9 @@ class State:
 
     @contextmanager
     def forward(self, synchronize: bool = True) -> Iterator[None]:
-        """Precision of the forward pass; without ``synchronize`` gradients are only added up in this process.
+        """Sets the precision of the forward pass; without ``synchronize`` gradients are only summed in this process.
 
-        With gradient accumulation the ranks exchange gradients once an iteration, with the last micro-batch.
+        With gradient accumulation the ranks exchange gradients once per iteration, in the last micro-batch.
         """
         model = self.parallel
         local = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
@@ -91,7 +91,7 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers; ``iteration`` is the last completed one, 0-based as in detectron2.
 
-        No random state: what is drawn in an iteration depends on SEED and the iteration alone.
+        No random state: the random numbers of an iteration depend only on SEED and the iteration.
         """
         return {
             "model": self.model.state_dict(),
@@ -103,19 +103,19 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken; without an optimizer's state, this one's starts anew."""
+        """Restore a ``state_dict``; if it has no optimizer state, the optimizer starts with an empty state."""
         self.model.load_state_dict(state["model"])
         if state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where nothing was scaled: bfloat16 or float32
+        if state["scaler"]:  # empty without loss scaling: bfloat16 or float32
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
 
 
 def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, init_std: float | None = None) -> State:
-    """The model with weights initialised from SEED, on its device, and everything that trains it.
+    """The model with weights initialised from SEED, on its device, with its optimizer and loss scaler.
 
-    init_std: draw all of them from one normal distribution, see ``fill_alike``.
+    init_std: draw all weights from one normal distribution, see ``fill_alike``.
     """
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
@@ -130,7 +130,7 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
 def pick_device(name: str, world: World) -> torch.device:
     """MODEL.DEVICE; "cuda" is this process's GPU, or the CPU on a machine without any.
 
-    Raises ConfigError for a device that is not there, UserError for more processes than GPUs.
+    Raises ConfigError for a device that this machine does not have, UserError for more processes than GPUs.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
@@ -139,7 +139,7 @@ def pick_device(name: str, world: World) -> torch.device:
         raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")
     if name == "cuda" and world.size > 1:
         visible = torch.cuda.device_count()
-        if visible == 1 and world.by_srun:  # SLURM shows every task its own GPU only
+        if visible == 1 and world.by_srun:  # SLURM shows every task only its own GPU
             return torch.device("cuda", 0)
         if world.local_size > visible:
             raise UserError(
@@ -155,12 +155,12 @@ def pick_device(name: str, world: World) -> torch.device:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters; a group's ``lr_factor`` is on the iteration's rate."""
+    """The recipe's optimizer of the trainable parameters; ``lr_factor`` of a group multiplies the learning rate."""
     return resolve_name(optimizer_of(cfg).function)(cfg, model)
 
 
 def build_sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """SGD with Detectron's groups."""
+    """SGD with Detectron's parameter groups."""
     return torch.optim.SGD(
         parameter_groups(cfg, model),
         lr=cfg.SOLVER.BASE_LR,
@@ -173,11 +173,10 @@ def build_sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
 def parameter_groups(
     cfg: CfgNode, model: nn.Module, without: Collection[nn.Parameter] = frozenset()
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of ``model``, some left out, by rate and decay.
+    """The trainable parameters of ``model``, some left out, grouped by learning-rate factor and weight decay.
 
-    As detectron2 reads the same keys: WEIGHT_DECAY_NORM on the parameters of normalisation layers, then, for every
-    parameter called "bias" (those of norms too), BIAS_LR_FACTOR and, unless it is None, WEIGHT_DECAY_BIAS. Detectron
-    had 0, 2 and 0 there.
+    As in detectron2: WEIGHT_DECAY_NORM for the parameters of normalisation layers; then, for every parameter called
+    "bias" (also in norms), BIAS_LR_FACTOR and, unless it is None, WEIGHT_DECAY_BIAS. Detectron used 0, 2 and 0.
     """
     solver, seen = cfg.SOLVER, set(without)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -199,7 +198,7 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration: int) -> float:
-    """Give every group the rate of ``iteration`` times its factor; returns the rate before factors."""
+    """Set every group's rate: the rate of ``iteration`` times the group's factor; returns the rate without factor."""
     lr = learning_rate(cfg, iteration)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
@@ -207,7 +206,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration:
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> None:
-    """SOLVER.CLIP_GRADIENTS, parameter by parameter as detectron2 does: by value, or by its own norm."""
+    """Apply SOLVER.CLIP_GRADIENTS to each parameter separately, as detectron2 does: by value, or by its norm."""
     keys = cfg.SOLVER.CLIP_GRADIENTS
     for parameter in model.parameters():
         if parameter.grad is not None and keys.CLIP_TYPE == "value":

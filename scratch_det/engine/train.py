@@ -43,26 +43,26 @@ PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "nump
 
 
 class Task(Protocol):
-    """What is trained; everything else is the same for all tasks. The modules ``detection`` and ``classification``.
+    """The part of a run that depends on the task; implemented by the modules ``detection`` and ``classification``.
 
-    BEST: task and name of the metric that model_best.pth is chosen by.
+    BEST: task and name of the metric that selects model_best.pth.
     """
 
     BEST: tuple[str, str]
 
     def load(self, backend: str) -> TrainingBackend:
-        """What builds the model and computes losses; see ``scratch_det.backends``."""
+        """The backend, which builds the model and computes losses; see ``scratch_det.backends``."""
 
     def training_set(self, cfg: CfgNode, data: list[Any]) -> Any:
-        """Samples by stream position, with a length and, for the log, ``describe()``."""
+        """A dataset indexed by stream position, with ``__len__`` and ``describe()`` for the log."""
 
     def evaluate(
         self, backend: Any, model: nn.Module, cfg: CfgNode, data: Any, out: Path, group: Group
     ) -> dict[str, Any]:
-        """Metrics in percent by task and name on one test set, on rank 0; nothing elsewhere. Writes into ``out``."""
+        """Metrics of one test set in percent, by task and name; empty on other ranks than 0. Writes into ``out``."""
 
     def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[Any]) -> None:
-        """Write what a complete run leaves beside checkpoints and metrics."""
+        """Write the other files of a complete run: pictures, or the backbone's weights."""
 
 
 def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = detection) -> None:
@@ -80,7 +80,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         environment = describe_environment(plan, group.size)
         start = find_start(plan, checkpoints, environment) if group.is_main else None
-        is_done, origin, cfg.SEED = group.broadcast(start)  # what rank 0 sees counts: file systems lag
+        is_done, origin, cfg.SEED = group.broadcast(start)  # rank 0 decides: others may see old files
         if is_done:
             return
         with gc_paused():
@@ -92,12 +92,12 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
         each = checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
         checkpoints.check_space(each, max_iter, cfg.SOLVER.CHECKPOINT_PERIOD)
         open_folder(run_dir, cfg, environment, origin, state.iteration)
-        alike = "" if request.init_std is None else f", every layer alike from N(0, {request.init_std:g})"
+        alike = "" if request.init_std is None else f", every layer from N(0, {request.init_std:g})"
         source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
         logger.info(
             f"torch {torch.__version__} on {device}, seed {cfg.SEED}; "
             f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
-            + (f"{state.iteration} iterations behind them" if state.iteration else source)
+            + (f"continuing after {state.iteration} iterations" if state.iteration else source)
         )
         logger.info(dataset.describe())
         logger.info(learning_rate_line(cfg, len(dataset)))
@@ -106,8 +106,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
         trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate)
         with recording_failure(trainer):
             completed = state.iteration
-            # Was the run cut off between a checkpoint and its evaluation? A switch cannot make up for what the plain
-            # run did not evaluate: its cascade is untrained.
+            # Was the run interrupted between a checkpoint and its evaluation? Then evaluate now; but not after
+            # --switch-from, because the stages of the cascade are not trained yet.
             is_expected = 0 < completed < max_iter and is_due(completed, cfg.TEST.EVAL_PERIOD)
             is_expected &= not (origin and origin.is_switch)
             is_missing = group.is_main and not is_evaluated(run_dir.metrics, completed - 1)
@@ -124,7 +124,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
-    """Evaluate MODEL.WEIGHTS, or with --resume the folder's last checkpoint; writes inference/ alone."""
+    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder; writes only inference/."""
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
     with Group(world, device, stop) as group:
@@ -149,14 +149,14 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
 
 
 def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) -> dict[str, Any]:
-    """Evaluate the weights as they are, write the metrics, and keep the weights if they are the best so far.
+    """Evaluate the current weights, write the metrics, and save the weights if they are the best so far.
 
-    A run that is asked to stop meanwhile leaves a checkpoint and raises Stopped.
+    If the run is asked to stop meanwhile, it writes a checkpoint and raises Stopped.
     """
     cfg, completed = trainer.cfg, trainer.state.iteration
     if iteration < cfg.SOLVER.MAX_ITER:
         cfg = cfg.clone()
-        cfg.TEST.AUG.ENABLED = False  # many times the work: once, of the final weights
+        cfg.TEST.AUG.ENABLED = False  # TTA is expensive, so it runs only on the final weights
     trainer.run_dir.set_status("evaluating", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
     out = trainer.run_dir.path / "inference"
     try:
@@ -170,14 +170,14 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
         best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
         if not math.isnan(score) and score > best:
             trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
-        trainer.metrics.write(iteration, flatten(found, "/"))  # last: the sign that this evaluation is done
+        trainer.metrics.write(iteration, flatten(found, "/"))  # written last; marks this evaluation as complete
     return found
 
 
 def evaluate_all(
     task: Task, cfg: CfgNode, backend: Any, model: nn.Module, test: list[Any], out: Path, group: Group
 ) -> dict[str, Any]:
-    """Metrics by task, on rank 0 only; with several test sets, by their names first."""
+    """Metrics by task; with several test sets, by name of the set and task. Empty on other ranks than 0."""
     if len(test) == 1:
         return task.evaluate(backend, model, cfg, test[0], out, group)
     found = {data.entry.name: task.evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
@@ -187,11 +187,11 @@ def evaluate_all(
 def open_folder(
     run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin | None, completed: int
 ) -> None:
-    """Take the run folder and write what the run is; from here on a failure is recorded in it."""
+    """Create the run folder and write config and environment; from here on failures are recorded in the folder."""
     run_dir.create()
     if run_dir.writes:
         log_to_file(run_dir.path / "log.txt")
-        for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # of a start that failed
+        for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
             path.unlink(missing_ok=True)
     run_dir.write_text(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
@@ -201,23 +201,23 @@ def open_folder(
         begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
     content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
     run_dir.write_json(run_dir.environment.name, content)
-    if run_dir.writes and origin and origin.is_branch:  # record the parent, take over its lines on shared iterations
+    if run_dir.writes and origin and origin.is_branch:  # record the parent, copy its metrics of the shared iterations
         parent = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": sha256_of(origin.checkpoint),
                   "completed_iterations": completed, "switch": origin.is_switch}  # fmt: skip
         run_dir.write_json(run_dir.parent.name, parent)
-        keep_lines(origin.run.metrics, run_dir.metrics, completed)  # last: they make the folder a run's
+        keep_lines(origin.run.metrics, run_dir.metrics, completed)  # last: a folder with metrics counts as a run
     run_dir.set_status("training", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
 
 
 @contextmanager
 def recording_failure(trainer: Trainer) -> Iterator[None]:
-    """Leave the reason in the run folder when this or another process of the run ends early."""
+    """Record the reason in the run folder when this or another process of the run fails."""
     run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
     group.on_failure(lambda reason: run_dir.record_failure(state.iteration, reason))
     try:
         yield
     except BaseException as error:
-        group.wait_for_cause(error)  # which is recorded, and not what follows from it
+        group.wait_for_cause(error)  # record the first failure, not the ones it caused
         run_dir.record_failure(state.iteration, error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             place = error.filename or run_dir.path
@@ -228,7 +228,7 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
 
 
 def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
-    """Write result.json, the sign that the run is complete, and say what came of it; on rank 0."""
+    """Write result.json, which marks the run as complete, and log a summary; on rank 0."""
     state, run_dir = trainer.state, trainer.run_dir
     result = {
         "backend": backend,

@@ -49,7 +49,7 @@ def predict_augmented(
         for name, value in maps.items():
             value = value.flip(-1) if is_flipped else value
             if is_flipped and name == "heat_maps":
-                assert flip_indices is not None  # the config's check has raised otherwise
+                assert flip_indices is not None  # check_config raises otherwise
                 value = value[:, list(flip_indices)]
             total[name] = total[name] + value if name in total else value
     if "masks" in total:
@@ -74,7 +74,7 @@ def views_of(sample: Sample, cfg: CfgNode) -> list[tuple[Sample, bool]]:
 
 
 def merge(detections: list[dict[str, Tensor]], cfg: CfgNode) -> dict[str, Tensor]:
-    """The detections of all views, by falling score: NMS within each class, at most DETECTIONS_PER_IMAGE."""
+    """The detections of all views, sorted by descending score: NMS within each class, at most DETECTIONS_PER_IMAGE."""
     union = {name: torch.cat([one[name] for one in detections]) for name in ("boxes", "scores", "labels")}
     kept = batched_nms(union["boxes"], union["scores"], union["labels"], cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)
     return {name: value[kept[: cfg.TEST.DETECTIONS_PER_IMAGE]] for name, value in union.items()}
@@ -89,7 +89,7 @@ def relative_cost(cfg: CfgNode, height: int, width: int) -> float:
 
 
 def describe_cost(cfg: CfgNode, images: Sequence[dict[str, Any]], seconds: float) -> str:
-    """What augmentation of ``images`` will take, given the ``seconds`` of the plain evaluation before it."""
+    """Expected time of the augmented evaluation of ``images``, from the ``seconds`` of the plain evaluation."""
     factor = mean(relative_cost(cfg, image["height"], image["width"]) for image in images)
     views = len(cfg.TEST.AUG.MIN_SIZES) * (1 + cfg.TEST.AUG.FLIP)
     passes = "two passes (boxes, then masks and keypoints in them)" if len(detection_tasks(cfg)) > 1 else "one pass"

@@ -15,8 +15,8 @@ of feature maps. It has
 
 A line of ``scratch_det.config.choices.BACKBONES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
 build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
-build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. A project's keys MODEL.NET
-are that network's alone.
+build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. Only this
+network reads a project's keys MODEL.NET.
 """
 
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def _misstated(network: Any) -> Iterator[str]:
 
 
 def _other_maps(cfg: CfgNode, network: Any) -> Iterator[str]:
-    """What the config asks for and the network's maps are not."""
+    """Feature maps in the config that do not match the maps of the network."""
     name, maps = cfg.MODEL.BACKBONE.NAME, list(network.strides)
     if has_fpn(cfg):
         asked = list(cfg.MODEL.FPN.IN_FEATURES)
@@ -94,4 +94,4 @@ def _other_maps(cfg: CfgNode, network: Any) -> Iterator[str]:
         yield f"{name} has maps of {channels} channels, which need a pyramid: name build_..._fpn_backbone"
     for key in ("RPN", "ROI_HEADS"):
         if (asked := list(cfg.MODEL[key].IN_FEATURES)) != maps:
-            yield f"MODEL.{key}.IN_FEATURES is {asked}; it has {maps}"
+            yield f"MODEL.{key}.IN_FEATURES is {asked}, expected {maps}, the maps of {name}"

@@ -36,7 +36,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     their mean over the ranks is no variance of all values and would weigh the box heads' ranks by their number of
     proposals. A rank may have an empty batch (a head without proposals): it sends a count of 0, which adds nothing, and
     receives the statistics of the others. Its output still has to take part in the loss, since a collective waits for
-    every rank, forwards and backwards. A batch that is empty on all ranks leaves the running statistics alone.
+    every rank, forwards and backwards. A batch that is empty on all ranks does not change the running statistics.
     Statistics of half-precision input are float32.
 
     Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, and its ranks exchange
@@ -122,7 +122,7 @@ NORM_LAYERS = (nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
-    """For torchvision's builders, which give a convolution a bias where there is no norm behind it."""
+    """For torchvision's builders, which give a convolution a bias where no norm follows it."""
     return NORMS[name] if name else None
 
 

@@ -35,7 +35,7 @@ EXIT_SOME_FAILED = 1
 
 
 def folder_of(experiment: str) -> Path:
-    """Where a study is that names no folder: output/studies/digits-table1; of a file by its name alone."""
+    """Where a study is that names no folder: output/studies/digits-table1; for a file only its name."""
     return STUDIES / (Path(experiment).stem if own.is_file(experiment) else experiment.replace("/", "-"))
 
 

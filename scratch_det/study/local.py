@@ -120,7 +120,7 @@ class Local:
                     )
                     and all(path.exists() for path in step.inputs)
                 ]
-                # A smaller one that slipped in would let the first one wait for ever.
+                # A smaller one that slipped in would let the first one wait forever.
                 while ready and not self.stop.requested and self.fits(ready[0]):
                     waiting.remove(ready[0])
                     self.start(ready.pop(0))
@@ -140,7 +140,7 @@ class Local:
                 failed = {step.name for step in steps if not step.is_done and step.name not in to_come}
 
     def fits(self, step: Step) -> bool:
-        """Whether there is room; a step that needs more than all places is let in alone."""
+        """Whether ``step`` can start now; a step that needs more than all places starts when no other step runs."""
         free = self.places - sum(self.places_of(process.step) for process in self.processes)
         return self.places_of(step) <= free and self.free_devices(step) is not None
 

@@ -106,7 +106,7 @@ class Screen(ExitStack):
         line = summary(mine, self.study)
         if (fresh := done - self.done_before) > 0 and (left := iterations_left(mine)):
             line += f"; eta {clock((now - self.began) / fresh * left)}"
-        if self.live:  # what goes on or failed alone: a study has more runs than a terminal has lines
+        if self.live:  # only running and failed runs: a study has more runs than a terminal has lines
             table = Table(*HEADER, box=None)
             for record in records:
                 if record.state in (RUNNING, FAILED):

@@ -40,7 +40,7 @@ def runs() -> list[Run]:
     cascades: list[Run] = []
     for model, places, name, reported, with_cascade, with_test_aug in ENHANCED:
         (plain,) = schedules(name, places, reported, shown=f"{model}, {{init}}, train aug")
-        is_tuned_x152 = model == "X152" and plain.init != SCRATCH  # the paper has it with cascade alone
+        is_tuned_x152 = model == "X152" and plain.init != SCRATCH  # the paper reports it only with cascade
         train_aug += [plain] * (not is_tuned_x152)
         cascades += cascade_runs(plain, TEST_AUG, with_cascade, with_test_aug, places=(places.split()[0],),
                                  pretraining="imagenet_X_152_32x8d_gn" if is_tuned_x152 else None)
@@ -81,7 +81,7 @@ def runs() -> list[Run]:
             ("figure7", "scratch_mask_rcnn_R_50_FPN_{k}x_gn_35k", {9: ap(36.3)}, "35k, {init}", 0),
             ("figure7", "pretrained_mask_rcnn_R_50_FPN_60k_gn_10k", {0: ap(26.0)}, "10k, {init}", 60_000),
             ("figure7", "scratch_mask_rcnn_R_50_FPN_220k_gn_10k", {0: ap(25.9)}, "10k, {init}", 220_000),
-            ("3.5k", "pretrained_mask_rcnn_R_50_FPN_21k_gn_3.5k", {0: ap(16.0)}, "3.5k, {init}", 21_000),  # text alone
+            ("3.5k", "pretrained_mask_rcnn_R_50_FPN_21k_gn_3.5k", {0: ap(16.0)}, "3.5k, {init}", 21_000),  # in the text
             ("3.5k", "scratch_mask_rcnn_R_50_FPN_77k_gn_3.5k", {0: ap(9.3)}, "3.5k, {init}", 77_000),
             ("figure8", "pretrained_mask_rcnn_R_50_FPN_6k_gn_1k", {0: ap(9.9)}, "1k, {init}", 6_000),
             ("figure8", "scratch_mask_rcnn_R_50_FPN_22k_gn_1k", {0: ap(3.5)}, "1k, {init}", 22_000),

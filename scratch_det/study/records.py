@@ -190,7 +190,7 @@ def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
 
 @lru_cache(maxsize=256)
 def _newest_in(path: Path, _changed: tuple[int, int]) -> dict[str, float]:
-    """Read once after each change: a running study is looked at twice a second, for weeks."""
+    """Read once after each change: a running study is read twice a second, for weeks."""
     newest: dict[str, float] = {}
     for row in read_rows(path, TAIL):
         newest |= _scores(row)

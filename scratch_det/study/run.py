@@ -91,7 +91,7 @@ def schedules(
     shown: str = "{init}, {k}x",
     **fields: Any,
 ) -> list[Run]:
-    """Runs of one model that differ in length alone, the longest first: the others branch off it.
+    """Runs of one model that differ only in length, the longest first: the others branch off it.
 
     Args:
         name: begins with the initialisation, unless ``fields`` has it; has "{k}" where there are several.

@@ -71,7 +71,7 @@ def of_schedule(cfg: CfgNode, instances: float) -> Seen:
 
 
 def compare(config_files: list[str]) -> str:
-    """A table with a row for each recipe: its training and the pre-training behind its weights, where that is known.
+    """A table with a row for each recipe: its training and, where it is known, the pre-training of its weights.
 
     Raises ConfigError for a classifier's recipe.
     """
@@ -81,7 +81,7 @@ def compare(config_files: list[str]) -> str:
         if cfg.INPUT.CROP.ENABLED:  # which no detector has
             raise ConfigError(
                 f"{file} is a classifier's recipe, of tools/pretrain_net.py; expected a detector's, in which the "
-                "pre-training behind MODEL.WEIGHTS is counted too"
+                "the pre-training of MODEL.WEIGHTS is counted too"
             )
         own, source = of_run(cfg)
         before, name = of_weights(cfg.MODEL.WEIGHTS)

@@ -29,7 +29,7 @@ from scratch_det.study.checks import other_recipe
 from scratch_det.study.job import Step, from_here
 
 BEST = "best.yaml"
-SEED = 0  # of all points where the recipe has none: they differ in the grid's keys alone
+SEED = 0  # of all points where the recipe has none: they differ only in the grid's keys
 Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as tools/train_net.py takes them
 
 
@@ -164,7 +164,7 @@ class Search:
             raise ConfigError("OUTPUT_DIR is not for a search to set: each point has a folder of its own in --out DIR")
         if clash := sorted(set(self.overrides[::2]).intersection(*(point.values for point in self.points))):
             raise ConfigError(
-                f"{', '.join(clash)}: the grid searches it, so it cannot be set behind the flags; leave it out"
+                f"{', '.join(clash)}: the grid searches it, so it cannot be set on the command line; leave it out"
             )
         names = [BEST, *(Path(recipe).name for recipe in self.apply_to)]
         if twice := [recipe for recipe in self.apply_to if names.count(Path(recipe).name) > 1]:

@@ -129,7 +129,7 @@ def draw_tile(
 def choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
     """Indices of the objects to draw, at most MOST_OBJECTS, and whether they are a fallback.
 
-    Of the truth the largest; of a prediction all that reach THRESHOLD by falling score, or if none does the best few.
+    Ground truth: the largest. Prediction: scores of THRESHOLD or more, descending, or the best few if there are none.
     """
     if "scores" not in items:
         areas = box_area(torch.as_tensor(np.reshape(items["boxes"], (-1, 4))))

@@ -29,7 +29,7 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
     source: a file or an address, see ``locate.fetch``. A detector's weights have to be ``library``'s and cover the
-    whole model; a classifier's have to cover the backbone. Raises UserError otherwise, and leaves the model alone.
+    whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
     """
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", None))
     weights = read_weights(fetch(str(source)), bottom_up)

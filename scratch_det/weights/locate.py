@@ -27,7 +27,7 @@ BLOCK = 1 << 20  # bytes
 
 
 def check_weights(weights: str) -> None:
-    """Refuse, early and without fetching anything, what MODEL.WEIGHTS cannot be. Raises ConfigError or UserError."""
+    """Raise ConfigError or UserError when MODEL.WEIGHTS cannot be used; fetches nothing."""
     if url_of(weights) or not weights:
         return
     path = find_checkpoint(Path(weights))
@@ -55,7 +55,7 @@ def fetch(weights: str) -> Path:
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(file.with_name(file.name + ".lock")):  # the processes of a run come here at once
+        with locked(file.with_name(file.name + ".lock")):  # all processes of a run get here at the same time
             if not file.is_file():
                 partial = file.with_name(file.name + ".partial")
                 with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(partial, "wb") as out:

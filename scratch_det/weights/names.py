@@ -58,7 +58,7 @@ CAFFE2 = re.compile(rf"(?:(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc]))_({'|'.j
 
 
 class Scheme(NamedTuple):
-    """Whose names they are, and whether of a whole detector or of its backbone alone."""
+    """The library whose names they are, and whether they name a whole detector or only its backbone."""
 
     library: str  # torchvision, detectron2 or Detectron
     whole: bool
@@ -68,8 +68,8 @@ class Scheme(NamedTuple):
         return f"{library} {'detector' if self.whole else 'classifier'}".strip()
 
 
-OF_BOTTOM_UP = Scheme("", whole=False)  # a body's own names, the same in all backends
-SIGNS = (  # the first name that begins like this tells
+OF_BOTTOM_UP = Scheme("", whole=False)  # a backbone's own names, the same in all backends
+SIGNS = (  # the first name with one of these prefixes decides
     ("backbone.body.", Scheme("torchvision", whole=True)),
     ("backbone.", Scheme("detectron2", whole=True)),
     ("layer1.", Scheme("torchvision", whole=False)),
@@ -80,7 +80,7 @@ SIGNS = (  # the first name that begins like this tells
 
 
 def scheme_of(names: Iterable[str]) -> Scheme | None:
-    """Whose names these are; None when nobody's that is known here."""
+    """The scheme of these names; None when it is unknown."""
     names = list(names)
     return next((scheme for sign, scheme in SIGNS if any(name.startswith(sign) for name in names)), None)
 

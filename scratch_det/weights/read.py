@@ -105,7 +105,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if (known := full.replace("numpy._core.", "numpy.core.")) not in ARRAYS_ONLY:  # numpy._core since NumPy 2
             raise UserError(
-                f"holds {full}, expected NumPy arrays alone: unpickling anything else could run code of the "
+                f"holds {full}, expected only NumPy arrays: unpickling anything else could run code of the "
                 "file; get the weights from their source again, or as a state dict of tensors"
             )
         return ARRAYS_ONLY[known]
@@ -127,7 +127,7 @@ class Pixels(NamedTuple):
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "Pixels":
-        """Those of a recipe."""
+        """The pixel statistics of a recipe."""
         return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
 
     def as_dict(self) -> dict[str, Any]:

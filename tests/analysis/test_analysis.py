@@ -274,7 +274,7 @@ class TestTool:
             (["MODEL.DEPTH", "50"], "unknown key MODEL.DEPTH"),
             (["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH is 51, expected 18, 34, 50, 101 or 152"),
             (["MODEL.FPN.OUT_CHANNELS", "100"], "which GN (MODEL.FPN.NORM) cannot split into 32 groups"),
-            (["--backend", "torchvision", "MODEL.RPN.HEAD_NAME", "Own"], "backend cannot honour this recipe"),
+            (["--backend", "torchvision", "MODEL.RPN.HEAD_NAME", "Own"], "backend does not support this recipe"),
         ],
     )
     def test_refuses(self, arguments: list[str], answer: str, tool: Tool, capsys: pytest.CaptureFixture) -> None:

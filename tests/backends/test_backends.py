@@ -77,7 +77,7 @@ class TestKeys:
 
     def test_what_the_loop_does_not_have_is_refused(self) -> None:
         cfg = load_config(SMALL, ["INPUT.CROP.ENABLED", True, "MODEL.META_ARCHITECTURE", "PanopticFPN"]).cfg
-        with pytest.raises(ConfigError, match=r"the detectron2 backend cannot honour(?s:.)*PanopticFPN(?s:.)*CROP"):
+        with pytest.raises(ConfigError, match=r"the detectron2 backend does not support(?s:.)*PanopticFPN(?s:.)*CROP"):
             backends.check_keys("detectron2", cfg)
         for leaf in (SMALL, *LEAVES):
             backends.check_keys("detectron2", load_config(leaf).cfg)

@@ -109,7 +109,7 @@ class TestRules:
 
     def test_class_agnostic_boxes_are_a_cascades(self, small_model: list[str]) -> None:
         cfg = load_config(SMALL, [*small_model, *CASCADE[2:]]).cfg
-        with pytest.raises(ConfigError, match="CLS_AGNOSTIC_BBOX_REG is True; it has False"):
+        with pytest.raises(ConfigError, match="CLS_AGNOSTIC_BBOX_REG is True; allowed: False"):
             backends.check_keys("torchvision", cfg)
 
 
@@ -180,7 +180,7 @@ class TestSwitch:
             with pytest.raises(UserError, match=said):
                 train(*FOUR, *overrides, name="other", **keys)
             assert not (tmp_path / "other/config.yaml").exists()
-        with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER is 4, but .* has 4 iterations behind it, so nothing"):
+        with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER is 4, but .* has 4 completed iterations, so nothing"):
             train(*FOUR, *CASCADE, name="other", switch_from=str(plain / "model_final.pth"), backend=name)
         with pytest.raises(UserError, match="starts from one checkpoint"):
             train(*FOUR, *CASCADE, name="other", branch_from=keys["switch_from"], **keys)

@@ -47,7 +47,7 @@ OVERRIDES = [
     (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "such as cuda:0"]),
     (
         ["INPUT.CROP.ENABLED", True],
-        ["the torchvision backend cannot honour", "INPUT.CROP.ENABLED is True; it has False"],
+        ["the torchvision backend does not support", "INPUT.CROP.ENABLED is True; allowed: False"],
     ),
     (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16]]"], ["SIZES has 2 lists", "one for each of the 5"]),
     # data sets

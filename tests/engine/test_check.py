@@ -123,7 +123,7 @@ class TestReport:
     def test_the_run_behind_a_branch_is_not_compared(self, run, tmp_path, toy_recipe):
         assert self.errors(run, "--branch-from", "nowhere.pth") == ["--branch-from nowhere.pth: no such file"]
         (tmp_path / "model.pth").touch()
-        assert "compared at the start only" in run("--branch-from", tmp_path / "model.pth").out
+        assert "compared only when the run starts" in run("--branch-from", tmp_path / "model.pth").out
 
     def test_ready(self, run, tmp_path):
         done = run("--images")

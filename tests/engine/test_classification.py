@@ -265,10 +265,10 @@ class TestBadInput:
             (("INPUT.MIN_SIZE_TRAIN", "(32, 48)"), "expected one side"),
             (("INPUT.MIN_SIZE_TEST", 16), "expected INPUT.MIN_SIZE_TRAIN 32 or more"),
             (("INPUT.CROP.TYPE", "absolute"), "expected 'relative_range'"),
-            (("INPUT.CROP.SIZE", "[0.0, 1.5]"), "expected the least part of height and width"),
+            (("INPUT.CROP.SIZE", "[0.0, 1.5]"), "expected the smallest fraction of height and width"),
             (("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"), "only ResNets are pre-trained here"),
             (("MODEL.BACKBONE.NAME", "build_resnt_fpn_backbone"), "did you mean 'build_resnet_fpn_backbone'"),
-            (("MODEL.RESNETS.STEM_OUT_CHANNELS", 32), "MODEL.RESNETS.STEM_OUT_CHANNELS is 32; it has 64"),
+            (("MODEL.RESNETS.STEM_OUT_CHANNELS", 32), "MODEL.RESNETS.STEM_OUT_CHANNELS is 32; allowed: 64"),
         ],
     )
     def test_recipes(self, refused: Callable[..., str], overrides: tuple, expected: str) -> None:

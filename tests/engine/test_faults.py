@@ -232,7 +232,7 @@ class TestFaults:
         message = end(shell("--num-gpus", 2, "SOLVER.MAX_ITER", 9, *NO_TEST, program=broken("nan", 1)), 2)
         assert message.count("error:") == 1
         assert "the loss is not finite at iteration 2" in message
-        assert "only process 1 of 2 has it" in message
+        assert "only process 1 of 2 has a loss that is not finite" in message
         report = read(tmp_path / "run", "nonfinite.json")
         good, bad = report["processes"]
         assert (bad["losses"]["loss_rpn_loc"], bad["losses"]["total_loss"]) == ("nan", "nan")

@@ -62,7 +62,7 @@ def test_a_branch_from_a_paused_trunk(train: Train) -> None:
 def test_a_branch_may_pause_too_but_not_before_it_starts(train: Train) -> None:
     trunk = train(*KEYS, *NO_TEST, name="trunk", stop_at=3)
     start = {"name": "branch", "branch_from": str(trunk / "checkpoints/model_0000002.pth")}
-    with pytest.raises(UserError, match=r"--stop-at is 3, but .* has 3 iterations behind it, so nothing would"):
+    with pytest.raises(UserError, match=r"--stop-at is 3, but .* has 3 completed iterations, so nothing would"):
         train(*SHORT, *NO_TEST, **start, stop_at=3)
     assert not (trunk.parent / "branch").exists()
     train(*SHORT, *NO_TEST, **start, stop_at=4)
@@ -103,5 +103,5 @@ def test_outside_the_run(stop_at: int, train: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"--stop-at is {stop_at}, expected .* from 1 to SOLVER.MAX_ITER 6"):
         train(*KEYS, stop_at=stop_at)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="--stop-at: an evaluation has no use for it"):
+    with pytest.raises(ConfigError, match="--stop-at: not allowed with --eval-only"):
         train("MODEL.WEIGHTS", "a.pth", stop_at=stop_at, eval_only=True)

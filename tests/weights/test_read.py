@@ -58,7 +58,7 @@ class TestFiles:
     @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"model": {"a": np.zeros(2), "b": [bomb]}}])
     def test_a_pickle_of_anything_else_is_refused_unread(self, wrap: Callable, tmp_path: Path) -> None:
         (tmp_path / "evil.pkl").write_bytes(pickle.dumps(wrap(Bomb(tmp_path / "touched"))))
-        with pytest.raises(UserError, match=r"evil\.pkl holds pathlib\S* expected NumPy arrays alone"):
+        with pytest.raises(UserError, match=r"evil\.pkl holds pathlib\S* expected only NumPy arrays"):
             read_weights(tmp_path / "evil.pkl")
         assert not (tmp_path / "touched").exists()
 

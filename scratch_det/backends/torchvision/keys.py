@@ -85,7 +85,7 @@ def _problems(cfg: CfgNode) -> Iterator[str]:
     if cfg.MODEL.BACKBONE.NAME == RESNET:
         basic = resnets.DEPTH in (18, 34)
         if not basic and resnets.RES2_OUT_CHANNELS != 256:
-            yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; it has 256 at this depth"
+            yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; allowed: 256 at this depth"
         if basic and (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) != (1, 64):
             yield "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP are fixed at 1 and 64 for ResNet-18 and -34"
     width = cfg.MODEL.FPN.OUT_CHANNELS if has_fpn(cfg) else -1  # without FPN no key says how wide the maps are

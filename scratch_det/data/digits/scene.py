@@ -66,7 +66,7 @@ class Scene:
 
 
 def compose(seed: int, split: str, index: int) -> Scene:
-    """Image ``index`` of ``split``: it depends on these numbers alone, never on how many images are made.
+    """Image ``index`` of ``split``: it depends only on these numbers, never on how many images are made.
 
     A scene of train or val has up to MAX_DIGITS digits, an image to pre-train on one of class ``index % 10``.
     """

@@ -19,7 +19,7 @@ CELL = 8  # px: side of an enlarged scan's pixel
 NUM_CLASSES = 10
 STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3}  # each split's number in the random seeds
 TRAIN_SHARE = 3 / 4  # of each class's scans, in scikit-learn's order; the rest goes to val
-PRETRAIN_VAL_SHARE = 1 / 6  # of each class's train scans: shown by the pre-training set's val alone
+PRETRAIN_VAL_SHARE = 1 / 6  # of each class's train scans: used only in the validation part of the pre-training set
 
 
 class Photograph(NamedTuple):

@@ -1,6 +1,6 @@
 """The report of a study in DIR/report/, of a part of it in DIR/report/PART/: tables, figures, one page.
 
-It depends on the run folders alone: it is the same, byte for byte, however often the study was interrupted, and
+It depends only on the run folders: it is the same, byte for byte, however often the study was interrupted, and
 whatever was reported before.
 
 With --results, a study is also kept as data in a folder such as results/digits: runs.csv, curves.csv, and study.json
