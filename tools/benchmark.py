@@ -6,7 +6,7 @@
 
 loop: an iteration of the training loop beside its bare forward pass, backward pass and update on the same batch.
 peers: the loop with the detectron2 backend beside detectron2's own plain training script, on the same images.
-Exit code 2: an error of the user, and the message says which.
+Exit code 2: a user error, the message says which.
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check a recipe, its data and this machine before a run: errors, what it will do, need and write.
+"""Check a recipe, its data and this machine before a run: lists all errors, and what the run will do, need and write.
 
     python tools/check.py --config-file configs/Digits/quickstart.yaml
     python tools/check.py --config-file FILE --num-gpus 8 --images OUTPUT_DIR output/run

@@ -6,7 +6,7 @@
 
 SRC is a file or an address, as in MODEL.WEIGHTS: a checkpoint of either backend, a model of detectron2's zoo, a
 classifier of torchvision or timm, a .pkl of Detectron. Every weight has to find a place. With the recipe at hand (a
-run's config.yaml lies beside its checkpoint) the result is also loaded into a model. Exit code 2: something to mend.
+run's config.yaml lies beside its checkpoint) the result is also loaded into a model. Exit code 2: a user error.
 """
 
 from pathlib import Path

@@ -5,8 +5,8 @@
     python tools/pretrain_net.py --config-file configs/Pretraining/imagenet_R_50_gn.yaml --num-gpus 8 --resume
     python tools/train_net.py --config-file FILE MODEL.WEIGHTS output/pretrain_digits_R_18_gn/backbone.pth
 
-Flags, KEY VALUE pairs, exit codes and the run folder are those of tools/train_net.py. backbone.pth, written at the end,
-is for MODEL.WEIGHTS of either backend.
+Flags, KEY VALUE pairs, exit codes and the run folder are the same as for tools/train_net.py. backbone.pth, written at
+the end, is for MODEL.WEIGHTS of either backend.
 """
 
 from scratch_det.engine.command import run_command, run_parser

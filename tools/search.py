@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Search a grid of values of a recipe's keys, a training run for each point, and write down the best.
+"""Search a grid of config values, with one training run per point, and write the best values as a recipe.
 
     python tools/search.py --grid docs/grid_35k.yaml --out output/search \\
         --config-file configs/COCO-LowData/pretrained_mask_rcnn_R_50_FPN_6x_gn_35k_old.yaml \\
@@ -71,7 +71,7 @@ def main() -> None:
     try:
         with exit_on_user_error():
             search.check()
-            from scratch_det.study.choose import choose, search_grid  # matplotlib takes longer than a refusal
+            from scratch_det.study.choose import choose, search_grid  # matplotlib is slow to import; errors come first
 
             sys.exit(min(choose(search), 1) if only_choose else search_grid(search))
     except Stopped as stopped:

@@ -12,8 +12,8 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 (digits/table1, ..., "digits" for all), the name of one run, or a YAML file with runs of your own: docs/new_data.md.
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
-plan: runs, trunks and branches, iterations, GPU hours, disk. run: start what is not done, continue what was
-interrupted; exit code 0: all finished, 1: some failed, 2: something to fix, 75: stopped by SIGTERM or SIGUSR1, 130: by
+plan: runs, trunks and branches, iterations, GPU hours, disk. run: start or continue all runs that are not
+finished; exit code 0: all finished, 1: some failed, 2: a user error, 75: stopped by SIGTERM or SIGUSR1, 130: by
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
@@ -38,19 +38,19 @@ def build_parser() -> ToolParser:
     command.add_argument("--experiment", type=normpath, default="paper", metavar="EXPERIMENT", help="(%(default)s)")
     command.set_defaults(do=list_runs)
 
-    command = commands.add_parser("samples", help="what trainings see (Figure 2)")
+    command = commands.add_parser("samples", help="images and pixels that trainings see (Figure 2)")
     command.add_argument("--config-file", action="append", metavar="FILE", help="a recipe (Figure 2's two)")
     command.set_defaults(do=samples)
 
-    command = commands.add_parser("plan", help="what an experiment costs")
+    command = commands.add_parser("plan", help="the cost of an experiment")
     command.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
     add_sharing(command)
-    command.add_argument("--gpus", type=int, default=8, metavar="N", help="of a run (%(default)s)")
+    command.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of a run (%(default)s)")
     command.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
     command.add_argument(
-        "--json", dest="as_json", action="store_true", help="print the graph: commands, what they need and write"
+        "--json", dest="as_json", action="store_true", help="print the graph: commands, their inputs and outputs"
     )
-    command.add_argument("--out", type=Path, metavar="DIR", help="of the graph's run folders: begin the study there")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the run folders: begin the study there")
     command.set_defaults(do=plan)
 
     command = commands.add_parser("run", help="start or continue an experiment")
@@ -59,7 +59,10 @@ def build_parser() -> ToolParser:
         "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
     )
     command.add_argument(
-        "--launcher", default="local", choices=sorted([*LAUNCHERS, SLURM]), help="who starts runs (%(default)s)"
+        "--launcher",
+        default="local",
+        choices=sorted([*LAUNCHERS, SLURM]),
+        help="program that starts runs (%(default)s)",
     )
     command.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
     command.add_argument(
@@ -67,18 +70,24 @@ def build_parser() -> ToolParser:
     )
     command.add_argument("--only", nargs="+", default=[], metavar="ID", help="only these runs")
     command.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
-    command.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds models (%(default)s)")
+    command.add_argument(
+        "--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="library that builds the models (%(default)s)"
+    )
     command.add_argument("--slurm", type=Path, metavar="FILE", help="a job template, as docs/slurm.sh")
     add_sharing(command)
     command.set_defaults(do=run)
 
-    command = commands.add_parser("status", help="where the runs stand")
-    command.add_argument("experiment", nargs="?", type=normpath, metavar="EXPERIMENT", help="the study's")
+    command = commands.add_parser("status", help="the state of the runs")
+    command.add_argument(
+        "experiment", nargs="?", type=normpath, metavar="EXPERIMENT", help="the experiment of the study"
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
     command.set_defaults(do=status)
 
     command = commands.add_parser("report", help="write tables, figures and one page into DIR/report")
-    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT", help="the study's, or a part of it")
+    command.add_argument(
+        "experiment", type=normpath, metavar="EXPERIMENT", help="the experiment of the study, or a part of it"
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
     command.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
     command.set_defaults(do=report)

@@ -9,8 +9,8 @@
     srun python tools/train_net.py --config-file FILE --resume          (one task a GPU)
 
 The first flags are detectron2's. KEY VALUE pairs change keys of the recipe. Exit code 0: finished; 2: a user error, the
-message says which and how to fix it; 75: stopped by SIGTERM or SIGUSR1 after a checkpoint, from which the same command
-with --resume continues.
+message says which and how to fix it; 75: stopped by SIGTERM or SIGUSR1, 130: by Ctrl-C; both after a checkpoint, from
+which the same command with --resume continues.
 """
 
 import argparse

@@ -15,8 +15,8 @@ of feature maps. It has
 
 A line of ``scratch_det.config.choices.BACKBONES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
 build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
-build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. Only this
-network reads a project's keys MODEL.NET.
+build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. Only this network
+reads a project's keys MODEL.NET.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def build_bottom_up(cfg: CfgNode) -> nn.Module:
     """The network of BACKBONES that the config names, initialised, its first FREEZE_AT stages frozen.
 
     Raises ConfigError when its maps are not those that it states or the config asks for, when it has fewer stages, or
-    weights that it does not initialise itself and He's rule does not cover.
+    weights that neither the network nor He's rule initialises.
     """
     name, freeze_at = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
     network: Any = resolve_name(BACKBONES[backbone_names()[name]].function)(cfg)
@@ -59,7 +59,7 @@ def build_bottom_up(cfg: CfgNode) -> nn.Module:
 
 
 def _misstated(network: Any) -> Iterator[str]:
-    """The maps of one image that are not of the channels and strides that the network states; it stays as it was."""
+    """Maps whose channels or strides differ from the ones that the network states; does not change the network."""
     training = network.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         maps = network.eval()(torch.zeros(1, 3, *TRIAL))

@@ -1,4 +1,4 @@
-"""What is checked before anything of a study starts: run folders, data sets, processes and GPUs."""
+"""Checks before a study starts: run folders, data sets, processes and GPUs."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
     run_dir, run, result = RunDir(out / job.name), job.run, job.result(out)
     if run.kind == SEARCH or not (result.exists() if run.kind == EVALUATE else run_dir.holds_run()):
         return
-    asked: dict[str, Any] = {"backend": backend}  # what the run wrote down about its start
+    asked: dict[str, Any] = {"backend": backend}  # recorded by the run at its start
     if run.kind == EVALUATE:
         asked["weights"] = dict(pairwise(job.overrides(out)))["MODEL.WEIGHTS"]
         notes, source = result, out / str(run.evaluates) / "checkpoints/model_final.pth"
@@ -80,7 +80,7 @@ def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
     known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
     if source.name == "backbone.pth" and source.exists():  # has no index
         known = [sha256_of(source)]
-    if began_with and known and began_with not in known:  # the run that left it was made anew since
+    if began_with and known and began_with not in known:  # the run that wrote it was repeated since
         yield f"{notes} is of another {source.name} than {source.relative_to(out).parts[0]} has"
 
 
@@ -94,7 +94,7 @@ def gpus_here() -> list[str]:
     """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [word for word in visible.split(",") if word.strip()]
-    # A container may have /dev/nvidia5 alone: CUDA counts from 0, whatever the files are called.
+    # A container may have only /dev/nvidia5: CUDA counts from 0, whatever the files are called.
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 

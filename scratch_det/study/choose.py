@@ -31,7 +31,7 @@ EXIT_SOME_FAILED = 1
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a point: its metric and seconds, or why it has none; no error while it is not finished."""
+    """The result of a point: its metric and seconds, or the error of a failed point; empty while it is not finished."""
 
     point: Point
     value: float | None = None
@@ -81,7 +81,7 @@ def choose(search: Search) -> int:
     When no point has failed, result.json comes last, as in a run folder. Returns the number of points that failed.
     """
     trials = [_read(search, point) for point in search.points]
-    ranked = sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0.0)))  # of equals the first
+    ranked = sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0.0)))  # the first of equal ones
     failed = [trial for trial in ranked if trial.value is None]
     best = ranked[0] if ranked[0].value is not None else None
     rows = [

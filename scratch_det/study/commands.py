@@ -1,4 +1,4 @@
-"""What the commands of tools/study.py do."""
+"""The commands of tools/study.py."""
 
 import json
 import os
@@ -35,7 +35,7 @@ EXIT_SOME_FAILED = 1
 
 
 def folder_of(experiment: str) -> Path:
-    """Where a study is that names no folder: output/studies/digits-table1; for a file only its name."""
+    """The folder of a study when --out is not given: output/studies/digits-table1; for a file only its name."""
     return STUDIES / (Path(experiment).stem if own.is_file(experiment) else experiment.replace("/", "-"))
 
 
@@ -67,8 +67,8 @@ def plan(
         {
             "name": step.name,
             "command": step.command(),
-            "needs": list(step.needs),  # start it when these are done
-            "output": str(step.outputs[0]),  # there in the end
+            "needs": list(step.needs),  # steps that have to be done before
+            "output": str(step.outputs[0]),  # exists when the step is done
             "gpus": step.processes if step.on_gpu else 0,
         }
         for step in (study.begin() if out else study).steps()
@@ -95,7 +95,7 @@ def run(
         raise UserError(f"--slurm {slurm}: this job template is for --launcher slurm, and the launcher is {launcher}")
     cores = len(os.sched_getaffinity(0))
     if launcher == SLURM:
-        Slurm(out, slurm)  # what is wrong with the template is said first
+        Slurm(out, slurm)  # errors in the template come first
         if not dry_run:
             require_slurm()
         cores = 1  # of a process, unless OMP_NUM_THREADS says otherwise: what a job gets is in the template
@@ -117,7 +117,7 @@ def run(
         return 0
     if launcher != SLURM:
         require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
-        require_data(jobs, out, study.backend)  # a cluster's nodes may have what its login node has not
+        require_data(jobs, out, study.backend)  # compute nodes may have data that the login node lacks
     else:
         Slurm(out, slurm, study.threads).check(study.steps(jobs))
     study = study.begin()

@@ -53,10 +53,10 @@ def runs() -> list[Run]:
             ("pretrained_mask_rcnn_R_18_FPN_{k}x_gn_train_aug", "figure5", 6),
         ) for plain in _runs(name, places, [k], shown="{init}, train aug")
             for run in (plain, *cascade_runs(plain, TEST_AUG, {}, {}))),
-        # A schedule that Table 1 has as a branch, on its own: the same numbers, or prefix sharing is wrong.
+        # A branch of Table 1, trained from its beginning: other numbers would show an error in prefix sharing.
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_unshared", "control", [3], shown="scratch, 3x, on its own",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"),
-        # What the frozen stem and res2 of the pre-trained recipes, which are the paper's, cost or bring here.
+        # The effect of freezing stem and res2, as the paper's pre-trained recipes do.
         *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_gn_unfrozen", "freezing", [6], shown="{init}, 6x, nothing frozen",
                recipe="pretrained_mask_rcnn_R_18_FPN_6x_gn", changes=("MODEL.BACKBONE.FREEZE_AT", "0")),
     ]

@@ -1,4 +1,4 @@
-"""All experiments: the paper's, smaller those on digits, and files of one's own runs."""
+"""All experiments: the paper's, the miniatures on digits, and YAML files of the user's own runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def experiments() -> list[Run]:
 
 
 def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
-    """The run called ``name``, of ``own_runs`` or else listed. Raises UserError when there is none."""
+    """The run called ``name``, from ``own_runs`` or the lists here. Raises UserError when there is none."""
     known = {experiment.name: experiment for experiment in (*experiments(), *own_runs)}
     if name not in known:
         raise UserError(f"there is no experiment {name}{did_you_mean(name, list(known))}")
@@ -25,7 +25,7 @@ def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
 
 
 def of_place(place: str) -> list[Run]:
-    """The runs of a table or figure, those of "paper" or "digits" as a whole, those in a file, or the run called so.
+    """The runs of a table or figure, all runs of "paper" or "digits", the runs in a file, or the run with this name.
 
     Raises UserError when there are none.
     """

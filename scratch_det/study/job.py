@@ -1,7 +1,7 @@
 """The jobs of a study: one a run, and the steps, commands that a launcher starts, that each job consists of.
 
 A trunk is a chain of steps with ``--stop-at N``, one to each checkpoint that a branch starts from; a search is a step a
-point and one that chooses. So whatever has to come first is always the end of another step.
+point and one that chooses. So a step only has to wait for the end of other steps.
 """
 
 import sys
@@ -23,10 +23,10 @@ class Step:
     Attributes:
         name: RUN; RUN@N for the part of it up to N iterations; RUN/POINT for a search's.
         run: name of the run whose folder it writes into.
-        words: the tool and its arguments, without Python and the number of processes.
+        words: the tool and its arguments, without the Python interpreter and the number of processes.
         needs: names of the steps that have to be done before.
-        inputs: files of other runs without which it cannot start.
-        outputs: it is done when one of these files is there; the first one is its own.
+        inputs: files of other runs that have to exist before it starts.
+        outputs: it is done when one of these files exists; the first one is its own.
         processes: how many train together; 0 for a command that does not train.
         also_after_failures: it starts when those that it needs have ended, whether they are done or failed.
     """
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def file_name(self) -> str:
-        """For files that are named after the step."""
+        """The step's name for file names."""
         return self.name.replace("/", ".")
 
     def command(self, launches: bool = True) -> list[str]:
@@ -62,9 +62,9 @@ class Job:
 
     Attributes:
         run: what is trained or evaluated.
-        start: completed iterations of the checkpoint that it begins with; 0 when it begins with the weights.
-        keep_at: completed iterations whose checkpoints others begin with.
-        needs: names of the jobs that something is taken from.
+        start: completed iterations of the checkpoint that it starts from; 0 when it starts from weights.
+        keep_at: completed iterations whose checkpoints other jobs start from.
+        needs: names of the jobs whose files it uses.
     """
 
     run: Run
@@ -78,11 +78,11 @@ class Job:
 
     @property
     def iterations(self) -> int:
-        """Those that the job itself trains."""
+        """Iterations that the job itself trains."""
         return self.run.iterations - self.start
 
     def inputs(self, out: Path) -> list[Path]:
-        """The files of other jobs without which it cannot start."""
+        """Files of other jobs that have to exist before it starts."""
         files = [out / run / "result.json" for run in self.needs if run != self.run.trunk]
         if self.start and not any((out / self.name / "checkpoints").glob("model_*.pth")):
             files.append(self.parent(out))
@@ -95,7 +95,7 @@ class Job:
         return out / self.run.found_by / self.run.config.name if self.run.found_by else from_here(self.run.config)
 
     def result(self, out: Path) -> Path:
-        """The file that says that the job is finished."""
+        """The file that exists when the job is finished."""
         return out / self.name / ("inference" if self.run.kind == EVALUATE else "") / "result.json"
 
     def overrides(self, out: Path) -> list[str]:
@@ -112,7 +112,7 @@ class Job:
         return [*run.changes, *(word for pair in pairs for word in pair)]
 
     def arguments(self, out: Path, backend: str, gpus: int = 0, stop_at: int = 0) -> list[str]:
-        """What the tool is given; ``gpus`` processes, 0 where a launcher starts them."""
+        """The tool's arguments; ``gpus``: number of processes, 0 if a launcher starts them."""
         run = self.run
         words = ["--config-file", str(self.config(out))]
         if run.kind != PRETRAIN:
@@ -133,7 +133,7 @@ class Job:
         return [*words, *run.flags, *self.overrides(out)]
 
     def steps(self, out: Path, backend: str, gpus: int, on_gpu: bool) -> list[Step]:
-        """The commands of a job that is no search, in their order."""
+        """The steps of a job that is not a search, in order."""
         run, needs, found = self.run, self.step_needs, list[Step]()
         for stop_at in (*self.keep_at, 0):
             name = f"{run.name}@{stop_at}" if stop_at else run.name
@@ -150,11 +150,11 @@ class Job:
 
     @property
     def step_needs(self) -> tuple[str, ...]:
-        """Names of the steps that its first one needs: of a trunk the one to the checkpoint."""
+        """Names of the steps that the job's first step needs; in a trunk, the step that ends at the checkpoint."""
         return tuple(f"{name}@{self.start}" if self.start and name == self.run.trunk else name for name in self.needs)
 
     def parent(self, out: Path) -> Path:
-        """The trunk's checkpoint that a branch begins with."""
+        """The checkpoint of the trunk from which a branch starts."""
         return _checkpoint(out, str(self.run.trunk), self.start)
 
 
@@ -163,7 +163,7 @@ def _checkpoint(out: Path, run: str, completed: int) -> Path:
 
 
 def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
-    """``runs``, and those without which they cannot be, in an order in which each comes after what it needs.
+    """``runs`` and all runs that they need, sorted so that each run comes after the runs that it needs.
 
     ``share_prefix``: a run whose trunk is among them branches off it; otherwise it trains all of its iterations.
     """

@@ -1,4 +1,4 @@
-"""Steps as processes on this machine, each when those that it needs are done."""
+"""Runs steps as processes on this machine; each step starts when the steps that it needs are done."""
 
 import ctypes
 import json
@@ -35,7 +35,7 @@ LIBC = ctypes.CDLL(None)
 def alone_in(out: Path, name: str) -> Iterator[IO[str]]:
     """Hold the lock of a folder: one launcher works on it. Raises UserError when another does.
 
-    The processes that it starts hold the lock too: nobody starts a run a second time while it still ends.
+    The processes that it starts hold the lock too: no run is started a second time while it is still ending.
     """
     for _ in range(LOCK_TRIALS):
         if lock := try_lock(out / name):
@@ -61,7 +61,7 @@ def sign(lock: IO[str], running: Sequence[str] = ()) -> None:
 
 
 def read_holder(path: Path) -> dict:
-    """What the holder of a lock wrote into it; empty while it is being written."""
+    """The content of a lock, written by its holder; empty while it is being written."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def read_holder(path: Path) -> dict:
 
 
 def running_in(out: Path, name: str) -> list[str]:
-    """Names of the runs that a launcher has processes of, at this moment."""
+    """Names of the runs that have running processes of a launcher."""
     if not (out / name).exists() or (lock := try_lock(out / name)) is None:
         return read_holder(out / name).get("running", [])
     lock.close()
@@ -78,7 +78,7 @@ def running_in(out: Path, name: str) -> list[str]:
 
 @dataclass
 class Process:
-    """A step's process tree, and the GPUs that it has."""
+    """The process tree of a step, and its GPUs."""
 
     step: Step
     popen: subprocess.Popen
@@ -87,7 +87,7 @@ class Process:
 
 
 class Local:
-    """At most ``places`` runs of ``gpus`` processes at once; the GPUs of this machine are shared out among them."""
+    """At most ``places`` runs of ``gpus`` processes at once; they share the GPUs of this machine."""
 
     def __init__(self, out: Path, lock: IO[str], places: int = 1, gpus: int = 1, threads: int = 0):
         self.out, self.lock, self.places, self.gpus, self.threads = out, lock, places, gpus, threads
@@ -100,11 +100,11 @@ class Local:
         return step.command()
 
     def run(self, steps: Sequence[Step], look: Callable[[set[str]], object]) -> None:
-        """Start ``steps`` until no more can be started; what became of them is in the folders.
+        """Start ``steps`` until no more can be started; the run folders hold the results.
 
-        A failed step keeps no other from going on; one that was preempted is started again. ``look`` is called with
-        the names of the runs that have a process. Raises Stopped, when all processes have ended, after a signal, and
-        UserError when nothing runs and the next step needs more GPUs than this machine has.
+        Other steps continue when one fails; a preempted step is started again. ``look`` is called with the names of the
+        runs that have a process. Raises Stopped, when all processes have ended, after a signal, and UserError when
+        nothing runs and the next step needs more GPUs than this machine has.
         """
         by_name, failed = {step.name: step for step in steps}, set[str]()
         waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
@@ -120,7 +120,7 @@ class Local:
                     )
                     and all(path.exists() for path in step.inputs)
                 ]
-                # A smaller one that slipped in would let the first one wait forever.
+                # If smaller steps could overtake, the first one might wait forever.
                 while ready and not self.stop.requested and self.fits(ready[0]):
                     waiting.remove(ready[0])
                     self.start(ready.pop(0))
@@ -229,7 +229,7 @@ class Local:
 
 
 class Torchrun(Local):
-    """The same with torchrun between the launcher and a run's processes."""
+    """Starts the processes of each run through torchrun."""
 
     @staticmethod
     def command(step: Step) -> list[str]:

@@ -1,4 +1,4 @@
-"""A study as text: what it will cost, where it stands, and a live view of it while it runs.
+"""A study as text: its cost, its progress, and a live view while it runs.
 
 A live table on a terminal, a line for every change elsewhere.
 """
@@ -36,7 +36,7 @@ SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metric
 
 
 def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> str:
-    """The plan as a table with totals. Raises UserError for an unknown experiment and for numbers that are none.
+    """The plan as a table with totals. Raises UserError for an unknown experiment and for invalid numbers.
 
     The checkpoints' size is about right: models are measured in results/models.csv, with 80 classes.
     """
@@ -79,17 +79,17 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
 
 
 def _what_it_is(job: Job) -> str:
-    """A word or two for a job's place among the others."""
+    """The role of a job in one or two words, such as trunk or branch."""
     if job.start:
         return "switch" if job.run.is_switch else "branch"
     return KINDS.get(job.run.kind, "trunk" if job.keep_at else "run")
 
 
 class Screen(ExitStack):
-    """Context manager that shows the records of a running study; ``show`` is called as often as one likes."""
+    """Context manager that shows the records of a running study; ``show`` may be called any number of times."""
 
     def __init__(self, study: Study, chosen: Collection[str]):
-        """``chosen``: names of the runs that the summary and its eta are of."""
+        """``chosen``: names of the runs that the summary and its ETA cover."""
         super().__init__()
         self.study, self.chosen = study, chosen
         self.live = self.enter_context(Live(auto_refresh=False)) if sys.stdout.isatty() else None
@@ -123,7 +123,7 @@ class Screen(ExitStack):
             say_now(line)
 
     def conclude(self, records: Sequence[Record]) -> bool:
-        """Say what is worth knowing when nothing more happens; whether all of the chosen runs are finished."""
+        """Print the summary at the end; returns whether all chosen runs are finished."""
         mine = [record for record in records if record.run.name in self.chosen]
         unfinished = [record for record in mine if record.state != FINISHED]
         for record in unfinished:
@@ -143,7 +143,7 @@ def status_text(records: Sequence[Record], study: Study) -> str:
 
 
 def summary(records: Sequence[Record], study: Study) -> str:
-    """How many runs there are of each state, and the iterations."""
+    """The number of runs in each state, and the iterations."""
     states = [record.state for record in records]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     done, total = sum(one.iterations_done for one in records), sum(one.run.iterations - one.start for one in records)
@@ -151,7 +151,7 @@ def summary(records: Sequence[Record], study: Study) -> str:
 
 
 def iterations_left(records: Sequence[Record]) -> int:
-    """Those that are to come without another start: none of what failed, nor of what needs it."""
+    """Iterations that this start will still train: without failed runs and the runs that need them."""
     going_on = [record for record in records if record.state not in (FAILED, BLOCKED, FINISHED)]
     return sum(record.run.iterations - record.start - record.iterations_done for record in going_on)
 

@@ -28,7 +28,7 @@ PLACE = "runs"  # of all of them: their table and their figure are called so
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
 CHANGES = "changes."
 NO_RECIPE = "{name} has no recipe: write {name}: {{recipe: FILE.yaml}}"
-FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # whether a value fits, and what does
+FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the value, and the expected value in words
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_seeds(value), "a list of different numbers, such as [1, 2, 3]"),
     "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
@@ -44,7 +44,7 @@ def is_file(experiment: str) -> bool:
 
 
 def runs(path: Path) -> list[Run]:
-    """The runs of a file, in its order. Raises ConfigError, with file and line, for what is none."""
+    """The runs of a file, in its order. Raises ConfigError, with file and line, for an invalid one."""
     sections: dict[str, dict[str, Entry]] = {}
     source = read_source(path, "study.py")
     for base in source.bases:
@@ -91,7 +91,7 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
 
 
 def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
-    """Raise ConfigError for the first thing in a run's section that is not as it should be."""
+    """Raise ConfigError for the first error in the section of a run."""
     where = next(iter(fields.values())).where
     if not NAME.fullmatch(name):
         raise ConfigError(f"{where}: a run cannot be called {name}: take another name, of letters, digits, - and _")

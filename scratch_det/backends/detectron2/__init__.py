@@ -1,1 +1,1 @@
-"""Whatever detectron2's ``build_model`` makes of a recipe."""
+"""The detectron2 backend: models that detectron2's ``build_model`` builds."""

@@ -1,4 +1,4 @@
-"""detectron2's own keys, and which of their values this repository's loop can honour."""
+"""detectron2's own keys, and which of their values this repository's loop supports."""
 
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -31,7 +31,7 @@ def _defaults() -> CfgNode:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise ConfigError, one line per key, when the config asks for what training with this loop does not have."""
+    """Raise ConfigError, one line per key, when the config has values that this loop does not support."""
     c4 = cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
     problem = "MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; with FPN it is StandardROIHeads"
     check_allowed("detectron2", cfg, ALLOWED_BY_LOOP, [problem] * c4)

@@ -1,4 +1,4 @@
-"""The values of detectron2's keys that the torchvision backend can honour."""
+"""The values of detectron2's keys that the torchvision backend supports."""
 
 from collections.abc import Iterator
 
@@ -66,7 +66,7 @@ def defaults() -> CfgNode:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise ConfigError, one line per key, when the config asks for what this backend does not have."""
+    """Raise ConfigError, one line per key, when the config has values that this backend does not support."""
     allowed = {
         **ALLOWED,
         "MODEL.BACKBONE.NAME": (RESNET, *backbone_names()),
@@ -77,7 +77,7 @@ def check(cfg: CfgNode) -> None:
 
 
 def _problems(cfg: CfgNode) -> Iterator[str]:
-    """Values that do not go together."""
+    """Combinations of values that the backend does not support."""
     keys, resnets, rpn = flatten(cfg), cfg.MODEL.RESNETS, cfg.MODEL.RPN
     for key, length in LENGTHS.items():
         if len(keys[key]) != length:

@@ -1,12 +1,12 @@
 """Box, mask and keypoint heads: torchvision's layers and sampling, detectron2's pooling, targets and losses.
 
 With ROI_HEADS.NAME CascadeROIHeads the box head is a Cascade R-CNN (Cai & Vasconcelos 2018) as detectron2 defines it:
-every stage starts from the boxes of the one before. Three stages match at rising IoU and regress one box for all
+every stage starts from the boxes of the one before. Three stages match at increasing IoU and regress one box for all
 classes; scores are averaged over the stages, boxes are the last one's. The mask head is trained on the first stage's
 proposals and applied to the last one's boxes.
 
 Labels are 0-based outside of ``RoIHeads`` and 1-based inside, as torchvision's sampling and post-processing have the
-background in slot 0: ``RoIHeads.losses`` adds 1 and ``RoIHeads.detect`` takes it off, nothing else does.
+background in slot 0: only ``RoIHeads.losses`` adds 1, and only ``RoIHeads.detect`` subtracts it.
 """
 
 import torch
@@ -150,7 +150,7 @@ class RoIHeads(TorchvisionRoIHeads):
     def losses(
         self, features: Maps, proposals: list[Tensor], targets: list[dict[str, Tensor]], sizes: Sizes
     ) -> dict[str, Tensor]:
-        """Those of the box head and, where there are such heads, ``loss_mask`` and ``loss_keypoint``.
+        """The losses of the box head and, if there are such heads, ``loss_mask`` and ``loss_keypoint``.
 
         A box head's are ``loss_cls`` and ``loss_box_reg``, a cascade's ``loss_cls_stage0`` and so on; only the first
         stage's proposals are sampled.
