@@ -1,7 +1,7 @@
 #!/bin/bash
 # A job template: tools/study.py run ... --launcher slurm --slurm docs/slurm.sh. Edit it for your cluster. Each job of a
 # study is this script with the words in double braces filled in; --dry-run prints the scripts. study.py gives sbatch
-# the job's name, its dependencies, its log and --requeue.
+# the job's name, its comment, dependencies, log and --requeue.
 #
 # name       the run, RUN@N for the part of it up to N iterations, or SEARCH/POINT
 # command    the run, for srun: a task is a process

@@ -125,7 +125,8 @@ def run(
     if launcher == SLURM:
         with alone_in(out, LOCK):
             ids = Slurm(out, slurm, study.threads).submit(study.steps(jobs))
-        say_now(f"submitted {len(ids)} jobs: {' '.join(ids)}; see study.py status --out {out}, or scancel them")
+        numbers = f"{len(ids)} jobs: {' '.join(ids)}" if ids else "nothing new"
+        say_now(f"submitted {numbers}; see study.py status --out {out}, or scancel them")
         return 0
     return _run_here(study, jobs, launcher, gpus, max_parallel)
 

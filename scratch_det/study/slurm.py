@@ -163,4 +163,4 @@ def _squeue() -> list[QueuedJob]:
             "--launcher local"
         ) from None
     rows = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
-    return [QueuedJob(*row) for row in rows if len(row) == 4]
+    return [QueuedJob(*row, *[""] * (4 - len(row))) for row in rows if len(row) > 2]  # some clusters drop comments

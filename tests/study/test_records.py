@@ -175,6 +175,20 @@ class TestFailures:
     def test_a_part_of_a_run(self, study: Study) -> None:
         assert self.fail(study, 1, "--- started 1: x\nerror: no data\n", f"{TRUNK}@12") == "exit code 1: no data"
 
+    def test_of_a_point_before_its_searchs_choice(self, tmp_path: Path) -> None:
+        """The choice fails for lack of the point."""
+        (job,) = (job for job in jobs_of(of_place("digits/small_data")) if job.name == "search_third")
+        for path in job.inputs(tmp_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        jobs = tmp_path / "jobs"
+        jobs.mkdir()
+        for name, words in ((job.name, "wrote search.md"), (f"{job.name}.trial_a", "error: not finite")):
+            (jobs / f"{name}.exit").write_text("1\n")
+            (jobs / f"{name}.log").write_text(f"--- started 1: x\n{words}\n")
+        (record,) = survey([job], tmp_path, {})
+        assert (record.state, record.error) == (FAILED, "exit code 1: not finite")
+
     def test_a_branch_that_failed_waits_for_a_trunk_that_is_gone(self, study: Study) -> None:
         """It would only fail again."""
         trunk, branch = study.jobs
