@@ -117,7 +117,7 @@ class TestRules:
         assert str(error.value) == (
             f"MODEL.{part}.NORM is {norm} with --accumulate 2: it would normalise with the statistics of {seen} "
             f"images, not of {whole}, which is another training; set MODEL.{part}.NORM GN, which normalises each image "
-            "alone, or leave out --accumulate"
+            "separately, or leave out --accumulate"
         )
 
     def test_fixed_statistics_may_accumulate(self) -> None:
