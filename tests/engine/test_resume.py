@@ -197,7 +197,7 @@ class TestBranch:
         assert len(seeds) == 1
 
     def test_beyond_the_shared_beginning(self, trunk: Path, train: Train) -> None:
-        with pytest.raises(UserError, match=r"rate of iteration 3 would be(?s:.)*branch off after 3 iterations"):
+        with pytest.raises(UserError, match=r"rate of iteration 3 would change(?s:.)*branch off after 3 iterations"):
             train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000003.pth"))
         assert not (trunk.parent / "branch").exists()
 
