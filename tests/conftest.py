@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from fvcore.common.config import CfgNode
 from PIL import Image
 from pycocotools import mask as mask_api
 
 from scratch_det.backends import is_installed
+from scratch_det.config import load_config
 from scratch_det.engine.plan import Request, start
 
 ROOT = Path(__file__).parents[1]
@@ -311,3 +313,10 @@ def study_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
         return int(code or 0), said.out + said.err
 
     return call
+
+
+@pytest.fixture
+def config(small_model: list[str]) -> Callable[..., CfgNode]:
+    """``config(KEY, VALUE, ...)``: the quickstart's Mask R-CNN made tiny, with ten classes."""
+    overrides = [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
+    return lambda *words: load_config(ROOT / "configs/Digits/quickstart.yaml", [*overrides, *words]).cfg

@@ -21,12 +21,6 @@ SMALL = CONFIGS / "Digits/quickstart.yaml"
 Config = Callable[..., CfgNode]
 
 
-@pytest.fixture
-def config(small_model: list[str]) -> Config:
-    """``config(KEY, VALUE, ...)``: the quickstart's Mask R-CNN made tiny, with ten classes."""
-    return lambda *overrides: load_config(SMALL, [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", *overrides]).cfg
-
-
 def built(cfg: CfgNode, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return backend.build(cfg)

@@ -16,7 +16,7 @@ from scratch_det.backends.torchvision import model as backend
 from scratch_det.backends.torchvision.backbone import Backbone
 from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses
 from scratch_det.backends.torchvision.rpn import RPN, Anchors
-from scratch_det.config import get_cfg, load_config
+from scratch_det.config import get_cfg
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
@@ -29,12 +29,6 @@ PYRAMID = [4, 8, 16, 32, 64]
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 
 Config = Callable[..., CfgNode]
-
-
-@pytest.fixture
-def config(small_model: list[str]) -> Config:
-    """``config(KEY, VALUE, ...)``: the quickstart's Mask R-CNN made tiny, with ten classes."""
-    return lambda *overrides: load_config(SMALL, [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", *overrides]).cfg
 
 
 def built(cfg: CfgNode, seed: int = 0) -> nn.Module:

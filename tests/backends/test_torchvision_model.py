@@ -39,12 +39,6 @@ NORM_PARTS = {  # key -> the layers it governs
 Config = Callable[..., CfgNode]
 
 
-@pytest.fixture
-def config(small_model: list[str]) -> Config:
-    """``config(KEY, VALUE, ...)``: the quickstart's Mask R-CNN made tiny, with ten classes."""
-    return lambda *overrides: load_config(SMALL, [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", *overrides]).cfg
-
-
 @pytest.fixture(scope="module")
 def mask_rcnn_r50() -> nn.Module:
     torch.manual_seed(0)
