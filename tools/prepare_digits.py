@@ -30,7 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the half-made folder goes
     try:
         with exit_on_user_error():
-            from scratch_det.data.digits.make import make_digits  # heavy: not for --help
+            from scratch_det.data.digits import make_digits  # heavy: not for --help
 
             for folder, made in make_digits(args.out, args.seed, args.train, args.val, args.force).items():
                 print(f"{folder}: made" if made else f"{folder}: already there, nothing to do")

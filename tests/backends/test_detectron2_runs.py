@@ -21,7 +21,7 @@ from scratch_det.conversion import convert_file
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.data.digits.make import make_digits
+from scratch_det.data.digits import make_digits
 from scratch_det.engine.plan import Request, start
 from scratch_det.errors import UserError
 

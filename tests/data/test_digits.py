@@ -15,9 +15,18 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from scratch_det.data.digits.make import build, make_digits
-from scratch_det.data.digits.scene import MAX_DIGITS, MIN_VISIBLE, annotation_entries, compose, extreme_pixels
-from scratch_det.data.digits.source import fill_holes, load_material, split_scans
+from scratch_det.data.digits import (
+    MAX_DIGITS,
+    MIN_VISIBLE,
+    annotation_entries,
+    build,
+    compose,
+    extreme_pixels,
+    fill_holes,
+    load_material,
+    make_digits,
+    photograph_names,
+)
 from scratch_det.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -113,10 +122,10 @@ def test_val_shares_nothing_with_train(digits):
 
 
 def test_pretraining_uses_train_material_only(digits):
-    scans = split_scans()
+    scans = load_material().splits
     assert set(scans["pretrain_train"]) | set(scans["pretrain_val"]) == set(scans["train"])
     assert not set(scans["pretrain_train"]) & set(scans["pretrain_val"])
-    assert set(load_material("pretrain_val").photographs) == set(load_material("train").photographs)
+    assert photograph_names("pretrain_train") == photograph_names("pretrain_val") == photograph_names("train")
     folder = digits.with_name("digits_pretrain")
     for split, count in (("train", 20), ("val", 16)):
         images = list((folder / split).glob("*/*.jpg"))

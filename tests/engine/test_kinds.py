@@ -14,7 +14,7 @@ from conftest import ROOT
 from run_folder import interrupted_after, is_same, read
 
 from scratch_det import backends
-from scratch_det.data.digits.make import make_digits
+from scratch_det.data.digits import make_digits
 from scratch_det.data.subsets import make_subsets
 from scratch_det.engine.plan import Request, start
 

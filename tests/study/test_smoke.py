@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from run_folder import is_same
 
-from scratch_det.data.digits.make import make_digits
+from scratch_det.data.digits import make_digits
 from scratch_det.files import try_lock
 from scratch_det.study.study import LOCK
 

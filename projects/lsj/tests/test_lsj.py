@@ -25,7 +25,7 @@ from scratch_det.config.schedule import Schedule
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.data.digits.make import make_digits
+from scratch_det.data.digits import make_digits
 from scratch_det.engine.plan import Request, start
 from scratch_det.errors import UserError
 from scratch_det.study.search import Search

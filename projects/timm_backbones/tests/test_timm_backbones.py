@@ -20,7 +20,7 @@ from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
 from scratch_det.config.choices import BACKBONES, OPTIMIZERS
 from scratch_det.config.defaults import PROJECT_KEYS
-from scratch_det.data.digits.make import make_digits
+from scratch_det.data.digits import make_digits
 from scratch_det.engine.plan import Request, start
 from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError, UserError
