@@ -1,7 +1,4 @@
-"""Being asked to stop: a signal sets a flag, the run ends at the next safe point, a second signal ends it at once.
-
-And in words how a process that was started for a run came to its end.
-"""
+"""Being asked to stop: a signal sets a flag, the run ends at the next safe point, a second signal ends it at once."""
 
 import multiprocessing
 import os
@@ -91,12 +88,3 @@ def _end_with_parent() -> None:
 def signal_name(number: int) -> str:
     """``SIGTERM``; of SIGKILL also its usual cause, as Linux ends a process that takes the last memory with it."""
     return signal.Signals(number).name + (" (out of memory?)" if number == signal.SIGKILL else "")
-
-
-def last_word(said: str, code: int) -> str:
-    """Why a process ended: the error that it printed last, or the last line of a traceback; for a signal its name."""
-    if code < 0:
-        return f"ended by {signal_name(-code)}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
-    message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-    return f"exit code {code}: {message.removeprefix('error: ')}"

@@ -19,8 +19,7 @@ from scratch_det.config import flatten, plain
 from scratch_det.evaluation.metrics import VERMILION
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
-from scratch_det.study.checks import require_gpus
-from scratch_det.study.local import Local, alone_in
+from scratch_det.study.local import Local, alone_in, require_gpus
 from scratch_det.study.records import failure_of, jobs_folder, read_json
 from scratch_det.study.search import BEST, Point, Search
 from scratch_det.tables import markdown

@@ -21,9 +21,8 @@ from scratch_det.distributed.stop import STOPPED, StopFlag, Stopped
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import try_lock, write_atomically
 from scratch_det.log import say_now
-from scratch_det.study.checks import gpus_here
-from scratch_det.study.job import Step
 from scratch_det.study.records import START_OF_LOG, jobs_folder, read_json
+from scratch_det.study.run import Step
 
 SECONDS_BETWEEN_LOOKS = 0.5
 LOCK_TRIALS = 10  # a tenth of a second apart: study.py status holds the lock for a moment
@@ -238,3 +237,26 @@ class Torchrun(Local):
         _, *words = step.command(launches=False)
         several = ["--standalone", "--nproc-per-node", str(step.processes)]
         return [sys.executable, "-m", "torch.distributed.run", *several, *words]
+
+
+def gpus_here() -> list[str]:
+    """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [word for word in visible.split(",") if word.strip()]
+    # A container may have only /dev/nvidia5: CUDA counts from 0, whatever the files are called.
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def require_gpus(needed: dict[str, int], gpus: int, max_parallel: int, fix: str = "change --gpus or --only") -> None:
+    """Raise UserError when this machine has GPUs, but fewer than may be needed at once; ``needed``: by run."""
+    devices = len(gpus_here())
+    source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
+    largest = sorted(needed, key=lambda name: -needed[name])
+    if devices and needed and needed[largest[0]] > devices:
+        raise UserError(f"{largest[0]} needs {needed[largest[0]]} GPUs, and {source} {devices}; {fix}")
+    at_once = min(sum(needed[name] for name in largest[:max_parallel]), max_parallel * gpus)
+    if devices and at_once > devices:
+        raise UserError(
+            f"--max-parallel {max_parallel} with --gpus {gpus} needs {at_once} GPUs, and {source} {devices}; "
+            f"give --max-parallel {max(1, devices // gpus)}, or fewer --gpus"
+        )

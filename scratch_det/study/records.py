@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten
-from scratch_det.distributed.stop import last_word
+from scratch_det.config import flatten, plain
+from scratch_det.distributed.stop import signal_name
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, read_lines, weights_sha256, write_atomically
 from scratch_det.study.experiments import find
-from scratch_det.study.job import Job
-from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Run
+from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run
 
 WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
@@ -96,16 +96,18 @@ def jobs_folder(out: Path) -> Path:
 
 
 def failure_of(jobs: Path, step: str) -> str:
-    """Why a step failed: its exit code, and the last words of its log since it was started; empty if it did not."""
+    """Why a step failed: its exit code and the last error in its log since it was started; empty if it did not fail."""
     try:
         code = int((jobs / f"{step}.exit").read_text())
     except (OSError, ValueError):
         return ""
+    if code < 0 or 128 < code < 128 + signal.NSIG:  # ended by a signal, as Python and as a shell say it
+        return f"ended by {signal_name(-code if code < 0 else code - 128)}"
     log = jobs / f"{step}.log"
     said = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.exists() else ""
-    is_signal = 128 < code < 128 + signal.NSIG  # as a shell says it
-    lines = [line for line in said.splitlines()[1:] if not line.startswith("srun: ")]
-    return last_word("\n".join(lines), 128 - code if is_signal else code)
+    lines = [line.strip() for line in said.splitlines()[1:] if line.strip() and not line.startswith("srun: ")]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f"exit code {code}: {[*(lines or ['it said nothing'])[-1:], *errors][-1]}"
 
 
 def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Record]:
@@ -324,3 +326,27 @@ def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]
     except (ValueError, UserError) as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; {RESTORE}") from None
     return rows
+
+
+# Keys that a run settles itself, from its data and its machine, or that do not show in its numbers.
+NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
+                "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+                "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
+
+
+def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
+    """Where the configuration of the run in a folder is not ``wanted``, a line each; nothing where no run is in it."""
+    if not run_dir.holds_run():
+        return
+    try:
+        made_with = flatten(run_dir.read_config())
+    except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
+        yield f"{run_dir.config} is no run's configuration ({str(error).splitlines()[0]})"
+        return
+    ignored = NOT_COMPARED | ({"SEED"} if wanted.SEED < 0 else set())
+    for key, value in flatten(wanted).items():
+        if key not in ignored and plain(made_with.get(key, value)) != plain(value):
+            yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
+    began, begins = made_with.get("MODEL.WEIGHTS"), wanted.MODEL.WEIGHTS
+    if not run_dir.parent.exists() and bool(began) != bool(begins):  # from scratch, or not; paths may differ
+        yield f"{run_dir.config} has MODEL.WEIGHTS {began!r}, its recipe {begins!r}"

@@ -25,8 +25,8 @@ from scratch_det.engine.plan import Request, choose_backend
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
-from scratch_det.study.checks import other_recipe
-from scratch_det.study.job import Step, from_here
+from scratch_det.study.records import other_recipe
+from scratch_det.study.run import Step, from_here
 
 BEST = "best.yaml"
 SEED = 0  # of all points where the recipe has none: they differ only in the grid's keys

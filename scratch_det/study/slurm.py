@@ -18,8 +18,8 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.files import write_atomically
-from scratch_det.study.job import Step
 from scratch_det.study.records import QUEUED, RUNNING, START_OF_LOG, jobs_folder
+from scratch_det.study.run import Step
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 TEMPLATE = Path(__file__).with_name("slurm.sh")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from scratch_det.distributed import stop
-from scratch_det.distributed.stop import StopFlag, Stopped, last_word
+from scratch_det.distributed.stop import StopFlag, Stopped
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -48,12 +48,3 @@ class TestStop:
             os.kill(os.getpid(), signal.SIGUSR1)
             wait_for(lambda: ended)
         assert ended == [128 + signal.SIGUSR1]
-
-
-def test_the_last_word_of_a_process() -> None:
-    """The error that it printed, else its last line; for a signal its name."""
-    assert last_word("started\nerror: SEED is -2\nTraceback\n", 2) == "exit code 2: SEED is -2"
-    assert last_word("Traceback\n  line\nZeroDivisionError: division by zero\n\n", 1).endswith("division by zero")
-    assert last_word("", 1) == "exit code 1: it said nothing"
-    assert last_word("whatever", -signal.SIGTERM) == "ended by SIGTERM"
-    assert last_word("", -signal.SIGKILL) == "ended by SIGKILL (out of memory?)"

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from conftest import ROOT
 
 from scratch_det.study import local
-from scratch_det.study.commands import EXIT_SOME_FAILED, jobs_on_cluster
-from scratch_det.study.job import Step
+from scratch_det.study.commands import EXIT_SOME_FAILED, Screen, jobs_on_cluster
 from scratch_det.study.local import Local, alone_in, running_in
-from scratch_det.study.overview import Screen
 from scratch_det.study.records import RUNNING, survey
+from scratch_det.study.run import Step
 from scratch_det.study.study import LOCK, Study
 
 TRUNK, BRANCH = "smoke_3x", "smoke_2x"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from study.player import (
     until,
 )
 
+from scratch_det.config import load_config
 from scratch_det.errors import UserError
 from scratch_det.study import local
-from scratch_det.study.job import Step
-from scratch_det.study.local import Local, Torchrun, alone_in
+from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, require_gpus
 from scratch_det.study.records import (
     BLOCKED,
     FAILED,
@@ -39,6 +40,7 @@ from scratch_det.study.records import (
     read_json,
     survey,
 )
+from scratch_det.study.run import Step
 from scratch_det.study.study import LOCK, Study
 
 
@@ -294,3 +296,41 @@ class TestPlaces:
         assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         assert "--num-gpus" not in words
         assert Torchrun.command(replace(study.steps()[0], processes=0))[1] == "tools/train_net.py"
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ("--gpus", 2, "--max-parallel", 2),
+                "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; give --max-parallel 1",
+            ),
+            (("--gpus", 4), "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; change --gpus or --only"),
+        ],
+    )
+    def test_too_few(
+        self, study: Study, study_tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple,
+        message: str,
+    ) -> None:  # fmt: skip
+        """Refused before anything is there, also where a single run would fit."""
+        recipe = load_config(study.jobs[0].run.config, ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 16]).cfg
+
+        monkeypatch.setattr("scratch_det.study.study.recipe_of", lambda *_: recipe)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+        assert not (tmp_path / "x").exists()
+
+    def test_recipes_for_the_cpu_need_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        require_gpus({"one": 0, "other": 0}, gpus=8, max_parallel=8)
+        with pytest.raises(UserError, match="other needs 8 GPUs"):
+            require_gpus({"one": 0, "other": 8}, gpus=8, max_parallel=8)
+
+    def test_devices_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A container with /dev/nvidia5 and /dev/nvidia7 has GPUs 0 and 1."""
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(Path, "glob", lambda *_: iter([Path("/dev/nvidia5"), Path("/dev/nvidia7")]))
+        assert gpus_here() == ["0", "1"]

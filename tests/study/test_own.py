@@ -10,14 +10,12 @@ from conftest import ROOT, load_tool
 
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.study import own
-from scratch_det.study.checks import disagreements
-from scratch_det.study.commands import folder_of
+from scratch_det.study.commands import folder_of, plan_text
 from scratch_det.study.experiments import of_place
-from scratch_det.study.overview import plan_text
 from scratch_det.study.records import load
 from scratch_det.study.report.write import write_report
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN
-from scratch_det.study.study import Study, study_in
+from scratch_det.study.study import Study, disagreements, study_in
 
 STUDY = """
 scratch: {recipe: scratch.yaml, seeds: [1, 2], changes: {SOLVER.GAMMA: 0.02}}

@@ -10,8 +10,7 @@ from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det.errors import DataError
 from scratch_det.files import weights_sha256
-from scratch_det.study.experiments import find, of_place
-from scratch_det.study.job import jobs_of
+from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, WAITING, Record, collect, load, save, survey
 from scratch_det.study.study import Study
 
@@ -166,11 +165,13 @@ class TestFailures:
         assert self.fail(study, 1, "--- started 1: x\n1\nZeroDivisionError: division by zero\n") == (
             "exit code 1: ZeroDivisionError: division by zero"
         )
+        assert self.fail(study, 2, "--- started 1: x\nerror: SEED is -2\nTraceback\n\n") == "exit code 2: SEED is -2"
 
     def test_signals(self, study: Study) -> None:
         """As Python says it, and as a shell does."""
         for code in (-9, 137):
             assert self.fail(study, code, "") == "ended by SIGKILL (out of memory?)"
+        assert self.fail(study, -15, "whatever") == "ended by SIGTERM"
 
     def test_a_part_of_a_run(self, study: Study) -> None:
         assert self.fail(study, 1, "--- started 1: x\nerror: no data\n", f"{TRUNK}@12") == "exit code 1: no data"

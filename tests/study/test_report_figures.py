@@ -14,8 +14,7 @@ from PIL import Image
 
 from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERMILION
 from scratch_det.study import own
-from scratch_det.study.experiments import find, of_place
-from scratch_det.study.job import jobs_of
+from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.figures import FIGURES, STYLE, draw, figures_of, image, mean_of, own_part, thin
 from scratch_det.study.run import EVALUATE, PRETRAINED, SCRATCH, TRAIN, Run

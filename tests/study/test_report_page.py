@@ -22,8 +22,7 @@ from conftest import ROOT
 from PIL import Image
 
 from scratch_det.evaluation.metrics import BLUE, VERMILION
-from scratch_det.study.experiments import of_place
-from scratch_det.study.job import jobs_of
+from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
 from scratch_det.study.report.figures import INITS, figures_of, image
 from scratch_det.study.report.page import curves, read_runs, write_page

@@ -21,7 +21,7 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.study import choose, local
 from scratch_det.study.choose import EXIT_SOME_FAILED
-from scratch_det.study.job import Step
+from scratch_det.study.run import Step
 from scratch_det.study.search import Search, points_of, read_grid
 from scratch_det.study.study import Study
 

@@ -16,9 +16,9 @@ from study.stub_slurm import SUBMITTED, queue, script, submitted
 
 from scratch_det.distributed.launch import read_world
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.study.job import Step
 from scratch_det.study.local import alone_in
 from scratch_det.study.records import FAILED, INTERRUPTED, QUEUED, RUNNING, survey
+from scratch_det.study.run import Step
 from scratch_det.study.slurm import Slurm
 from scratch_det.study.study import LOCK, Study
 

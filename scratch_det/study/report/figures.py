@@ -18,12 +18,11 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from scratch_det.config import load_config
 from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.files import write_atomically
-from scratch_det.study import own, samples
-from scratch_det.study.experiments import experiments, of_place
-from scratch_det.study.job import from_here
+from scratch_det.study import own
+from scratch_det.study.experiments import COCO_INSTANCES, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report.tables import DIGITS, label_of_norm
-from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run
+from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
 
 STYLE: Any = {
     "figure.constrained_layout.use": True, "figure.facecolor": "white", "figure.titlesize": 11,
@@ -41,7 +40,7 @@ SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hu
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
 # An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
-INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": samples.COCO_OBJECTS / samples.COCO_IMAGES}
+INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
@@ -111,8 +110,8 @@ def _seen(records: Sequence[Record]) -> Figure | None:
     if short is None or long is None:
         return None
     cfgs = [load_config(from_here(run.config)).cfg for run in (short, long)]
-    tuned, trained = (samples.of_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]]) for cfg in cfgs)
-    before, _ = samples.of_weights(cfgs[0].MODEL.WEIGHTS)
+    tuned, trained = (seen_in_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]]) for cfg in cfgs)
+    before, _ = seen_before(cfgs[0].MODEL.WEIGHTS)
     figure, row = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3, 1, 3)
     for axes, what in zip(row, ("images", "instances", "pixels"), strict=True):
         counts = [getattr(seen, what) for seen in (before, tuned, trained)]

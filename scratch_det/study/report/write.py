@@ -20,8 +20,7 @@ from typing import Any
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import write_atomically
 from scratch_det.log import say_now
-from scratch_det.study.experiments import of_place
-from scratch_det.study.job import ROOT, TOOLS, jobs_of
+from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import (
     CURVES,
     FINISHED,
@@ -40,7 +39,7 @@ from scratch_det.study.records import (
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
 from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, has_something_to_show, tables_of
-from scratch_det.study.run import SEARCH
+from scratch_det.study.run import ROOT, SEARCH, TOOLS
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
 Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
