@@ -198,9 +198,9 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
             "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
         )
     backends.load(plan.backend)  # explains a detectron2 that does not work
-    from scratch_det.backends.detectron2 import plain_script as plain
+    from scratch_det.backends.detectron2 import find_script, train_plainly
 
-    path = plain.find_script(script)
+    path = find_script(script)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
     def time_half(pairs: int, ours_first: bool) -> Pairs:
@@ -210,7 +210,7 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
             ids = (dataset.image_id(position) for position in itertools.count())
             loops: list[Callable[[Gate], object]] = [
                 lambda gate: train(trainer, dataset, gate),
-                lambda gate: plain.train_plainly(cfg, other.state.model, path, ids, gate),
+                lambda gate: train_plainly(cfg, other.state.model, path, ids, gate),
             ]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)

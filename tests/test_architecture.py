@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import scratch_det
+from scratch_det.backends import BACKENDS
 
 PACKAGE = Path(str(scratch_det.__file__)).parent
 
@@ -29,7 +30,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 WITHOUT_TORCH = (
     "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco", "data.coco_checks",
-    "data.image_folder", "data.voc", "backends", "backends.torchvision.keys", "weights.locate", "engine.run_dir",
+    "data.image_folder", "data.voc", "backends", "backends.keys", "weights.locate", "engine.run_dir",
     "engine.datasets", "engine.plan", "engine.check", "engine.command", "analysis",
     "study.commands", "study.search", "study.report.documents", "study.report.page",
 )  # fmt: skip
@@ -85,11 +86,11 @@ def test_lower_layers_do_not_import_higher_ones() -> None:
 
 
 def test_backends_do_not_import_each_other() -> None:
-    folders = [path.parent for path in (PACKAGE / "backends").glob("*/model.py")]
-    assert len(folders) == 2
-    for path in (path for folder in folders for path in folder.glob("*.py")):
-        others = {f"scratch_det.backends.{folder.name}" for folder in folders if folder != path.parent}
-        assert not {name for name in imports(path) for other in others if name.startswith(other)}, path
+    for backend, other in (BACKENDS, BACKENDS[::-1]):
+        paths = list((PACKAGE / "backends").glob(f"{backend}*.py"))
+        assert paths
+        for path in paths:
+            assert not {name for name in imports(path) if name.startswith(f"scratch_det.backends.{other}")}, path
 
 
 def test_the_package_knows_neither_projects_nor_tools() -> None:

@@ -1,13 +1,12 @@
 """Backends: the library that builds the detector and turns a batch into losses or predictions.
 
-A backend is a package with the name of its library, listed in BACKENDS. Its ``keys.py`` does not import torch; it has
-``defaults() -> CfgNode``, every key that a config may set with this backend and its default, and ``check(cfg)``, which
-raises ConfigError for values that the backend does not support. Its ``model.py`` has the functions of ``Backend``.
+A backend is a module of this package with the name of its library, listed in BACKENDS; it has the functions of
+``Backend``. The keys that a config may set with it stand in ``keys``, which like this file does not import torch.
 """
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -16,11 +15,25 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, get_cfg
-from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.backends.keys import check_keys, detectron2_defaults
+from scratch_det.config import flatten, get_cfg, with_project_keys
+from scratch_det.errors import UserError
 
 if TYPE_CHECKING:  # keys are checked before torch is imported
     from torch import Tensor, nn
+
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Backend",
+    "Batch",
+    "check_keys",
+    "choose",
+    "defaults",
+    "is_installed",
+    "library",
+    "load",
+]
 
 BACKENDS = ("detectron2", "torchvision")
 AUTO = "auto"
@@ -32,7 +45,7 @@ Batch = list[dict[str, Any]]  # samples as ``scratch_det.data.dataset`` describe
 
 
 class Backend(Protocol):
-    """The functions of a backend's ``model.py``. Boxes are x1 y1 x2 y2; labels are 0-based, without background."""
+    """The functions of a backend's module. Boxes are x1 y1 x2 y2; labels are 0-based, without background."""
 
     def build(self, cfg: CfgNode) -> "nn.Module":
         """The model, randomly initialised from torch's current seed, on the CPU, with the library's weight names.
@@ -47,7 +60,7 @@ class Backend(Protocol):
         """Detections sorted by descending score, one dictionary per image, on the CPU. Sets evaluation mode.
 
         ``boxes`` float32 [N, 4] in pixels of the original image, ``scores`` float32 [N], ``labels`` int64 [N]; with
-        MODEL.MASK_ON ``masks``, a list of N json-ready COCO RLEs; with MODEL.KEYPOINT_ON ``keypoints`` float32
+        MODEL.MASK_ON ``masks``, a list of N COCO RLEs that json can write; with MODEL.KEYPOINT_ON ``keypoints`` float32
         [N, K, 3]: x, y and score, in continuous coordinates like the boxes.
         """
 
@@ -84,28 +97,24 @@ def is_installed(backend: str) -> bool:
 
 
 def defaults(name: str) -> CfgNode:
-    """The keys that a config may set with backend ``name``, and their defaults. Raises UserError as ``load``."""
+    """A fresh copy of the keys that a config may set with backend ``name``, with their defaults, projects' included.
+
+    With detectron2 all of its keys, with torchvision this repository's subset. Raises UserError as ``load``.
+    """
+    if name == "torchvision":
+        return get_cfg()
     with _explaining(name):
-        found = _module(name, "keys").defaults()
+        found = with_project_keys(detectron2_defaults().clone())
         if missing := sorted(flatten(get_cfg()).keys() - flatten(found).keys()):
             raise ImportError(f"no key {missing[0]}: another version of {name} is expected")
         return found
-
-
-def check_keys(name: str, cfg: CfgNode) -> None:
-    """Raise ConfigError, without importing torch, when the config has values that the backend does not support."""
-    _module(name, "keys").check(cfg)
 
 
 def load(name: str) -> Backend:
     """Import the backend. Raises UserError when its library is installed but does not work."""
     with _explaining(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # detectron2 uses torch.jit.script
-        return cast(Backend, _module(name, "model"))
-
-
-def _module(backend: str, name: str) -> Any:
-    return import_module(f"{__name__}.{backend}.{name}")
+        return cast(Backend, import_module(f"{__name__}.{name}"))
 
 
 @contextmanager
@@ -113,14 +122,12 @@ def _explaining(name: str) -> Iterator[None]:
     """A broken detectron2 is a user error; torchvision is a dependency of this repository, so its errors are bugs."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         if name == "torchvision":
             raise
         raise UserError(
-            f"{library(name)} is installed, but does not work ({type(error).__name__}: {error}); build it anew "
-            f"against this torch, see {INSTALL_PAGE}{ADVICE}"
+            f"{library(name)} is installed, but does not work ({type(error).__name__}: {error}); build it again "
+            f"for this version of torch, see {INSTALL_PAGE}{ADVICE}"
         ) from None
 
 
@@ -133,34 +140,3 @@ def library(name: str) -> str:
     source = json.loads(installed.read_text("direct_url.json") or "{}")
     commit = source.get("vcs_info", {}).get("commit_id", "")
     return f"{name} {installed.version}" + (f" ({commit[:8]})" if commit else "")
-
-
-Allowed = dict[str, tuple[Any, ...]]  # supported values; a key that is not listed may have any value
-
-ALLOWED_BY_LOOP: Allowed = {  # what data, loop and evaluation of this repository support, with any backend
-    # Others need other annotations, or (RetinaNet's running loss_normalizer) have state that no checkpoint holds.
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
-    "MODEL.LOAD_PROPOSALS": (False,),
-    "INPUT.CROP.ENABLED": (False,),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "TEST.PRECISE_BN.ENABLED": (False,),
-}
-
-
-def check_allowed(backend: str, cfg: CfgNode, allowed: Allowed, problems: Iterable[str] = ()) -> None:
-    """Raise ConfigError, a line per problem: a key with a value not in ``allowed``, and what ``problems`` adds.
-
-    Keys of heads that are off are not checked.
-    """
-    keys, lines = flatten(cfg), []
-    heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
-    unused = tuple(head for head, is_on in heads.items() if not is_on)
-    for key, values in allowed.items():
-        if not key.startswith(unused) and keys[key] not in values:
-            fix = did_you_mean(str(keys[key]), [str(value) for value in values])
-            fix += "; a project's are known with --project FOLDER" if key == "MODEL.BACKBONE.NAME" else ""
-            lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
-    if lines := [*lines, *problems]:
-        raise ConfigError(f"the {backend} backend does not support this recipe:\n  " + "\n  ".join(lines))

@@ -99,7 +99,7 @@ AUGMENTATIONS = {
 # values of MODEL.BACKBONE.NAME, build_net_backbone and build_net_fpn_backbone. Keys of the section MODEL.NET (in any
 # case) are its own without being listed, and a key NORM there is under the same rules as a ResNet's. The ResNets are
 # the backends' own and not in this list.
-BACKBONES = {"vgg16": Choice("scratch_det.modeling.vgg:VGG16")}
+BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
 
 def augmentation_name(cfg: CfgNode) -> str:

@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
-from scratch_det.backends.torchvision.backbone import build_any_bottom_up
 from scratch_det.data.dataset import SerializedList, Stream, evaluation_batches, load_sample
 from scratch_det.data.image_folder import ImageFolder
 from scratch_det.data.transforms import Sample, flip
@@ -36,6 +35,7 @@ from scratch_det.engine.state import State
 from scratch_det.errors import DataError
 from scratch_det.evaluation.metrics import main_score
 from scratch_det.log import logger, track
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.norm import NORM_LAYERS
 
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        bottom_up = build_any_bottom_up(cfg)
+        bottom_up = build_bottom_up(cfg)
         self.stages = [name for name, _ in bottom_up.named_children() if name not in BEHIND_STAGES]
         for name in self.stages:
             self.add_module(name, bottom_up.get_submodule(name))

@@ -1,7 +1,6 @@
-"""Bottom-up networks of this repository and of projects, for both backends, with and without FPN.
+"""Bottom-up networks (what is below the FPN): torchvision's ResNets, VGG-16 and those of projects.
 
-A bottom-up network (what is below the FPN) is a module built from the config, from images [N, 3, H, W] to a dictionary
-of feature maps. It has
+A bottom-up network is a module built from the config, from images [N, 3, H, W] to a dictionary of feature maps. It has
 
 ``channels``, ``strides``
     of every map, by its name.
@@ -13,37 +12,88 @@ of feature maps. It has
     an ImageNet model's tensors by the network's names, without what it does not have; the name of the weight that sees
     the pixels; the pixels it was trained on.
 
-A line of ``scratch_det.config.choices.BACKBONES`` makes it known by two values of MODEL.BACKBONE.NAME: ``net`` as
-build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
+A line of ``scratch_det.config.choices.BACKBONES`` adds a network under two values of MODEL.BACKBONE.NAME, for both
+backends: ``net`` as build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
 build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. Only this network
-reads a project's keys MODEL.NET.
+reads a project's keys MODEL.NET. The ResNets here are those of the torchvision backend; detectron2 has its own.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
+from torchvision.models.vgg import cfgs, make_layers
 
 from scratch_det.config.choices import BACKBONES, backbone_names, has_fpn
 from scratch_det.errors import ConfigError, refuse
 from scratch_det.modeling.init import initialize
-from scratch_det.modeling.norm import freeze
+from scratch_det.modeling.norm import NORMS, freeze
 
+RESNET_STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
+RESNET_MAPS = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 PYRAMID_STRIDES = [4, 8, 16, 32]  # of p2 to p5
 TRIAL = (128, 192)  # height and width of an image that every stride divides
 
 
-def build_bottom_up(cfg: CfgNode) -> nn.Module:
-    """The network of BACKBONES that the config names, initialised, its first FREEZE_AT stages frozen.
+class VGG16(nn.Module):
+    """VGG-16 (Simonyan & Zisserman 2015, configuration D) without normalisation, for heads or an FPN on top.
 
-    Raises ConfigError when its maps are not those that it states or the config asks for, when it has fewer stages, or
-    weights that neither the network nor He's rule initialises.
+    The 13 convolutions up to conv5_3 and its ReLU, with torchvision's names of weights; nothing after them.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.channels, self.strides = {"conv5": 512}, {"conv5": 16}
+        self.features = make_layers(cfgs["D"])[:-1]  # the last pooling would halve conv5 once more
+        ends = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        bounds = pairwise([0, *ends, len(self.features)])
+        self.stages = [[f"features.{i}" for i in range(low, high)] for low, high in bounds]  # conv1 ... conv5
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> ``conv5`` [N, 512, H / 16, W / 16], rounded down."""
+        return {"conv5": self.features(images)}
+
+
+def build_resnet(cfg: CfgNode) -> nn.Module:
+    """torchvision's ResNet or ResNeXt of MODEL.RESNETS, with torchvision's own initial weights, nothing frozen.
+
+    Its convolutions have no bias, with or without norm, as in detectron2.
+    """
+    keys = cfg.MODEL.RESNETS
+    widths = {"groups": keys.NUM_GROUPS, "width_per_group": keys.WIDTH_PER_GROUP}
+    resnet = get_model(f"resnet{keys.DEPTH}", norm_layer=NORMS[keys.NORM], **widths)
+    network = IntermediateLayerGetter(resnet, RESNET_MAPS)
+    if keys.STRIDE_IN_1X1:  # in a bottleneck's first convolution, as in the original (MSRA) ResNets
+        for block in network.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    network.channels = {name: keys.RES2_OUT_CHANNELS << level for level, name in enumerate(RESNET_MAPS.values())}
+    network.strides = dict(zip(RESNET_MAPS.values(), PYRAMID_STRIDES, strict=True))
+    network.stages = RESNET_STAGES
+    return network
+
+
+def build_bottom_up(cfg: CfgNode) -> nn.Module:
+    """The network that the config names, of BACKBONES or torchvision's ResNet, its first FREEZE_AT stages frozen.
+
+    One of BACKBONES comes initialised; a ResNet has torchvision's own initial weights, the caller draws others.
+
+    Raises ConfigError when the maps of one of BACKBONES are not those that it states or the config asks for, when it
+    has fewer stages, or weights that neither the network nor He's rule initialises.
     """
     name, freeze_at = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    network: Any = resolve_name(BACKBONES[backbone_names()[name]].function)(cfg)
+    if name not in backbone_names():
+        network = build_resnet(cfg)
+        freeze(network, network.stages[:freeze_at])
+        return network
+    network = resolve_name(BACKBONES[backbone_names()[name]].function)(cfg)
     stages = getattr(network, "stages", [])
     problems = [*_other_maps(cfg, network), *(f"{name} {problem}" for problem in _misstated(network))]
     if not 0 <= freeze_at <= len(stages):
@@ -53,7 +103,7 @@ def build_bottom_up(cfg: CfgNode) -> nn.Module:
         try:
             initialize(network, {layer: "backbone" for layer, _ in network.named_children()})
         except ValueError as error:
-            raise ConfigError(f"{name}: {error}; let it draw its own weights and say `initialized = True`") from None
+            raise ConfigError(f"{name}: {error}; let it draw its own weights and set `initialized = True`") from None
     freeze(network, stages[:freeze_at])
     return network
 

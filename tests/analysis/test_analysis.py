@@ -17,7 +17,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_3
 from scratch_det import backends
 from scratch_det.analysis import describe_model, examine, models_table, table, write_table
 from scratch_det.analysis.cost import Pass, Stages, analyze
-from scratch_det.backends.torchvision import model as torchvision_backend
+from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError, UserError
 

@@ -21,9 +21,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from scratch_det import backends
-from scratch_det.backends.torchvision import model as torchvision_backend
-from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses, keypoint_loss, keypoint_samples
-from scratch_det.backends.torchvision.rpn import RPN, Anchors
+from scratch_det.backends import torchvision as torchvision_backend
+from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
 from scratch_det.config import get_cfg, load_config, set_key
 from scratch_det.conversion import convert
 from scratch_det.modeling.norm import NORMS
@@ -403,7 +402,7 @@ CASES = {
 
 
 def stock(cfg: Any) -> Any:
-    from scratch_det.backends.detectron2.model import stock_cfg
+    from scratch_det.backends.detectron2 import stock_cfg
 
     return stock_cfg(cfg, "cpu")
 

@@ -13,7 +13,7 @@ from samples import sample
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.backends.torchvision import model as torchvision_backend
+from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.conversion import agreement, convert
 from scratch_det.data.dataset import load_sample
@@ -42,7 +42,7 @@ class TestAgainstDetectron2:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.model import register_backbones
+        from scratch_det.backends.detectron2 import register_backbones
 
         recipe, overrides = SMALL, [*small_model, *self.SAMPLE_ALL, "MODEL.ROI_HEADS.NUM_CLASSES", "10"]
         if request.param == "VGG-16":

@@ -13,7 +13,7 @@ from run_folder import interrupted_after, is_same, read
 from samples import boxes_of, sample
 
 from scratch_det import backends
-from scratch_det.backends.torchvision import model as backend
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import check_config, load_config
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.load import to_cascade

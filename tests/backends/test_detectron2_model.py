@@ -12,7 +12,7 @@ from samples import sample
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.backends.torchvision import model as torchvision_backend
+from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.config.schedule import learning_rate
 from scratch_det.engine.state import build_optimizer
@@ -84,7 +84,7 @@ class TestModel:
     ) -> None:
         from detectron2.solver import build_optimizer as stock_optimizer
 
-        from scratch_det.backends.detectron2.model import stock_cfg
+        from scratch_det.backends.detectron2 import stock_cfg
 
         cfg, found = config(*keys), {}
         built = models(*keys)
@@ -109,7 +109,7 @@ class TestModel:
     def test_learning_rate_of_every_iteration_is_detectron2s(self, config: Callable) -> None:
         from detectron2.solver import build_lr_scheduler
 
-        from scratch_det.backends.detectron2.model import stock_cfg
+        from scratch_det.backends.detectron2 import stock_cfg
 
         cfg = config("SOLVER.MAX_ITER", "90", "SOLVER.STEPS", "(30, 70)", "SOLVER.WARMUP_ITERS", "20")
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
@@ -148,7 +148,7 @@ class TestModel:
         from detectron2.config import get_cfg as stock_cfg
         from detectron2.modeling import build_model
 
-        from scratch_det.backends.detectron2.model import register_backbones
+        from scratch_det.backends.detectron2 import register_backbones
 
         register_backbones()  # VGG-16: the one thing that it lacks
         for path in LEAVES:

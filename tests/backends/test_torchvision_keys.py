@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from fvcore.common.config import CfgNode
 from samples import sample
 from torch import nn
 
-from scratch_det.backends.torchvision import model as backend
-from scratch_det.backends.torchvision.keys import ALLOWED, RESNETS, check
+from scratch_det.backends import torchvision as backend
+from scratch_det.backends.keys import ALLOWED, RESNETS, check_keys
 from scratch_det.config import flatten, load_config, set_key
 from scratch_det.errors import ConfigError
 
@@ -19,6 +20,7 @@ CONFIGS = ROOT / "configs"
 SMALL = CONFIGS / "Digits/quickstart.yaml"
 
 Config = Callable[..., CfgNode]
+check = partial(check_keys, "torchvision")
 
 
 def built(cfg: CfgNode, seed: int = 0) -> nn.Module:

@@ -12,10 +12,9 @@ from samples import boxes_of, sample
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from scratch_det.backends.torchvision import model as backend
-from scratch_det.backends.torchvision.backbone import Backbone
-from scratch_det.backends.torchvision.roi_heads import ROIPooler, box_losses
-from scratch_det.backends.torchvision.rpn import RPN, Anchors
+from scratch_det.backends import torchvision as backend
+from scratch_det.backends.torchvision import Backbone
+from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses
 from scratch_det.config import get_cfg
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE

@@ -14,9 +14,9 @@ from samples import boxes_of, sample
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from scratch_det.backends.torchvision import model as backend
-from scratch_det.backends.torchvision.backbone import build_any_bottom_up
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import load_config
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
 
 CONFIGS = ROOT / "configs"
@@ -178,7 +178,7 @@ class TestFreezing:
     @pytest.mark.parametrize(("in_1x1", "strides"), [("True", (2, 1)), ("False", (1, 2))])
     def test_stride_in_1x1(self, in_1x1: str, strides: tuple[int, int]) -> None:
         with torch.device("meta"):
-            body = build_any_bottom_up(load_config(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", in_1x1]).cfg)
+            body = build_bottom_up(load_config(R50, ["MODEL.RESNETS.STRIDE_IN_1X1", in_1x1]).cfg)
         found = [
             (stage[0].conv1.stride[0], stage[0].conv2.stride[0]) for stage in (body.layer2, body.layer3, body.layer4)
         ]

@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from scratch_det.backends.torchvision import model as backend
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import get_cfg, load_config
 from scratch_det.engine.state import build_optimizer, clip_gradients, set_learning_rate
 

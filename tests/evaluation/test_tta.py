@@ -241,7 +241,7 @@ def test_finds_what_detectron2s_own_finds(heads: str, config: Config) -> None:
     """The same model and views: the original size and its mirror, so that no resizing differs."""
     from detectron2.modeling import GeneralizedRCNNWithTTA
 
-    from scratch_det.backends.detectron2.model import stock_cfg
+    from scratch_det.backends.detectron2 import stock_cfg
 
     torch.manual_seed(0)
     backend, one_size = backends.load("detectron2"), ("TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "1000")

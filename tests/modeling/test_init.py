@@ -9,7 +9,7 @@ from conftest import ROOT
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from scratch_det.backends.torchvision import model as backend
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import load_config
 from scratch_det.modeling.init import FILLS, fill_alike, initialize
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scratch_det.backends.torchvision import model as backend
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import load_config
 from scratch_det.modeling.norm import NORMS, SyncBatchNorm
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
-from scratch_det.backends.torchvision import model as backend
+from scratch_det.backends import torchvision as backend
 from scratch_det.config import load_config
 from scratch_det.weights.names import Scheme, from_caffe2, renamed, scheme_of
 

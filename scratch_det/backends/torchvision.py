@@ -1,4 +1,4 @@
-"""The torchvision backend: the functions of ``scratch_det.backends.Backend``."""
+"""The torchvision backend: Faster, Mask and Keypoint R-CNN from the parts of ``torchvision.models.detection``."""
 
 from typing import Any
 
@@ -7,13 +7,15 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_area, clip_boxes_to_image
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from scratch_det.backends import Batch
-from scratch_det.backends.torchvision.backbone import Backbone
-from scratch_det.backends.torchvision.roi_heads import RoIHeads
-from scratch_det.backends.torchvision.rpn import RPN
+from scratch_det.backends.torchvision_heads import RPN, RoIHeads
+from scratch_det.config.choices import has_fpn
 from scratch_det.data.image import encode_masks
+from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import initialize
+from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
 LAYER_TYPES = {  # in a cascade without the stage's number
@@ -30,6 +32,35 @@ LAYER_TYPES = {  # in a cascade without the stage's number
     "roi_heads.keypoint_predictor": "keypoint",
 }
 TRUTH = ("boxes", "labels", "masks", "keypoints")  # of a sample
+PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}  # detectron2 calls the last one p6
+
+
+class Backbone(nn.Module):
+    """The bottom-up network ``body`` and, with ``build_..._fpn_backbone``, a feature pyramid ``fpn`` on its maps.
+
+    Attributes:
+        strides: pixels between two places of each map, by the map's name.
+        out_channels: of every map.
+        size_divisibility: the sides of the padded images have to be multiples of it.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.body, keys = build_bottom_up(cfg), cfg.MODEL.FPN
+        if has_fpn(cfg):
+            self.levels = dict(zip(keys.IN_FEATURES, PYRAMID_STRIDES, strict=False))  # the last one is pooled
+            channels = [self.body.channels[name] for name in self.levels]
+            self.fpn = FeaturePyramidNetwork(channels, keys.OUT_CHANNELS, LastLevelMaxPool(), norm_layer(keys.NORM))
+            self.strides, self.out_channels = PYRAMID_STRIDES, keys.OUT_CHANNELS
+            self.size_divisibility = 32  # the stride of p5: every level of the pyramid halves exactly
+        else:
+            self.fpn, self.strides, self.size_divisibility = None, self.body.strides, 1
+            (self.out_channels,) = set(self.body.channels.values())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, H, W] -> maps by name."""
+        maps = self.body(images)
+        return self.fpn({level: maps[name] for name, level in self.levels.items()}) if self.fpn else maps
 
 
 class GeneralizedRCNN(nn.Module):

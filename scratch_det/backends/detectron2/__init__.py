@@ -1,1 +1,0 @@
-"""The detectron2 backend: models that detectron2's ``build_model`` builds."""

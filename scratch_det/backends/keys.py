@@ -1,0 +1,143 @@
+"""The values of a config's keys that each backend supports. Free of torch, so that a bad config is rejected at once."""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config import flatten
+from scratch_det.config.choices import backbone_names, has_fpn
+from scratch_det.errors import ConfigError, did_you_mean
+
+LEVELS = ["res2", "res3", "res4", "res5"]
+PYRAMID = ["p2", "p3", "p4", "p5"]
+POOLERS = ("ROIAlign", "ROIAlignV2")
+RESNET = "build_resnet_fpn_backbone"
+
+Allowed = dict[str, tuple[Any, ...]]  # supported values; a key that is not listed may have any value
+
+ALLOWED_BY_LOOP: Allowed = {  # what data, loop and evaluation of this repository support, with any backend
+    # Others need other annotations, or (RetinaNet's running loss_normalizer) have state that no checkpoint holds.
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
+    "MODEL.LOAD_PROPOSALS": (False,),
+    "INPUT.CROP.ENABLED": (False,),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "TEST.PRECISE_BN.ENABLED": (False,),
+}
+# What the torchvision backend has been written for; detectron2 supports all values of its own keys.
+ALLOWED: Allowed = {
+    **ALLOWED_BY_LOOP,
+    "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
+    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLERS,
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLERS,
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLERS,
+}
+WITH_FPN: Allowed = {
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
+    "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
+}
+RESNETS: Allowed = {
+    **WITH_FPN,
+    "MODEL.FPN.IN_FEATURES": (LEVELS,),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.OUT_FEATURES": (LEVELS,),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": (64,),
+    "MODEL.RESNETS.RES5_DILATION": (1,),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
+}
+LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.RPN.IOU_THRESHOLDS": 2,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": 1,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
+}
+
+
+@cache
+def detectron2_defaults() -> CfgNode:
+    """detectron2's own keys, read from its file without importing detectron2, which would import torch.
+
+    The file's only import is ``.config``, for the CfgNode; as a module of fvcore.common it gets fvcore's.
+    """
+    package: Any = find_spec("detectron2")
+    file = Path(package.origin).parent / "config" / "defaults.py"
+    spec: Any = spec_from_file_location("fvcore.common.detectron2_defaults", file)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._C
+
+
+def check_keys(backend: str, cfg: CfgNode) -> None:
+    """Raise ConfigError, one line per problem, when the config has values that ``backend`` does not support.
+
+    Keys of heads that are off are not checked.
+    """
+    keys, of_torchvision = flatten(cfg), backend == "torchvision"
+    lines, allowed = [], ALLOWED_BY_LOOP
+    if of_torchvision:
+        allowed = {
+            **ALLOWED,
+            "MODEL.BACKBONE.NAME": (RESNET, *backbone_names()),
+            **(RESNETS if cfg.MODEL.BACKBONE.NAME == RESNET else WITH_FPN if has_fpn(cfg) else {}),
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
+        }
+    heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
+    unused = tuple(head for head, is_on in heads.items() if not is_on)
+    for key, values in allowed.items():
+        if not key.startswith(unused) and keys[key] not in values:
+            fix = did_you_mean(str(keys[key]), [str(value) for value in values])
+            fix += "; --project FOLDER adds a project's backbones" if key == "MODEL.BACKBONE.NAME" else ""
+            lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
+    if of_torchvision:
+        lines += _torchvision_problems(cfg, keys)
+    elif cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+        lines.append("MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; use StandardROIHeads and FPN")
+    if lines:
+        raise ConfigError(f"the {backend} backend does not support this recipe:\n  " + "\n  ".join(lines))
+
+
+def _torchvision_problems(cfg: CfgNode, keys: dict[str, Any]) -> Iterator[str]:
+    """Combinations of values that the torchvision backend does not support."""
+    resnets, rpn = cfg.MODEL.RESNETS, cfg.MODEL.RPN
+    for key, length in LENGTHS.items():
+        if len(keys[key]) != length:
+            yield f"{key} is {keys[key]!r}; it takes {length} value{'s' * (length > 1)}"
+    if cfg.MODEL.BACKBONE.NAME == RESNET:
+        basic = resnets.DEPTH in (18, 34)
+        if not basic and resnets.RES2_OUT_CHANNELS != 256:
+            yield f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}; allowed: 256 at this depth"
+        if basic and (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP) != (1, 64):
+            yield "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP are fixed at 1 and 64 for ResNet-18 and -34"
+    width = cfg.MODEL.FPN.OUT_CHANNELS if has_fpn(cfg) else -1  # without FPN no key says how wide the maps are
+    if set(rpn.CONV_DIMS) - {-1, width}:
+        yield f"MODEL.RPN.CONV_DIMS is {rpn.CONV_DIMS!r}; every hidden convolution has the maps' width: -1"
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+        lists, levels = keys[key], len(rpn.IN_FEATURES)
+        if len(lists) not in (1, levels):
+            yield f"{key} has {len(lists)} lists; expected one for all levels or one for each of the {levels}"
+        if len({len(values) for values in lists}) > 1:
+            yield f"{key} is {lists!r}; every level needs the same number of values"
