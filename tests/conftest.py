@@ -12,9 +12,11 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,7 +26,10 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from scratch_det.backends import is_installed
+from scratch_det.command_line import GIVEN, LOADED
 from scratch_det.config import load_config
+from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS
+from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.engine.plan import Request, start
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +94,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("detectron2"):
                 item.add_marker(pytest.mark.skip(reason="detectron2 is not installed"))
+
+
+@contextmanager
+def restored_registries() -> Iterator[None]:
+    """On leaving, take back what projects have added: keys, choices, and that they are loaded."""
+    loaded, given = set(LOADED), list(GIVEN)
+    with ExitStack() as stack:
+        for registry in (PROJECT_KEYS, AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS):
+            stack.enter_context(patch.dict(registry))
+        yield
+    LOADED.intersection_update(loaded)
+    GIVEN[:] = given
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registries() -> Iterator[None]:
+    """No module of tests leaves a loaded project to the next one of its process."""
+    with restored_registries():
+        yield
 
 
 @pytest.fixture

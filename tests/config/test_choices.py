@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, restored_registries
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
@@ -69,19 +68,13 @@ class Thin(nn.Module):
 def one_more_of_each() -> Iterator[None]:
     SEEN.clear()
     keys = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.ALPHA": 0.9, "INPUT.AUGMENTATION": "resize", "MODEL.THIN.WIDTH": 8}
-    lists = LR_SCHEDULES, OPTIMIZERS, AUGMENTATIONS, BACKBONES
-    with patch.dict(PROJECT_KEYS, keys):
-        added = [
-            patch.dict(lists[0], Falling=Choice(f"{__name__}:falling", rule=falls)),
-            patch.dict(lists[1], RMSprop=Choice(f"{__name__}:build_rmsprop", ("SOLVER.ALPHA",), moments=1)),
-            patch.dict(lists[2], darker=Choice(f"{__name__}:darker", AUGMENTATIONS["resize"].keys)),
-            patch.dict(lists[3], thin=Choice(f"{__name__}:Thin")),
-        ]
-        for one in added:
-            one.start()
+    with restored_registries():
+        PROJECT_KEYS.update(keys)
+        LR_SCHEDULES["Falling"] = Choice(f"{__name__}:falling", rule=falls)
+        OPTIMIZERS["RMSprop"] = Choice(f"{__name__}:build_rmsprop", ("SOLVER.ALPHA",), moments=1)
+        AUGMENTATIONS["darker"] = Choice(f"{__name__}:darker", AUGMENTATIONS["resize"].keys)
+        BACKBONES["thin"] = Choice(f"{__name__}:Thin")
         yield
-        for one in added:
-            one.stop()
 
 
 CHOSEN = ("SOLVER.LR_SCHEDULER_NAME", "Falling", "SOLVER.STEPS", "()", "SOLVER.OPTIMIZER", "RMSprop", "SOLVER.BASE_LR",

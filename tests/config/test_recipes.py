@@ -9,13 +9,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
 
 from scratch_det.config import flatten, get_cfg, load_config
-from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, Section, check_recipe
 
@@ -57,8 +55,7 @@ def digests() -> dict[str, str]:
 
 def test_every_recipe_resolves_to_the_same_configuration() -> None:
     """However the bases are cut. If the change is meant: python tests/config/test_recipes.py."""
-    with patch.dict(PROJECT_KEYS, clear=True):  # other tests of the same process may have loaded projects
-        written, found = json.loads(RESOLVED.read_text()), digests()
+    written, found = json.loads(RESOLVED.read_text()), digests()
     assert sorted(written) == sorted(found)
     assert not [path for path in found if found[path] != written[path]]
 

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import load_tool
+from conftest import load_tool, restored_registries
 from fvcore.common.config import CfgNode
 from run_folder import interrupted_after, is_same, read
 from torch import Tensor
@@ -19,8 +18,6 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, flatten, load_config
-from scratch_det.config.choices import AUGMENTATIONS
-from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.config.schedule import Schedule
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
@@ -54,7 +51,7 @@ Run = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def project() -> Iterator[None]:
-    with patch.dict(AUGMENTATIONS), patch.dict(PROJECT_KEYS):
+    with restored_registries():
         load_project(PROJECT)
         yield
 
@@ -238,8 +235,7 @@ class TestRefusals:
         subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})
 
 
-def test_a_search_hands_the_project_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scratch_det.command_line.GIVEN", [])
+def test_a_search_hands_the_project_on(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("INPUT.LSJ.SCALES: [[0.1, 2.0], [0.8, 1.25]]")
     words = ["--project", str(PROJECT), "--config-file", str(DIGITS), "--grid", str(tmp_path / "grid.yaml")]
     args = load_tool("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import restored_registries
 from fvcore.common.config import CfgNode
 from run_folder import interrupted_after, is_same, read
 from torch import nn
@@ -18,8 +18,6 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
-from scratch_det.config.choices import BACKBONES, OPTIMIZERS
-from scratch_det.config.defaults import PROJECT_KEYS
 from scratch_det.data.digits import make_digits
 from scratch_det.engine.plan import Request, start
 from scratch_det.engine.state import build_optimizer
@@ -50,7 +48,7 @@ def swin_of_tests(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def project() -> Iterator[None]:
-    with patch.dict(BACKBONES), patch.dict(OPTIMIZERS), patch.dict(PROJECT_KEYS):
+    with restored_registries():
         load_project(PROJECT)
         yield
 
