@@ -71,17 +71,13 @@ OPTIMIZERS = {SGD: Choice("scratch_det.engine.state:build_sgd", moments=1)}
 
 
 def training_sizes(cfg: CfgNode) -> Iterator[str]:
-    """INPUT.MIN_SIZE_TRAIN and its companions name sizes."""
+    """Sides that are sampled from a range are its two ends."""
     sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
-    if not sizes or min(sizes) < 1:
-        yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one or more sides in pixels such as (800,)"
-    elif cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and sizes and not (len(sizes) == 2 and sizes[0] <= sizes[1]):
         yield (
             f"INPUT.MIN_SIZE_TRAIN is {sizes}, but sampling from a range needs its two ends; "
             f'set INPUT.MIN_SIZE_TRAIN "{min(sizes), max(sizes)}" or INPUT.MIN_SIZE_TRAIN_SAMPLING choice'
         )
-    if cfg.INPUT.MAX_SIZE_TRAIN < 1:
-        yield f"INPUT.MAX_SIZE_TRAIN is {cfg.INPUT.MAX_SIZE_TRAIN}, expected pixels of the longer side, such as 1333"
 
 
 # INPUT.AUGMENTATION -> a function like ``scratch_det.data.transforms.augment``, which has the contract. detectron2

@@ -8,7 +8,9 @@ number or one word are rows of RANGES and ALLOWED; rules of one entry of a list 
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -25,17 +27,21 @@ from scratch_det.config.choices import (
 from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
 
-Rules = tuple[Callable[[CfgNode], Iterator[str]], ...]
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
+NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
 # In that paper's Fig. 1 BN's ImageNet error rises as images per GPU fall from 32 to 2, GN's stays; the knee is near 8.
 SMALLEST_BN_BATCH = 8  # images
 SMALLEST_VIEW = 32  # pixels: one cell of p5
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
+CHANNELS = {  # keys of the channels that a part's GN divides
+    "RESNETS": ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"),
+    "FPN": ("OUT_CHANNELS",),
+    **dict.fromkeys(("ROI_BOX_HEAD", "ROI_MASK_HEAD"), ("CONV_DIM",)),
+}
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> test, what is expected
+Rule = Callable[[CfgNode], Iterator[str]]
+RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its value, what is expected
     "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
     "SOLVER.IMS_PER_BATCH": (lambda n: n >= 1, "1 or more"),
     "SOLVER.CHECKPOINT_PERIOD": (lambda n: n >= 1, "1 or more"),
@@ -45,10 +51,24 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> test, what 
     "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
     "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
     "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
+    "MODEL.DEVICE": (  # torch's names; what a machine has is seen when the run starts
+        lambda name: re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name),
+        "cpu, cuda, mps, xpu or a numbered one such as cuda:0",
+    ),
+    "MODEL.RESNETS.DEPTH": (lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": (
+        lambda ious: ious and all(0 < iou < 1 for iou in ious),
+        "IoUs between 0 and 1 such as [0.5]",
+    ),
     "DATALOADER.NUM_WORKERS": (lambda n: n >= 0, "0 or more; 0 reads images in the training process"),
+    "DATASETS.TRAIN": (len, "at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""),
+    "INPUT.MIN_SIZE_TRAIN": (lambda sides: sides and min(sides) >= 1, "one or more sides in pixels such as (800,)"),
+    "INPUT.MAX_SIZE_TRAIN": (lambda side: side >= 1, "pixels of the longer side, such as 1333"),
     "INPUT.MIN_SIZE_TEST": (lambda side: side >= 0, "0 or more"),
     "INPUT.MAX_SIZE_TEST": (lambda side: side >= 1, "1 or more"),
     "TEST.DETECTIONS_PER_IMAGE": (lambda n: n >= 1, "1 or more; a large number keeps all"),  # as -1 does in detectron2
+    # An empty name is the current folder, which nobody wants filled with a run.
+    "OUTPUT_DIR": (lambda folder: folder.strip(), "a folder; set OUTPUT_DIR output/NAME"),
 }
 ALLOWED = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -83,25 +103,23 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
 
 def check_model(cfg: CfgNode) -> None:
     """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
-    refuse(problem for rule in MODEL_RULES for problem in rule(cfg))
+    refuse([*known_values(cfg, "MODEL."), *(problem for rule in MODEL_RULES for problem in rule(cfg))])
 
 
 def check_schedule(cfg: CfgNode) -> None:
     """Raise one ConfigError when SOLVER describes no schedule."""
-    refuse([*numbers_in_range(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
+    refuse([*known_values(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
 
 
-def numbers_in_range(cfg: CfgNode, section: str = "") -> Iterator[str]:
+def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:
+    """Every single value of RANGES and ALLOWED, of those whose key begins with ``section``."""
     values = flatten(cfg)
     for key, (fits, expected) in RANGES.items():
         if key.startswith(section) and not fits(values[key]):
-            yield f"{key} is {values[key]}, expected {expected}"
-
-
-def known_words(cfg: CfgNode) -> Iterator[str]:
-    values = flatten(cfg)
+            yield f"{key} is {values[key]!r}, expected {expected}"
     for key, words in ALLOWED.items():
-        yield from is_one_of(key, values[key], words)
+        if key.startswith(section):
+            yield from is_one_of(key, values[key], words)
 
 
 def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
@@ -139,10 +157,6 @@ def left_at_default(cfg: CfgNode, keys: Collection[str], reader: str) -> Iterato
             yield f"{key} is {values[key]!r}, which {reader} ignores; leave it at {defaults[key]!r}"
 
 
-def nothing_is_ignored(cfg: CfgNode) -> Iterator[str]:
-    yield from left_at_default(cfg, NOT_HONOURED, "this trainer")
-
-
 def norms(cfg: CfgNode) -> dict[str, str]:
     """The norm of each part that has one, by key.
 
@@ -156,7 +170,7 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 
 def known_norms(cfg: CfgNode) -> Iterator[str]:
     for key, norm in norms(cfg).items():
-        yield from is_one_of(key, norm, NORMS)
+        yield from is_one_of(key, norm, NORM_NAMES)
 
 
 def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
@@ -178,14 +192,12 @@ def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
 
 def gn_channels_divide(cfg: CfgNode) -> Iterator[str]:
     """A ResNet's later stages are multiples of res2's; of a project's backbone no key says the channels."""
-    resnets = cfg.MODEL.RESNETS
     for norm_key in (key for key, norm in norms(cfg).items() if norm == "GN"):
         part = norm_key.split(".")[1]
-        name = "OUT_CHANNELS" if part == "FPN" else "CONV_DIM"
-        widths = {f"MODEL.{part}.{name}": cfg.MODEL[part][name]} if name in cfg.MODEL[part] else {}
+        keys = cfg.MODEL[part]
+        widths = {f"MODEL.{part}.{name}": keys[name] for name in CHANNELS.get(part, ())}
         if part == "RESNETS":
-            widths = {f"MODEL.RESNETS.{key}": resnets[key] for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")}
-            widths["MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP"] = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
+            widths["MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP"] = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP
         for key, channels in widths.items():
             if channels % GN_GROUPS:
                 nearest = max(GN_GROUPS, round(channels / GN_GROUPS) * GN_GROUPS)
@@ -222,8 +234,9 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
         )
 
 
-def solver_agrees(cfg: CfgNode) -> Iterator[str]:
-    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+def keys_agree(cfg: CfgNode) -> Iterator[str]:
+    """Keys that contradict each other, and those that only detectron2's trainer reads."""
+    solver = cfg.SOLVER
     if solver.WARMUP_ITERS >= solver.MAX_ITER >= 1:
         yield (
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, as long as the run of SOLVER.MAX_ITER {solver.MAX_ITER}; "
@@ -231,8 +244,14 @@ def solver_agrees(cfg: CfgNode) -> Iterator[str]:
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
-    if clip.ENABLED:
-        yield from is_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, ("value", "norm"))
+    if solver.CLIP_GRADIENTS.ENABLED:
+        yield from is_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, ("value", "norm"))
+    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":  # detectron2 would still call a left eye left
+        yield (
+            "INPUT.RANDOM_FLIP is 'vertical' with MODEL.KEYPOINT_ON, expected horizontal or none: upside down, left "
+            "and right keypoints would keep their names; set INPUT.RANDOM_FLIP horizontal"
+        )
+    yield from left_at_default(cfg, NOT_HONOURED, "this trainer")
 
 
 def reference_world_size(cfg: CfgNode) -> Iterator[str]:
@@ -260,47 +279,24 @@ def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator
     )
 
 
-def data_and_machine(cfg: CfgNode) -> Iterator[str]:
-    if not cfg.DATASETS.TRAIN:
-        yield "DATASETS.TRAIN is empty, expected at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""
-    # No keypoint changes places upside down, where detectron2 would still call a left eye left.
-    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":
-        yield (
-            "INPUT.RANDOM_FLIP is 'vertical' with MODEL.KEYPOINT_ON, expected horizontal or none: upside down, left "
-            "and right keypoints would keep their names; set INPUT.RANDOM_FLIP horizontal"
-        )
-    device = cfg.MODEL.DEVICE
-    kind, colon, number = device.partition(":")
-    if kind not in DEVICES or (colon and not number.isdecimal()):
-        fix = did_you_mean(kind, list(DEVICES))
-        yield f"MODEL.DEVICE is '{device}', expected {', '.join(DEVICES)} or a numbered one such as cuda:0{fix}"
-    if not cfg.OUTPUT_DIR.strip():  # the current folder, which nobody wants filled with a run
-        yield f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, expected a folder; set OUTPUT_DIR output/NAME"
+def model_agrees(cfg: CfgNode) -> Iterator[str]:
+    """Keys of the model that contradict each other.
 
-
-def resnet_depth(cfg: CfgNode) -> Iterator[str]:
-    """ResNet-18 and 34 have no bottlenecks, so their res2 is as narrow as the stem (He et al. 2016, Table 1)."""
-    resnets = cfg.MODEL.RESNETS
-    if resnets.DEPTH not in (18, 34, 50, 101, 152):
-        yield f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}, expected 18, 34, 50, 101 or 152"
-    elif resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
+    ResNet-18 and 34 have no bottlenecks, so their res2 is as narrow as the stem (He et al. 2016, Table 1). A cascade's
+    stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU.
+    """
+    resnets, thresholds = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+    if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
         yield (
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, but a ResNet of DEPTH {resnets.DEPTH} "
             "has 64; set MODEL.RESNETS.RES2_OUT_CHANNELS 64"
         )
-
-
-def roi_heads(cfg: CfgNode) -> Iterator[str]:
-    """A cascade's stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU."""
-    thresholds = cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
-    if not thresholds or not all(0 < threshold < 1 for threshold in thresholds):
-        yield f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, expected IoUs between 0 and 1 such as [0.5]"
     if cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
         return
     ious, weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         yield (
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the stages of CascadeROIHeads hand one box on, not "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but a stage of CascadeROIHeads passes one box on, not "
             "one for each class; set it to True"
         )
     if len(ious) != len(weights) or not ious or any(len(four) != 4 for four in weights):
@@ -316,19 +312,18 @@ def roi_heads(cfg: CfgNode) -> Iterator[str]:
 
 
 def augmented_tests(cfg: CfgNode) -> Iterator[str]:
-    keys = cfg.TEST.AUG
-    if not keys.ENABLED:
-        return
-    sides = tuple(keys.MIN_SIZES)
-    whole = all(isinstance(side, int) for side in (*sides, keys.MAX_SIZE))
-    if not sides or not whole or not SMALLEST_VIEW <= min(sides) <= max(sides) <= keys.MAX_SIZE:
+    """Whole sides in pixels for test-time augmentation; yacs checks only that they are numbers."""
+    sides, longest = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
+    whole = all(isinstance(side, int) for side in (*sides, longest))
+    if cfg.TEST.AUG.ENABLED and not (sides and whole and SMALLEST_VIEW <= min(sides) <= max(sides) <= longest):
         yield (
-            f"TEST.AUG has MIN_SIZES {sides} and MAX_SIZE {keys.MAX_SIZE}, expected one or more sides in whole pixels, "
+            f"TEST.AUG has MIN_SIZES {sides} and MAX_SIZE {longest}, expected one or more sides in whole pixels, "
             f"{SMALLEST_VIEW} at least, and a longest one above them"
         )
 
 
 def mirrored_views(cfg: CfgNode) -> Iterator[str]:
+    """A notice on mirrored test images that the training does not have."""
     if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP and cfg.INPUT.RANDOM_FLIP != "horizontal":
         yield (
             f"TEST.AUG.FLIP is True, but INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP}: half of the views will be "
@@ -336,9 +331,9 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-MODEL_RULES: Rules = (known_norms, gn_channels_divide, backbone_keys, resnet_depth, roi_heads)
-RULES: Rules = (
-    nothing_random_is_frozen, *MODEL_RULES, numbers_in_range, known_words, known_choices, nothing_is_ignored,
-    solver_agrees, reference_world_size, data_and_machine, augmented_tests,
+MODEL_RULES: tuple[Rule, ...] = (known_norms, gn_channels_divide, backbone_keys, model_agrees)
+RULES: tuple[Rule, ...] = (
+    nothing_random_is_frozen, *MODEL_RULES, known_values, known_choices, keys_agree, reference_world_size,
+    augmented_tests,
 )  # fmt: skip
 PROCESS_RULES: tuple[Callable[[CfgNode, int, int], Iterator[str]], ...] = (batch_divides, bn_has_images)

@@ -63,7 +63,7 @@ class TestRules:
             ("INPUT.MIN_SIZE_TEST", -800, "INPUT.MIN_SIZE_TEST is -800, expected 0 or more"),
             ("INPUT.MAX_SIZE_TEST", 0, "INPUT.MAX_SIZE_TEST is 0, expected 1 or more"),
             ("TEST.DETECTIONS_PER_IMAGE", -1, "TEST.DETECTIONS_PER_IMAGE is -1, expected 1 or more"),
-            ("DATASETS.TRAIN", (), "DATASETS.TRAIN is empty"),
+            ("DATASETS.TRAIN", (), "DATASETS.TRAIN is (), expected at least one data set"),
         ],
     )
     def test_one_mistake_one_line(self, scratch_cfg: CfgNode, key: str, value: object, expected: str) -> None:

@@ -56,7 +56,7 @@ OVERRIDES = [
         ["DATASETS.TEST", "('nothing',)"],
         ["'nothing' is not in the catalog", "write into", "{json: PATH, images: FOLDER}"],
     ),
-    (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is empty"]),
+    (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is (), expected at least one data set"]),
     (["--eval-only", "DATASETS.TEST", "()"], ["DATASETS.TEST is empty"]),
     # weights
     (
