@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import AUGMENTATIONS, RESIZE, Choice
-from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.choices import AUGMENTATIONS, PROJECT_KEYS, RESIZE, Choice
 from scratch_det.config.rules import SMALLEST_VIEW
 
 KEYS = {

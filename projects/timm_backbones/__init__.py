@@ -5,8 +5,7 @@ from importlib.util import find_spec
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import BACKBONES, OPTIMIZERS, Choice, backbone_names
-from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.choices import BACKBONES, OPTIMIZERS, PROJECT_KEYS, Choice, backbone_names
 from scratch_det.errors import UserError
 
 KEYS = {

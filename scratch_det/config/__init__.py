@@ -3,8 +3,7 @@
 Needs only fvcore; never imports torch.
 """
 
-from scratch_det.config.defaults import flatten, get_cfg, plain, set_key, with_project_keys
-from scratch_det.config.load import LoadedConfig, load_config
+from scratch_det.config.load import LoadedConfig, flatten, get_cfg, load_config, plain, set_key, with_project_keys
 from scratch_det.config.rules import check_config, check_model
 from scratch_det.config.schedule import settle_batch
 

@@ -7,8 +7,11 @@ The functions are named, not imported: this package never imports torch.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from fvcore.common.config import CfgNode
+
+PROJECT_KEYS: dict[str, Any] = {}  # dotted keys with their defaults, which a project adds to detectron2's
 
 
 @dataclass(frozen=True)

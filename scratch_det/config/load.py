@@ -1,12 +1,15 @@
-"""Load a recipe strictly: its chain of ``_BASE_`` files, then the overrides of the command line.
+"""The keys that a recipe may set, with their defaults (``defaults.yaml`` beside this file), and strict loading.
 
-A recipe that loads here means the same to stock detectron2 (``get_cfg().merge_from_file``): bases in their order, then
-the file itself, each value decoded and coerced by yacs's rules. Every complaint names file and line.
+A recipe is loaded with its chain of ``_BASE_`` files, then the overrides of the command line. It means the same to
+stock detectron2 (``get_cfg().merge_from_file``): bases in their order, then the file itself, each value decoded and
+coerced by yacs's rules. Every error names file and line. Never imports torch.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +17,12 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import missing_project
-from scratch_det.config.defaults import explain_unknown, flatten, get_cfg, set_key
-from scratch_det.errors import ConfigError, not_yaml, refuse
+from scratch_det.config.choices import PROJECT_KEYS
+from scratch_det.errors import ConfigError, did_you_mean, not_yaml, refuse
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
+OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")  # of detectron2's keys
 
 
 class Entry(NamedTuple):
@@ -36,95 +40,6 @@ class Source(NamedTuple):
     entries: list[Entry]
 
 
-def read_source(path: Path, asked_by: str) -> Source:
-    """Parse ``path``; ``asked_by`` says who named it, for the message when it is missing."""
-    if not path.is_file():
-        problem = "is a folder, not a recipe" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{asked_by}: {path} {problem}")
-    try:
-        loader = yaml.SafeLoader(path.read_bytes())
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
-        found = list(_walk(loader, root, path, prefix=""))
-    except yaml.YAMLError as error:
-        is_object = isinstance(error, yaml.constructor.ConstructorError)
-        hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
-        raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
-    bases = []
-    for _, value, where in (entry for entry in found if entry.key == BASE_KEY):
-        for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
-            bases.append(Entry(BASE_KEY, name, where))
-    return Source(bases, [entry for entry in found if entry.key != BASE_KEY])
-
-
-def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
-    """Every leaf below ``node``; an empty section has none.
-
-    Raises ConfigError for two equal keys, of which PyYAML would keep the last one.
-    """
-    first_line: dict[str, int] = {}
-    for key_node, _ in node.value:
-        name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in first_line:
-            raise ConfigError(
-                f"{path}:{line}: {prefix}{name} is already in line {first_line[name]} of this file: merge the two"
-            )
-        first_line[name] = line
-    loader.flatten_mapping(node)  # resolves YAML's own "<<" merges
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        if isinstance(value_node, yaml.MappingNode):
-            yield from _walk(loader, value_node, path, f"{key}.")
-        else:
-            where = f"{path}:{key_node.start_mark.line + 1}"
-            yield Entry(key, loader.construct_object(value_node, deep=True), where)
-
-
-def _wrong_type(key: str, found: Any, default: Any) -> str:
-    """What is wrong with the value ``found``, and what to write instead."""
-    if (meant := _meant(found, default)) is not None:
-        fix = f": write {meant}"
-    else:
-        fix = f": leave the key out to keep {default!r}" if found is None else ""
-    kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]
-    example = '""' if default == "" else repr(default)
-    return f"{key} is {found!r} ({kinds[0]}), expected {kinds[1]} such as {example}{fix}"
-
-
-def _same_kind(value: Any, default: Any) -> bool:
-    """Whether elements are numbers where the default's are, and so on; empty defaults say nothing about elements."""
-    if default is None:
-        return value is None or _is_number(value)
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and all(_same_kind(v, d) for v in value for d in default[:1])
-    return _is_number(value) if _is_number(default) else type(value) is type(default)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _meant(found: Any, default: Any) -> str | None:
-    """The value to write instead, where it can be guessed."""
-    expected = type(default)
-    if found is None:
-        return '""' if default == "" else None
-    if expected is bool:
-        return {"0": "False", "1": "True", "no": "False", "yes": "True"}.get(str(found).lower())
-    if expected is float and _is_number(found):
-        return repr(float(found))
-    if expected is int and isinstance(found, float) and found.is_integer():
-        return repr(int(found))
-    if expected is str and _is_number(found):
-        return f"""\"'{found}'\""""  # quoted twice: one pair is eaten by the decoding
-    if expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
-        return repr(expected([found]))
-    return None
-
-
 class LoadedConfig(NamedTuple):
     """A configuration and where its values come from.
 
@@ -139,6 +54,57 @@ class LoadedConfig(NamedTuple):
     file_cfg: CfgNode
 
 
+def get_cfg() -> CfgNode:
+    """A fresh configuration with every default, to be changed freely by the caller."""
+    return with_project_keys(_defaults().clone())
+
+
+@cache
+def _defaults() -> CfgNode:
+    cfg = CfgNode(yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8")))
+    for key, value in flatten(cfg).items():
+        set_key(cfg, key, CfgNode._decode_cfg_value(value))  # a text may spell a tuple, as in a recipe
+    return cfg
+
+
+def with_project_keys(cfg: CfgNode) -> CfgNode:
+    """``cfg``, changed: with the keys of the loaded projects."""
+    for key, value in PROJECT_KEYS.items():
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node[name] = value
+    return cfg
+
+
+def flatten(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Every value of nested dictionaries, such as a configuration, by its dotted key, in their order."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}{separator}{key}": item for key, item in flatten(value, separator).items()}
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def set_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set one existing dotted key; the value is stored as it is. Raises KeyError for an unknown key or a section."""
+    *sections, name = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    if name not in node or isinstance(node[name], CfgNode):
+        raise KeyError(key)
+    setattr(node, name, value)  # unlike node[name] = value, raises on a frozen configuration
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists: a recipe may have either, and yacs saves both as lists."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def load_config(
     config_file: str | Path, overrides: Sequence[Any] = (), defaults: CfgNode | None = None
 ) -> LoadedConfig:
@@ -147,7 +113,7 @@ def load_config(
     defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
     every unknown key and every wrong type with file and line.
     """
-    in_files = [entry for source in _chain(Path(config_file), COMMAND_LINE, ()) for entry in source.entries]
+    in_files = list(_chain(Path(config_file), COMMAND_LINE, ()))
     in_command = _override_entries(overrides)
     cfg = defaults.clone() if defaults else get_cfg()
     known = flatten(cfg)
@@ -161,36 +127,63 @@ def load_config(
     return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
 
 
-def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Source]:
-    """The sources in merging order: all bases of a file before the file."""
+def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Entry]:
+    """The entries in merging order: those of all bases of a file before its own."""
     if path.resolve() in ancestors:
         raise ConfigError(f"{asked_by}: {BASE_KEY} {path} leads back to itself: remove it from one of the files")
     source = read_source(path, asked_by)
     for _, name, where in source.bases:  # as in fvcore: ~ is the home folder, other paths start at the file
         base = os.path.normpath(path.parent / os.path.expanduser(name))
         yield from _chain(Path(base), where, (*ancestors, path.resolve()))
-    yield source
+    yield from source.entries
 
 
-def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list[str]:
-    """Set what can be set; the problems of the others.
+def read_source(path: Path, asked_by: str) -> Source:
+    """Parse ``path``; ``asked_by`` says who named it, for the message when it is missing."""
+    if not path.is_file():
+        raise ConfigError(f"{asked_by}: {path} {'is a folder, not a recipe' if path.is_dir() else 'does not exist'}")
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
+        found = list(_walk(loader, root, path, prefix=""))
+    except yaml.YAMLError as error:
+        is_object = isinstance(error, yaml.constructor.ConstructorError)
+        hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
+        raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
+    bases = [
+        Entry(BASE_KEY, name, where)
+        for key, value, where in found
+        if key == BASE_KEY
+        for name in (value if isinstance(value, list) else [value])
+    ]
+    for _, name, where in bases:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
+    return Source(bases, [entry for entry in found if entry.key != BASE_KEY])
 
-    Decoding and type rules are yacs's own. Rejected beyond them, because stock accepts it and fails later: null
-    for a key that has a value, anything but a number where the default is null, and elements of another kind.
+
+def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
+    """Every leaf below ``node``; an empty section has none.
+
+    Raises ConfigError for two equal keys, of which PyYAML would keep the last one.
     """
-    problems: list[str] = []
-    for key, raw, where in entries:
-        if key not in defaults:
-            problems.append(f"{where}: {explain_unknown(key, list(defaults))}")
-            continue
-        probe = CfgNode({"VALUE": defaults[key]})
-        with suppress(ValueError):
-            probe.merge_from_list(["VALUE", raw])
-            if _same_kind(probe.VALUE, defaults[key]):
-                set_key(cfg, key, probe.VALUE)
-                continue
-        problems.append(f"{where}: {_wrong_type(key, CfgNode._decode_cfg_value(raw), defaults[key])}")
-    return problems
+    lines: dict[str, int] = {}
+    for key_node, _ in node.value:
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in lines:
+            first = lines[name]
+            raise ConfigError(f"{path}:{line}: {prefix}{name} is already in line {first} of this file: merge the two")
+        lines[name] = line
+    loader.flatten_mapping(node)  # resolves YAML's own "<<" merges
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _walk(loader, value_node, path, f"{key}.")
+        else:
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            yield Entry(key, loader.construct_object(value_node, deep=True), where)
 
 
 def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
@@ -207,3 +200,73 @@ def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
             f"{COMMAND_LINE}: '{keys[-1]}' has no value: overrides come in pairs, KEY VALUE KEY VALUE ..."
         )
     return [Entry(key, value, COMMAND_LINE) for key, value in zip(keys, overrides[1::2], strict=True)]
+
+
+def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list[str]:
+    """Set what can be set; the problems of the others.
+
+    Decoding and type rules are yacs's own. Rejected beyond them, because stock accepts it and fails later: null
+    for a key that has a value, anything but a number where the default is null, and elements of another kind.
+    """
+    problems: list[str] = []
+    for key, raw, where in entries:
+        if key not in defaults:
+            problems.append(f"{where}: {_explain_unknown(key, list(defaults))}")
+            continue
+        probe = CfgNode({"VALUE": defaults[key]})
+        with suppress(ValueError):
+            probe.merge_from_list(["VALUE", raw])
+            if _same_kind(probe.VALUE, defaults[key]):
+                set_key(cfg, key, probe.VALUE)
+                continue
+        problems.append(f"{where}: {key} is {_wrong_type(CfgNode._decode_cfg_value(raw), defaults[key])}")
+    return problems
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether elements are numbers where the default's are, and so on; empty defaults say nothing about elements."""
+    if default is None:
+        return value is None or _is_number(value)
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple)) and all(_same_kind(v, d) for v in value for d in default[:1])
+    return _is_number(value) if _is_number(default) else type(value) is type(default)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _wrong_type(found: Any, default: Any) -> str:
+    """The value ``found``, the type of ``default``, and where it can be guessed the value that was meant."""
+    expected, meant = type(default), None
+    if found is None:
+        meant = '""' if default == "" else None
+    elif expected is bool:
+        meant = {"0": "False", "1": "True", "no": "False", "yes": "True"}.get(str(found).lower())
+    elif expected is str and _is_number(found):
+        meant = f"""\"'{found}'\""""  # quoted twice: one pair is eaten by the decoding
+    elif expected is float and _is_number(found):
+        meant = repr(float(found))
+    elif expected is int and isinstance(found, float) and found.is_integer():
+        meant = repr(int(found))
+    elif expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
+        meant = repr(expected([found]))
+    fix = f": write {meant}" if meant else f": leave the key out to keep {default!r}" if found is None else ""
+    kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]
+    example = '""' if default == "" else repr(default)
+    return f"{found!r} ({kinds[0]}), expected {kinds[1]} such as {example}{fix}"
+
+
+def _explain_unknown(key: str, known: list[str]) -> str:
+    """What to write instead of ``key``: the same name in its right section first, then the closest spelling."""
+    below = [other for other in known if other.startswith(key + ".")]
+    if below:
+        return f"{key} is a section, not a value; it holds keys such as {below[0]}"
+    if key.startswith(OUTSIDE_OUR_SUBSET):
+        return f"key {key} belongs to a part of detectron2 that only --backend detectron2 has: remove it, or use that"
+    name = key.rpartition(".")[2]
+    namesakes = get_close_matches(key, [other for other in known if other.rpartition(".")[2] == name], n=3, cutoff=0)
+    meant = [key.upper()] if key.upper() in known else namesakes
+    if meant:
+        return f"unknown key {key}; did you mean {' or '.join(map(repr, meant))}?"
+    return f"unknown key {key}{did_you_mean(key, known) or '; see scratch_det/config/defaults.yaml for all keys'}"

@@ -19,12 +19,13 @@ from scratch_det.config.choices import (
     BACKBONES,
     LR_SCHEDULES,
     OPTIMIZERS,
+    PROJECT_KEYS,
     backbone_names,
     has_fpn,
     is_resnet,
     section_of,
 )
-from scratch_det.config.defaults import PROJECT_KEYS, flatten, get_cfg, plain
+from scratch_det.config.load import flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
 
 NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")

@@ -10,13 +10,12 @@ import math
 from bisect import bisect_right
 from itertools import pairwise
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.choices import COSINE, LR_SCHEDULES, MULTI_STEP
-from scratch_det.config.defaults import flatten, set_key
-from scratch_det.config.load import COMMAND_LINE, LoadedConfig
+from scratch_det.config.load import COMMAND_LINE, LoadedConfig, flatten
 from scratch_det.config.rules import check_schedule, reference_world_size
 from scratch_det.errors import ConfigError, refuse
 from scratch_det.tables import aligned
@@ -110,9 +109,8 @@ def learning_rate_line(cfg: CfgNode, num_images: int | None = None) -> str:
     return f"learning rate {', '.join(parts)}, end {solver.MAX_ITER:,}{epochs}"
 
 
-RATES = ("SOLVER.BASE_LR", "SOLVER.BASE_LR_END")
-PERIODS = ("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD")  # in iterations; 0 means never
-BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", *RATES, "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", *PERIODS)
+BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END", "SOLVER.MAX_ITER", "SOLVER.STEPS",
+              "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD")  # fmt: skip
 
 
 def settle_batch(
@@ -181,12 +179,11 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
             "choose a smaller batch, or fewer SOLVER.STEPS"
         )
     solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS = batch, max_iter, steps
+    solver.BASE_LR, solver.BASE_LR_END = solver.BASE_LR * ratio, solver.BASE_LR_END * ratio
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
-    values = flatten(cfg)
-    for key in RATES:
-        set_key(cfg, key, values[key] * ratio)
-    for key in PERIODS:
-        set_key(cfg, key, max(1, round(values[key] / ratio)) if values[key] > 0 else values[key])
+    for section, period in ((cfg.TEST, "EVAL_PERIOD"), (solver, "CHECKPOINT_PERIOD")):
+        if section[period] > 0:
+            section[period] = max(1, round(section[period] / ratio))
 
 
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:
@@ -194,18 +191,18 @@ def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumula
 
     before: the batch that ``recipe.cfg`` had before it was rescaled, in images.
     """
-    written, run = flatten(recipe.file_cfg), flatten(recipe.cfg)
-    batch = run["SOLVER.IMS_PER_BATCH"]
+    run, files = recipe.cfg.SOLVER, recipe.file_cfg.SOLVER
+    batch, reference = run.IMS_PER_BATCH, files.REFERENCE_WORLD_SIZE
     shares = f"{num_processes} x {accumulate} x {batch // (num_processes * accumulate)}"
-    if all(written[key] == run[key] for key in BATCH_KEYS):
+    written, now = flatten(recipe.file_cfg), flatten(recipe.cfg)
+    if all(written[key] == now[key] for key in BATCH_KEYS):
         return [
-            f"batch {batch} (processes x accumulate x images: {shares}), learning rate {run['SOLVER.BASE_LR']:g}, "
-            f"{run['SOLVER.MAX_ITER']:,} iterations, as in the recipe"
+            f"batch {batch} (processes x accumulate x images: {shares}), learning rate {run.BASE_LR:g}, "
+            f"{run.MAX_ITER:,} iterations, as in the recipe"
         ]
-    reference = recipe.file_cfg.SOLVER.REFERENCE_WORLD_SIZE
-    written_shares = f"{reference} x 1 x {written['SOLVER.IMS_PER_BATCH'] // reference}" if reference > 0 else "-"
-    left, right = _column(written, written_shares), _column(run, shares)
-    lines = aligned([("", "recipe", "this run"), *((label, text, right[label]) for label, text in left.items())])
+    shares_before = f"{reference} x 1 x {files.IMS_PER_BATCH // reference}" if reference > 0 else "-"
+    columns = _column(recipe.file_cfg, shares_before), _column(recipe.cfg, shares)
+    lines = aligned([("", "recipe", "this run"), *zip(LABELS, *columns, strict=True)])
     if before != batch:
         ratio = batch / before
         named = [key for key in BATCH_KEYS if key in recipe.overridden]
@@ -216,16 +213,16 @@ def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumula
     return lines
 
 
-def _column(values: dict[str, Any], shares: str) -> dict[str, str]:
-    batch, rate, _, max_iter, steps, warm, evaluate, save = (values[key] for key in BATCH_KEYS)
-    return {
-        "images an iteration": f"{batch:,}",
-        "processes x accumulate x images": shares,
-        "learning rate": f"{rate:g}",
-        "iterations": f"{max_iter:,}",
-        "drops at": " ".join(f"{step:,}" for step in steps) or "-",
-        "warm-up iterations": f"{warm:,}",
-        "evaluation every": f"{evaluate:,}" if evaluate else "-",
-        "checkpoint every": f"{save:,}",
-        "images in all": f"{max_iter * batch:,}",
-    }
+LABELS = ("images an iteration", "processes x accumulate x images", "learning rate", "iterations", "drops at",
+          "warm-up iterations", "evaluation every", "checkpoint every", "images in all")  # fmt: skip
+
+
+def _column(cfg: CfgNode, shares: str) -> list[str]:
+    """The values of LABELS as text."""
+    solver, evaluation = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+    drops = " ".join(f"{step:,}" for step in solver.STEPS) or "-"
+    return [
+        f"{solver.IMS_PER_BATCH:,}", shares, f"{solver.BASE_LR:g}", f"{solver.MAX_ITER:,}", drops,
+        f"{solver.WARMUP_ITERS:,}", f"{evaluation:,}" if evaluation else "-", f"{solver.CHECKPOINT_PERIOD:,}",
+        f"{solver.MAX_ITER * solver.IMS_PER_BATCH:,}",
+    ]  # fmt: skip

@@ -12,8 +12,15 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.config import check_config, load_config
-from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, Choice, model_name
-from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.choices import (
+    AUGMENTATIONS,
+    BACKBONES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    PROJECT_KEYS,
+    Choice,
+    model_name,
+)
 from scratch_det.config.schedule import is_multi_step, learning_rate, learning_rate_line
 from scratch_det.data.transforms import Sample, augment
 from scratch_det.engine.state import parameter_groups

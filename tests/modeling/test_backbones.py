@@ -17,8 +17,7 @@ from scratch_det import backends
 from scratch_det.analysis.cost import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
-from scratch_det.config.choices import BACKBONES, Choice, backbone_names, is_resnet
-from scratch_det.config.defaults import PROJECT_KEYS
+from scratch_det.config.choices import BACKBONES, PROJECT_KEYS, Choice, backbone_names, is_resnet
 from scratch_det.config.rules import norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
