@@ -28,7 +28,7 @@ from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.search import Search
+from scratch_det.study.search import Search, choose, search_grid
 
 
 def build_parser() -> ToolParser:
@@ -36,32 +36,21 @@ def build_parser() -> ToolParser:
         usage="%(prog)s --config-file FILE --grid FILE --out DIR [flags] [KEY VALUE ...]   (--help lists the flags)",
         description=__doc__,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
     add_project_flag(parser)
-    parser.add_argument("--grid", required=True, metavar="FILE", help="the grid, a YAML file; see above")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the runs, the record and the result")
-    parser.add_argument(
-        "--metric", default="bbox/AP", metavar="NAME", help="of result.json; most is best (%(default)s)"
-    )
-    parser.add_argument(
-        "--apply-to", action="append", default=[], metavar="FILE", help="write DIR/FILE, a recipe with the best values"
-    )
-    parser.add_argument("--choose", action="store_true", help="train nothing: choose among the finished points")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe, for all points")
+    add("--grid", required=True, metavar="FILE", help="the grid, a YAML file; see above")
+    add("--out", required=True, type=Path, metavar="DIR", help="the runs, the record and the result")
+    add("--metric", default="bbox/AP", metavar="NAME", help="of result.json; the highest is best (%(default)s)")
+    add("--apply-to", action="append", default=[], metavar="FILE", help="write DIR/FILE, a recipe with the best values")
+    add("--choose", action="store_true", help="train nothing: choose among the finished points")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe, for all points")
 
-    run = parser.add_argument_group("passed on to tools/train_net.py")
-    run.add_argument("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="who builds the model (%(default)s)")
-    run.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    run.add_argument(
-        "--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales rate and iterations"
-    )
-    run.add_argument(
-        "--accumulate",
-        type=int,
-        default=1,
-        metavar="K",
-        help="K micro-batches a step (%(default)s)",
-    )
+    add = parser.add_argument_group("passed on to tools/train_net.py").add_argument
+    add("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="library that builds the model (%(default)s)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    add("--scale-to-batch", type=int, metavar="N", help="N images an iteration: scales rate and iterations")
+    add("--accumulate", type=int, default=1, metavar="K", help="K micro-batches a step (%(default)s)")
     return parser
 
 
@@ -71,8 +60,6 @@ def main() -> None:
     try:
         with exit_on_user_error():
             search.check()
-            from scratch_det.study.choose import choose, search_grid  # matplotlib is slow to import; errors come first
-
             sys.exit(min(choose(search), 1) if only_choose else search_grid(search))
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the search", file=sys.stderr)

@@ -9,27 +9,39 @@ scales:                         # keys that go together: any name, and a list of
   - {INPUT.MIN_SIZE_TRAIN: [512, 800], INPUT.MIN_SIZE_TRAIN_SAMPLING: range}
 """
 
+import json
+import math
+import os
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.command_line import project_flags
-from scratch_det.config import LoadedConfig, check_config, flatten, settle_batch
+from scratch_det.config import LoadedConfig, check_config, flatten, plain, settle_batch
 from scratch_det.config.load import BASE_KEY, Entry, read_source
 from scratch_det.engine.plan import Request, choose_backend
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
-from scratch_det.study.records import other_recipe
+from scratch_det.files import write_atomically
+from scratch_det.log import Progress, clock, say_now
+from scratch_det.study.local import Local, alone_in, require_gpus
+from scratch_det.study.records import failure_of, jobs_folder, other_recipe, read_json
 from scratch_det.study.run import Step, from_here
+from scratch_det.tables import markdown
 
 BEST = "best.yaml"
 SEED = 0  # of all points where the recipe has none: they differ only in the grid's keys
+EXIT_SOME_FAILED = 1
 Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as tools/train_net.py takes them
 
 
@@ -54,49 +66,48 @@ class Point:
         return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
 
 
-def read_grid(path: Path) -> Axes:
-    """The axes in the file's order. Raises ConfigError when they span no grid."""
+@dataclass(frozen=True)
+class Trial:
+    """The result of a point: its metric and seconds, or the error of a failed point; empty while it is not finished."""
+
+    point: Point
+    value: float | None = None
+    seconds: float | None = None
+    error: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" if self.value is not None else "failed"
+
+
+def read_grid(path: Path, overrides: Sequence[str] = ()) -> Axes:
+    """The axes in the file's order. Raises ConfigError when they span no grid, or set what ``overrides`` set."""
     source = read_source(path, "--grid")
     if source.bases:
         raise ConfigError(f"{source.bases[0].where}: a grid has no {BASE_KEY}: write its axes into one file")
     axes = {entry.key: _choices(entry) for entry in source.entries}
-    owners: dict[str, str] = {}
-    for axis, choices in axes.items():
-        for key in next(iter(choices.values())):  # each choice sets the same keys
-            if key == "OUTPUT_DIR":
-                raise ConfigError(f"{path}: OUTPUT_DIR cannot be searched: each point has a folder of its own in --out")
-            if key in owners:
-                raise ConfigError(f"{path}: {key} is set by two axes, {owners[key]} and {axis}: leave out one")
-            owners[key] = axis
-    if len(points_of(axes)) < 2:
+    set_by = {"OUTPUT_DIR": "--out, where each point has a folder of its own,"}
+    keys = [(key, "the command line") for key in overrides[::2]]
+    keys += [(key, f"the axis {axis}") for axis, choices in axes.items() for key in next(iter(choices.values()))]
+    for key, owner in keys:
+        if set_by.setdefault(key, owner) != owner:
+            raise ConfigError(f"{path}: {key} is set by {set_by[key]} and by {owner}: leave out one")
+    if math.prod(map(len, axes.values())) < 2:
         raise ConfigError(f"{path}: the grid has one point, expected two or more: give a key several values")
     return axes
-
-
-def points_of(axes: Axes) -> list[Point]:
-    """Every combination, the last axis changing fastest; a key's last word names its axis where that is unique."""
-    short = [axis.rpartition(".")[2] for axis in axes]
-    names = [name if short.count(name) == 1 else axis for name, axis in zip(short, axes, strict=True)]
-    points = []
-    for labels in product(*axes.values()):
-        chosen = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
-        values = {key: value for choice in chosen for key, value in choice.items()}
-        points.append(Point(dict(zip(names, labels, strict=True)), values))
-    return points
 
 
 def _choices(entry: Entry) -> dict[str, dict[str, str]]:
     """The keys and values of each choice on an axis, by a label that can be part of a file's name."""
     if not isinstance(entry.value, list) or not entry.value:
         raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected a list of values, such as [1, 2]")
-    together = [isinstance(value, dict) for value in entry.value]
-    if any(together) and not (all(together) and all(value.keys() == entry.value[0].keys() for value in entry.value)):
+    keys = {frozenset(value) if isinstance(value, dict) else None for value in entry.value}
+    if len(keys) > 1:
         raise ConfigError(
             f"{entry.where}: {entry.key} sets keys that go together, so each of its choices has to set all"
         )
     choices: dict[str, dict[str, str]] = {}
     for value in entry.value:
-        values = {str(key): str(word) for key, word in (value if all(together) else {entry.key: value}).items()}
+        values = {str(key): str(word) for key, word in ({entry.key: value} if None in keys else value).items()}
         bare = [re.sub(r"[\[\](){}'\"]", "", word).strip() for word in values.values()]
         label = "-".join(re.sub(r"[^\w.+-]+", "-", word).rstrip("-") or "empty" for word in bare)  # 0.02, 512-800
         if label in choices:
@@ -105,9 +116,22 @@ def _choices(entry: Entry) -> dict[str, dict[str, str]]:
     return choices
 
 
+def points_of(axes: Axes) -> list[Point]:
+    """Every combination, the last axis changing fastest; a key's last word names its axis where that is unique."""
+    short = [axis.rpartition(".")[2] for axis in axes]
+    names = [name if short.count(name) == 1 else axis for name, axis in zip(short, axes, strict=True)]
+    return [
+        Point(
+            {name: label for name, (label, _) in zip(names, chosen, strict=True)},
+            {key: value for _, values in chosen for key, value in values.items()},
+        )
+        for chosen in product(*(choices.items() for choices in axes.values()))
+    ]
+
+
 @dataclass(frozen=True)
 class Search:
-    """A grid search in the folder ``out``; see ``tools/search.py --help``."""
+    """A grid search in the folder ``out``; the fields are the flags of tools/search.py."""
 
     config_file: str
     grid: str
@@ -128,7 +152,7 @@ class Search:
     @cached_property
     def axes(self) -> Axes:
         """Raises ConfigError when the file is no grid."""
-        return read_grid(Path(self.grid))
+        return read_grid(Path(self.grid), self.overrides)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -143,14 +167,13 @@ class Search:
     def steps(self) -> list[Step]:
         """A step a point."""
         cfg, tool = self.recipe().cfg, str(from_here(Path("tools/train_net.py")))
-        flags: list[object] = ["--config-file", self.config_file]
-        flags += ["--backend", self.backend] if self.backend != backends.AUTO else []
-        flags += ["--scale-to-batch", self.scale_to_batch] if self.scale_to_batch is not None else []
-        flags += ["--accumulate", self.accumulate] if self.accumulate != 1 else []
-        shared = (tool, *project_flags(), *map(str, flags), "--resume")
-        shared += (*(("SEED", str(SEED)) if cfg.SEED < 0 else ()), *self.overrides)
+        words = [tool, *project_flags(), "--config-file", self.config_file]
+        words += ["--backend", self.backend] if self.backend != backends.AUTO else []
+        words += ["--scale-to-batch", str(self.scale_to_batch)] if self.scale_to_batch is not None else []
+        words += ["--accumulate", str(self.accumulate)] if self.accumulate != 1 else []
+        words += ["--resume", *(["SEED", str(SEED)] if cfg.SEED < 0 else []), *self.overrides]
         return [
-            Step(point.name, point.name, (*shared, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)),
+            Step(point.name, point.name, (*words, *point.overrides, "OUTPUT_DIR", str(self.out / point.name)),
                  outputs=(self.out / point.name / "result.json",), processes=self.processes,
                  on_gpu=cfg.MODEL.DEVICE != "cpu")
             for point in self.points
@@ -160,12 +183,6 @@ class Search:
         """Raise UserError, before anything is written, when the runs or the choice could not be made."""
         if self.num_gpus < 0:
             raise UserError(f"--num-gpus {self.num_gpus}: expected 1 or more")
-        if "OUTPUT_DIR" in self.overrides[::2]:
-            raise ConfigError("OUTPUT_DIR is not for a search to set: each point has a folder of its own in --out DIR")
-        if clash := sorted(set(self.overrides[::2]).intersection(*(point.values for point in self.points))):
-            raise ConfigError(
-                f"{', '.join(clash)}: the grid searches it, so it cannot be set on the command line; leave it out"
-            )
         names = [BEST, *(Path(recipe).name for recipe in self.apply_to)]
         if twice := [recipe for recipe in self.apply_to if names.count(Path(recipe).name) > 1]:
             raise UserError(f"--apply-to {twice[0]}: {Path(twice[0]).name} would be written twice into {self.out}")
@@ -203,10 +220,111 @@ def _check_metric(metric: str, cfg: CfgNode) -> None:
     """Raise ConfigError for a metric that no result of ``cfg`` will have; classes are not known here."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a search needs a data set to compare its points on")
-    ends = ("", TTA) if cfg.TEST.AUG.ENABLED else ("",)
-    names = [f"{task}{end}/{score}" for end in ends for task in detection_tasks(cfg) for score in metrics_of(task)]
     places = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{name}/" for name in cfg.DATASETS.TEST]
-    known = [f"{place}{name}" for place in places for name in names]
+    known = [
+        f"{place}{task}{end}/{score}"
+        for place in places
+        for end in ("", TTA)[: 1 + cfg.TEST.AUG.ENABLED]
+        for task in detection_tasks(cfg)
+        for score in metrics_of(task)
+    ]
     of_class = re.fullmatch(r"(.+/AP)(?:50)?-.+", metric)  # PASCAL VOC's have AP50-CLASS too
     if metric not in known and not (of_class and of_class[1] in known):
         raise ConfigError(f"--metric is {metric}, expected one of {', '.join(known)}{did_you_mean(metric, known)}")
+
+
+def search_grid(search: Search) -> int:
+    """Train all points on this machine, one after the other, then ``choose``; the exit code: 1 when points failed.
+
+    ``search.check`` has passed. Raises UserError when this machine has too few GPUs, and Stopped after a signal.
+    """
+    steps = search.steps()
+    needed = {step.name: step.processes for step in steps if step.on_gpu}
+    require_gpus(needed, search.processes, max_parallel=1, fix="give a smaller --num-gpus")
+    search.out.mkdir(parents=True, exist_ok=True)
+    running: set[str] = set()
+
+    def look(now: set[str]) -> None:
+        for point in search.points:
+            if point.name in now - running:
+                say_now(f"training {point}: see {jobs_folder(search.out) / point.name}.log")
+            elif point.name in running - now and ((trial := _read(search, point)).value is not None or trial.error):
+                progress.advance()
+                what = f"{search.metric} {trial}; {progress.done} of {progress.total}"
+                say_now(f"{point}: {what}, eta {clock(progress.eta_seconds())}")
+        running.clear()
+        running.update(now)
+
+    done = sum(step.is_done for step in steps)
+    with (
+        alone_in(search.out, "search.lock") as lock,
+        Progress("search", len(steps), start=done, say=None) as progress,
+    ):
+        Local(search.out, lock, gpus=search.processes).run(steps, look)
+        return EXIT_SOME_FAILED if choose(search) else 0
+
+
+def choose(search: Search) -> int:
+    """Print the table; write search.md, search.png, best.yaml and the recipes of --apply-to into the search's folder.
+
+    When no point has failed, result.json comes last, as in a run folder. Returns the number of points that failed.
+    """
+    from scratch_det.visualization.curves import draw_grid  # matplotlib is slow to import; user errors come first
+
+    trials = [_read(search, point) for point in search.points]
+    ranked = sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0.0)))  # the first of equal ones
+    failed = [trial for trial in ranked if trial.value is None]
+    best = ranked[0] if ranked[0].value is not None else None
+    rows = [
+        ["best" if trial is best else "", *trial.point.labels.values(), str(trial),
+         "-" if trial.seconds is None else clock(trial.seconds)]
+        for trial in ranked
+    ]  # fmt: skip
+    table = markdown(["", *ranked[0].point.labels, search.metric, "training"], rows)
+    files = {"search.md": table + "\n", **(_recipes(search, best, len(failed)) if best else {})}
+    for name, content in files.items():
+        write_atomically(search.out / name, content)
+    labels, values = [trial.point.labels for trial in trials], [trial.value for trial in trials]
+    draw_grid(labels, values, search.metric, search.out / "search.png")
+    (search.out / "result.json").unlink(missing_ok=True)
+    if best and not failed:
+        task, _, score = search.metric.rpartition("/")
+        seconds = sum(trial.seconds or 0.0 for trial in trials)
+        result = {"seconds": seconds, "best": best.point.values, "metrics": {task: {score: best.value}}}
+        write_atomically(search.out / "result.json", json.dumps(result, indent=2) + "\n")
+    print(table)
+    for trial in failed:
+        print(f"failed: {trial.point} ({search.out / trial.point.name}): {trial.error or 'it is not finished'}")
+    print(f"wrote {search.out}/: {', '.join([*files, 'search.png'])}")
+    return len(failed)
+
+
+def _read(search: Search, point: Point) -> Trial:
+    result = read_json(search.out / point.name / "result.json")
+    if not result:
+        return Trial(point, error=failure_of(jobs_folder(search.out), point.name))
+    value = flatten(result.get("metrics") or {}, "/").get(search.metric)
+    missing = "" if value is not None else f"its result.json has no number for {search.metric}"
+    return Trial(point, value, result.get("seconds"), missing)
+
+
+def _recipes(search: Search, best: Trial, failed: int) -> dict[str, str]:
+    """The best point's keys as best.yaml, and each recipe of --apply-to with them, by file name."""
+    axes = "".join(f"#   {axis}: {', '.join(choices)}\n" for axis, choices in search.axes.items())
+    origin = (
+        f"# The best of a grid search: {search.metric} {best.value:.2f} of {search.config_file}\n"
+        f"# with {shlex.join(search.overrides) or 'no other changes'}. Its run is {search.out / best.point.name}.\n"
+        f"# The grid of {len(search.points)} points, {failed} of which failed:\n{axes}"
+    )
+    cfg = flatten(search.recipe(best.point).cfg)
+    nested: dict[str, Any] = {}
+    for key in best.point.values:
+        *sections, name = key.split(".")
+        reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = plain(cfg[key])
+    files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
+    for recipe in search.apply_to:
+        name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
+        words = [*project_flags(), "--config-file", str(search.out / name), "OUTPUT_DIR", f"output/{Path(name).stem}"]
+        header = f"# {recipe} with what a grid search found, see {BEST}.\n#  python tools/train_net.py "
+        files[name] = f"{header}{shlex.join(words)}\n{yaml.safe_dump({'_BASE_': bases})}"
+    return files

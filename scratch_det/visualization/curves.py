@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scratch_det.errors import DataError, UserError, did_you_mean
@@ -203,3 +204,36 @@ def _style(panels: Sequence[Axes]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlim(left=0)  # when all lines are drawn: it ends the automatic scaling
     axes.set_xlabel("iteration")
+
+
+def draw_grid(
+    points: Sequence[Mapping[str, str]], values: Sequence[float | None], title: str, out_png: str | Path
+) -> Path:
+    """A heat map of ``values`` at ``points``, which are labels by axis; return the path of the PNG.
+
+    The axis with the most labels goes from left to right, every combination of the others is a row. The best point is
+    framed, those without a value are grey.
+    """
+    across = max(points[0], key=lambda axis: len({point[axis] for point in points}))
+    names = [", ".join(f"{axis} {label}" for axis, label in point.items() if axis != across) for point in points]
+    rows, columns = list(dict.fromkeys(names)), list(dict.fromkeys(point[across] for point in points))
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for name, point, value in zip(names, points, values, strict=True):
+        grid[rows.index(name), columns.index(point[across])] = np.nan if value is None else value
+    figure = Figure(figsize=(3 + 1.2 * len(columns), 1.8 + 0.55 * len(rows)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_facecolor("#dddddd")  # shows where there is no value
+    axes.imshow(grid, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(across)
+    known = grid[~np.isnan(grid)]
+    middle = known.min() + 0.6 * np.ptp(known) if known.size else 0.0  # colours are dark below it
+    for (row, column), value in np.ndenumerate(grid):
+        text, color = "failed" if np.isnan(value) else f"{value:.2f}", "white" if value < middle else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    if known.size:
+        row, column = np.argwhere(grid == known.max())[0]
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, ec=VERMILION, clip_on=False))
+    return save_figure(figure, out_png)

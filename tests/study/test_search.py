@@ -19,10 +19,10 @@ from scratch_det import command_line, files
 from scratch_det.config import flatten, load_config
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
-from scratch_det.study import choose, local
-from scratch_det.study.choose import EXIT_SOME_FAILED
+from scratch_det.study import local
+from scratch_det.study import search as module
 from scratch_det.study.run import Step
-from scratch_det.study.search import Search, points_of, read_grid
+from scratch_det.study.search import EXIT_SOME_FAILED, Search, points_of, read_grid
 from scratch_det.study.study import Study
 
 LOW_DATA = ROOT / "configs/COCO-LowData"
@@ -66,7 +66,7 @@ def write_grid(path: Path, content: Any) -> Path:
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     """``search(grid=TWO_BY_TWO, **fields)``, of the paper's recipe for 35k images, into ``tmp_path / "out"``."""
     monkeypatch.setattr(local, "SECONDS_BETWEEN_LOOKS", 0.02)
-    monkeypatch.setattr(choose, "Local", Trainers)
+    monkeypatch.setattr(module, "Local", Trainers)
 
     def make(grid: Any = TWO_BY_TWO, **fields: Any) -> Search:
         path = write_grid(tmp_path / "grid.yaml", grid)
@@ -77,7 +77,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sea
 
 def search_grid(search: Search) -> int:
     search.check()
-    return choose.search_grid(search)
+    return module.search_grid(search)
 
 
 def starts(search: Search) -> list[str]:
@@ -104,8 +104,11 @@ class TestGrid:
             ({"SOLVER": {"GAMMA": [0.1, 0.1]}}, "SOLVER.GAMMA has 0.1 twice"),
             ({"one": [{"A": 1}, {"B": 2}]}, "each of its choices has to set all"),
             ({"one": [{"A": 1}, 2]}, "each of its choices has to set all"),
-            ({"A": [1, 2], "one": [{"A": 1}, {"A": 2}]}, "A is set by two axes, A and one"),
-            ({"OUTPUT_DIR": ["a", "b"]}, "OUTPUT_DIR cannot be searched"),
+            ({"A": [1, 2], "one": [{"A": 1}, {"A": 2}]}, "A is set by the axis A and by the axis one: leave out one"),
+            (
+                {"OUTPUT_DIR": ["a", "b"]},
+                "OUTPUT_DIR is set by --out, where each point has a folder of its own, and by the axis",
+            ),
             ({"_BASE_": "other.yaml", "A": [1, 2]}, "a grid has no _BASE_"),
             ({}, "found no keys at all|one point"),
         ],
@@ -145,7 +148,7 @@ class TestRefusals:
             ({"metric": "bbox"}, "--metric is bbox, expected"),
             ({"metric": "keypoints/AP"}, "--metric is keypoints/AP, expected"),
             ({"overrides": ("DATASETS.TEST", "()")}, "DATASETS.TEST is empty"),
-            ({"overrides": ("OUTPUT_DIR", "there")}, "OUTPUT_DIR is not for a search to set"),
+            ({"overrides": ("OUTPUT_DIR", "there")}, "OUTPUT_DIR is set by --out, .* and by the command line"),
             ({"apply_to": ("missing.yaml",)}, "missing.yaml does not exist"),
             ({"apply_to": (str(SCRATCH), str(SCRATCH))}, "would be written twice"),
             ({"num_gpus": -1}, "--num-gpus -1: expected 1 or more"),
