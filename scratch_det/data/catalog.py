@@ -1,13 +1,19 @@
-"""Names of data sets: from a YAML catalog to the json file and image folder on disk, or to a folder of classes."""
+"""The catalog of data sets: from a name to its files on disk, and the list of images of a classification data set.
+
+Needs no torch.
+"""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
-from scratch_det.errors import DataError, did_you_mean, not_yaml
+from scratch_det.errors import DataError, did_you_mean, listed, not_yaml
+from scratch_det.log import track
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
@@ -17,14 +23,15 @@ MAKERS = {  # how a name begins -> the tool that makes such a data set
     "voc_": "prepare_voc.py {name}",
 }
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One catalog entry, its paths resolved against the datasets root.
+    """A catalog entry of images with objects; its paths start at the datasets root.
 
     drop_empty_boxes: boxes without width or height are left out of training instead of being an error.
-    ap: one of VOC_AP, or None for COCO's.
+    ap: one of VOC_AP, or None for COCO's AP.
     """
 
     name: str
@@ -42,16 +49,31 @@ class FolderEntry:
     root: Path
 
 
+@dataclass(frozen=True)
+class ImageFolder:
+    """Classified images in ImageNet's layout, ``<root>/<class>/**/<image>``, which torchvision's ImageFolder reads too.
+
+    classes: the folders' names in alphabetical order; the index of a name is its label. images: path below the root
+    and label, in the order of classes and paths. digest: SHA-256 of the paths; the images themselves are not read.
+    """
+
+    described_by: ClassVar[str] = "files"  # what ``digest`` is of
+    entry: FolderEntry
+    classes: list[str]
+    images: list[tuple[str, int]]
+    digest: str
+
+
 def datasets_root() -> Path:
-    """The folder that catalog paths start from: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
+    """The folder that the catalog's paths start at: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
     return Path(os.environ.get(ROOT_VARIABLE, "datasets"))
 
 
 def lookup(name: str) -> DatasetEntry:
-    """Resolve a data set name.
+    """The entry of images with objects that has this name.
 
-    Entries of ``<root>/catalog.yaml`` come before the built-in ones. Raises DataError for an unknown name, a
-    malformed entry, or when the json or the image folder is missing (with the expected tree and what was found).
+    An entry of ``<root>/catalog.yaml`` replaces a built-in one. Raises DataError for an unknown name, for a malformed
+    entry, and when the json or the image folder is missing (the message has the expected paths and what was found).
     """
     fields, catalog, [json_file, images] = _find(name, {"json": "PATH", "images": "FOLDER"}, ("ap", "drop_empty_boxes"))
     if (ap := fields.get("ap")) not in (None, *VOC_AP):
@@ -63,12 +85,12 @@ def lookup(name: str) -> DatasetEntry:
 
 
 def lookup_folder(name: str) -> FolderEntry:
-    """Resolve the name of a folder of classified images. Raises DataError as ``lookup``."""
+    """The entry of classified images that has this name. Raises DataError as ``lookup``."""
     return FolderEntry(name, *_find(name, {"folder": "PATH"})[2])
 
 
 def catalog_entries() -> dict[str, tuple[Any, Path]]:
-    """Every name that a catalog has, complete on disk or not -> its fields as written, and the catalog's file."""
+    """Every name in the catalogs, whether on disk or not -> its fields as written, and the catalog's file."""
     entries: dict[str, tuple[Any, Path]] = {}
     for path in (BUILT_IN, datasets_root() / "catalog.yaml"):
         try:
@@ -101,19 +123,60 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
             f"{catalog}: entry '{name}' is {fields!r}; expected {images}, {expected}, "
             f"known fields: {', '.join(sorted([*needed, *optional]))}"
         )
-    paths = [root / str(fields[key]) for key in needed]
-    is_there = {
-        f"{path}" if key == "json" else f"{path}/": path.is_file() if key == "json" else path.is_dir()
-        for key, path in zip(needed, paths, strict=True)
-    }
+    paths = {key: root / str(fields[key]) for key in needed}
+    is_there = {key: path.is_file() if key == "json" else path.is_dir() for key, path in paths.items()}
     if not all(is_there.values()):
-        found = sorted(path.name for path in root.iterdir()) if root.is_dir() else None
+        found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        holds = f"holds: {listed(found, most=12) or 'nothing'}" if root.is_dir() else "does not exist"
         maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
         hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
         raise DataError(
             f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
-            + "".join(f"  {'found   ' if there else 'missing '} {path}\n" for path, there in is_there.items())
-            + f"  {root} "
-            + ("does not exist" if found is None else f"holds: {', '.join(found[:12]) or 'nothing'}")
+            + "".join(
+                f"  {'found   ' if is_there[key] else 'missing '} {path}{'' if key == 'json' else '/'}\n"
+                for key, path in paths.items()
+            )
+            + f"  {root} {holds}"
         )
-    return fields, catalog, paths
+    return fields, catalog, list(paths.values())
+
+
+def read_image_folder(entry: FolderEntry) -> ImageFolder:
+    """List the images. Raises DataError for fewer than two classes, and for a class without an image."""
+    root = entry.root
+    children = sorted(child.name for child in os.scandir(root) if not child.name.startswith("."))
+    classes = [name for name in children if (root / name).is_dir()]
+    if len(classes) < 2:
+        raise DataError(
+            f"{root} has {f'one folder, {classes[0]}' if classes else 'no folders'}; expected a folder for each of two "
+            f"or more classes, {root}/<class>/<image>\n  it holds: {listed(children) or 'nothing'}"
+        )
+    images, empty = [], []
+    for label, name in enumerate(track(classes, f"listing {entry.name} (classes)", len(classes))):
+        found = sorted(_images(root, name))
+        images += [(path, label) for path in found]
+        empty += [] if found else [name]
+    if empty:
+        raise DataError(
+            f"{root}: {len(empty)} of {len(classes)} class folders have no image, {listed(empty)}\n"
+            f"  expected files ending in {' '.join(SUFFIXES)}; delete the folders, or fill them"
+        )
+    digest = sha256("\n".join(path for path, _ in images).encode(errors="surrogateescape")).hexdigest()
+    return ImageFolder(entry, classes, images, digest)
+
+
+def class_mismatch(first: ImageFolder, other: ImageFolder) -> str | None:
+    """A message on the classes that only one of the two has; None when both have the same."""
+    only = [
+        f"only {one.entry.root} has {len(names)} classes, {listed(names)}"
+        for one, another in ((first, other), (other, first))
+        if (names := [name for name in one.classes if name not in set(another.classes)])
+    ]
+    return "; ".join([*only, "training and test data need the same class folders"]) if only else None
+
+
+def _images(root: Path, name: str) -> Iterator[str]:
+    """Paths below ``root`` of every image of class ``name``, those in subfolders too."""
+    for folder, _, files in os.walk(root / name, followlinks=True):
+        within = os.path.relpath(folder, root)
+        yield from (f"{within}/{file}" for file in files if file.lower().endswith(SUFFIXES))

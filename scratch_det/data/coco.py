@@ -1,4 +1,4 @@
-"""COCO-format annotation files: read, check, index. Needs no torch."""
+"""Annotation files in COCO's format: read, checked and indexed. Needs no torch."""
 
 import gc
 import hashlib
@@ -26,10 +26,9 @@ class CocoDataset:
         category_ids: the json's category id of each label.
         images: the json's image entries (``id``, ``file_name``, ``width``, ``height``; pixels), in the json's order.
         annotations: image id -> its annotation entries as the json has them (``bbox`` is x, y, width, height in
-            pixels, ``segmentation`` polygons or RLE, ``keypoints`` x, y, v of each, x and y indices of pixels), each
-            with an added 0-based ``label``.
+            pixels, ``segmentation`` polygons or RLE, ``keypoints`` x, y, v of each; x and y are indices of pixels),
+            each with an added 0-based ``label``.
         digest: SHA-256 of the annotation file's bytes.
-        notices: what is rarely meant, though it can be trained on.
         keypoints: their names, where they were asked for.
         flip_indices: keypoint i of a flipped object is keypoint flip_indices[i] of the original; None where the json
             does not tell.
@@ -42,15 +41,14 @@ class CocoDataset:
     images: list[dict[str, Any]]
     annotations: dict[int, list[dict[str, Any]]]
     digest: str
-    notices: list[Problem]
     keypoints: tuple[str, ...] = ()
     flip_indices: tuple[int, ...] | None = None
 
     def training_images(self, cfg: CfgNode) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """The images to train on, with their objects.
 
-        As in detectron2, FILTER_EMPTY_ANNOTATIONS leaves out those without objects, MIN_KEYPOINTS_PER_IMAGE those with
-        fewer labelled keypoints.
+        As in detectron2, FILTER_EMPTY_ANNOTATIONS leaves out images without objects, MIN_KEYPOINTS_PER_IMAGE images
+        with fewer labelled keypoints.
         """
         least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
         for image in self.images:
@@ -62,9 +60,9 @@ class CocoDataset:
                 yield image, objects
 
     def training_annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """The objects to learn from, without crowd regions and boxes without area, as in detectron2.
+        """The objects to learn from: no crowd regions and no boxes without area, as in detectron2.
 
-        Nor with those marked ``ignore`` (PASCAL VOC's difficult ones), as in Detectron.
+        Objects marked ``ignore`` (PASCAL VOC's difficult ones) are left out too, as in Detectron.
         """
         return [
             one
@@ -74,7 +72,7 @@ class CocoDataset:
 
 
 def needed_for_training(cfg: CfgNode) -> str:
-    """What an image needs so that ``training_images`` has it, in words."""
+    """What an image needs so that ``training_images`` yields it, in words for a message."""
     least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     if cfg.MODEL.KEYPOINT_ON and least > 0:
         return f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
@@ -82,10 +80,10 @@ def needed_for_training(cfg: CfgNode) -> str:
 
 
 def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
-    """Read and check one annotation file. Raises DataError, six lines at most, with the errors of ``inspect_coco``."""
+    """Read and check one annotation file. Raises DataError (at most six lines) with the errors of ``inspect_coco``."""
     dataset, problems = inspect_coco(entry, need_masks, need_keypoints)
     if dataset is None:
-        raise DataError(explain(entry.json_file, [one for one in problems if one.severity == "error"]))
+        raise DataError(explain(entry.json_file, problems))
     return dataset
 
 
@@ -94,7 +92,7 @@ def inspect_coco(
 ) -> tuple[CocoDataset | None, list[Problem]]:
     """Read one annotation file: the data set (None when its problems include an error), and every kind of problem.
 
-    See ``scratch_det.data.coco_checks.CHECKS``; masks and keypoints are checked where they are needed. Raises
+    See ``scratch_det.data.coco_checks.CHECKS``; masks and keypoints are checked only where they are needed. Raises
     DataError when the file is no json with COCO's three lists.
     """
     with gc_paused():
@@ -110,14 +108,13 @@ def inspect_coco(
             annotations[annotation["image_id"]].append(annotation)
     classes = [str(category["name"]) for category in categories]
     points = (tuple(categories[0]["keypoints"]), flip_indices_of(categories[0])) if need_keypoints else ()
-    data = CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, problems, *points)
-    return data, problems
+    return CocoDataset(entry, classes, list(label_of), content["images"], dict(annotations), digest, *points), problems
 
 
 def flip_indices_of(category: dict[str, Any]) -> tuple[int, ...] | None:
     """Keypoint flip indices (see ``CocoDataset``) by the category's ``flip_map``, else by names: left_X and right_X.
 
-    None without a ``flip_map`` when no name begins like that, or when a left_X or right_X lacks its partner.
+    None when there is no ``flip_map``, and either no left_X or a left_X or right_X without its partner.
     """
     names = category["keypoints"]
     if (pairs := category.get("flip_map")) is None:
@@ -135,7 +132,7 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
     digest = hashlib.sha256(data).hexdigest()
     try:
         text = data.decode(json.detect_encoding(data))
-        del data  # two copies of a large file would count
+        del data  # a large file should not lie in memory twice
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})") from None
@@ -149,7 +146,7 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pause the garbage collector, which would visit a json's millions of lists again and again and find no cycle.
+    """Pause the garbage collector: it would visit a json's millions of lists many times, and they have no cycles.
 
     COCO is read twice as fast.
     """

@@ -1,9 +1,10 @@
-"""PASCAL VOC's devkit tree to json files in COCO's format, one a year and split."""
+"""Conversion of PASCAL VOC's devkit folders to json files in COCO's format, one for each year and split."""
 
 import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,7 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}  # those with annotations
+SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}  # splits with annotations
 NAMES = {f"voc_{year}_{split}": (f"VOC{year}", split) for year, splits in SPLITS.items() for split in splits}
 PAPER_NAMES = ("voc_2007_trainval", "voc_2012_train", "voc_2012_val")  # section 5.2
 FILES = ("Annotations/{}.xml", "JPEGImages/{}.jpg")  # of an image
@@ -28,11 +29,7 @@ FIX = "complete the tree from VOC's archives"
 
 
 class _Fault(Exception):
-    """What is wrong with one image of a split: the kind, which follows a number, and a detail."""
-
-    def __init__(self, kind: str, detail: object = ""):
-        super().__init__(kind)
-        self.kind, self.detail = kind, f" ({detail})" if detail else ""
+    """What is wrong with one image of a split: the kind, as in ``Problem``, and a detail of this image if needed."""
 
 
 def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False) -> list[str]:
@@ -41,20 +38,18 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False) -> list[st
     Raises DataError, before anything is written, for a name that is none of NAMES, for a tree that is not complete and
     for a json that exists with other content (unless ``force``).
     """
-    for name in names:
-        if name not in NAMES:
-            raise DataError(
-                f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}"
-            )
+    if unknown := [name for name in names if name not in NAMES]:
+        raise DataError(
+            f"'{unknown[0]}' is none of VOC's sets{did_you_mean(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}"
+        )
     texts: dict[Path, str] = {}
     reports = []
     for name in dict.fromkeys(names):
         year, split = NAMES[name]
-        content = read_split(datasets_root() / year, split)
-        path, objects = datasets_root() / year / f"instances_{split}.json", content["annotations"]
+        content, path = read_split(datasets_root() / year, split), datasets_root() / year / f"instances_{split}.json"
         texts[path] = json.dumps(content)
-        difficult = sum(one["ignore"] for one in objects)
-        counts = f"{len(content['images']):,} images, {len(objects):,} objects, {difficult:,} of them difficult"
+        objects, difficult = len(content["annotations"]), sum(one["ignore"] for one in content["annotations"])
+        counts = f"{len(content['images']):,} images, {objects:,} objects, {difficult:,} of them difficult"
         reports.append(f"{name}: {counts}; {path}")
     other = [str(path) for path, text in texts.items() if path.exists() and path.read_text() != text]
     if other and not force:
@@ -65,11 +60,11 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False) -> list[st
 
 
 def read_split(folder: Path, split: str) -> dict[str, Any]:
-    """The images that ``ImageSets/Main/<split>.txt`` of a VOC tree lists, in its order, as the content of a COCO json.
+    """The images that ``ImageSets/Main/<split>.txt`` lists, in its order, as the content of a COCO json.
 
     Ids count from 1, categories in VOC's order. VOC's corners are 1-based pixels that belong to the box, so x and y are
-    xmin - 1 and ymin - 1, width and height reach to xmax and ymax (as in detectron2). Difficult objects have ``ignore``
-    1 and are no crowds. Raises DataError with every kind of fault of the tree: files that are missing or broken,
+    xmin - 1 and ymin - 1, and width and height reach to xmax and ymax (as in detectron2). Difficult objects have
+    ``ignore`` 1 and are no crowds. Raises DataError with every kind of fault in ``folder``: missing or broken files,
     unknown classes, boxes without area, images of another size than their XML says.
     """
     images: list[dict[str, Any]] = []
@@ -80,12 +75,12 @@ def read_split(folder: Path, split: str) -> dict[str, Any]:
         try:
             image, objects = _read_image(folder, name)
         except _Fault as fault:
-            faults[fault.kind].append({"id": f"{name}{fault.detail}"})
+            kind, *details = fault.args
+            faults[kind].append({"id": " ".join([name, *(f"({detail})" for detail in details)])})
             continue
         images.append({"id": number, **image})
-        annotations += [
-            {"id": len(annotations) + i, "image_id": number, **one} for i, one in enumerate(objects, start=1)
-        ]
+        for one in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
     if faults:
         problems = [Problem("error", kind, offenders=found) for kind, found in faults.items()]
         raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {FIX}")
@@ -135,26 +130,18 @@ def _object(node: ElementTree.Element) -> dict[str, Any]:
         raise _Fault("XML files with a class that VOC does not have", f"'{name}'{did_you_mean(name, list(CLASSES))}")
     left, top, right, bottom = (_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     x, y = left - 1, top - 1
-    if right <= x or bottom <= y:
+    width, height = right - x, bottom - y
+    if width <= 0 or height <= 0:
         raise _Fault("XML files with a box without area", f"{name} from {left:g}, {top:g} to {right:g}, {bottom:g}")
-    box = [x, y, right - x, bottom - y]
-    difficult = node.find("difficult") is not None and _number(node, "difficult") != 0  # may be left out
-    return {
-        "category_id": CLASSES.index(name) + 1,
-        "bbox": box,
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-        "ignore": int(difficult),
-    }
+    ignore = int(node.find("difficult") is not None and _number(node, "difficult") != 0)  # may be left out
+    category, box = CLASSES.index(name) + 1, [x, y, width, height]
+    return {"category_id": category, "bbox": box, "area": width * height, "iscrowd": 0, "ignore": ignore}
 
 
 def _number(node: ElementTree.Element, path: str) -> float:
     """A finite number; not all coordinates of 2012 are whole ones."""
     text = node.findtext(path)
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _Fault("XML files without a number where one belongs", f"{node.tag}/{path}: {text}")
-    return number
+    with suppress(ValueError):
+        if math.isfinite(number := float(text or "")):
+            return number
+    raise _Fault("XML files without a number where one belongs", f"{node.tag}/{path}: {text}")

@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
+from scratch_det.data.catalog import ImageFolder
 from scratch_det.data.dataset import SerializedList, Stream, evaluation_batches, load_sample
-from scratch_det.data.image_folder import ImageFolder
 from scratch_det.data.transforms import Sample, flip
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped

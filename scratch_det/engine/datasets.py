@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 
 from scratch_det.config import LoadedConfig, flatten
+from scratch_det.data.catalog import ImageFolder, class_mismatch
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.coco_checks import Problem
-from scratch_det.data.image_folder import ImageFolder, class_mismatch
 from scratch_det.errors import listed
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"

@@ -22,10 +22,9 @@ from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.choices import backbone_names
 from scratch_det.config.rules import mirrored_views
-from scratch_det.data.catalog import lookup, lookup_folder
+from scratch_det.data.catalog import lookup, lookup_folder, read_image_folder
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.data.coco_checks import Problem, Severity, explain
-from scratch_det.data.image_folder import read_image_folder
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.datasets import coco_conflicts, folder_conflicts, shared_images
@@ -395,7 +394,7 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
             **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
         )
     elif section.strict:
-        raise DataError(explain(entry.json_file, [one for one in problems if one.severity == "error"]))
+        raise DataError(explain(entry.json_file, problems))
     else:
         section.add(f"{name}: {entry.json_file} cannot be used", **{name: {"json": str(entry.json_file)}})
     add_problems(section, name, problems)

@@ -16,7 +16,7 @@ from run_folder import read
 
 from scratch_det.config import load_config
 from scratch_det.data.catalog import BUILT_IN, VOC_AP, lookup
-from scratch_det.data.coco import CocoDataset, read_coco
+from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
 from scratch_det.data.subsets import make_subsets
 from scratch_det.data.voc import CLASSES, NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import DataError
@@ -108,7 +108,7 @@ class TestConversion:
         assert (dog["bbox"], person["bbox"]) == ([0, 0, 40, 30], [47, 20, 49, 44])
         assert (person["area"], CLASSES[cat["category_id"] - 1]) == (49 * 44, "cat")
         assert [(one["ignore"], one["iscrowd"]) for one in (dog, cat, person)] == [(0, 0), (1, 0), (0, 0)]
-        assert data.notices == []
+        assert inspect_coco(data.entry, need_masks=False)[1] == []
 
     def test_difficult_objects_are_not_trained_on(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")

@@ -20,9 +20,8 @@ from run_folder import is_same, lines, read, weights
 
 from scratch_det import backends
 from scratch_det.config import load_config
-from scratch_det.data.catalog import lookup_folder
+from scratch_det.data.catalog import lookup_folder, read_image_folder
 from scratch_det.data.dataset import load_sample
-from scratch_det.data.image_folder import read_image_folder
 from scratch_det.engine import classification, loop
 from scratch_det.engine.classification import FolderSet, draw_crop
 from scratch_det.engine.plan import Request, start_pretraining
