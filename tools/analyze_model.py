@@ -10,12 +10,12 @@ MODEL.RPN.POST_NMS_TOPK_TEST proposals, other heads on TEST.DETECTIONS_PER_IMAGE
 model finds. --table writes one row for each model below configs/. Weights are neither read nor made.
 """
 
+import re
 from pathlib import Path
 
-from scratch_det.analysis import describe_model, parse_size, write_table
-from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.backends import AUTO, BACKENDS, choose, model_config
 from scratch_det.command_line import ToolParser, add_project_flag
-from scratch_det.errors import exit_on_user_error
+from scratch_det.errors import UserError, exit_on_user_error
 
 
 def build_parser() -> ToolParser:
@@ -39,11 +39,21 @@ def main() -> None:
     if args.table and (args.size or args.markdown or args.overrides):
         parser.error("--table takes models and sizes from configs/: leave out --size, --markdown and KEY VALUE pairs")
     with exit_on_user_error():
+        sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size or "1x1")
+        if not sides:
+            raise UserError(f"--size is {args.size!r}, expected HEIGHTxWIDTH in pixels, such as 800x1333")
+        size = (int(sides[1]), int(sides[2])) if args.size else None
+        backend = choose(args.backend)
+        cfg = None if args.table else model_config(args.config_file, args.overrides, backend)
+        from scratch_det.analysis import (
+            describe_model,
+            write_table,
+        )  # imports torch: not for a request that is rejected
+
         if args.table:
-            write_table(args.table, args.backend)
+            write_table(args.table, backend)
         else:
-            size = parse_size(args.size) if args.size else None
-            print(describe_model(args.config_file, args.overrides, args.backend, size, args.markdown))
+            print(describe_model(args.config_file, cfg, backend, size, args.markdown))
 
 
 if __name__ == "__main__":

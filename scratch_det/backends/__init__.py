@@ -6,17 +6,18 @@ A backend is a module of this package with the name of its library, listed in BA
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.backends.keys import check_keys, detectron2_defaults
-from scratch_det.config import flatten, get_cfg, with_project_keys
+from scratch_det.config import check_model, flatten, get_cfg, load_config, with_project_keys
 from scratch_det.errors import UserError
 
 if TYPE_CHECKING:  # keys are checked before torch is imported
@@ -33,6 +34,7 @@ __all__ = [
     "is_installed",
     "library",
     "load",
+    "model_config",
 ]
 
 BACKENDS = ("detectron2", "torchvision")
@@ -108,6 +110,17 @@ def defaults(name: str) -> CfgNode:
         if missing := sorted(flatten(get_cfg()).keys() - flatten(found).keys()):
             raise ImportError(f"no key {missing[0]}: another version of {name} is expected")
         return found
+
+
+def model_config(config_file: str | Path, overrides: Sequence[str], name: str) -> CfgNode:
+    """A recipe for its model alone: it need not be one that can be trained.
+
+    Raises UserError, without importing torch, when backend ``name`` cannot build the model.
+    """
+    cfg = load_config(config_file, overrides, defaults(name)).cfg
+    check_model(cfg)
+    check_keys(name, cfg)
+    return cfg
 
 
 def load(name: str) -> Backend:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det import backends
-from scratch_det.analysis.cost import analyze
+from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
 from scratch_det.config.choices import BACKBONES, PROJECT_KEYS, Choice, backbone_names, is_resnet

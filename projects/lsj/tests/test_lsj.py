@@ -15,7 +15,7 @@ from run_folder import interrupted_after, is_same, read
 from torch import Tensor
 
 from scratch_det import backends
-from scratch_det.analysis.cost import analyze
+from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, flatten, load_config
 from scratch_det.config.schedule import Schedule

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det import backends
-from scratch_det.analysis.cost import analyze
+from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
 from scratch_det.data.digits import make_digits

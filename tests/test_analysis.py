@@ -15,8 +15,16 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights
 
 from scratch_det import backends
-from scratch_det.analysis import describe_model, examine, models_table, table, write_table
-from scratch_det.analysis.cost import Pass, Stages, analyze
+from scratch_det.analysis import (
+    Analysis,
+    Cost,
+    HeadWithPredictor,
+    Pass,
+    _heads,
+    analyze,
+    table,
+    write_table,
+)
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError, UserError
@@ -34,6 +42,10 @@ BACKENDS = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectro
 Tool = Callable[..., str]
 
 
+def examine(recipe: Path, overrides: tuple[Any, ...], backend: str, size: tuple[int, int] | None = None) -> Analysis:
+    return analyze(backends.load(backend), backends.model_config(recipe, overrides, backend), size)
+
+
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Tool:
     """Runs tools/analyze_model.py inside this process and returns what it printed."""
@@ -49,7 +61,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Tool
 @pytest.mark.parametrize("backend", BACKENDS)
 class TestBackends:
     def test_r50(self, backend: str) -> None:
-        _, found = examine(R50, (), backend)
+        found = examine(R50, (), backend)
         background_slots = 4_357 if backend == "torchvision" else 0
         assert found.total.parameters == found.total.trainable == 45_711_152 + background_slots
         assert list(found.parts) == ["bottom-up", "FPN", "RPN", "box head", "mask head"]
@@ -62,7 +74,7 @@ class TestBackends:
 
     def test_frozen_layers(self, backend: str) -> None:
         recipe = R50.with_name("pretrained_mask_rcnn_R_50_FPN_2x_syncbn.yaml")
-        _, found = examine(recipe, (), backend)
+        found = examine(recipe, (), backend)
         stem, first, others = 64 * 3 * 49, 64 * (64 + 9 * 64 + 256 + 256), 2 * 64 * (256 + 9 * 64 + 256)
         assert found.parts["bottom-up"].parameters - found.parts["bottom-up"].trainable == stem + first + others
         assert found.parts["bottom-up"].norms == {"FrozenBatchNorm2d": 11, "SyncBatchNorm": 42}
@@ -96,7 +108,7 @@ class TestBackends:
 )
 def test_bodies_have_the_published_flops(overrides: tuple[Any, ...], weights: Any) -> None:
     """torchvision's, of the classifier at 224 px, in billions with three decimals."""
-    _, found = examine(R50, overrides, "torchvision", (224, 224))
+    found = examine(R50, overrides, "torchvision", (224, 224))
     assert (found.parts["bottom-up"].flops + CLASSIFIER) / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0005)
 
 
@@ -122,7 +134,7 @@ class TestCounting:
 
     def test_heads_by_hand(self) -> None:
         """50 proposals, 20 boxes, 64 channels; the box head has a convolution and 256 units, the mask head two."""
-        _, found = examine(QUICKSTART, (), "torchvision")
+        found = examine(QUICKSTART, (), "torchvision")
         conv, units = 9 * 64 * 64, 64 * 49 * 256 + 256 * 5 * 81
         assert found.parts["box head"].flops == 50 * (49 * conv + units)
         assert found.parts["box head"].activations == 50 * (49 * 64 + 256 + 5 * 81)
@@ -132,20 +144,31 @@ class TestCounting:
         ("key", "part"), [("MODEL.RPN.POST_NMS_TOPK_TEST", "box head"), ("TEST.DETECTIONS_PER_IMAGE", "mask head")]
     )
     def test_one_key_decides_on_how_many_boxes_a_head_works(self, key: str, part: str) -> None:
-        (_, ten), (_, thirty) = (examine(QUICKSTART, (key, number), "torchvision") for number in (10, 30))
+        ten, thirty = (examine(QUICKSTART, (key, number), "torchvision") for number in (10, 30))
         assert thirty.parts.pop(part).flops == 3 * ten.parts.pop(part).flops
         assert thirty.parts == ten.parts
 
     def test_a_box_model_has_no_mask_head(self) -> None:
-        _, found = examine(QUICKSTART, ("MODEL.MASK_ON", False), "torchvision")
+        found = examine(QUICKSTART, ("MODEL.MASK_ON", False), "torchvision")
         assert list(found.parts) == ["bottom-up", "FPN", "RPN", "box head"]
 
-    def test_stages_of_a_cascade_add_up(self) -> None:
+    def test_a_head_with_its_predictor(self) -> None:
         with torch.device("meta"):
-            heads, predictors = ([nn.Linear(8, 8) for _ in range(3)] for _ in range(2))
-            one = Pass(Stages(heads[0], predictors[0]), torch.empty(5, 8)).cost()
-            three = Pass(Stages(nn.ModuleList(heads), nn.ModuleList(predictors)), torch.empty(5, 8)).cost()
+            one = Pass(HeadWithPredictor(nn.Linear(8, 8), nn.Linear(8, 8)), torch.empty(5, 8)).cost()
         assert (one.flops, one.parameters) == (2 * 5 * 64, 2 * 72)
+
+    def test_stages_of_a_cascade_add_up(self) -> None:
+        cfg = load_config(QUICKSTART).cfg
+
+        def cost(stages: int) -> Cost:
+            heads = nn.Module()
+            for name, inputs in (("box_head", cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION), ("box_predictor", 8)):
+                heads.add_module(name, nn.ModuleList([nn.Linear(inputs, 8) for _ in range(stages)]))
+            return _heads(heads, cfg, channels=4)["box head"]
+
+        with torch.device("meta"):
+            one, three = cost(1), cost(3)
+        assert (one.flops, one.parameters) == (50 * 4 * 7 * 8 * (7 + 8), 64 + 72)
         assert three == one + one + one
 
     @pytest.mark.parametrize("name", ["body", "stem"])
@@ -193,7 +216,7 @@ class TestDetectron2:
 
     def test_cascade(self) -> None:
         agnostic = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
-        (_, one), (_, three) = (
+        one, three = (
             examine(R50, (*agnostic, "MODEL.ROI_HEADS.NAME", name), "detectron2")
             for name in ("StandardROIHeads", "CascadeROIHeads")
         )
@@ -216,11 +239,13 @@ class TestDetectron2:
 
 
 class TestTable:
-    def test_the_committed_one_is_what_the_models_are(self) -> None:
+    def test_the_committed_one_is_what_the_models_are(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """If not: python tools/analyze_model.py --table results/models.md --backend torchvision."""
-        text, values = models_table(ROOT / "configs", "torchvision")
-        assert (ROOT / "results/models.md").read_text().endswith("\n\n" + text)
-        assert (ROOT / "results/models.csv").read_text() == values
+        monkeypatch.chdir(ROOT)
+        write_table(tmp_path / "models.md", "torchvision")
+        written = (tmp_path / "models.md").read_text().replace(str(tmp_path), "results")
+        assert (ROOT / "results/models.md").read_text() == written
+        assert (ROOT / "results/models.csv").read_text() == (tmp_path / "models.csv").read_text()
 
     def test_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: Tool) -> None:
         (tmp_path / "configs/own").mkdir(parents=True)
@@ -292,8 +317,9 @@ class TestTool:
         assert "leave out --size, --markdown" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_model_that_cannot_be_trained_can_be_counted(self) -> None:
+    def test_a_model_that_cannot_be_trained_can_be_counted(self, tool: Tool) -> None:
         """Its bases alone have frozen random layers and no data."""
         with pytest.raises(ConfigError):
-            describe_model(str(X152), ("MODEL.RESNETS.NORM", "GM"), "torchvision", None, markdown=True)
-        assert "| total     |  142,530,869 |" in describe_model(str(X152), (), "torchvision", None, markdown=True)
+            backends.model_config(X152, ("MODEL.RESNETS.NORM", "GM"), "torchvision")
+        said = tool("--config-file", X152, "--backend", "torchvision", "--markdown")
+        assert "| total     |  142,530,869 |" in said
