@@ -1,4 +1,4 @@
-"""The commands of tools/study.py."""
+"""The commands of tools/study.py, and a study as text: its cost, its progress, and a live view while it runs."""
 
 import csv
 import json
@@ -23,22 +23,12 @@ from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import main_metrics
 from scratch_det.log import clock, say_now
 from scratch_det.study import own
-from scratch_det.study.experiments import HEADER, find, jobs_of, listing, of_place, samples_table
-from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, require_gpus, running_in
-from scratch_det.study.records import (
-    BLOCKED,
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    READY,
-    RUNNING,
-    Record,
-    jobs_folder,
-    survey,
-)
-from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, Job, Step
-from scratch_det.study.slurm import Slurm, require_slurm
-from scratch_det.study.study import DESCRIPTION, LOCK, Study, check_folders, require_data, require_even_shares, study_in
+from scratch_det.study.experiments import find, jobs_of, of_place, samples_table
+from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
+from scratch_det.study.records import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Record, survey
+from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, Job, jobs_folder
+from scratch_det.study.slurm import Slurm, squeue
+from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
 from scratch_det.tables import aligned, markdown
 
 STUDIES = Path("output/studies")
@@ -46,6 +36,22 @@ FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x
 SLURM = "slurm"
 LAUNCHERS = {"local": Local, "torchrun": Torchrun}  # and SLURM
 EXIT_SOME_FAILED = 1
+ONLY_CURVES = {
+    "figure1",
+    "figure3",
+    "figure4",
+    "figure6",
+    "figure7",
+    "figure8",
+}  # in the paper
+MODELS = ROOT / "results" / "models.csv"
+KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
+KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
+LIST_HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
+PLAN_HEADER = ("run", "what it is", "starts at", "trains", "needs")
+STATUS_HEADER = ("run", "state", "iteration", "AP", "eta", "")
+SECONDS_BETWEEN_LINES = 60.0
+SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metrics().items()]  # below the header AP
 
 
 def folder_of(experiment: str) -> Path:
@@ -54,12 +60,22 @@ def folder_of(experiment: str) -> Path:
 
 
 def list_runs(experiment: str) -> None:
-    rows = listing(of_place(experiment))
+    """A row for each run; a run whose trunk is not among them counts in full, also with a shared prefix."""
+    runs = of_place(experiment)
+    by_name = {run.name: run for run in runs}
+    spent = [run.iterations - run.branch_at(by_name.get(run.trunk or "")) for run in runs]
+    rows = []
+    for run, own_iterations in zip(runs, spent, strict=True):
+        reported = " ".join(f"{metric} {value}" for metric, value in run.expected.items())
+        reported = reported or ("a curve" if ONLY_CURVES.intersection(run.places) else "-")
+        places = f"{', '.join(run.places)}: {run.shown}"
+        rows.append((run.name, places, f"{run.iterations:,}", f"{own_iterations:,}", reported))
+    rows.append(("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", ""))
     if not sys.stdout.isatty():
-        print(markdown(HEADER, rows))
+        print(markdown(LIST_HEADER, rows))
         return
-    name, *others = HEADER  # the table folds cells to fit the terminal
-    table = Table(Column(name, no_wrap=True), *(Column(title, overflow="fold") for title in others), box=None)
+    columns = [Column(title, overflow="fold", no_wrap=title == LIST_HEADER[0]) for title in LIST_HEADER]
+    table = Table(*columns, box=None)  # which fits the terminal
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -90,6 +106,43 @@ def plan(
     print(json.dumps(graph, indent=2))
 
 
+def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> str:
+    """The plan as a table with totals. Raises UserError for an unknown experiment and for invalid numbers.
+
+    The checkpoints' size is about right: models are measured in results/models.csv, with 80 classes.
+    """
+    if gpus < 1 or (seconds_per_iter is not None and not 0 < seconds_per_iter < 1e6):
+        raise UserError(f"--gpus {gpus} --seconds-per-iter {seconds_per_iter}: expected numbers above 0")
+    runs = of_place(experiment)
+    jobs = jobs_of(runs, share_prefix)
+    iterations, apart = (sum(job.iterations for job in each) for each in (jobs, jobs_of(runs, share_prefix=False)))
+    with MODELS.open(encoding="utf-8", newline="") as lines:
+        measured = {row["model"]: int(row["parameters"]) for row in csv.DictReader(lines)}
+    rows, kinds, disk, unmeasured = [PLAN_HEADER], list[str](), 0, 0
+    for job in jobs:
+        kinds.append(KINDS.get(job.run.kind, "trunk" if job.keep_at else "run"))
+        if job.start:
+            kinds[-1] = "switch" if job.run.is_switch else "branch"
+        rows.append((job.name, kinds[-1], f"{job.start:,}", f"{job.iterations:,}", ", ".join(job.needs)))
+        model = model_name(load_config(ROOT / job.run.config, job.run.changes).cfg)
+        kept = 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at))
+        disk += kept * checkpoint_bytes(measured.get(model, 0), measured.get(model, 0))
+        unmeasured += model not in measured
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    saving = "" if any(job.start for job in jobs) else ", every run on its own"
+    if iterations != apart:
+        saving = f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})"
+    cost = "time: --seconds-per-iter S --gpus N tells GPU hours"
+    if seconds_per_iter:
+        hours = iterations * seconds_per_iter / 3600
+        shown, digits = f"{gpus} GPU{'s' * (gpus > 1)}", 0 if hours >= 10 else 1
+        cost = f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
+    missing = f"; {unmeasured} of the runs not counted, as {MODELS.name} has no such model" if unmeasured else ""
+    totals = [f"{len(jobs)} runs: {counts}", f"iterations: {iterations:,}{saving}", cost,
+              f"disk: about {disk / 1e9:,.1f} GB of checkpoints{missing}"]  # fmt: skip
+    return "\n".join([*aligned(rows), "", *totals])
+
+
 def run(
     experiment: str,
     out: Path,
@@ -107,45 +160,45 @@ def run(
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")
     if slurm and launcher != SLURM:
         raise UserError(f"--slurm {slurm}: this job template is for --launcher slurm, and the launcher is {launcher}")
-    cores = len(os.sched_getaffinity(0))
-    if launcher == SLURM:
-        Slurm(out, slurm)  # errors in the template come first
-        if not dry_run:
-            require_slurm()
-        cores = 1  # of a process, unless OMP_NUM_THREADS says otherwise: what a job gets is in the template
+    cluster = Slurm(out, slurm) if launcher == SLURM else None
+    if cluster and not dry_run:
+        squeue()  # raises UserError where there is no SLURM
     study = Study(experiment, out, share_prefix, backends.choose(backend), gpus)
     jobs = study.picked(only)
-    has_gpus = launcher == SLURM or bool(gpus_here())
-    if not (has_gpus and all(step.on_gpu for step in study.steps() if step.processes)):
-        asked = os.environ.get("OMP_NUM_THREADS", "")
+    if not ((cluster or gpus_here()) and all(step.on_gpu for step in study.steps() if step.processes)):
+        # What a SLURM job gets is in its template: one thread, unless the variable says otherwise.
+        asked, cores = os.environ.get("OMP_NUM_THREADS", ""), 1 if cluster else len(os.sched_getaffinity(0))
         is_number = asked.isdecimal() and int(asked) > 0
         study = replace(study, threads=int(asked) if is_number else max(1, cores // (max_parallel * gpus)))
-    require_even_shares(jobs, out, study.backend, gpus)
-    for job in jobs:
-        if job.run.kind == SEARCH:
-            study.search(job).check()
+    study.check(jobs)
     if dry_run:
         study = study.as_begun() if (out / DESCRIPTION).exists() else study
         for step in study.steps(jobs):
-            print(_described(step, study, launcher, slurm))
+            if cluster:
+                options = cluster.options(step, {name: name for name in step.needs})
+                print(f"# sbatch {shlex.join(options)}\n{cluster.script(step)}")
+            else:
+                threads = f"OMP_NUM_THREADS={step.threads} " * bool(step.threads and not (gpus_here() and step.on_gpu))
+                print(threads + shlex.join(LAUNCHERS[launcher].command(step)))
         return 0
-    if launcher != SLURM:
-        require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
-        require_data(jobs, out, study.backend)  # compute nodes may have data that the login node lacks
+    if cluster:
+        for step in study.steps(jobs):
+            cluster.script(step)  # raises ConfigError where the template rejects it
     else:
-        Slurm(out, slurm, study.threads).check(study.steps(jobs))
+        require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
+        study.check_data(jobs)  # compute nodes may have data that the login node lacks
     study = study.begin()
-    check_folders(study.jobs, out, study.backend)
-    if launcher == SLURM:
-        with alone_in(out, LOCK):
-            ids = Slurm(out, slurm, study.threads).submit(study.steps(jobs))
-        numbers = f"{len(ids)} jobs: {' '.join(ids)}" if ids else "nothing new"
-        say_now(f"submitted {numbers}; see study.py status --out {out}, or scancel them")
-        return 0
-    return _run_here(study, jobs, launcher, gpus, max_parallel)
+    study.check_folders()
+    if not cluster:
+        return _run_here(study, jobs, launcher, max_parallel)
+    with alone_in(out, LOCK):
+        ids = cluster.submit(study.steps(jobs))
+    numbers = f"{len(ids)} jobs: {' '.join(ids)}" if ids else "nothing new"
+    say_now(f"submitted {numbers}; see study.py status --out {out}, or scancel them")
+    return 0
 
 
-def _run_here(study: Study, jobs: Sequence[Job], launcher: str, gpus: int, max_parallel: int) -> int:
+def _run_here(study: Study, jobs: Sequence[Job], launcher: str, max_parallel: int) -> int:
     """Start what is not done on this machine, and wait for it; the exit code."""
     out, steps = study.out, study.steps(jobs)
     with alone_in(out, LOCK) as lock:
@@ -154,38 +207,10 @@ def _run_here(study: Study, jobs: Sequence[Job], launcher: str, gpus: int, max_p
             say_now(f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see study.py status")
             steps = [step for step in steps if step.run not in left_out]
         with Screen(study, {job.name for job in jobs}) as screen:
-            LAUNCHERS[launcher](out, lock, max_parallel, gpus, study.threads).run(
+            LAUNCHERS[launcher](out, lock, max_parallel, study.gpus).run(
                 steps, lambda names: screen.show(survey(study.jobs, out, on_cluster | dict.fromkeys(names, RUNNING)))
             )
             return 0 if screen.conclude(survey(study.jobs, out, on_cluster)) else EXIT_SOME_FAILED
-
-
-def _described(step: Step, study: Study, launcher: str, slurm: Path | None) -> str:
-    if launcher == SLURM:
-        job = Slurm(study.out, slurm, study.threads)
-        return f"# sbatch {shlex.join(job.options(step, {name: name for name in step.needs}))}\n{job.script(step)}"
-    threads = "" if study.threads == 0 or (gpus_here() and step.on_gpu) else f"OMP_NUM_THREADS={study.threads} "
-    return threads + shlex.join(LAUNCHERS[launcher].command(step))
-
-
-def status(out: Path) -> None:
-    study = study_in(out)
-    on_cluster = jobs_on_cluster(study)
-    records = survey(study.jobs, out, (on_cluster or {}) | dict.fromkeys(running_in(out, LOCK), RUNNING))
-    lost = {} if on_cluster is None else {step.run: step for step in reversed(submitted_steps(study))}
-    for index, record in enumerate(records):
-        if (step := lost.get(record.run.name)) and record.state in (READY, INTERRUPTED):
-            error = f"SLURM no longer has its job, and it left no exit code: see jobs/{step.file_name}.log"
-            records[index] = replace(record, state=INTERRUPTED, error=error)
-    print(status_text(records, study))
-
-
-def submitted_steps(study: Study) -> list[Step]:
-    """The steps that are not done, and that SLURM was the last to be given."""
-    jobs = jobs_folder(study.out)
-    if not any(jobs.glob("*.sh")):
-        return []
-    return [step for step in study.steps() if not step.is_done and (jobs / f"{step.file_name}.sh").exists()]
 
 
 def jobs_on_cluster(study: Study) -> dict[str, str] | None:
@@ -199,76 +224,43 @@ def jobs_on_cluster(study: Study) -> dict[str, str] | None:
         return None
 
 
+def status(out: Path) -> None:
+    study = study_in(out)
+    on_cluster = jobs_on_cluster(study)
+    running = dict.fromkeys(holder_of(out / LOCK).get("running", []), RUNNING)
+    records = survey(study.jobs, out, (on_cluster or {}) | running)
+    submitted = on_cluster is not None and any(jobs_folder(out).glob("*.sh"))
+    unfinished = [step for step in study.steps() if not step.is_done] if submitted else []
+    logs = {step.run: step.file(out, ".log") for step in reversed(unfinished) if step.file(out, ".sh").exists()}
+    for index, record in enumerate(records):
+        if (log := logs.get(record.run.name)) and record.state in (READY, INTERRUPTED):
+            error = f"SLURM no longer has its job, and it left no exit code: see {log.relative_to(out)}"
+            records[index] = replace(record, state=INTERRUPTED, error=error)
+    print(status_text(records, study))
+
+
+def status_text(records: Sequence[Record], study: Study) -> str:
+    """A table for ``study.py status``, with the time left at the pace of the finished runs, one after the other."""
+    done = [(one.seconds, one.iteration) for one in records if one.state == FINISHED and one.seconds and one.iteration]
+    left = iterations_left(records) * sum(s for s, _ in done) / sum(i for _, i in done) if done else 0
+    apart = f"; {clock(left)} of training left, one run after the other" if left else ""
+    return "\n".join([*aligned([STATUS_HEADER, *map(_row, records)]), summary(records, study) + apart])
+
+
 def report(experiment: str, out: Path, results: Path | None) -> None:
     from scratch_det.study.report.write import write_report  # matplotlib takes longer than a plan
 
     study = study_in(out)
-    check_folders(study.jobs, out, study.backend)
+    study.check_folders()
     for path in write_report(study, experiment, results):
         print(path)
 
 
-MODELS = ROOT / "results" / "models.csv"
-KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
-PLAN_HEADER = ("run", "what it is", "starts at", "trains", "needs")
-KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
-STATUS_HEADER = ("run", "state", "iteration", "AP", "eta", "")
-SECONDS_BETWEEN_LINES = 60.0
-SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metrics().items()]  # below the header AP
-
-
-def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: float | None) -> str:
-    """The plan as a table with totals. Raises UserError for an unknown experiment and for invalid numbers.
-
-    The checkpoints' size is about right: models are measured in results/models.csv, with 80 classes.
-    """
-    if gpus < 1 or (seconds_per_iter is not None and not 0 < seconds_per_iter < 1e6):
-        raise UserError(f"--gpus {gpus} --seconds-per-iter {seconds_per_iter}: expected numbers above 0")
-    runs = of_place(experiment)
-    jobs = jobs_of(runs, share_prefix)
-    iterations, apart = (sum(job.iterations for job in each) for each in (jobs, jobs_of(runs, share_prefix=False)))
-    kinds = [_what_it_is(job) for job in jobs]
-    rows = [
-        (job.name, kind, f"{job.start:,}", f"{job.iterations:,}", ", ".join(job.needs))
-        for job, kind in zip(jobs, kinds, strict=True)
-    ]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    saving = "" if any(job.start for job in jobs) else ", every run on its own"
-    if iterations != apart:
-        saving = f" with shared prefixes, {apart:,} as separate runs ({iterations / apart:.0%})"
-    cost = "time: --seconds-per-iter S --gpus N tells GPU hours"
-    if seconds_per_iter:
-        hours = iterations * seconds_per_iter / 3600
-        shown, digits = f"{gpus} GPU{'s' * (gpus > 1)}", 0 if hours >= 10 else 1
-        cost = f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
-    with MODELS.open(encoding="utf-8", newline="") as lines:
-        measured = {row["model"]: int(row["parameters"]) for row in csv.DictReader(lines)}
-    disk, unmeasured = 0, 0
-    for job in jobs:
-        model = model_name(load_config(ROOT / job.run.config, job.run.changes).cfg)
-        kept = 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at))
-        disk += kept * checkpoint_bytes(measured.get(model, 0), measured.get(model, 0))
-        unmeasured += model not in measured
-    missing = f"; {unmeasured} of the runs not counted, as {MODELS.name} has no such model" if unmeasured else ""
-    return "\n".join([
-        *aligned([PLAN_HEADER, *rows]),
-        "",
-        f"{len(jobs)} runs: {counts}",
-        f"iterations: {iterations:,}{saving}",
-        cost,
-        f"disk: about {disk / 1e9:,.1f} GB of checkpoints{missing}",
-    ])  # fmt: skip
-
-
-def _what_it_is(job: Job) -> str:
-    """The role of a job in one or two words, such as trunk or branch."""
-    if job.start:
-        return "switch" if job.run.is_switch else "branch"
-    return KINDS.get(job.run.kind, "trunk" if job.keep_at else "run")
-
-
 class Screen(ExitStack):
-    """Context manager that shows the records of a running study; ``show`` may be called any number of times."""
+    """Context manager that shows the records of a running study; ``show`` may be called any number of times.
+
+    A live table on a terminal, a line for every change elsewhere.
+    """
 
     def __init__(self, study: Study, chosen: Collection[str]):
         """``chosen``: names of the runs that the summary and its ETA cover."""
@@ -283,8 +275,7 @@ class Screen(ExitStack):
         mine = [record for record in records if record.run.name in self.chosen]
         # The time that the rest takes at the speed since this start, all runs at once.
         done, now = sum(record.iterations_done for record in mine), time.monotonic()
-        if self.done_before is None:
-            self.done_before = done
+        self.done_before = done if self.done_before is None else self.done_before
         line = summary(mine, self.study)
         if (fresh := done - self.done_before) > 0 and (left := iterations_left(mine)):
             line += f"; eta {clock((now - self.began) / fresh * left)}"
@@ -314,14 +305,6 @@ class Screen(ExitStack):
             say_now(f"{jobs_folder(self.study.out)} has all that they said")
         say_now(summary(mine, self.study))
         return not unfinished
-
-
-def status_text(records: Sequence[Record], study: Study) -> str:
-    """A table for ``study.py status``, with the time left at the pace of the finished runs, one after the other."""
-    done = [(one.seconds, one.iteration) for one in records if one.state == FINISHED and one.seconds and one.iteration]
-    left = iterations_left(records) * sum(s for s, _ in done) / sum(i for _, i in done) if done else 0
-    apart = f"; {clock(left)} of training left, one run after the other" if left else ""
-    return "\n".join([*aligned([STATUS_HEADER, *map(_row, records)]), summary(records, study) + apart])
 
 
 def summary(records: Sequence[Record], study: Study) -> str:

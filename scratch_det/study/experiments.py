@@ -1,4 +1,7 @@
-"""All experiments: the paper's, the miniatures on digits, and YAML files of the user's own runs."""
+"""All experiments: the paper's, the miniatures on digits, and YAML files of the user's own runs.
+
+Also what their trainings see (Figure 2): images, instances and pixels, each counted as often as it is shown.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +18,20 @@ from scratch_det.study import digits, own, paper
 from scratch_det.study.run import PRETRAIN, Job, Run, from_here
 from scratch_det.tables import aligned
 
-CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
-HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
+IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
+IMAGENET_EPOCHS = 100  # Figure 2's pre-training; one instance per image
+IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")  # those of configs/_base_/init
+COCO_INSTANCES = 860_001 / 118_287  # of an image, in train2017: 7.3
 
 
 def experiments() -> list[Run]:
-    """All runs that are listed here, each after those that it needs."""
+    """All runs that are listed here, each after those that it needs, a trunk before its branches."""
     return [*paper.runs(), *digits.runs(), *digits.smoke()]
 
 
 def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
     """The run called ``name``, from ``own_runs`` or the lists here. Raises UserError when there is none."""
-    known = {experiment.name: experiment for experiment in (*experiments(), *own_runs)}
+    known = {run.name: run for run in (*experiments(), *own_runs)}
     if name not in known:
         raise UserError(f"there is no experiment {name}{did_you_mean(name, list(known))}")
     return known[name]
@@ -39,10 +44,9 @@ def of_place(place: str) -> list[Run]:
     """
     if own.is_file(place):
         return own.runs(Path(place))
-    known = experiments()
-    places = sorted({known_place for run in known for known_place in run.places})
-    groups = {"paper": paper.runs(), "digits": digits.runs()}
-    groups |= {known_place: [run for run in known if known_place in run.places] for known_place in places}
+    known, groups = experiments(), {"paper": paper.runs(), "digits": digits.runs()}
+    places = sorted({name for run in known for name in run.places})
+    groups |= {name: [run for run in known if name in run.places] for name in places}
     found = groups | {run.name: [run] for run in known}
     if place not in found:
         fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, list(found))
@@ -52,63 +56,35 @@ def of_place(place: str) -> list[Run]:
     return found[place]
 
 
-def listing(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Rows below HEADER, a run each, and the iterations of all of them, trained apart and off shared trunks.
-
-    A run whose trunk is not among ``runs`` counts in full.
-    """
-    by_name = {run.name: run for run in runs}
-    spent = [run.iterations - run.branch_at(by_name.get(run.trunk or "")) for run in runs]
-    rows = []
-    for run, own_iterations in zip(runs, spent, strict=True):
-        reported = " ".join(f"{metric} {value}" for metric, value in run.expected.items())
-        curve = "a curve" if CURVES.intersection(run.places) else "-"
-        where = f"{', '.join(run.places)}: {run.shown}"
-        rows.append((run.name, where, f"{run.iterations:,}", f"{own_iterations:,}", reported or curve))
-    total = ("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", "")
-    return [*rows, total]
-
-
 def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
-    """``runs`` and all runs that they need, sorted so that each run comes after the runs that it needs.
+    """``runs`` and all runs that they need, each after those that it needs.
 
     ``share_prefix``: a run whose trunk is among them branches off it; otherwise it trains all of its iterations.
     """
-    everything = {run.name: run for run in runs}
-    waiting = list(runs)
-    while waiting:
-        for name in _needs(run := waiting.pop(), start=int(run.is_switch)):
-            if name not in everything:
-                everything[name] = find(name)
-                waiting.append(everything[name])
-    starts: dict[str, int] = {}
-    keep_at: dict[str, set[int]] = {}
+    given, everything, jobs = {run.name: run for run in runs}, dict[str, Run](), list[Job]()
+
+    def needs(run: Run, from_trunk: bool) -> tuple[str, ...]:
+        asked = (run.trunk if from_trunk else None, run.evaluates, run.pretraining, run.found_by)
+        return tuple(name for name in asked if name)
+
+    def add(run: Run) -> None:
+        for name in needs(run, run.is_switch):
+            add(given.get(name) or find(name))
+        everything.setdefault(run.name, run)
+
+    for run in runs:
+        add(run)
+    starts = {
+        name: run.branch_at(everything.get(run.trunk or "")) if share_prefix or run.is_switch else 0
+        for name, run in everything.items()
+    }
     for name, run in everything.items():
-        shares = run.trunk and (run.is_switch or (share_prefix and run.trunk in everything))
-        starts[name] = run.branch_at(find(str(run.trunk))) if shares else 0
-        if starts[name]:
-            keep_at.setdefault(str(run.trunk), set()).add(starts[name])
-    found: dict[str, Job] = {}
-    while len(found) < len(everything):
-        for name, run in everything.items():
-            needs = _needs(run, starts[name])
-            if name not in found and all(needed in found for needed in needs):
-                found[name] = Job(run, starts[name], tuple(sorted(keep_at.get(name, ()))), needs)
-                break
-    return list(found.values())
-
-
-def _needs(run: Run, start: int) -> tuple[str, ...]:
-    asked = (run.trunk if start else None, run.evaluates, run.pretraining, run.found_by)
-    return tuple(name for name in asked if name)
+        keep_at = {starts[branch.name] for branch in everything.values() if branch.trunk == name}
+        jobs.append(Job(run, starts[name], tuple(sorted(keep_at - {0})), needs(run, starts[name] > 0)))
+    return jobs
 
 
 # Figure 2
-
-IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
-IMAGENET_EPOCHS = 100  # Figure 2's pre-training; one instance per image
-IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/vgg16-")  # those of configs/_base_/init
-COCO_INSTANCES = 860_001 / 118_287  # of an image, in train2017: 7.3
 
 
 class Seen(NamedTuple):

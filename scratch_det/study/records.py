@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -26,31 +26,32 @@ from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, read_lines, weights_sha256, write_atomically
 from scratch_det.study.experiments import find
-from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run
+from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run, jobs_folder
 
-WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED = (
+STATES = WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED, UNFINISHED = (
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
+    "unfinished",  # in a report: interrupted or running, which depends on the moment
 )  # fmt: skip
-UNFINISHED = "unfinished"  # in a report: interrupted or running, which depends on the moment
-STATES = (WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED, UNFINISHED)
 LOSS = "total_loss"
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
 FIX = "move the folder away, and study.py run makes it anew"
-NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
 FIX_STATUS = "remove this file, and study.py run continues the run"
+NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
+# Keys that a run settles itself, from its data and its machine, or that do not show in its numbers.
+NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
+                "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+                "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")  # of Record; then its metrics
-POINT = ("run", "metric", "iterations", "value")
+POINT = {"run": str, "metric": str, "iterations": int, "value": float}
 WRITES_IT = "tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
 RESTORE = "restore the folder's files as report --results wrote them, from version control or a copy"
 
 Curve = tuple[tuple[int, float], ...]
-Row = TypeVar("Row")
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,6 @@ class Record:
 # Run folders -----------------------------------------------------------------------------------------------------
 
 
-def jobs_folder(out: Path) -> Path:
-    return out / "jobs"
-
-
 def failure_of(jobs: Path, step: str) -> str:
     """Why a step failed: its exit code and the last error in its log since it was started; empty if it did not fail."""
     try:
@@ -111,50 +108,67 @@ def failure_of(jobs: Path, step: str) -> str:
 
 
 def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Record]:
-    """The record of each of ``jobs`` without curves and weights; ``states``: RUNNING or QUEUED, of those that are."""
+    """The record of each of ``jobs`` without curves; ``states``: RUNNING or QUEUED, of those that are."""
     found: dict[str, Record] = {}
     for job in jobs:
         needed = [found[name] for name in job.needs if name in found]
         try:
-            found[job.name] = look(job, out, states.get(job.name, ""), needed)
+            found[job.name] = _look(job, out, states.get(job.name, ""), needed)
         except DataError as error:  # a damaged folder keeps no other run from going on
             found[job.name] = Record(job.run, states.get(job.name, FAILED), job.start, error=str(error))
     return list(found.values())
 
 
-def look(job: Job, out: Path, state: str, needed: Sequence[Record] = ()) -> Record:
+def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     """The record of ``job``; ``needed``: those of the runs that it needs. Raises DataError for a damaged file."""
-    folder, result = out / job.name, read_json(job.result(out))
-    known = Record(job.run, READY, job.start, metrics=newest_metrics(folder, result))
+    run, folder, result = job.run, out / job.name, read_json(job.result(out))
+    known = Record(run, READY, job.start, metrics=newest_metrics(folder, result))
     if result:  # whatever status.json says
-        iteration = job.run.iterations if job.run.kind == SEARCH else result.get("iteration")
-        digest = result.get("weights_sha256", "") if job.run.kind in (TRAIN, PRETRAIN) else ""
+        iteration = run.iterations if run.kind == SEARCH else result.get("iteration")
+        digest = result.get("weights_sha256", "") if run.kind in (TRAIN, PRETRAIN) else ""
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
                        weights_sha256=digest)  # fmt: skip
-    parts = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
     reports = [read_json(part / "status.json", FIX_STATUS) for part in parts]
-    status = reports[0] if reports and job.run.kind != SEARCH else {}
+    status = reports[0] if run.kind != SEARCH else {}
     known = replace(known, iteration=sum(int(report.get("iteration") or 0) for report in reports))
     if state:
         return replace(known, state=state, eta=status.get("eta") if state == RUNNING else None)
     if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
         if broken := [one.run.name for one in needed if one.state in (FAILED, BLOCKED)]:
             return replace(known, state=BLOCKED, error=f"needs {', '.join(broken)}, which failed")
-        done = {out / one.run.name: one.run.name for one in needed if one.state == FINISHED}
-        for path, parent in [(path, parent) for path in missing for parent in done if path.is_relative_to(parent)]:
-            error = f"{done[parent]} is finished, but {path.name} is gone; move its folder away to make it anew"
+        ended = {one.run.name for one in needed if one.state == FINISHED}
+        if gone := [path for path in missing if path.relative_to(out).parts[0] in ended]:
+            error = (f"{gone[0].relative_to(out).parts[0]} is finished, but {gone[0].name} is gone; move its folder "
+                     "away to make it anew")  # fmt: skip
             return replace(known, state=BLOCKED, error=error)
         names = ", ".join(str(path.relative_to(out)) for path in missing)
         return replace(known, state=WAITING, error=f"waits for {names}")
     codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]
     codes.sort(key=lambda path: (path.stem == job.name, path))  # why a point failed, before its search's choice
-    if reasons := [reason for path in codes if (reason := failure_of(path.parent, path.stem))]:
-        return replace(known, state=FAILED, error=reasons[0])
-    if status.get("state") == "failed":  # while nobody looked after it
-        return replace(known, state=FAILED, error=str(status.get("error", "")))
-    if status.get("state") == "paused":  # a trunk between two of its steps
-        return known
-    return replace(known, state=INTERRUPTED) if status or known.iteration else known
+    reasons = [reason for path in codes if (reason := failure_of(path.parent, path.stem))]
+    if reasons or status.get("state") == "failed":  # as the launcher saw it, or as the run said when there was none
+        return replace(known, state=FAILED, error=[*reasons, str(status.get("error", ""))][0])
+    is_paused = status.get("state") == "paused"  # a trunk between two of its steps
+    return replace(known, state=INTERRUPTED) if (status or known.iteration) and not is_paused else known
+
+
+def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
+    """Where the configuration of the run in a folder is not ``wanted``, a line each; nothing where no run is in it."""
+    if not run_dir.holds_run():
+        return
+    try:
+        made_with = flatten(run_dir.read_config())
+    except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
+        yield f"{run_dir.config} is no run's configuration ({str(error).splitlines()[0]})"
+        return
+    ignored = NOT_COMPARED | ({"SEED"} if wanted.SEED < 0 else set())
+    for key, value in flatten(wanted).items():
+        if key not in ignored and plain(made_with.get(key, value)) != plain(value):
+            yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
+    began, begins = made_with.get("MODEL.WEIGHTS"), wanted.MODEL.WEIGHTS
+    if not run_dir.parent.exists() and bool(began) != bool(begins):  # from scratch, or not; paths may differ
+        yield f"{run_dir.config} has MODEL.WEIGHTS {began!r}, its recipe {begins!r}"
 
 
 def collect(records: Sequence[Record], out: Path) -> list[Record]:
@@ -166,37 +180,30 @@ def collect(records: Sequence[Record], out: Path) -> list[Record]:
         if record.state == FINISHED and run.kind in (TRAIN, PRETRAIN) and not digest:  # an older version's run
             digest = weights_sha256(folder / "checkpoints/model_final.pth")
         if record.state == FINISHED and run.kind == SEARCH:
-            found = _read_found(folder / "best.yaml")
+            try:
+                values = flatten(CfgNode.load_cfg((folder / "best.yaml").read_text()))
+            except Exception as error:  # missing, or whatever yaml and yacs make of a file that was edited
+                said = str(error).splitlines()[0]
+                raise DataError(f"{folder}/best.yaml is not as the search wrote it ({said}); restore it") from None
+            found = ", ".join(f"{key} {value}" for key, value in values.items())
         curves = read_curves(folder / "metrics.json", run.iterations)
         collected.append(replace(record, curves=curves, weights_sha256=digest, found=found))
     return collected
-
-
-def _read_found(path: Path) -> str:
-    try:
-        values = flatten(CfgNode.load_cfg(path.read_text()))
-    except Exception as error:  # whatever yaml and yacs make of a file that was edited
-        raise DataError(f"{path} is not as the search wrote it ({str(error).splitlines()[0]}); restore it") from None
-    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
     """Scores of result.json, or else of the last evaluation in metrics.json, by "task/score"."""
     path = folder / "metrics.json"
     if not result and path.exists():
-        about = path.stat()
-        return _newest_in(path, (about.st_mtime_ns, about.st_size))
+        return _newest_in(path, path.stat().st_mtime_ns)
     metrics = result.get("metrics")
     return _scores(metrics) if isinstance(metrics, dict) else {}
 
 
 @lru_cache(maxsize=256)
-def _newest_in(path: Path, _changed: tuple[int, int]) -> dict[str, float]:
+def _newest_in(path: Path, _changed: int) -> dict[str, float]:
     """Read once after each change: a running study is read twice a second, for weeks."""
-    newest: dict[str, float] = {}
-    for row in read_rows(path, TAIL):
-        newest |= _scores(row)
-    return newest
+    return {name: value for row in read_rows(path, TAIL) for name, value in _scores(row).items()}
 
 
 def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
@@ -234,10 +241,9 @@ def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); {fix}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {fix}") from None
+    except (OSError, ValueError) as error:
+        said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is no JSON ({error})"
+        raise DataError(f"{path} {said}; {fix}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected an object; {fix}")
     return _checked(content, path, fix)
@@ -259,7 +265,7 @@ def save(records: Sequence[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted({name for record in records for name in record.metrics})
     runs: list[Sequence[object]] = [(*FIELDS, *names)]
-    points: list[Sequence[object]] = [POINT]
+    points: list[Sequence[object]] = [[*POINT]]
     for one in records:
         numbers = [f"{one.metrics[name]:.{DECIMALS}f}" if name in one.metrics else "" for name in names]
         runs.append([one.run.name, *(getattr(one, name) for name in FIELDS[1:]), *numbers])
@@ -277,48 +283,44 @@ def load(folder: Path, own_runs: Sequence[Run] = ()) -> list[Record]:
     Raises DataError when a file is missing or damaged: where, and what.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    seen: set[str] = set()
+    for line in _read_csv(folder / CURVES, POINT):
+        curves.setdefault(line["run"], {}).setdefault(line["metric"], []).append((line["iterations"], line["value"]))
+    seen = set[str]()
 
-    def point(line: dict[str, str]) -> None:
-        points = curves.setdefault(line["run"], {}).setdefault(line["metric"], [])
-        points.append((_number(line, "iterations", int), _number(line, "value", float)))
+    def run(name: str) -> Run:
+        if name in seen:
+            raise UserError(f"run {name} is listed twice")
+        seen.add(name)
+        return find(name, own_runs)
 
-    def record(line: dict[str, str]) -> Record:
-        start, iteration = (_number(line, name, int) for name in ("start", "iteration"))
-        run, state, _, _, error, weights, found = (line[name] for name in FIELDS)
-        if run in seen:
-            raise ValueError(f"run {run} is listed twice")
-        if state not in STATES:
-            raise ValueError(f"state is {state!r}, expected one of {', '.join(STATES)}")
-        seen.add(run)
-        metrics = {name: _number(line, name, float) for name, value in line.items() if value and name not in FIELDS}
-        own = {name: tuple(points) for name, points in curves.get(run, {}).items()}
-        return Record(find(run, own_runs), state, start, iteration, metrics, own, error, weights, found)
-
-    _read_csv(folder / CURVES, POINT, point)
-    return _read_csv(folder / RUNS, FIELDS, record)
-
-
-def _number(line: Mapping[str, str], column: str, kind: Callable[[str], Number]) -> Number:
-    try:
-        return kind(line[column])
-    except ValueError:
-        raise ValueError(f"{column} is {line[column]!r}, expected a number") from None
+    kinds: dict[str, Callable[[str], Any]] = {**dict.fromkeys(FIELDS, str), "run": run, "start": int, "iteration": int}
+    return [
+        Record(
+            metrics={name: value for name, value in line.items() if name not in FIELDS},
+            curves={name: tuple(points) for name, points in curves.get(line["run"].name, {}).items()},
+            **{name: line[name] for name in FIELDS},
+        )
+        for line in _read_csv(folder / RUNS, kinds)
+    ]
 
 
-def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]], Row]) -> list[Row]:
-    """What ``read`` makes of each line's cells by column. Raises DataError, with the line, for damage."""
+def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
+    """The cells of each line by column: what its kind makes of them, a number in other columns, where it may be empty.
+
+    Raises DataError, with the line, for damage.
+    """
     rows = []
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header = reader.fieldnames or ()
-            if missing := [column for column in columns if column not in header]:
+            if missing := [column for column in kinds if column not in header]:
                 raise ValueError(f"there is no column {missing[0]}")
             for line in reader:
                 if None in line or None in line.values():
                     raise ValueError(f"expected {len(header)} cells, as in line 1")
-                rows.append(read(line))
+                cells = {column: text for column, text in line.items() if text or column in kinds}
+                rows.append({column: _cell(column, text, kinds.get(column, float)) for column, text in cells.items()})
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {WRITES_IT}") from None
     except csv.Error as error:
@@ -328,25 +330,10 @@ def _read_csv(path: Path, columns: Sequence[str], read: Callable[[dict[str, str]
     return rows
 
 
-# Keys that a run settles itself, from its data and its machine, or that do not show in its numbers.
-NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
-                "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
-                "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
-
-
-def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
-    """Where the configuration of the run in a folder is not ``wanted``, a line each; nothing where no run is in it."""
-    if not run_dir.holds_run():
-        return
+def _cell(column: str, text: str, kind: Callable[[str], Any]) -> Any:
+    if column == "state" and text not in STATES:
+        raise ValueError(f"state is {text!r}, expected one of {', '.join(STATES)}")
     try:
-        made_with = flatten(run_dir.read_config())
-    except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
-        yield f"{run_dir.config} is no run's configuration ({str(error).splitlines()[0]})"
-        return
-    ignored = NOT_COMPARED | ({"SEED"} if wanted.SEED < 0 else set())
-    for key, value in flatten(wanted).items():
-        if key not in ignored and plain(made_with.get(key, value)) != plain(value):
-            yield f"{run_dir.config} has {key} {plain(made_with[key])!r}, its recipe {plain(value)!r}"
-    began, begins = made_with.get("MODEL.WEIGHTS"), wanted.MODEL.WEIGHTS
-    if not run_dir.parent.exists() and bool(began) != bool(begins):  # from scratch, or not; paths may differ
-        yield f"{run_dir.config} has MODEL.WEIGHTS {began!r}, its recipe {begins!r}"
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, expected a number") from None

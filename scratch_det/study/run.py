@@ -1,4 +1,8 @@
-"""The runs of a study: what each one is, its place among the others, and the commands that it consists of."""
+"""The runs of a study: what each is, its place among the others (Job), and the commands that it consists of (Step).
+
+A trunk is a chain of steps with ``--stop-at N``, one to each checkpoint that a branch starts from; a search is a step a
+point and one that chooses. So a step only has to wait for the end of other steps.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -6,12 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
+from scratch_det import backends
+from scratch_det.config import load_config
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
 SCRATCH, PRETRAINED = "scratch", "pretrained"
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
+TOOLS = {TRAIN: "train_net.py", EVALUATE: "train_net.py", PRETRAIN: "pretrain_net.py", SEARCH: "search.py"}
+ROOT = Path(__file__).parents[2]  # of the repository, which recipes and tools are named from
 
 
 @dataclass(frozen=True)
@@ -102,17 +112,10 @@ def schedules(
     """
     init, longest = fields.pop("init", name.partition("_")[0]), max(reported)
     return [
-        Run(
-            name=name.format(k=k),
-            places=(*places.split(), *(more or {}).get(k, "").split()),
-            shown=shown.format(init=init, k=k),
-            init=init,
-            k=k,
-            expected=expected,
-            **{"trunk": None if k == longest else name.format(k=longest), **fields},
-        )
+        Run(name.format(k=k), (*places.split(), *(more or {}).get(k, "").split()), shown.format(init=init, k=k), init,
+            k, expected, **{"trunk": None if k == longest else name.format(k=longest), **fields})
         for k, expected in reported.items()
-    ]
+    ]  # fmt: skip
 
 
 def cascade_runs(
@@ -129,57 +132,13 @@ def cascade_runs(
     return [cascade, evaluation]
 
 
-TOOLS = {TRAIN: "train_net.py", EVALUATE: "train_net.py", PRETRAIN: "pretrain_net.py", SEARCH: "search.py"}
-ROOT = Path(__file__).parents[2]  # of the repository, which recipes and tools are named from
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of a study.
-
-    Attributes:
-        name: RUN; RUN@N for the part of it up to N iterations; RUN/POINT for a search's.
-        run: name of the run whose folder it writes into.
-        words: the tool and its arguments, without the Python interpreter and the number of processes.
-        needs: names of the steps that have to be done before.
-        inputs: files of other runs that have to exist before it starts.
-        outputs: it is done when one of these files exists; the first one is its own.
-        processes: how many train together; 0 for a command that does not train.
-        also_after_failures: it starts when those that it needs have ended, whether they are done or failed.
-    """
-
-    name: str
-    run: str
-    words: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    inputs: tuple[Path, ...] = ()
-    outputs: tuple[Path, ...] = ()
-    processes: int = 1
-    on_gpu: bool = False
-    also_after_failures: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        return any(path.exists() for path in self.outputs)
-
-    @property
-    def file_name(self) -> str:
-        """The step's name for file names."""
-        return self.name.replace("/", ".")
-
-    def command(self, launches: bool = True) -> list[str]:
-        """The whole command line in this Python; ``launches``: it starts its processes itself."""
-        several = ["--num-gpus", str(self.processes)] if launches and self.processes > 1 else []
-        return [sys.executable, self.words[0], *several, *self.words[1:]]
-
-
 @dataclass(frozen=True)
 class Job:
-    """A run of a study with its place among the others.
+    """A run with its place in a study, whose run folders are in ``out``.
 
     Attributes:
         run: what is trained or evaluated.
-        start: completed iterations of the checkpoint that it starts from; 0 when it starts from weights.
+        start: completed iterations of the trunk's checkpoint that it starts from; 0 when it starts from weights.
         keep_at: completed iterations whose checkpoints other jobs start from.
         needs: names of the jobs whose files it uses.
     """
@@ -198,40 +157,58 @@ class Job:
         """Iterations that the job itself trains."""
         return self.run.iterations - self.start
 
-    def inputs(self, out: Path) -> list[Path]:
-        """Files of other jobs that have to exist before it starts."""
-        files = [out / run / "result.json" for run in self.needs if run != self.run.trunk]
-        if self.start and not any((out / self.name / "checkpoints").glob("model_*.pth")):
-            files.append(self.parent(out))
-        if self.run.pretraining:
-            files.append(out / self.run.pretraining / "backbone.pth")
-        return [*files, self.config(out)] if self.run.found_by else files
+    @property
+    def tool(self) -> str:
+        return str(from_here(Path("tools") / TOOLS[self.run.kind]))
+
+    @property
+    def step_needs(self) -> tuple[str, ...]:
+        """Names of the steps that its first step needs; of a trunk, the step that ends at the checkpoint."""
+        return tuple(f"{name}@{self.start}" if self.start and name == self.run.trunk else name for name in self.needs)
 
     def config(self, out: Path) -> Path:
         """The recipe: the repository's, or the one that a search has written."""
         return out / self.run.found_by / self.run.config.name if self.run.found_by else from_here(self.run.config)
 
+    def recipe(self, out: Path, backend: str) -> CfgNode:
+        """The recipe with the job's changes; before a search has written it, the one that it is made from."""
+        path = self.config(out) if self.config(out).exists() else from_here(self.run.config)
+        return load_config(path, self.overrides(out), backends.defaults(backend)).cfg
+
     def result(self, out: Path) -> Path:
         """The file that exists when the job is finished."""
         return out / self.name / ("inference" if self.run.kind == EVALUATE else "") / "result.json"
 
+    def weights(self, out: Path) -> Path | None:
+        """MODEL.WEIGHTS, where another job makes them."""
+        if self.run.evaluates:
+            return out / self.run.evaluates / "checkpoints/model_final.pth"
+        return out / self.run.pretraining / "backbone.pth" if self.run.pretraining else None
+
+    def parent(self, out: Path) -> Path:
+        """The checkpoint of the trunk from which a branch starts."""
+        return checkpoint(out, str(self.run.trunk), self.start)
+
+    def inputs(self, out: Path) -> list[Path]:
+        """Files of other jobs that have to exist before it starts."""
+        files = [out / run / "result.json" for run in self.needs if run != self.run.trunk]
+        if self.start and not any((out / self.name / "checkpoints").glob("model_*.pth")):
+            files.append(self.parent(out))
+        return [
+            *files,
+            *(path for path in (self.weights(out), self.config(out) if self.run.found_by else None) if path),
+        ]
+
     def overrides(self, out: Path) -> list[str]:
         """The keys that are changed in the recipe: ``KEY VALUE KEY VALUE ...``."""
-        run = self.run
-        changes = {
-            "SEED": run.seed,
-            "MODEL.WEIGHTS": out / run.pretraining / "backbone.pth" if run.pretraining else None,
-            "OUTPUT_DIR": out / self.name if run.kind != SEARCH else None,
-        }
-        if run.evaluates:
-            changes["MODEL.WEIGHTS"] = out / run.evaluates / "checkpoints/model_final.pth"
+        output_dir = None if self.run.kind == SEARCH else out / self.name  # each point of a search has its own
+        changes = {"SEED": self.run.seed, "MODEL.WEIGHTS": self.weights(out), "OUTPUT_DIR": output_dir}
         pairs = [(key, str(value)) for key, value in changes.items() if value is not None]
-        return [*run.changes, *(word for pair in pairs for word in pair)]
+        return [*self.run.changes, *(word for pair in pairs for word in pair)]
 
     def arguments(self, out: Path, backend: str, gpus: int = 0, stop_at: int = 0) -> list[str]:
         """The tool's arguments; ``gpus``: number of processes, 0 if a launcher starts them."""
-        run = self.run
-        words = ["--config-file", str(self.config(out))]
+        run, words = self.run, ["--config-file", str(self.config(out))]
         if run.kind != PRETRAIN:
             words += ["--backend", backend]
         if (processes := gpus and (run.processes or gpus)) > 1:
@@ -242,41 +219,63 @@ class Job:
         elif run.kind == EVALUATE:
             words.append("--eval-only")
         else:
-            if self.keep_at:
-                words += ["--keep-at", ",".join(map(str, self.keep_at))]
+            words += ["--keep-at", ",".join(map(str, self.keep_at))] if self.keep_at else []
             if self.start:
                 words += ["--switch-from" if run.is_switch else "--branch-from", str(self.parent(out))]
             words += [*(["--stop-at", str(stop_at)] if stop_at else []), "--resume"]
         return [*words, *run.flags, *self.overrides(out)]
 
-    def steps(self, out: Path, backend: str, gpus: int, on_gpu: bool) -> list[Step]:
-        """The steps of a job that is not a search, in order."""
-        run, needs, found = self.run, self.step_needs, list[Step]()
-        for stop_at in (*self.keep_at, 0):
-            name = f"{run.name}@{stop_at}" if stop_at else run.name
-            outputs = [*([_checkpoint(out, run.name, stop_at)] if stop_at else []), self.result(out)]
-            words = (self.tool, *self.arguments(out, backend, stop_at=stop_at))
-            found.append(Step(name, run.name, words, needs, tuple(self.inputs(out)), tuple(outputs),
-                              run.processes or gpus, on_gpu))  # fmt: skip
-            needs = (name,)
-        return found
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study.
+
+    Attributes:
+        name: RUN; RUN@N for the part of it up to N iterations; RUN/POINT for a search's.
+        run: name of the run whose folder it writes into.
+        words: the tool and its arguments, without the Python interpreter and the number of processes.
+        needs: names of the steps that have to be done before.
+        inputs: files of other runs that have to exist before it starts.
+        outputs: it is done when one of these files exists; the first one is its own.
+        processes: how many train together; 0 for a command that does not train.
+        on_gpu: it uses a GPU for each of them, where there is one.
+        threads: of each of them on the CPU, OMP_NUM_THREADS; 0: as the environment has it.
+        also_after_failures: it starts when those that it needs have ended, whether they are done or failed.
+    """
+
+    name: str
+    run: str
+    words: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    outputs: tuple[Path, ...] = ()
+    processes: int = 1
+    on_gpu: bool = False
+    threads: int = 0
+    also_after_failures: bool = False
 
     @property
-    def tool(self) -> str:
-        return str(from_here(Path("tools") / TOOLS[self.run.kind]))
+    def is_done(self) -> bool:
+        return any(path.exists() for path in self.outputs)
 
-    @property
-    def step_needs(self) -> tuple[str, ...]:
-        """Names of the steps that the job's first step needs; in a trunk, the step that ends at the checkpoint."""
-        return tuple(f"{name}@{self.start}" if self.start and name == self.run.trunk else name for name in self.needs)
+    def file(self, out: Path, suffix: str) -> Path:
+        """The step's own file in jobs/: its log (.log), exit code (.exit) or SLURM script (.sh)."""
+        return jobs_folder(out) / f"{self.name.replace('/', '.')}{suffix}"
 
-    def parent(self, out: Path) -> Path:
-        """The checkpoint of the trunk from which a branch starts."""
-        return _checkpoint(out, str(self.run.trunk), self.start)
+    def command(self, launches: bool = True) -> list[str]:
+        """The whole command line in this Python; ``launches``: it starts its processes itself."""
+        several = ["--num-gpus", str(self.processes)] if launches and self.processes > 1 else []
+        return [sys.executable, self.words[0], *several, *self.words[1:]]
 
 
-def _checkpoint(out: Path, run: str, completed: int) -> Path:
+def checkpoint(out: Path, run: str, completed: int) -> Path:
+    """The checkpoint of ``run`` after so many completed iterations."""
     return out / run / "checkpoints" / f"model_{completed - 1:07d}.pth"
+
+
+def jobs_folder(out: Path) -> Path:
+    """The folder of the steps' own files."""
+    return out / "jobs"
 
 
 def from_here(path: Path) -> Path:

@@ -35,8 +35,8 @@ from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
 from scratch_det.study.local import Local, alone_in, require_gpus
-from scratch_det.study.records import failure_of, jobs_folder, other_recipe, read_json
-from scratch_det.study.run import Step, from_here
+from scratch_det.study.records import failure_of, other_recipe, read_json
+from scratch_det.study.run import Step, from_here, jobs_folder
 from scratch_det.tables import markdown
 
 BEST = "best.yaml"

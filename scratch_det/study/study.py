@@ -1,25 +1,20 @@
-"""One study: an experiment, the folder that its runs are in, and what must not change between two starts."""
+"""One study: an experiment, its folder, what must not change between two starts, and the checks before each start."""
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config import load_config
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.local import alone_in
-from scratch_det.study.records import jobs_folder, other_recipe, read_json
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Job, Step, from_here
+from scratch_det.study.records import other_recipe, read_json
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
@@ -60,22 +55,27 @@ class Study:
 
     def steps(self, jobs: Sequence[Job] | None = None) -> list[Step]:
         """The commands of ``jobs``, of all by default, each after those that it needs."""
-        found = []
+        found: list[Step] = []
         for job in self.jobs if jobs is None else jobs:
-            if job.run.kind != SEARCH:
-                on_gpu = recipe_of(job, self.out, self.backend).MODEL.DEVICE != "cpu"
-                found += job.steps(self.out, self.backend, self.gpus, on_gpu)
+            run, needs, inputs = job.run, job.step_needs, tuple(job.inputs(self.out))
+            if run.kind == SEARCH:
+                points = [replace(step, name=f"{run.name}/{step.name}", run=run.name, needs=needs, inputs=inputs,
+                                  threads=self.threads)
+                          for step in self.search(job).steps()]  # fmt: skip
+                words = (job.tool, "--choose", *job.arguments(self.out, self.backend))
+                # The best of the finished points is worth knowing; its result.json needs all of them.
+                choice = Step(run.name, run.name, words, tuple(step.name for step in points),
+                              outputs=(job.result(self.out),), processes=0, also_after_failures=True)  # fmt: skip
+                found += [*points, choice]
                 continue
-            points = [
-                replace(step, name=f"{job.name}/{step.name}", run=job.name, needs=job.step_needs,
-                        inputs=tuple(job.inputs(self.out)))
-                for step in self.search(job).steps()
-            ]  # fmt: skip
-            words = (job.tool, "--choose", *job.arguments(self.out, self.backend))
-            # The best of the finished points is worth knowing; its result.json needs all of them.
-            choice = Step(job.name, job.name, words, tuple(step.name for step in points), (), (job.result(self.out),),
-                          processes=0, also_after_failures=True)  # fmt: skip
-            found += [*points, choice]
+            on_gpu = job.recipe(self.out, self.backend).MODEL.DEVICE != "cpu"
+            for stop_at in (*job.keep_at, 0):
+                name = f"{run.name}@{stop_at}" if stop_at else run.name
+                words = (job.tool, *job.arguments(self.out, self.backend, stop_at=stop_at))
+                outputs = (*([checkpoint(self.out, run.name, stop_at)] if stop_at else []), job.result(self.out))
+                found.append(Step(name, run.name, words, needs, inputs, outputs, run.processes or self.gpus, on_gpu,
+                                  self.threads))  # fmt: skip
+                needs = (name,)
         return found
 
     def search(self, job: Job) -> Search:
@@ -90,34 +90,52 @@ class Study:
             num_gpus=job.run.processes or self.gpus,
         )
 
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raise UserError when processes cannot share the images of an iteration evenly, or for an invalid search."""
+        for job in jobs:
+            solver, processes = job.recipe(self.out, self.backend).SOLVER, job.run.processes or self.gpus
+            is_even = solver.IMS_PER_BATCH % processes == 0 or solver.REFERENCE_WORLD_SIZE  # which fits the batch
+            if not is_even and job.run.kind != EVALUATE:
+                raise UserError(
+                    f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot "
+                    f"share evenly; give --gpus a number that divides {solver.IMS_PER_BATCH}"
+                )
+            if job.run.kind == SEARCH:
+                self.search(job).check()
+
+    def check_data(self, jobs: Sequence[Job]) -> None:
+        """Raise DataError when a data set of one of ``jobs`` that is not finished is not on this machine."""
+        for job in jobs:
+            datasets = job.recipe(self.out, self.backend).DATASETS
+            names = (*(() if job.run.kind == EVALUATE else datasets.TRAIN), *datasets.TEST)
+            for name in () if job.result(self.out).exists() else names:
+                try:
+                    (lookup_folder if job.run.kind == PRETRAIN else lookup)(name)
+                except DataError as error:
+                    raise DataError(f"{job.name}: {error}") from None
+
+    def check_folders(self) -> None:
+        """Raise one UserError with a line for each run folder that another recipe or another checkpoint made."""
+        if problems := [problem for job in self.jobs for problem in disagreements(job, self.out, self.backend)]:
+            raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run makes it anew"]))
+
     def begin(self) -> "Study":
         """Write down what the study is, or compare it with what is written there.
 
         Returns the study as it is there: with its number of threads. Raises UserError when the folder holds another
-        one, or files that are no study's, or cannot be made.
+        study, or files of something else.
         """
         path = self.out / DESCRIPTION
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            foreign = {path.name for path in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}
-            if not path.exists() and foreign & {job.name for job in self.jobs}:
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if others := {file.name for file in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}:
                 raise UserError(
-                    f"--out {self.out} has runs of {self.experiment}, but no {DESCRIPTION}: restore it from a "
-                    "copy, or begin the study in another folder, and move that study.json here with this folder "
-                    'as its "out": the run folders are compared with it, and nothing is trained anew'
+                    f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if that is lost, {RESTORE}"
                 )
-            if not path.exists() and foreign:
-                raise UserError(
-                    f"--out {self.out} has {min(foreign)} in it, but no {DESCRIPTION}: it is no study's; name another"
-                )
-            if not path.exists():
-                with alone_in(self.out, LOCK):
-                    if not path.exists():  # nor has another study.py begun one in the meantime
-                        write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
-            (self.out / LOCK).touch()  # see local.py; also tells a study's folder from one of results
-            jobs_folder(self.out).mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {self.out} cannot be used: {error.strerror}; name another folder") from None
+            with alone_in(self.out, LOCK):
+                if not path.exists():  # nor has another study.py begun one in the meantime
+                    write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
+        jobs_folder(self.out).mkdir(exist_ok=True)
         return self.as_begun()
 
     def as_begun(self) -> "Study":
@@ -138,18 +156,13 @@ def study_in(out: Path) -> Study:
     Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
     """
     path = out / DESCRIPTION
-    content = read_json(path, RESTORE)
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
-    known = [field.name for field in fields(Study)]
-    if set(content) != set(known):
-        raise UserError(f"{path} is not as study.py run wrote it, which was {', '.join(known)}; {RESTORE}")
-    expected = {**asdict(Study("", out)), "out": ""}
-    for key, value in content.items():
-        if type(value) is not type(expected[key]):  # True is an int too
-            kind = type(expected[key]).__name__
-            raise UserError(f"{path} has {key} {value!r}, expected one of type {kind}; {RESTORE}")
-    study = Study(**{**content, "out": Path(content["out"])})
+    content = read_json(path, RESTORE)
+    try:
+        study = Study(**{**content, "out": Path(content["out"])})
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is not as study.py run wrote it; {RESTORE}") from None
     if study.out.resolve() != out.resolve():
         raise UserError(
             f"--out {out} was begun as {study.out}, by which its runs know each other; start it from the folder that "
@@ -158,77 +171,21 @@ def study_in(out: Path) -> Study:
     return study
 
 
-def recipe_of(job: Job, out: Path, backend: str) -> CfgNode:
-    """The recipe as the job's command changes it; before a search has written it, the one that it is made from."""
-    found = job.config(out)
-    config = found if found.exists() else from_here(job.run.config)
-    return load_config(config, job.overrides(out), backends.defaults(backend)).cfg
-
-
 def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
-    """How the run in the folder of ``job`` is not the one that its command makes, a line each."""
-    run_dir, run, result = RunDir(out / job.name), job.run, job.result(out)
-    if run.kind == SEARCH or not (result.exists() if run.kind == EVALUATE else run_dir.holds_run()):
-        return
-    asked: dict[str, Any] = {"backend": backend}  # recorded by the run at its start
-    if run.kind == EVALUATE:
-        asked["weights"] = dict(pairwise(job.overrides(out)))["MODEL.WEIGHTS"]
-        notes, source = result, out / str(run.evaluates) / "checkpoints/model_final.pth"
-    else:
-        notes, source = run_dir.environment, out / str(run.pretraining) / "backbone.pth"
-        init_std = dict(pairwise(run.flags)).get("--init-std")
-        asked = {"init_std": float(init_std) if init_std else None, **({} if run.kind == PRETRAIN else asked)}
-        if run.processes:  # BN's statistics are of each process
-            asked["processes"] = run.processes
+    """How the run in the folder of ``job`` is not the one that its command makes, a line each.
+
+    It has another recipe, or it began with a file of another run that was repeated since.
+    """
+    run_dir, notes, key = RunDir(out / job.name), job.result(out), "weights_sha256"
+    if job.run.kind != EVALUATE:
+        if job.run.kind == SEARCH or not run_dir.holds_run():
+            return
         if job.config(out).exists():  # else the search that found it is made anew
-            yield from other_recipe(run_dir, recipe_of(job, out, backend))
-        if run_dir.parent.exists() != bool(job.start):
-            found, kind = ("is there", "a run of its own") if run_dir.parent.exists() else ("is missing", "a branch")
-            yield f"{run_dir.parent} {found}, but {job.name} is {kind} here"
-    written = read_json(notes)
-    for key, value in asked.items():
-        if written.get(key, value) != value:
-            yield f"{notes} has {key} {written[key]!r}, its command {value!r}"
-    began_with = written.get("weights_sha256")
-    if job.start:
-        notes, source = run_dir.parent, job.parent(out)
-        began_with = read_json(notes).get("sha256")
-    known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
-    if source.name == "backbone.pth" and source.exists():  # has no index
-        known = [sha256_of(source)]
-    if began_with and known and began_with not in known:  # the run that wrote it was repeated since
-        yield f"{notes} is of another {source.name} than {source.relative_to(out).parts[0]} has"
-
-
-def check_folders(jobs: Sequence[Job], out: Path, backend: str) -> None:
-    """Raise one UserError with a line for each run folder that another recipe or another checkpoint made."""
-    if problems := [problem for job in jobs for problem in disagreements(job, out, backend)]:
-        raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run makes it anew"]))
-
-
-def require_even_shares(jobs: Sequence[Job], out: Path, backend: str, gpus: int) -> None:
-    """Raise UserError when the processes of one of ``jobs`` cannot share the images of an iteration evenly."""
-    for job in jobs:
-        processes = job.run.processes or gpus
-        solver = recipe_of(job, out, backend).SOLVER
-        uneven = solver.IMS_PER_BATCH % processes and solver.REFERENCE_WORLD_SIZE == 0  # else it adapts to any number
-        if uneven and job.run.kind != EVALUATE:
-            asked = f"it needs {processes} processes" if job.run.processes else f"--gpus {gpus}"
-            raise UserError(
-                f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot share "
-                f"evenly ({asked}); give a number that divides {solver.IMS_PER_BATCH}"
-            )
-
-
-def require_data(jobs: Sequence[Job], out: Path, backend: str) -> None:
-    """Raise DataError when a data set of one of ``jobs`` that is not finished is not on this machine."""
-    for job in jobs:
-        if job.result(out).exists():
-            continue
-        datasets = recipe_of(job, out, backend).DATASETS
-        look_up = lookup_folder if job.run.kind == PRETRAIN else lookup
-        for name in (*(() if job.run.kind == EVALUATE else datasets.TRAIN), *datasets.TEST):
-            try:
-                look_up(name)
-            except DataError as error:
-                raise DataError(f"{job.name}: {error}") from None
+            yield from other_recipe(run_dir, job.recipe(out, backend))
+        notes, key = (run_dir.parent, "sha256") if job.start else (run_dir.environment, key)
+    source = job.parent(out) if job.start else job.weights(out)
+    if source and (began_with := read_json(notes).get(key)):
+        known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
+        known = known or ([sha256_of(source)] if source.exists() else [began_with])  # backbone.pth has no index
+        if began_with not in known:
+            yield f"{notes} is of another {source.name} than {source.relative_to(out).parts[0]} has"

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from scratch_det.study import local
 from scratch_det.study.commands import EXIT_SOME_FAILED, Screen, jobs_on_cluster
-from scratch_det.study.local import Local, alone_in, running_in
+from scratch_det.study.local import Local, alone_in, holder_of
 from scratch_det.study.records import RUNNING, survey
 from scratch_det.study.run import Step
 from scratch_det.study.study import LOCK, Study
@@ -59,7 +59,7 @@ class Players(Local):
 
 
 def states(study: Study) -> dict[str, str]:
-    now = (jobs_on_cluster(study) or {}) | dict.fromkeys(running_in(study.out, LOCK), RUNNING)
+    now = (jobs_on_cluster(study) or {}) | dict.fromkeys(holder_of(study.out / LOCK).get("running", []), RUNNING)
     return {record.run.name: record.state for record in survey(study.jobs, study.out, now)}
 
 

@@ -40,7 +40,7 @@ from scratch_det.study.records import (
     read_json,
     survey,
 )
-from scratch_det.study.run import Step
+from scratch_det.study.run import Job, Step
 from scratch_det.study.study import LOCK, Study
 
 
@@ -238,7 +238,7 @@ def step(name: str, processes: int = 1, on_gpu: bool = True) -> Step:
 class TestPlaces:
     def launcher(self, study: Study, places: int, gpus: int) -> Local:
         with alone_in(study.out, LOCK) as lock:
-            return Local(study.out, lock, places, gpus, threads=1)
+            return Local(study.out, lock, places, gpus)
 
     def test_a_run_of_two_processes_takes_two(self, study: Study) -> None:
         """One that needs more than all places is let in alone."""
@@ -275,20 +275,13 @@ class TestPlaces:
             until(lambda: launcher.ended() or not launcher.processes)
             assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
 
-    def test_more_gpus_than_there_are(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It would wait for ever."""
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-        large = replace(study.steps()[0], processes=3, on_gpu=True)
-        with alone_in(study.out, LOCK) as lock, pytest.raises(UserError, match=f"{PART} needs 3 GPUs, and .* has 2"):
-            Players(study.out, lock, gpus=3).run([large], lambda _: None)
-
     def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
         monkeypatch.setenv("OMP_NUM_THREADS", "7")
         launcher = self.launcher(study, 1, 1)
         (first, *_) = study.steps()
         assert (first.on_gpu, launcher.free_devices(first)) == (False, [])
-        environment = launcher.environment([])
+        environment = launcher.environment(first, [])
         assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == ("", "1")
 
     def test_torchrun_starts_the_processes(self, study: Study) -> None:
@@ -316,7 +309,7 @@ class TestGpus:
         """Refused before anything is there, also where a single run would fit."""
         recipe = load_config(study.jobs[0].run.config, ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 16]).cfg
 
-        monkeypatch.setattr("scratch_det.study.study.recipe_of", lambda *_: recipe)
+        monkeypatch.setattr(Job, "recipe", lambda *_: recipe)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
         code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", "--backend", "torchvision", *words)
         assert (code, said.count("\n")) == (2, 1)

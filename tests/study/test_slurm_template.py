@@ -19,7 +19,7 @@ from scratch_det.study.study import Study
 
 class TestTemplate:
     def test_default(self, study: Study) -> None:
-        one = Slurm(study.out, threads=3).script(study.steps()[0])
+        one = Slurm(study.out).script(replace(study.steps()[0], threads=3))
         lines = one.splitlines()
         assert lines[:4] == [
             "#!/bin/bash",
@@ -34,7 +34,7 @@ class TestTemplate:
         assert f"> {study.out}/jobs/{PART}.exit" in one
 
     def test_gpus(self, study: Study) -> None:
-        one = Slurm(study.out, threads=3).script(replace(study.steps()[0], processes=8, on_gpu=True))
+        one = Slurm(study.out).script(replace(study.steps()[0], threads=3, processes=8, on_gpu=True))
         assert "#SBATCH --ntasks-per-node=8\n#SBATCH --gpus-per-node=8\n" in one
         assert "OMP_NUM_THREADS" not in one
 

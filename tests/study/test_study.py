@@ -12,13 +12,11 @@ from scratch_det.study.study import Study, disagreements
 
 
 def test_another_recipe(study: Study, study_tool: Callable) -> None:
-    """Of another configuration, backend or initialisation."""
     folder = study.out / TRUNK
     folder.mkdir()
     (folder / "config.yaml").write_text("MODEL:\n  WEIGHTS: /x/imagenet.pth\nSOLVER:\n  BASE_LR: 0.5\n")
     (folder / "metrics.json").write_text('{"iteration": 27, "bbox/AP": 12.5}\n')
     (folder / "result.json").write_text('{"iteration": 27}')
-    (folder / "environment.json").write_text('{"backend": "detectron2", "init_std": 0.01}')
     (folder / "parent.json").touch()
     found = list(disagreements(study.jobs[1], study.out, study.backend))
     assert found == []  # no run is there
@@ -27,16 +25,10 @@ def test_another_recipe(study: Study, study_tool: Callable) -> None:
     assert found == [
         f"{folder}/config.yaml has SOLVER.BASE_LR 0.5, its recipe 0.02",
         f"{folder}/config.yaml has MODEL.WEIGHTS '/x/imagenet.pth', its recipe ''",
-        f"{folder}/environment.json has init_std 0.01, its command None",
-        f"{folder}/environment.json has backend 'detectron2', its command 'torchvision'",
     ]
     code, said = study_tool("report", "digits/smoke", "--out", study.out)
     assert code == 2
     assert "move such a folder away" in said
-    (folder / "parent.json").write_text("{}")
-    assert f"{folder}/parent.json is there, but {TRUNK} is a run of its own here" in list(
-        disagreements(study.jobs[0], study.out, study.backend)
-    )
     (folder / "config.yaml").write_text("- no\n- configuration\n")
     assert "is no run's configuration" in next(disagreements(study.jobs[0], study.out, study.backend))
 
@@ -44,8 +36,6 @@ def test_another_recipe(study: Study, study_tool: Callable) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weights": "/x/else.pth"}, "has weights '/x/else.pth', its command "),
-        ({"backend": "detectron2"}, "has backend 'detectron2', its command 'torchvision'"),
         ({"weights_sha256": "old"}, "is of another model_final.pth than "),
         ({"weights_sha256": "new"}, None),
         ({}, None),
