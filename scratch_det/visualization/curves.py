@@ -1,15 +1,17 @@
-"""Learning curves: of one run (losses, learning rate and AP), and of several runs over each other."""
+"""Learning curves of one run or of several, the heat map of a grid search, and the style that all figures share."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -18,8 +20,14 @@ from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
 from scratch_det.files import completed, read_lines, write_atomically
 
-Series = dict[str, tuple[np.ndarray, np.ndarray]]  # by key of metrics.json: completed iterations [N], values [N]
+Curve = Sequence[tuple[float, float]]  # completed iterations and value, sorted
+Series = dict[str, Curve]  # by key of metrics.json
 
+STYLE: Any = {
+    "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 9,
+}  # fmt: skip
+BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # a legend that covers no data
 LOSSES = {  # by key: label, colour, line width
     "total_loss": ("total", BLACK, 2.2),
     "loss_cls": ("class", BLUE, 1.2),
@@ -33,18 +41,18 @@ DASHES = ("-", "--", ":", "-.")  # of a cascade's stages and of data sets
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
+@rc_context(STYLE)
 def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title: str) -> Path:
     """Draw the run's ``metrics.json`` (detectron2's JSON lines) and return the path of the PNG, replaced atomically.
 
     ``last``: the run's number of iterations. Raises DataError when the file holds no row at all.
     """
     series = read_series(metrics_file, last)
-    figure = Figure(figsize=(9, 8.4), dpi=120, layout="constrained")
+    figure, panels = _panels((9, 8.4), (3, 1.3, 2.2))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.3, 2.2])
     for axes, draw in zip(panels, (draw_losses, draw_rate, draw_scores), strict=True):
         draw(axes, series)
-    _style(list(panels))
+    _finish(panels)
     figure.align_ylabels()
     return save_figure(figure, out_png)
 
@@ -58,38 +66,35 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         raise UserError(f"--out {out}: the picture is a PNG; name it .png")
     found: dict[str, Series] = {}
     for word in runs:
-        label, equals, folder = word.partition("=")
-        if not (label and equals and folder) or label in found:
+        label, _, folder = word.partition("=")
+        if not (label and folder) or label in found:
             raise UserError(f"{word}: expected LABEL=FOLDER, each label once, such as 2x=output/scratch_2x")
-        metrics_file, config = (Path(folder) / name for name in ("metrics.json", "config.yaml"))
-        for file in (metrics_file, config):
-            if not file.is_file():
-                raise UserError(f"{word}: there is no {file}; name the folder of a run that has written metrics")
+        metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
+        if missing := [file for file in files if not file.is_file()]:
+            raise UserError(f"{word}: there is no {missing[0]}; name the folder of a run that has written metrics")
         try:
             last = int(CfgNode.load_cfg(config.read_text()).SOLVER.MAX_ITER)
         except Exception as error:  # whatever yaml and yacs raise for a file that was edited
             reason = str(error).splitlines()[0]
             raise DataError(f"{config} is not as the run wrote it ({reason}); restore it") from None
         found[label] = read_series(metrics_file, last)
-    for key in keys:
-        if not any(key in series for series in found.values()):
-            known = sorted({name for series in found.values() for name in series})
-            raise DataError(f"no run has {key} in its metrics.json{did_you_mean(key, known)}")
+    known = sorted({key for series in found.values() for key in series})
+    if unknown := [key for key in keys if key not in known]:
+        raise DataError(f"no run has {unknown[0]} in its metrics.json{did_you_mean(unknown[0], known)}")
     return save_figure(comparison(found, keys), out)
 
 
+@rc_context(STYLE)
 def comparison(runs: Mapping[str, Series], keys: Sequence[str]) -> Figure:
     """A panel for each key, with a line for each run that has it."""
     metrics = all_metrics()
-    figure = Figure(figsize=(9, 3.2 * len(keys)), dpi=120, layout="constrained")
-    panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0]
+    figure, panels = _panels((9, 3.2 * len(keys)), [1] * len(keys))
     for axes, key in zip(panels, keys, strict=True):
         for (label, series), color in zip(runs.items(), cycle(COLORS), strict=False):
             if key in series:
-                x, y = _thin(*series[key])
-                axes.plot(x, y, color=color, label=label, lw=1.8, marker="o" if len(x) < 40 else None, ms=5)
+                _plot(axes, series[key], fewest=40, color=color, label=label, lw=1.8)
         axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
-    _style(list(panels))
+    _finish(panels)
     return figure
 
 
@@ -106,16 +111,7 @@ def read_series(metrics_file: str | Path, last: int) -> Series:
                 values.setdefault(key, {})[completed(row, last)] = value
     if not values:
         raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
-    return {key: tuple(np.array(sorted(points.items()), dtype=float).T) for key, points in values.items()}
-
-
-def save_figure(figure: Figure, out_png: str | Path) -> Path:
-    """Write the PNG, atomically, so that a reader never sees an incomplete picture."""
-    path, png = Path(out_png), io.BytesIO()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(png)
-    write_atomically(path, png.getvalue())
-    return path
+    return {key: sorted(points.items()) for key, points in values.items()}
 
 
 def draw_losses(axes: Axes, series: Series) -> None:
@@ -123,9 +119,8 @@ def draw_losses(axes: Axes, series: Series) -> None:
     for key, (name, color, width) in LOSSES.items():
         for stage, dash in zip(("", "_stage0", "_stage1", "_stage2"), ("-", *DASHES), strict=False):
             if key + stage in series:
-                x, y = _thin(*series[key + stage])
                 label = name + stage.replace("_stage", ", stage ")
-                axes.plot(x, y, color=color, ls=dash, label=label, lw=width, marker="o" if len(x) == 1 else None, ms=5)
+                _plot(axes, series[key + stage], fewest=2, color=color, ls=dash, label=label, lw=width)
     axes.set_ylabel("loss (log scale)")
     if not axes.lines:
         return _say(axes, "no training row yet")
@@ -133,7 +128,6 @@ def draw_losses(axes: Axes, series: Series) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
-    return None
 
 
 def draw_rate(axes: Axes, series: Series) -> None:
@@ -141,13 +135,12 @@ def draw_rate(axes: Axes, series: Series) -> None:
     axes.set_ylabel("learning rate")
     if "lr" not in series:
         return _say(axes, "no learning rate yet")
-    x, y = series["lr"]
+    x, y = np.transpose(series["lr"])
     drops = np.flatnonzero(np.diff(y) < -0.2 * y[:-1])
     kept = np.unique(np.concatenate([np.linspace(0, len(x) - 1, MOST_POINTS).astype(int), drops, drops + 1]))
     axes.plot(x[kept], y[kept], color="#444444", lw=1.6, marker="o" if len(x) == 1 else None, ms=5)
     axes.set_ylim(0, 1.15 * y.max() or None)
     axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    return None
 
 
 def draw_scores(axes: Axes, series: Series) -> None:
@@ -161,49 +154,22 @@ def draw_scores(axes: Axes, series: Series) -> None:
     if not names:
         return _say(axes, "no evaluation yet")
     data_sets = sorted({key.removesuffix(name) for key, name in names.items()})
-    highest = max(series[key][1][-1] for key in names)
+    highest = max(series[key][-1][1] for key in names)
+    most = {key: max(value for _, value in series[key]) for key in names}
     for key, name in names.items():
-        metric, data_set, (x, y) = metrics[name], key.removesuffix(name), series[key]
-        label = f"{data_set.replace('/', ': ')}{metric.label}, best {y.max():.1f}"
-        dash, size = DASHES[data_sets.index(data_set) % len(DASHES)], 6 if len(x) < 40 else 3
-        axes.plot(x, y, color=metric.color, ls=dash, marker=metric.marker, ms=size, label=label, clip_on=False)
-        above = y[-1] == highest
+        metric, data_set, curve = metrics[name], key.removesuffix(name), series[key]
+        axes.plot(
+            *zip(*curve, strict=True), color=metric.color, marker=metric.marker, ms=6 if len(curve) < 40 else 3,
+            ls=DASHES[data_sets.index(data_set) % len(DASHES)], clip_on=False,
+            label=f"{data_set.replace('/', ': ')}{metric.label}, best {most[key]:.1f}",
+        )  # fmt: skip
+        above = curve[-1][1] == highest
         axes.annotate(
-            f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(0, 7 if above else -7), textcoords="offset points",
+            f"{curve[-1][1]:.1f}", curve[-1], xytext=(0, 7 if above else -7), textcoords="offset points",
             ha="center", va="bottom" if above else "top", color=metric.color, fontsize=9, fontweight="bold",
         )  # fmt: skip
-    top = max(1.0, 1.3 * max(series[key][1].max() for key in names))  # room for a number
+    top = max(1.0, 1.3 * max(most.values()))  # room for a number
     axes.set_ylim(0, min(top, 112) if all(metrics[name].percent for name in names.values()) else top)
-    return None
-
-
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MOST_POINTS points: the medians of equally many neighbours."""
-    if len(x) <= MOST_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return np.array([np.median(x[part]) for part in parts]), np.array([np.median(y[part]) for part in parts])
-
-
-def _say(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#666666", fontsize=12)
-    axes.set_yticks([])
-
-
-def _style(panels: Sequence[Axes]) -> None:
-    """The style of panels that share their x axis; legends are beside the panels, where they cover no data."""
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e6e6e6", lw=0.8)
-        axes.set_axisbelow(True)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False, fontsize=9)
-    thousands = FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}")
-    axes = panels[-1]
-    axes.xaxis.set_major_formatter(thousands)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlim(left=0)  # when all lines are drawn: it ends the automatic scaling
-    axes.set_xlabel("iteration")
 
 
 def draw_grid(
@@ -237,3 +203,57 @@ def draw_grid(
         row, column = np.argwhere(grid == known.max())[0]
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, ec=VERMILION, clip_on=False))
     return save_figure(figure, out_png)
+
+
+# What all figures share -------------------------------------------------------------------------------------------
+
+
+def save_figure(figure: Figure, out_png: str | Path) -> Path:
+    """Write the PNG, atomically, so that a reader never sees an incomplete picture."""
+    path, png = Path(out_png), io.BytesIO()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(png, format="png", dpi="figure")
+    write_atomically(path, png.getvalue())
+    return path
+
+
+def thin(curve: Curve, most: int) -> Curve:
+    """At most so many points, each the median of equally many neighbours."""
+    if len(curve) <= most:
+        return curve
+    ends = [round(part * len(curve) / most) for part in range(most + 1)]
+    parts = [curve[start:end] for start, end in pairwise(ends)]
+    return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
+
+
+def show_iterations(axes: Axes, ticks: int) -> None:
+    """The x axis of curves, after all lines are drawn: its limit ends the automatic scaling."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("iteration")
+
+
+def _panels(size: tuple[float, float], heights: Sequence[float]) -> tuple[Figure, Any]:
+    """Panels below each other that share their x axis."""
+    figure = Figure(figsize=size, dpi=120)
+    return figure, figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+
+
+def _plot(axes: Axes, curve: Curve, fewest: int, **style: Any) -> None:
+    """A line, thinned, with markers where it has less than ``fewest`` points."""
+    axes.plot(*zip(*thin(curve, MOST_POINTS), strict=True), marker="o" if len(curve) < fewest else None, ms=5, **style)
+
+
+def _say(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#666666", fontsize=12)
+    axes.set_yticks([])
+
+
+def _finish(panels: Sequence[Axes]) -> None:
+    """Grid, legends and the x axis of panels on which all lines are drawn."""
+    for axes in panels:
+        axes.grid()
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(**BESIDE)
+    show_iterations(panels[-1], ticks=8)

@@ -16,7 +16,7 @@ from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERM
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.figures import FIGURES, STYLE, draw, figures_of, image, mean_of, own_part, thin
+from scratch_det.study.report.figures import FIGURES, STYLE, draw, figures_of, image, mean_of, own_part
 from scratch_det.study.run import EVALUATE, PRETRAINED, SCRATCH, TRAIN, Run
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -269,9 +269,3 @@ class TestCurves:
 
     def test_mean_of_what_all_have(self) -> None:
         assert mean_of([((1, 2.0), (2, 4.0), (3, 9.0)), ((1, 4.0), (3, 1.0))]) == ((1, 3.0), (3, 5.0))
-
-    def test_thin(self) -> None:
-        curve = tuple((point, float(point % 5)) for point in range(1000))
-        assert len(thin(curve, 200)) == 200
-        assert {value for _, value in thin(curve, 200)} == {2.0}
-        assert thin(curve, 1000) == curve

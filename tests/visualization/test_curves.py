@@ -12,15 +12,18 @@ from matplotlib.figure import Figure
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import BLACK, BLUE, COLORS, VERMILION
 from scratch_det.study.records import read_curves
+from scratch_det.visualization import curves
 from scratch_det.visualization.curves import (
     MOST_POINTS,
     compare_runs,
     comparison,
     draw_curves,
+    draw_grid,
     draw_losses,
     draw_rate,
     draw_scores,
     read_series,
+    thin,
 )
 
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
@@ -138,21 +141,21 @@ def test_after_a_resume_the_last_value_of_an_iteration_counts(tmp_path):
     again = [row | {"total_loss": 7.0} for row in training_rows(20)[10:]]
     rows = [*training_rows(15), evaluation_row(300, 1.0), *again, evaluation_row(300, 2.0)]
     path = write_rows(tmp_path / "metrics.json", rows, tail='{"iteration": 419, "total_lo')
-    x, y = read_series(path, 600)["total_loss"]
-    assert x.tolist() == [i * 20 + 20 for i in range(20)]
-    assert set(y[10:]) == {7.0}
-    assert read_series(path, 600)["bbox/AP"][1].tolist() == [2.0]
+    series = read_series(path, 600)
+    assert [iteration for iteration, _ in series["total_loss"]] == [i * 20 + 20 for i in range(20)]
+    assert {value for _, value in series["total_loss"][10:]} == {7.0}
+    assert series["bbox/AP"] == [(301, 2.0)]
     picture(draw_curves(path, 600, tmp_path / "curves.png", "a resumed run"))
 
 
 def test_a_run_and_its_study_count_completed_iterations(tmp_path):
     rows = [*training_rows(30), evaluation_row(299, 1.0), evaluation_row(600, 2.0)]
     path = write_rows(tmp_path / "metrics.json", rows)
-    curves = read_curves(path, 600)
-    assert curves["bbox/AP"] == ((300, 1.0), (600, 2.0))
-    for name, (x, _) in read_series(path, 600).items():
-        if name in curves:
-            assert x.tolist() == [iteration for iteration, _ in curves[name]]
+    found = read_curves(path, 600)
+    assert found["bbox/AP"] == ((300, 1.0), (600, 2.0))
+    for name, points in read_series(path, 600).items():
+        if name in found:
+            assert [iteration for iteration, _ in points] == [iteration for iteration, _ in found[name]]
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
@@ -207,9 +210,35 @@ class TestComparison:
             compare_runs(runs, ["lr"], tmp_path / "a.png")
 
 
+def test_thin():
+    curve = tuple((point, float(point % 5)) for point in range(1000))
+    assert len(thin(curve, 200)) == 200
+    assert {value for _, value in thin(curve, 200)} == {2.0}
+    assert thin(curve, 1000) == curve
+
+
+def test_the_heat_map_of_a_grid(tmp_path, monkeypatch):
+    """The longest axis across, a row for each combination of the others; the best is framed, what failed is grey."""
+    figures = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure) or path)
+    points = [{"rate": rate, "scales": scales} for scales in ("one", "two") for rate in ("1", "2", "3")]
+    draw_grid(points, [1.0, 2.0, None, 4.0, 3.0, 4.0], "bbox/AP", tmp_path / "search.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("bbox/AP", "rate")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["scales one", "scales two"]
+    written = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert [written[x, 0] for x in range(3)] == [("1.00", "white"), ("2.00", "white"), ("failed", "black")]
+    assert [written[x, 1] for x in range(3)] == [("4.00", "black"), ("3.00", "black"), ("4.00", "black")]
+    (frame,) = axes.patches
+    assert frame.get_xy() == (-0.5, 0.5)  # of the first of two best ones
+    draw_grid(points, [None] * 6, "bbox/AP", tmp_path / "search.png")
+    assert not figures[1].axes[0].patches
+
+
 def test_the_stages_of_a_cascade_are_told_apart():
     axes = Figure().subplots()
-    x = np.arange(3.0)
-    draw_losses(axes, {name: (x, x + 1) for name in ("total_loss", "loss_cls_stage0", "loss_cls_stage2", "loss_mask")})
+    curve = [(0, 1.0), (1, 2.0), (2, 3.0)]
+    draw_losses(axes, {name: curve for name in ("total_loss", "loss_cls_stage0", "loss_cls_stage2", "loss_mask")})
     assert [line.get_label() for line in axes.lines] == ["total", "class, stage 0", "class, stage 2", "mask"]
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 4

@@ -4,32 +4,32 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
 from scratch_det.config import load_config
 from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.files import write_atomically
 from scratch_det.study import own
-from scratch_det.study.experiments import COCO_INSTANCES, experiments, of_place, seen_before, seen_in_schedule
+from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
-from scratch_det.study.report.tables import DIGITS, label_of_norm
+from scratch_det.study.report.tables import DIGITS, label_of_norm, model_of
 from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
+from scratch_det.visualization.curves import BESIDE, show_iterations, thin
+from scratch_det.visualization.curves import STYLE as CURVES_STYLE
 
-STYLE: Any = {
-    "figure.constrained_layout.use": True, "figure.facecolor": "white", "figure.titlesize": 11,
-    "figure.titleweight": "bold", "axes.titlesize": 9, "axes.labelsize": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "xtick.labelsize": 8, "ytick.labelsize": 8, "grid.color": "#e6e6e6",
-    "legend.fontsize": 8, "legend.frameon": False, "lines.markersize": 6.5, "lines.markeredgecolor": "white",
-    "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
+STYLE: Any = CURVES_STYLE | {
+    "figure.facecolor": "white", "figure.titlesize": 11, "figure.titleweight": "bold", "axes.titlesize": 9,
+    "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "lines.markersize": 6.5,
+    "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
 METADATA: Any = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # left out
 BOX = "bbox/AP"
@@ -106,15 +106,14 @@ def _schedules(records: Sequence[Record], norm: str = "GN", metric: str = BOX) -
 def _seen(records: Sequence[Record]) -> Figure | None:
     """Figure 2: what the 2x run that is fine-tuned sees with its pre-training, and the one from scratch, longer."""
     runs = {(one.run.init, one.run.k): one.run for one in records}
-    short, long = runs.get((PRETRAINED, TYPICAL)), runs.get((SCRATCH, TYPICAL * LONGER))
-    if short is None or long is None:
+    pair = [runs.get((PRETRAINED, TYPICAL)), runs.get((SCRATCH, TYPICAL * LONGER))]
+    cfgs = [load_config(from_here(run.config)).cfg for run in pair if run]
+    if len(cfgs) < 2:
         return None
-    cfgs = [load_config(from_here(run.config)).cfg for run in (short, long)]
     tuned, trained = (seen_in_schedule(cfg, INSTANCES[cfg.DATASETS.TRAIN[0]]) for cfg in cfgs)
     before, _ = seen_before(cfgs[0].MODEL.WEIGHTS)
     figure, row = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3, 1, 3)
-    for axes, what in zip(row, ("images", "instances", "pixels"), strict=True):
-        counts = [getattr(seen, what) for seen in (before, tuned, trained)]
+    for axes, what, *counts in zip(row, Seen._fields, before, tuned, trained, strict=True):
         for (part, color), count, x, bottom in zip(SEEN.items(), counts, (0, 0, 1), (0.0, counts[0], 0.0), strict=True):
             axes.bar(x, count, 0.6, bottom=bottom, color=color, label=part)
         for x, total in enumerate((counts[0] + counts[1], counts[2])):
@@ -138,16 +137,16 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
     if not bars:
         return None
     figure, rows = _figure("enhanced baselines", 0.5 + 2.7 * len(bars), len(bars), 2, squeeze=False)
-    for row, (model, values) in zip(rows, bars.items(), strict=True):
-        for axes, (task, shown) in zip(row, {"bbox": "box AP", "segm": "mask AP"}.items(), strict=True):
-            for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
-                heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
-                drawn = axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
-                axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
-            axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
-            axes.set_xlim(-0.6, len(STEPS) - 0.4)
-            axes.set_ylim(0, 1.1 * max((value for key, value in values.items() if key[0] == task), default=1))
-            axes.set_title(f"{model}, {shown}")
+    panels = [(*bar, task, shown) for bar in bars.items() for task, shown in (("bbox", "box AP"), ("segm", "mask AP"))]
+    for axes, (model, values, task, shown) in zip(rows.flat, panels, strict=True):
+        for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
+            heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
+            drawn = axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
+            axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
+        axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
+        axes.set_xlim(-0.6, len(STEPS) - 0.4)
+        axes.set_ylim(0, 1.1 * max((value for key, value in values.items() if key[0] == task), default=1))
+        axes.set_title(f"{model}, {shown}")
     _legend_below(figure)
     return figure
 
@@ -161,14 +160,12 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
-    title = f"{_model(records[0])} with fewer images"
-    figure, rows = _figure(title, 3.3, 1, len(panels), squeeze=False, sharey=True)
-    for axes, (title, shown) in zip(rows[0], panels.items(), strict=True):
+    figure, (row,) = _figure(f"{_model(records[0])} with fewer images", 3.3, 1, len(panels), squeeze=False, sharey=True)
+    for axes, (title, shown) in zip(row, panels.items(), strict=True):
         _draw_schedules(axes, shown, BOX)
         axes.set_title(title)
         axes.label_outer()
-    values = [value for shown in panels.values() for one in shown for _, value in one.curves[BOX]]
-    rows[0, -1].set_ylim(0, 1.08 * max(*values, 1))
+    row[-1].set_ylim(0, 1.08 * max(1, *(y for shown in panels.values() for one in shown for _, y in one.curves[BOX])))
     return figure
 
 
@@ -178,12 +175,11 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
     if not found:
         return None
     size = found[0].run.shown.split(", ")[0]
-    title = f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}"
-    figure, axes = _figure(title, 3.8)
+    figure, axes = _figure(f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}", 3.8)
     for one in sorted(found, key=lambda one: list(INITS).index(one.run.init)):
         label, color, _ = INITS[one.run.init]
-        axes.plot(*zip(*one.curves[LOSS], strict=True), color=color, lw=0.5, alpha=0.35)
-        axes.plot(*zip(*thin(one.curves[LOSS], LOSS_POINTS), strict=True), color=color, lw=1.8, label=label)
+        _plot(axes, one.curves[LOSS], color=color, lw=0.5, alpha=0.35)
+        _plot(axes, thin(one.curves[LOSS], LOSS_POINTS), color=color, lw=1.8, label=label)
     _label_axes(axes, "training loss")
     axes.legend(loc="best")
     return figure
@@ -200,10 +196,10 @@ def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -
         return None
     figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
     for (name, curve), color in zip(means.items(), cycle(COLORS), strict=False):
-        axes.plot(*zip(*curve, strict=True), color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
+        _plot(axes, curve, color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
         axes.plot(*curve[-1], "o", color=color)
     _label_axes(axes, METRICS[BOX].axis)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -234,44 +230,39 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **option
 
 
 def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
-    """AP by iteration, a colour for each initialisation; of several seeds thin lines and a thick mean; ends marked."""
-    shown: dict[tuple[str, str], dict[int | None, Record]] = {}  # by initialisation and schedule, then by seed
+    """AP by iteration, a colour for each initialisation; of several seeds thin lines and a thick mean; ends marked.
+
+    The mean is over the seeds that every schedule with a finished one has finished: a branch's mean over other seeds
+    than its trunk's would not begin on the trunk's.
+    """
+    groups: dict[str, dict[str, dict[int | None, Record]]] = {init: {} for init in INITS}  # by schedule, by seed
     for one in records:
         if metric in one.curves:
-            shown.setdefault((one.run.init, one.run.shown), {})[one.run.seed] = one
-    drawn = {one.run.name for seeds in shown.values() for one in seeds.values()}
-    seeds_of = {
-        init: _finished_seeds([group for key, group in shown.items() if key[0] == init], metric) for init in INITS
-    }
-    for (init, _), seeds in shown.items():
-        _, color, marker = INITS[init]
-        curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
-        chosen = seeds_of[init] or {max(curves, key=lambda seed: len(curves[seed]))}
-        thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
-        for curve in curves.values() if len(curves) > 1 or not thick else ():
-            axes.plot(*zip(*curve, strict=True), color=color, lw=0.6, alpha=0.45)
-        if thick:
-            axes.plot(*zip(*thick, strict=True), color=color, lw=1.6)
-        if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
-            axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
+            groups[one.run.init].setdefault(one.run.shown, {})[one.run.seed] = one
+    drawn = {one.run.name for one in records if metric in one.curves}
     for init, (label, color, marker) in INITS.items():
-        if any(init == key[0] for key in shown):
-            label += f", mean of {len(seeds_of[init])} seeds" * (len(seeds_of[init]) > 1)
+        schedules = groups[init].values()
+        done = [
+            {seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations}
+            for seeds in schedules
+        ]
+        finished = set.intersection(*filter(None, done)) if any(done) else set()
+        for seeds in schedules:
+            curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
+            chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
+            thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
+            for curve in curves.values() if len(curves) > 1 or not thick else ():
+                _plot(axes, curve, color=color, lw=0.6, alpha=0.45)
+            if thick:
+                _plot(axes, thick, color=color, lw=1.6)
+            if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
+                axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
+        if schedules:
+            label += f", mean of {len(finished)} seeds" * (len(finished) > 1)
             axes.plot([], [], marker, ls="-", color=color, label=label)
     _label_axes(axes, METRICS[metric].axis)
     axes.set_xlim(0, 1.04 * max(one.run.iterations for one in records))
     axes.legend(loc="lower right")
-
-
-def _finished_seeds(schedules: Sequence[Mapping[int | None, Record]], metric: str) -> set[int | None]:
-    """The seeds that every schedule with a finished one has finished.
-
-    Only their mean is drawn: a branch's mean over other seeds than its trunk's would not begin on the trunk's.
-    """
-    done = [
-        {seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations} for seeds in schedules
-    ]
-    return set.intersection(*filter(None, done)) if any(done) else set()
 
 
 def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
@@ -290,24 +281,15 @@ def mean_of(curves: Sequence[Curve]) -> Curve:
     return tuple((iteration, fmean(one[iteration] for one in points)) for iteration in common)
 
 
-def thin(curve: Curve, most: int) -> Curve:
-    """At most so many points, each the median of equally many neighbours."""
-    if len(curve) <= most:
-        return curve
-    ends = [round(part * len(curve) / most) for part in range(most + 1)]
-    parts = [curve[start:end] for start, end in pairwise(ends)]
-    return tuple((part[len(part) // 2][0], median(value for _, value in part)) for part in parts)
+def _plot(axes: Axes, curve: Sequence[tuple[float, float]], **style: Any) -> None:
+    axes.plot(*zip(*curve, strict=True), **style)
 
 
 def _label_axes(axes: Axes, label: str) -> None:
-    axes.set_xlabel("iteration")
+    show_iterations(axes, ticks=6)
     axes.set_ylabel(label)
-    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid()
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"))
 
 
 def _legend_below(figure: Figure) -> None:
@@ -318,5 +300,5 @@ def _legend_below(figure: Figure) -> None:
 
 def _model(record: Record) -> str:
     """..._R_50_FPN_... -> R50-FPN."""
-    found = re.search(r"_([RX])_(\d+)", record.run.config.stem)
-    return f"{found[1]}{found[2]}-FPN" if found else record.run.config.stem
+    stem = record.run.config.stem
+    return f"{model}-FPN" if (model := model_of(stem)) else stem

@@ -27,9 +27,10 @@ from scratch_det.errors import DataError
 from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
 from scratch_det.study.records import FIX, LOSS, Record, read_json
-from scratch_det.study.report.figures import INITS, own_part, thin
+from scratch_det.study.report.figures import INITS, own_part
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN
+from scratch_det.visualization.curves import thin
 
 METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
 METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}

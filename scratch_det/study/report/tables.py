@@ -126,6 +126,12 @@ def label_of_norm(run: Run) -> str:
     return "SyncBN" if run.name.endswith("syncbn") else "GN"
 
 
+def model_of(name: str) -> str:
+    """..._R_50_FPN_... -> R50; empty for a name without a model."""
+    found = re.search(r"_([RX])_(\d+)", name)
+    return "".join(found.groups()) if found else ""
+
+
 def signed(difference: float) -> str:
     return f"{round(difference, 1) + 0.0:+.1f}"  # never -0.0
 
@@ -192,8 +198,7 @@ def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[s
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
     """Of a row. Seeds of one recipe share a label; runs of different recipes with the same label add their names."""
     if kind in BY_MODEL:  # R50, scratch
-        model = re.search(r"_([RX])_(\d+)", run.name)
-        return f"{''.join(model.groups()) if model else run.name}, {run.init}"
+        return f"{model_of(run.name) or run.name}, {run.init}"
     if kind == "norms":
         return label_of_norm(run)
     names = {one.run.name: one.run.recipe if one.run.seed is not None and one.run.recipe else one.run.name
