@@ -1,11 +1,17 @@
-"""User errors: one message, exit code 2, no partial output."""
+"""User errors: one message, exit code 2, no partial output; and checks that raise the first error or collect all."""
 
 import errno
+import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Result = TypeVar("Result")
 
 EXIT_CODE = 2
 UNUSABLE = {  # what is wrong with a path, and the fix
@@ -37,24 +43,104 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 @contextmanager
-def exit_on_user_error(prints: bool = True) -> Iterator[None]:
+def exit_on_user_error(prints: bool = True, unread: str = "") -> Iterator[None]:
     """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
 
-    Without ``prints`` only the exit code is set: another process prints the same message.
+    prints: False in the ranks that leave the message to another one; only the exit code is set. unread: the message
+    when standard output is closed early, as by ``| head``; without it that is no error, and the exit code is 0.
     """
     try:
         yield
+        sys.stdout.flush()  # now, not when Python ends: a reader that is gone is noticed only here
+        return
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # any other pipe may be the broken one: that is an error of ours
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        else:
+            raise
+        if not unread:
+            raise SystemExit(0) from None
+        message = unread
     except OSError as error:
         if error.errno not in UNUSABLE or not error.filename:
             raise
         message = f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
-    else:
-        return
     if prints:
         print(f"error: {message}", file=sys.stderr)
     raise SystemExit(EXIT_CODE)
+
+
+Severity = Literal["error", "notice"]  # an error stops the training; a notice is a likely mistake
+
+
+@dataclass
+class Section:
+    """One part of the checks: facts (``lines`` for people, ``values`` for programs) and problems (severity, message).
+
+    strict: the first error is raised; otherwise it becomes a problem and the checks go on.
+    """
+
+    name: str = ""
+    strict: bool = False
+    lines: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[tuple[Severity, str]] = field(default_factory=list)
+
+    def add(self, line: str, **values: Any) -> None:
+        """Add a fact."""
+        self.lines.append(line)
+        self.values.update(values)
+
+    def problem(self, severity: Severity, message: str) -> None:
+        """Add a problem, unless the section has it already."""
+        if (severity, message) not in self.problems:
+            self.problems.append((severity, message))
+
+    def attempt(self, action: Callable[..., Result], *arguments: Any) -> Result | None:
+        """``action(*arguments)``. Its UserError is raised (strict), or recorded, and the result is None.
+
+        Each line of the message that is not indented becomes a separate problem.
+        """
+        try:
+            return action(*arguments)
+        except (UserError, OSError) as error:
+            if self.strict:
+                raise
+            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            for message in re.split(r"\n(?!\s)", text):
+                self.problem("error", message)
+        return None
+
+
+@dataclass
+class Report:
+    """The sections of the checks in order; ``say`` receives each section when it is complete."""
+
+    strict: bool = True
+    say: Callable[[Section], object] = lambda section: None
+    sections: list[Section] = field(default_factory=list)
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[Section]:
+        """A new section, complete at the end of the block."""
+        self.sections.append(section := Section(name, self.strict))
+        try:
+            yield section
+        finally:
+            self.say(section)
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run would start: there are no errors so far."""
+        return not self.messages("error")
+
+    def messages(self, severity: Severity) -> list[str]:
+        """The problems of this kind in all sections."""
+        return [message for section in self.sections for found, message in section.problems if found == severity]
 
 
 def not_yaml(path: Path, error: Exception) -> str:

@@ -29,7 +29,8 @@ from scratch_det.backends import is_installed
 from scratch_det.command_line import GIVEN, LOADED
 from scratch_det.config import load_config
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
-from scratch_det.engine.plan import Request, start
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import Request
 
 ROOT = Path(__file__).parents[1]
 TINY_COCO = Path(os.environ.get("TINY_COCO", ROOT.parent / "shared" / "tiny_coco"))

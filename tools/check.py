@@ -10,37 +10,30 @@ images that were read, in ~/.cache/scratch_det.
 Exit code 0: ready to train; 2: there are errors, each with its fix.
 """
 
-import argparse
 import signal
 import sys
 from contextlib import redirect_stdout
 
 from scratch_det.engine.check import as_json, check, verdict
-from scratch_det.engine.command import run_parser, take_processes
-from scratch_det.engine.plan import Request
+from scratch_det.engine.command import read_request, run_parser
 from scratch_det.errors import EXIT_CODE, exit_on_user_error
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main() -> None:
     parser = run_parser(__doc__)
     parser.add_argument("--images", action="store_true", help="read every image too: once, later only changed ones")
     parser.add_argument("--json", action="store_true", help="print one json object instead of text")
-    return parser
-
-
-def main() -> None:
-    args = vars(build_parser().parse_intermixed_args())
-    json, images = args.pop("json"), args.pop("images")
-    several = take_processes(args)
+    request, flags = read_request(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that processes that read images end too
     try:
-        with exit_on_user_error(), redirect_stdout(sys.stderr if json else sys.stdout):
-            say = (lambda text: None) if json else print
-            report = check(Request(**args), several["num_gpus"], several["num_machines"], images, say)
+        with exit_on_user_error(unread="standard output was closed before the check had told everything"):
+            with redirect_stdout(sys.stderr if flags["json"] else sys.stdout):
+                say = (lambda text: None) if flags["json"] else print
+                report = check(request, flags["num_gpus"], flags["num_machines"], flags["images"], say)
+            print(as_json(report) if flags["json"] else verdict(report))
     except KeyboardInterrupt:
         print("interrupted; images that were read need not be read again", file=sys.stderr)
         sys.exit(130)
-    print(as_json(report) if json else verdict(report))
     sys.exit(0 if report.ok else EXIT_CODE)
 
 

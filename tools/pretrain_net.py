@@ -10,11 +10,11 @@ the end, is for MODEL.WEIGHTS of either backend.
 """
 
 from scratch_det.engine.command import run_command, run_parser
-from scratch_det.engine.plan import start_pretraining
+from scratch_det.engine.plan import CLASSIFICATION
 
 
 def main() -> None:
-    run_command(run_parser(__doc__), start_pretraining)
+    run_command(run_parser(__doc__), CLASSIFICATION)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ finished; exit code 0: all finished, 1: some failed, 2: a user error, 75: stoppe
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
-import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction
 from os.path import normpath
@@ -26,8 +25,10 @@ from pathlib import Path
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser
 from scratch_det.distributed.stop import Stopped
-from scratch_det.errors import EXIT_CODE, exit_on_user_error
+from scratch_det.errors import exit_on_user_error
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
+
+UNREAD = "what study.py run prints was read no further; its runs stop with a checkpoint: start it again"
 
 
 def build_parser() -> ToolParser:
@@ -113,19 +114,10 @@ def main() -> None:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
     try:
-        with exit_on_user_error():
+        with exit_on_user_error(unread=UNREAD if do is run and not args["dry_run"] else ""):
             code = do(**args)
-            print(end="", flush=True)
-            if code:
-                sys.exit(code)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        if do is run and not args["dry_run"]:
-            print(
-                "error: what study.py run prints was read no further; its runs stop with a checkpoint: start it again",
-                file=sys.stderr,
-            )
-            sys.exit(EXIT_CODE)
+        if code:
+            sys.exit(code)
     except Stopped as stopped:
         print(f"{stopped}; the same command continues the study", file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -13,20 +13,13 @@ message says which and how to fix it; 75: stopped by SIGTERM or SIGUSR1, 130: by
 which the same command with --resume continues.
 """
 
-import argparse
-
 from scratch_det.engine.command import run_command, run_parser
-from scratch_det.engine.plan import start
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = run_parser(__doc__)
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS into OUTPUT_DIR/inference")
-    return parser
 
 
 def main() -> None:
-    run_command(build_parser(), start)
+    parser = run_parser(__doc__)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS into OUTPUT_DIR/inference")
+    run_command(parser)
 
 
 if __name__ == "__main__":

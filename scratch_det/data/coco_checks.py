@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
-from typing import Any, Literal
+from typing import Any
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.errors import listed
+from scratch_det.errors import Severity, listed
 
-Severity = Literal["error", "notice"]  # an error stops the training; a notice is a likely mistake
 Record = dict[str, Any]  # an entry of the json
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
 ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less

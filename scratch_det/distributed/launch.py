@@ -121,7 +121,7 @@ def first_host(nodelist: str) -> str:
     return "".join(part or "" for part in found.groups())
 
 
-def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> bool:
+def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_rank: int) -> bool:
     """Whether the flags ask this process to start others. Raises UserError when flags or launcher contradict."""
     asked = max(num_gpus, 1) * num_machines
     if num_gpus < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:

@@ -17,8 +17,8 @@ from scratch_det.data.coco import CocoDataset, gc_paused, needed_for_training
 from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
-from scratch_det.engine.plan import DETECTION, Plan, Report, Request, Section, make_plan
-from scratch_det.errors import UserError, listed
+from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
+from scratch_det.errors import Report, Section, UserError, listed
 from scratch_det.weights.locate import place_of
 
 NAME_WIDTH = 11  # columns for the name of a section
@@ -42,7 +42,7 @@ def check(
     num_gpus, num_machines: processes on a machine, and machines. images: also read every image file. ``say`` receives
     the sections as text, one by one. Raises UserError for impossible numbers of processes.
     """
-    several_to_launch(World(), num_gpus, num_machines, machine_rank=0, dist_url="auto")
+    several_to_launch(World(), num_gpus, num_machines, machine_rank=0)
     here = max(num_gpus, 1)
     report = Report(strict=False, say=lambda section: say(as_text(section)))
     available = available_memory()

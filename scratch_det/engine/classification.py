@@ -1,7 +1,6 @@
 """The task classification, which pre-trains a detector's backbone: its model, its data and its evaluation.
 
-The module is a task (see ``engine.train.Task``) and, with ``build`` and ``losses``, the backend of that task (see
-``scratch_det.backends``). A sample is a dictionary:
+With ``build`` and ``losses`` the module is also the backend of this task. A sample is a dictionary:
     image        uint8 [3, S, S], channels in INPUT.FORMAT order, S = INPUT.MIN_SIZE_TRAIN
     label        the class, a 0-based number
     image_id     path below the data set's root
@@ -10,7 +9,6 @@ The module is a task (see ``engine.train.Task``) and, with ``build`` and ``losse
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,18 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.data.catalog import ImageFolder
-from scratch_det.data.dataset import SerializedList, Stream, evaluation_batches, load_sample
+from scratch_det.data.dataset import SerializedList, Stream, load_sample
 from scratch_det.data.transforms import Sample, flip
 from scratch_det.distributed.group import Group
-from scratch_det.distributed.stop import Stopped
-from scratch_det.engine import detection
 from scratch_det.engine.checkpointer import rename_synced, write_synced
-from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import DataError
-from scratch_det.evaluation.metrics import main_score
-from scratch_det.log import logger, track
+from scratch_det.evaluation.inference import predict_share
+from scratch_det.log import logger
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import initialize
 from scratch_det.modeling.norm import NORM_LAYERS
 
-BEST = main_score("classification")
 BACKBONE = "backbone.pth"
 BEHIND_STAGES = ("avgpool", "fc", "classifier")  # parts of torchvision's models that a detector does not use
 LAST_NORM = {BasicBlock: "bn2", Bottleneck: "bn3"}
@@ -174,34 +168,18 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
     return {**sample, "image": transforms.center_crop(image, [side, side])}
 
 
-def load(backend: str) -> Any:
-    """This module: both backends read the weights of this one model."""
-    return sys.modules[__name__]
-
-
-training_set = FolderSet
-
-
 def evaluate(
     backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, out: Path, group: Group
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
 
-    The processes of ``group`` share the images. Raises Stopped when the run was asked to stop.
+    The ranks of ``group`` share the images. Raises Stopped when the run was asked to stop.
     """
-    group.broadcast_buffers(model)  # plain BN's running statistics differ between processes
-    found = torch.zeros(3, dtype=torch.float64)  # right, right among the first five, all
-    size = cfg.SOLVER.IMS_PER_BATCH // group.size
-    batches = evaluation_batches(FolderSet(cfg, [data], is_training=False), cfg, group.world, size)
-    total = math.ceil(math.ceil(len(data.images) / group.size) / size)
-    for batch in track(batches, f"classifying {data.entry.name}", total, say=logger.info):
-        if group.stop.requested:
-            break
-        ranks = backend.ranks(model, batch)
-        found += torch.stack([(ranks < 1).sum(), (ranks < FEW_CLASSES).sum(), torch.tensor(len(ranks))])
-    if group.any(group.stop.requested):
-        raise Stopped(group.stop)
-    top1, top5, images = group.mean(found).tolist()
+    dataset, size = FolderSet(cfg, [data], is_training=False), cfg.SOLVER.IMS_PER_BATCH // group.size
+    described = f"classifying {data.entry.name}"
+    higher = predict_share(lambda batch: backend.ranks(model, batch).tolist(), dataset, model, group, described, size)
+    counts = [sum(rank < 1 for rank in higher), sum(rank < FEW_CLASSES for rank in higher), len(higher)]
+    top1, top5, images = group.mean(torch.tensor(counts, dtype=torch.float64)).tolist()
     metrics = {"top1": 100 * top1 / images}
     if len(data.classes) > FEW_CLASSES:
         metrics["top5"] = 100 * top5 / images
@@ -210,9 +188,9 @@ def evaluate(
     return {"classification": metrics} if group.is_main else {}
 
 
-def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder]) -> None:
-    """Write the backbone's weights into backbone.pth, which MODEL.WEIGHTS accepts, and draw curves.png."""
-    path, partial = run_dir.path / BACKBONE, run_dir.path / f"{BACKBONE}.partial"
+def save_backbone(folder: Path, state: State) -> None:
+    """Write the backbone's weights into backbone.pth, which MODEL.WEIGHTS accepts."""
+    path, partial = folder / BACKBONE, folder / f"{BACKBONE}.partial"
     backbone = {name: value for name, value in state.model.state_dict().items() if not name.startswith("fc.")}
     try:
         write_synced(partial, {"model": backbone, **state.traits})
@@ -220,4 +198,3 @@ def conclude(cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder
     finally:
         partial.unlink(missing_ok=True)
     logger.info(f"the backbone's weights, to start a detector from: MODEL.WEIGHTS {path}")
-    detection.conclude(cfg, run_dir, state, test=[])

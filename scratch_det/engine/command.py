@@ -3,16 +3,17 @@
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
-from scratch_det.distributed.stop import Stopped
-from scratch_det.engine.plan import Request
-from scratch_det.errors import exit_on_user_error
+from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.engine.plan import DETECTION, Request, make_plan
+from scratch_det.errors import Report, exit_on_user_error
+from scratch_det.log import close_logging, logger, set_up_logging
 
 
 def run_parser(description: str | None) -> ArgumentParser:
@@ -55,9 +56,11 @@ def run_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def take_processes(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Remove from ``arguments`` those that ``distributed.launch`` understands, and return them."""
-    return {name: arguments.pop(name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
+def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
+    """The request of the command line, and the values of all other flags by name."""
+    flags = vars(parser.parse_intermixed_args())
+    flags["waive"] = tuple(flags["waive"])
+    return Request(**{name: flags.pop(name) for name in Request.__dataclass_fields__ if name in flags}), flags
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -65,21 +68,43 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(",") if word)
 
 
-def run_command(parser: ArgumentParser, start: Callable[[Request, World], None]) -> None:
-    """Parse the command line and ``start`` what it asks for; exit codes as tools/train_net.py describes them."""
-    args = vars(parser.parse_intermixed_args())
-    several = take_processes(args)
-    args["waive"] = tuple(args["waive"])
-    request, world = Request(**args), ALONE
+def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
+    """Parse the command line and start what it asks for; exit codes as tools/train_net.py describes them."""
+    (request, flags), world = read_request(parser), ALONE
     try:
         with exit_on_user_error():
             world = read_world(os.environ)
-            if several_to_launch(world, **several):
-                sys.exit(launch(**several))
+            if several_to_launch(world, flags["num_gpus"], flags["num_machines"], flags["machine_rank"]):
+                sys.exit(launch(**flags))
             with exit_on_user_error(prints=world.local_rank == 0):
-                start(request, world)
+                start(request, world, task)
     except Stopped as stopped:
         end = "" if request.eval_only else "; the same command with --resume continues from its checkpoint"
         if world.is_main:
             print(f"{stopped}{end}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+
+
+def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:
+    """Check the request, then train and evaluate (or only evaluate), as one of the processes of ``world``.
+
+    Only rank 0 prints and logs. Raises UserError for user errors, Stopped when the run was asked to stop.
+    """
+    set_up_logging(prints=world.is_main)
+    stop, report = StopFlag(), Report()
+    with stop.listening(), ExitStack() as stack:
+        stack.callback(close_logging)
+        stack.callback(sys.stdout.flush)
+        if not world.is_main:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        plan = make_plan(request, world, task, report)
+        logger.info(f"recipe {report.sections[0].lines[0]}, writing to {plan.run_dir.path}/")
+        for line in (line for section in report.sections if section.name == "batch" for line in section.lines):
+            logger.info(line)
+        for notice in report.messages("notice"):
+            logger.warning(notice)
+        if stop.requested:
+            raise Stopped(stop)
+        from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
+
+        (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)

@@ -1,18 +1,73 @@
-"""Conflicts between the data sets of a run, and with its recipe: generators that yield one message per conflict."""
+"""The data sets of a run: reading them, and their conflicts with each other and with the recipe, as messages."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from scratch_det.config import LoadedConfig, flatten
-from scratch_det.data.catalog import ImageFolder, class_mismatch
-from scratch_det.data.coco import CocoDataset
-from scratch_det.data.coco_checks import Problem
-from scratch_det.errors import listed
+from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
+from scratch_det.data.coco import CocoDataset, inspect_coco
+from scratch_det.data.coco_checks import Problem, explain
+from scratch_det.errors import DataError, Section, listed, refuse
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
 PERSON = 17  # number of keypoints in COCO, which has sigmas only for these
+
+
+def read_data(section: Section, recipe: LoadedConfig, detection: bool, trains: bool) -> tuple[list[Any], list[Any]]:
+    """Read DATASETS.TRAIN (if the run ``trains``) and TEST; compare them with each other and with the recipe.
+
+    Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides. detection: COCO data sets, else
+    image folders.
+    """
+    cfg = recipe.cfg
+    conflicts: Callable[..., Iterator[str]] = coco_conflicts if detection else folder_conflicts
+
+    def read(name: str) -> Any:
+        return read_detection_set(section, cfg, name) if detection else read_image_folder(lookup_folder(name))
+
+    names = cfg.DATASETS.TRAIN if trains else (), cfg.DATASETS.TEST
+    training, test = ([data for name in part if (data := section.attempt(read, name))] for part in names)
+    if training or test:
+        section.attempt(refuse, conflicts(recipe, training, test))
+        first = [*training, *test][0]
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
+        if detection and cfg.MODEL.KEYPOINT_ON:
+            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(first.keypoints)
+    for one, other in product(training, test) if detection else ():
+        add_problems(section, other.entry.name, shared_images(one, other))
+    return training, test
+
+
+def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
+    """A COCO data set of the catalog; adds its facts and problems. Raises DataError (six lines) when strict."""
+    entry = lookup(name)
+    data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
+    if data:
+        objects = sum(map(len, data.annotations.values()))
+        facts = {"images": len(data.images), "objects": objects, "classes": len(data.classes)}
+        section.add(
+            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items())}; "
+            f"{entry.json_file} (sha256 {data.digest[:12]})",
+            **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
+        )
+    elif section.strict:
+        raise DataError(explain(entry.json_file, problems))
+    else:
+        section.add(f"{name}: {entry.json_file} cannot be used", **{name: {"json": str(entry.json_file)}})
+    add_problems(section, name, problems)
+    return data
+
+
+def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
+    """Add the problems of data set ``name``, each with its fix."""
+    for one in problems:
+        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))
 
 
 def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: list[ImageFolder]) -> Iterator[str]:

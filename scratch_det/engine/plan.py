@@ -4,17 +4,10 @@
 them. Never imports torch: a bad request is rejected at once.
 """
 
-import os
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
-from functools import partial
-from importlib import import_module
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -22,18 +15,13 @@ from scratch_det import backends
 from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.choices import backbone_names
 from scratch_det.config.rules import mirrored_views
-from scratch_det.data.catalog import lookup, lookup_folder, read_image_folder
-from scratch_det.data.coco import CocoDataset, inspect_coco
-from scratch_det.data.coco_checks import Problem, Severity, explain
 from scratch_det.distributed.launch import ALONE, World
-from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.engine.datasets import coco_conflicts, folder_conflicts, shared_images
+from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.errors import ConfigError, DataError, UserError, refuse
-from scratch_det.log import close_logging, logger, set_up_logging
+from scratch_det.errors import ConfigError, Report, Section, refuse
 from scratch_det.weights.locate import check_weights, find_checkpoint
 
-DETECTION, CLASSIFICATION = "detection", "classification"  # tasks: modules of scratch_det.engine
+DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.TASKS``
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
 TRAINING_FLAGS = (
     "branch_from",
@@ -48,7 +36,6 @@ TRAINING_FLAGS = (
 RUN_FILES = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
 )
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -83,109 +70,13 @@ class Plan:
     A data set has an ``entry`` with its name, ``images``, ``digest``, and ``described_by``: what the digest is of.
     """
 
+    task: str
     request: Request
     cfg: CfgNode
     backend: str
     training: list[Any]
     test: list[Any]
     run_dir: RunDir
-
-
-@dataclass
-class Section:
-    """One part of the checks: facts (``lines`` for people, ``values`` for programs) and problems (severity, message).
-
-    strict: the first error is raised; otherwise it becomes a problem and the checks go on.
-    """
-
-    name: str = ""
-    strict: bool = False
-    lines: list[str] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-    problems: list[tuple[Severity, str]] = field(default_factory=list)
-
-    def add(self, line: str, **values: Any) -> None:
-        """Add a fact."""
-        self.lines.append(line)
-        self.values.update(values)
-
-    def problem(self, severity: Severity, message: str) -> None:
-        """Add a problem, unless the section has it already."""
-        if (severity, message) not in self.problems:
-            self.problems.append((severity, message))
-
-    def attempt(self, action: Callable[..., Result], *arguments: Any) -> Result | None:
-        """``action(*arguments)``. Its UserError is raised (strict), or recorded, and the result is None.
-
-        Each line of the message that is not indented becomes a separate problem.
-        """
-        try:
-            return action(*arguments)
-        except (UserError, OSError) as error:
-            if self.strict:
-                raise
-            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            for message in re.split(r"\n(?!\s)", text):
-                self.problem("error", message)
-        return None
-
-
-class Report:
-    """The sections of the checks in order; ``say`` receives each section when it is complete."""
-
-    def __init__(self, strict: bool = True, say: Callable[[Section], object] = lambda section: None):
-        self.strict, self.say, self.sections = strict, say, list[Section]()
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[Section]:
-        """A new section, complete at the end of the block."""
-        section = Section(name, self.strict)
-        self.sections.append(section)
-        try:
-            yield section
-        finally:
-            self.say(section)
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run would start: there are no errors so far."""
-        return not self.messages("error")
-
-    def messages(self, severity: Severity) -> list[str]:
-        """The problems of this kind in all sections."""
-        return [message for section in self.sections for found, message in section.problems if found == severity]
-
-
-def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:
-    """Check the request, then train and evaluate (or only evaluate), as one of the processes of ``world``.
-
-    Only rank 0 prints and logs. Raises UserError for user errors, Stopped when the run was asked to stop.
-    """
-    set_up_logging(prints=world.is_main)
-    stop, report = StopFlag(), Report()
-    with stop.listening(), ExitStack() as stack:
-        stack.callback(close_logging)
-        stack.callback(sys.stdout.flush)
-        if not world.is_main:
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        plan = make_plan(request, world, task, report)
-        library = backends.library(plan.backend)
-        logger.info(f"recipe {request.config_file}, backend {library}, writing to {plan.run_dir.path}/")
-        for line in (line for section in report.sections if section.name == "batch" for line in section.lines):
-            logger.info(line)
-        for notice in report.messages("notice"):
-            logger.warning(notice)
-        if stop.requested:
-            raise Stopped(stop)
-        from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
-
-        if request.eval_only:
-            evaluate_only(plan, world, stop)
-        else:
-            train_and_evaluate(plan, world, stop, import_module(f"scratch_det.engine.{task}"))
-
-
-start_pretraining = partial(start, task=CLASSIFICATION)
 
 
 def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None) -> Plan:
@@ -215,8 +106,8 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
         section.attempt(refuse, flag_problems(request, cfg, run_dir))
         note_start(section, request, cfg, run_dir, task)
     with report.section("data") as section:
-        training, test = read_data(section, request, recipe, task)
-    return Plan(request, cfg, backend, training, test, run_dir)
+        training, test = read_data(section, recipe, task == DETECTION, not request.eval_only)
+    return Plan(task, request, cfg, backend, training, test, run_dir)
 
 
 def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
@@ -355,53 +246,3 @@ def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir
             "notice",
             "the checkpoint given by --resume, --branch-from or --switch-from is compared only when the run starts",
         )
-
-
-def read_data(section: Section, request: Request, recipe: LoadedConfig, task: str) -> tuple[list[Any], list[Any]]:
-    """Read DATASETS.TRAIN (not with --eval-only) and TEST; compare them with each other and with the recipe.
-
-    Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides.
-    """
-    cfg, detection = recipe.cfg, task == DETECTION
-    conflicts: Callable[..., Iterator[str]] = coco_conflicts if detection else folder_conflicts
-
-    def read(name: str) -> Any:
-        return read_detection_set(section, cfg, name) if detection else read_image_folder(lookup_folder(name))
-
-    names = () if request.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-    training, test = ([data for name in part if (data := section.attempt(read, name))] for part in names)
-    if training or test:
-        section.attempt(refuse, conflicts(recipe, training, test))
-        first = [*training, *test][0]
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
-        if detection and cfg.MODEL.KEYPOINT_ON:
-            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(first.keypoints)
-    for one, other in product(training, test) if detection else ():
-        add_problems(section, other.entry.name, shared_images(one, other))
-    return training, test
-
-
-def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
-    """A COCO data set of the catalog; adds its facts and problems. Raises DataError (six lines) when strict."""
-    entry = lookup(name)
-    data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
-    if data:
-        objects = sum(map(len, data.annotations.values()))
-        facts = {"images": len(data.images), "objects": objects, "classes": len(data.classes)}
-        section.add(
-            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items())}; "
-            f"{entry.json_file} (sha256 {data.digest[:12]})",
-            **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
-        )
-    elif section.strict:
-        raise DataError(explain(entry.json_file, problems))
-    else:
-        section.add(f"{name}: {entry.json_file} cannot be used", **{name: {"json": str(entry.json_file)}})
-    add_problems(section, name, problems)
-    return data
-
-
-def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
-    """Add the problems of data set ``name``, each with its fix."""
-    for one in problems:
-        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))

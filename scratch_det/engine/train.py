@@ -6,12 +6,14 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -21,58 +23,65 @@ from scratch_det.config import flatten
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
-from scratch_det.data.coco import gc_paused
+from scratch_det.data.coco import CocoDataset, gc_paused
+from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.engine import detection
+from scratch_det.engine import classification
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
-from scratch_det.engine.plan import Plan
+from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
-from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
+from scratch_det.engine.state import TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
+from scratch_det.evaluation import inference
 from scratch_det.evaluation.coco import format_per_class, to_json_numbers
+from scratch_det.evaluation.metrics import main_score
 from scratch_det.files import sha256_of, weights_sha256
 from scratch_det.log import clock, log_to_file, logger
+from scratch_det.visualization.curves import draw_curves
+from scratch_det.visualization.predictions import draw_predictions
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 
+IMAGES_SHOWN = 12  # in predictions.png
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
-class Task(Protocol):
-    """The part of a run that depends on the task; implemented by the modules ``detection`` and ``classification``.
+@dataclass(frozen=True)
+class Task:
+    """What differs between the detection and the classification that pre-trains a backbone.
 
-    BEST: task and name of the metric that selects model_best.pth.
+    load: from the name of a backend to the functions that build the model and compute losses. training_set: from config
+    and data to a dataset indexed by stream position, with ``describe()`` for the log. evaluate: as
+    ``scratch_det.evaluation.inference.evaluate``. best: the task and name of the metric that selects model_best.pth.
     """
 
-    BEST: tuple[str, str]
-
-    def load(self, backend: str) -> TrainingBackend:
-        """The backend, which builds the model and computes losses; see ``scratch_det.backends``."""
-
-    def training_set(self, cfg: CfgNode, data: list[Any]) -> Any:
-        """A dataset indexed by stream position, with ``__len__`` and ``describe()`` for the log."""
-
-    def evaluate(
-        self, backend: Any, model: nn.Module, cfg: CfgNode, data: Any, out: Path, group: Group
-    ) -> dict[str, Any]:
-        """Metrics of one test set in percent, by task and name; empty on other ranks than 0. Writes into ``out``."""
-
-    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[Any]) -> None:
-        """Write the other files of a complete run: pictures, or the backbone's weights."""
+    load: Callable[[str], TrainingBackend]
+    training_set: Callable[[CfgNode, list[Any]], Any]
+    evaluate: Callable[..., dict[str, Any]]
+    best: tuple[str, str]
 
 
-def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = detection) -> None:
+TASKS = {
+    DETECTION: Task(backends.load, TrainingSet, inference.evaluate, main_score("bbox")),
+    CLASSIFICATION: Task(
+        lambda _: classification, classification.FolderSet, classification.evaluate, main_score("classification")
+    ),
+}
+
+
+def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     """Train to MAX_ITER or --stop-at, evaluate, draw, and leave the run folder that ``run_dir`` describes.
 
     Raises UserError, with nothing written, when the run cannot start like this; Stopped, after a checkpoint, when it
     was asked to stop.
     """
     cfg, run_dir, request, test = plan.cfg, plan.run_dir, plan.request, plan.test
-    max_iter = cfg.SOLVER.MAX_ITER
+    max_iter, task = cfg.SOLVER.MAX_ITER, TASKS[plan.task]
     run_dir.lock()
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
@@ -119,7 +128,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag, task: Task = de
                 return report_paused(run_dir, state.iteration, max_iter)
             final = evaluate_now(trainer, task, test, max_iter)
             if group.is_main:
-                task.conclude(cfg, run_dir, state, test)
+                if plan.task == CLASSIFICATION:
+                    classification.save_backbone(run_dir.path, state)
+                draw_pictures(cfg, run_dir, test if plan.task == DETECTION else [])
                 finish(trainer, plan.backend, test, final)
 
 
@@ -140,7 +151,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         else:
             logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
         out = run_dir.path / "inference"
-        metrics = evaluate_all(detection, cfg, backend, model, plan.test, out, group)
+        metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, out, group)
         if group.is_main:
             digest = sha256_of(fetch(weights)) if weights else None
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": digest}
@@ -165,7 +176,7 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
         trainer.save()
         raise
     if found:
-        kind, name = task.BEST
+        kind, name = task.best
         score = (found if len(test) == 1 else found[test[0].entry.name])[kind][name]
         best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
         if not math.isnan(score) and score > best:
@@ -244,6 +255,60 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
         logger.info(f"per class:\n{table}")
     pictures = ", ".join(sorted(path.name for path in run_dir.path.glob("*.png")))
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
+
+
+def draw_pictures(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
+    """Draw curves.png and predictions.png, the latter from the last evaluation of the first test set.
+
+    An error in drawing is only logged: the run is still complete.
+    """
+    try:
+        draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
+        if test:
+            folder = run_dir.path / "inference"
+            results = (folder if len(test) == 1 else folder / test[0].entry.name) / inference.RESULTS_FILE
+            samples = picture_samples(test[0], results, cfg)
+            draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
+    except Exception:
+        logger.exception("the pictures could not be drawn")
+
+
+def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list[dict[str, Any]]:
+    """Truth and prediction of a few images that hold objects, spread evenly over the set, for ``draw_predictions``."""
+    labels = {category: label for label, category in enumerate(data.category_ids)}
+    with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
+    places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
+    results: dict[int, list[dict[str, Any]]] = {with_objects[place]["id"]: [] for place in places}
+    for result in json.loads(results_file.read_text()):
+        if result["image_id"] in results:
+            results[result["image_id"]].append(result)
+
+    def as_arrays(items: list[dict[str, Any]], image: dict[str, Any]) -> dict[str, Any]:
+        """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
+        boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        own = np.array([labels[item["category_id"]] for item in items], dtype=int)
+        found: dict[str, Any] = {"boxes": boxes, "labels": own, "masks": None, "keypoints": None}
+        if cfg.MODEL.MASK_ON:
+            masks = [item["segmentation"] for item in items]
+            found["masks"] = encode_masks(decode_masks(masks, image["height"], image["width"]))
+        if cfg.MODEL.KEYPOINT_ON:
+            points = np.array([item["keypoints"] for item in items], dtype=float)
+            found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)
+            found["keypoints"][..., :2] += 0.5  # from pixel indices to pixel centres
+        return found
+
+    samples = []
+    for image in (with_objects[place] for place in places):
+        own = results[image["id"]]
+        sample = {
+            "title": image["file_name"],
+            "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
+            "truth": as_arrays(data.training_annotations(image["id"]), image),
+            "prediction": {**as_arrays(own, image), "scores": np.array([result["score"] for result in own])},
+        }
+        samples.append(sample)
+    return samples
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:

@@ -60,18 +60,39 @@ def predict_dataset(
 
     Each image is predicted once, by one of the ranks of ``group``; rank 0 returns all results, in the json's order.
     """
+
+    def results_of(batch: list[Sample]) -> list[list[dict[str, Any]]]:
+        found = zip(batch, predict(batch), strict=True)
+        return [to_results(sample["image_id"], detections, data.category_ids) for sample, detections in found]
+
+    # rank r of n has images r, r + n, r + 2n, ...
+    shares = group.gather(predict_share(results_of, dataset, model, group, f"predicting {data.entry.name}"))
+    return [result for images in zip_longest(*shares, fillvalue=()) for image in images for result in image]
+
+
+def predict_share(
+    predict: Callable[[list[Sample]], list[Any]],
+    dataset: Any,
+    model: nn.Module,
+    group: Group,
+    described: str,
+    size: int = 1,
+) -> list[Any]:
+    """``predict(batch)`` of this rank's share of the images, in batches of ``size``: one item per image, in order.
+
+    Raises Stopped, in all ranks, when one of them was asked to stop.
+    """
     group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
-    own: list[list[dict[str, Any]]] = []
-    batches = evaluation_batches(dataset, dataset.cfg, group.world)
-    for batch in track(batches, f"predicting {data.entry.name}", -(-len(dataset) // group.size), say=logger.info):
+    found: list[Any] = []
+    batches = evaluation_batches(dataset, dataset.cfg, group.world, size)
+    total = -(-len(dataset) // (group.size * size))
+    for batch in track(batches, described, total, say=logger.info):
         if group.stop.requested:
             break
-        for sample, found in zip(batch, predict(batch), strict=True):
-            own.append(to_results(sample["image_id"], found, data.category_ids))
+        found += predict(batch)
     if group.any(group.stop.requested):
         raise Stopped(group.stop)
-    shares = group.gather(own)  # rank r of n has images r, r + n, r + 2n, ...
-    return [result for images in zip_longest(*shares, fillvalue=()) for image in images for result in image]
+    return found
 
 
 def to_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import yaml
 
 from scratch_det.config import flatten, get_cfg, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
-from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, Section, check_recipe
+from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, check_recipe
+from scratch_det.errors import Section
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

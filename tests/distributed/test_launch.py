@@ -63,7 +63,7 @@ class TestWorld:
         assert first_host(nodelist) == host
 
 
-FLAGS: dict[str, Any] = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+FLAGS: dict[str, Any] = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0}
 
 
 class TestFlags:
@@ -73,7 +73,7 @@ class TestFlags:
             (World(), {}, False),
             (World(), {"num_gpus": 0}, False),
             (World(), {"num_gpus": 2}, True),
-            (World(), {"num_machines": 2, "dist_url": "tcp://a:1"}, True),
+            (World(), {"num_machines": 2}, True),
             (World(1, 2, 1, 2), {"num_gpus": 2}, False),  # one of the processes that were launched
             (World(1, 4, 1, 2), {"num_gpus": 2, "num_machines": 2, "machine_rank": 1}, False),
         ],

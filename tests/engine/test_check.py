@@ -23,7 +23,8 @@ from scratch_det.config.schedule import learning_rate_line
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
 from scratch_det.engine.check import check, check_model
-from scratch_det.engine.plan import Request, Section
+from scratch_det.engine.plan import Request
+from scratch_det.errors import Section
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml"
 
@@ -222,6 +223,15 @@ class TestReport:
         assert report.ok
         batches, images, pixels, objects = 2 * 3 * machine.PREFETCHED, 1, 64 * 96, 6 / 3
         assert section.values["shared_bytes"] == batches * images * pixels * (3 + objects)
+
+    @pytest.mark.parametrize("flags", ["", "--json"])
+    def test_into_a_closed_pipe(self, toy_recipe, flags):
+        command = f"{sys.executable} tools/check.py {flags} --config-file {toy_recipe} SOLVER.BASE_LR -1.0 | true"
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr == "error: standard output was closed before the check had told everything\n"
 
     def test_answers_without_torch_until_the_model_is_built(self, toy_recipe):
         code = (

@@ -24,7 +24,8 @@ from scratch_det.data.catalog import lookup_folder, read_image_folder
 from scratch_det.data.dataset import load_sample
 from scratch_det.engine import classification, loop
 from scratch_det.engine.classification import FolderSet, draw_crop
-from scratch_det.engine.plan import Request, start_pretraining
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import CLASSIFICATION, Request
 from scratch_det.errors import UserError
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import BOTTOM_UP, renamed
@@ -71,7 +72,8 @@ def pretrain(tmp_path: Path) -> Pretrain:
     def begin(*overrides: Any, name: str = "run", **request: Any) -> Path:
         folder = tmp_path / name
         words = [word for pair in KEYS.items() for word in pair]
-        start_pretraining(Request(str(DIGITS), [*map(str, [*words, *overrides]), "OUTPUT_DIR", str(folder)], **request))
+        words += [*map(str, overrides), "OUTPUT_DIR", str(folder)]
+        start(Request(str(DIGITS), words, **request), task=CLASSIFICATION)
         return folder
 
     return begin

@@ -36,9 +36,9 @@ class TestFlags:
             (["--num-gpus", "1", "--num-machines", "1", "--machine-rank", "0", "--dist-url", "auto"], [], {}),
         ],
     )
-    def test_flags_may_stand_anywhere(self, train_net, train_net_module, monkeypatch, arguments, overrides, flags):
+    def test_flags_may_stand_anywhere(self, train_net, monkeypatch, arguments, overrides, flags):
         requests = []
-        monkeypatch.setattr(train_net_module, "start", lambda request, world: requests.append(request))
+        monkeypatch.setattr("scratch_det.engine.command.start", lambda request, *_: requests.append(request))
         train_net("--config-file", "a.yaml", *arguments)
         train_net(*arguments, "--config-file", "a.yaml")
         assert requests == [Request("a.yaml", overrides, **flags)] * 2

@@ -16,7 +16,8 @@ from run_folder import interrupted_after, is_same, read
 from scratch_det import backends
 from scratch_det.data.digits import make_digits
 from scratch_det.data.subsets import make_subsets
-from scratch_det.engine.plan import Request, start
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import Request
 
 COCO = "configs/COCO-InstanceSegmentation"
 KINDS = {  # recipe, and the tasks that it evaluates

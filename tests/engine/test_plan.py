@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Report, Request, make_plan
-from scratch_det.errors import UserError
+from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, make_plan
+from scratch_det.errors import Report, UserError
 
 CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
 

@@ -11,7 +11,8 @@ import yaml
 from conftest import ROOT
 from run_folder import lines, read
 
-from scratch_det.engine.plan import Request, start
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import Request
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}

@@ -10,11 +10,12 @@ import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config import get_cfg, set_key
-from scratch_det.engine import detection, loop
+from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.resume import config_changes, environment_changes, first_other_rate
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.evaluation import inference
 
 Train = Callable[..., Path]
 TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
@@ -50,7 +51,7 @@ class TestResume:
 
     def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(detection, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(inference, "evaluate_predictions", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train()
         folder = train(resume=True)
@@ -109,7 +110,7 @@ class TestResume:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
         whole = train(*keys, name="whole")
         with monkeypatch.context() as patch:
-            patch.setattr(detection, "evaluate", lambda *arguments: 1 / 0)
+            patch.setattr(inference, "evaluate_predictions", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(*keys, name="parts")
         assert is_same(train(*keys, name="parts", resume=True), whole)

@@ -1,5 +1,6 @@
 """The experiment list: complete for what there is, true to the recipes and to the paper's arithmetic."""
 
+import io
 import re
 import subprocess
 import sys
@@ -317,10 +318,21 @@ class TestTool:
     def test_a_run_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
         tool = load_tool("study")
 
+        class Closed(io.StringIO):
+            """Standard output that nobody reads."""
+
+            def flush(self) -> None:
+                raise BrokenPipeError
+
+            def fileno(self) -> int:
+                return 1
+
         def run(**_: Any) -> int:
-            raise BrokenPipeError
+            print("started", flush=True)
+            return 0
 
         monkeypatch.setattr(tool, "run", run)
+        monkeypatch.setattr("sys.stdout", Closed())
         monkeypatch.setattr("os.dup2", lambda *_: None)
         monkeypatch.setattr("sys.argv", ["study.py", "run", "digits/smoke"])
         with pytest.raises(SystemExit, match="2"):

@@ -23,7 +23,8 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.digits import make_digits
-from scratch_det.engine.plan import Request, start
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import Request
 from scratch_det.errors import UserError
 from scratch_det.study.search import Search
 from scratch_det.weights.names import renamed

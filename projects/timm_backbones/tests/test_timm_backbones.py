@@ -19,7 +19,8 @@ from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
 from scratch_det.config import check_config, load_config
 from scratch_det.data.digits import make_digits
-from scratch_det.engine.plan import Request, start
+from scratch_det.engine.command import start
+from scratch_det.engine.plan import Request
 from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.backbones import build_bottom_up
