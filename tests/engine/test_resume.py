@@ -51,7 +51,7 @@ class TestResume:
 
     def test_a_run_that_died_in_its_last_evaluation(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(inference, "evaluate_predictions", lambda *arguments: 1 / 0)
+            patch.setattr(inference, "evaluate_predictions", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train()
         folder = train(resume=True)
@@ -110,7 +110,7 @@ class TestResume:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
         whole = train(*keys, name="whole")
         with monkeypatch.context() as patch:
-            patch.setattr(inference, "evaluate_predictions", lambda *arguments: 1 / 0)
+            patch.setattr(inference, "evaluate_predictions", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(*keys, name="parts")
         assert is_same(train(*keys, name="parts", resume=True), whole)
