@@ -18,7 +18,7 @@ from scratch_det.data.coco import CocoDataset, flip_indices_of, inspect_coco, re
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.transforms import flip, resize
 from scratch_det.errors import DataError
-from scratch_det.evaluation.coco import evaluate_predictions
+from scratch_det.evaluation.average_precision import evaluate_predictions
 
 BOTH = [pytest.param(name, marks=pytest.mark.detectron2 if name == "detectron2" else ()) for name in backends.BACKENDS]
 SIGMAS = ("TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1, 0.1]")

@@ -22,7 +22,7 @@ from scratch_det.engine.plan import Plan, Request
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State
 from scratch_det.errors import UserError
-from scratch_det.evaluation.coco import format_table
+from scratch_det.evaluation.metrics import format_table
 from scratch_det.log import logger
 from scratch_det.weights.load import load_weights, to_cascade
 from scratch_det.weights.locate import find_checkpoint

@@ -38,8 +38,7 @@ from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_e
 from scratch_det.engine.state import TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
-from scratch_det.evaluation.coco import format_per_class, to_json_numbers
-from scratch_det.evaluation.metrics import main_score
+from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
 from scratch_det.files import sha256_of, weights_sha256
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.visualization.curves import draw_curves

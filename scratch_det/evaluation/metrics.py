@@ -1,19 +1,28 @@
-"""The one list of metrics: tables, curves, boards, reports and the choice of model_best.pth derive from ``METRICS``.
+"""The one list of metrics, METRICS, and tables of their values.
 
-The name of a metric is ``task/score``, as in metrics.json; the first one of a task is its main metric. To add an AP,
-add a line; to add another kind of number, also compute it in the function that returns the task's scores.
-Imports neither torch nor matplotlib.
+Curves, boards, reports and the choice of model_best.pth read it too. The name of a metric is ``task/score``, as in
+metrics.json; the first one of a task is its main metric. To add an AP, add a line; to add another kind of number, also
+compute it in the function that returns the task's scores. Imports neither torch nor matplotlib.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 from fvcore.common.config import CfgNode
+
+from scratch_det.tables import markdown
+
+Metrics = dict[str, dict[str, float]]  # task -> score -> value
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, with brown instead of their yellow: it is darker.
 BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN, BLACK = COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black",
 )  # fmt: skip
 TTA = "_TTA"  # ends the names of tasks that are evaluated with test-time augmentation
+CLASSES_PER_ROW = 3  # in the table of AP per class
 
 
 @dataclass(frozen=True)
@@ -96,3 +105,40 @@ def detection_tasks(cfg: CfgNode) -> list[str]:
     """The tasks that the model of ``cfg`` is evaluated on."""
     heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
     return [task for task, is_on in heads.items() if is_on]
+
+
+def format_table(metrics: Metrics) -> str:
+    """A Markdown table: one row per task, its METRICS in percent with one decimal, '-' for nan or absent."""
+    names = (name.partition("/") for name in METRICS)
+    columns = list(dict.fromkeys(score for task, _, score in names if task != "classification"))
+    rows = [[task, *(_cell(values.get(name)) for name in columns)] for task, values in metrics.items()]
+    return markdown(["task", *columns], rows, align=["left"] + ["right"] * len(columns))
+
+
+def format_per_class(metrics: Metrics) -> str:
+    """A Markdown table of AP per class (one column per task), CLASSES_PER_ROW side by side, read downwards.
+
+    An empty string for a single class, where the per-class AP is the AP.
+    """
+    names = [key for key in next(iter(metrics.values()), {}) if key.startswith("AP-")]
+    if not names:
+        return ""
+    cells = [[name[3:], *(_cell(values.get(name)) for values in metrics.values())] for name in names]
+    side_by_side = min(CLASSES_PER_ROW, len(cells))
+    height = math.ceil(len(cells) / side_by_side)
+    cells += [[""] * (1 + len(metrics))] * (side_by_side * height - len(cells))
+    rows = [list(chain.from_iterable(cells[start::height])) for start in range(height)]
+    align = (["left"] + ["right"] * len(metrics)) * side_by_side
+    return markdown(["class", *metrics] * side_by_side, rows, align)
+
+
+def _cell(value: float | None) -> str:
+    """One decimal, or '-' for nan and for None, its form in JSON."""
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def to_json_numbers(metrics: Any) -> Any:
+    """The same nested mapping with None for nan and infinities, which ``json.dump(..., allow_nan=False)`` accepts."""
+    if isinstance(metrics, Mapping):
+        return {name: to_json_numbers(value) for name, value in metrics.items()}
+    return None if isinstance(metrics, float) and not math.isfinite(metrics) else metrics

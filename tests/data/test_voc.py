@@ -20,7 +20,7 @@ from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
 from scratch_det.data.subsets import make_subsets
 from scratch_det.data.voc import CLASSES, NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import DataError
-from scratch_det.evaluation.voc import evaluate_voc
+from scratch_det.evaluation.average_precision import evaluate_voc
 from scratch_det.study.experiments import of_place
 
 WIDTH, HEIGHT = 96, 64

@@ -1,6 +1,7 @@
 """The one list of metrics: a line more, and it is evaluated, written, tabulated, drawn, and offered to a search."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,18 @@ from matplotlib.figure import Figure
 
 from scratch_det.config import load_config
 from scratch_det.errors import ConfigError
-from scratch_det.evaluation.coco import format_table
-from scratch_det.evaluation.metrics import METRICS, Metric, all_metrics, main_metrics, main_score, metrics_of
+from scratch_det.evaluation.average_precision import evaluate_predictions
+from scratch_det.evaluation.metrics import (
+    METRICS,
+    Metric,
+    all_metrics,
+    format_per_class,
+    format_table,
+    main_metrics,
+    main_score,
+    metrics_of,
+    to_json_numbers,
+)
 from scratch_det.study.search import _check_metric
 from scratch_det.visualization.curves import draw_scores, read_series
 
@@ -39,8 +50,6 @@ def test_a_new_metric_is_everywhere(train, toy_recipe: Path, monkeypatch: pytest
 
 def test_values_of_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AP at one threshold of one size range: a box of IoU 0.92 with a medium object."""
-    from scratch_det.evaluation.coco import evaluate_predictions
-
     monkeypatch.setitem(METRICS, "bbox/AP90m", Metric("box", iou=0.9, area="medium"))
     monkeypatch.setitem(METRICS, "bbox/AP95m", Metric("box", iou=0.95, area="medium"))
     monkeypatch.setitem(METRICS, "bbox/AP90l", Metric("box", iou=0.9, area="large"))
@@ -65,3 +74,18 @@ def test_names() -> None:
     augmented = all_metrics()["segm_TTA/AP50"]
     assert (augmented.label, augmented.marker, augmented.iou) == ("mask AP50, test aug", "*", 0.5)
     assert (METRICS["bbox/AP"].axis, Metric("images", percent=False).axis) == ("box AP (%)", "images")
+
+
+def test_tables() -> None:
+    metrics = {"bbox": {"AP": 37.44, "APs": math.nan} | {f"AP-c{i}": float(i) for i in range(5)}}
+    header, rule, row = format_table(metrics).splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["bbox", "37.4", "-", "-", "-", "-", "-"]
+    assert len(header) == len(rule) == len(row)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_per_class(metrics).splitlines()]
+    assert lines[0] == ["class", "bbox"] * 3
+    assert lines[2:] == [["c0", "0.0", "c2", "2.0", "c4", "4.0"], ["c1", "1.0", "c3", "3.0", "", ""]]
+
+
+def test_json_numbers_are_strict() -> None:
+    numbers = to_json_numbers({"bbox": {"AP": np.float64(1.5), "APs": math.nan}, "n": 3, "time": math.inf})
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == {"bbox": {"AP": 1.5, "APs": None}, "n": 3, "time": None}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from scratch_det.data.catalog import VOC_AP
-from scratch_det.evaluation.coco import evaluate_predictions
-from scratch_det.evaluation.voc import CURVES, area, eleven_points, evaluate_voc
+from scratch_det.evaluation.average_precision import CURVES, evaluate_predictions, evaluate_voc, voc_11point, voc_area
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 A, B, C, D = ((100.0 * i, 0.0, 50.0, 50.0) for i in range(4))
@@ -119,5 +118,5 @@ class TestAp:
     def test_curves(self) -> None:
         """Recall 0.2, 0.2, 0.4, 0.4, 0.6 at precision 1, 1/2, 2/3, 1/2, 3/5: below the envelope 1, 2/3, 3/5."""
         recall, precision = np.array([0.2, 0.2, 0.4, 0.4, 0.6]), np.array([1, 1 / 2, 2 / 3, 1 / 2, 3 / 5])
-        assert area(recall, precision) == pytest.approx(0.2 * (1 + 2 / 3 + 3 / 5))
-        assert eleven_points(recall, precision) == pytest.approx((3 * 1 + 2 * 2 / 3 + 2 * 3 / 5) / 11)
+        assert voc_area(recall, precision) == pytest.approx(0.2 * (1 + 2 / 3 + 3 / 5))
+        assert voc_11point(recall, precision) == pytest.approx((3 * 1 + 2 * 2 / 3 + 2 * 3 / 5) / 11)

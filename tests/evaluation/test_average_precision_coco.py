@@ -14,15 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratch_det.errors import DataError
-from scratch_det.evaluation.coco import (
-    evaluate_predictions,
-    explain_low_ap,
-    format_per_class,
-    format_table,
-    load_truth,
-    run_cocoeval,
-    to_json_numbers,
-)
+from scratch_det.evaluation.average_precision import evaluate_predictions, explain_low_ap, load_truth, run_cocoeval
+from scratch_det.evaluation.metrics import format_per_class, format_table
 
 
 def pycocotools_eval(path: Path, results: list[dict], task: str) -> COCOeval:
@@ -298,21 +291,6 @@ def test_missing_masks_are_refused(tmp_path):
 def test_unknown_iou_type_is_refused(truth_file):
     with pytest.raises(DataError, match="unknown iou type 'box'"):
         evaluate_predictions(truth_file, [], ("box",))
-
-
-def test_tables():
-    metrics = {"bbox": {"AP": 37.44, "APs": math.nan} | {f"AP-c{i}": float(i) for i in range(5)}}
-    header, rule, row = format_table(metrics).splitlines()
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["bbox", "37.4", "-", "-", "-", "-", "-"]
-    assert len(header) == len(rule) == len(row)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_per_class(metrics).splitlines()]
-    assert lines[0] == ["class", "bbox"] * 3
-    assert lines[2:] == [["c0", "0.0", "c2", "2.0", "c4", "4.0"], ["c1", "1.0", "c3", "3.0", "", ""]]
-
-
-def test_json_numbers_are_strict():
-    numbers = to_json_numbers({"bbox": {"AP": np.float64(1.5), "APs": math.nan}, "n": 3, "time": math.inf})
-    assert json.loads(json.dumps(numbers, allow_nan=False)) == {"bbox": {"AP": 1.5, "APs": None}, "n": 3, "time": None}
 
 
 def corners(result: dict) -> dict:

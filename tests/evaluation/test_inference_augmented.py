@@ -16,7 +16,7 @@ from samples import boxes_of, sample
 from scratch_det import backends
 from scratch_det.config import check_config, load_config
 from scratch_det.errors import ConfigError
-from scratch_det.evaluation.tta import merge, predict_augmented, relative_cost, views_of
+from scratch_det.evaluation.inference import merge, predict_augmented, relative_cost, views_of
 from scratch_det.modeling.ops import decode_keypoints
 
 SMALL = Path(__file__).parents[2] / "configs/Digits/quickstart.yaml"
