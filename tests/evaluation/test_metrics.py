@@ -34,7 +34,7 @@ def test_a_new_metric_is_everywhere(train, toy_recipe: Path, monkeypatch: pytest
     assert metrics["bbox"]["AP90"] <= metrics["bbox"]["AP50"]
     assert "AP90" not in metrics["segm"]
     series = read_series(folder / "metrics.json", 2)
-    assert series["bbox/AP90"][1].tolist() == [metrics["bbox"]["AP90"]]
+    assert [value for _, value in series["bbox/AP90"]] == [metrics["bbox"]["AP90"]]
     header, _, box, mask = [line.split() for line in format_table(metrics).splitlines()]
     column = header.index("AP90")
     assert (box[column], mask[column]) == (f"{metrics['bbox']['AP90']:.1f}", "-")
