@@ -32,7 +32,6 @@ TITLES = {
     own.PLACE: "All runs",
     "control": "A branch beside the same run trained on its own",
 }
-EQUAL = {True: "equal", False: "not equal"}
 LONGEST_ERROR = 200  # characters
 BY_MODEL = ("table1", "table2")  # tables with a row for each model and initialisation
 NOTES = {  # below a table with this text in one of its numbers
@@ -46,8 +45,6 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "†": r"$^{\dagger}$"}
 )
-
-Records = Mapping[str, Record]  # by the run's name
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Cell:
         if not with_paper or (ours == "-" and self.expected is None):
             return ours
         paper = "-" if self.expected is None else f"{self.expected:.1f}"
-        difference = "-" if self.expected is None or not values else signed(mean(values) - self.expected)
+        difference = "-" if self.expected is None or not values else _signed(mean(values) - self.expected)
         return f"{paper} / {ours} / {difference}"
 
 
@@ -132,12 +129,12 @@ def model_of(name: str) -> str:
     return "".join(found.groups()) if found else ""
 
 
-def signed(difference: float) -> str:
+def _signed(difference: float) -> str:
     return f"{round(difference, 1) + 0.0:+.1f}"  # never -0.0
 
 
-def _table(place: str, records: Sequence[Record], known: Records) -> Table:
-    """The table of a place from the ``records`` of its runs; ``known`` has those that they rest on too."""
+def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -> Table:
+    """The table of a place from the ``records`` of its runs; ``known`` has those that they rest on too, by name."""
     kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
     title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + ", on digits" * is_digits
     searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
@@ -155,17 +152,14 @@ def _table(place: str, records: Sequence[Record], known: Records) -> Table:
     with_paper = any(cell.expected is not None for cell in cells)
     counts = {len(cell.values) for cell in cells if len(cell.values) > 1}
     rows = [(label, *(cell.text(with_paper, len(counts) > 1) for cell in row)) for label, row in grid.items()]
-    if is_digits and kind in BY_MODEL:
-        # Other data: only the difference between the initialisations compares with the paper's.
-        gap = _gap(grid[f"R18, {SCRATCH}"], grid[f"R18, {PRETRAINED}"])
+    inits = {one.run.init: _label(kind, one.run, shown) for one in shown if one.run.kind != PRETRAIN}
+    if kind in (*BY_MODEL, own.PLACE) and len(grid) == len(inits) == 2:
+        rows.append(_gap(grid[inits[SCRATCH]], grid[inits[PRETRAINED]]))
+    if kind in BY_MODEL and is_digits:  # other data: only the difference between the initialisations compares
         _, paper = _grid(kind, [Record(run, READY) for run in of_place(kind)], {})
         pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
-        papers = [signed(a.expected - b.expected) for a, b in pairs if a.expected and b.expected]
-        rows += [gap, (f"{gap[0]}, R50 in the paper", *papers)]
-    if kind == own.PLACE:
-        labels = {one.run.shown: one.run.init for one in shown if one.run.kind != PRETRAIN}
-        if sorted(labels.values()) == [PRETRAINED, SCRATCH]:
-            rows.append(_gap(*(grid[label] for label in sorted(labels, key=lambda label: labels[label] != SCRATCH))))
+        papers = [_signed(a.expected - b.expected) for a, b in pairs if a.expected and b.expected]
+        rows.append((f"{rows[-1][0]}, R50 in the paper", *papers))
     text = "".join(cell for row in rows for cell in row[1:])
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
@@ -173,13 +167,15 @@ def _table(place: str, records: Sequence[Record], known: Records) -> Table:
     return Table(kind, title, header, tuple(rows), (*notes, *said))
 
 
-def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[str, ...], dict[str, list[Cell]]]:
+def _grid(
+    kind: str, records: Sequence[Record], known: Mapping[str, Record]
+) -> tuple[tuple[str, ...], dict[str, list[Cell]]]:
     """Header and rows by label; columns are schedules in Table 1, metrics elsewhere."""
     rows: dict[str, list[Record]] = {}
     for one in records:
         rows.setdefault(_label(kind, one.run, records), []).append(one)
-    roots = [_root(one, known) for one in records if one.state == FINISHED]
-    shared = {root for root in roots if roots.count(root) > 1}
+    roots = {one.run.name: _root(one, known) for one in records if one.state == FINISHED}
+    shared = {name for name, root in roots.items() if [*roots.values()].count(root) > 1}
     if kind == "table1":
         columns = [(f"{k}x", BOX, k) for k in sorted({one.run.k for one in records})]
     else:
@@ -190,7 +186,7 @@ def _grid(kind: str, records: Sequence[Record], known: Records) -> tuple[tuple[s
             metrics = metrics or [TOP1 if any(one.run.kind == PRETRAIN for one in records) else BOX]
         columns = [(METRICS[metric].label, metric, -1) for metric in metrics]
     return ("", *(label for label, _, _ in columns)), {
-        label: [_cell([one for one in row if k in (-1, one.run.k)], metric, shared, known) for _, metric, k in columns]
+        label: [_cell([one for one in row if k in (-1, one.run.k)], metric, shared) for _, metric, k in columns]
         for label, row in rows.items()
     }
 
@@ -207,8 +203,8 @@ def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
     return run.shown if is_one else f"{run.shown} ({names[run.name]})"
 
 
-def _cell(records: Sequence[Record], metric: str, shared: Set[str], known: Records) -> Cell:
-    """``shared``: the runs whose first iterations are those of several runs of the table."""
+def _cell(records: Sequence[Record], metric: str, shared: Set[str] = frozenset()) -> Cell:
+    """``shared``: the finished runs that rest on the same first iterations as others of the table."""
     values, expected, unfinished = [], None, ""
     for one in records:
         name = metric.replace("/", f"{TTA}/") if one.run.kind == EVALUATE else metric
@@ -219,11 +215,10 @@ def _cell(records: Sequence[Record], metric: str, shared: Set[str], known: Recor
             iteration, value = one.curves[name][-1]
             unfinished = f"({value:.1f} at {iteration:,} of {one.run.iterations:,})"
     status = "failed" if any(one.state == FAILED for one in records) else unfinished or "-"
-    mark = "†" if any(one.state == FINISHED and _root(one, known) in shared for one in records) else ""
-    return Cell(values, expected, status, mark)
+    return Cell(values, expected, status, "†" if any(one.run.name in shared for one in records) else "")
 
 
-def _root(record: Record, known: Records) -> str:
+def _root(record: Record, known: Mapping[str, Record]) -> str:
     """The run whose first iterations a record rests on."""
     run = record.run
     if run.evaluates:
@@ -235,7 +230,7 @@ def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]
     """The difference of two rows' means, with its standard error where both have several seeds."""
     texts = []
     for ours, theirs in ((a.values, b.values) for a, b in zip(scratch, pretrained, strict=True)):
-        text = signed(mean(ours) - mean(theirs)) if ours and theirs else "-"
+        text = _signed(mean(ours) - mean(theirs)) if ours and theirs else "-"
         if min(len(ours), len(theirs)) > 1:
             text += f" ± {math.sqrt(variance(ours) / len(ours) + variance(theirs) / len(theirs)):.1f}"
         texts.append(text)
@@ -247,19 +242,19 @@ def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str
     apart = next(one for one in records if one.run.recipe)
     pair = (next(one for one in records if one.run.name == apart.run.recipe), apart)
     if any(one.state != FINISHED for one in pair):
-        return [(BOX, *(_cell([one], BOX, set(), {}).text() for one in pair), "not finished")], []
-    ours, theirs = ({name: f"{value:.{DECIMALS}f}" for name, value in one.metrics.items()} for one in pair)
+        return [(BOX, *(_cell([one], BOX).text() for one in pair), "not finished")], []
+    equal = ("not equal", "equal")
+    a, b = ({name: f"{value:.{DECIMALS}f}" for name, value in one.metrics.items()} for one in pair)
+    rows = [(name, a.get(name, "-"), b.get(name, "-"), equal[a.get(name) == b.get(name)]) for name in sorted(a | b)]
     points, others = (
         {(name, at, f"{value:.{DECIMALS}f}") for name, curve in one.curves.items() for at, value in curve}
         for one in pair
     )
-    rows: list[tuple[str, ...]] = []
-    for name in sorted({*ours, *theirs}):
-        rows.append((name, ours.get(name, "-"), theirs.get(name, "-"), EQUAL[ours.get(name) == theirs.get(name)]))
     rows.append(("points of the curves", f"{len(points):,}", f"{len(others):,}", f"{len(points & others):,} equal"))
-    a, b = (one.weights_sha256 for one in pair)
-    rows.append(("final weights, SHA-256", a[:12] or "-", b[:12] or "-", EQUAL[a == b] if a and b else "-"))
-    verdict = "equal" if ours == theirs and points == others else "NOT equal"
+    ours, theirs = (one.weights_sha256 for one in pair)
+    same = equal[ours == theirs] if ours and theirs else "-"
+    rows.append(("final weights, SHA-256", ours[:12] or "-", theirs[:12] or "-", same))
+    verdict = "equal" if a == b and points == others else "NOT equal"
     return rows, [f"All numbers are {verdict} to the last of the {DECIMALS} decimals that are stored."]
 
 
