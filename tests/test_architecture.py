@@ -32,7 +32,7 @@ WITHOUT_TORCH = (
     "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco", "data.coco_checks",
     "data.voc", "backends", "backends.keys", "weights.locate", "engine.run_dir",
     "engine.datasets", "engine.plan", "engine.check", "engine.command",
-    "study.commands", "study.search", "study.report.documents", "study.report.page",
+    "study.commands", "study.search", "study.report", "study.report.page",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scratch_det.command_line import ToolParser
 from scratch_det.errors import exit_on_user_error
-from scratch_det.study.report.documents import render
+from scratch_det.study.report import render
 
 
 def main() -> None:

@@ -248,7 +248,7 @@ def status_text(records: Sequence[Record], study: Study) -> str:
 
 
 def report(experiment: str, out: Path, results: Path | None) -> None:
-    from scratch_det.study.report.write import write_report  # matplotlib takes longer than a plan
+    from scratch_det.study.report import write_report  # matplotlib takes longer than a plan
 
     study = study_in(out)
     study.check_folders()

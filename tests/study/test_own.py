@@ -13,7 +13,7 @@ from scratch_det.study import own
 from scratch_det.study.commands import folder_of, plan_text
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import load
-from scratch_det.study.report.write import write_report
+from scratch_det.study.report import write_report
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN
 from scratch_det.study.study import Study, disagreements, study_in
 

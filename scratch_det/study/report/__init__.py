@@ -1,0 +1,319 @@
+"""What is written from the records of a study: its report, its results folder, and the tables of this repository.
+
+The report is in DIR/report/, that of a part of the study in DIR/report/PART/: tables, figures, one page. It depends
+only on the run folders: it is the same, byte for byte, however often the study was interrupted, and whatever was
+reported before.
+
+With --results, a study is also kept as data in a folder such as results/digits: runs.csv, curves.csv, and study.json
+about how they were made: commands, versions, data and time, without paths of this machine. A study may be made in
+parts, on several machines or at several times: runs that got further in the folder are kept.
+
+Tables of results/ stand in README.md and docs/*.md, each between two lines that name its experiment:
+
+<!-- results digits/table1 -->
+<!-- end -->
+
+docs/digits/ has the figures of results/digits/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of
+each figure. Remove SOURCE to draw them anew from the same numbers, such as with another style.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from scratch_det.errors import DataError, UserError
+from scratch_det.files import sha256_of, write_atomically
+from scratch_det.log import say_now
+from scratch_det.study import records as stored
+from scratch_det.study.experiments import jobs_of, of_place
+from scratch_det.study.records import CURVES, FINISHED, RESTORE, RUNS, Record, read_json
+from scratch_det.study.report.figures import FIGURES, draw, figures_of
+from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
+from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown, has_something_to_show, tables_of
+from scratch_det.study.run import ROOT, SEARCH, TOOLS
+from scratch_det.study.study import DESCRIPTION, LOCK, Study
+
+Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
+MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
+
+
+def write_report(study: Study, experiment: str, results: Path | None = None) -> list[Path]:
+    """Write the report of ``experiment``, all of ``study`` or a part of it, and ``results``; returns the files.
+
+    Raises UserError, before anything is written, when the study has no such runs, when none of them has anything to
+    show, or when ``results`` is another experiment's or of other data; DataError for damaged files.
+    """
+    earlier = read_results(results, experiment) if results else ({}, {})
+    runs = of_place(experiment)  # and those that they need:
+    shown, names = {run.name for run in runs}, {job.name for job in jobs_of(runs)}
+    if names - {job.name for job in study.jobs}:
+        raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
+    known = [one for one in stored.survey(study.jobs, study.out, {}) if one.run.name in names]
+    records = [_anywhere(one, study.out) for one in stored.collect(known, study.out)]
+    if not any(one.run.name in shown and has_something_to_show(one) for one in records):
+        raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
+    report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
+    for folder in filter(None, (report, results)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{error.strerror}; move away what is there, or name another"
+            raise UserError(f"{folder} cannot be used: {reason}") from None
+    data = write_results(records, earlier, study, experiment, results) if results else ()
+    tables, page = tables_of(experiment, records), report / "index.html"
+    files = {report / f"{table.name}.{suffix}": text(table) for table in tables for suffix, text in FORMATS.items()}
+    for path, content in files.items():
+        write_atomically(path, content)
+    drawn = draw(figures_of(experiment, records), report)
+    figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
+    write_page(page, f"{experiment}: report", tables, records, figures, read_runs(records, study.out, page))
+    # What an earlier report of other runs left, but no files with other names.
+    named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
+    old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
+    for path in {*old, *_figures_in(report)} - {*files, *drawn}:
+        path.unlink(missing_ok=True)
+    return [page, *files, *drawn, *data]
+
+
+def _anywhere(record: Record, out: Path) -> Record:
+    """Without what differs between machines and starts of a study: which runs have a process, and where folders are."""
+    error = record.error
+    for folder in (out.resolve(), out, ROOT, Path.home()):
+        if folder.parts:  # Path(".") has none
+            error = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", error)
+    return replace(record, error=error, state=stored.UNFINISHED if record.state == stored.INTERRUPTED else record.state)
+
+
+# Results folders -------------------------------------------------------------------------------------------------
+
+
+def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made]:
+    """Records by the run's name, and how each was made; nothing where the folder is new.
+
+    Raises UserError when it is no results folder of ``experiment``, DataError when its files are missing or damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--results {folder} is a file; name a folder")
+    if any((parent / LOCK).exists() for parent in (folder.resolve(), *folder.resolve().parents)):
+        raise UserError(f"--results {folder} is in a study's folder; name another for the numbers")
+    path = folder / DESCRIPTION
+    if not path.exists():
+        if there := [name for name in (RUNS, CURVES) if (folder / name).exists()]:
+            raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
+        return {}, {}
+    content = read_json(path, fix=RESTORE)
+    if (other := content.get("experiment")) != experiment:
+        raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
+    records = {one.run.name: one for one in stored.load(folder, of_place(experiment))}
+    begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
+    try:
+        environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
+        made = {
+            name: {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
+            for name, about in content["runs"].items()
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        made = {}
+    if begun - made.keys() or not {"environments", "runs"} <= content.keys():
+        raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
+    require_unedited(folder)
+    return records, made
+
+
+def write_results(
+    records: Sequence[Record], earlier: tuple[Mapping[str, Record], Made], study: Study, experiment: str, folder: Path
+) -> list[Path]:
+    """Write ``records`` of ``study``, or those of ``read_results`` that got ``earlier`` further; returns the files.
+
+    Raises UserError when some were made with other data than others.
+    """
+    kept = kept_of(records, earlier[0], folder)
+    records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
+    made = {
+        one.run.name: earlier[1][one.run.name] if one.run.name in kept else made_by(one, study)
+        for one in records
+        if one.iteration or one.state == FINISHED
+    }
+    datasets: dict[str, Any] = {}
+    for name, about in (pair for one in made.values() for pair in one["environment"]["datasets"].items()):
+        if datasets.setdefault(name, about) != about:
+            raise UserError(
+                f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, {about}; "
+                "name another folder"
+            )
+    stored.save(records, folder)
+    content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
+    write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    return [folder / name for name in (RUNS, CURVES, DESCRIPTION)]
+
+
+def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
+    """The runs that got further ``earlier``; ``records`` are in an order in which each comes after what it needs.
+
+    A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
+    rest on, or where that run has ended with the same weights or values here.
+    """
+    now, then = (
+        {name: (one.weights_sha256, one.found) for name, one in some.items() if one.weights_sha256 or one.found}
+        for some in ({one.run.name: one for one in records}, earlier)
+    )
+    same, kept = {name for name, end in now.items() if then.get(name) == end}, set[str]()
+    for one in records:
+        run, there = one.run, earlier.get(one.run.name, one)
+        if (there.state == FINISHED, there.iteration) <= (one.state == FINISHED, one.iteration):
+            continue
+        needed = [run.trunk if there.start else None, run.evaluates, run.found_by]
+        if changed := [name for name in needed if name and name not in kept | same]:
+            say_now(f"{folder}: {run.name} is not kept, as it rests on another {changed[0]} than this one")
+        else:
+            kept.add(run.name)
+    return kept
+
+
+def require_unedited(folder: Path) -> None:
+    """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
+    path = folder / DESCRIPTION
+    if path.exists() and read_json(path, fix=RESTORE).get("sha256") != _digests(folder):
+        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / name) for name in (RUNS, CURVES)}
+
+
+def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
+    """How much was trained, and how each run was made; equal environments are listed once.
+
+    Iterations include those of unfinished runs. A cascade that goes on from another run saves nothing: it always does.
+    ``run_hours`` is the sum over the runs: run folders do not tell which of them ran at the same time.
+    """
+    environments = _different([about["environment"] for about in made.values()])
+    return {
+        "iterations": sum(one.iterations_done for one in records),
+        "iterations_saved_by_sharing": sum(one.start for one in records if one.iteration and not one.run.is_switch),
+        "run_hours": round(sum(about["seconds"] for about in made.values()) / 3600, 2),
+        "environments": environments,
+        "runs": {name: {**one, "environment": environments.index(one["environment"])} for name, one in made.items()},
+    }
+
+
+def made_by(record: Record, study: Study) -> dict[str, Any]:
+    """Command, seconds and environment of a run; of a search of all of its trainings."""
+    job = next(job for job in study.jobs if job.name == record.run.name)
+    command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
+    whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
+    whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
+    folder = study.out / job.name
+    folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
+    found = [load_environment(path) for one in folders if (path := one / "environment.json").exists()]
+    checkouts = [content["git"] for content in found if content["git"]]
+
+    def common(values: Sequence[Any]) -> Any:  # where all agree, else a list of the different ones
+        return different[0] if len(different := _different(values)) == 1 else different
+
+    return {
+        "command": shlex.join(command).replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", ""),
+        "seconds": round(sum(own_seconds(one, job.start) for one in folders), 1),
+        "environment": {
+            "study": threads + shlex.join(whole),
+            **{key: common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
+            "commit": common([git["commit"] for git in checkouts]),
+            "changed": any(git.get("diff") for git in checkouts),
+            "datasets": {name: about for content in found for name, about in content["datasets"].items()},
+        },
+    }
+
+
+def own_seconds(folder: Path, start: int) -> float:
+    """Seconds of a finished training after iteration ``start``, where it branched off.
+
+    A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
+    """
+    seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
+    rows = [row for row in stored.read_rows(folder / "metrics.json") if row.get("time") and "iteration" in row]
+    ends = [0, *(row["iteration"] + 1 for row in rows)]
+    spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
+    if not (start and spent):
+        return seconds
+    return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    return [value for number, value in enumerate(values) if value not in values[:number]]
+
+
+# Documents of this repository ------------------------------------------------------------------------------------
+
+
+def render(root: Path, check: bool = False) -> list[Path]:
+    """Bring the documents of the repository in ``root`` up to date, unless ``check``; returns those that were not.
+
+    Raises UserError, before anything is written, when a marker names no experiment or has no end, or when there are no
+    results for it or they were edited.
+    """
+
+    @cache
+    def records_of(name: str) -> list[Record]:
+        records = stored.load(root / "results" / name)
+        require_unedited(root / "results" / name)
+        return records
+
+    contents = {path: path.read_text() for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]}
+    rendered = {path: rendered_text(text, path, records_of) for path, text in contents.items()}
+    stale = [path for path, text in contents.items() if text != rendered[path]]
+    for path in stale if not check else ():
+        write_atomically(path, rendered[path])
+    for name in WHOLES:
+        results, folder = root / "results" / name, root / "docs" / name
+        source = folder / "SOURCE"
+        if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, folder)):
+            continue
+        stale.append(source)
+        if not check:
+            figures = figures_of(name, records_of(name))
+            for old in _figures_in(folder):
+                old.unlink()
+            draw(figures, folder)
+            write_atomically(source, _source(results, folder))
+    return stale
+
+
+def rendered_text(text: str, path: Path, records_of: Callable[[str], list[Record]]) -> str:
+    """The text of ``path`` with the tables that its markers name."""
+    parts, done, markers = [], 0, list(MARKER.finditer(text))
+    for begin, end in zip_longest(markers[::2], markers[1::2]):
+        where = f"{path}:{len(text[: begin.start()].splitlines()) + 1}"
+        if begin["experiment"] is None:
+            raise UserError(f"{where}: nothing begins before this end")
+        if end is None or end["experiment"] is not None:
+            raise UserError(f"{where}: no <!-- end --> follows")
+        try:
+            experiment = begin["experiment"].strip()
+            is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
+            tables = tables_of(experiment, records_of("digits" if is_digits else "paper"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        parts += [text[done : begin.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
+        done = end.start()
+    return "".join([*parts, text[done:]])
+
+
+def _source(results: Path, folder: Path) -> str:
+    """What SOURCE has to be: a line of digest and name for the numbers and for each figure."""
+    numbers = hashlib.sha256(b"".join((results / name).read_bytes() for name in (RUNS, CURVES))).hexdigest()
+    digests = {"numbers": numbers, **{path.name: sha256_of(path) for path in _figures_in(folder)}}
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+
+def _figures_in(folder: Path) -> list[Path]:
+    """The files in ``folder`` that ``draw`` may have written."""
+    paths = [folder / f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")]
+    return [path for path in paths if path.exists()]

@@ -245,7 +245,9 @@ def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str
         return [(BOX, *(_cell([one], BOX).text() for one in pair), "not finished")], []
     equal = ("not equal", "equal")
     a, b = ({name: f"{value:.{DECIMALS}f}" for name, value in one.metrics.items()} for one in pair)
-    rows = [(name, a.get(name, "-"), b.get(name, "-"), equal[a.get(name) == b.get(name)]) for name in sorted(a | b)]
+    rows: list[tuple[str, ...]] = [
+        (name, a.get(name, "-"), b.get(name, "-"), equal[a.get(name) == b.get(name)]) for name in sorted(a | b)
+    ]
     points, others = (
         {(name, at, f"{value:.{DECIMALS}f}") for name, curve in one.curves.items() for at, value in curve}
         for one in pair
