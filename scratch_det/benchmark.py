@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
@@ -35,8 +34,7 @@ WARMUP = 3  # pairs
 BATCHES = 20  # loaded before the loop is timed beside its bare work
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Seconds of both ways, pair by pair."""
 
     first: list[float]
@@ -57,7 +55,7 @@ class Pairs:
 
 
 def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Pairs:
-    """Call both ``pairs`` times, taking turns in who begins; WARMUP pairs before do not count."""
+    """Call both ``pairs`` times, taking turns in which one begins; WARMUP pairs before do not count."""
     times: tuple[list[float], list[float]] = [], []
     for number in range(-WARMUP, pairs):
         for which in (0, 1) if number % 2 else (1, 0):
@@ -141,7 +139,8 @@ def bare(trainer: Trainer, batch: list[Sample]) -> None:
         torch.cuda.synchronize()
 
 
-Gate = Callable[[Iterable[Any]], Iterator[Any]]
+Gate = Callable[[Iterable[Any]], Iterator[Any]]  # passes batches on
+Loop = Callable[[Gate], object]  # passes its batches through the gate
 
 
 class Stepwise:
@@ -150,18 +149,15 @@ class Stepwise:
     Loading counts as part of the iteration that it is for.
     """
 
-    def __init__(self, loop: Callable[[Gate], object]):
+    def __init__(self, loop: Loop):
         self.may_go, self.has_come = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
         threading.Thread(target=self._run, args=(loop,), daemon=True).start()
-        self._wait()
+        self.step()  # up to the first wish for data
 
     def step(self) -> None:
         """One iteration; raises what the loop raised."""
         self.may_go.release()
-        self._wait()
-
-    def _wait(self) -> None:
         self.has_come.acquire()
         if self.error:
             raise self.error
@@ -175,7 +171,8 @@ class Stepwise:
             self.may_go.acquire()
             yield next(source)
 
-    def _run(self, loop: Callable[[Gate], object]) -> None:
+    def _run(self, loop: Loop) -> None:
+        self.may_go.acquire()
         try:
             loop(self._gate)
             self.error = RuntimeError("the loop has ended")
@@ -208,19 +205,15 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
             cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
             ids = (dataset.image_id(position) for position in itertools.count())
-            loops: list[Callable[[Gate], object]] = [
-                lambda gate: train(trainer, dataset, gate),
-                lambda gate: train_plainly(cfg, other.state.model, path, ids, gate),
-            ]
+
+            def our_loop(gate: Gate) -> None:  # without checkpoints and evaluations
+                batches = gate(training_batches(dataset, cfg, 0))
+                for iteration in itertools.count():
+                    trainer.run_iteration(iteration, batches)
+
+            loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, other.state.model, path, ids, gate)]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)
             return time_pairs(ours.step, theirs.step, pairs)
 
     return in_both_orders(time_half, pairs)
-
-
-def train(trainer: Trainer, dataset: TrainingSet, gate: Gate) -> None:
-    """The iterations of a training, without checkpoints and evaluations."""
-    batches = gate(training_batches(dataset, trainer.cfg, 0))
-    for iteration in range(trainer.cfg.SOLVER.MAX_ITER):
-        trainer.run_iteration(iteration, batches)

@@ -23,7 +23,7 @@ def add() -> None:
         raise UserError("projects/timm_backbones needs timm, which is not installed; pip install --editable '.[timm]'")
     PROJECT_KEYS.update(KEYS)
     BACKBONES["timm"] = Choice("timm_backbones.bottom_up:TimmBottomUp", rule=timm_keys)
-    OPTIMIZERS["AdamW"] = Choice("timm_backbones.optimizer:build_adamw", ("SOLVER.LAYER_DECAY",), adamw, moments=2)
+    OPTIMIZERS["AdamW"] = Choice("timm_backbones.bottom_up:build_adamw", ("SOLVER.LAYER_DECAY",), adamw, moments=2)
 
 
 def timm_keys(cfg: CfgNode) -> Iterator[str]:
@@ -35,7 +35,7 @@ def timm_keys(cfg: CfgNode) -> Iterator[str]:
 
 
 def adamw(cfg: CfgNode) -> Iterator[str]:
-    """On what ``timm_backbones.optimizer`` reads."""
+    """On what ``build_adamw`` reads."""
     decay, name = cfg.SOLVER.LAYER_DECAY, cfg.MODEL.BACKBONE.NAME
     if cfg.SOLVER.NESTEROV:
         yield "SOLVER.NESTEROV is True, which SOLVER.OPTIMIZER AdamW does not have; set it to False"

@@ -1,4 +1,7 @@
-"""A model of timm as a body: maps res2 ... res5 of strides 4, 8, 16 and 32."""
+"""A model of timm as bottom-up network, with maps res2 ... res5 of strides 4, 8, 16 and 32; and its optimizer.
+
+AdamW is Loshchilov & Hutter's (2019), with learning rates that fall from layer to layer towards the pixels.
+"""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -8,8 +11,10 @@ import timm
 import torch
 from fvcore.common.config import CfgNode
 from timm.models import get_arch_pretrained_cfgs, group_parameters
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from scratch_det.engine.state import parameter_groups
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.norm import NORMS, batch_norms, frozen, replace_norm
 from scratch_det.weights.read import Pixels
@@ -49,9 +54,9 @@ class TimmBottomUp(nn.Module):
         return dict(zip(self.strides, self.net(images), strict=True))
 
     def from_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's own names as this body's, without what is behind the last map.
+        """timm's own names as this network's, without the layers behind the last map.
 
-        Left out are whole layers only: the statistics of a batch norm that is GN here stay, and find no place.
+        Only whole layers are left out: the statistics of a batch norm that is GN here stay, and find no place.
         """
         with torch.device("meta"):
             whole = timm.create_model(self.name).state_dict()
@@ -77,9 +82,9 @@ def check_name(name: str) -> None:
 
 
 def arguments_of(name: str, drop_path: float) -> dict[str, Any]:
-    """What makes timm's model ``name`` one of the maps of MAPS, for images of any size.
+    """Arguments of ``timm.create_model`` with which the model ``name`` gives the maps of MAPS for images of any size.
 
-    Found with models without memory for their weights. Raises ConfigError for one that has no such maps.
+    Found with models on the meta device. Raises ConfigError for one that has no such maps.
     """
     arguments = {"features_only": True, "feature_cls": "getter", "pretrained": False}
     try:
@@ -110,7 +115,7 @@ def arguments_of(name: str, drop_path: float) -> dict[str, Any]:
 
 
 def choose_norm(net: nn.Module, norm: str, name: str) -> None:
-    """Put MODEL.TIMM.NORM in the place of every batch norm. Raises ConfigError where that cannot be or says nothing."""
+    """Replace every batch norm by MODEL.TIMM.NORM. Raises ConfigError when it cannot, or there is nothing to replace."""
     found = batch_norms(net)
     if found and not norm:
         raise ConfigError(f"MODEL.TIMM.NORM is '', but {name} has {len(found)} batch norms; set it to GN, SyncBN or BN")
@@ -131,13 +136,13 @@ def choose_norm(net: nn.Module, norm: str, name: str) -> None:
 
 
 def stages_of(net: nn.Module) -> list[list[str]]:
-    """timm's own groups of layers, stem first, as names in the body; a module stands for its parameters.
+    """timm's own groups of layers, stem first, as names in the network; a module stands for its parameters.
 
-    None where timm has not grouped them by stages.
+    Empty where timm has not grouped them by stages.
     """
     try:
         groups = group_parameters(net, net.group_matcher(coarse=True))
-    except (AttributeError, AssertionError):  # RDNet's asserts that nobody asks
+    except (AttributeError, AssertionError):  # no group_matcher, or RDNet's, which only asserts
         return []
     modules = [dict.fromkeys(layer_of(name) or name for name in groups[number]) for number in sorted(groups)]
     return [[PREFIX + name for name in stage] for stage in modules]
@@ -146,3 +151,22 @@ def stages_of(net: nn.Module) -> list[list[str]]:
 def layer_of(name: str) -> str:
     """The module that has the tensor ``name``; "" for one of the whole model's own."""
     return name.rpartition(".")[0]
+
+
+def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
+    """SOLVER.MOMENTUM is its first beta, the second is 0.999.
+
+    timm's network has timm's groups: SOLVER.LAYER_DECAY by its layers, no weight decay for vectors, nor for what the
+    model exempts (Swin's position biases). All other parameters have the groups of SGD.
+    """
+    keys = cfg.SOLVER
+    groups, done = [], set()
+    for net in (module.net.model for module in model.modules() if isinstance(module, TimmBottomUp)):
+        exempt = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+        found = param_groups_layer_decay(net, keys.WEIGHT_DECAY, exempt, layer_decay=keys.LAYER_DECAY)
+        groups += [
+            {"params": g["params"], "lr_factor": g["lr_scale"], "weight_decay": g["weight_decay"]} for g in found
+        ]
+        done.update(net.parameters())
+    groups += parameter_groups(cfg, model, without=done)
+    return torch.optim.AdamW(groups, lr=keys.BASE_LR, betas=(keys.MOMENTUM, 0.999), fused=True)

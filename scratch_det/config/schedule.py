@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from itertools import pairwise
 from pkgutil import resolve_name
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
@@ -187,22 +187,23 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
 
 
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:
-    """Lines for the log: what the recipe's files say beside this run, or one line when nothing differs.
+    """Lines for the log: keys of this run beside those of the recipe's files, or one line when none differs.
 
     before: the batch that ``recipe.cfg`` had before it was rescaled, in images.
     """
-    run, files = recipe.cfg.SOLVER, recipe.file_cfg.SOLVER
-    batch, reference = run.IMS_PER_BATCH, files.REFERENCE_WORLD_SIZE
+    files, run = flatten(recipe.file_cfg), flatten(recipe.cfg)
+    batch, reference = run["SOLVER.IMS_PER_BATCH"], files["SOLVER.REFERENCE_WORLD_SIZE"]
     shares = f"{num_processes} x {accumulate} x {batch // (num_processes * accumulate)}"
-    written, now = flatten(recipe.file_cfg), flatten(recipe.cfg)
-    if all(written[key] == now[key] for key in BATCH_KEYS):
+    if not (differing := [key for key in BATCH_KEYS if files[key] != run[key]]):
         return [
-            f"batch {batch} (processes x accumulate x images: {shares}), learning rate {run.BASE_LR:g}, "
-            f"{run.MAX_ITER:,} iterations, as in the recipe"
+            f"batch {batch} (processes x accumulate x images: {shares}), learning rate {run['SOLVER.BASE_LR']:g}, "
+            f"{run['SOLVER.MAX_ITER']:,} iterations, as in the recipe"
         ]
-    shares_before = f"{reference} x 1 x {files.IMS_PER_BATCH // reference}" if reference > 0 else "-"
-    columns = _column(recipe.file_cfg, shares_before), _column(recipe.cfg, shares)
-    lines = aligned([("", "recipe", "this run"), *zip(LABELS, *columns, strict=True)])
+    in_files = f"{reference} x 1 x {files['SOLVER.IMS_PER_BATCH'] // reference}" if reference > 0 else "-"
+    images = (_text(keys["SOLVER.MAX_ITER"] * keys["SOLVER.IMS_PER_BATCH"]) for keys in (files, run))
+    rows = [("", "recipe", "this run"), *((key, _text(files[key]), _text(run[key])) for key in differing)]
+    rows += [("processes x accumulate x images", in_files, shares), ("images in all", *images)]
+    lines = aligned(rows)
     if before != batch:
         ratio = batch / before
         named = [key for key in BATCH_KEYS if key in recipe.overridden]
@@ -213,16 +214,7 @@ def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumula
     return lines
 
 
-LABELS = ("images an iteration", "processes x accumulate x images", "learning rate", "iterations", "drops at",
-          "warm-up iterations", "evaluation every", "checkpoint every", "images in all")  # fmt: skip
-
-
-def _column(cfg: CfgNode, shares: str) -> list[str]:
-    """The values of LABELS as text."""
-    solver, evaluation = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
-    drops = " ".join(f"{step:,}" for step in solver.STEPS) or "-"
-    return [
-        f"{solver.IMS_PER_BATCH:,}", shares, f"{solver.BASE_LR:g}", f"{solver.MAX_ITER:,}", drops,
-        f"{solver.WARMUP_ITERS:,}", f"{evaluation:,}" if evaluation else "-", f"{solver.CHECKPOINT_PERIOD:,}",
-        f"{solver.MAX_ITER * solver.IMS_PER_BATCH:,}",
-    ]  # fmt: skip
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value)) or "-"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"

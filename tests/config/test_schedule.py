@@ -275,14 +275,14 @@ class TestLog:
     def test_recipe_beside_this_run(self) -> None:
         assert settle_batch(recipe(), num_processes=2, scale_to=4) == [
             "                                 recipe           this run",
-            "images an iteration              16               4",
+            "SOLVER.IMS_PER_BATCH             16               4",
+            "SOLVER.BASE_LR                   0.02             0.005",
+            "SOLVER.MAX_ITER                  270,000          1,080,000",
+            "SOLVER.STEPS                     210,000 250,000  840,000 1,000,000",
+            "SOLVER.WARMUP_ITERS              500              2,000",
+            "TEST.EVAL_PERIOD                 10,000           40,000",
+            "SOLVER.CHECKPOINT_PERIOD         5,000            20,000",
             "processes x accumulate x images  -                2 x 1 x 2",
-            "learning rate                    0.02             0.005",
-            "iterations                       270,000          1,080,000",
-            "drops at                         210,000 250,000  840,000 1,000,000",
-            "warm-up iterations               500              2,000",
-            "evaluation every                 10,000           40,000",
-            "checkpoint every                 5,000            20,000",
             "images in all                    4,320,000        4,320,000",
             "rescaled from 16 to 4 images: learning rate x 0.25, iterations x 4",
         ]
@@ -297,13 +297,13 @@ class TestLog:
         loaded = recipe("SOLVER.MAX_ITER", 40, "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", 10, "SEED", 1)
         lines = settle_batch(loaded, scale_to=2)
         assert lines[-1].endswith("the command line's SOLVER.MAX_ITER, SOLVER.STEPS, SOLVER.WARMUP_ITERS included")
-        assert "iterations                       270,000          320" in lines
-        assert "drops at                         210,000 250,000  -" in lines
+        assert "SOLVER.MAX_ITER                  270,000          320" in lines
+        assert "SOLVER.STEPS                     210,000 250,000  -" in lines
 
     def test_changes_by_hand_are_shown_without_a_rescaling(self) -> None:
         lines = settle_batch(recipe("SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.0025))
-        assert "learning rate                    0.02             0.0025" in lines
-        assert lines[-1] == "images in all                    4,320,000        540,000"
+        assert "SOLVER.BASE_LR                   0.02       0.0025" in lines
+        assert lines[-1] == "images in all                    4,320,000  540,000"
 
 
 class TestRefusals:
