@@ -115,7 +115,7 @@ def arguments_of(name: str, drop_path: float) -> dict[str, Any]:
 
 
 def choose_norm(net: nn.Module, norm: str, name: str) -> None:
-    """Replace every batch norm by MODEL.TIMM.NORM. Raises ConfigError when it cannot, or there is nothing to replace."""
+    """Replace every batch norm by MODEL.TIMM.NORM. Raises ConfigError when that cannot be done or replaces nothing."""
     found = batch_norms(net)
     if found and not norm:
         raise ConfigError(f"MODEL.TIMM.NORM is '', but {name} has {len(found)} batch norms; set it to GN, SyncBN or BN")

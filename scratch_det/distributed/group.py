@@ -1,7 +1,7 @@
-"""The processes (ranks) of one run: what they exchange, and how they end together when one of them fails.
+"""The processes (ranks) of one run: their collectives, and how they end together when one of them fails.
 
-A process that waits for the others in an exchange sees nothing else. So each one has a thread, ``Watch``, that looks
-after what the exchange cannot tell: another process has failed or was asked to stop, or the launcher is gone.
+A process that is blocked in a collective notices nothing else. So each process has a thread, ``Watch``, that notices
+for it that another process has failed or was asked to stop, or that the launcher is gone.
 """
 
 import json
@@ -22,18 +22,18 @@ from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_fail
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
 from scratch_det.errors import EXIT_CODE, UserError
 
-SECONDS_TO_STOP = 30.0  # for a run that was asked to stop and whose launcher has ended before it
-SECONDS_TO_LEARN = 3.0  # until a launcher has left word that it saw a process die
-SECONDS_TO_SETTLE = 0.1  # for gloo's threads to end what they do after an exchange: microseconds on an idle machine
-EXCHANGE_SECONDS = 1800.0  # for the others to wait while rank 0 scores and draws
+SECONDS_TO_STOP = 30.0  # for a run that was asked to stop, and whose launcher is gone, to write its checkpoint
+SECONDS_TO_LEARN = 3.0  # for a launcher to see that a process died, and to write it into the store
+SECONDS_TO_SETTLE = 0.1  # for gloo's threads to finish after a collective: microseconds on an idle machine
+COLLECTIVE_SECONDS = 1800.0  # the others wait as long while rank 0 scores and draws
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 class Watch(threading.Thread):
-    """Ends this process when another one has failed or when nobody waits for it any more; passes on requests to stop.
+    """Ends this process when another one has failed or when the launcher is gone; passes on requests to stop.
 
-    ``store`` is where the processes leave word for each other, once they have met. ``record(reason)`` is called before
-    this process ends for another one's failure.
+    ``store`` is the key-value store in which the processes leave messages for each other; None until they have met.
+    ``record(reason)`` is called before this process ends because another one failed.
     """
 
     def __init__(self, rank: int, stop: StopFlag):
@@ -44,26 +44,26 @@ class Watch(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Watch until ``ended`` is set; end the process if another one failed, or the launcher or store is gone."""
+        """Watch until ``ended`` is set; end the process when another one failed, or the launcher or store is gone."""
         give_up = float("inf")
         while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
-            # An orphan has a new parent. Nobody would read its exit code or start it again, so it ends.
+            # The parent changes when the launcher ends. Then nobody reads the exit code or starts the run again.
             gone = "the launcher is gone" if os.getppid() != self.parent else ""
             try:
                 if self.store:
-                    self.read_word(self.store)
-            except RuntimeError:  # the store ends with the process or launcher that kept it
-                gone = gone or "the process that kept the meeting point is gone"
-            # A cluster that wants its machine back may end the launcher first: a run that is about to stop gets the
-            # time to write its checkpoint.
+                    self.read_messages(self.store)
+            except RuntimeError:  # the store ends with the rank 0 or launcher that serves it
+                gone = gone or "the process that served the meeting point is gone"
+            # A cluster that wants its machine back may end the launcher first. A run that was asked to stop still gets
+            # the time to write its checkpoint.
             if self.stop.requested and give_up == float("inf"):
                 give_up = time.monotonic() + SECONDS_TO_STOP
             is_stopping = self.stop.requested and time.monotonic() < give_up
             if gone and not is_stopping and not self.ended.is_set():
                 self.leave(gone, 1)
 
-    def read_word(self, store: dist.Store) -> None:
-        """Tell the others of a request to stop, take over theirs, and leave when one of them has failed."""
+    def read_messages(self, store: dist.Store) -> None:
+        """Pass a request to stop on to the others, take over theirs, and leave when one of them has failed."""
         if self.stop.requested:
             store.set("stop", "")
         elif store.check(["stop"]):
@@ -74,7 +74,7 @@ class Watch(threading.Thread):
                 self.leave(failure["reason"], failure["exit_code"])
 
     def leave(self, reason: str, code: int) -> None:
-        """End the process at once: its main thread may be blocked in an exchange that will never be completed."""
+        """End the process at once: its main thread may be blocked in a collective that will never complete."""
         try:
             self.record(reason)
         finally:
@@ -82,10 +82,10 @@ class Watch(threading.Thread):
 
 
 class Group:
-    """All processes of a run; with one process nothing is exchanged and torch.distributed stays untouched.
+    """All processes of a run; with one process every collective is a no-op and torch.distributed is not initialised.
 
-    gloo carries CPU tensors and Python objects, NCCL those on GPUs. ``stop`` is set, within a second, in all processes
-    when one of them is asked to stop.
+    gloo carries tensors on the CPU and Python objects, NCCL tensors on GPUs. ``stop`` is set, within a second, in all
+    processes when one of them is asked to stop. As a context manager it ends the processes together.
     """
 
     def __init__(self, world: World, device: torch.device, stop: StopFlag):
@@ -98,35 +98,35 @@ class Group:
         self.watch = Watch(self.rank, stop)
         self.watch.start()
         store, _ = open_store(world.address, world.port, world.is_main and not world.served)
-        self.watch.store = store.clone()  # a connection of its own: an exchange may block this one
+        self.watch.store = store.clone()  # a connection of its own: a collective may block this one
         here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
         while here < self.size:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{here} of {self.size} processes have come within {MEETING_SECONDS:.0f} seconds; "
-                    "look for what the others said, and end this start everywhere before the next one"
+                    f"only {here} of {self.size} processes started within {MEETING_SECONDS:.0f} seconds; "
+                    "look for the errors of the others, and end all processes of this start before the next one"
                 )
             time.sleep(0.05)
             here = store.add("here", 0)
-        backend, timeout = "gloo", timedelta(seconds=EXCHANGE_SECONDS)
+        backend, timeout = "gloo", timedelta(seconds=COLLECTIVE_SECONDS)
         if device.type == "cuda":
             backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(device)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, in every one of them."""
+        """The mean over the ranks, in every one of them; changes ``values``."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in at least one process."""
+        """Whether ``flag`` is set on at least one rank."""
         return bool(self.mean(torch.tensor(float(flag))) > 0)
 
     def gather(self, item: Any) -> list[Any]:
-        """The items of all processes by rank on rank 0, an empty list in the others."""
+        """The items of all ranks, in their order, on rank 0; an empty list on the others."""
         if self.size == 1:
             return [item]
         items = [None] * self.size if self.is_main else None
@@ -134,7 +134,7 @@ class Group:
         return items or []
 
     def broadcast(self, item: Any) -> Any:
-        """Rank 0's item, in every process."""
+        """Rank 0's item, on every rank."""
         if self.size > 1:
             box = [item]
             dist.broadcast_object_list(box)
@@ -142,7 +142,7 @@ class Group:
         return item
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process rank 0's buffers (running statistics)."""
+        """Give every rank the buffers (running statistics) of rank 0."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -153,7 +153,7 @@ class Group:
             self.watch.record = record
 
     def wait_for_cause(self, error: BaseException) -> None:
-        """After a lost connection: the watch may hear of the failure behind it, and leave with that. Waits once."""
+        """After a lost connection, wait once for the watch to learn which failure caused it, and to leave with that."""
         if self.watch and is_lost_connection(error) and not self.has_waited:
             self.has_waited = True
             time.sleep(SECONDS_TO_LEARN)
@@ -162,18 +162,18 @@ class Group:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Leave together; after an error tell the others, who end at once, as their errors only follow from this one.
+        """End together. After an error tell the others, which end at once: their errors only follow from this one.
 
-        The process that failed first explains why. None waits for anything of the others, which may never come. A run
-        that was asked to stop has not failed.
+        Only the process that failed first prints its error. After an error no process waits for another one, which may
+        never answer. A run that was asked to stop has not failed.
         """
         if not self.watch:
             return
         if error is None or isinstance(error, Stopped):
-            dist.barrier()  # nobody is in an exchange any more that a missing process would break
+            dist.barrier()  # from here on no rank is in a collective that an ended process would break
             self.watch.ended.set()
             self.watch.join()
-            dist.barrier()  # and no watch looks into the store that ends with one of the processes
+            dist.barrier()  # from here on no watch reads the store, which ends with one of the processes
             dist.destroy_process_group()
             return
         self.wait_for_cause(error)
@@ -184,13 +184,13 @@ class Group:
             if is_first:
                 reason = f"process {self.rank}: {type(error).__name__}: {error}"
                 announce_failure(store, self.rank, reason, code)
-        except RuntimeError:  # the store is gone: one of those that are left explains
+        except RuntimeError:  # the store is gone, so nobody knows who was first
             is_first = self.is_main
         message = f"process {self.rank} of {self.size} failed:\n" + "".join(traceback.format_exception(error))
         if is_lost_connection(error):
             message = (
-                f"error: process {self.rank} of {self.size} has lost the connection to another one, which was killed "
-                f"or whose machine is gone ({str(error).splitlines()[0]})"
+                f"error: process {self.rank} of {self.size} lost the connection to another one, which was killed or "
+                f"whose machine is gone ({str(error).splitlines()[0]})"
             )
         elif isinstance(error, UserError):
             message = f"error: {error}"
@@ -200,16 +200,16 @@ class Group:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether the error is a lost connection: another process ended during an exchange."""
+    """Whether another process ended during a collective."""
     of_torch = isinstance(error, dist.DistError) or "gloo" in str(error)
     return isinstance(error, RuntimeError) and of_torch and any(sign in str(error) for sign in LOST)
 
 
 def before_fork() -> None:
-    """Has to be called before this process forks others, such as data loading workers.
+    """Call this before the process forks others, such as data loading workers.
 
-    A thread of gloo's that has just ended an exchange holds, for a moment, a lock of Python's (3.11) that a process
-    forked in that moment would wait for forever. Nothing is exchanged meanwhile, so a pause lets the thread end.
+    A thread of gloo that has just finished a collective holds, for a moment, a lock of Python's (3.11). A process that
+    is forked in that moment would wait for the lock forever. No collective runs meanwhile, so a pause is enough.
     """
     if dist.is_initialized():
         time.sleep(SECONDS_TO_SETTLE)

@@ -1,6 +1,6 @@
-"""Which process this is among how many, and starting several on this machine.
+"""Rank and number of processes, from torchrun's and SLURM's environment variables; and starting several processes.
 
-Nothing else reads the environment variables of torchrun and SLURM.
+No other module reads these variables.
 """
 
 import json
@@ -20,12 +20,12 @@ from urllib.parse import urlparse
 from scratch_det.distributed.stop import SIGNALS, signal_name
 from scratch_det.errors import UserError
 
-if TYPE_CHECKING:  # torch itself only when processes meet: an error in the command comes before it
+if TYPE_CHECKING:  # torch is imported when processes meet: errors of the command line come before
     from torch.distributed import Store
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral range, which begins at 32,768
-MEETING_SECONDS = 300.0  # until the last process has to be there; slow file systems delay imports
-SECONDS_TO_END = 10.0  # what the others get to end by themselves after one has failed
+MEETING_SECONDS = 300.0  # until all processes have to be started; slow file systems delay imports
+SECONDS_TO_END = 10.0  # for the others to end by themselves after one has failed
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -33,12 +33,9 @@ SECONDS_BETWEEN_LOOKS = 0.1
 class World:
     """This process among all processes of a run.
 
-    Attributes:
-        rank, size: number of this process (from 0) and number of processes, over all machines.
-        local_rank, local_size: the same on this machine.
-        address, port: where the processes meet.
-        served: the meeting point is kept open by a launcher; otherwise rank 0 opens it.
-        by_srun: SLURM started the processes, perhaps each with a GPU of its own.
+    rank, size: of all machines; local_rank, local_size: of this machine. address, port: of the store where the
+    processes meet. served: a launcher serves this store; otherwise rank 0 does. by_srun: SLURM started the processes,
+    perhaps each with a GPU of its own.
     """
 
     rank: int = 0
@@ -52,7 +49,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run folder and logs."""
+        """Whether this is rank 0, which writes the run folder and logs."""
         return self.rank == 0
 
 
@@ -60,10 +57,10 @@ ALONE = World()
 
 
 def read_world(environment: Mapping[str, str]) -> World:
-    """The world as torchrun (or ``launch``) or srun describe it; a single process when neither does.
+    """What the variables of torchrun (or ``launch``) or srun say; a single process without them.
 
     A SLURM batch script runs outside ``srun``: it is a single process, however many tasks the job has. Raises UserError
-    when the variables contradict each other.
+    when variables are missing or contradict each other.
     """
     try:
         if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -96,7 +93,7 @@ def _from_torchrun(environment: Mapping[str, str]) -> World:
 
 
 def _from_slurm(environment: Mapping[str, str]) -> World:
-    """srun starts one process a task. The port follows from the job, so that two jobs on one node do not collide."""
+    """srun starts one process per task. The port depends on the job, so that two jobs on one node do not collide."""
     size = int(environment["SLURM_STEP_NUM_TASKS"])
     tasks: list[int] = []  # of each node; written like 4(x2),3
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split(","):
@@ -114,7 +111,7 @@ def _from_slurm(environment: Mapping[str, str]) -> World:
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of a SLURM host list: ``gpu[003-006,010],cpu1`` begins with gpu003."""
+    """The first host of a SLURM host list: gpu003 of ``gpu[003-006,010],cpu1``."""
     found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodelist)
     if not found:
         raise ValueError(f"{nodelist!r} is no SLURM host list")
@@ -122,7 +119,10 @@ def first_host(nodelist: str) -> str:
 
 
 def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_rank: int) -> bool:
-    """Whether the flags ask this process to start others. Raises UserError when flags or launcher contradict."""
+    """Whether the flags ask this process to start others.
+
+    Raises UserError when flags contradict each other, or the launcher that started this process.
+    """
     asked = max(num_gpus, 1) * num_machines
     if num_gpus < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise UserError(
@@ -138,11 +138,10 @@ def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_ra
 
 
 def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> int:
-    """Run this very command line in ``num_gpus`` processes and return the exit code for the whole.
+    """Run this process's command line in ``num_gpus`` processes; returns 0, or the exit code of the first that failed.
 
-    The flags have detectron2's meaning; ``dist_url`` "auto" takes a free port and stands for one machine. Signals that
-    stop a run are passed on. When a process fails the others end too, and its exit code is returned. Raises UserError
-    for a meeting point that is none or that is taken.
+    The flags are detectron2's; ``dist_url`` "auto" takes a free port, on one machine. Signals that stop a run are
+    passed on. When one process fails, the others end too. Raises UserError for an invalid ``dist_url`` or a taken port.
     """
     num_processes, address, port = max(num_gpus, 1), "127.0.0.1", 0
     if dist_url != "auto" or num_machines > 1:
@@ -152,7 +151,7 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
                 f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
             )
         address, port = url.hostname, url.port
-    # kept by the launcher, so it outlives each of the processes
+    # served by the launcher, so it outlives each of the processes
     store, port = open_store(address, port, machine_rank == 0)
     shared = {
         "WORLD_SIZE": num_processes * num_machines,
@@ -182,9 +181,9 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
 
 
 def _wait(processes: list[subprocess.Popen], store: "Store", first_rank: int) -> int:
-    """Wait for all; after the first failure for ``SECONDS_TO_END`` only. Returns the first failure's exit code.
+    """Wait for all, after the first failure only for ``SECONDS_TO_END``. Returns the first failure's exit code, or 0.
 
-    A process that a signal ended could not say so itself: it is said here, and left in the store for the others.
+    A process that a signal ended could not report it: it is printed here, and written into the store for the others.
     """
     code, deadline = 0, float("inf")
     while True:
@@ -195,7 +194,7 @@ def _wait(processes: list[subprocess.Popen], store: "Store", first_rank: int) ->
             if code < 0:
                 reason, code = f"process {failed} was ended by {signal_name(-code)}", 128 - code
                 print(f"error: {reason}", file=sys.stderr, flush=True)
-                with suppress(RuntimeError):  # the store may be gone with the machine that keeps it
+                with suppress(RuntimeError):  # the store may be gone with the machine that serves it
                     announce_failure(store, None, reason, code)
         if None not in codes:
             return code
@@ -206,9 +205,10 @@ def _wait(processes: list[subprocess.Popen], store: "Store", first_rank: int) ->
 
 
 def open_store(address: str, port: int, opens_it: bool) -> tuple["Store", int]:
-    """Where the processes meet, opened here or reached, and its port; port 0 is a free one. Raises UserError.
+    """The store where the processes meet, served or connected to, and its port; port 0 takes a free one.
 
-    The prefix belongs only to this start: torchrun uses the same store, and starts anew in it after a failure.
+    Its keys have a prefix for this start: torchrun uses the same store, also when it starts the processes again after a
+    failure. Raises UserError when the address cannot be served or reached.
     """
     from torch.distributed import PrefixStore, TCPStore
 
@@ -225,5 +225,5 @@ def open_store(address: str, port: int, opens_it: bool) -> tuple["Store", int]:
 
 
 def announce_failure(store: "Store", rank: int | None, reason: str, code: int) -> None:
-    """Leave word in the store that a process failed; ``rank`` None when it could not say so itself."""
+    """Write into the store that a process failed; ``rank`` None when it could not do so itself."""
     store.set("failure", json.dumps({"rank": rank, "reason": reason, "exit_code": code}))

@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal sets a flag, the run ends at the next safe point, a second signal ends it at once."""
+"""Stopping a run: a signal sets a flag, the run ends at the next safe point, a second signal ends it at once."""
 
 import multiprocessing
 import os
@@ -13,13 +13,13 @@ EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: not finished, the same command 
 STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)  # exit codes of a run that was asked to stop and can be continued
 END = b"\0"  # no signal has this number
 SECONDS_BETWEEN_LOOKS = 0.5
-SAME_REQUEST = 1.0  # seconds: a launcher and the cluster may both hand on one and the same signal
+SAME_REQUEST = 1.0  # seconds: a launcher and the cluster may both pass on the same signal
 
 
 class StopFlag:
     """Set by SIGTERM or SIGUSR1 (a cluster wants its machine back) and by SIGINT (Ctrl-C).
 
-    A thread takes the signals, so that the second one counts also while the process is blocked in an exchange.
+    A thread takes the signals, so that the second one works also while the process is blocked in a collective.
     """
 
     def __init__(self) -> None:
@@ -29,10 +29,10 @@ class StopFlag:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take over the three signals for a while; only possible in the main thread."""
+        """Handle the three signals inside the block; only possible in the main thread."""
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
-        # Only a signal with a handler in Python is passed on to ``set_wakeup_fd``, so each one gets an empty handler.
+        # Python writes only signals that have a handler to the wakeup pipe, so each one gets an empty handler.
         before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
         fd_before = signal.set_wakeup_fd(write_end)
         thread = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
@@ -49,7 +49,7 @@ class StopFlag:
             os.close(read_end)
 
     def _listen(self, read_end: int) -> None:
-        """Every signal with a handler in Python arrives as a byte, those of other libraries too."""
+        """Read one byte for each signal; it may also be a signal that another library handles."""
         while (byte := os.read(read_end, 1)) != END:
             number = byte[0]
             if number in SIGNALS and self.signal is None:
@@ -68,7 +68,7 @@ class Stopped(Exception):
 
 
 def follow_parent(_worker: int = 0) -> None:
-    """For data loading workers: live and end with the process that they serve, which decides when to stop."""
+    """For data loading workers: ignore signals, which the parent acts on, and end with the parent."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for ``_end_with_parent`` to take
@@ -76,7 +76,7 @@ def follow_parent(_worker: int = 0) -> None:
 
 
 def _end_with_parent() -> None:
-    """End when the parent is gone or says so by SIGTERM; the same signal from anyone else is meant for the parent."""
+    """End when the parent is gone or sends SIGTERM; a SIGTERM from anyone else is meant for the parent."""
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:
         found = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
@@ -86,5 +86,5 @@ def _end_with_parent() -> None:
 
 
 def signal_name(number: int) -> str:
-    """``SIGTERM``; of SIGKILL also its usual cause, as Linux ends a process that takes the last memory with it."""
+    """``SIGTERM``; for SIGKILL also its usual cause: Linux kills a process when memory runs out."""
     return signal.Signals(number).name + (" (out of memory?)" if number == signal.SIGKILL else "")
