@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scratch_det import backends, tables
-from scratch_det.config import load_config
 from scratch_det.config.choices import model_name
+from scratch_det.config.load import load_config
 from scratch_det.engine.state import size_of
 from scratch_det.errors import UserError
 from scratch_det.files import write_atomically

@@ -11,8 +11,8 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det import backends
-from scratch_det.config import load_config
 from scratch_det.config.choices import backbone_names
+from scratch_det.config.load import load_config
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
 from scratch_det.engine.checkpointer import write_synced

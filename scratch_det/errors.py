@@ -1,9 +1,6 @@
 """User errors: one message, exit code 2, no partial output; and checks that raise the first error or collect all."""
 
-import errno
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,14 +11,6 @@ from typing import Any, Literal, TypeVar
 Result = TypeVar("Result")
 
 EXIT_CODE = 2
-UNUSABLE = {  # what is wrong with a path, and the fix
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
-    errno.EROFS: "make its disk writable",
-    errno.ENAMETOOLONG: "shorten its name",
-    errno.ELOOP: "fix its links, which form a circle",
-}
 
 
 class UserError(Exception):
@@ -40,38 +29,6 @@ def refuse(problems: Iterable[str]) -> None:
     """Raise one ConfigError with a line for each of ``problems``, where there are any."""
     if lines := list(problems):
         raise ConfigError("\n".join(lines))
-
-
-@contextmanager
-def exit_on_user_error(prints: bool = True, unread: str = "") -> Iterator[None]:
-    """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
-
-    prints: False in the ranks that leave the message to another one; only the exit code is set. unread: the message
-    when standard output is closed early, as by ``| head``; without it that is no error, and the exit code is 0.
-    """
-    try:
-        yield
-        sys.stdout.flush()  # now, not when Python ends: a reader that is gone is noticed only here
-        return
-    except UserError as error:
-        message = str(error)
-    except BrokenPipeError:
-        try:
-            print(flush=True)  # any other pipe may be the broken one: that is an error of ours
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        else:
-            raise
-        if not unread:
-            raise SystemExit(0) from None
-        message = unread
-    except OSError as error:
-        if error.errno not in UNUSABLE or not error.filename:
-            raise
-        message = f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
-    if prints:
-        print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_CODE)
 
 
 Severity = Literal["error", "notice"]  # an error stops the training; a notice is a likely mistake

@@ -27,8 +27,8 @@ from pycocotools import mask as mask_api
 
 from scratch_det.backends import is_installed
 from scratch_det.command_line import GIVEN, LOADED
-from scratch_det.config import load_config
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
+from scratch_det.config.load import load_config
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import Request
 

@@ -26,7 +26,7 @@ from scratch_det.analysis import (
     write_table,
 )
 from scratch_det.backends import torchvision as torchvision_backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.errors import ConfigError, UserError
 
 with warnings.catch_warnings():

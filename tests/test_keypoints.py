@@ -12,7 +12,7 @@ from conftest import POINTS, edit, load_tool
 from run_folder import interrupted_after, is_same, lines, read
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, flip_indices_of, inspect_coco, read_coco
 from scratch_det.data.dataset import TrainingSet

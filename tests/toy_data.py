@@ -8,7 +8,7 @@ import torch
 from conftest import rectangle_mask
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import get_cfg, set_key
+from scratch_det.config.load import get_cfg, set_key
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.image import decode_masks

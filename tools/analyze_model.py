@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS, choose, model_config
-from scratch_det.command_line import ToolParser, add_project_flag
-from scratch_det.errors import UserError, exit_on_user_error
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.errors import UserError
 
 
 def build_parser() -> ToolParser:

@@ -12,8 +12,7 @@ Exit code 2: a user error, the message says which.
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import ToolParser, add_project_flag
-from scratch_det.errors import exit_on_user_error
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 
 
 def build_parser() -> ToolParser:

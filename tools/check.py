@@ -14,9 +14,10 @@ import signal
 import sys
 from contextlib import redirect_stdout
 
+from scratch_det.command_line import exit_on_user_error
 from scratch_det.engine.check import as_json, check, verdict
 from scratch_det.engine.command import read_request, run_parser
-from scratch_det.errors import EXIT_CODE, exit_on_user_error
+from scratch_det.errors import EXIT_CODE
 
 
 def main() -> None:

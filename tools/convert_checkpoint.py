@@ -12,8 +12,7 @@ run's config.yaml lies beside its checkpoint) the result is also loaded into a m
 from pathlib import Path
 
 from scratch_det.backends import BACKENDS
-from scratch_det.command_line import ToolParser, add_project_flag
-from scratch_det.errors import exit_on_user_error
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 
 
 def build_parser() -> ToolParser:

@@ -9,8 +9,7 @@ Each run is LABEL=FOLDER; a metric is a key of metrics.json, one panel each. Exi
 
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser
-from scratch_det.errors import exit_on_user_error
+from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.visualization.curves import compare_runs
 
 

@@ -8,10 +8,9 @@ Writes instances_..._35k.json and so on beside the data set's json and, for name
 catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to fix.
 """
 
-from scratch_det.command_line import ToolParser
+from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.data.subsets import PAPER_SIZES, make_subsets
 from scratch_det.engine.command import numbers
-from scratch_det.errors import exit_on_user_error
 
 
 def build_parser() -> ToolParser:

@@ -10,8 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser
-from scratch_det.errors import exit_on_user_error
+from scratch_det.command_line import ToolParser, exit_on_user_error
 
 
 def build_parser() -> ToolParser:

@@ -9,9 +9,8 @@ them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree t
 whole. Exit code 2: something to fix.
 """
 
-from scratch_det.command_line import ToolParser
+from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
-from scratch_det.errors import exit_on_user_error
 
 
 def build_parser() -> ToolParser:

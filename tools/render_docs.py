@@ -13,8 +13,7 @@ Exit code 1: with --check, a file is not up to date; 2: user error, such as no r
 import sys
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser
-from scratch_det.errors import exit_on_user_error
+from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.study.report import render
 
 

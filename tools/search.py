@@ -25,9 +25,8 @@ import sys
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import ToolParser, add_project_flag
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
-from scratch_det.errors import exit_on_user_error
 from scratch_det.study.search import Search, choose, search_grid
 
 

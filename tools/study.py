@@ -23,9 +23,8 @@ from os.path import normpath
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import ToolParser
+from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
-from scratch_det.errors import exit_on_user_error
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
 UNREAD = "what study.py run prints was read no further; its runs stop with a checkpoint: start it again"

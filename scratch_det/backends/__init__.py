@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from fvcore.common.config import CfgNode
 
 from scratch_det.backends.keys import check_keys, detectron2_defaults
-from scratch_det.config import check_model, flatten, get_cfg, load_config, with_project_keys
+from scratch_det.config.load import flatten, get_cfg, load_config, with_project_keys
+from scratch_det.config.rules import check_model
 from scratch_det.errors import UserError
 
 if TYPE_CHECKING:  # keys are checked before torch is imported

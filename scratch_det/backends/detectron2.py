@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from scratch_det.backends import Batch
-from scratch_det.config import flatten, set_key, with_project_keys
 from scratch_det.config.choices import backbone_names, has_fpn
+from scratch_det.config.load import flatten, set_key, with_project_keys
 from scratch_det.data.catalog import lookup
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, UserError, did_you_mean

@@ -8,8 +8,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten
 from scratch_det.config.choices import backbone_names, has_fpn
+from scratch_det.config.load import flatten
 from scratch_det.errors import ConfigError, did_you_mean
 
 LEVELS = ["res2", "res3", "res4", "res5"]

@@ -201,7 +201,8 @@ def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumula
         ]
     in_files = f"{reference} x 1 x {files['SOLVER.IMS_PER_BATCH'] // reference}" if reference > 0 else "-"
     images = (_text(keys["SOLVER.MAX_ITER"] * keys["SOLVER.IMS_PER_BATCH"]) for keys in (files, run))
-    rows = [("", "recipe", "this run"), *((key, _text(files[key]), _text(run[key])) for key in differing)]
+    rows: list[tuple[str, ...]] = [("", "recipe", "this run")]
+    rows += [(key, _text(files[key]), _text(run[key])) for key in differing]
     rows += [("processes x accumulate x images", in_files, shares), ("images in all", *images)]
     lines = aligned(rows)
     if before != batch:

@@ -7,12 +7,12 @@ from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import ToolParser, add_project_flag
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.plan import DETECTION, Request, make_plan
-from scratch_det.errors import Report, exit_on_user_error
+from scratch_det.errors import Report
 from scratch_det.log import close_logging, logger, set_up_logging
 
 

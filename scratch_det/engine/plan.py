@@ -12,9 +12,10 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config import LoadedConfig, check_config, load_config, settle_batch
 from scratch_det.config.choices import backbone_names
-from scratch_det.config.rules import mirrored_views
+from scratch_det.config.load import LoadedConfig, load_config
+from scratch_det.config.rules import check_config, mirrored_views
+from scratch_det.config.schedule import settle_batch
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, plain, set_key
 from scratch_det.config.choices import RESIZE, SGD
+from scratch_det.config.load import flatten, plain, set_key
 from scratch_det.config.schedule import is_multi_step, learning_rate
 from scratch_det.engine.checkpointer import REGULAR, Checkpointer, completed_iterations
 from scratch_det.engine.plan import Plan, Request

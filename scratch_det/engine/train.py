@@ -19,8 +19,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config import flatten
 from scratch_det.config.choices import optimizer_of
+from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
 from scratch_det.data.coco import CocoDataset, gc_paused

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from scratch_det import backends
-from scratch_det.config import load_config
 from scratch_det.config.choices import model_name
+from scratch_det.config.load import load_config
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import main_metrics

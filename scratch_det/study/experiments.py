@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import gc_paused, read_coco
 from scratch_det.errors import ConfigError, DataError, UserError, did_you_mean

@@ -19,8 +19,7 @@ import yaml
 
 from scratch_det import backends
 from scratch_det.command_line import load_project
-from scratch_det.config import load_config
-from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, read_source
+from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, load_config, read_source
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 

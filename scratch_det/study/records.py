@@ -19,7 +19,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, plain
+from scratch_det.config.load import flatten, plain
 from scratch_det.distributed.stop import signal_name
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import DataError, UserError

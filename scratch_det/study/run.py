@@ -13,7 +13,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
 
 CONFIGS = Path("configs")

@@ -26,8 +26,9 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.command_line import project_flags
-from scratch_det.config import LoadedConfig, check_config, flatten, plain, settle_batch
-from scratch_det.config.load import BASE_KEY, Entry, read_source
+from scratch_det.config.load import BASE_KEY, Entry, LoadedConfig, flatten, plain, read_source
+from scratch_det.config.rules import check_config
+from scratch_det.config.schedule import settle_batch
 from scratch_det.engine.plan import Request, choose_backend
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError, did_you_mean

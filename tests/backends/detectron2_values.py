@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
-from scratch_det.config import get_cfg, load_config, set_key
+from scratch_det.config.load import get_cfg, load_config, set_key
 from scratch_det.conversion import convert
 from scratch_det.modeling.norm import NORMS
 from scratch_det.modeling.ops import decode_keypoints, mask_targets, paste_masks

@@ -14,7 +14,7 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.conversion import agreement, convert
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize

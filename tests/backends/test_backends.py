@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from scratch_det import backends
-from scratch_det.config import flatten, get_cfg, load_config
+from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.errors import ConfigError, UserError
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"

@@ -14,7 +14,8 @@ from samples import boxes_of, sample
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import check_config, load_config
+from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.load import to_cascade
 from scratch_det.weights.names import in_stage, renamed, stage_of, without_stage

@@ -13,7 +13,7 @@ from torch import nn
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate
 from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError

@@ -16,7 +16,7 @@ from samples import sample
 
 from scratch_det import backends
 from scratch_det.benchmark import loop_against_plain_script, plan_training
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco

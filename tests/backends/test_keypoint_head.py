@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import keypoint_loss, keypoint_samples
-from scratch_det.config import get_cfg, load_config
+from scratch_det.config.load import get_cfg, load_config
 from scratch_det.conversion import convert, convert_file
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco

@@ -13,7 +13,7 @@ from torch import nn
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.backends.keys import ALLOWED, RESNETS, check_keys
-from scratch_det.config import flatten, load_config, set_key
+from scratch_det.config.load import flatten, load_config, set_key
 from scratch_det.errors import ConfigError
 
 CONFIGS = ROOT / "configs"

@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from scratch_det.backends import torchvision as backend
 from scratch_det.backends.torchvision import Backbone
 from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses
-from scratch_det.config import get_cfg
+from scratch_det.config.load import get_cfg
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag

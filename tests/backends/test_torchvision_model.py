@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
 

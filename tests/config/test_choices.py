@@ -11,7 +11,6 @@ from conftest import ROOT, restored_registries
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from scratch_det.config import check_config, load_config
 from scratch_det.config.choices import (
     AUGMENTATIONS,
     BACKBONES,
@@ -21,6 +20,8 @@ from scratch_det.config.choices import (
     Choice,
     model_name,
 )
+from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import is_multi_step, learning_rate, learning_rate_line
 from scratch_det.data.transforms import Sample, augment
 from scratch_det.engine.state import parameter_groups

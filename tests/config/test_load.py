@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import flatten, get_cfg, load_config, set_key
+from scratch_det.config.load import flatten, get_cfg, load_config, set_key
 from scratch_det.errors import ConfigError
 
 
@@ -149,7 +149,8 @@ def test_a_broken_recipe_is_refused_without_torch(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("SOLVER:\n  BASE_LRR: 0.1\n")
     code = (
-        "import sys\nfrom scratch_det.config import load_config\nfrom scratch_det.errors import exit_on_user_error\n"
+        "import sys\nfrom scratch_det.config.load import load_config\n"
+        "from scratch_det.command_line import exit_on_user_error\n"
         "import atexit; atexit.register(lambda: print('torch' in sys.modules))\n"
         f"with exit_on_user_error():\n    load_config({str(recipe)!r})\n"
     )

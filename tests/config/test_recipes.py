@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scratch_det.config import flatten, get_cfg, load_config
+from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, check_recipe
 from scratch_det.errors import Section

@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import check_config, get_cfg, load_config, set_key
+from scratch_det.config.load import get_cfg, load_config, set_key
+from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError
 
 CONFIGS = ROOT / "configs"

@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 from fvcore.common.config import CfgNode
 
-from scratch_det.config import LoadedConfig, check_config, flatten, get_cfg, load_config, set_key, settle_batch
+from scratch_det.config.load import LoadedConfig, flatten, get_cfg, load_config, set_key
+from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import (
     BATCH_KEYS,
     Schedule,
@@ -16,6 +17,7 @@ from scratch_det.config.schedule import (
     learning_rate,
     learning_rate_line,
     scale_to_batch,
+    settle_batch,
     shared_prefix,
 )
 from scratch_det.errors import ConfigError

@@ -14,7 +14,7 @@ from conftest import ROOT, load_tool
 from PIL import Image
 from run_folder import read
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.data.catalog import BUILT_IN, VOC_AP, lookup
 from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
 from scratch_det.data.subsets import make_subsets

@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir

@@ -19,7 +19,7 @@ from PIL import Image
 from run_folder import is_same, lines, read, weights
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup_folder, read_image_folder
 from scratch_det.data.dataset import load_sample
 from scratch_det.engine import classification, loop

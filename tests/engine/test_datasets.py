@@ -3,7 +3,7 @@
 import yaml
 from toy_data import read_toy as read
 
-from scratch_det.config import LoadedConfig, get_cfg, load_config
+from scratch_det.config.load import LoadedConfig, get_cfg, load_config
 from scratch_det.engine.datasets import coco_conflicts, shared_images
 
 

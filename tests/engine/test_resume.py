@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
-from scratch_det.config import get_cfg, set_key
+from scratch_det.config.load import get_cfg, set_key
 from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.resume import config_changes, environment_changes, first_other_rate

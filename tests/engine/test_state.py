@@ -6,7 +6,7 @@ from conftest import ROOT
 from torch import nn
 
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import get_cfg, load_config
+from scratch_det.config.load import get_cfg, load_config
 from scratch_det.engine.state import build_optimizer, clip_gradients, set_learning_rate
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"

@@ -13,7 +13,7 @@ from PIL import Image
 from run_folder import CLOCK, NO_TEST, interrupted_after, lines, read, weights
 
 from scratch_det import backends
-from scratch_det.config import flatten, load_config
+from scratch_det.config.load import flatten, load_config
 from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.run_dir import RunDir

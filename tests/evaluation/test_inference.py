@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_data import read_toy
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.data.dataset import EvaluationSet
 from scratch_det.evaluation.inference import RESULTS_FILE, predict_dataset, score_and_write, to_results
 

@@ -14,7 +14,8 @@ from run_folder import lines, read
 from samples import boxes_of, sample
 
 from scratch_det import backends
-from scratch_det.config import check_config, load_config
+from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError
 from scratch_det.evaluation.inference import merge, predict_augmented, relative_cost, views_of
 from scratch_det.modeling.ops import decode_keypoints

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.errors import ConfigError
 from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.metrics import (

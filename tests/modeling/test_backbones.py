@@ -16,9 +16,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from scratch_det import backends
 from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
-from scratch_det.config import check_config, check_model, flatten, get_cfg, load_config
 from scratch_det.config.choices import BACKBONES, PROJECT_KEYS, Choice, backbone_names, is_resnet
-from scratch_det.config.rules import norms
+from scratch_det.config.load import flatten, get_cfg, load_config
+from scratch_det.config.rules import check_config, check_model, norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.backbones import build_bottom_up

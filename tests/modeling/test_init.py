@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.modeling.init import FILLS, fill_alike, initialize
 
 CONFIGS = ROOT / "configs"

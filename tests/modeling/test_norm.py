@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.modeling.norm import NORMS, SyncBatchNorm
 
 CHANNELS, SIDE, STEPS = 4, 3, 2

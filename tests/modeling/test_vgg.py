@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import vgg16
 
 from scratch_det import backends
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.errors import ConfigError
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import NORM_LAYERS

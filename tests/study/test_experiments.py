@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, load_tool
 
-from scratch_det.config import check_config, flatten, load_config
+from scratch_det.config.load import flatten, load_config
+from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.errors import ConfigError
 from scratch_det.study import digits, paper

@@ -25,7 +25,7 @@ from study.player import (
     until,
 )
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.errors import UserError
 from scratch_det.study import local
 from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, require_gpus

@@ -16,7 +16,7 @@ from run_folder import is_same, read
 from study.player import until
 
 from scratch_det import command_line, files
-from scratch_det.config import flatten, load_config
+from scratch_det.config.load import flatten, load_config
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.study import local

@@ -18,7 +18,7 @@ from torchvision.models import resnet18, resnet50
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.errors import UserError
 from scratch_det.weights.load import load_weights

@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from scratch_det.backends import torchvision as backend
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.weights.names import Scheme, from_caffe2, renamed, scheme_of
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"

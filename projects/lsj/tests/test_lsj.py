@@ -17,7 +17,8 @@ from torch import Tensor
 from scratch_det import backends
 from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
-from scratch_det.config import check_config, flatten, load_config
+from scratch_det.config.load import flatten, load_config
+from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import Schedule
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco

@@ -17,7 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from scratch_det import backends
 from scratch_det.analysis import analyze
 from scratch_det.command_line import load_project
-from scratch_det.config import check_config, load_config
+from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.data.digits import make_digits
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import Request

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from scratch_det.config import load_config
+from scratch_det.config.load import load_config
 from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.files import write_atomically
 from scratch_det.study import own
