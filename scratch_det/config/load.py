@@ -33,13 +33,6 @@ class Entry(NamedTuple):
     where: str
 
 
-class Source(NamedTuple):
-    """What a file says: the recipes it is built on, in merging order, and its own entries."""
-
-    bases: list[Entry]
-    entries: list[Entry]
-
-
 class LoadedConfig(NamedTuple):
     """A configuration and where its values come from.
 
@@ -131,15 +124,18 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[E
     """The entries in merging order: those of all bases of a file before its own."""
     if path.resolve() in ancestors:
         raise ConfigError(f"{asked_by}: {BASE_KEY} {path} leads back to itself: remove it from one of the files")
-    source = read_source(path, asked_by)
-    for _, name, where in source.bases:  # as in fvcore: ~ is the home folder, other paths start at the file
-        base = os.path.normpath(path.parent / os.path.expanduser(name))
-        yield from _chain(Path(base), where, (*ancestors, path.resolve()))
-    yield from source.entries
+    entries = read_source(path, asked_by)
+    for _, names, where in (entry for entry in entries if entry.key == BASE_KEY):
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
+            base = os.path.normpath(path.parent / os.path.expanduser(name))  # as in fvcore: ~ is the home folder
+            yield from _chain(Path(base), where, (*ancestors, path.resolve()))
+    yield from (entry for entry in entries if entry.key != BASE_KEY)
 
 
-def read_source(path: Path, asked_by: str) -> Source:
-    """Parse ``path``; ``asked_by`` says who named it, for the message when it is missing."""
+def read_source(path: Path, asked_by: str) -> list[Entry]:
+    """The entries of one file, BASE_KEY's too; ``asked_by`` says who named it, for the message when it is missing."""
     if not path.is_file():
         raise ConfigError(f"{asked_by}: {path} {'is a folder, not a recipe' if path.is_dir() else 'does not exist'}")
     try:
@@ -147,21 +143,11 @@ def read_source(path: Path, asked_by: str) -> Source:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
-        found = list(_walk(loader, root, path, prefix=""))
+        return list(_walk(loader, root, path, prefix=""))
     except yaml.YAMLError as error:
         is_object = isinstance(error, yaml.constructor.ConstructorError)
         hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
         raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
-    bases = [
-        Entry(BASE_KEY, name, where)
-        for key, value, where in found
-        if key == BASE_KEY
-        for name in (value if isinstance(value, list) else [value])
-    ]
-    for _, name, where in bases:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
-    return Source(bases, [entry for entry in found if entry.key != BASE_KEY])
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:

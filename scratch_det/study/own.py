@@ -45,10 +45,9 @@ def is_file(experiment: str) -> bool:
 def runs(path: Path) -> list[Run]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for an invalid one."""
     sections: dict[str, dict[str, Entry]] = {}
-    source = read_source(path, "study.py")
-    for base in source.bases:
-        raise ConfigError(f"{base.where}: a file of runs has no {BASE_KEY}: list all runs in it")
-    for entry in source.entries:
+    for entry in read_source(path, "study.py"):
+        if entry.key == BASE_KEY:
+            raise ConfigError(f"{entry.where}: a file of runs has no {BASE_KEY}: list all runs in it")
         name, _, field = entry.key.partition(".")
         sections.setdefault(name, {})[field] = entry
     for name in yaml.safe_load(path.read_text()):

@@ -82,10 +82,10 @@ class Trial:
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Axes:
     """The axes in the file's order. Raises ConfigError when they span no grid, or set what ``overrides`` set."""
-    source = read_source(path, "--grid")
-    if source.bases:
-        raise ConfigError(f"{source.bases[0].where}: a grid has no {BASE_KEY}: write its axes into one file")
-    axes = {entry.key: _choices(entry) for entry in source.entries}
+    entries = {entry.key: entry for entry in read_source(path, "--grid")}
+    if base := entries.get(BASE_KEY):
+        raise ConfigError(f"{base.where}: a grid has no {BASE_KEY}: write its axes into one file")
+    axes = {key: _choices(entry) for key, entry in entries.items()}
     set_by = {"OUTPUT_DIR": "--out, where each point has a folder of its own,"}
     keys = [(key, "the command line") for key in overrides[::2]]
     keys += [(key, f"the axis {axis}") for axis, choices in axes.items() for key in next(iter(choices.values()))]
