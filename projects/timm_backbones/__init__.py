@@ -22,7 +22,8 @@ def add() -> None:
     if find_spec("timm") is None:
         raise UserError("projects/timm_backbones needs timm, which is not installed; pip install --editable '.[timm]'")
     PROJECT_KEYS.update(KEYS)
-    BACKBONES["timm"] = Choice("timm_backbones.bottom_up:TimmBottomUp", rule=timm_keys)
+    own = tuple(key for key in KEYS if key.startswith("MODEL.TIMM."))
+    BACKBONES["timm"] = Choice("timm_backbones.bottom_up:TimmBottomUp", own, timm_keys)
     OPTIMIZERS["AdamW"] = Choice("timm_backbones.bottom_up:build_adamw", ("SOLVER.LAYER_DECAY",), adamw, moments=2)
 
 

@@ -95,9 +95,8 @@ AUGMENTATIONS = {
 }
 
 # net -> function(cfg): a module as ``scratch_det.modeling.backbones`` describes it. An entry ``net`` is known by two
-# values of MODEL.BACKBONE.NAME, build_net_backbone and build_net_fpn_backbone. Keys of the section MODEL.NET (in any
-# case) are its own without being listed, and a key NORM there is under the same rules as a ResNet's. The ResNets are
-# the backends' own and not in this list.
+# values of MODEL.BACKBONE.NAME, build_net_backbone and build_net_fpn_backbone. A key MODEL.NET.NORM among its keys is
+# under the same rules as a ResNet's. The ResNets are the backends' own and not in this list.
 BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
 
@@ -139,10 +138,3 @@ def model_name(cfg: CfgNode) -> str:
     parts += ["FPN"] * has_fpn(cfg) + [resnets.NORM.lower() or "none"] * is_resnet(cfg)
     parts += [f"fc{model.ROI_BOX_HEAD.FC_DIM}"] * (model.ROI_BOX_HEAD.FC_DIM != 1024)
     return "_".join(parts) + (" + cascade" if model.ROI_HEADS.NAME == "CascadeROIHeads" else "")
-
-
-def section_of(key: str) -> str:
-    """The entry of BACKBONES whose section MODEL.NET ``key`` is in, whatever its case; "" for all other keys."""
-    first, _, rest = key.partition(".")
-    section = rest.partition(".")[0].lower()
-    return next((name for name in BACKBONES if first == "MODEL" and name.lower() == section), "")

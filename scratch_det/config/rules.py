@@ -19,11 +19,10 @@ from scratch_det.config.choices import (
     BACKBONES,
     LR_SCHEDULES,
     OPTIMIZERS,
-    PROJECT_KEYS,
+    Choice,
     backbone_names,
     has_fpn,
     is_resnet,
-    section_of,
 )
 from scratch_det.config.load import flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
@@ -79,6 +78,7 @@ ALLOWED = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
+NO_CHOICE = Choice("")  # a name that its list does not have
 LISTS = {
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULES,
     "SOLVER.OPTIMIZER": OPTIMIZERS,
@@ -129,26 +129,28 @@ def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
 
 
 def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
-    """A name is of an entry in its list, whose rule holds, and nothing is set that only another entry reads."""
+    """Names are entries of their list, and ``of_entry`` holds."""
     values = flatten(cfg)
     for key, choices in LISTS.items():
-        if not key.startswith(section):
-            continue
-        name = values.get(key, next(iter(choices)))
-        yield from is_one_of(key, name, choices)
-        if chosen := choices.get(name):
-            yield from chosen.rule(cfg) if chosen.rule else ()
-            unread = {other: None for choice in choices.values() for other in choice.keys if other not in chosen.keys}
-            yield from left_at_default(cfg, unread, f"{key} {name}")
+        if key.startswith(section):
+            name = values.get(key, next(iter(choices)))
+            yield from is_one_of(key, name, choices)
+            if name in choices:
+                yield from of_entry(cfg, choices, name, f"{key} {name}")
 
 
 def backbone_keys(cfg: CfgNode) -> Iterator[str]:
-    """The backbone's own rule holds, and nothing is set that only another backbone reads."""
-    own = backbone_names().get(cfg.MODEL.BACKBONE.NAME, "")
-    if own and (rule := BACKBONES[own].rule):
-        yield from rule(cfg)
-    others = [key for key in PROJECT_KEYS if section_of(key) not in ("", own)]
-    yield from left_at_default(cfg, others, f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}")
+    """``of_entry`` holds for the backbone; its backend knows whether the name does."""
+    name = cfg.MODEL.BACKBONE.NAME
+    yield from of_entry(cfg, BACKBONES, backbone_names().get(name, ""), f"MODEL.BACKBONE.NAME {name}")
+
+
+def of_entry(cfg: CfgNode, choices: dict[str, Choice], name: str, reader: str) -> Iterator[str]:
+    """The rule of the entry ``name`` holds, and no key is set that only other entries read."""
+    chosen = choices.get(name, NO_CHOICE)
+    yield from chosen.rule(cfg) if chosen.rule else ()
+    unread = dict.fromkeys(key for choice in choices.values() for key in choice.keys if key not in chosen.keys)
+    yield from left_at_default(cfg, unread, reader)
 
 
 def left_at_default(cfg: CfgNode, keys: Collection[str], reader: str) -> Iterator[str]:
@@ -159,13 +161,10 @@ def left_at_default(cfg: CfgNode, keys: Collection[str], reader: str) -> Iterato
 
 
 def norms(cfg: CfgNode) -> dict[str, str]:
-    """The norm of each part that has one, by key.
-
-    The backbone's name says whether RESNETS and FPN are read, and which section of a project's.
-    """
-    own = backbone_names().get(cfg.MODEL.BACKBONE.NAME)
-    theirs = [key.split(".")[1] for key in PROJECT_KEYS if key.endswith(".NORM") and own and section_of(key) == own]
-    parts = ["RESNETS"] * is_resnet(cfg) + ["FPN"] * has_fpn(cfg) + theirs + ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
+    """The norm of each part that the backbone's name makes part of the model, by key."""
+    own = BACKBONES.get(backbone_names().get(cfg.MODEL.BACKBONE.NAME, ""), NO_CHOICE)
+    parts = ["RESNETS"] * is_resnet(cfg) + ["FPN"] * has_fpn(cfg)
+    parts += [key.split(".")[1] for key in own.keys if key.endswith(".NORM")] + ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
     return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
 
 

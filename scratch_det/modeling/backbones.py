@@ -14,8 +14,9 @@ A bottom-up network is a module built from the config, from images [N, 3, H, W] 
 
 A line of ``scratch_det.config.choices.BACKBONES`` adds a network under two values of MODEL.BACKBONE.NAME, for both
 backends: ``net`` as build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
-build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. Only this network
-reads a project's keys MODEL.NET. The ResNets here are those of the torchvision backend; detectron2 has its own.
+build_net_fpn_backbone, where MODEL.FPN.IN_FEATURES names the maps below a feature pyramid. The entry's keys, such as a
+project's MODEL.NET.WIDTH, are for this network only. The ResNets here are those of the torchvision backend; detectron2
+has its own.
 """
 
 from collections.abc import Iterator

@@ -81,7 +81,7 @@ def one_more_of_each() -> Iterator[None]:
         LR_SCHEDULES["Falling"] = Choice(f"{__name__}:falling", rule=falls)
         OPTIMIZERS["RMSprop"] = Choice(f"{__name__}:build_rmsprop", ("SOLVER.ALPHA",), moments=1)
         AUGMENTATIONS["darker"] = Choice(f"{__name__}:darker", AUGMENTATIONS["resize"].keys)
-        BACKBONES["thin"] = Choice(f"{__name__}:Thin")
+        BACKBONES["thin"] = Choice(f"{__name__}:Thin", ("MODEL.THIN.WIDTH",))
         yield
 
 

@@ -57,8 +57,8 @@ class Steps(nn.Module):
 
 @pytest.fixture(autouse=True)
 def steps() -> Iterator[None]:
-    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Steps")), patch.dict(PROJECT_KEYS):
-        PROJECT_KEYS.update({"MODEL.STEPS.WASTE": False, "MODEL.STEPS.NORM": "BN"})
+    keys = {"MODEL.STEPS.WASTE": False, "MODEL.STEPS.NORM": "BN"}
+    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Steps", tuple(keys))), patch.dict(PROJECT_KEYS, keys):
         yield
 
 
@@ -200,7 +200,7 @@ def test_names_like_a_resnets_are_converted_as_they_are(tmp_path: Path) -> None:
     recipe.write_text(
         f"_BASE_: {MODEL}\nMODEL: {{DEVICE: cpu, BACKBONE: {{NAME: build_steps_fpn_backbone, FREEZE_AT: 0}}}}"
     )
-    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Stems")):
+    with patch.dict(BACKBONES, steps=Choice(f"{__name__}:Stems", BACKBONES["steps"].keys)):
         torch.save(backends.load("torchvision").build(config("torchvision")).state_dict(), tmp_path / "ours.pth")
         convert_file(str(tmp_path / "ours.pth"), tmp_path / "theirs.pth", "detectron2", recipe)
         convert_file(str(tmp_path / "theirs.pth"), tmp_path / "back.pth", "torchvision", recipe)
@@ -245,7 +245,8 @@ class TestRules:
     def test_whose_norm_is_read(self, name: str, read: list[str]) -> None:
         """By a body's whole name, not by what is a part of it."""
         PROJECT_KEYS["MODEL.NET.NORM"] = "GN"
-        with patch.dict(BACKBONES, dict.fromkeys(("net", "myresnet", "fpnnet"), Choice(""))):
+        others = dict.fromkeys(("myresnet", "fpnnet"), Choice(""))
+        with patch.dict(BACKBONES, {"net": Choice("", ("MODEL.NET.NORM",)), **others}):
             cfg = config("torchvision", "MODEL.BACKBONE.NAME", f"build_{name}_backbone")
             assert [key.split(".")[1] for key in norms(cfg)] == [*read, "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
             assert is_resnet(cfg) == ("RESNETS" in read)
@@ -256,7 +257,9 @@ class TestRules:
             check_model(cfg)
 
     def test_a_body_has_a_rule(self) -> None:
-        with patch.dict(BACKBONES, steps=Choice("", rule=lambda cfg: iter(["MODEL.STEPS.WASTE is bad"]))):
+        with patch.dict(
+            BACKBONES, steps=Choice("", BACKBONES["steps"].keys, lambda cfg: iter(["MODEL.STEPS.WASTE is bad"]))
+        ):
             with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is bad"):
                 check_model(config("torchvision"))
             check_model(config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"))
