@@ -26,12 +26,11 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.command_line import project_flags
-from scratch_det.config.load import BASE_KEY, Entry, LoadedConfig, flatten, plain, read_source
+from scratch_det.config.load import BASE_KEY, Entry, flatten, plain, read_source
 from scratch_det.config.rules import check_config
-from scratch_det.config.schedule import settle_batch
-from scratch_det.engine.plan import Request, choose_backend
+from scratch_det.engine.plan import DETECTION, Request, check_recipe, choose_backend
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.errors import ConfigError, Section, UserError, did_you_mean
 from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
@@ -160,14 +159,19 @@ class Search:
         """All points of the grid, in its order."""
         return points_of(self.axes)
 
-    def recipe(self, point: Point | None = None, config_file: str = "") -> LoadedConfig:
-        """The recipe with the command line's overrides, or another one without; then the point's."""
+    def request(self, point: Point | None = None, config_file: str = "") -> Request:
+        """For the recipe with the command line's overrides, or another one without; then the point's."""
         words = [*(() if config_file else self.overrides), *(point.overrides if point else ())]
-        return choose_backend(Request(config_file or self.config_file, words, self.backend))[1]
+        return Request(config_file or self.config_file, words, self.backend,
+                       scale_to_batch=self.scale_to_batch, accumulate=self.accumulate)  # fmt: skip
+
+    def recipe(self, point: Point | None = None, config_file: str = "") -> CfgNode:
+        """The config that is requested, before a batch rescales it."""
+        return choose_backend(self.request(point, config_file))[1].cfg
 
     def steps(self) -> list[Step]:
         """A step a point."""
-        cfg, tool = self.recipe().cfg, str(from_here(Path("tools/train_net.py")))
+        cfg, tool = self.recipe(), str(from_here(Path("tools/train_net.py")))
         words = [tool, *project_flags(), "--config-file", self.config_file]
         words += ["--backend", self.backend] if self.backend != backends.AUTO else []
         words += ["--scale-to-batch", str(self.scale_to_batch)] if self.scale_to_batch is not None else []
@@ -196,7 +200,7 @@ class Search:
             if values in seen:
                 raise ConfigError(f"{self.grid}: {seen[values]} and {point} are one and the same point: leave out one")
             seen[values] = point
-        _check_metric(self.metric, self.recipe().cfg)
+        _check_metric(self.metric, self.recipe())
         if RunDir(self.out).holds_run():
             raise UserError(
                 f"--out {self.out} is the folder of a run; name one for the search, which makes a run a point"
@@ -205,13 +209,12 @@ class Search:
 
     def _check_point(self, point: Point) -> str:
         """The point's values, as the recipe has them before a batch rescales them."""
-        recipe = self.recipe(point)
+        request = self.request(point)
+        backend, recipe = choose_backend(request)
         all_values = flatten(recipe.cfg)
-        settle_batch(recipe, self.processes, self.scale_to_batch, self.accumulate)
-        check_config(recipe.cfg, self.processes, self.accumulate)
-        backends.check_keys(backends.choose(self.backend), recipe.cfg)
+        check_recipe(Section(strict=True), request, recipe, backend, self.processes, DETECTION)
         for target in self.apply_to:
-            check_config(self.recipe(point, target).cfg)
+            check_config(self.recipe(point, target))
         if others := list(other_recipe(RunDir(self.out / point.name), recipe.cfg)):
             raise UserError(f"--out {self.out} holds another search:\n  {others[0]}\n  name another folder: --out DIR")
         return repr([all_values[key] for key in point.values])
@@ -317,7 +320,7 @@ def _recipes(search: Search, best: Trial, failed: int) -> dict[str, str]:
         f"# with {shlex.join(search.overrides) or 'no other changes'}. Its run is {search.out / best.point.name}.\n"
         f"# The grid of {len(search.points)} points, {failed} of which failed:\n{axes}"
     )
-    cfg = flatten(search.recipe(best.point).cfg)
+    cfg = flatten(search.recipe(best.point))
     nested: dict[str, Any] = {}
     for key in best.point.values:
         *sections, name = key.split(".")

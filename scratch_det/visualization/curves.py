@@ -27,6 +27,7 @@ STYLE: Any = {
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
+NO_METADATA: Any = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # a legend that covers no data
 LOSSES = {  # by key: label, colour, line width
     "total_loss": ("total", BLACK, 2.2),
@@ -208,12 +209,12 @@ def draw_grid(
 # What all figures share -------------------------------------------------------------------------------------------
 
 
-def save_figure(figure: Figure, out_png: str | Path) -> Path:
-    """Write the PNG, atomically, so that a reader never sees an incomplete picture."""
-    path, png = Path(out_png), io.BytesIO()
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG or SVG, atomically, so that a reader never sees an incomplete picture; the same bytes every time."""
+    path, content = Path(path), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, format="png", dpi="figure")
-    write_atomically(path, png.getvalue())
+    figure.savefig(content, format=path.suffix[1:], metadata=NO_METADATA[path.suffix])
+    write_atomically(path, content.getvalue())
     return path
 
 

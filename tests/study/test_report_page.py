@@ -24,7 +24,7 @@ from PIL import Image
 from scratch_det.evaluation.metrics import BLUE, VERMILION
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
-from scratch_det.study.report.figures import INITS, figures_of, image
+from scratch_det.study.report.figures import INITS, draw, figures_of
 from scratch_det.study.report.page import curves, read_runs, write_page
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN, TRAIN
@@ -84,7 +84,8 @@ def page_of(out: Path) -> Path:
     path = out.parent / "page.html"
     rows = (("scratch", "20.0"), (EVIL, "-"))
     tables = [Table("table", f"Table {EVIL}", ("init", "AP"), rows, (f"note {EVIL}",))]
-    figures = {name: image(figure, "svg").decode() for name, figure in figures_of(PLACE, records).items()}
+    drawn = draw(figures_of(PLACE, records), out.parent / "figures")
+    figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     return write_page(path, f"Study {EVIL}", tables, records, figures, read_runs(records, out, path))
 
 

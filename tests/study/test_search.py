@@ -168,7 +168,7 @@ class TestRefusals:
         folder = search.out / NAMES[0]
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text('{"iteration": 1}\n')
-        (folder / "config.yaml").write_text(search.recipe(search.points[0]).cfg.dump())
+        (folder / "config.yaml").write_text(search.recipe(search.points[0]).dump())
 
     @pytest.mark.parametrize(
         ("words", "message"),

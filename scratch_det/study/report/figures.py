@@ -1,7 +1,5 @@
 """The paper's figures from the records of a study, as SVG and PNG: the same records give the same bytes."""
 
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
@@ -17,13 +15,12 @@ from matplotlib.ticker import EngFormatter
 
 from scratch_det.config.load import load_config
 from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
-from scratch_det.files import write_atomically
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report.tables import DIGITS, label_of_norm, model_of
 from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
-from scratch_det.visualization.curves import BESIDE, show_iterations, thin
+from scratch_det.visualization.curves import BESIDE, save_figure, show_iterations, thin
 from scratch_det.visualization.curves import STYLE as CURVES_STYLE
 
 STYLE: Any = CURVES_STYLE | {
@@ -31,13 +28,13 @@ STYLE: Any = CURVES_STYLE | {
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "lines.markersize": 6.5,
     "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
-METADATA: Any = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}  # left out
 BOX = "bbox/AP"
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
+HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs"}  # of figures without a number
 # An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
 INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
@@ -46,6 +43,7 @@ LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
 
 
+@rc_context(STYLE)
 def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
     """The figures all of whose runs are part of ``experiment``, by name; without those that have nothing to show.
 
@@ -56,32 +54,18 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
     for name, draw_figure in FIGURES.items():
         place = f"{DIGITS * is_digits}{'figure1' if name == 'figure2' else name}"  # Figure 2 is about Figure 1's runs
         shown = [one for one in records if place in one.run.places]
-        if not shown or not names.issuperset(run.name for run in experiments() if place in run.places):
-            continue
-        with rc_context(STYLE):
-            if figure := draw_figure(shown):
-                number = re.sub(r"^figure(\d)$", r"Figure \1 ", name) + "in miniature" * is_digits
-                kind = "All runs" if name == own.PLACE else number if name.startswith("figure") else "In miniature"
-                figure.suptitle(f"{kind.strip()}: {figure.get_suptitle()}", x=0.01, ha="left")
-                figures[name] = figure
+        is_whole = names.issuperset(run.name for run in experiments() if place in run.places)
+        if shown and is_whole and (figure := draw_figure(shown)):
+            heading = HEADINGS.get(name) or f"Figure {name[-1]}{' in miniature' * is_digits}"
+            figure.suptitle(f"{heading}: {figure.get_suptitle()}", x=0.01, ha="left")
+            figures[name] = figure
     return figures
 
 
+@rc_context(STYLE)
 def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {folder / f"{name}.{kind}": image(one, kind) for name, one in figures.items() for kind in METADATA}
-    for path, content in contents.items():
-        write_atomically(path, content)
-    return list(contents)
-
-
-def image(figure: Figure, kind: str) -> bytes:
-    """A file of the figure, "svg" or "png", without random ids and without the time at which it was made."""
-    content = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(content, format=kind, metadata=METADATA[kind])
-    return content.getvalue()
+    return [save_figure(one, folder / f"{name}.{kind}") for name, one in figures.items() for kind in ("svg", "png")]
 
 
 # Figures: each from the records of its runs, None where they have nothing to show ------------------------------------

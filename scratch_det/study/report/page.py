@@ -58,22 +58,19 @@ class RunPage:
 
 
 def write_page(
-    path: Path,
-    title: str,
-    tables: Sequence[Table],
-    records: Sequence[Record],
-    figures: Mapping[str, str],
-    runs: Sequence[RunPage],
+    path: Path, title: str, tables: list[Table], records: Sequence[Record], figures: dict[str, str], runs: list[RunPage]
 ) -> Path:
     """Write the page, whole or not at all.
 
     ``figures``: SVG documents by name; ``runs`` may be empty where there are no run folders any more.
     """
     here = Path(__file__).parent
-    script = (here / "page.js").read_text(encoding="utf-8")
+    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
-    detectors = [run for run in runs if run.name not in classifiers]
-    compared = [run for run in detectors or runs if run.config]
+    compared = [run for run in runs if run.name not in classifiers] or runs
+    compared = [run for run in compared if run.config]
+    keys = sorted({key for run in compared for key in run.config})
+    values = {key: Counter(run.config.get(key, "") for run in compared) for key in keys}
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("page.html").render(
         title=title,
@@ -83,10 +80,10 @@ def write_page(
         records=records,
         figures={name: _data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
         compared=compared,
-        usual=usual_values(compared),
+        usual={key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1},
         made_with=made_with(runs),
         data={"metrics": METRICS, "runs": curves(records)},
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -100,38 +97,25 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, str]] = {}  # by place: the initialisation of each family
     for one in records:
         groups.setdefault(one.run.places[0], {})[family[one.run.name]] = one.run.init
-    colors = {
-        # as in the figures where the group compares one family of each initialisation
-        (group, name): INITS[init][1] if len(set(inits.values())) == len(inits) else COLORS[number % len(COLORS)]
-        for group, inits in groups.items()
-        for number, (name, init) in enumerate(inits.items())
-    }
     drawn = {metric: {one.run.name for one in records if metric in one.curves} for metric in METRICS}
-    first = next((one.run.places[0] for one in records if "bbox/AP" in one.curves), "")
-    return [
-        {
-            "run": one.run.name,
-            "group": one.run.places[0],
-            "family": family[one.run.name],
-            "colour": colors[one.run.places[0], family[one.run.name]],
-            "label": (f"{one.run.k}x" if one.run.k else "run") + (f" seed {one.run.seed}" if one.run.seed else ""),
-            "on": "bbox/AP" not in one.curves or (one.run.seed is None and one.run.places[0] == first),
-            "curves": {
-                metric: [(at, round(y, 4)) for at, y in thin(own_part(one, metric, names), POINTS) if math.isfinite(y)]
-                for metric, names in drawn.items()
-                if metric in one.curves
-            },
-        }
-        for one in records
-        if any(metric in one.curves for metric in METRICS)
-    ]
-
-
-def usual_values(runs: Sequence[RunPage]) -> dict[str, str]:
-    """The most frequent value of each config key that the runs have with different ones."""
-    keys = sorted({key for run in runs for key in run.config})
-    values = {key: Counter(run.config.get(key, "") for run in runs) for key in keys}
-    return {key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1}
+    first, found = next((one.run.places[0] for one in records if "bbox/AP" in one.curves), ""), []
+    for one in records:
+        run, group, name = one.run, one.run.places[0], family[one.run.name]
+        parts = {metric: own_part(one, metric, names) for metric, names in drawn.items() if metric in one.curves}
+        # as in the figures where the group compares one family of each initialisation
+        is_pair = len({*groups[group].values()}) == len(groups[group])
+        number = [*groups[group]].index(name) % len(COLORS)
+        found.append({
+            "run": run.name,
+            "group": group,
+            "family": name,
+            "colour": INITS[run.init][1] if is_pair else COLORS[number],
+            "label": (f"{run.k}x" if run.k else "run") + (f" seed {run.seed}" if run.seed else ""),
+            "on": "bbox/AP" not in parts or (run.seed is None and group == first),
+            "curves": {metric: [(at, round(y, 4)) for at, y in thin(part, POINTS) if math.isfinite(y)]
+                       for metric, part in parts.items()},
+        })  # fmt: skip
+    return [curve for curve in found if curve["curves"]]
 
 
 def made_with(runs: Sequence[RunPage]) -> dict[str, dict[str, list[str]]]:
