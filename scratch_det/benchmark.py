@@ -1,4 +1,4 @@
-"""Two ways to train, timed pair by pair in one process, so that a slow moment of the machine hits both.
+"""Two ways to train, timed pair by pair in one process, so that a slow moment of the machine affects both.
 
 The training loop beside its bare forward pass, backward pass and update, or beside detectron2's plain script.
 """
@@ -76,9 +76,9 @@ def in_both_orders(time_half: Callable[[int, bool], Pairs], pairs: int) -> Pairs
 
 
 def plan_training(config_file: str, overrides: list[str], pairs: int, backend: str) -> Plan:
-    """The plan of a training on one process, with a seed. Raises UserError for errors as a run does, and for few pairs.
+    """The plan of a training in one process, with a seed. Raises UserError as a run does, and for fewer than 2 pairs.
 
-    The recipe's folder and test sets do not matter: nothing is written there, and nothing is evaluated.
+    The recipe's run folder and test sets do not matter: nothing is written there, and nothing is evaluated.
     """
     if pairs < 2:
         raise UserError(f"--pairs is {pairs}, expected 2 or more: a median of fewer says nothing")
@@ -91,7 +91,7 @@ def plan_training(config_file: str, overrides: list[str], pairs: int, backend: s
 
 @contextmanager
 def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
-    """Two trainers of the same weights, which follow from SEED, in folders that are removed again."""
+    """Two trainers with the same weights, drawn from SEED, in temporary run folders."""
     backend, device, trainers = backends.load(backend_name), pick_device(cfg.MODEL.DEVICE, ALONE), []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -127,7 +127,7 @@ def loop_against_bare(plan: Plan, pairs: int) -> Pairs:
 
 
 def bare(trainer: Trainer, batch: list[Sample]) -> None:
-    """What no loop can do without."""
+    """The work that every training loop does."""
     state = trainer.state
     state.optimizer.zero_grad()
     with state.forward():
@@ -144,16 +144,16 @@ Loop = Callable[[Gate], object]  # passes its batches through the gate
 
 
 class Stepwise:
-    """A training loop in a thread of its own that does one iteration a ``step``: up to its next wish for data.
+    """A training loop in a thread that does one iteration per ``step``, which ends when the loop asks for a batch.
 
-    Loading counts as part of the iteration that it is for.
+    So loading a batch counts as part of its iteration.
     """
 
     def __init__(self, loop: Loop):
         self.may_go, self.has_come = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
         threading.Thread(target=self._run, args=(loop,), daemon=True).start()
-        self.step()  # up to the first wish for data
+        self.step()  # up to the first batch
 
     def step(self) -> None:
         """One iteration; raises what the loop raised."""

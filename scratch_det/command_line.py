@@ -55,27 +55,24 @@ def exit_on_user_error(prints: bool = True, unread: str = "") -> Iterator[None]:
 
 
 class ToolParser(ArgumentParser):
-    """Prints the description, a tool's docstring, as it is written; accepts no abbreviated flags."""
+    """Prints the description, a tool's docstring, with its line breaks; rejects abbreviated flags."""
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
-GIVEN: list[str] = []  # the folders of --project, as the command line has them
+GIVEN: list[str] = []  # the folders of --project, as they were given
 LOADED: set[Path] = set()
 
 
 def add_project_flag(parser: ArgumentParser) -> None:
-    """``--project FOLDER``: loaded while the command line is parsed, so that the other arguments may use its keys.
-
-    The parsed arguments have no entry for it.
-    """
+    """``--project FOLDER``: loaded while the command line is parsed, so it is not among the parsed arguments."""
     what = "add the keys and models of this package: projects/NAME"
     parser.add_argument("--project", action=_Load, metavar="FOLDER", default=SUPPRESS, help=what)
 
 
 def project_flags() -> list[str]:
-    """The ``--project`` flags of this command line, to pass on to runs that it starts."""
+    """The ``--project`` flags of this command line, for the runs that it starts."""
     return [word for folder in GIVEN for word in ("--project", folder)]
 
 
@@ -100,7 +97,7 @@ def load_project(folder: Path) -> None:
 
 
 def missing_project(recipe: Path) -> Path | None:
-    """The project folder that a recipe lies in, unless it is loaded or there is none."""
+    """The folder of the project that a recipe belongs to, or None when it is loaded or there is none."""
     folders = (folder for folder in recipe.absolute().parents if (folder / "__init__.py").is_file())
     project = next(folders, None)
     return project if project and project.resolve() not in LOADED else None

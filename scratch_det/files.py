@@ -17,7 +17,7 @@ from scratch_det.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, flush it to the disk, then rename it; nothing is left of one that failed."""
+    """Write to a file beside ``path``, flush it to the disk, then rename it; a failure leaves no partial file."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is met without a name
+        error.filename = error.filename or str(path)  # the error of a full disk has no name
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -90,16 +90,16 @@ def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
 def completed(line: Mapping[str, Any], last: int) -> int:
     """Completed iterations at a line of metrics.json, in a run of ``last`` iterations.
 
-    A line has the 0-based iteration after which it was written; the evaluation at the end has the number of iterations.
+    A line holds the 0-based iteration after which it was written, that of the last evaluation the number of iterations.
     """
     return min(int(line["iteration"]) + 1, last)
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The open file that holds the lock, emptied of what an earlier holder wrote; None when another process has it.
+    """The open file that holds the lock, emptied; None when another process has the lock.
 
-    The lock counts on other machines too, and ends with the process, however that ends. Raises UserError on a file
-    system without locks.
+    The lock works across machines, and ends with the process, however that ends. Raises UserError on a file system
+    without locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+")  # noqa: SIM115 - the lock goes with the file
@@ -130,8 +130,8 @@ def _flock(file: IO[str], how: int) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"{file.name} cannot be locked ({error.strerror}), and processes share its folder by locks; name a folder "
-            "on another file system: --out DIR, or XDG_CACHE_HOME for the cache"
+            f"{file.name} cannot be locked ({error.strerror}), but processes that share its folder need locks; name a "
+            "folder on another file system: --out DIR, or XDG_CACHE_HOME for the cache"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The log (to the console at once, to log.txt as soon as the run folder exists), and progress of long work."""
+"""The log, to the console and, once the run folder exists, to log.txt; and the progress of long work."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ say_now = partial(print, flush=True)  # a pipe sees each line when it is written
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """Log lines to whatever ``sys.stdout`` is at that moment, so that they pass above a live bar."""
+    """Writes to the current ``sys.stdout``, which rich replaces to print above a live progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -28,7 +28,7 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def set_up_logging(prints: bool = True) -> None:
-    """Log to the console and keep the lines for ``log_to_file``; without ``prints`` this process stays silent."""
+    """Log to the console and keep the lines for ``log_to_file``; without ``prints`` nothing is logged."""
     close_logging()
     logger.disabled = not prints
     logger.setLevel(logging.INFO)
@@ -39,7 +39,7 @@ def set_up_logging(prints: bool = True) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Write what was logged so far, and from now on, to ``path``."""
+    """Write all lines to ``path``, those that were logged before too."""
     memory = next(handler for handler in logger.handlers if isinstance(handler, MemoryHandler))
     file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -61,7 +61,7 @@ class Progress:
 
     Args:
         total, start: steps in all and steps already done.
-        say: receives the plain lines where standard output is no terminal; None when the caller has its own lines.
+        say: receives the plain lines where standard output is no terminal; None when the caller logs lines itself.
     """
 
     def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
@@ -101,7 +101,7 @@ class Progress:
 def track(
     items: Iterable[Item], description: str, total: int, say: Callable[[str], object] | None = say_now
 ) -> Iterator[Item]:
-    """Pass ``items`` on and show how many of ``total`` are done."""
+    """Yield ``items`` and show how many of ``total`` are done."""
     with Progress(description, total, say=say) as progress:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""What a recipe chooses from by name: one list each for learning-rate schedules, optimizers, augmentations, backbones.
+"""The lists from which a recipe chooses by name: learning-rate schedules, optimizers, augmentations, backbones.
 
 To add one, write its function and add a line to its list, here or in a project's ``add()`` (see projects/README.md).
 The functions are named, not imported: this package never imports torch.
@@ -19,10 +19,10 @@ class Choice:
     """One entry of a list.
 
     function: ``module:function``; the list says how it is called.
-    keys: dotted keys that this entry reads and some other entry does not. A recipe
-        that sets a key which only another entry reads is rejected.
+    keys: dotted keys that this entry reads and another one does not; a recipe that sets only another entry's keys is
+        rejected.
     rule: yields one line for each problem of the keys that the function reads; checked before anything is built.
-    moments: optimizers only: numbers that are kept for every weight, which a checkpoint holds too.
+    moments: optimizers only: numbers per weight that the optimizer keeps, and a checkpoint holds.
     """
 
     function: str
@@ -49,7 +49,7 @@ def drops_happen(cfg: CfgNode) -> Iterator[str]:
 
 
 def cosine_ends(cfg: CfgNode) -> Iterator[str]:
-    """The cosine falls, and no steps are written that it does not take."""
+    """The cosine falls, and SOLVER.STEPS, which it ignores, is empty."""
     end, base = cfg.SOLVER.BASE_LR_END, cfg.SOLVER.BASE_LR
     if cfg.SOLVER.STEPS:
         yield f'SOLVER.STEPS is {tuple(cfg.SOLVER.STEPS)}, but {COSINE} has no drops; set SOLVER.STEPS "()"'

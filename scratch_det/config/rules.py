@@ -1,10 +1,10 @@
-"""What cannot train as written is rejected before iteration 1, with the change that fixes it.
+"""Rules that reject a recipe which cannot train as written, before iteration 1, with the change that fixes it.
 
 detectron2's defaults (FrozenBN, FREEZE_AT 2) are made for fine-tuning; without weights they silently freeze random
 layers. In Detectron's released runs that mistake cost 3.3 box AP (R50, 3x: 36.2 against 39.5).
 
-A rule is a generator of problems, one line each: what was found, what is expected, the key, the fix. Rules on one
-number or one word are rows of RANGES and ALLOWED; rules of one entry of a list stand with it in ``choices``.
+A rule is a generator of problems, one line each: what was found, what is expected, the key, the fix. Rules on a single
+value are rows of RANGES and ALLOWED; rules of one entry of a list stand with it in ``choices``.
 """
 
 import math
@@ -90,8 +90,8 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
     """Notices for the log; raises one ConfigError with one line a problem when ``cfg`` cannot train as written.
 
     accumulate: micro-batches of an iteration in each of ``num_processes``.
-    waived: names of rules in WAIVABLE whose problems become notices, for who wants to see what comes of them.
-    The batch is taken as it stands: ``settle_batch`` comes first.
+    waived: names of rules in WAIVABLE whose problems become notices, to train in spite of them.
+    Call ``settle_batch`` before: the batch is not rescaled here.
     """
     if min(num_processes, accumulate) < 1:
         raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
@@ -113,7 +113,7 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:
-    """Every single value of RANGES and ALLOWED, of those whose key begins with ``section``."""
+    """The values of RANGES and ALLOWED are valid; of those whose key begins with ``section``."""
     values = flatten(cfg)
     for key, (fits, expected) in RANGES.items():
         if key.startswith(section) and not fits(values[key]):

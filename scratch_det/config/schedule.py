@@ -1,9 +1,8 @@
-"""Iterations and learning rates: the paper's kx schedules, the rate of an iteration, and a recipe at another batch.
+"""Learning rates: the paper's kx schedules, the learning rate of an iteration, and a recipe at another batch size.
 
 The kx lengths (section 4 of *Rethinking ImageNet Pre-training*) are iterations at a total batch of 16 images. Their
-learning rate is a function of only the iteration, never of the length of the run, so two runs that differ only in
-length are the same run up to their first differing drop. A cosine has no such common beginning: its length is in every
-rate.
+learning rate depends only on the iteration, never on the length of the run, so two runs that differ only in length are
+the same run up to their first differing drop. A cosine has no such common beginning: every rate depends on its length.
 """
 
 import math
@@ -22,7 +21,7 @@ from scratch_det.tables import aligned
 
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
 TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k iterations
-ONE_X_STEPS = (6, 8)  # ninths, again 60k and 80k, but from the start: 1x predates the rule above
+ONE_X_STEPS = (6, 8)  # ninths of 1x before the drops, at 60k and 80k: 1x is older than the rule above
 
 
 class Schedule(NamedTuple):
@@ -46,7 +45,7 @@ def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
 
 
 def shared_prefix(a: Schedule, b: Schedule) -> int:
-    """How many first iterations ``a`` and ``b`` have in common: up to the earliest drop that only one of them has."""
+    """How many first iterations ``a`` and ``b`` share: up to the earliest drop that only one of them has."""
     return min({a.max_iter, b.max_iter} | (set(a.steps) ^ set(b.steps)))
 
 
@@ -56,7 +55,7 @@ def learning_rate(cfg: CfgNode, iteration: int) -> float:
 
 
 def multi_step(solver: CfgNode, iteration: int) -> float:
-    """detectron2's WarmupMultiStepLR: times GAMMA at each of STEPS, which counts from its own iteration on."""
+    """detectron2's WarmupMultiStepLR: the rate is multiplied by GAMMA from each iteration of STEPS on."""
     drops = bisect_right(solver.STEPS, iteration)
     return solver.BASE_LR * warmup(solver, iteration, solver.WARMUP_FACTOR) * solver.GAMMA**drops
 
@@ -116,12 +115,11 @@ BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END", "S
 def settle_batch(
     recipe: LoadedConfig, num_processes: int = 1, scale_to: int | None = None, accumulate: int = 1
 ) -> list[str]:
-    """Rescale ``recipe.cfg`` in place as the command line and SOLVER.REFERENCE_WORLD_SIZE ask; lines for the log.
+    """Rescale ``recipe.cfg`` in place as flags and SOLVER.REFERENCE_WORLD_SIZE ask; returns lines for the log.
 
-    num_processes, scale_to, accumulate: as in ``--num-gpus`` x ``--num-machines``, ``--scale-to-batch`` and
-    ``--accumulate``; accumulation changes no key. Overrides are part of what is rescaled: the flag keeps the number of
-    images that the run would see without it.
-    Raises ConfigError, also when a batch was overridden and its learning rate was not. ``check_config`` comes after.
+    num_processes, scale_to, accumulate: ``--num-gpus`` x ``--num-machines``, ``--scale-to-batch`` and ``--accumulate``;
+    accumulation changes no key. Overrides are rescaled too: ``scale_to`` keeps the number of images in all.
+    Raises ConfigError, also when the batch was overridden and its learning rate was not. Call ``check_config`` after.
     """
     for flag, value in (("--scale-to-batch", scale_to), ("--accumulate", accumulate)):
         if value is not None and value < 1:
@@ -148,7 +146,7 @@ def settle_batch(
 
 
 def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
-    """Keep the images per process that ``cfg`` has in REFERENCE_WORLD_SIZE processes, as detectron2 does; 0: nothing.
+    """Keep the images per process of REFERENCE_WORLD_SIZE processes, as detectron2 does; 0 keeps the batch instead.
 
     Raises ConfigError when these processes cannot share the batch evenly.
     """
@@ -161,13 +159,13 @@ def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
 
 
 def scale_to_batch(cfg: CfgNode, batch: int) -> None:
-    """The same training with ``batch`` images an iteration, in place: as many images in all and between two drops.
+    """Change ``cfg`` to ``batch`` images per iteration, with as many images in all and between two drops as before.
 
     The learning rate grows with the batch (the linear rule of Goyal et al. 2017, *Accurate, Large Minibatch SGD*);
-    counts of iterations shrink with it, warm-up included, rounded as in detectron2's DefaultTrainer.auto_scale_workers.
+    numbers of iterations shrink with it, warm-up included, rounded as in detectron2's auto_scale_workers.
     But a period never becomes 0, which would turn it off.
-    Raises ConfigError when ``cfg``'s schedule is no schedule, or rounding lets two drops, or a drop and an end of the
-    run, fall together.
+    Raises ConfigError for an invalid schedule, and when two drops, or a drop and the end of the run, are the same
+    iteration after rounding.
     """
     check_schedule(cfg)
     solver, ratio = cfg.SOLVER, batch / cfg.SOLVER.IMS_PER_BATCH
