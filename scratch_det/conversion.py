@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from faster_coco_eval.core import mask as mask_api
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 
 from scratch_det import backends
 from scratch_det.config.choices import backbone_names
@@ -19,64 +19,16 @@ from scratch_det.engine.checkpointer import write_synced
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.files import sha256_of
-from scratch_det.weights.load import load_weights, named_for_detector
+from scratch_det.weights.convert import convert, num_classes
+from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
-from scratch_det.weights.names import BOTTOM_UP, renamed, stage_of, without_stage
-from scratch_det.weights.read import Pixels, Weights, read_weights
+from scratch_det.weights.origin import Pixels, Weights, read_weights
 
-BACKGROUND = {  # torchvision's layers with a slot for the background, by detectron2's names: numbers a slot takes
-    "roi_heads.box_predictor.cls_score": 1,  # first there, last in detectron2
-    "roi_heads.box_predictor.bbox_pred": 4,  # first there, none in detectron2: never trained, never used
-    "roi_heads.mask_head.predictor": 1,  # the same
-}
-KEPT_BY_DETECTRON2 = "roi_heads.box_predictor.cls_score"
 KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
 MODULE = re.compile(r"backbone\.fpn|[^.]+(\.[^.]+)?")  # roi_heads.box_head, ...; the levels of a pyramid count as one
 MOST = 20  # detections of an image that are compared, the highest scores
 SAME_BOX, SAME_SCORE, SAME_MASK = 0.5, 1e-3, 0.9  # pixels of the original image, score, IoU
 SAME_POINTS = 0.9  # of the keypoints are as near as SAME_BOX: two peaks of a heat map may be equally high
-
-
-def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[str, Tensor], dict[str, str | None]]:
-    """``weights`` in the names of ``to``, "torchvision" or "detectron2", and the new name of each, None without one.
-
-    own_names: as in ``renamed``. A classifier's weights are listed by the names that they have in a detector.
-    Raises UserError when they have the names of ``to`` already, and for boxes or masks that are not predicted for each
-    class, which torchvision's always are (but in a cascade, whose boxes never are).
-    """
-    source = weights.scheme.library
-    if source == to:
-        raise UserError(f"{weights.path} is a {weights.kind} already; MODEL.WEIGHTS takes it as it is")
-    names: dict[str, str | None]
-    if not weights.scheme.whole:
-        full, prefix = named_for_detector(weights, to), BOTTOM_UP[to]
-        names = {name: name.removeprefix(prefix) if name.startswith(prefix) else None for name in full}
-        return {new: full[name] for name, new in names.items() if new}, names
-    names, tensors, classes = renamed(weights.tensors, source, to, own_names), {}, num_classes(weights)
-    for name, new in names.items():
-        value, theirs = weights.tensors[name], name if to == "torchvision" else new or ""
-        layer, _, leaf = without_stage(theirs).rpartition(".")
-        if layer == KEPT_BY_DETECTRON2:
-            value = value.roll(1 if to == "torchvision" else -1, 0)
-        elif layer in BACKGROUND and not stage_of(name):
-            slot = BACKGROUND[layer]
-            expected = slot * ((classes or 0) + (source == "torchvision"))
-            if classes is not None and leaf == "weight" and len(value) != expected:
-                raise UserError(
-                    f"{weights.path}: {name} has {len(value)} outputs, expected {expected} for {classes} classes; a "
-                    "detector with CLS_AGNOSTIC_BBOX_REG or CLS_AGNOSTIC_MASK has no counterpart to be converted to"
-                )
-            added = value.new_zeros((slot, *value.shape[1:]))
-            value = value[slot:].clone() if to == "detectron2" else torch.cat([added, value])
-        if new:
-            tensors[new] = value
-    return tensors, names
-
-
-def num_classes(weights: Weights) -> int | None:
-    """Classes without background, from the class scores; None for a backbone."""
-    scores = (value for name, value in weights.tensors.items() if without_stage(name) == f"{KEPT_BY_DETECTRON2}.weight")
-    return next((len(value) - 1 for value in scores), None)
 
 
 class Agreement(NamedTuple):
@@ -91,9 +43,9 @@ def agreement(one: dict[str, Any], other: dict[str, Any]) -> Agreement:
 
     They agree if there are any, equally many, of the same classes, and pairs in the order of their scores are no
     further apart than SAME_BOX and so on. Where scores are closer than SAME_SCORE the order says nothing, so each
-    detection meets the nearest box among those.
+    detection is paired with the nearest box among those.
     """
-    found = min(len(one["scores"]), MOST), min(len(other["scores"]), MOST)
+    found = [min(len(side["scores"]), MOST) for side in (one, other)]
     first, second, free = list(range(min(found))), [], list(range(len(other["scores"])))
     for place in first:
         near = [i for i in free if abs(other["scores"][i] - one["scores"][place]) <= SAME_SCORE] or free[:1]
@@ -106,19 +58,17 @@ def agreement(one: dict[str, Any], other: dict[str, Any]) -> Agreement:
         return Agreement(False, text)
     classes = int((one["labels"][first] == other["labels"][second]).sum())
     box, score = ((one[key][first] - other[key][second]).abs().max().item() for key in ("boxes", "scores"))
-    masks = [(one["masks"][i], other["masks"][j]) for i, j in zip(first, second, strict=True)] if "masks" in one else []
-    ious = [mask_api.iou([a], [b], [0]).item() if any(mask_api.area([a, b])) else 1.0 for a, b in masks]  # not if empty
-    mask = min(ious, default=1.0)
-    text += (
-        f": {classes} of the same class, boxes apart by up to {box:.2g} px, scores by {score:.2g}, "
-        f"masks' IoU at least {mask:.4f}"
-    )
-    holds = found[0] == found[1] == classes and box <= SAME_BOX and score <= SAME_SCORE and mask >= SAME_MASK
+    text += f": {classes} of the same class, boxes apart by up to {box:.2g} px, scores by {score:.2g}"
+    holds = found[0] == found[1] == classes and box <= SAME_BOX and score <= SAME_SCORE
+    if "masks" in one:
+        masks = [[one["masks"][i], other["masks"][j]] for i, j in zip(first, second, strict=True)]
+        iou = min(mask_api.iou([a], [b], [0]).item() if any(mask_api.area([a, b])) else 1.0 for a, b in masks)
+        text, holds = f"{text}, masks' IoU at least {iou:.4f}", holds and iou >= SAME_MASK
     if "keypoints" in one:  # [N, K, 3]
-        distances = (one["keypoints"][first][..., :2] - other["keypoints"][second][..., :2]).norm(dim=-1)
-        points = (distances <= SAME_BOX).float().mean().item()
-        text += f", {points:.1%} of the keypoints at most {SAME_BOX} px"
-        holds = holds and points >= SAME_POINTS
+        distances = (one["keypoints"][first] - other["keypoints"][second])[..., :2].norm(dim=-1)
+        near_points = (distances <= SAME_BOX).float().mean().item()
+        text += f", {near_points:.1%} of the keypoints at most {SAME_BOX} px"
+        holds = holds and near_points >= SAME_POINTS
     return Agreement(holds, text)
 
 
@@ -126,15 +76,15 @@ def convert_file(
     source: str,
     destination: Path,
     to: str,
-    config_file: Path | None = None,
+    config: Path | None = None,
     partial: bool = False,
     image: Path | None = None,
 ) -> None:
     """Write ``source``, a file or an address, to ``destination`` with the weights' names of backend ``to``.
 
-    config_file: the recipe, by default the config.yaml of the run that ``source`` lies in. With it the result has to
-    fill a model of backend ``to`` where that is installed, and pixel statistics are recorded. partial: leave out
-    weights without a place. image: predict it before and after, with both backends, and compare.
+    config: the recipe, by default the config.yaml of the run that ``source`` lies in. With it the result has to fill a
+    model of backend ``to`` where that is installed, and pixel statistics are recorded. partial: leave out weights
+    without a place. image: predict it before and after, with both backends, and compare.
     Raises UserError, with nothing written, when weights have no place, the model is not filled, or the two disagree.
     """
     if destination.suffix not in (".pth", ".pt"):
@@ -143,10 +93,10 @@ def convert_file(
         raise UserError(f"{destination} exists; name another file, or remove it first")
     path = fetch(source)
     weights = read_weights(path)
-    cfg = recipe_of(path, config_file, weights)
+    cfg = recipe_of(path, config, weights)
     tensors, names = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
     print(f"{path}: {weights.kind}; {len(tensors)} of {len(weights.tensors)} tensors have a place:")
-    modules = {name: str(MODULE.search(name if weights.scheme.whole else "backbone")[0]) for name in names}
+    modules = {name: str(MODULE.search(name if weights.is_detector else "backbone")[0]) for name in names}
     found, width = Counter(modules[name] for name in names if names[name]), max(map(len, modules.values()))
     for module, number in Counter(modules.values()).items():
         print(f"  {module:<{width}}  {found[module]:4d} of {number:4d}")
@@ -157,7 +107,7 @@ def convert_file(
             "give --partial to leave them out"
         )
     content = {"model": tensors, "converted_from": {"file": path.name, "sha256": sha256_of(path), "kind": weights.kind}}
-    if not weights.scheme.whole:
+    if not weights.is_detector:
         content["matching_heuristics"] = True  # by which detectron2 finds a backbone's place
     elif cfg:
         content["pixels"] = Pixels.of(cfg).as_dict()  # a detector's own, unless its file says otherwise
@@ -174,25 +124,25 @@ def convert_file(
     print(f"wrote {destination}; use it with --backend {to} MODEL.WEIGHTS {destination}")
 
 
-def recipe_of(path: Path, config_file: Path | None, weights: Weights) -> CfgNode | None:
-    """The recipe of the weights, with as many classes and keypoints as they have; None when nothing says it."""
-    if config_file:
-        cfg = load_config(config_file, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
-    else:
-        run = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
-        if not (run.config.is_file() and run.environment.is_file()):
-            return None
+def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | None:
+    """The recipe of the weights, with as many classes and keypoints as they have; None when there is none."""
+    run = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+    if config:
+        cfg = load_config(config, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
+    elif run.config.is_file() and run.environment.is_file():
         cfg = run.read_config()
+    else:
+        return None
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
     for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
-        keypoints.NUM_KEYPOINTS = keypoints.NUM_KEYPOINTS if bias is None else len(bias)
+        if bias is not None:
+            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(bias)
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
 def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> str:
-    """Load the new file into a model of backend ``to``, where there are both; returns whether, as a line.
+    """Load the new file into a model of backend ``to`` where both exist; returns whether that was done, as a line.
 
     Raises UserError when it does not fit.
     """
@@ -206,28 +156,27 @@ def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> 
         return f"not loaded into a model: {problem}"
     try:
         built(file, to, cfg)
-    except UserError as problem:
-        raise UserError(
-            f"nothing was written: {problem}".replace(str(file), f"converted from {weights.path}")
-        ) from None
-    return f"it fills {'a' if weights.scheme.whole else 'the backbone of a'} {backends.library(to)} model of the recipe"
+    except UserError as error:
+        problem = str(error).replace(str(file), f"converted from {weights.path}")
+        raise UserError(f"nothing was written: {problem}") from None
+    return f"it fills {'a' if weights.is_detector else 'the backbone of a'} {backends.library(to)} model of the recipe"
 
 
 def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> str:
-    """What the two models see in ``image``. Raises UserError when that differs, or cannot be compared."""
-    if not weights.scheme.whole:
+    """Compare what the two models detect in ``image``. Raises UserError when it differs, or cannot be compared."""
+    if not weights.is_detector:
         raise UserError("--verify compares detections, but these weights are only a backbone; leave it out")
     if not cfg:
         raise UserError("--verify builds the model: give its recipe, --config-file FILE")
     sample, keys = load_sample(image, cfg), cfg.INPUT
     sample = resize(sample, output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST))
-    sides = ((source, weights.scheme.library), (file, to))
+    sides = ((source, weights.library), (file, to))
     before, after = (backends.load(name).predict(built(path, name, cfg), [sample])[0] for path, name in sides)
     if not len(before["scores"]) + len(after["scores"]):
         raise UserError(
-            f"neither model detects anything in {image} above MODEL.ROI_HEADS.SCORE_THRESH_TEST "
-            f"{cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}: nothing to compare, nothing was written; use another image, "
-            "a model that was trained for longer, or leave out --verify"
+            f"no model detects anything in {image} above MODEL.ROI_HEADS.SCORE_THRESH_TEST "
+            f"{cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}, nothing was written; give another image or a model that was "
+            "trained for longer, or leave out --verify"
         )
     holds, text = agreement(before, after)
     if not holds:

@@ -1,13 +1,9 @@
-"""Files that processes share: written in one step, digests, JSON lines (the last may be cut off), locks, the cache."""
+"""Files that processes share: written in one step, SHA-256, JSON lines (the last may be cut off), locks, the cache."""
 
 import fcntl
 import hashlib
-import io
 import json
 import os
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,38 +32,6 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, as ``sha256sum`` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _TensorLayout(pickle.Unpickler):
-    """Reads what torch.save pickles beside the storages of a zip archive: where each tensor lies in which storage."""
-
-    def persistent_load(self, pid: Any) -> tuple[str, str]:
-        return pid[1], pid[2]  # the storage's type and file
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name.endswith("Storage"):
-            return name
-        known = {"collections.OrderedDict": OrderedDict, "torch._utils._rebuild_tensor_v2": lambda *layout: layout}
-        return known[f"{module}.{name}"]  # anything but plain tensors is rejected
-
-
-def weights_sha256(path: Path) -> str:
-    """Digest of a checkpoint's model, without torch: whether two runs ended with the same weights, to the last bit.
-
-    Of the model's tensors by name, with type, shape and bytes, whatever else is in the checkpoint, such as times. Empty
-    where the file is gone, or is no checkpoint that can be read like this.
-    """
-    digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (layout,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            model = _TensorLayout(io.BytesIO(archive.read(layout))).load()["model"]
-            for name, ((kind, key), offset, size, stride, *_) in sorted(model.items()):
-                digest.update(f"{name} {kind} {offset} {tuple(size)} {tuple(stride)}\n".encode())
-                digest.update(archive.read(layout.removesuffix("data.pkl") + f"data/{key}"))
-    except Exception:  # missing, or whatever a damaged archive and a damaged pickle make of themselves
-        return ""
-    return digest.hexdigest()
 
 
 def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:

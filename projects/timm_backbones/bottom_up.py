@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scratch_det.engine.state import parameter_groups
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.norm import NORMS, batch_norms, frozen, replace_norm
-from scratch_det.weights.read import Pixels
+from scratch_det.weights.origin import Pixels
 
 MAPS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # by stride, by detectron2's names
 ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}  # where a model has them

@@ -16,27 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.backends.keys import check_keys, detectron2_defaults
+from scratch_det.backends.keys import check_keys as check_keys
+from scratch_det.backends.keys import detectron2_defaults
 from scratch_det.config.load import flatten, get_cfg, load_config, with_project_keys
 from scratch_det.config.rules import check_model
 from scratch_det.errors import UserError
 
 if TYPE_CHECKING:  # keys are checked before torch is imported
     from torch import Tensor, nn
-
-__all__ = [
-    "AUTO",
-    "BACKENDS",
-    "Backend",
-    "Batch",
-    "check_keys",
-    "choose",
-    "defaults",
-    "is_installed",
-    "library",
-    "load",
-    "model_config",
-]
 
 BACKENDS = ("detectron2", "torchvision")
 AUTO = "auto"

@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,12 @@ class BareBackbone(Backbone):
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec):
         super().__init__()
         self.bottom_up = build_bottom_up(cfg)
+        self._out_features = list(self.bottom_up.strides)  # these three are what ``output_shape`` tells
+        self._out_feature_channels, self._out_feature_strides = self.bottom_up.channels, self.bottom_up.strides
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> maps by name."""
         return self.bottom_up(images)
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every map."""
-        strides = self.bottom_up.strides
-        return {name: ShapeSpec(channels=n, stride=strides[name]) for name, n in self.bottom_up.channels.items()}
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
@@ -129,35 +127,28 @@ def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
 @torch.no_grad()
 def detect(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
-    heads = model.eval().roi_heads
-    others = [name for name in ("mask_on", "keypoint_on") if getattr(heads, name, False)]
-    try:
-        for name in others:
-            setattr(heads, name, False)
-        found = model.inference(batch, do_postprocess=False)
-    finally:
-        for name in others:
-            setattr(heads, name, True)
-    return [_as_dict(one.to("cpu")) for one in found]
+    box_model, box_heads = copy(model.eval()), copy(model.roi_heads)  # which share all layers with the model
+    box_heads.mask_on = box_heads.keypoint_on = False
+    box_model._modules = {**model._modules, "roi_heads": box_heads}
+    return [_as_dict(one.to("cpu")) for one in box_model.inference(batch, do_postprocess=False)]
 
 
 @torch.no_grad()
 def shapes(model: nn.Module, batch: Batch, found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
     heads, shapes = model.eval().roi_heads, {}
+    sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
     given = [
-        Instances(tuple(sample["image"].shape[-2:]), pred_boxes=Boxes(one["boxes"]), pred_classes=one["labels"])
-        for sample, one in zip(batch, found, strict=True)
+        Instances(size, pred_boxes=Boxes(one["boxes"]), pred_classes=one["labels"]).to(model.device)
+        for size, one in zip(sizes, found, strict=True)
     ]
-    given = [one.to(model.device) for one in given]
     if getattr(heads, "keypoint_on", False):
         maps = model.backbone(model.preprocess_image(batch).tensor)
         features = [maps[name] for name in heads.keypoint_in_features]
         pooled = heads.keypoint_pooler(features, [one.pred_boxes for one in given])
         shapes["heat_maps"] = heads.keypoint_head.layers(pooled).split([len(one) for one in given])
     if heads.mask_on:
-        masks = model.inference(batch, given, do_postprocess=False)
-        shapes["masks"] = [one.pred_masks[:, 0] for one in masks]
+        shapes["masks"] = [one.pred_masks[:, 0] for one in model.inference(batch, given, do_postprocess=False)]
     return [{name: values[image].cpu() for name, values in shapes.items()} for image in range(len(found))]
 
 
@@ -237,9 +228,8 @@ def train_plainly(
             register_coco_instances(name, {}, str(entry.json_file), str(entry.image_root))
 
     def loader(stock: CfgNode) -> Iterator[Any]:
-        records = get_detection_dataset_dicts(
-            stock.DATASETS.TRAIN, filter_empty=stock.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        filters = stock.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        records = get_detection_dataset_dicts(stock.DATASETS.TRAIN, filter_empty=filters)
         places = {record["image_id"]: place for place, record in enumerate(records)}
         return gate(build_detection_train_loader(stock, dataset=records, sampler=_Order(places, image_ids)))
 

@@ -9,7 +9,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.choices import backbone_names, has_fpn
-from scratch_det.config.load import flatten
+from scratch_det.config.load import flatten, get_cfg
 from scratch_det.errors import ConfigError, did_you_mean
 
 LEVELS = ["res2", "res3", "res4", "res5"]
@@ -17,64 +17,28 @@ PYRAMID = ["p2", "p3", "p4", "p5"]
 POOLERS = ("ROIAlign", "ROIAlignV2")
 RESNET = "build_resnet_fpn_backbone"
 
-Allowed = dict[str, tuple[Any, ...]]  # supported values; a key that is not listed may have any value
-
-ALLOWED_BY_LOOP: Allowed = {  # what data, loop and evaluation of this repository support, with any backend
-    # Others need other annotations, or (RetinaNet's running loss_normalizer) have state that no checkpoint holds.
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False,),  # needs LVIS's class frequencies
-    "MODEL.LOAD_PROPOSALS": (False,),
-    "INPUT.CROP.ENABLED": (False,),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "TEST.PRECISE_BN.ENABLED": (False,),
-}
-# What the torchvision backend has been written for; detectron2 supports all values of its own keys.
-ALLOWED: Allowed = {
-    **ALLOWED_BY_LOOP,
-    "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
-    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
-    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
-    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
-    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
-    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
-    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
-    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
-    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLERS,
-    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": (False,),
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False,),
-    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLERS,
-    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
-    "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
-    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLERS,
-}
-WITH_FPN: Allowed = {
-    "MODEL.FPN.FUSE_TYPE": ("sum",),
-    "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],),
-    "MODEL.ROI_HEADS.IN_FEATURES": (PYRAMID,),
-}
-RESNETS: Allowed = {
-    **WITH_FPN,
-    "MODEL.FPN.IN_FEATURES": (LEVELS,),
-    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
-    "MODEL.RESNETS.OUT_FEATURES": (LEVELS,),
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": (64,),
-    "MODEL.RESNETS.RES5_DILATION": (1,),
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
-}
-LENGTHS = {
-    "MODEL.PIXEL_MEAN": 3,
-    "MODEL.PIXEL_STD": 3,
-    "MODEL.RPN.IOU_THRESHOLDS": 2,
-    "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS": 1,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
-}
+# Keys with which a config has to leave detectron2's default. Data, loop and evaluation of this repository need it, with
+# any backend: other architectures need other annotations, or (RetinaNet's running loss_normalizer) have state that no
+# checkpoint holds; USE_FED_LOSS needs LVIS's class frequencies.
+FIXED_BY_LOOP = (
+    "MODEL.META_ARCHITECTURE", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
+    "MODEL.LOAD_PROPOSALS", "INPUT.CROP.ENABLED", "DATALOADER.SAMPLER_TRAIN", "TEST.PRECISE_BN.ENABLED",
+)  # fmt: skip
+# The torchvision backend has nothing else.
+FIXED_BY_TORCHVISION = (
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "MODEL.ANCHOR_GENERATOR.NAME", "MODEL.RPN.HEAD_NAME",
+    "MODEL.RPN.BOUNDARY_THRESH", "MODEL.RPN.IOU_LABELS", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_HEADS.IOU_LABELS",
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "MODEL.ROI_MASK_HEAD.NAME",
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "MODEL.ROI_KEYPOINT_HEAD.NAME",
+)  # fmt: skip
+FIXED_OF_RESNETS = (
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+)  # fmt: skip
+FIXED_LENGTH = (  # lists as long as detectron2's default
+    "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RPN.IOU_THRESHOLDS", "MODEL.RPN.BBOX_REG_WEIGHTS",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+)  # fmt: skip
 
 
 @cache
@@ -91,28 +55,41 @@ def detectron2_defaults() -> CfgNode:
     return module._C
 
 
-def check_keys(backend: str, cfg: CfgNode) -> None:
-    """Raise ConfigError, one line per problem, when the config has values that ``backend`` does not support.
-
-    Keys of heads that are off are not checked.
-    """
-    keys, of_torchvision = flatten(cfg), backend == "torchvision"
-    lines, allowed = [], ALLOWED_BY_LOOP
-    if of_torchvision:
-        allowed = {
-            **ALLOWED,
+def allowed_values(backend: str, cfg: CfgNode) -> dict[str, tuple[Any, ...]]:
+    """The values that a config like ``cfg`` may have with ``backend``; a key that is not listed may have any value."""
+    defaults = flatten(get_cfg())
+    allowed: dict[str, tuple[Any, ...]] = {key: (defaults[key],) for key in FIXED_BY_LOOP}
+    if backend == "torchvision":
+        allowed |= {key: (defaults[key],) for key in FIXED_BY_TORCHVISION}
+        allowed |= {f"MODEL.ROI_{head}_HEAD.POOLER_TYPE": POOLERS for head in ("BOX", "MASK", "KEYPOINT")}
+        allowed |= {
             "MODEL.BACKBONE.NAME": (RESNET, *backbone_names()),
-            **(RESNETS if cfg.MODEL.BACKBONE.NAME == RESNET else WITH_FPN if has_fpn(cfg) else {}),
+            "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
+            "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
+            "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
         }
+        if has_fpn(cfg):
+            allowed |= {"MODEL.FPN.FUSE_TYPE": ("sum",), "MODEL.RPN.IN_FEATURES": ([*PYRAMID, "p6"],)}
+            allowed["MODEL.ROI_HEADS.IN_FEATURES"] = (PYRAMID,)
+        if cfg.MODEL.BACKBONE.NAME == RESNET:
+            allowed |= {key: (defaults[key],) for key in FIXED_OF_RESNETS}
+            allowed |= {"MODEL.FPN.IN_FEATURES": (LEVELS,), "MODEL.RESNETS.OUT_FEATURES": (LEVELS,)}
+            allowed["MODEL.RESNETS.DEPTH"] = (18, 34, 50, 101, 152)
     heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
     unused = tuple(head for head, is_on in heads.items() if not is_on)
-    for key, values in allowed.items():
-        if not key.startswith(unused) and keys[key] not in values:
+    return {key: values for key, values in allowed.items() if not key.startswith(unused)}
+
+
+def check_keys(backend: str, cfg: CfgNode) -> None:
+    """Raise ConfigError, one line per problem, when the config has values that ``backend`` does not support."""
+    keys, lines = flatten(cfg), []
+    for key, values in allowed_values(backend, cfg).items():
+        if keys[key] not in values:
             fix = did_you_mean(str(keys[key]), [str(value) for value in values])
             fix += "; --project FOLDER adds a project's backbones" if key == "MODEL.BACKBONE.NAME" else ""
             lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
-    if of_torchvision:
+    if backend == "torchvision":
         lines += _torchvision_problems(cfg, keys)
     elif cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         lines.append("MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; use StandardROIHeads and FPN")
@@ -123,8 +100,9 @@ def check_keys(backend: str, cfg: CfgNode) -> None:
 def _torchvision_problems(cfg: CfgNode, keys: dict[str, Any]) -> Iterator[str]:
     """Combinations of values that the torchvision backend does not support."""
     resnets, rpn = cfg.MODEL.RESNETS, cfg.MODEL.RPN
-    for key, length in LENGTHS.items():
-        if len(keys[key]) != length:
+    defaults = flatten(get_cfg())
+    for key in FIXED_LENGTH:
+        if len(keys[key]) != (length := len(defaults[key])):
             yield f"{key} is {keys[key]!r}; it takes {length} value{'s' * (length > 1)}"
     if cfg.MODEL.BACKBONE.NAME == RESNET:
         basic = resnets.DEPTH in (18, 34)

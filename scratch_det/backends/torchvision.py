@@ -14,22 +14,22 @@ from scratch_det.backends.torchvision_heads import RPN, RoIHeads
 from scratch_det.config.choices import has_fpn
 from scratch_det.data.image import encode_masks
 from scratch_det.modeling.backbones import build_bottom_up
-from scratch_det.modeling.init import initialize
+from scratch_det.modeling.init import Fill, he_fill, initialize, normal_fill, xavier_fill
 from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
-LAYER_TYPES = {  # in a cascade without the stage's number
-    "backbone.body": "backbone",
-    "backbone.fpn": "fpn",
-    "rpn.head": "rpn",
-    "roi_heads.box_head": "box_conv",
-    "roi_heads.box_predictor.cls_score": "cls_score",
-    "roi_heads.box_predictor.bbox_pred": "bbox_pred",
-    "roi_heads.mask_head": "mask_conv",
-    "roi_heads.mask_predictor.conv5_mask": "mask_conv",
-    "roi_heads.mask_predictor.mask_fcn_logits": "mask_predictor",
-    "roi_heads.keypoint_head": "keypoint",
-    "roi_heads.keypoint_predictor": "keypoint",
+FILLS: dict[str, Fill] = {  # initial weights by the prefix of the name, in a cascade without the stage's number
+    "backbone.body": he_fill,
+    "backbone.fpn": xavier_fill,
+    "rpn.head": normal_fill(0.01),
+    "roi_heads.box_head": lambda weight: (he_fill if weight.dim() == 4 else xavier_fill)(weight),  # convolution or not
+    "roi_heads.box_predictor.cls_score": normal_fill(0.01),
+    "roi_heads.box_predictor.bbox_pred": normal_fill(0.001),
+    "roi_heads.mask_head": he_fill,
+    "roi_heads.mask_predictor.conv5_mask": he_fill,
+    "roi_heads.mask_predictor.mask_fcn_logits": normal_fill(0.001),
+    "roi_heads.keypoint_head": he_fill,
+    "roi_heads.keypoint_predictor": he_fill,
 }
 TRUTH = ("boxes", "labels", "masks", "keypoints")  # of a sample
 PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}  # detectron2 calls the last one p6
@@ -112,13 +112,10 @@ class GeneralizedRCNN(nn.Module):
 def build(cfg: CfgNode) -> nn.Module:
     """See ``Backend``."""
     model = GeneralizedRCNN(cfg)
-    stages = [f"roi_heads.stages.{k}" for k in range(len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS))]
-    types = {
-        name.replace("roi_heads", start): kind for start in ("roi_heads", *stages) for name, kind in LAYER_TYPES.items()
-    }
-    linear = [name for name, module in model.named_modules() if ".box_head." in name and isinstance(module, nn.Linear)]
-    own = "backbone.body" if getattr(model.backbone.body, "initialized", False) else None
-    initialize(model, {**types, **dict.fromkeys(linear, "box_fc")}, leave=own)
+    stages = [f"roi_heads.stages.{k}." for k in range(len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS))]
+    fills = {name.replace("roi_heads.", at): fill for at in ("roi_heads.", *stages) for name, fill in FILLS.items()}
+    leave = "backbone.body" if getattr(model.backbone.body, "initialized", False) else None
+    initialize(model, fills, leave)
     return model
 
 

@@ -85,16 +85,13 @@ class RPN(RegionProposalNetwork):
         keys, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
         generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
         super().__init__(
-            generator,
-            Float32RPNHead(in_channels, generator.per_location, conv_depth=len(keys.CONV_DIMS)),
-            fg_iou_thresh=keys.IOU_THRESHOLDS[1],
-            bg_iou_thresh=keys.IOU_THRESHOLDS[0],
-            batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
-            positive_fraction=keys.POSITIVE_FRACTION,
+            generator, Float32RPNHead(in_channels, generator.per_location, conv_depth=len(keys.CONV_DIMS)),
+            fg_iou_thresh=keys.IOU_THRESHOLDS[1], bg_iou_thresh=keys.IOU_THRESHOLDS[0],
+            batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE, positive_fraction=keys.POSITIVE_FRACTION,
             pre_nms_top_n={"training": keys.PRE_NMS_TOPK_TRAIN, "testing": keys.PRE_NMS_TOPK_TEST},
             post_nms_top_n={"training": keys.POST_NMS_TOPK_TRAIN, "testing": keys.POST_NMS_TOPK_TEST},
             nms_thresh=keys.NMS_THRESH,
-        )
+        )  # fmt: skip
         self.box_coder, self.keys = BoxCoder(weights=tuple(keys.BBOX_REG_WEIGHTS)), keys
 
     def compute_loss(
@@ -103,15 +100,10 @@ class RPN(RegionProposalNetwork):
         """Objectness (binary cross-entropy) and box (smooth L1) loss over the sampled anchors of the batch."""
         positive, negative = (torch.cat(chosen).bool() for chosen in self.fg_bg_sampler(labels))
         sampled = positive | negative
-        loss_cls = F.binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
-        )
-        loss_loc = F.smooth_l1_loss(
-            pred_bbox_deltas[positive],
-            torch.cat(regression_targets)[positive],
-            beta=self.keys.SMOOTH_L1_BETA,
-            reduction="sum",
-        )
+        logits, truth = objectness.flatten()[sampled], torch.cat(labels)[sampled]
+        loss_cls = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        deltas, targets = pred_bbox_deltas[positive], torch.cat(regression_targets)[positive]
+        loss_loc = F.smooth_l1_loss(deltas, targets, beta=self.keys.SMOOTH_L1_BETA, reduction="sum")
         scale = self.keys.LOSS_WEIGHT / (self.keys.BATCH_SIZE_PER_IMAGE * len(labels))
         return loss_cls * scale, loss_loc * scale * self.keys.BBOX_REG_LOSS_WEIGHT
 
@@ -143,9 +135,8 @@ class ROIPooler(nn.Module):
         pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
         for level, (name, stride) in enumerate(self.strides.items()):
             chosen = (levels == level).nonzero()[:, 0]
-            values = roi_align(
-                features[name].float(), rois[chosen], self.resolution, 1 / stride, self.sampling_ratio, self.aligned
-            )
+            maps = features[name].float()
+            values = roi_align(maps, rois[chosen], self.resolution, 1 / stride, self.sampling_ratio, self.aligned)
             pooled = pooled.index_copy(0, chosen, values)
         return pooled
 
@@ -215,16 +206,11 @@ class RoIHeads(TorchvisionRoIHeads):
             width = [in_channels, *keypoint.CONV_DIMS][-1]
             parts["keypoint_predictor"] = KeypointRCNNPredictor(width, keypoint.NUM_KEYPOINTS)
         super().__init__(
-            **parts,
-            fg_iou_thresh=keys.IOU_THRESHOLDS[0],
-            bg_iou_thresh=keys.IOU_THRESHOLDS[0],
-            batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
-            positive_fraction=keys.POSITIVE_FRACTION,
-            bbox_reg_weights=tuple(box.BBOX_REG_WEIGHTS),
-            score_thresh=keys.SCORE_THRESH_TEST,
-            nms_thresh=keys.NMS_THRESH_TEST,
-            detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
+            **parts, fg_iou_thresh=keys.IOU_THRESHOLDS[0], bg_iou_thresh=keys.IOU_THRESHOLDS[0],
+            batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE, positive_fraction=keys.POSITIVE_FRACTION,
+            bbox_reg_weights=tuple(box.BBOX_REG_WEIGHTS), score_thresh=keys.SCORE_THRESH_TEST,
+            nms_thresh=keys.NMS_THRESH_TEST, detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )  # fmt: skip
         self.box_keys, self.keypoint_keys, self.is_cascade = box, keypoint, is_cascade
         self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # sampled boxes per image
         if is_cascade:
@@ -261,10 +247,9 @@ class RoIHeads(TorchvisionRoIHeads):
             logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
             logits = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)]
             masks = [target["masks"] for target in targets]
-            truth = [mask_targets(*one, logits.shape[-1]) for one in zip(masks, matched, boxes, strict=True)]
-            losses["loss_mask"] = (
-                F.binary_cross_entropy_with_logits(logits, torch.cat(truth)) if len(logits) else logits.sum()
-            )
+            truth = torch.cat([mask_targets(*one, logits.shape[-1]) for one in zip(masks, matched, boxes, strict=True)])
+            loss = F.binary_cross_entropy_with_logits(logits, truth) if len(logits) else logits.sum()
+            losses["loss_mask"] = loss
         if self.has_keypoint():
             points = [target["keypoints"][index] for target, index in zip(targets, matched, strict=True)]
             boxes, points = keypoint_samples(boxes, points)

@@ -31,7 +31,7 @@ from scratch_det.errors import DataError
 from scratch_det.evaluation.inference import predict_share
 from scratch_det.log import logger
 from scratch_det.modeling.backbones import build_bottom_up
-from scratch_det.modeling.init import initialize
+from scratch_det.modeling.init import he_fill, initialize, normal_fill
 from scratch_det.modeling.norm import NORM_LAYERS
 
 BACKBONE = "backbone.pth"
@@ -75,7 +75,7 @@ def build(cfg: CfgNode) -> Classifier:
     section 5.1; Wu & He 2018, section 4.1).
     """
     model = Classifier(cfg)
-    initialize(model, {**dict.fromkeys(model.stages, "backbone"), "fc": "cls_score"})
+    initialize(model, {**dict.fromkeys(model.stages, he_fill), "fc": normal_fill(0.01)})
     for block in model.modules():
         norm = getattr(block, LAST_NORM.get(type(block), ""), None)
         if isinstance(norm, NORM_LAYERS):

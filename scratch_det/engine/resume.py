@@ -24,7 +24,8 @@ from scratch_det.engine.state import State
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import format_table
 from scratch_det.log import logger
-from scratch_det.weights.load import load_weights, to_cascade
+from scratch_det.weights.convert import to_cascade
+from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import find_checkpoint
 from scratch_det.weights.read import read_checkpoint
 

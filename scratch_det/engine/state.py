@@ -18,7 +18,7 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
-from scratch_det.weights.read import Pixels
+from scratch_det.weights.origin import Pixels
 
 
 class TrainingBackend(Protocol):

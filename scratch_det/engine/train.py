@@ -39,12 +39,13 @@ from scratch_det.engine.state import TrainingBackend, build_state, pick_device, 
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
-from scratch_det.files import sha256_of, weights_sha256
+from scratch_det.files import sha256_of
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
+from scratch_det.weights.read import weights_sha256
 
 IMAGES_SHOWN = 12  # in predictions.png
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")

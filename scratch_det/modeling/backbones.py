@@ -8,9 +8,10 @@ A bottom-up network is a module built from the config, from images [N, 3, H, W] 
     lists of its submodules' (or parameters') names, from the pixels on: what MODEL.BACKBONE.FREEZE_AT counts.
 ``initialized``, if True
     has drawn its own weights, by the rules of its family; all others get He's.
-``from_classifier(tensors)``, ``first_layer``, ``pixels``, together or not at all
-    an ImageNet model's tensors by the network's names, without what it does not have; the name of the weight that sees
-    the pixels; the pixels it was trained on.
+``first_layer``, if weights can be adapted to other pixel statistics
+    the name of the weight that sees the pixels, a convolution's.
+``from_classifier(tensors)``, ``pixels``, if an ImageNet model with other names can be loaded
+    its tensors by the network's names, without those that the network does not have; the pixels it was trained on.
 
 A line of ``scratch_det.config.choices.BACKBONES`` adds a network under two values of MODEL.BACKBONE.NAME, for both
 backends: ``net`` as build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as
@@ -34,7 +35,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from scratch_det.config.choices import BACKBONES, backbone_names, has_fpn
 from scratch_det.errors import ConfigError, refuse
-from scratch_det.modeling.init import initialize
+from scratch_det.modeling.init import he_fill, initialize
 from scratch_det.modeling.norm import NORMS, freeze
 
 RESNET_STAGES = [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]]  # detectron2: stem, res2 ... res5
@@ -48,6 +49,8 @@ class VGG16(nn.Module):
 
     The 13 convolutions up to conv5_3 and its ReLU, with torchvision's names of weights; nothing after them.
     """
+
+    first_layer = "features.0.weight"
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
@@ -77,7 +80,7 @@ def build_resnet(cfg: CfgNode) -> nn.Module:
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     network.channels = {name: keys.RES2_OUT_CHANNELS << level for level, name in enumerate(RESNET_MAPS.values())}
     network.strides = dict(zip(RESNET_MAPS.values(), PYRAMID_STRIDES, strict=True))
-    network.stages = RESNET_STAGES
+    network.stages, network.first_layer = RESNET_STAGES, "conv1.weight"
     return network
 
 
@@ -102,7 +105,7 @@ def build_bottom_up(cfg: CfgNode) -> nn.Module:
     refuse(problems)
     if not getattr(network, "initialized", False):
         try:
-            initialize(network, {layer: "backbone" for layer, _ in network.named_children()})
+            initialize(network, {layer: he_fill for layer, _ in network.named_children()})
         except ValueError as error:
             raise ConfigError(f"{name}: {error}; let it draw its own weights and set `initialized = True`") from None
     freeze(network, stages[:freeze_at])
@@ -113,36 +116,33 @@ def _misstated(network: Any) -> Iterator[str]:
     """Maps whose channels or strides differ from the ones that the network states; does not change the network."""
     training = network.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        maps = network.eval()(torch.zeros(1, 3, *TRIAL))
+        given = {name: list(one.shape[1:]) for name, one in network.eval()(torch.zeros(1, 3, *TRIAL)).items()}
     network.train(training)
-    if (found := list(maps)) != list(network.strides):
-        yield f"gives maps {found}, but has strides of {list(network.strides)}; both need the same names, in one order"
+    if list(given) != list(network.strides):
+        yield f"gives maps {list(given)}, but has strides of {list(network.strides)}; name both alike, in one order"
         return
     for name, stride in network.strides.items():
-        shape = tuple(maps[name].shape[1:])
-        if shape != (stated := (network.channels.get(name), *(side // stride for side in TRIAL))):
+        channels = network.channels.get(name)
+        if given[name] != (stated := [channels, *(side // stride for side in TRIAL)]):
             yield (
-                f"states {stated[0]} channels and stride {stride} for {name}, which makes "
-                f"{' x '.join(map(str, stated))} of an image of {' x '.join(map(str, TRIAL))}, but gives "
-                f"{' x '.join(map(str, shape))}; fix its `channels` and `strides`"
+                f"states {channels} channels and stride {stride} for {name}, of an image of {list(TRIAL)} a map of "
+                f"{stated}, but gives {given[name]}; fix its `channels` and `strides`"
             )
 
 
 def _other_maps(cfg: CfgNode, network: Any) -> Iterator[str]:
     """Feature maps in the config that do not match the maps of the network."""
-    name, maps = cfg.MODEL.BACKBONE.NAME, list(network.strides)
+    name, strides, channels = cfg.MODEL.BACKBONE.NAME, network.strides, list(network.channels.values())
     if has_fpn(cfg):
         asked = list(cfg.MODEL.FPN.IN_FEATURES)
-        if [network.strides.get(feature) for feature in asked] != PYRAMID_STRIDES:
-            has = ", ".join(f"{feature} {stride}" for feature, stride in network.strides.items())
+        if [strides.get(feature) for feature in asked] != PYRAMID_STRIDES:
             yield (
-                f"MODEL.FPN.IN_FEATURES is {asked}, expected four maps of strides 4, 8, 16 and 32; {name} has maps "
-                f"(and strides) {has}"
+                f"MODEL.FPN.IN_FEATURES is {asked}, expected four maps of strides {PYRAMID_STRIDES}; the maps and "
+                f"strides of {name} are {strides}"
             )
         return
-    if len(set(network.channels.values())) > 1:
-        channels = ", ".join(map(str, network.channels.values()))
+    if len(set(channels)) > 1:
         yield f"{name} has maps of {channels} channels, which need a pyramid: name build_..._fpn_backbone"
     for key in ("RPN", "ROI_HEADS"):
-        if (asked := list(cfg.MODEL[key].IN_FEATURES)) != maps:
-            yield f"MODEL.{key}.IN_FEATURES is {asked}, expected {maps}, the maps of {name}"
+        if (asked := list(cfg.MODEL[key].IN_FEATURES)) != list(strides):
+            yield f"MODEL.{key}.IN_FEATURES is {asked}, expected {list(strides)}, the maps of {name}"

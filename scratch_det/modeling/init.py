@@ -1,6 +1,6 @@
-"""Random initialisation by layer type.
+"""Random initialisation: how weights are drawn, and which layer gets which.
 
-The table is detectron2's, which holds to Detectron's fillers except in the ResNet: there the paper's text, and
+The rules are detectron2's, which holds to Detectron's fillers except in the ResNet: there the paper's text, and
 detectron2, have He ("MSRA") normal while the released Detectron code had Caffe2's default Xavier.
 """
 
@@ -11,26 +11,21 @@ from torch import Tensor, nn
 
 from scratch_det.modeling.norm import NORM_LAYERS
 
-he_fill = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")  # N(0, sqrt(2 / fan_out)), MSRAFill
-xavier_fill = partial(
-    nn.init.kaiming_uniform_, a=1
-)  # uniform, standard deviation sqrt(1 / fan_in), Caffe2's XavierFill
-FILLS: dict[str, Callable[[Tensor], object]] = {
-    "backbone": he_fill,  # stem, block convolutions and shortcuts
-    "fpn": xavier_fill,  # lateral and output convolutions
-    "rpn": partial(nn.init.normal_, std=0.01),  # 3x3, objectness and box deltas
-    "box_conv": he_fill,
-    "box_fc": xavier_fill,
-    "cls_score": partial(nn.init.normal_, std=0.01),
-    "bbox_pred": partial(nn.init.normal_, std=0.001),
-    "mask_conv": he_fill,  # 3x3 convolutions and the 2x2 deconvolution
-    "mask_predictor": partial(nn.init.normal_, std=0.001),
-    "keypoint": he_fill,  # 3x3 convolutions and the 4x4 deconvolution
-}
+Fill = Callable[[Tensor], object]  # draws a weight anew, in place
+
+# Caffe2's MSRAFill: normal, standard deviation sqrt(2 / fan_out)
+he_fill: Fill = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+# Caffe2's XavierFill: uniform, standard deviation sqrt(1 / fan_in)
+xavier_fill: Fill = partial(nn.init.kaiming_uniform_, a=1)
 
 
-def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None = None) -> None:
-    """Fill every layer that has weights: the longest prefix of its name in ``layer_types`` gives its type in FILLS.
+def normal_fill(std: float) -> Fill:
+    """From N(0, std)."""
+    return partial(nn.init.normal_, std=std)
+
+
+def initialize(model: nn.Module, fills: dict[str, Fill], leave: str | None = None) -> None:
+    """Draw every layer's weights by the rule in ``fills`` for the longest prefix of its name.
 
     A prefix ends at a dot or at the name's end. leave: the name of a part that keeps the weights it has.
 
@@ -43,14 +38,14 @@ def initialize(model: nn.Module, layer_types: dict[str, str], leave: str | None 
         if isinstance(layer, NORM_LAYERS):
             layer.reset_parameters()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            prefixes = [prefix for prefix in layer_types if f"{name}.".startswith(f"{prefix}.")]
+            prefixes = [prefix for prefix in fills if f"{name}.".startswith(f"{prefix}.")]
             if not prefixes:
-                raise ValueError(f"layer '{name}' has weights but no entry among {sorted(layer_types)}")
-            FILLS[layer_types[max(prefixes, key=len)]](layer.weight)
+                raise ValueError(f"layer '{name}' has weights but no entry among {sorted(fills)}")
+            fills[max(prefixes, key=len)](layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif next(layer.parameters(recurse=False), None) is not None:
-            raise ValueError(f"layer '{name}' ({type(layer).__name__}) has weights but no rule in FILLS")
+            raise ValueError(f"layer '{name}' ({type(layer).__name__}) has weights but no rule in initialize")
 
 
 def fill_alike(model: nn.Module, std: float) -> None:

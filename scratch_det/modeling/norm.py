@@ -29,14 +29,18 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d with the statistics of all ranks' values together, each value counting the same.
+    """BatchNorm2d whose statistics are those of the values of all ranks together.
 
-    The same as one process with the concatenated batch: output, running statistics and, once the ranks' weight
-    gradients are summed, gradients. Why global: a GPU holds two images or so, too few for statistics of its own, and
-    their mean over the ranks is no variance of all values and would weigh the box heads' ranks by their number of
-    proposals. A rank may have an empty batch (a head without proposals): it sends a count of 0, which adds nothing, and
-    receives the statistics of the others. Its output still has to take part in the loss, since a collective waits for
-    every rank, forwards and backwards. A batch that is empty on all ranks does not change the running statistics.
+    As one process with the concatenated batch: the same output, running statistics and, once the ranks' weight
+    gradients are summed, gradients.
+
+    Why: a GPU holds about two images, too few for statistics of their own. The mean of the ranks' variances would leave
+    out how far their means are apart, and in a box head it would count a rank with few proposals as much as one with
+    many. So each value counts the same.
+
+    A rank may have an empty batch (a head without proposals): it sends a count of 0, which adds nothing, and gets the
+    statistics of the others. Its output still has to take part in the loss, since a collective waits for every rank, in
+    the forward and in the backward pass. A batch that is empty on all ranks does not change the running statistics.
     Statistics of half-precision input are float32.
 
     Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, and its ranks exchange
@@ -122,7 +126,7 @@ NORM_LAYERS = (nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
-    """For torchvision's builders, which give a convolution a bias where no norm follows it."""
+    """The norm for torchvision's builders: None for "", where they give the convolution a bias instead."""
     return NORMS[name] if name else None
 
 
@@ -133,7 +137,7 @@ def batch_norms(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Modul
 
 def replace_norm(model: nn.Module, name: str, norm: nn.Module) -> None:
     """Put ``norm`` in the place of ``model``'s layer ``name``; layers inside that one (timm's activations) are kept."""
-    inside = dict(model.get_submodule(name).named_children())
+    inside = dict(model.get_submodule(name).named_children())  # timm's batch norm also applies the activation
     for child, layer in inside.items():
         norm.add_module(child, layer)
     if inside:
@@ -142,14 +146,14 @@ def replace_norm(model: nn.Module, name: str, norm: nn.Module) -> None:
 
 
 def frozen(norm: nn.Module) -> FrozenBatchNorm2d:
-    """A batch norm's weights and statistics, which from now on stay as they are."""
+    """A FrozenBN with the weights and statistics of the batch norm ``norm``."""
     fixed = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
-    fixed.load_state_dict(norm.state_dict(), strict=False)  # it counts no batches, and has no activation inside
+    fixed.load_state_dict(norm.state_dict(), strict=False)  # FrozenBN counts no batches
     return fixed
 
 
 def freeze(model: nn.Module, stages: Iterable[Iterable[str]]) -> None:
-    """Train none of ``stages``, each a list of names; their batch norms become FrozenBN, as in detectron2."""
+    """Stop training ``stages``, lists of names of modules or parameters; their batch norms become FrozenBN."""
     for name in (name for stage in stages for name in stage):
         part = attrgetter(name)(model).requires_grad_(False)
         for place, norm in batch_norms(part, name) if isinstance(part, nn.Module) else ():

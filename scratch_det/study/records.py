@@ -24,7 +24,7 @@ from scratch_det.distributed.stop import signal_name
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
-from scratch_det.files import completed, read_lines, weights_sha256, write_atomically
+from scratch_det.files import completed, read_lines, write_atomically
 from scratch_det.study.experiments import find
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run, jobs_folder
 
@@ -66,7 +66,7 @@ class Record:
         metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
         error: why it failed; of a waiting or blocked one what it waits for.
-        weights_sha256: digest of the final weights of a finished training, see ``scratch_det.files``.
+        weights_sha256: digest of the final weights of a finished training, see ``weights.read``.
         found: by a finished search, as "KEY VALUE, KEY VALUE".
         seconds: spent on training so far; eta: seconds left by the run's own estimate. Not saved.
     """
@@ -177,8 +177,11 @@ def collect(records: Sequence[Record], out: Path) -> list[Record]:
     for record in records:
         run, folder = record.run, out / record.run.name
         digest, found = record.weights_sha256, ""
-        if record.state == FINISHED and run.kind in (TRAIN, PRETRAIN) and not digest:  # an older version's run
-            digest = weights_sha256(folder / "checkpoints/model_final.pth")
+        final = folder / "checkpoints/model_final.pth"
+        if record.state == FINISHED and run.kind in (TRAIN, PRETRAIN) and not digest and final.is_file():
+            from scratch_det.weights.read import weights_sha256  # an older version's run; imports torch
+
+            digest = weights_sha256(final)
         if record.state == FINISHED and run.kind == SEARCH:
             try:
                 values = flatten(CfgNode.load_cfg((folder / "best.yaml").read_text()))

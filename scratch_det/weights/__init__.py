@@ -1,1 +1,1 @@
-"""Weights of many origins: where they lie, reading them safely, their names, loading and converting them."""
+"""Weights of many origins: where they are, reading them safely, what a file is, names, loading and converting."""

@@ -1,26 +1,22 @@
-"""Filling a model from a weights file, all of it or its backbone, so that nothing stays random unnoticed.
-
-``to_cascade`` makes the weights of a cascade from those of a detector with one box head.
-"""
+"""Filling a model from a weights file, all of it or its backbone, so that nothing stays random unnoticed."""
 
 from pathlib import Path
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.config.choices import is_resnet
 from scratch_det.errors import UserError
 from scratch_det.weights.locate import fetch
-from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, OF_BOTTOM_UP, in_stage, renamed, stage_of
-from scratch_det.weights.read import Pixels, Weights, adapt_first_layer, read_weights
+from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
+from scratch_det.weights.origin import Pixels, Weights, read_weights
 
-FIRST_LAYERS = {"torchvision": "conv1.weight", "detectron2": "stem.conv1.weight"}  # of a ResNet
-BOX_PREDICTOR = "roi_heads.box_predictor."
 VGG_LAYERS = {  # become the box head's (Faster R-CNN, Ren et al. 2015)
     "torchvision": {"classifier.0": "1", "classifier.3": "3"},  # after flattening
     "detectron2": {"classifier.0": "fc1", "classifier.3": "fc2"},
 }
-BACKGROUND_SLOT = {"torchvision": 1, "detectron2": 0}  # torchvision regresses a box for the background too
+FIRST_LAYER = "stem.conv1.weight"  # of detectron2's ResNets; other networks say it
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
 
@@ -30,38 +26,42 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
 
     source: a file or an address, see ``locate.fetch``. A detector's weights have to be ``library``'s and cover the
     whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
+    The first layer is adapted to the pixels of ``cfg`` where the file says on which pixels it was trained.
     """
-    bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", None))
+    bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
     weights = read_weights(fetch(str(source)), bottom_up)
     check_fits(weights, library, cfg)
     values, prefix = weights.tensors, ""
-    if not weights.scheme.whole:
+    if not weights.is_detector:
         values, prefix = placed_in(model, named_for_detector(weights, library), library)
-    wanted, said = model.state_dict(), []
+    wanted, notes = model.state_dict(), []
     heads = [name for name in values if prefix and name.startswith(BOX_HEAD)]
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
-        said, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    own = [bottom_up.first_layer] if weights.scheme == OF_BOTTOM_UP else []
-    firsts = (FIRST_LAYERS[library], "features.0.weight", *own)
-    first = next((name for name in wanted if name.endswith(firsts)), "")
+        notes, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
+    place = next(name for name, module in model.named_modules() if module is bottom_up)
+    first, used = f"{place}.{getattr(bottom_up, 'first_layer', FIRST_LAYER)}", Pixels.of(cfg)
     if weights.pixels and first in values:
-        adapted, done = adapt_first_layer(values[first], weights.pixels, Pixels.of(cfg))
-        values, said = {**values, first: adapted}, [*said, *[done] * bool(done)]
+        adapted, note = adapt_first_layer(values[first], weights.pixels, used)
+        values, notes = {**values, first: adapted}, [*notes, *[note] * bool(note)]
+    elif weights.pixels and weights.pixels != used:
+        notes.append(
+            f"its pixels, {weights.pixels}, are not the recipe's, but this backbone has no `first_layer`: not adapted"
+        )
     elif prefix:
-        said += ["the file does not say which pixels it was trained on: the recipe's are assumed"]
+        notes.append("the file does not say which pixels it was trained on: the recipe's are assumed")
     covered, total = fill(model, values, prefix, weights)
     part = f", the backbone{' and the box head' if heads else ''}, from a {weights.kind}" if prefix else ""
-    return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *said])
+    return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
 
 
 def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
     """Raise UserError for another library's detector, and for another norm or stride, which names do not show."""
-    if weights.scheme.whole and weights.scheme.library != library:
+    if weights.is_detector and weights.library != library:
         raise UserError(
-            f"weights file {weights.path} is a {weights.scheme.library} checkpoint, the backend is {library}; "
+            f"weights file {weights.path} is a {weights.library} checkpoint, the backend is {library}; "
             f"convert it: python tools/convert_checkpoint.py {weights.path} converted.pth --to {library}\n"
-            f"  or use --backend {weights.scheme.library}"
+            f"  or use --backend {weights.library}"
         )
     resnets, has = cfg.MODEL.RESNETS, f"weights file {weights.path} is a {weights.kind}"
     if weights.fused_norm and resnets.NORM != "FrozenBN":
@@ -69,24 +69,20 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
             f"{has} with batch norm fused into scale and shift, which only FrozenBN can continue; MODEL.RESNETS.NORM "
             f"is {resnets.NORM!r}: choose weights that were trained with it"
         )
-    bottlenecks = is_resnet(cfg) and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
-    known = weights.stride_in_1x1 is not None and bottlenecks
-    if known and weights.stride_in_1x1 != resnets.STRIDE_IN_1X1:
+    in_1x1, bottlenecks = weights.stride_in_1x1, is_resnet(cfg) and resnets.DEPTH >= SHALLOWEST_BOTTLENECKS
+    if bottlenecks and in_1x1 not in (None, resnets.STRIDE_IN_1X1):
         raise UserError(
-            f"{has}, whose bottlenecks have their stride in the {'1x1' if weights.stride_in_1x1 else '3x3'} "
-            f"convolution, but MODEL.RESNETS.STRIDE_IN_1X1 is {resnets.STRIDE_IN_1X1}; set it to "
-            f"{weights.stride_in_1x1}"
+            f"{has}, whose bottlenecks have their stride in the {'1x1' if in_1x1 else '3x3'} convolution, but "
+            f"MODEL.RESNETS.STRIDE_IN_1X1 is {resnets.STRIDE_IN_1X1}; set it to {in_1x1}"
         )
 
 
 def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
-    if weights.scheme == OF_BOTTOM_UP:
-        return {BOTTOM_UP[library] + name: value for name, value in weights.tensors.items()}
-    source, full, fcs = weights.scheme.library, {}, {}
+    source, full, fcs = weights.library or library, {}, {}
     for name, value in weights.tensors.items():
         layer, _, leaf = name.rpartition(".")
-        if layer in VGG_LAYERS[library]:
+        if weights.library and layer in VGG_LAYERS[library]:
             fcs[f"{BOX_HEAD}{VGG_LAYERS[library][layer]}.{leaf}"] = value
         else:
             full[BOTTOM_UP[source] + name] = value
@@ -97,7 +93,7 @@ def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
 
 
 def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:
-    """A backbone's weights by the names that they have in ``model``, and what all names of its backbone begin with."""
+    """A backbone's weights by the names that they have in ``model``, and the prefix of all names of its backbone."""
     names, prefix = model.state_dict().keys(), BOTTOM_UP[library]
     if any(name.startswith(prefix) for name in names):
         return values, prefix
@@ -108,16 +104,37 @@ def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tupl
     return placed, "backbone."
 
 
+def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -> tuple[Tensor, str]:
+    """The first convolution [C, 3, h, w] for pixels as in ``used_with``, and what was done, in words.
+
+    The weights can make up for another order or division exactly. For another mean they cannot: the border is padded
+    with zeros.
+    """
+    done = []
+    if trained_with.format != used_with.format:
+        weight = weight.flip(1)
+        done.append(f"channels {trained_with.format} to {used_with.format}")
+    there = trained_with.reordered(used_with.format)
+    if there.std != used_with.std:
+        ratio = (torch.tensor(used_with.std) / torch.tensor(there.std)).view(1, -1, 1, 1)
+        weight = weight.float() * ratio
+        now, then = (" ".join(f"{value:g}" for value in pixels.std) for pixels in (used_with, there))
+        done.append(f"divided by PIXEL_STD {now} instead of {then}")
+    apart = max(abs(one - other) for one, other in zip(there.mean, used_with.mean, strict=True))
+    if apart:
+        done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.2g} of 255 from the weights' own")
+    return weight, "; ".join(done)
+
+
 def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weights) -> tuple[int, int]:
     """Put ``values`` into ``model``: all tensors that begin with ``prefix``, with nothing left over.
 
-    Returns how many tensors were filled and how many the model has. Raises UserError unless that works out; batch
-    norm's counter of batches may be missing or left over, as FrozenBN has none. A model on the meta device is compared
-    only.
+    Returns how many tensors were filled and how many the model has. Raises UserError when a tensor is missing, left
+    over or of another shape; batch norm's counter of batches may be missing or left over, as FrozenBN has none. A model
+    on the meta device is compared only.
     """
-    wanted = model.state_dict()
+    wanted, counter = model.state_dict(), ".num_batches_tracked"
     covered = [name for name in wanted if name.startswith(prefix) or name in values]
-    counter = ".num_batches_tracked"
     missing = [name for name in covered if name not in values and not name.endswith(counter)]
     misshaped = [name for name in covered if name in values and values[name].shape != wanted[name].shape]
     unused = [name for name in values if name not in wanted and not name.endswith(counter)]
@@ -134,23 +151,3 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     if not any(parameter.is_meta for parameter in model.parameters()):
         model.load_state_dict({name: values[name] for name in covered if name in values}, strict=False)
     return len(covered), len(wanted)
-
-
-def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[str, Tensor]:
-    """The weights of a cascade of ``stages`` that begins as the plain detector of ``tensors``; names are ``library``'s.
-
-    Every stage gets the plain box head, its class layer and, for the one box that it regresses, the mean of the plain
-    layer over the classes; all else stays. A stage that starts from refined boxes moves them less, as its own weights
-    (ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS) divide what it predicts. Raises UserError when it is a cascade already.
-    """
-    if any(stage_of(name) for name in tensors):
-        raise UserError("it is a cascade already; continue it with --branch-from")
-    cascade = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{BOX_PREDICTOR}bbox_pred."):
-            tensor = tensor.unflatten(0, (-1, 4))[BACKGROUND_SLOT[library] :].mean(0)
-        of_stages = name.startswith((BOX_HEAD, BOX_PREDICTOR))
-        cascade |= (
-            {in_stage(name, str(k), library): tensor.clone() for k in range(stages)} if of_stages else {name: tensor}
-        )
-    return cascade

@@ -1,4 +1,4 @@
-"""Where weights lie: a file, or an address from which it is fetched once. Free of torch."""
+"""Where weights are: a file, or an address from which it is fetched once. Free of torch."""
 
 from hashlib import sha256
 from http.client import HTTPException
@@ -40,7 +40,7 @@ def check_weights(weights: str) -> None:
 
 
 def place_of(weights: str) -> Path:
-    """Where the file that MODEL.WEIGHTS names lies, or will when it has been fetched."""
+    """Where the file that MODEL.WEIGHTS names is, or will be when it has been fetched."""
     url = url_of(weights)
     if not url:
         return find_checkpoint(Path(weights))
@@ -49,7 +49,10 @@ def place_of(weights: str) -> Path:
 
 
 def fetch(weights: str) -> Path:
-    """The file that MODEL.WEIGHTS names, fetched into the cache unless it is there. Raises UserError."""
+    """The file that MODEL.WEIGHTS names, fetched into the cache unless it is there.
+
+    Raises UserError when it cannot be fetched.
+    """
     url, file = url_of(weights), place_of(weights)
     if not url or file.is_file():
         return file

@@ -24,11 +24,10 @@ from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
 from scratch_det.config.load import get_cfg, load_config, set_key
-from scratch_det.conversion import convert
 from scratch_det.modeling.norm import NORMS
 from scratch_det.modeling.ops import decode_keypoints, mask_targets, paste_masks
-from scratch_det.weights.names import Scheme
-from scratch_det.weights.read import Weights
+from scratch_det.weights.convert import convert
+from scratch_det.weights.origin import Weights
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "tests/assets/detectron2_values.json"
@@ -366,14 +365,14 @@ class Model:
 
     def ours(self) -> Values:
         model = self.built()
-        weights = Weights(Path("memory"), model.state_dict(), Scheme("torchvision", whole=True))
+        weights = Weights(Path("memory"), model.state_dict(), "torchvision", is_detector=True)
         shapes = {name: list(value.shape) for name, value in convert(weights, "detectron2")[0].items()}
         parts = {"bottom-up": "backbone.body.", "rpn": "rpn.", "heads": "roi_heads."}
         return {**self.results(torchvision_backend, model, parts), "names": shapes}
 
     def theirs(self) -> Values:
         backend = backends.load("detectron2")
-        weights = Weights(Path("memory"), self.built().state_dict(), Scheme("torchvision", whole=True))
+        weights = Weights(Path("memory"), self.built().state_dict(), "torchvision", is_detector=True)
         model = backend.build(self.cfg)
         model.load_state_dict(convert(weights, "detectron2")[0])
         shapes = {name: list(value.shape) for name, value in model.state_dict().items()}

@@ -15,11 +15,11 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.config.load import load_config
-from scratch_det.conversion import agreement, convert
+from scratch_det.conversion import agreement
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
-from scratch_det.weights.names import Scheme
-from scratch_det.weights.read import Weights
+from scratch_det.weights.convert import convert
+from scratch_det.weights.origin import Weights
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
@@ -181,9 +181,9 @@ class TestAgainstDetectron2:
             )
             print(f"{path.name}: {found}")
             assert found.holds, path
-            assert found.compared == 20
+            assert found.text.startswith("20 and 20 detections")
 
 
 def _to_detectron2(model: nn.Module) -> dict[str, torch.Tensor]:
-    weights = Weights(Path("memory"), model.state_dict(), Scheme("torchvision", whole=True))
+    weights = Weights(Path("memory"), model.state_dict(), "torchvision", is_detector=True)
     return convert(weights, "detectron2")[0]

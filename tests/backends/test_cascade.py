@@ -17,7 +17,7 @@ from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
 from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.weights.load import to_cascade
+from scratch_det.weights.convert import to_cascade
 from scratch_det.weights.names import in_stage, renamed, stage_of, without_stage
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"

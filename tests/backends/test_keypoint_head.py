@@ -17,13 +17,13 @@ from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import keypoint_loss, keypoint_samples
 from scratch_det.config.load import get_cfg, load_config
-from scratch_det.conversion import convert, convert_file
+from scratch_det.conversion import convert_file
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.transforms import flip, resize
 from scratch_det.modeling.ops import decode_keypoints
-from scratch_det.weights.names import Scheme
-from scratch_det.weights.read import Weights
+from scratch_det.weights.convert import convert
+from scratch_det.weights.origin import Weights
 
 KEYS = ("MODEL.KEYPOINT_ON", True, "MODEL.MASK_ON", False, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)",
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1, 0.1]")  # fmt: skip
@@ -120,7 +120,7 @@ class TestAgainstDetectron2:
         with torch.no_grad():
             for layer in (ours.roi_heads.box_predictor.cls_score, ours.roi_heads.box_predictor.bbox_pred):
                 layer.weight.normal_(std=0.03)
-        weights = Weights(Path("memory"), ours.state_dict(), Scheme("torchvision", whole=True))
+        weights = Weights(Path("memory"), ours.state_dict(), "torchvision", is_detector=True)
         theirs = backends.load("detectron2").build(load_config(recipe, words).cfg)
         theirs.load_state_dict(convert(weights, "detectron2")[0])
         return ours, theirs

@@ -266,7 +266,7 @@ class TestWeights:
     def test_not_a_dictionary(self, refused, tmp_path):
         path = self.write(tmp_path / "a.pth", "tensor")
         message = refused("MODEL.WEIGHTS", path)
-        assert f"weights file {path} holds a Tensor; expected a checkpoint or state dict" in message
+        assert f"weights file {path} holds a Tensor; expected a checkpoint or tensors by name" in message
 
     def test_of_another_model(self, refused, tmp_path):
         path = self.write(tmp_path / "a.pth", "another model")

@@ -18,7 +18,7 @@ from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.files import weights_sha256
+from scratch_det.weights.read import weights_sha256
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")

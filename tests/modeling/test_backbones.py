@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import ROOT
+from four_maps import FourMaps
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -31,28 +32,14 @@ SMALL = ["MODEL.BACKBONE.NAME", "build_steps_fpn_backbone", "MODEL.BACKBONE.FREE
          "DATASETS.TRAIN", "('any',)", "SOLVER.BASE_LR", "0.02"]  # fmt: skip
 
 
-class Steps(nn.Module):
-    """Four steps with BN, the last one unused where MODEL.STEPS.WASTE asks for it."""
+class Steps(FourMaps):
+    """Four steps with BN, and a layer that nothing uses where MODEL.STEPS.WASTE asks for it."""
 
     def __init__(self, cfg: CfgNode):
-        super().__init__()
-        names = ["res2", "res3", "res4", "res5"]
-        self.strides = {name: 4 << k for k, name in enumerate(names)}
-        self.channels = {name: 8 << k for k, name in enumerate(names)}
-        self.stages = [[name] for name in names]
-        before = 3
-        for k, (name, channels) in enumerate(self.channels.items()):
-            convolution = nn.Conv2d(before, channels, 3, 2 if k else 4, 1)
-            self.add_module(name, nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU()))
-            before = channels
+        super().__init__((8, 16, 32, 64), nn.BatchNorm2d)
+        self.stages = [[name] for name in self.channels]
         if cfg.MODEL.STEPS.WASTE:
             self.wasted = nn.Conv2d(1, 1, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {}
-        for name in self.strides:
-            x = maps[name] = self.get_submodule(name)(x)
-        return maps
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +114,11 @@ class TestWhatABodyStates:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda body: setattr(body.res5[0], "stride", (1, 1)), ".*makes 64 x 4 x 6 of .*, but gives 64 x 8 x 12"),
-            (lambda body: body.channels.update(res5=32), "states 32 channels .* for res5, .*, but gives 64 x 4 x 6"),
+            (
+                lambda body: setattr(body.res5[0], "stride", (1, 1)),
+                r".* a map of \[64, 4, 6\], but gives \[64, 8, 12\]",
+            ),
+            (lambda body: body.channels.update(res5=32), r"states 32 channels .* for res5, .*, but gives \[64, 4, 6\]"),
             (lambda body: body.channels.pop("res2"), "states None channels and stride 4 for res2"),
             (
                 lambda body: setattr(body, "forward", lambda x: {"res2": x}),
@@ -165,7 +155,7 @@ class TestWhatABodyStates:
         ("name", "weights"), [("scale", nn.Parameter(torch.ones(1))), ("norm", nn.InstanceNorm2d(3, affine=True))]
     )
     def test_weights_without_a_rule_are_its_own_to_draw(self, name: str, weights: Any) -> None:
-        message = "build_steps_fpn_backbone: layer .* has weights but no rule in FILLS; .* `initialized = True`"
+        message = "build_steps_fpn_backbone: layer .* has weights but no rule in initialize; .* `initialized = True`"
         with changed(lambda body: setattr(body, name, weights)), pytest.raises(ConfigError, match=message):
             build_bottom_up(config("torchvision"))
         with changed(lambda body: body.__dict__.update(initialized=True) or setattr(body, name, weights)):
@@ -219,11 +209,11 @@ class TestRules:
         }
 
     def test_fpn_takes_four_strides(self) -> None:
-        with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* has maps .* res2 4"):
+        with pytest.raises(ConfigError, match=r"expected four maps of strides \[4, 8, 16, 32\]; .* are \{'res2': 4"):
             build_bottom_up(config("torchvision", "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"))
 
     def test_without_fpn_maps_are_as_wide(self) -> None:
-        with pytest.raises(ConfigError, match="maps of 8, 16, 32, 64 channels, which need a pyramid"):
+        with pytest.raises(ConfigError, match=r"maps of \[8, 16, 32, 64\] channels, which need a pyramid"):
             build_bottom_up(config("torchvision", "MODEL.BACKBONE.NAME", "build_steps_backbone"))
 
     def test_its_norm_is_under_the_rules(self) -> None:

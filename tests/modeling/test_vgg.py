@@ -63,7 +63,7 @@ class TestBody:
     def test_has_conv5_alone(self, config: Callable[..., CfgNode]) -> None:
         with pytest.raises(ConfigError, match=r"MODEL\.RPN\.IN_FEATURES is \['conv4'\], expected \['conv5'\]"):
             build_bottom_up(config("MODEL.RPN.IN_FEATURES", "['conv4']"))
-        with pytest.raises(ConfigError, match=r"expected four maps of strides 4, 8, 16 and 32; .* strides\) conv5 16"):
+        with pytest.raises(ConfigError, match=r"expected four maps of strides \[4, 8, 16, 32\]; .* \{'conv5': 16\}"):
             build_bottom_up(
                 config("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.FPN.IN_FEATURES", "['conv5']")
             )

@@ -9,7 +9,6 @@ import torch
 from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det.errors import DataError
-from scratch_det.files import weights_sha256
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, WAITING, Record, collect, load, save, survey
 from scratch_det.study.study import Study
@@ -88,39 +87,6 @@ class TestRunFolders:
         assert len(self.collected(tmp_path, RUN).weights_sha256) == 64  # as an older version left the folder
         (folder / "result.json").write_text(json.dumps({"iteration": 1080, "weights_sha256": "ab12"}))
         assert self.collected(tmp_path, RUN).weights_sha256 == "ab12"
-
-
-class TestWeights:
-    def digest(self, file: Path, model: dict[str, torch.Tensor], **others: object) -> str:
-        torch.save({"model": model, **others}, file)
-        return weights_sha256(file)
-
-    def test_of_the_model_alone(self, tmp_path: Path) -> None:
-        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2), "b": torch.zeros(3)}, seconds=1.5)
-        other = {"b": torch.zeros(3), "a": torch.ones(2)}
-        assert len(ours) == 64
-        assert self.digest(tmp_path / "b.pth", other, seconds=2.5, optimizer={0: torch.ones(1)}) == ours
-
-    @pytest.mark.parametrize(
-        "other",
-        [
-            {"a": torch.tensor([1.0, 1.0 + 2**-23])},
-            {"b": torch.ones(2)},
-            {"a": torch.ones(1, 2)},
-            {"a": torch.ones(2).view(torch.int32)},
-            {},
-        ],
-    )
-    def test_one_bit_name_shape_or_type(self, tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
-        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2)})
-        assert self.digest(tmp_path / "b.pth", other) not in ("", ours)
-
-    def test_what_is_no_checkpoint(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.pth"
-        assert weights_sha256(path) == ""
-        assert self.digest(path, {"a": torch.ones(2)}, path=path) == ""  # an object that is no plain tensor
-        path.write_bytes(path.read_bytes()[:100])
-        assert weights_sha256(path) == ""
 
 
 class TestDamagedFolders:

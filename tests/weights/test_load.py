@@ -3,33 +3,34 @@
 import copy
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
+from four_maps import FourMaps
+from fvcore.common.config import CfgNode
 from run_folder import NO_TEST, weights
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as backend
+from scratch_det.config.choices import BACKBONES, Choice
 from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.errors import UserError
-from scratch_det.weights.load import load_weights
+from scratch_det.weights.load import adapt_first_layer, load_weights
 from scratch_det.weights.names import renamed
-from scratch_det.weights.read import (
-    DETECTRON,
-    IMAGENET,
-    Pixels,
-    read_checkpoint,
-    read_weights,
-)
+from scratch_det.weights.origin import DETECTRON, IMAGENET, Pixels, read_weights
+from scratch_det.weights.read import read_checkpoint
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
@@ -218,3 +219,62 @@ class TestDetectron:
             else:
                 with pytest.raises(UserError, match="which only FrozenBN can continue"):
                     load_weights(model, tmp_path / file, "torchvision", cfg)
+
+
+class TestPixels:
+    def test_order_and_division_go_into_the_weights(self) -> None:
+        torch.manual_seed(0)
+        weight, image = torch.randn(4, 3, 3, 3), torch.rand(1, 3, 9, 9) * 255
+        recipe = Pixels("BGR", IMAGENET.mean[::-1], (1.0, 2.0, 3.0))
+        adapted, said = adapt_first_layer(weight, IMAGENET, recipe)
+
+        def see(pixels: Pixels, weight: Tensor) -> Tensor:
+            values = image if pixels.format == "RGB" else image.flip(1)
+            mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (pixels.mean, pixels.std))
+            return F.conv2d((values - mean) / std, weight, padding=1)
+
+        torch.testing.assert_close(see(recipe, adapted), see(IMAGENET, weight))
+        assert said == "channels RGB to BGR; divided by PIXEL_STD 1 2 3 instead of 57.375 57.12 58.395"
+
+    def test_another_mean_is_told(self) -> None:
+        _, said = adapt_first_layer(torch.zeros(1, 3, 1, 1), IMAGENET.reordered("BGR"), DETECTRON)
+        assert said.endswith("PIXEL_MEAN stays the recipe's, up to 0.9 of 255 from the weights' own")
+
+    def test_the_same_pixels_change_nothing(self) -> None:
+        weight = torch.randn(2, 3, 1, 1)
+        adapted, said = adapt_first_layer(weight, DETECTRON, DETECTRON)
+        assert adapted is weight
+        assert said == ""
+
+
+class Trap(FourMaps):
+    """Its second layer has the name of a ResNet's first."""
+
+    first_layer = "res2.0.weight"
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__([8] * 4)
+        self.res3 = nn.Sequential(OrderedDict(conv1=self.res3[0]))
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_first_layer_of_a_whole_detector_is_the_one_that_the_backbone_states(
+    stated: bool, toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not stated:
+        monkeypatch.delattr(Trap, "first_layer")
+    with patch.dict(BACKBONES, trap=Choice(f"{__name__}:Trap")):
+        cfg = load_config(toy_recipe, ["MODEL.BACKBONE.NAME", "build_trap_fpn_backbone"]).cfg
+        model = backend.build(cfg)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    pixels = Pixels(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), (50.0, 60.0, 70.0))
+    torch.save({"model": state, "pixels": pixels.as_dict()}, tmp_path / "whole.pth")
+    said = load_weights(model, tmp_path / "whole.pth", "torchvision", cfg)
+    first = "backbone.body.res2.0.weight"
+    if stated:
+        assert "divided by PIXEL_STD 1 1 1 instead of 50 60 70" in said
+        state[first] = state[first] / torch.tensor(pixels.std).view(1, 3, 1, 1)
+    else:
+        assert "std=(50.0, 60.0, 70.0)), are not the recipe's, but this backbone has no `first_layer`" in said
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[key], msg=key)

@@ -11,9 +11,7 @@ import torch
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights import locate
 from scratch_det.weights.locate import check_weights, fetch, url_of
-from scratch_det.weights.read import (
-    read_checkpoint,
-)
+from scratch_det.weights.read import read_checkpoint
 
 
 class TestAddress:

@@ -8,12 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
-from torchvision.models import resnet18
 from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
-from scratch_det.weights.names import Scheme, from_caffe2, renamed, scheme_of
+from scratch_det.weights.names import from_caffe2, renamed
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 PAIRS = [  # torchvision, detectron2
@@ -113,9 +112,3 @@ class TestNames:
 
         blobs = [blob for blob, name in CAFFE2 if name]
         assert [from_caffe2(blob) for blob in blobs] == convert_basic_c2_names(blobs)
-
-    def test_who_is_recognised(self) -> None:
-        assert scheme_of(resnet18().state_dict()) == Scheme("torchvision", whole=False)
-        assert scheme_of(["proposal_generator.x", "backbone.fpn_output2.bias"]) == Scheme("detectron2", whole=True)
-        assert scheme_of(["conv1_w", "res2_0_branch1_w"]) == Scheme("Detectron", whole=False)
-        assert scheme_of(["encoder.weight"]) is None

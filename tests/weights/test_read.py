@@ -1,4 +1,4 @@
-"""Reading weights files without running their code, and the pixels they expect."""
+"""Reading weights files without running their code."""
 
 import contextlib
 import pickle
@@ -9,18 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from scratch_det.errors import UserError
-from scratch_det.weights.read import (
-    DETECTRON,
-    IMAGENET,
-    Pixels,
-    adapt_first_layer,
-    read_checkpoint,
-    read_weights,
-)
+from scratch_det.weights import read
+from scratch_det.weights.origin import read_weights
+from scratch_det.weights.read import read_checkpoint, weights_sha256
 
 
 class Bomb:
@@ -40,7 +33,7 @@ class TestFiles:
         content = {"blobs": OrderedDict(blobs, c=np.asfortranarray(np.arange(6).reshape(2, 3))), "cfg": "text"}
         for protocol in (2, 3, 4, 5):
             (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-            found = read_checkpoint(tmp_path / "a.pkl", pickled=True)
+            found = read_checkpoint(tmp_path / "a.pkl")
             assert found["cfg"] == "text"
             assert (found["blobs"]["a"].tolist(), found["blobs"]["a"].dtype) == ([0, 1, 2], np.float32)
             assert (found["blobs"]["b"], found["blobs"]["b"].shape) == (2, ())
@@ -53,7 +46,7 @@ class TestFiles:
         kind = b"cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01K\x02\x85"
         (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x01a" + array + kind + b"\x89U\x08" + raw + b"tbs.")
-        assert read_checkpoint(tmp_path / "a.pkl", pickled=True)["a"].tolist() == [1.5, -2]
+        assert read_checkpoint(tmp_path / "a.pkl")["a"].tolist() == [1.5, -2]
 
     @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"model": {"a": np.zeros(2), "b": [bomb]}}])
     def test_a_pickle_of_anything_else_is_refused_unread(self, wrap: Callable, tmp_path: Path) -> None:
@@ -67,7 +60,7 @@ class TestFiles:
         """NumPy would read pointers from the file."""
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array}))
         with pytest.raises(UserError, match="expected arrays of numbers"):
-            read_checkpoint(tmp_path / "a.pkl", pickled=True)
+            read_checkpoint(tmp_path / "a.pkl")
 
     def test_every_changed_byte_is_survived(self, tmp_path: Path) -> None:
         content = pickle.dumps({"a": np.arange(4, dtype=np.float32), "b": np.float32(1)}, protocol=2)
@@ -75,18 +68,18 @@ class TestFiles:
             for change in (0x00, 0xFF, content[place] ^ 1):
                 (tmp_path / "a.pkl").write_bytes(content[:place] + bytes([change]) + content[place + 1 :])
                 with contextlib.suppress(UserError):
-                    read_checkpoint(tmp_path / "a.pkl", pickled=True)
+                    read_checkpoint(tmp_path / "a.pkl")
 
     @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"a": np.zeros(9)})[:-20]])
     def test_damage(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.pkl is damaged or no pickle"):
-            read_checkpoint(tmp_path / "a.pkl", pickled=True)
+            read_checkpoint(tmp_path / "a.pkl")
 
     def test_no_dictionary(self, tmp_path: Path) -> None:
         (tmp_path / "a.pkl").write_bytes(pickle.dumps([np.zeros(2)]))
-        with pytest.raises(UserError, match="holds a list; expected a dictionary of arrays"):
-            read_checkpoint(tmp_path / "a.pkl", pickled=True)
+        with pytest.raises(UserError, match="holds a list; expected a checkpoint or tensors by name"):
+            read_checkpoint(tmp_path / "a.pkl")
 
     def test_nothing_that_is_a_tensor(self, tmp_path: Path) -> None:
         torch.save({"epoch": 3}, tmp_path / "a.pth")
@@ -94,27 +87,45 @@ class TestFiles:
             read_weights(tmp_path / "a.pth")
 
 
-class TestPixels:
-    def test_order_and_division_go_into_the_weights(self) -> None:
-        torch.manual_seed(0)
-        weight, image = torch.randn(4, 3, 3, 3), torch.rand(1, 3, 9, 9) * 255
-        recipe = Pixels("BGR", IMAGENET.mean[::-1], (1.0, 2.0, 3.0))
-        adapted, said = adapt_first_layer(weight, IMAGENET, recipe)
+class TestDigest:
+    def digest(self, file: Path, model: dict[str, torch.Tensor], **others: object) -> str:
+        torch.save({"model": model, **others}, file)
+        return weights_sha256(file)
 
-        def see(pixels: Pixels, weight: Tensor) -> Tensor:
-            values = image if pixels.format == "RGB" else image.flip(1)
-            mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (pixels.mean, pixels.std))
-            return F.conv2d((values - mean) / std, weight, padding=1)
+    def test_of_the_model_alone(self, tmp_path: Path) -> None:
+        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2), "b": torch.zeros(3)}, seconds=1.5)
+        other = {"b": torch.zeros(3), "a": torch.ones(2)}
+        assert len(ours) == 64
+        assert self.digest(tmp_path / "b.pth", other, seconds=2.5, optimizer={0: torch.ones(1)}) == ours
 
-        torch.testing.assert_close(see(recipe, adapted), see(IMAGENET, weight))
-        assert said == "channels RGB to BGR; divided by PIXEL_STD 1 2 3 instead of 57.375 57.12 58.395"
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"a": torch.tensor([1.0, 1.0 + 2**-23])},
+            {"b": torch.ones(2)},
+            {"a": torch.ones(1, 2)},
+            {"a": torch.ones(2).view(torch.int32)},
+            {},
+        ],
+    )
+    def test_one_bit_name_shape_or_type(self, tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
+        ours = self.digest(tmp_path / "a.pth", {"a": torch.ones(2)})
+        assert self.digest(tmp_path / "b.pth", other) not in ("", ours)
 
-    def test_another_mean_is_told(self) -> None:
-        _, said = adapt_first_layer(torch.zeros(1, 3, 1, 1), IMAGENET.reordered("BGR"), DETECTRON)
-        assert said.endswith("PIXEL_MEAN stays the recipe's, up to 0.9 of 255 from the weights' own")
+    def test_what_is_no_checkpoint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: list[str] = []
+        monkeypatch.setattr(read.logger, "warning", said.append)
+        path = tmp_path / "a.pth"
+        assert weights_sha256(path) == ""
+        assert "a.pth: no digest of its weights: weights file" in said[0]
+        assert self.digest(path, {"a": torch.ones(2)}, path=path) == ""  # an object that is no plain tensor
+        path.write_bytes(path.read_bytes()[:100])
+        assert weights_sha256(path) == ""
+        assert len(said) == 3
 
-    def test_the_same_pixels_change_nothing(self) -> None:
-        weight = torch.randn(2, 3, 1, 1)
-        adapted, said = adapt_first_layer(weight, DETECTRON, DETECTRON)
-        assert adapted is weight
-        assert said == ""
+    def test_as_in_results_that_are_stored(self, tmp_path: Path) -> None:
+        """results/ compares digests across versions of this repository."""
+        whole = torch.arange(6, dtype=torch.float32)
+        stored = "c38b70296a1d0ccc6e51f2e3233dc82e8df852b238063dc4a393e0e2c4cf4588"
+        model = {"b": torch.tensor(3), "a": whole.view(2, 3).t(), "c": whole[2:]}
+        assert self.digest(tmp_path / "a.pth", model | {"d": torch.ones(2, dtype=torch.bfloat16)}) == stored

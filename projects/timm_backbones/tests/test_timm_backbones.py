@@ -26,6 +26,7 @@ from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.weights.load import load_weights
+from scratch_det.weights.origin import Pixels
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install --editable '.[timm]'")
 
@@ -190,6 +191,16 @@ class TestWeights:
         assert all(value.equal(values[name]) for name, value in own.items() if name != "stem.0.weight")
         ratio = own["stem.0.weight"] / values["stem.0.weight"]  # test_convnext has pixels from -1 to 1
         torch.testing.assert_close(ratio, torch.tensor(cfg.MODEL.PIXEL_STD).view(1, 3, 1, 1).expand_as(ratio) / 127.5)
+
+    def test_a_whole_detector_under_other_pixel_statistics(self, tmp_path: Path) -> None:
+        """Its first layer is adapted as a classifier's is."""
+        cfg = config("convnext")
+        model = backends.load("torchvision").build(cfg)
+        first = model.backbone.body.net.model.get_parameter("stem.0.weight")
+        before, pixels = first.detach().clone(), Pixels.of(cfg)._replace(std=(127.5,) * 3)
+        torch.save({"model": model.state_dict(), "pixels": pixels.as_dict()}, tmp_path / "whole.pth")
+        assert "instead of 127.5 127.5 127.5" in load_weights(model, tmp_path / "whole.pth", "torchvision", cfg)
+        torch.testing.assert_close(first.detach(), before * torch.tensor(cfg.MODEL.PIXEL_STD).view(1, 3, 1, 1) / 127.5)
 
     def test_of_another_model(self, file: Path) -> None:
         cfg = config("convnext", "MODEL.TIMM.NAME", "convnext_atto")

@@ -14,14 +14,11 @@ from run_folder import NO_TEST
 from torchvision.models import resnet18
 
 from scratch_det import backends, conversion
-from scratch_det.conversion import agreement, convert
+from scratch_det.conversion import agreement
 from scratch_det.data.image import encode_masks
-from scratch_det.weights.read import (
-    IMAGENET,
-    Weights,
-    read_checkpoint,
-    read_weights,
-)
+from scratch_det.weights.convert import convert
+from scratch_det.weights.origin import IMAGENET, Weights, read_weights
+from scratch_det.weights.read import read_checkpoint
 
 
 class TestConversion:
