@@ -14,16 +14,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import (
-    AUGMENTATIONS,
-    BACKBONES,
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    Choice,
-    backbone_names,
-    has_fpn,
-    is_resnet,
-)
+from scratch_det.config import choices
 from scratch_det.config.load import flatten, get_cfg, plain
 from scratch_det.errors import did_you_mean, refuse
 
@@ -40,6 +31,7 @@ CHANNELS = {  # keys of the channels that a part's GN divides
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")  # torch's names; what a machine has is seen when the run starts
 Rule = Callable[[CfgNode], Iterator[str]]
 RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its value, what is expected
     "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
@@ -51,15 +43,9 @@ RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its
     "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
     "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
     "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
-    "MODEL.DEVICE": (  # torch's names; what a machine has is seen when the run starts
-        lambda name: re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name),
-        "cpu, cuda, mps, xpu or a numbered one such as cuda:0",
-    ),
+    "MODEL.DEVICE": (DEVICE.fullmatch, "cpu, cuda, mps, xpu or a numbered one such as cuda:0"),
     "MODEL.RESNETS.DEPTH": (lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS": (
-        lambda ious: ious and all(0 < iou < 1 for iou in ious),
-        "IoUs between 0 and 1 such as [0.5]",
-    ),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": (lambda x: x and 0 < min(x) <= max(x) < 1, "IoUs between 0 and 1 such as [0.5]"),
     "DATALOADER.NUM_WORKERS": (lambda n: n >= 0, "0 or more; 0 reads images in the training process"),
     "DATASETS.TRAIN": (len, "at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""),
     "INPUT.MIN_SIZE_TRAIN": (lambda sides: sides and min(sides) >= 1, "one or more sides in pixels such as (800,)"),
@@ -78,11 +64,11 @@ ALLOWED = {
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
-NO_CHOICE = Choice("")  # a name that its list does not have
+NO_CHOICE = choices.Choice("")  # a name that its list does not have
 LISTS = {
-    "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULES,
-    "SOLVER.OPTIMIZER": OPTIMIZERS,
-    "INPUT.AUGMENTATION": AUGMENTATIONS,
+    "SOLVER.LR_SCHEDULER_NAME": choices.LR_SCHEDULES,
+    "SOLVER.OPTIMIZER": choices.OPTIMIZERS,
+    "INPUT.AUGMENTATION": choices.AUGMENTATIONS,
 }
 
 
@@ -131,25 +117,25 @@ def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
 def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
     """Names are entries of their list, and ``of_entry`` holds."""
     values = flatten(cfg)
-    for key, choices in LISTS.items():
+    for key, entries in LISTS.items():
         if key.startswith(section):
-            name = values.get(key, next(iter(choices)))
-            yield from is_one_of(key, name, choices)
-            if name in choices:
-                yield from of_entry(cfg, choices, name, f"{key} {name}")
+            name = values.get(key, next(iter(entries)))
+            yield from is_one_of(key, name, entries)
+            if name in entries:
+                yield from of_entry(cfg, entries, name, f"{key} {name}")
 
 
 def backbone_keys(cfg: CfgNode) -> Iterator[str]:
     """``of_entry`` holds for the backbone; its backend knows whether the name does."""
     name = cfg.MODEL.BACKBONE.NAME
-    yield from of_entry(cfg, BACKBONES, backbone_names().get(name, ""), f"MODEL.BACKBONE.NAME {name}")
+    yield from of_entry(cfg, choices.BACKBONES, choices.backbone_names().get(name, ""), f"MODEL.BACKBONE.NAME {name}")
 
 
-def of_entry(cfg: CfgNode, choices: dict[str, Choice], name: str, reader: str) -> Iterator[str]:
+def of_entry(cfg: CfgNode, entries: dict[str, choices.Choice], name: str, reader: str) -> Iterator[str]:
     """The rule of the entry ``name`` holds, and no key is set that only other entries read."""
-    chosen = choices.get(name, NO_CHOICE)
+    chosen = entries.get(name, NO_CHOICE)
     yield from chosen.rule(cfg) if chosen.rule else ()
-    unread = dict.fromkeys(key for choice in choices.values() for key in choice.keys if key not in chosen.keys)
+    unread = dict.fromkeys(key for entry in entries.values() for key in entry.keys if key not in chosen.keys)
     yield from left_at_default(cfg, unread, reader)
 
 
@@ -162,8 +148,8 @@ def left_at_default(cfg: CfgNode, keys: Collection[str], reader: str) -> Iterato
 
 def norms(cfg: CfgNode) -> dict[str, str]:
     """The norm of each part that the backbone's name makes part of the model, by key."""
-    own = BACKBONES.get(backbone_names().get(cfg.MODEL.BACKBONE.NAME, ""), NO_CHOICE)
-    parts = ["RESNETS"] * is_resnet(cfg) + ["FPN"] * has_fpn(cfg)
+    own = choices.BACKBONES.get(choices.backbone_names().get(cfg.MODEL.BACKBONE.NAME, ""), NO_CHOICE)
+    parts = ["RESNETS"] * choices.is_resnet(cfg) + ["FPN"] * choices.has_fpn(cfg)
     parts += [key.split(".")[1] for key in own.keys if key.endswith(".NORM")] + ["ROI_BOX_HEAD", "ROI_MASK_HEAD"]
     return {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
 
