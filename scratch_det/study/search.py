@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import product
 from pathlib import Path
@@ -47,10 +47,19 @@ Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values 
 
 @dataclass(frozen=True)
 class Point:
-    """One choice on every axis: ``labels`` by axis, ``values`` by key of the recipe."""
+    """One choice on every axis, and what its run has reached.
+
+    Attributes:
+        labels: by axis; values: by key of the recipe.
+        score, seconds: of a finished run: its metric, and how long it trained.
+        error: why a run failed; empty while it is not finished.
+    """
 
     labels: dict[str, str]
     values: dict[str, str]
+    score: float | None = None
+    seconds: float | None = None
+    error: str = ""
 
     @property
     def name(self) -> str:
@@ -62,21 +71,12 @@ class Point:
         """``KEY VALUE KEY VALUE ...``"""
         return [word for pair in self.values.items() for word in pair]
 
+    @property
+    def result(self) -> str:
+        return "failed" if self.score is None else f"{self.score:.2f}"
+
     def __str__(self) -> str:
         return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The result of a point: its metric and seconds, or the error of a failed point; empty while it is not finished."""
-
-    point: Point
-    value: float | None = None
-    seconds: float | None = None
-    error: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f}" if self.value is not None else "failed"
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Axes:
@@ -158,6 +158,15 @@ class Search:
     def points(self) -> list[Point]:
         """All points of the grid, in its order."""
         return points_of(self.axes)
+
+    def read(self, point: Point) -> Point:
+        """``point`` with what its run has reached by now."""
+        result = read_json(self.out / point.name / "result.json")
+        if not result:
+            return replace(point, error=failure_of(jobs_folder(self.out), point.name))
+        score = flatten(result.get("metrics") or {}, "/").get(self.metric)
+        missing = "" if score is not None else f"its result.json has no number for {self.metric}"
+        return replace(point, score=score, seconds=result.get("seconds"), error=missing)
 
     def request(self, point: Point | None = None, config_file: str = "") -> Request:
         """For the recipe with the command line's overrides, or another one without; then the point's."""
@@ -252,9 +261,9 @@ def search_grid(search: Search) -> int:
         for point in search.points:
             if point.name in now - running:
                 say_now(f"training {point}: see {jobs_folder(search.out) / point.name}.log")
-            elif point.name in running - now and ((trial := _read(search, point)).value is not None or trial.error):
+            elif point.name in running - now and ((read := search.read(point)).score is not None or read.error):
                 progress.advance()
-                what = f"{search.metric} {trial}; {progress.done} of {progress.total}"
+                what = f"{search.metric} {read.result}; {progress.done} of {progress.total}"
                 say_now(f"{point}: {what}, eta {clock(progress.eta_seconds())}")
         running.clear()
         running.update(now)
@@ -275,54 +284,44 @@ def choose(search: Search) -> int:
     """
     from scratch_det.visualization.curves import draw_grid  # matplotlib is slow to import; user errors come first
 
-    trials = [_read(search, point) for point in search.points]
-    ranked = sorted(trials, key=lambda trial: (trial.value is None, -(trial.value or 0.0)))  # the first of equal ones
-    failed = [trial for trial in ranked if trial.value is None]
-    best = ranked[0] if ranked[0].value is not None else None
+    points = [search.read(point) for point in search.points]
+    ranked = sorted(points, key=lambda point: (point.score is None, -(point.score or 0.0)))  # the first of equal ones
+    failed = [point for point in points if point.score is None]
+    best = ranked[0] if ranked[0].score is not None else None
     rows = [
-        ["best" if trial is best else "", *trial.point.labels.values(), str(trial),
-         "-" if trial.seconds is None else clock(trial.seconds)]
-        for trial in ranked
+        ["best" if point is best else "", *point.labels.values(), point.result,
+         "-" if point.seconds is None else clock(point.seconds)]
+        for point in ranked
     ]  # fmt: skip
-    table = markdown(["", *ranked[0].point.labels, search.metric, "training"], rows)
+    table = markdown(["", *ranked[0].labels, search.metric, "training"], rows)
     files = {"search.md": table + "\n", **(_recipes(search, best, len(failed)) if best else {})}
     for name, content in files.items():
         write_atomically(search.out / name, content)
-    labels, values = [trial.point.labels for trial in trials], [trial.value for trial in trials]
-    draw_grid(labels, values, search.metric, search.out / "search.png")
+    draw_grid([one.labels for one in points], [one.score for one in points], search.metric, search.out / "search.png")
     (search.out / "result.json").unlink(missing_ok=True)
     if best and not failed:
         task, _, score = search.metric.rpartition("/")
-        seconds = sum(trial.seconds or 0.0 for trial in trials)
-        result = {"seconds": seconds, "best": best.point.values, "metrics": {task: {score: best.value}}}
+        seconds = sum(point.seconds or 0.0 for point in points)
+        result = {"seconds": seconds, "best": best.values, "metrics": {task: {score: best.score}}}
         write_atomically(search.out / "result.json", json.dumps(result, indent=2) + "\n")
     print(table)
-    for trial in failed:
-        print(f"failed: {trial.point} ({search.out / trial.point.name}): {trial.error or 'it is not finished'}")
+    for point in failed:
+        print(f"failed: {point} ({search.out / point.name}): {point.error or 'it is not finished'}")
     print(f"wrote {search.out}/: {', '.join([*files, 'search.png'])}")
     return len(failed)
 
 
-def _read(search: Search, point: Point) -> Trial:
-    result = read_json(search.out / point.name / "result.json")
-    if not result:
-        return Trial(point, error=failure_of(jobs_folder(search.out), point.name))
-    value = flatten(result.get("metrics") or {}, "/").get(search.metric)
-    missing = "" if value is not None else f"its result.json has no number for {search.metric}"
-    return Trial(point, value, result.get("seconds"), missing)
-
-
-def _recipes(search: Search, best: Trial, failed: int) -> dict[str, str]:
+def _recipes(search: Search, best: Point, failed: int) -> dict[str, str]:
     """The best point's keys as best.yaml, and each recipe of --apply-to with them, by file name."""
     axes = "".join(f"#   {axis}: {', '.join(choices)}\n" for axis, choices in search.axes.items())
     origin = (
-        f"# The best of a grid search: {search.metric} {best.value:.2f} of {search.config_file}\n"
-        f"# with {shlex.join(search.overrides) or 'no other changes'}. Its run is {search.out / best.point.name}.\n"
+        f"# The best of a grid search: {search.metric} {best.result} of {search.config_file}\n"
+        f"# with {shlex.join(search.overrides) or 'no other changes'}. Its run is {search.out / best.name}.\n"
         f"# The grid of {len(search.points)} points, {failed} of which failed:\n{axes}"
     )
-    cfg = flatten(search.recipe(best.point))
+    cfg = flatten(search.recipe(best))
     nested: dict[str, Any] = {}
-    for key in best.point.values:
+    for key in best.values:
         *sections, name = key.split(".")
         reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = plain(cfg[key])
     files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
