@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw curves of several runs over each other.
+"""Draw curves of several runs into one picture, to compare them.
 
     python tools/plot_curves.py he=output/digits_vgg16 alike=output/digits_vgg16_alike --out vgg.png
     python tools/plot_curves.py 2x=output/scratch_2x 6x=output/scratch_6x --metric bbox/AP --out table1.png

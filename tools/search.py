@@ -5,7 +5,7 @@
         --config-file configs/COCO-LowData/pretrained_mask_rcnn_R_50_FPN_6x_gn_35k_old.yaml \\
         --apply-to configs/COCO-LowData/scratch_mask_rcnn_R_50_FPN_9x_gn_35k.yaml
 
-The grid is a YAML file: a list of values for a key, or a name and a list of keys that go together. What the paper
+The grid is a YAML file: a list of values for a key, or a name and a list of keys that change together. What the paper
 changed for 35k images:
 
     SOLVER:

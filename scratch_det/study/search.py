@@ -1,10 +1,10 @@
 """A grid search: one run for each point of a grid, and a step that chooses the best one and writes its values down.
 
-The grid is a YAML file of axes, written like a recipe, but with a list of values in the place of a value.
+The grid is a YAML file of axes: a recipe in which each key has a list of values instead of one value.
 
 SOLVER:
   BASE_LR: [0.02, 0.04]
-scales:                         # keys that go together: any name, and a list of what they are set to
+scales:                         # keys that change together: any name, and a list of their values
   - {INPUT.MIN_SIZE_TRAIN: [800], INPUT.MIN_SIZE_TRAIN_SAMPLING: choice}
   - {INPUT.MIN_SIZE_TRAIN: [512, 800], INPUT.MIN_SIZE_TRAIN_SAMPLING: range}
 """
@@ -40,7 +40,7 @@ from scratch_det.study.run import Step, from_here, jobs_folder
 from scratch_det.tables import markdown
 
 BEST = "best.yaml"
-SEED = 0  # of all points where the recipe has none: they differ only in the grid's keys
+SEED = 0  # where the recipe has none: then the points differ only in the keys of the grid
 EXIT_SOME_FAILED = 1
 Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as tools/train_net.py takes them
 
@@ -103,7 +103,7 @@ def _choices(entry: Entry) -> dict[str, dict[str, str]]:
     keys = {frozenset(value) if isinstance(value, dict) else None for value in entry.value}
     if len(keys) > 1:
         raise ConfigError(
-            f"{entry.where}: {entry.key} sets keys that go together, so each of its choices has to set all"
+            f"{entry.where}: {entry.key} sets keys that change together, so each of its choices has to set all of them"
         )
     choices: dict[str, dict[str, str]] = {}
     for value in entry.value:
@@ -146,7 +146,7 @@ class Search:
 
     @property
     def processes(self) -> int:
-        """Of a point; --num-gpus 0 is one process, as in tools/train_net.py."""
+        """Number of processes of a point; --num-gpus 0 is one process, as in tools/train_net.py."""
         return max(self.num_gpus, 1)
 
     @cached_property
@@ -169,7 +169,7 @@ class Search:
         return replace(point, score=score, seconds=result.get("seconds"), error=missing)
 
     def request(self, point: Point | None = None, config_file: str = "") -> Request:
-        """For the recipe with the command line's overrides, or another one without; then the point's."""
+        """The recipe with the overrides of the command line, or another recipe without them; then those of the point."""
         words = [*(() if config_file else self.overrides), *(point.overrides if point else ())]
         return Request(config_file or self.config_file, words, self.backend,
                        scale_to_batch=self.scale_to_batch, accumulate=self.accumulate)  # fmt: skip
@@ -179,7 +179,7 @@ class Search:
         return choose_backend(self.request(point, config_file))[1].cfg
 
     def steps(self) -> list[Step]:
-        """A step a point."""
+        """One step for each point."""
         cfg, tool = self.recipe(), str(from_here(Path("tools/train_net.py")))
         words = [tool, *project_flags(), "--config-file", self.config_file]
         words += ["--backend", self.backend] if self.backend != backends.AUTO else []

@@ -28,7 +28,7 @@ STYLE: Any = {
     "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
 NO_METADATA: Any = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
-BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # a legend that covers no data
+BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # where a legend covers no data
 LOSSES = {  # by key: label, colour, line width
     "total_loss": ("total", BLACK, 2.2),
     "loss_cls": ("class", BLUE, 1.2),

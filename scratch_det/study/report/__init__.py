@@ -74,7 +74,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     drawn = draw(figures_of(experiment, records), report)
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
     write_page(page, f"{experiment}: report", tables, records, figures, read_runs(records, study.out, page))
-    # What an earlier report of other runs left, but no files with other names.
+    # Remove what an earlier report of more runs left; keep files with other names, which are not ours.
     named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
     old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
     for path in {*old, *_figures_in(report)} - {*files, *drawn}:
@@ -155,7 +155,7 @@ def write_results(
 
 
 def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Path) -> set[str]:
-    """The runs that got further ``earlier``; ``records`` are in an order in which each comes after what it needs.
+    """Names of the runs whose record got further ``earlier``; in ``records`` each run comes after those that it needs.
 
     A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
     rest on, or where that run has ended with the same weights or values here.

@@ -207,7 +207,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the
 
 
 def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """With one panel, or with an array of them; ``options`` of ``Figure.subplots``."""
+    """A figure with one panel, or with an array of panels; ``options`` of ``Figure.subplots``."""
     figure = Figure(figsize=(WIDTH, height))
     figure.suptitle(title)
     return figure, figure.subplots(rows, columns, **options)
@@ -259,7 +259,7 @@ def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
 
 
 def mean_of(curves: Sequence[Curve]) -> Curve:
-    """Over the iterations that all of them have."""
+    """The mean curve, over the iterations that all ``curves`` have."""
     points = [dict(curve) for curve in curves]
     common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
     return tuple((iteration, fmean(one[iteration] for one in points)) for iteration in common)

@@ -60,9 +60,9 @@ class RunPage:
 def write_page(
     path: Path, title: str, tables: list[Table], records: Sequence[Record], figures: dict[str, str], runs: list[RunPage]
 ) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
-    ``figures``: SVG documents by name; ``runs`` may be empty where there are no run folders any more.
+    ``figures``: SVG documents by name; ``runs`` is empty when the run folders are gone.
     """
     here = Path(__file__).parent
     style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -102,7 +102,7 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     for one in records:
         run, group, name = one.run, one.run.places[0], family[one.run.name]
         parts = {metric: own_part(one, metric, names) for metric, names in drawn.items() if metric in one.curves}
-        # as in the figures where the group compares one family of each initialisation
+        # the colours of the figures where the group compares one family of each initialisation
         is_pair = len({*groups[group].values()}) == len(groups[group])
         number = [*groups[group]].index(name) % len(COLORS)
         found.append({
@@ -119,7 +119,7 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def made_with(runs: Sequence[RunPage]) -> dict[str, dict[str, list[str]]]:
-    """What is in their environments, its values, and the runs with each."""
+    """By entry of the environments, such as "torch": its values, and the runs with each value."""
     known = [run for run in runs if run.environment]
     made: dict[str, dict[str, list[str]]] = {key: {} for run in known for key in run.environment}
     for key, values in made.items():
@@ -129,7 +129,7 @@ def made_with(runs: Sequence[RunPage]) -> dict[str, dict[str, list[str]]]:
 
 
 def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
-    """Of the runs with a folder in ``out``, for the page at ``path``; a few of those that are no branch have a picture.
+    """The runs with a folder in ``out``, linked from the page at ``path``; a few that are no branch have a picture.
 
     Raises DataError for a damaged environment.json.
     """
@@ -151,7 +151,7 @@ def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]
 
 
 def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Every key but OUTPUT_DIR; a path into a run folder begins with the run's name. Empty for no or broken YAML."""
+    """Every key but OUTPUT_DIR; a path into a run folder begins with the run's name. Empty without a valid file."""
     try:
         content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError):
@@ -162,7 +162,7 @@ def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _read_environment(path: Path) -> dict[str, str]:
-    """What may change numbers, neither paths nor when and where the run was started."""
+    """What may change numbers; without paths, and without the time and machine of the start."""
     content = load_environment(path)
     git = content["git"]
     found = {key: content.get(key) for key in MADE_WITH} | content["packages"]

@@ -17,7 +17,13 @@ from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY
 from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
-SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")  # part of other tables
+SHOWN_ELSEWHERE = (
+    "figure1",
+    "figure3",
+    "digits/figure1",
+    "digits/figure7",
+    "digits/figure8",
+)  # these runs are part of other tables
 COLUMNS = [name for name, metric in METRICS.items() if metric.area == "all"]
 TITLES = {
     "table1": "Table 1: box AP",
@@ -192,7 +198,7 @@ def _grid(
 
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
-    """Of a row. Seeds of one recipe share a label; runs of different recipes with the same label add their names."""
+    """The label of a row. Seeds of a recipe share a label; other runs with the same label add their names."""
     if kind in BY_MODEL:  # R50, scratch
         return f"{model_of(run.name) or run.name}, {run.init}"
     if kind == "norms":
@@ -227,7 +233,7 @@ def _root(record: Record, known: Mapping[str, Record]) -> str:
 
 
 def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]:
-    """The difference of two rows' means, with its standard error where both have several seeds."""
+    """A row with the difference of two rows' means, and its standard error where both have several seeds."""
     texts = []
     for ours, theirs in ((a.values, b.values) for a, b in zip(scratch, pretrained, strict=True)):
         text = _signed(mean(ours) - mean(theirs)) if ours and theirs else "-"
