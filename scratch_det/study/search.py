@@ -169,7 +169,7 @@ class Search:
         return replace(point, score=score, seconds=result.get("seconds"), error=missing)
 
     def request(self, point: Point | None = None, config_file: str = "") -> Request:
-        """The recipe with the overrides of the command line, or another recipe without them; then those of the point."""
+        """The recipe with the command line's overrides, or another recipe without them; then those of the point."""
         words = [*(() if config_file else self.overrides), *(point.overrides if point else ())]
         return Request(config_file or self.config_file, words, self.backend,
                        scale_to_batch=self.scale_to_batch, accumulate=self.accumulate)  # fmt: skip

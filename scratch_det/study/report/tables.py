@@ -23,7 +23,7 @@ SHOWN_ELSEWHERE = (
     "digits/figure1",
     "digits/figure7",
     "digits/figure8",
-)  # these runs are part of other tables
+)  # in other tables
 COLUMNS = [name for name, metric in METRICS.items() if metric.area == "all"]
 TITLES = {
     "table1": "Table 1: box AP",
