@@ -43,7 +43,7 @@ PLAIN_SCRIPT = Path("tools/plain_train_net.py")
 
 
 class BareBackbone(Backbone):
-    """A bottom-up network's maps as they are; its weights have the same names as below a pyramid."""
+    """A bottom-up network without a pyramid; its weights have the same names as with one."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec):
         super().__init__()
@@ -63,7 +63,7 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return bare
     keys = cfg.MODEL.FPN
     pyramid = FPN(bare, keys.IN_FEATURES, keys.OUT_CHANNELS, keys.NORM, LastLevelMaxPool(), keys.FUSE_TYPE)
-    pyramid.bottom_up = bare.bottom_up  # FPN asks for a Backbone and uses a module; names are those of a ResNet's
+    pyramid.bottom_up = bare.bottom_up  # without the wrapper, so that names are like those of detectron2's ResNets
     return pyramid
 
 
@@ -76,7 +76,7 @@ def register_backbones() -> None:
 
 def build(cfg: CfgNode) -> nn.Module:
     """See ``Backend``. SyncBN is this repository's, which works on the CPU and on a rank without proposals too."""
-    # Warnings of current versions of torch about detectron2's code; nobody here can act on them.
+    # Current versions of torch warn about detectron2's code; the user can do nothing about it.
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     register_backbones()
@@ -102,11 +102,11 @@ def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
 
 
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """See ``Backend``. Where detectron2's RPN raises because it overflowed, every loss is NaN.
+    """See ``Backend``. When detectron2's RPN raises since its values have overflowed, every loss is NaN instead.
 
-    The other ranks wait for this one's losses, under the same names and in the same order; the loop then stops all.
+    The other ranks wait for this rank's losses, under the same names and in the same order; then the loop stops all.
     """
-    with EventStorage():  # where detectron2 leaves its own statistics
+    with EventStorage():  # detectron2 writes its own statistics there
         try:
             return model.train()([_with_truth(sample) for sample in batch])
         except FloatingPointError:

@@ -109,7 +109,7 @@ class RPN(RegionProposalNetwork):
 
 
 class ROIPooler(nn.Module):
-    """RoIAlign from the level that fits a box's size.
+    """RoIAlign from the pyramid level that fits a box's size.
 
     Args:
         strides: of the maps to pool from, by name: a power of 2, each twice the one before.
@@ -161,7 +161,7 @@ class Stage(nn.Module):
         self.coder, self.matcher = BoxCoder(tuple(weights)), Matcher(iou, iou, allow_low_quality_matches=False)
 
     def refine(self, boxes: list[Tensor], deltas: Tensor, sizes: Sizes) -> list[Tensor]:
-        """The boxes that ``deltas`` make of ``boxes``, inside their images, without gradients."""
+        """``boxes`` moved by ``deltas`` and clipped to their images, without gradients."""
         moved = self.coder.decode_single(deltas.detach(), torch.cat(boxes)).split([len(box) for box in boxes])
         return [clip_boxes_to_image(box, size) for box, size in zip(moved, sizes, strict=True)]
 
@@ -191,7 +191,7 @@ class RoIHeads(TorchvisionRoIHeads):
             aligned = head.POOLER_TYPE == "ROIAlignV2"
             return ROIPooler(strides, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, aligned)
 
-        # The order of layers is that of random draws.
+        # Layers draw random weights in this order; another order would be another training.
         parts, is_cascade = {"box_roi_pool": pooler(box)}, keys.NAME == "CascadeROIHeads"
         parts["box_head"], parts["box_predictor"] = (None, None) if is_cascade else box_layers(cfg, in_channels)
         if cfg.MODEL.MASK_ON:
@@ -212,7 +212,7 @@ class RoIHeads(TorchvisionRoIHeads):
             nms_thresh=keys.NMS_THRESH_TEST, detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         )  # fmt: skip
         self.box_keys, self.keypoint_keys, self.is_cascade = box, keypoint, is_cascade
-        self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # sampled boxes per image
+        self.most_foreground = keys.BATCH_SIZE_PER_IMAGE * keys.POSITIVE_FRACTION  # sampled boxes of objects per image
         if is_cascade:
             cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
             stages = zip(cascade.BBOX_REG_WEIGHTS, cascade.IOUS, strict=True)
@@ -304,7 +304,7 @@ class RoIHeads(TorchvisionRoIHeads):
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, keys: CfgNode) -> dict[str, Tensor]:
     """Softmax loss over all sampled boxes; smooth L1 of the true class's deltas, divided by the same count.
 
-    Without any box (no object and no proposal in this process) both are zeros that keep their gradients.
+    Without any box (no object and no proposal on this rank) both are zero and still have gradients.
 
     Shapes: logits [N, 1 + classes], deltas [N, 4 * (1 + classes)] or, one box for all classes, [N, 4], labels [N]
     (0 is background), targets [N, 4]. keys: ROI_BOX_HEAD.
@@ -318,9 +318,9 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, 
 
 
 def keypoint_samples(boxes: list[Tensor], points: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Those of ``boxes`` [N, 4] that have a labelled one of their ``points`` [N, K, 3] inside, and the points.
+    """The boxes [N, 4] that contain a labelled keypoint of their object, and their keypoints ``points`` [N, K, 3].
 
-    A border counts as inside. Both are lists with an entry per image.
+    A border counts as inside. Both are lists with one entry per image.
     """
     chosen = []
     for box, point in zip(boxes, points, strict=True):
@@ -330,10 +330,10 @@ def keypoint_samples(boxes: list[Tensor], points: list[Tensor]) -> tuple[list[Te
 
 
 def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, most_boxes: float) -> Tensor:
-    """Softmax loss over the places of a heat map, of every labelled keypoint inside its box.
+    """Softmax loss over the cells of a heat map, for every labelled keypoint inside its box.
 
-    NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS divides the sum by their number, else ``most_boxes`` x K divides it: the boxes
-    that could be sampled in the batch. Zero, with gradients, where there are none.
+    The sum is divided by the number of these keypoints (NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS), or by ``most_boxes`` x K,
+    where ``most_boxes`` is how many boxes could be sampled in the batch. Without keypoints it is zero, with gradients.
 
     Shapes: logits [N, K, S, S], boxes [N, 4], points [N, K, 3]. keys: ROI_KEYPOINT_HEAD.
     """

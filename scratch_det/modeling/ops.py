@@ -9,7 +9,7 @@ from torchvision.ops import roi_align
 
 
 def mask_targets(masks: Tensor, matched: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """Truth inside each box at the head's resolution: aligned RoIAlign of the matched mask, at least half covered.
+    """Target masks inside each box at the head's resolution: aligned RoIAlign of the matched mask, 1 from 0.5 on.
 
     masks uint8 [G, H, W], matched [N] indices into them, boxes [N, 4] -> float32 [N, resolution, resolution] of 0, 1.
     """
@@ -29,7 +29,7 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> np.ndarray:
-    """Resample each mask at the image's pixel centres, as detectron2 does, and cut at 0.5.
+    """Resample each mask at the image's pixel centres, as detectron2 does; pixels from 0.5 on are inside.
 
     masks float [N, M, M] probabilities, boxes [N, 4] (x1 y1 x2 y2, image pixels) -> uint8 [N, height, width].
     torchvision's own pasting rounds boxes to whole pixels first, which costs mask AP.
