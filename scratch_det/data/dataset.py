@@ -1,9 +1,9 @@
 """From a validated COCO data set to samples: the training set by stream position, the test set by image.
 
-A sample is a dictionary; N objects, pixels of the (resized) image, labels are 0-based class indices:
+A sample is a dictionary of an image with N objects, in pixels of the (resized) image; labels are 0-based class indices:
     image        uint8 [3, H, W], channels in INPUT.FORMAT order
     image_id     the json's id
-    position     place in the stream                         (training only)
+    position     index in the stream                         (training only)
     height, width   the original image's size, pixels
     boxes        float32 [N, 4], x1 y1 x2 y2                 (training only)
     labels       int64 [N]                                   (training only)
@@ -39,8 +39,8 @@ class Stream:
     """An endless sequence of image indices; each pass over the data (epoch) is its own permutation.
 
     Image and augmentation at a position are a function of only (seed, position), without any state. So a resumed run,
-    or a run with another number of workers, processes or iterations, sees the same images. Runs are compared only by
-    what differs between them, and a resumed run equals the uninterrupted run bit for bit.
+    or a run with another number of workers, processes or iterations, sees the same images. So two runs differ only in
+    what their configs differ in, and a resumed run equals the uninterrupted run bit for bit.
 
     Args:
         seed: non-negative.
@@ -48,12 +48,12 @@ class Stream:
         portrait: bool [num_images]; when given, positions 2k and 2k+1 hold images of one orientation wherever an epoch
             allows it. A batch is padded to its largest height and width, so mixed orientations cost memory and time;
             detectron2's DATALOADER.ASPECT_RATIO_GROUPING uses buffers, whose content depends on earlier images.
-            Always pairs, even if a process has more images, because the paper trains with 2 images per GPU.
+            Always pairs, even if a rank has more images, because the paper trains with 2 images per GPU.
     """
 
     def __init__(self, seed: int, num_images: int, portrait: np.ndarray | None = None):
         self.seed, self.num_images, self.portrait = seed, num_images, portrait
-        self._cached = -1, np.empty(0, int)  # the last epoch that was used, and its order
+        self._cached = -1, np.empty(0, int)  # the last used epoch and its order
 
     def at(self, position: int) -> tuple[int, np.random.Generator]:
         """Index of the image at a position, and the random generator for its augmentation.
@@ -107,18 +107,29 @@ class SerializedList:
         return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
 
 
-class TrainingSet(Dataset):
-    """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2.
+class SampleSet(Dataset):
+    """Samples of ``records``, read by a DataLoader."""
 
-    A DataError is returned as the item, not raised: DataLoader would wrap an exception in the traceback of its worker.
-    """
+    records: SerializedList
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample] | list[DataError]:
+        """A batch; a DataError is its only item, not raised: DataLoader would put a traceback into the message."""
+        try:
+            return [self[index] for index in indices]
+        except DataError as error:
+            return [error]
+
+
+class TrainingSet(SampleSet):
+    """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2."""
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
         self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].function)
         self.flip_indices, self.num_keypoints = datasets[0].flip_indices, len(datasets[0].keypoints)
-        usable = [
-            (data.entry.image_root, image, objects) for data in datasets for image, objects in data.training_images(cfg)
-        ]
+        usable = [(data.entry.image_root, *pair) for data in datasets for pair in data.training_images(cfg)]
         every = sum(len(data.images) for data in datasets)
         if not usable:
             raise DataError(
@@ -130,16 +141,10 @@ class TrainingSet(Dataset):
         portrait = np.array([image["height"] > image["width"] for _, image, _ in usable])
         self.stream = Stream(cfg.SEED, len(usable), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, position: int) -> Sample | DataError:
+    def __getitem__(self, position: int) -> Sample:
         index, rng = self.stream.at(position)
         image_root, image, annotations = self.records[index]
-        try:
-            sample = load_sample(image_root / image["file_name"], self.cfg, image)
-        except DataError as error:
-            return error
+        sample = load_sample(image_root / image["file_name"], self.cfg, image)
         boxes = torch.tensor([one["bbox"] for one in annotations], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         sample["boxes"] = boxes
@@ -166,22 +171,16 @@ class TrainingSet(Dataset):
         return self.records[self.stream.at(position)[0]][1]["id"]
 
 
-class EvaluationSet(Dataset):
+class EvaluationSet(SampleSet):
     """Test samples in the order of the json, without objects; ``resized`` to MIN_SIZE_TEST, or in their own size."""
 
     def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
         self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
         self.records = SerializedList(data.images)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample | DataError:
+    def __getitem__(self, index: int) -> Sample:
         image = self.records[index]
-        try:
-            sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
-        except DataError as error:
-            return error
+        sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
         size = output_size(image["height"], image["width"], self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         return resize(sample, size) if self.resized else sample
 
@@ -217,9 +216,7 @@ def training_batches(
     return _load_batches(dataset, cfg, (range(start, start + size) for start in starts))
 
 
-def evaluation_batches(
-    dataset: EvaluationSet, cfg: CfgNode, world: World = ALONE, size: int = 1
-) -> Iterator[list[Sample]]:
+def evaluation_batches(dataset: SampleSet, cfg: CfgNode, world: World = ALONE, size: int = 1) -> Iterator[list[Sample]]:
     """This rank's share of the test images in batches of ``size``: image number rank, rank + world size, ...
 
     Raises DataError as ``training_batches`` does.
@@ -228,7 +225,7 @@ def evaluation_batches(
     return _load_batches(dataset, cfg, [own[i : i + size] for i in range(0, len(own), size)])
 
 
-def _load_batches(dataset: Dataset, cfg: CfgNode, batches: Iterable[Sequence[int]]) -> Iterator[list[Sample]]:
+def _load_batches(dataset: SampleSet, cfg: CfgNode, batches: Iterable[Sequence[int]]) -> Iterator[list[Sample]]:
     """The samples of ``batches`` of indices. Raises the first DataError among them."""
     loader = DataLoader(
         dataset,
@@ -242,7 +239,6 @@ def _load_batches(dataset: Dataset, cfg: CfgNode, batches: Iterable[Sequence[int
     if loader.num_workers:
         before_fork()
     for batch in loader:
-        for sample in batch:
-            if isinstance(sample, DataError):
-                raise sample
+        if isinstance(batch[0], DataError):
+            raise batch[0]
         yield batch

@@ -17,17 +17,15 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.data.catalog import ImageFolder
-from scratch_det.data.dataset import SerializedList, Stream, load_sample
+from scratch_det.data.dataset import SampleSet, SerializedList, Stream, load_sample
 from scratch_det.data.transforms import Sample, flip
 from scratch_det.distributed.group import Group
 from scratch_det.engine.checkpointer import rename_synced, write_synced
 from scratch_det.engine.state import State
-from scratch_det.errors import DataError
 from scratch_det.evaluation.inference import predict_share
 from scratch_det.log import logger
 from scratch_det.modeling.backbones import build_bottom_up
@@ -97,27 +95,18 @@ def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
     return (scores > right).sum(1)
 
 
-class FolderSet(Dataset):
-    """Training samples by stream position, or centre-cropped test samples in folder order.
-
-    A DataError is returned as the item, not raised, so that it passes unchanged through a worker process.
-    """
+class FolderSet(SampleSet):
+    """Training samples by stream position, or centre-cropped test samples in folder order."""
 
     def __init__(self, cfg: CfgNode, datasets: list[ImageFolder], is_training: bool = True):
         self.cfg = cfg
         self.records = SerializedList([(data.entry.root, *image) for data in datasets for image in data.images])
         self.stream = Stream(cfg.SEED, len(self.records)) if is_training else None
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, item: int) -> Sample | DataError:
+    def __getitem__(self, item: int) -> Sample:
         index, rng = self.stream.at(item) if self.stream else (item, None)
         root, path, label = self.records[index]
-        try:
-            sample = {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
-        except DataError as error:
-            return error
+        sample = {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
         if rng:
             return {"position": item, **augment(sample, self.cfg, rng)}
         return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
