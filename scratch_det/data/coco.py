@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.coco_checks import KEYS, Problem, count_visible, explain, find_problems
+from scratch_det.data.coco_checks import FIELDS, Problem, count_visible, explain, find_problems
 from scratch_det.errors import DataError
 
 
@@ -138,9 +138,9 @@ def _load(path: Path) -> tuple[dict[str, list[Any]], str]:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a json text file ({error.reason} at byte {error.start})") from None
-    missing = [key for key in KEYS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    missing = [key for key in FIELDS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
-        raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(KEYS)}")
+        raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(FIELDS)}")
     return content, digest
 
 

@@ -6,7 +6,7 @@ CHECKS lists the kinds; ``find_problems`` finds the offenders of each.
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
@@ -19,12 +19,23 @@ Record = dict[str, Any]  # an entry of the json
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
 ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less
 UNKNOWN_SIZE = (math.inf, math.inf)
-KEYS = {
-    "images": {"id", "file_name", "width", "height"},
-    "annotations": {"id", "image_id", "category_id", "bbox"},
-    "categories": {"id", "name"},
-}  # the lists of a COCO json, and what every entry needs
-WHOLE = {"images": ["id"], "annotations": ["image_id", "category_id"], "categories": ["id"]}  # whole numbers of them
+WHOLE = "a whole number"
+PIXELS = "a whole number of pixels above 0"
+TEXT = "a text"
+NAME = "a number or a text"
+ANYTHING = "anything"  # or checked below
+VALUES: dict[str, Callable[[Any], bool]] = {
+    WHOLE: lambda value: isinstance(value, int) or (isinstance(value, float) and value.is_integer()),
+    PIXELS: lambda value: isinstance(value, int) and value > 0,
+    TEXT: lambda value: isinstance(value, str),
+    NAME: lambda value: isinstance(value, int | float | str),
+    ANYTHING: lambda value: True,
+}
+FIELDS = {  # the lists of a COCO json, and what every entry needs
+    "images": {"id": WHOLE, "file_name": TEXT, "width": PIXELS, "height": PIXELS},
+    "annotations": {"id": NAME, "image_id": WHOLE, "category_id": WHOLE, "bbox": ANYTHING},
+    "categories": {"id": WHOLE, "name": ANYTHING},
+}
 
 
 @dataclass(frozen=True)
@@ -50,20 +61,12 @@ class Problem:
 
 
 error, notice = partial(Problem, "error"), partial(Problem, "notice")
-NUMBER_THEM = "number them: COCO's evaluation takes nothing else"
 CHECKS = {  # in the order in which problems are reported
-    "images keys": error("images without id, file_name, width or height"),
-    "annotations keys": error("annotations without id, image_id, category_id or bbox"),
-    "categories keys": error("categories without id or name"),
-    "images id": error("images whose id is not a whole number", NUMBER_THEM),
-    "images size": error(
-        "images whose width or height is not a whole number of pixels above 0, or whose file_name is no text"),
-    "annotations id": error(
-        "annotations whose id is neither number nor text, or whose image_id or category_id is no whole number"),
-    "categories id": error("categories whose id is not a whole number", NUMBER_THEM),
-    "images twice": error("duplicate image ids", "number images uniquely"),
-    "annotations twice": error("duplicate annotation ids", "number annotations uniquely"),
-    "categories twice": error("duplicate category ids", "number categories uniquely"),
+    **{f"{section} fields": error(f"{section} without one of {', '.join(names)}") for section, names in FIELDS.items()},
+    **{f"{section} {name}": error(f"{section} whose {name} is not {value}",
+                                  "COCO's evaluation takes nothing else" if value == WHOLE else "")
+       for section, fields in FIELDS.items() for name, value in fields.items()},
+    **{f"{section} twice": error(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
     "image_id": error("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
     "category_id": error("annotations with an unknown category_id", "known category ids: {category_ids}",
         "{id} (category_id {category_id})"),
@@ -115,7 +118,7 @@ def explain(path: Any, problems: Sequence[Problem], most_lines: int = 6) -> str:
 def find_problems(
     entry: DatasetEntry, content: dict[str, list[Any]], need_masks: bool, need_keypoints: bool = False
 ) -> list[Problem]:
-    """Every kind of problem of a json whose ``content`` has the lists of ``KEYS``, and images that are not on disk.
+    """Every kind of problem of a json whose ``content`` has the lists of ``FIELDS``, and images that are not on disk.
 
     The other values of a broken entry are not checked, so that one fault is not reported as several.
     """
@@ -123,9 +126,9 @@ def find_problems(
         counts = f"{len(content['images'])} images, {len(content['categories'])} categories"
         return [error(f"data set '{entry.name}' is empty: {counts}")]
     found: dict[str, list[Record]] = defaultdict(list)  # key of CHECKS -> offenders
-    images, annotations, categories = (_sound_entries(section, content[section], found) for section in KEYS)
+    images, annotations, categories = (_sound_entries(section, content[section], found) for section in FIELDS)
     for key, section in (("image_id", "images"), ("category_id", "categories")):  # of broken entries too
-        known = {one["id"] for one in content[section] if isinstance(one, dict) and _is_whole(one.get("id"))}
+        known = {one["id"] for one in content[section] if isinstance(one, dict) and VALUES[WHOLE](one.get("id"))}
         found[key] = [one for one in annotations if one[key] not in known]
     num_keypoints = _count_keypoints(categories, found) if need_keypoints and categories else 0
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
@@ -162,20 +165,15 @@ def count_visible(annotation: Record) -> int:
 
 def _sound_entries(section: str, entries: list[Any], found: dict[str, list[Record]]) -> list[Record]:
     """The entries whose ids and sizes can be used; the others, and duplicates, are added to ``found``."""
-    sound, seen = [], set()
+    sound, seen, fields = [], set(), FIELDS[section]
     for place, one in enumerate(entries):
-        if not isinstance(one, dict) or not KEYS[section] <= one.keys():
-            found[f"{section} keys"].append({"id": f"(entry {place})"} | (one if isinstance(one, dict) else {}))
-            continue
-        if is_named := isinstance(one["id"], int | float | str):
+        if not isinstance(one, dict) or not fields.keys() <= one.keys():
+            found[f"{section} fields"].append({"id": f"(entry {place})"} | (one if isinstance(one, dict) else {}))
+        elif wrong := next((field for field, value in fields.items() if not VALUES[value](one[field])), None):
+            found[f"{section} {wrong}"].append(one)
+        else:
             found[f"{section} twice"] += [one] if one["id"] in seen else []
             seen.add(one["id"])
-        sides = (one["width"], one["height"]) if section == "images" else ()
-        if not is_named or not all(_is_whole(one[key]) for key in WHOLE[section]):
-            found[f"{section} id"].append(one)
-        elif sides and not (isinstance(one["file_name"], str) and all(isinstance(n, int) and n > 0 for n in sides)):
-            found["images size"].append(one)
-        else:
             sound.append(one)
     return sound
 
@@ -231,10 +229,6 @@ def _keypoint_fault(one: Record, count: int) -> str | None:
     if not set(one["keypoints"][2::3]) <= {0, 1, 2}:
         return "v"
     return None if one.get("num_keypoints", count_visible(one)) == count_visible(one) else "num_keypoints"
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, int) or (isinstance(number, float) and number.is_integer())
 
 
 def _are_names(names: Any) -> bool:

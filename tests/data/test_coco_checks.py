@@ -56,8 +56,8 @@ class TestProblems:
             (lambda a: a.update(area=-1), "notice", "area is missing or negative: id 101"),
             (lambda a: a.pop("iscrowd"), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
             (lambda a: a.update(iscrowd=2), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
-            (lambda a: a.update(id=[1]), "error", "image_id or category_id is no whole number: id [1]"),
-            (lambda a: a.update(image_id="1"), "error", "image_id or category_id is no whole number: id 101"),
+            (lambda a: a.update(id=[1]), "error", "whose id is not a number or a text: id [1]"),
+            (lambda a: a.update(image_id="1"), "error", "whose image_id is not a whole number: id 101"),
         ],
     )
     def test_one_annotation(self, coco_factory, change, severity, text):
@@ -87,8 +87,8 @@ class TestProblems:
         [
             ("images", {"id": "3"}, "1 images whose id is not a whole number: id 3"),
             ("images", {"id": 3.5}, "1 images whose id is not a whole number: id 3.5"),
-            ("images", {"width": 0}, "1 images whose width or height is not a whole number"),
-            ("images", {"file_name": 3}, "whose file_name is no text: id 3"),
+            ("images", {"width": 0}, "1 images whose width is not a whole number of pixels above 0: id 3"),
+            ("images", {"file_name": 3}, "whose file_name is not a text: id 3"),
             ("categories", {"id": [3]}, "1 categories whose id is not a whole number: id [3]"),
         ],
     )
@@ -117,7 +117,7 @@ class TestProblems:
         path = coco_factory(change=damage)
         texts = [text for _, text in found()]
         assert [re.sub(r": id .*", "", text) for text in texts] == [
-            "1 duplicate annotation ids",
+            "1 annotations with a duplicate id",
             "1 annotations with an unknown image_id",
             "1 annotations with an unknown category_id",
             "1 annotations with a box of no width or height",
@@ -135,8 +135,8 @@ class TestProblems:
     def test_a_broken_entry_is_reported_once(self, coco_factory):
         coco_factory(change=lambda c: (c["images"][0].pop("width"), c["annotations"].append("nonsense")))
         assert [text for _, text in found()] == [
-            "1 images without id, file_name, width or height: id 1",
-            "1 annotations without id, image_id, category_id or bbox: id (entry 7)",
+            "1 images without one of id, file_name, width, height: id 1",
+            "1 annotations without one of id, image_id, category_id, bbox: id (entry 7)",
         ]
 
     def test_notices_do_not_refuse(self, coco_factory):
