@@ -18,7 +18,6 @@ VGG_LAYERS = {  # become the box head's (Faster R-CNN, Ren et al. 2015)
 }
 FIRST_LAYER = "stem.conv1.weight"  # of detectron2's ResNets; other networks say it
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
-C4_HEAD = "roi_heads.res5."  # where detectron2's models without a pyramid have the last stage
 
 
 def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode) -> str:
@@ -31,15 +30,17 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
     weights = read_weights(fetch(str(source)), bottom_up)
     check_fits(weights, library, cfg)
-    values, prefix = weights.tensors, ""
+    place = next(name for name, module in model.named_modules() if module is bottom_up)
+    values, prefix, wanted, notes = weights.tensors, "", model.state_dict(), []
     if not weights.is_detector:
-        values, prefix = placed_in(model, named_for_detector(weights, library), library)
-    wanted, notes = model.state_dict(), []
+        own, prefix = named_for_detector(weights, library), f"{place}."
+        values = {name.replace(BOTTOM_UP[library], prefix): value for name, value in own.items()}
+        if hasattr(model.roi_heads, "res5"):  # detectron2's models without a pyramid have the last stage there
+            values = {name.replace(f"{prefix}res5.", "roi_heads.res5."): value for name, value in values.items()}
     heads = [name for name in values if prefix and name.startswith(BOX_HEAD)]
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
         notes, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
-    place = next(name for name, module in model.named_modules() if module is bottom_up)
     first, used = f"{place}.{getattr(bottom_up, 'first_layer', FIRST_LAYER)}", Pixels.of(cfg)
     if weights.pixels and first in values:
         adapted, note = adapt_first_layer(values[first], weights.pixels, used)
@@ -90,18 +91,6 @@ def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
         names = renamed(full, source, library)
         full = {names[name] or name: value for name, value in full.items()}
     return full | fcs
-
-
-def placed_in(model: nn.Module, values: dict[str, Tensor], library: str) -> tuple[dict[str, Tensor], str]:
-    """A backbone's weights by the names that they have in ``model``, and the prefix of all names of its backbone."""
-    names, prefix = model.state_dict().keys(), BOTTOM_UP[library]
-    if any(name.startswith(prefix) for name in names):
-        return values, prefix
-    placed = {}
-    for name, value in values.items():  # detectron2's, without a pyramid around it
-        places = (name.replace(prefix + "res5.", C4_HEAD), name.replace(prefix, "backbone."))
-        placed[next((place for place in places if place in names), name)] = value
-    return placed, "backbone."
 
 
 def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -> tuple[Tensor, str]:
