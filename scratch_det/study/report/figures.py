@@ -18,7 +18,7 @@ from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
-from scratch_det.study.report.tables import DIGITS, label_of_norm, model_of
+from scratch_det.study.report.tables import BOX, DIGITS, label_of_norm, model_of
 from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
 from scratch_det.visualization.curves import BESIDE, save_figure, show_iterations, thin
 from scratch_det.visualization.curves import STYLE as CURVES_STYLE
@@ -28,7 +28,6 @@ STYLE: Any = CURVES_STYLE | {
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "lines.markersize": 6.5,
     "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
-BOX = "bbox/AP"
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
@@ -98,8 +97,7 @@ def _seen(records: Sequence[Record]) -> Figure | None:
     before, _ = seen_before(cfgs[0].MODEL.WEIGHTS)
     figure, row = _figure(f"seen in {TYPICAL}x of fine-tuning and {TYPICAL * LONGER}x from scratch", 3.3, 1, 3)
     for axes, what, *counts in zip(row, Seen._fields, before, tuned, trained, strict=True):
-        for (part, color), count, x, bottom in zip(SEEN.items(), counts, (0, 0, 1), (0.0, counts[0], 0.0), strict=True):
-            axes.bar(x, count, 0.6, bottom=bottom, color=color, label=part)
+        axes.bar((0, 0, 1), counts, 0.6, bottom=(0, counts[0], 0), color=list(SEEN.values()), label=list(SEEN))
         for x, total in enumerate((counts[0] + counts[1], counts[2])):
             axes.text(x, 1.01 * total, EngFormatter(places=1)(total), ha="center", va="bottom", fontsize=8)
         axes.set_xticks((0, 1), ("pre-trained", "scratch"))

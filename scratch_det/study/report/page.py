@@ -28,7 +28,7 @@ from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
 from scratch_det.study.records import FIX, LOSS, Record, read_json
 from scratch_det.study.report.figures import INITS, own_part
-from scratch_det.study.report.tables import Table
+from scratch_det.study.report.tables import BOX, Table
 from scratch_det.study.run import PRETRAIN
 from scratch_det.visualization.curves import thin
 
@@ -98,7 +98,7 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     for one in records:
         groups.setdefault(one.run.places[0], {})[family[one.run.name]] = one.run.init
     drawn = {metric: {one.run.name for one in records if metric in one.curves} for metric in METRICS}
-    first, found = next((one.run.places[0] for one in records if "bbox/AP" in one.curves), ""), []
+    first, found = next((one.run.places[0] for one in records if BOX in one.curves), ""), []
     for one in records:
         run, group, name = one.run, one.run.places[0], family[one.run.name]
         parts = {metric: own_part(one, metric, names) for metric, names in drawn.items() if metric in one.curves}
@@ -111,7 +111,7 @@ def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
             "family": name,
             "colour": INITS[run.init][1] if is_pair else COLORS[number],
             "label": (f"{run.k}x" if run.k else "run") + (f" seed {run.seed}" if run.seed else ""),
-            "on": "bbox/AP" not in parts or (run.seed is None and group == first),
+            "on": BOX not in parts or (run.seed is None and group == first),
             "curves": {metric: [(at, round(y, 4)) for at, y in thin(part, POINTS) if math.isfinite(y)]
                        for metric, part in parts.items()},
         })  # fmt: skip
