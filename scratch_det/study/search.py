@@ -102,9 +102,7 @@ def _choices(entry: Entry) -> dict[str, dict[str, str]]:
         raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected a list of values, such as [1, 2]")
     keys = {frozenset(value) if isinstance(value, dict) else None for value in entry.value}
     if len(keys) > 1:
-        raise ConfigError(
-            f"{entry.where}: {entry.key} sets keys that change together, so each of its choices has to set all of them"
-        )
+        raise ConfigError(f"{entry.where}: {entry.key}: each choice on this axis has to set the same keys")
     choices: dict[str, dict[str, str]] = {}
     for value in entry.value:
         values = {str(key): str(word) for key, word in ({entry.key: value} if None in keys else value).items()}
@@ -211,9 +209,7 @@ class Search:
             seen[values] = point
         _check_metric(self.metric, self.recipe())
         if RunDir(self.out).holds_run():
-            raise UserError(
-                f"--out {self.out} is the folder of a run; name one for the search, which makes a run a point"
-            )
+            raise UserError(f"--out {self.out} is the folder of a run; name another folder for the runs of the search")
         RunDir(self.out).check(allow_existing=True)
 
     def _check_point(self, point: Point) -> str:
@@ -234,13 +230,8 @@ def _check_metric(metric: str, cfg: CfgNode) -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a search needs a data set to compare its points on")
     places = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{name}/" for name in cfg.DATASETS.TEST]
-    known = [
-        f"{place}{task}{end}/{score}"
-        for place in places
-        for end in ("", TTA)[: 1 + cfg.TEST.AUG.ENABLED]
-        for task in detection_tasks(cfg)
-        for score in metrics_of(task)
-    ]
+    tasks = [(task, end) for end in ("", TTA)[: 1 + cfg.TEST.AUG.ENABLED] for task in detection_tasks(cfg)]
+    known = [f"{place}{task}{end}/{score}" for place in places for task, end in tasks for score in metrics_of(task)]
     of_class = re.fullmatch(r"(.+/AP)(?:50)?-.+", metric)  # PASCAL VOC's have AP50-CLASS too
     if metric not in known and not (of_class and of_class[1] in known):
         raise ConfigError(f"--metric is {metric}, expected one of {', '.join(known)}{did_you_mean(metric, known)}")
@@ -269,10 +260,8 @@ def search_grid(search: Search) -> int:
         running.update(now)
 
     done = sum(step.is_done for step in steps)
-    with (
-        alone_in(search.out, "search.lock") as lock,
-        Progress("search", len(steps), start=done, say=None) as progress,
-    ):
+    progress = Progress("search", len(steps), start=done, say=None)
+    with alone_in(search.out, "search.lock") as lock, progress:
         Local(search.out, lock, gpus=search.processes).run(steps, look)
         return EXIT_SOME_FAILED if choose(search) else 0
 

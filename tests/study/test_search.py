@@ -102,8 +102,8 @@ class TestGrid:
             ({"SOLVER": {"GAMMA": []}}, r"grid.yaml:2: SOLVER.GAMMA is \[\], expected a list of values"),
             ({"SOLVER": {"GAMMA": 0.1}}, "SOLVER.GAMMA is 0.1, expected a list of values"),
             ({"SOLVER": {"GAMMA": [0.1, 0.1]}}, "SOLVER.GAMMA has 0.1 twice"),
-            ({"one": [{"A": 1}, {"B": 2}]}, "each of its choices has to set all"),
-            ({"one": [{"A": 1}, 2]}, "each of its choices has to set all"),
+            ({"one": [{"A": 1}, {"B": 2}]}, "each choice on this axis has to set the same keys"),
+            ({"one": [{"A": 1}, 2]}, "each choice on this axis has to set the same keys"),
             ({"A": [1, 2], "one": [{"A": 1}, {"A": 2}]}, "A is set by the axis A and by the axis one: leave out one"),
             (
                 {"OUTPUT_DIR": ["a", "b"]},
@@ -148,6 +148,7 @@ class TestRefusals:
             ({"metric": "bbox"}, "--metric is bbox, expected"),
             ({"metric": "keypoints/AP"}, "--metric is keypoints/AP, expected"),
             ({"overrides": ("DATASETS.TEST", "()")}, "DATASETS.TEST is empty"),
+            ({"overrides": ("SOLVER.GAMMA", "1")}, "GAMMA is set by the command line and by the axis SOLVER.GAMMA"),
             ({"overrides": ("OUTPUT_DIR", "there")}, "OUTPUT_DIR is set by --out, .* and by the command line"),
             ({"apply_to": ("missing.yaml",)}, "missing.yaml does not exist"),
             ({"apply_to": (str(SCRATCH), str(SCRATCH))}, "would be written twice"),
