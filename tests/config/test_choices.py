@@ -12,6 +12,7 @@ from four_maps import FourMaps
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from scratch_det.command_line import load_project
 from scratch_det.config.choices import (
     AUGMENTATIONS,
     BACKBONES,
@@ -125,3 +126,15 @@ def test_models_are_named_by_their_keys(cfg: CfgNode) -> None:
     }
     for recipe, name in names.items():
         assert model_name(load_config(ROOT / f"configs/{recipe}.yaml").cfg) == name
+
+
+def test_a_project_is_taken_back() -> None:
+    """What ``restored_registries`` is for: no test leaves keys or choices of a project to the next one."""
+    recipe = ROOT / "projects/lsj/configs/digits_mask_rcnn_R_18_FPN_2ep_lsj.yaml"
+    with restored_registries():
+        load_project(ROOT / "projects/lsj")
+        check_config(load_config(recipe).cfg)
+        assert "LSJ" in AUGMENTATIONS
+    assert "LSJ" not in AUGMENTATIONS
+    with pytest.raises(ConfigError, match=r"unknown key INPUT\.LSJ\.SIZE(.|\n)*give --project "):
+        load_config(recipe)
