@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Draw random subsets of a data set in COCO's format, each inside the next larger one, as the small-data recipes need.
+"""Draw random subsets of a data set in COCO's format for the small-data recipes, each inside the next larger one.
 
     python tools/prepare_coco_subsets.py
     python tools/prepare_coco_subsets.py --dataset digits_train --sizes 700,200,20 --seed 1
 
 Writes instances_..._35k.json and so on beside the data set's json and, for names that no catalog has, a line into
-catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: something to fix.
+catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: a user error.
 """
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
@@ -24,7 +24,7 @@ def build_parser() -> ToolParser:
         help="numbers of images (the paper's: 35000,10000,3500,1000)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (%(default)s)")
-    parser.add_argument("--allow-lost-classes", action="store_true", help="though a subset has no object of a class")
+    parser.add_argument("--allow-lost-classes", action="store_true", help="accept subsets without an object of a class")
     return parser
 
 

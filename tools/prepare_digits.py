@@ -2,7 +2,8 @@
 """Make the digits demo: a small detection data set and a pre-training set for it, in about a minute, offline.
 
 Real handwritten digits (scikit-learn) drawn over real photographs (scikit-learn, scikit-image), annotated in COCO's
-format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is not changed.
+format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is not changed. Exit code
+2: a user error.
 """
 
 import os
@@ -26,10 +27,10 @@ def build_parser() -> ToolParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the half-made folder goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, which removes the half-made folder
     try:
         with exit_on_user_error():
-            from scratch_det.data.digits import make_digits  # heavy: not for --help
+            from scratch_det.data.digits import make_digits  # slow to import, and --help does not need it
 
             for folder, made in make_digits(args.out, args.seed, args.train, args.val, args.force).items():
                 print(f"{folder}: made" if made else f"{folder}: already there, nothing to do")

@@ -5,8 +5,8 @@
     python tools/prepare_voc.py voc_2007_test
 
 Reads the devkit's folders VOC2007/ and VOC2012/ in the datasets root and writes instances_trainval.json and so on into
-them; without names voc_2007_trainval, voc_2012_train and voc_2012_val. A tree that is not complete is an error as a
-whole. Exit code 2: something to fix.
+them. Without names it makes voc_2007_trainval, voc_2012_train and voc_2012_val. If a folder is not complete, nothing is
+written. Exit code 2: a user error.
 """
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
@@ -15,7 +15,7 @@ from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--force", action="store_true", help="replace json files of other content")
     return parser
 

@@ -1,7 +1,4 @@
-"""Images and masks as they lie on disk, and a scan that reads every image of a data set once. Needs no torch.
-
-A second scan reads only what is new or has changed.
-"""
+"""Decoding of image files and masks, and a scan that reads every image of a data set. Needs no torch."""
 
 import json
 import os
@@ -23,14 +20,14 @@ from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 
 CHUNK = 32  # images that a process takes at a time
-State = list[int]  # of a file: bytes, time of its last change in ns; width and height in pixels as the json has them
+State = list[int]  # size of a file in bytes, time of its last change in ns; width and height in the json, pixels
 
 
 def read_image(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
-    """Decode one image to RGB uint8 [H, W, 3], turned upright as its EXIF tag says.
+    """Decode one image to RGB uint8 [H, W, 3], rotated as its EXIF tag says.
 
-    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``,
-    where these are given.
+    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``
+    (if these are given).
     """
     try:
         with Image.open(path) as opened:
@@ -66,7 +63,7 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 class Scan(NamedTuple):
-    """How many images were read now, how many were known to be sound, and what is wrong with each faulty one."""
+    """How many images were read, how many an earlier scan knows to be sound, and what is wrong with each faulty one."""
 
     read: int
     known: int
@@ -74,10 +71,10 @@ class Scan(NamedTuple):
 
 
 def scan_images(data: CocoDataset) -> Scan:
-    """Whether every image is there, can be decoded to its end, and has the json's width and height once upright.
+    """Read every image file: it exists, can be decoded to its end, and has the json's width and height when upright.
 
-    Sound files are remembered below ``cache_folder()``, a file for each image folder, by name, size and time of change.
-    When nothing can be written there, the next scan reads all of them again.
+    A file in ``cache_folder()`` for each image folder lists the sound images by name, size and time of change, so that
+    the next scan reads only new or changed ones. If it cannot be written, the next scan reads all images again.
     """
     root = data.entry.image_root
     known: dict[str, State] = {}
@@ -85,17 +82,14 @@ def scan_images(data: CocoDataset) -> Scan:
     with suppress(OSError, ValueError):
         content = json.loads(cache.read_text())
         known = content if isinstance(content, dict) else {}
-    states = [_state(root, image) for image in data.images]  # before reading: a change in between is not missed
-    todo = [
-        (image, state)
-        for image, state in zip(data.images, states, strict=True)
-        if state is None or known.get(image["file_name"]) != state
-    ]
+    states = [_state(root, image) for image in data.images]  # before reading, so that a change meanwhile is noticed
+    pairs = zip(data.images, states, strict=True)
+    todo = [(image, state) for image, state in pairs if state is None or known.get(image["file_name"]) != state]
     jobs = [(root / image["file_name"], image["width"], image["height"]) for image, _ in todo]
     faults: list[str] = []
-    # not every system tells the cores that this process may use from those that there are
+    # macOS does not tell which cores this process may use
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process decides what Ctrl-C means
+    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only this one handles it
     with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=ignore_interrupts) as pool:
         try:
             results = track(pool.map(_fault_of, jobs, chunksize=CHUNK), f"images of {data.entry.name}", len(jobs))
@@ -113,11 +107,10 @@ def scan_images(data: CocoDataset) -> Scan:
 
 
 def _state(root: Path, image: dict[str, Any]) -> State | None:
-    try:
+    with suppress(OSError):
         found = os.stat(root / image["file_name"])
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns, image["width"], image["height"]]
+        return [found.st_size, found.st_mtime_ns, image["width"], image["height"]]
+    return None
 
 
 def _fault_of(job: tuple[Path, int, int]) -> str | None:

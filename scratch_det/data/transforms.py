@@ -1,6 +1,6 @@
-"""INPUT.* of a recipe as geometric transforms of samples (see ``scratch_det.data.dataset``).
+"""Geometric transforms of samples (see ``scratch_det.data.dataset``), as the keys INPUT.* of a recipe ask for.
 
-Boxes are tensors [N, 4]: x1 y1 x2 y2 in pixels. Every random draw comes from the generator that is handed in.
+Boxes are tensors [N, 4]: x1 y1 x2 y2 in pixels. Every random number comes from the generator that is passed in.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ PER_OBJECT = ("boxes", "labels", "masks", "keypoints")  # keys of a sample
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:
     """INPUT.AUGMENTATION resize: the short side is drawn from MIN_SIZE_TRAIN.
 
-    Every augmentation is called like this; it leaves its sample as it is, and RANDOM_FLIP and ``keep_inside`` follow.
+    Every augmentation has these parameters and returns a new sample; RANDOM_FLIP and ``keep_inside`` follow.
     """
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
@@ -34,7 +34,7 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
         return height, width
     scale = short_side / min(height, width)
     size = (short_side, scale * width) if height < width else (scale * height, short_side)
-    cap = min(1.0, max_size / max(size))  # two factors, not one: it decides where a side ends on half a pixel
+    cap = min(1.0, max_size / max(size))  # as in detectron2, not one combined factor, which rounds x.5 differently
     return int(size[0] * cap + 0.5), int(size[1] * cap + 0.5)
 
 
@@ -57,7 +57,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = None) -> Sample:
     """Flip image, boxes, masks and keypoints left-right ("horizontal") or upside down ("vertical").
 
-    flip_indices: of keypoints (see ``CocoDataset``), needed where there are any: a left eye becomes a right one.
+    flip_indices: of keypoints (see ``CocoDataset``), needed if the sample has any: a left eye becomes a right one.
     """
     axis, low, high = (-1, 0, 2) if direction == "horizontal" else (-2, 1, 3)
     extent = sample["image"].shape[axis]
