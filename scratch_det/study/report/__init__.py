@@ -144,10 +144,8 @@ def write_results(
     datasets: dict[str, Any] = {}
     for name, about in (pair for one in made.values() for pair in one["environment"]["datasets"].items()):
         if datasets.setdefault(name, about) != about:
-            raise UserError(
-                f"--results {folder}: some runs were made with another {name} than others: {datasets[name]}, {about}; "
-                "name another folder"
-            )
+            problem = f"some runs were made with another {name} than others: {datasets[name]}, {about}"
+            raise UserError(f"--results {folder}: {problem}; name another folder")
     stored.save(records, folder)
     content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
     write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
@@ -160,11 +158,8 @@ def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Pa
     A branch, an evaluation, and a run with values that a search found are kept only together with the run that they
     rest on, or where that run has ended with the same weights or values here.
     """
-    now, then = (
-        {name: (one.weights_sha256, one.found) for name, one in some.items() if one.weights_sha256 or one.found}
-        for some in ({one.run.name: one for one in records}, earlier)
-    )
-    same, kept = {name for name, end in now.items() if then.get(name) == end}, set[str]()
+    now, old = ({(one.run.name, one.weights_sha256, one.found) for one in some} for some in (records, earlier.values()))
+    same, kept = {name for name, *end in now & old if any(end)}, set[str]()
     for one in records:
         run, there = one.run, earlier.get(one.run.name, one)
         if (there.state == FINISHED, there.iteration) <= (one.state == FINISHED, one.iteration):

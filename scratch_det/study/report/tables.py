@@ -17,13 +17,8 @@ from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY
 from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
-SHOWN_ELSEWHERE = (
-    "figure1",
-    "figure3",
-    "digits/figure1",
-    "digits/figure7",
-    "digits/figure8",
-)  # in other tables
+# Their runs are part of other tables:
+SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")
 COLUMNS = [name for name, metric in METRICS.items() if metric.area == "all"]
 TITLES = {
     "table1": "Table 1: box AP",
@@ -112,9 +107,8 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
         begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
         places = {name: [run for run in runs if name in run.places] for name in names if name in begun}
-    found = [
-        _table(name, [known.get(run.name, Record(run, READY)) for run in runs], known) for name, runs in places.items()
-    ]
+    ready = {run.name: Record(run, READY) for run in runs}
+    found = [_table(name, [(ready | known)[run.name] for run in runs], known) for name, runs in places.items()]
     return [table for table in found if table.rows]
 
 
@@ -170,12 +164,10 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
     notes += [note.format(seeds=seeds) for sign, note in NOTES.items() if sign in text]
-    return Table(kind, title, header, tuple(rows), (*notes, *said))
+    return Table(kind, title, tuple(header), tuple(rows), (*notes, *said))
 
 
-def _grid(
-    kind: str, records: Sequence[Record], known: Mapping[str, Record]
-) -> tuple[tuple[str, ...], dict[str, list[Cell]]]:
+def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list[str], dict[str, list[Cell]]]:
     """Header and rows by label; columns are schedules in Table 1, metrics elsewhere."""
     rows: dict[str, list[Record]] = {}
     for one in records:
@@ -191,10 +183,11 @@ def _grid(
             metrics = [name for name in COLUMNS if {name, name.replace("/", f"{TTA}/")} & has]
             metrics = metrics or [TOP1 if any(one.run.kind == PRETRAIN for one in records) else BOX]
         columns = [(METRICS[metric].label, metric, -1) for metric in metrics]
-    return ("", *(label for label, _, _ in columns)), {
+    cells = {
         label: [_cell([one for one in row if k in (-1, one.run.k)], metric, shared) for _, metric, k in columns]
         for label, row in rows.items()
     }
+    return ["", *(label for label, _, _ in columns)], cells
 
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
@@ -255,8 +248,7 @@ def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str
         (name, a.get(name, "-"), b.get(name, "-"), equal[a.get(name) == b.get(name)]) for name in sorted(a | b)
     ]
     points, others = (
-        {(name, at, f"{value:.{DECIMALS}f}") for name, curve in one.curves.items() for at, value in curve}
-        for one in pair
+        {(name, at, round(y, DECIMALS)) for name, curve in one.curves.items() for at, y in curve} for one in pair
     )
     rows.append(("points of the curves", f"{len(points):,}", f"{len(others):,}", f"{len(points & others):,} equal"))
     ours, theirs = (one.weights_sha256 for one in pair)
