@@ -166,7 +166,8 @@ def evaluate(
     """
     dataset, size = FolderSet(cfg, [data], is_training=False), cfg.SOLVER.IMS_PER_BATCH // group.size
     described = f"classifying {data.entry.name}"
-    higher = predict_share(lambda batch: backend.ranks(model, batch).tolist(), dataset, model, group, described, size)
+    group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
+    higher = predict_share(lambda batch: backend.ranks(model, batch).tolist(), dataset, group, described, size)
     counts = [sum(rank < 1 for rank in higher), sum(rank < FEW_CLASSES for rank in higher), len(higher)]
     top1, top5, images = group.mean(torch.tensor(counts, dtype=torch.float64)).tolist()
     metrics = {"top1": 100 * top1 / images}

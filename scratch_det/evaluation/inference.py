@@ -43,26 +43,23 @@ def evaluate(
     results, augmented ones into ``out`` + "_TTA". Returns metrics in percent by task ("bbox", "segm", "keypoints",
     "bbox_TTA" and so on) and score; an empty dict on other ranks. Raises Stopped when the run was asked to stop.
     """
+    group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     began = time.perf_counter()
-    results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), model, data, group)
+    results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), data, group)
     seconds = time.perf_counter() - began
     metrics = score_and_write(cfg, data, results, out) if group.is_main else {}
     if cfg.TEST.AUG.ENABLED:
         logger.info(describe_cost(cfg, data.images, seconds))
         results = predict_dataset(
             lambda batch: [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch],
-            EvaluationSet(cfg, data, resized=False), model, data, group,
+            EvaluationSet(cfg, data, resized=False), data, group,
         )  # fmt: skip
         metrics |= score_and_write(cfg, data, results, out, TTA) if group.is_main else {}
     return metrics
 
 
 def predict_dataset(
-    predict: Callable[[list[Sample]], list[dict[str, Any]]],
-    dataset: EvaluationSet,
-    model: nn.Module,
-    data: CocoDataset,
-    group: Group,
+    predict: Callable[[list[Sample]], list[dict[str, Any]]], dataset: EvaluationSet, data: CocoDataset, group: Group
 ) -> list[dict[str, Any]]:
     """Detections of every image as COCO results: json ids, boxes [x, y, width, height] in px of the original image.
 
@@ -74,27 +71,20 @@ def predict_dataset(
         return [to_results(sample["image_id"], detections, data.category_ids) for sample, detections in found]
 
     # rank r of n has images r, r + n, r + 2n, ...
-    shares = group.gather(predict_share(results_of, dataset, model, group, f"predicting {data.entry.name}"))
+    shares = group.gather(predict_share(results_of, dataset, group, f"predicting {data.entry.name}"))
     return [result for images in zip_longest(*shares, fillvalue=()) for image in images for result in image]
 
 
 def predict_share(
-    predict: Callable[[list[Sample]], list[Any]],
-    dataset: Any,
-    model: nn.Module,
-    group: Group,
-    described: str,
-    size: int = 1,
+    predict: Callable[[list[Sample]], list[Any]], dataset: Any, group: Group, described: str, size: int = 1
 ) -> list[Any]:
     """``predict(batch)`` of this rank's share of the images, in batches of ``size``: one item per image, in order.
 
     Raises Stopped, in all ranks, when one of them was asked to stop.
     """
-    group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     found: list[Any] = []
-    batches = evaluation_batches(dataset, dataset.cfg, group.world, size)
     total = -(-len(dataset) // (group.size * size))
-    for batch in track(batches, described, total, say=logger.info):
+    for batch in track(evaluation_batches(dataset, dataset.cfg, group.world, size), described, total, say=logger.info):
         if group.stop.requested:
             break
         found += predict(batch)

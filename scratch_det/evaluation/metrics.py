@@ -90,10 +90,9 @@ def metrics_of(task: str) -> dict[str, Metric]:
 
 def main_metrics() -> dict[str, Metric]:
     """The first metric of each task, those with test-time augmentation included."""
-    first: dict[str, str] = {}
-    for name in (metrics := all_metrics()):
-        first.setdefault(name.partition("/")[0], name)
-    return {name: metrics[name] for name in first.values()}
+    metrics = all_metrics()
+    first = {name.partition("/")[0]: name for name in reversed(metrics)}  # the first name of a task stays
+    return {name: metric for name, metric in metrics.items() if name in first.values()}
 
 
 def main_score(task: str) -> tuple[str, str]:

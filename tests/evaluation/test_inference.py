@@ -51,9 +51,9 @@ def test_results_are_in_the_jsons_order(size: int, toy_recipe: Path, coco_factor
     def results_of(rank: int, gather: Callable) -> list[dict[str, Any]]:
         group = SimpleNamespace(
             world=SimpleNamespace(rank=rank, size=size), size=size, stop=SimpleNamespace(requested=False),
-            broadcast_buffers=lambda model: None, any=lambda flag: flag, gather=gather,
+            any=lambda flag: flag, gather=gather,
         )  # fmt: skip
-        return predict_dataset(predict, EvaluationSet(cfg, data), None, data, group)
+        return predict_dataset(predict, EvaluationSet(cfg, data), data, group)
 
     shares: list[Any] = []
 
