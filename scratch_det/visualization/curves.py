@@ -93,7 +93,7 @@ def comparison(runs: Mapping[str, Series], keys: Sequence[str]) -> Figure:
     for axes, key in zip(panels, keys, strict=True):
         for (label, series), color in zip(runs.items(), cycle(COLORS), strict=False):
             if key in series:
-                _plot(axes, series[key], fewest=40, color=color, label=label, lw=1.8)
+                _plot_thinned(axes, series[key], fewest=40, color=color, label=label, lw=1.8)
         axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
     _finish(panels)
     return figure
@@ -121,7 +121,7 @@ def draw_losses(axes: Axes, series: Series) -> None:
         for stage, dash in zip(("", "_stage0", "_stage1", "_stage2"), ("-", *DASHES), strict=False):
             if key + stage in series:
                 label = name + stage.replace("_stage", ", stage ")
-                _plot(axes, series[key + stage], fewest=2, color=color, ls=dash, label=label, lw=width)
+                _plot_thinned(axes, series[key + stage], fewest=2, color=color, ls=dash, label=label, lw=width)
     axes.set_ylabel("loss (log scale)")
     if not axes.lines:
         return _say(axes, "no training row yet")
@@ -159,8 +159,8 @@ def draw_scores(axes: Axes, series: Series) -> None:
     most = {key: max(value for _, value in series[key]) for key in names}
     for key, name in names.items():
         metric, data_set, curve = metrics[name], key.removesuffix(name), series[key]
-        axes.plot(
-            *zip(*curve, strict=True), color=metric.color, marker=metric.marker, ms=6 if len(curve) < 40 else 3,
+        plot(
+            axes, curve, color=metric.color, marker=metric.marker, ms=6 if len(curve) < 40 else 3,
             ls=DASHES[data_sets.index(data_set) % len(DASHES)], clip_on=False,
             label=f"{data_set.replace('/', ': ')}{metric.label}, best {most[key]:.1f}",
         )  # fmt: skip
@@ -241,9 +241,13 @@ def _panels(size: tuple[float, float], heights: Sequence[float]) -> tuple[Figure
     return figure, figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
 
 
-def _plot(axes: Axes, curve: Curve, fewest: int, **style: Any) -> None:
-    """A line, thinned, with markers where it has less than ``fewest`` points."""
-    axes.plot(*zip(*thin(curve, MOST_POINTS), strict=True), marker="o" if len(curve) < fewest else None, ms=5, **style)
+def plot(axes: Axes, curve: Curve, **style: Any) -> None:
+    axes.plot(*zip(*curve, strict=True), **style)
+
+
+def _plot_thinned(axes: Axes, curve: Curve, fewest: int, **style: Any) -> None:
+    """``plot`` at most MOST_POINTS, with markers where the curve has less than ``fewest`` points."""
+    plot(axes, thin(curve, MOST_POINTS), marker="o" if len(curve) < fewest else None, ms=5, **style)
 
 
 def _say(axes: Axes, words: str) -> None:

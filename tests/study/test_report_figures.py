@@ -16,7 +16,7 @@ from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERM
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.figures import FIGURES, STYLE, draw, figures_of, mean_of, own_part
+from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, draw, figures_of, mean_of, own_part
 from scratch_det.study.run import EVALUATE, PRETRAINED, SCRATCH, TRAIN, Run
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -239,7 +239,7 @@ class TestContent:
             Record(run, "finished", 0, 40, curves={"bbox/AP": ((20, ap / 2), (40, ap))})
             for run, ap in zip(runs, (20.0, 22.0, 30.0), strict=True)
         ]
-        with rc_context(STYLE):
+        with rc_context(REPORT_STYLE):
             figure = FIGURES[own.PLACE](records)
         axes = figure.axes[0]
         assert legend(axes) == {"old: 30.0": BLUE, "new: 21.0": VERMILION}

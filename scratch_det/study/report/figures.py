@@ -20,10 +20,9 @@ from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
 from scratch_det.study.report.tables import BOX, DIGITS, label_of_norm, model_of
 from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
-from scratch_det.visualization.curves import BESIDE, save_figure, show_iterations, thin
-from scratch_det.visualization.curves import STYLE as CURVES_STYLE
+from scratch_det.visualization.curves import BESIDE, STYLE, plot, save_figure, show_iterations, thin
 
-STYLE: Any = CURVES_STYLE | {
+REPORT_STYLE: Any = STYLE | {
     "figure.facecolor": "white", "figure.titlesize": 11, "figure.titleweight": "bold", "axes.titlesize": 9,
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "lines.markersize": 6.5,
     "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
@@ -42,7 +41,7 @@ LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
 
 
-@rc_context(STYLE)
+@rc_context(REPORT_STYLE)
 def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
     """The figures all of whose runs are part of ``experiment``, by name; without those that have nothing to show.
 
@@ -61,7 +60,7 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
     return figures
 
 
-@rc_context(STYLE)
+@rc_context(REPORT_STYLE)
 def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
     return [save_figure(one, folder / f"{name}.{kind}") for name, one in figures.items() for kind in ("svg", "png")]
@@ -160,8 +159,8 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
     figure, axes = _figure(f"{_model(found[0])}, training loss with {SIZES.get(size, f'{size} images')}", 3.8)
     for one in sorted(found, key=lambda one: list(INITS).index(one.run.init)):
         label, color, _ = INITS[one.run.init]
-        _plot(axes, one.curves[LOSS], color=color, lw=0.5, alpha=0.35)
-        _plot(axes, thin(one.curves[LOSS], LOSS_POINTS), color=color, lw=1.8, label=label)
+        plot(axes, one.curves[LOSS], color=color, lw=0.5, alpha=0.35)
+        plot(axes, thin(one.curves[LOSS], LOSS_POINTS), color=color, lw=1.8, label=label)
     _label_axes(axes, "training loss")
     axes.legend(loc="best")
     return figure
@@ -178,7 +177,7 @@ def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -
         return None
     figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
     for (name, curve), color in zip(means.items(), cycle(COLORS), strict=False):
-        _plot(axes, curve, color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
+        plot(axes, curve, color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
         axes.plot(*curve[-1], "o", color=color)
     _label_axes(axes, METRICS[BOX].axis)
     axes.legend(**BESIDE)
@@ -234,9 +233,9 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
             chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
             thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
             for curve in curves.values() if len(curves) > 1 or not thick else ():
-                _plot(axes, curve, color=color, lw=0.6, alpha=0.45)
+                plot(axes, curve, color=color, lw=0.6, alpha=0.45)
             if thick:
-                _plot(axes, thick, color=color, lw=1.6)
+                plot(axes, thick, color=color, lw=1.6)
             if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
                 axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
         if schedules:
@@ -261,10 +260,6 @@ def mean_of(curves: Sequence[Curve]) -> Curve:
     points = [dict(curve) for curve in curves]
     common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
     return tuple((iteration, fmean(one[iteration] for one in points)) for iteration in common)
-
-
-def _plot(axes: Axes, curve: Sequence[tuple[float, float]], **style: Any) -> None:
-    axes.plot(*zip(*curve, strict=True), **style)
 
 
 def _label_axes(axes: Axes, label: str) -> None:
