@@ -17,14 +17,14 @@ PYRAMID = ["p2", "p3", "p4", "p5"]
 POOLERS = ("ROIAlign", "ROIAlignV2")
 RESNET = "build_resnet_fpn_backbone"
 
-# Keys with which a config has to leave detectron2's default. Data, loop and evaluation of this repository need it, with
-# any backend: other architectures need other annotations, or (RetinaNet's running loss_normalizer) have state that no
-# checkpoint holds; USE_FED_LOSS needs LVIS's class frequencies.
+# Keys that have to stay at detectron2's default with any backend, because this repository's data, loop and evaluation
+# support nothing else. Other architectures need other annotations, or have state that no checkpoint holds (RetinaNet's
+# running loss_normalizer); USE_FED_LOSS needs LVIS's class frequencies.
 FIXED_BY_LOOP = (
     "MODEL.META_ARCHITECTURE", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
     "MODEL.LOAD_PROPOSALS", "INPUT.CROP.ENABLED", "DATALOADER.SAMPLER_TRAIN", "TEST.PRECISE_BN.ENABLED",
 )  # fmt: skip
-# The torchvision backend has nothing else.
+# Keys that have to stay at detectron2's default with the torchvision backend.
 FIXED_BY_TORCHVISION = (
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "MODEL.ANCHOR_GENERATOR.NAME", "MODEL.RPN.HEAD_NAME",
     "MODEL.RPN.BOUNDARY_THRESH", "MODEL.RPN.IOU_LABELS", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_HEADS.IOU_LABELS",
@@ -32,7 +32,7 @@ FIXED_BY_TORCHVISION = (
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "MODEL.ROI_MASK_HEAD.NAME",
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "MODEL.ROI_KEYPOINT_HEAD.NAME",
 )  # fmt: skip
-FIXED_OF_RESNETS = (
+FIXED_OF_RESNETS = (  # with the torchvision backend and a ResNet
     "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
 )  # fmt: skip
 FIXED_LENGTH = (  # lists as long as detectron2's default
