@@ -29,7 +29,7 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 WITHOUT_TORCH = (
-    "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco", "data.coco_checks",
+    "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco",
     "data.voc", "backends", "backends.keys", "weights.locate", "engine.run_dir",
     "engine.datasets", "engine.plan", "engine.check", "engine.command",
     "study.commands", "study.search", "study.report", "study.report.page",

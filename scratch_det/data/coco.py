@@ -1,20 +1,113 @@
-"""Annotation files in COCO's format: read, checked and indexed. Needs no torch."""
+"""Annotation files in COCO's format: read, checked and indexed. Needs no torch.
+
+CHECKS lists every kind of problem of such a file; ``find_problems`` finds the offenders of each.
+"""
 
 import gc
 import hashlib
 import json
+import math
+import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import mul
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.coco_checks import FIELDS, Problem, count_visible, explain, find_problems
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, Severity, listed
+
+Record = dict[str, Any]  # an entry of the json
+OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
+ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less
+UNKNOWN_SIZE = (math.inf, math.inf)
+WHOLE = "a whole number"
+PIXELS = "a whole number of pixels above 0"
+TEXT = "a text"
+NAME = "a number or a text"
+ANYTHING = "anything"  # or checked below
+VALUES: dict[str, Callable[[Any], bool]] = {
+    WHOLE: lambda value: isinstance(value, int) or (isinstance(value, float) and value.is_integer()),
+    PIXELS: lambda value: isinstance(value, int) and value > 0,
+    TEXT: lambda value: isinstance(value, str),
+    NAME: lambda value: isinstance(value, int | float | str),
+    ANYTHING: lambda value: True,
+}
+FIELDS = {  # the lists of a COCO json, and what every entry needs
+    "images": {"id": WHOLE, "file_name": TEXT, "width": PIXELS, "height": PIXELS},
+    "annotations": {"id": NAME, "image_id": WHOLE, "category_id": WHOLE, "bbox": ANYTHING},
+    "categories": {"id": WHOLE, "name": ANYTHING},
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kind of problem, and the entries of the json that have it.
+
+    Attributes:
+        kind: what is wrong, in words that follow a number: "images without file_name".
+        fix: the change that helps; empty where ``kind`` says enough.
+        shown: how a message names one of ``offenders``, its keys in braces.
+    """
+
+    severity: Severity
+    kind: str
+    fix: str = ""
+    shown: str = "{id}"
+    offenders: Sequence[Record] = ()
+
+    def __str__(self) -> str:
+        if not self.offenders:
+            return self.kind
+        return f"{len(self.offenders)} {self.kind}: id {listed([self.shown.format(**one) for one in self.offenders])}"
+
+
+error, notice = partial(Problem, "error"), partial(Problem, "notice")
+CHECKS = {  # in the order in which problems are reported
+    **{f"{section} fields": error(f"{section} without one of {', '.join(names)}") for section, names in FIELDS.items()},
+    **{f"{section} {name}": error(f"{section} whose {name} is not {value}",
+                                  "COCO's evaluation takes nothing else" if value == WHOLE else "")
+       for section, fields in FIELDS.items() for name, value in fields.items()},
+    **{f"{section} twice": error(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
+    "image_id": error("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
+    "category_id": error("annotations with an unknown category_id", "known category ids: {category_ids}",
+        "{id} (category_id {category_id})"),
+    "bbox": error("annotations whose bbox is not [x, y, width, height] of numbers"),
+    "empty box": error("annotations with a box of no width or height",
+        "fix the boxes, or set 'drop_empty_boxes: true' in the data set's catalog entry"),
+    "box outside": error("annotations with a box that lies outside its image",
+        "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
+    "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
+        "training clips them to the image"),
+    "mask": error("annotations whose segmentation is neither polygons of 3+ points nor RLE",
+        "fix them, or train without masks (MODEL.MASK_ON False)"),
+    "RLE size": error("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
+        "height x width", "fix them, or the image's height and width"),
+    "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
+        "crossing itself)", "such a part of a mask is empty"),
+    "keypoint names": error("categories without keypoints, a list of different names",
+        "name them in the order of the annotations' x, y, v, or train without (MODEL.KEYPOINT_ON False)"),
+    "other names": error("categories whose keypoints or flip_map are not those of category {first_category}",
+        "one keypoint head predicts all classes: give all categories the same"),
+    "flip_map": error("categories whose flip_map is not a list of [name, name], each one of the keypoints and none "
+        "twice", 'such as [["left_eye", "right_eye"]]: what changes places when an image is flipped'),
+    "keypoints": error("annotations whose keypoints are not x, y, v of {num_keypoints} points",
+        "write {num_numbers} numbers, with 0, 0, 0 for what is not labelled"),
+    "v": error("annotations whose keypoints have a v other than 0, 1 or 2",
+        "0 is not labelled, 1 hidden, 2 visible"),
+    "num_keypoints": notice("annotations whose num_keypoints is not their number of keypoints with v above 0",
+        "keypoint AP ignores objects with 0; a missing one is counted"),
+    "area": notice("annotations whose area is missing or negative",
+        "AP of small, medium and large objects goes by it; a missing one counts as the box's"),
+    "iscrowd": notice("annotations whose iscrowd is missing or neither 0 nor 1",
+        "a missing one counts as 0, any other as 1"),
+    "file": error("images that are not in {image_root}", "complete the folder", "{id} ({file_name})"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +185,7 @@ def inspect_coco(
 ) -> tuple[CocoDataset | None, list[Problem]]:
     """Read one annotation file: the data set (None when its problems include an error), and every kind of problem.
 
-    See ``scratch_det.data.coco_checks.CHECKS``; masks and keypoints are checked only where they are needed. Raises
+    See CHECKS; masks and keypoints are checked only where they are needed. Raises
     DataError when the file is no json with COCO's three lists.
     """
     with gc_paused():
@@ -157,3 +250,151 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def explain(path: Any, problems: Sequence[Problem], most_lines: int = 6) -> str:
+    """The errors among ``problems`` of the file ``path``, as a message of at most ``most_lines`` lines."""
+    errors = [one for one in problems if one.severity == "error"]
+    if len(errors) == 1:
+        return f"{path}: {errors[0]}" + (f"\n  {errors[0].fix}" if errors[0].fix else "")
+    lines = [f"  {one}" + (f"; {one.fix}" if one.fix else "") for one in errors]
+    if len(lines) >= most_lines:
+        left = len(lines) - (most_lines - 2)
+        lines[most_lines - 2 :] = [f"  and {left} more kinds, which tools/check.py lists"]
+    return "\n".join([f"{path}: {len(errors)} kinds of problems", *lines])
+
+
+def find_problems(
+    entry: DatasetEntry, content: dict[str, list[Any]], need_masks: bool, need_keypoints: bool = False
+) -> list[Problem]:
+    """Every kind of problem of a json whose ``content`` has the lists of ``FIELDS``, and images that are not on disk.
+
+    The other values of a broken entry are not checked, so that one fault is not reported as several.
+    """
+    if not content["images"] or not content["categories"]:
+        counts = f"{len(content['images'])} images, {len(content['categories'])} categories"
+        return [error(f"data set '{entry.name}' is empty: {counts}")]
+    found: dict[str, list[Record]] = defaultdict(list)  # key of CHECKS -> offenders
+    images, annotations, categories = (_sound_entries(section, content[section], found) for section in FIELDS)
+    for key, section in (("image_id", "images"), ("category_id", "categories")):  # of broken entries too
+        known = {one["id"] for one in content[section] if isinstance(one, dict) and VALUES[WHOLE](one.get("id"))}
+        found[key] = [one for one in annotations if one[key] not in known]
+    num_keypoints = _count_keypoints(categories, found) if need_keypoints and categories else 0
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    for one in annotations:
+        size = sizes.get(one["image_id"], UNKNOWN_SIZE)
+        faults = [
+            _box_fault(one, *size, entry.drop_empty_boxes),
+            _mask_fault(one.get("segmentation"), *size) if need_masks else None,
+            _keypoint_fault(one, num_keypoints) if num_keypoints else None,
+            None if isinstance(one.get("area"), int | float) and one["area"] >= 0 else "area",
+            None if one.get("iscrowd") in (0, 1) else "iscrowd",
+        ]
+        for fault in filter(None, faults):
+            found[fault].append(one)
+    root, names = entry.image_root, [image["file_name"] for image in images]
+    # without subfolders one listing answers for all
+    files = {name for name in names if (root / name).is_file()} if "/" in "".join(names) else set(os.listdir(root))
+    found["file"] = [image for image in images if image["file_name"] not in files]
+
+    facts = {"num_keypoints": num_keypoints, "num_numbers": 3 * num_keypoints, "image_root": root,
+             "category_ids": [category["id"] for category in categories[:20]],
+             "first_category": categories[0]["id"] if categories else None}  # fmt: skip
+    return [
+        replace(check, kind=check.kind.format(**facts), fix=check.fix.format(**facts), offenders=found[key])
+        for key, check in CHECKS.items()
+        if found[key]
+    ]
+
+
+def count_visible(annotation: Record) -> int:
+    """How many keypoints are labelled, hidden ones included."""
+    return sum(v > 0 for v in annotation["keypoints"][2::3])
+
+
+def _sound_entries(section: str, entries: list[Any], found: dict[str, list[Record]]) -> list[Record]:
+    """The entries whose ids and sizes can be used; the others, and duplicates, are added to ``found``."""
+    sound, seen, fields = [], set(), FIELDS[section]
+    for place, one in enumerate(entries):
+        if not isinstance(one, dict) or not fields.keys() <= one.keys():
+            found[f"{section} fields"].append({"id": f"(entry {place})"} | (one if isinstance(one, dict) else {}))
+        elif wrong := next((field for field, value in fields.items() if not VALUES[value](one[field])), None):
+            found[f"{section} {wrong}"].append(one)
+        else:
+            found[f"{section} twice"] += [one] if one["id"] in seen else []
+            seen.add(one["id"])
+            sound.append(one)
+    return sound
+
+
+def _count_keypoints(categories: list[Record], found: dict[str, list[Record]]) -> int:
+    """How many keypoints an annotation needs; 0 when the categories, added to ``found``, do not tell."""
+    names, flip_map = categories[0].get("keypoints"), categories[0].get("flip_map")
+    faulty = {
+        "keypoint names": [one for one in categories if not _are_names(one.get("keypoints"))],
+        "other names": [one for one in categories if (one.get("keypoints"), one.get("flip_map")) != (names, flip_map)],
+        "flip_map": [one for one in categories if not _is_flip_map(one.get("flip_map", []), names)],
+    }
+    found |= faulty
+    return 0 if any(faulty.values()) else len(names or ())
+
+
+def _box_fault(one: Record, image_width: float, image_height: float, drop_empty: bool) -> str | None:
+    if not _are_numbers(one["bbox"], 4):
+        return "bbox"
+    x, y, width, height = one["bbox"]
+    if width <= 0 or height <= 0:
+        return None if drop_empty or one.get("iscrowd") else "empty box"
+    if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
+        return "box outside"
+    return "overhang" if max(-x, -y, x + width - image_width, y + height - image_height) > OVERHANG else None
+
+
+def _mask_fault(mask: Any, width: float, height: float) -> str | None:
+    if isinstance(mask, dict):
+        size, counts = mask.get("size"), mask.get("counts", ())
+        is_text = isinstance(counts, str)  # compressed; its content is not checked
+        if not isinstance(size, list) or not (is_text or _are_numbers(counts)):
+            return "mask"
+        fits = size == [height, width] and (is_text or sum(counts) == height * width)
+        return None if fits or (width, height) == UNKNOWN_SIZE else "RLE size"
+    if not isinstance(mask, list) or not mask:
+        return "mask"
+    if not all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
+        return "mask"
+    return None if all(map(_encloses_area, mask)) else "flat polygon"
+
+
+def _encloses_area(polygon: list[float]) -> bool:
+    """Whether the area is more than rounding (Gauss's area formula); ``polygon`` is x, y of each corner in turn."""
+    x, y = polygon[0::2], polygon[1::2]
+    twice = sum(map(mul, x, y[1:] + y[:1])) - sum(map(mul, y, x[1:] + x[:1]))
+    return abs(twice) > ROUNDING
+
+
+def _keypoint_fault(one: Record, count: int) -> str | None:
+    if not _are_numbers(one.get("keypoints"), 3 * count):
+        return "keypoints"
+    if not set(one["keypoints"][2::3]) <= {0, 1, 2}:
+        return "v"
+    return None if one.get("num_keypoints", count_visible(one)) == count_visible(one) else "num_keypoints"
+
+
+def _are_names(names: Any) -> bool:
+    texts = isinstance(names, list) and len(names) > 0 and all(isinstance(name, str) for name in names)
+    return texts and len(set(names)) == len(names)
+
+
+def _is_flip_map(pairs: Any, names: Any) -> bool:
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return False
+    named = [name for pair in pairs for name in pair]
+    return all(isinstance(names, list) and name in names and named.count(name) == 1 for name in named)
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether it is a list of numbers, neither infinite nor NaN, ``count`` of them where given."""
+    try:  # adding them up tells, and quickly
+        return isinstance(values, list) and count in (None, len(values)) and math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False

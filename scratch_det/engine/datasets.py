@@ -9,8 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
-from scratch_det.data.coco import CocoDataset, inspect_coco
-from scratch_det.data.coco_checks import Problem, explain
+from scratch_det.data.coco import CocoDataset, Problem, explain, inspect_coco
 from scratch_det.errors import DataError, Section, listed, refuse
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
