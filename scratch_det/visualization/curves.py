@@ -210,7 +210,7 @@ def draw_grid(
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG or SVG, atomically, so that a reader never sees an incomplete picture; the same bytes every time."""
+    """Write a PNG or SVG without date, atomically, so that a reader never sees an incomplete picture."""
     path, content = Path(path), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(content, format=path.suffix[1:], metadata=NO_METADATA[path.suffix])
