@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -73,7 +73,7 @@ class Progress:
             self.bar = RichProgress(*columns)
             self.bar.add_task(description, total=total, completed=start, note="")
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self.began = self.last_line = time.monotonic()
         if self.bar:
             self.bar.start()
@@ -83,9 +83,9 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def advance(self, note: str = "") -> None:
-        """One more step is done; ``note`` is shown after the bar."""
-        self.done += 1
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """So many more steps are done; ``note`` is shown after the bar."""
+        self.done += steps
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
         elif self.say and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:

@@ -18,9 +18,11 @@ Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/repo
 """
 
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import BooleanOptionalAction
+from collections.abc import Callable
 from os.path import normpath
 from pathlib import Path
+from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, exit_on_user_error
@@ -28,93 +30,59 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
 UNREAD = "what study.py run prints was read no further; its runs stop with a checkpoint: start it again"
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "experiment": {"type": normpath, "metavar": "EXPERIMENT", "help": "see above; report: also a part of the study's"},
+    "--experiment": {"type": normpath, "metavar": "EXPERIMENT", "default": "paper", "help": "(%(default)s)"},
+    "--config-file": {"action": "append", "metavar": "FILE", "help": "a recipe (Figure 2's two)"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "the study's folder (output/studies/EXPERIMENT)"},
+    "--share-prefix": {"action": BooleanOptionalAction, "default": True, "help": "branch off a longer schedule (yes)"},
+    "--gpus": {"type": int, "metavar": "N", "default": 1, "help": "processes of a run (%(default)s)"},
+    "--seconds-per-iter": {"type": float, "metavar": "S", "help": "seconds that an iteration takes on these GPUs"},
+    "--json": {"dest": "as_json", "action": "store_true",
+               "help": "print the graph: commands, needs, outputs; with --out the study is begun there"},
+    "--launcher": {"choices": [*LAUNCHERS, SLURM], "default": "local", "help": "what starts the runs (%(default)s)"},
+    "--max-parallel": {"type": int, "metavar": "N", "default": 1, "help": "runs at once, not on SLURM (%(default)s)"},
+    "--only": {"nargs": "+", "metavar": "ID", "default": [], "help": "only these runs"},
+    "--dry-run": {"action": "store_true", "help": "print the commands, start nothing"},
+    "--backend": {"choices": [AUTO, *BACKENDS], "default": AUTO, "help": "what builds the models (%(default)s)"},
+    "--slurm": {"type": Path, "metavar": "FILE", "help": "a job template, as docs/slurm.sh"},
+    "--results": {"type": Path, "metavar": "FOLDER", "help": "write the study as data too, as in results/digits"},
+}  # fmt: skip
+COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # what does it, help, arguments
+    "list": (list_runs, "the runs, with the paper's numbers", "--experiment"),
+    "samples": (samples, "images and pixels that trainings see (Figure 2)", "--config-file"),
+    "plan": (plan, "the cost of an experiment", "experiment --share-prefix --gpus --seconds-per-iter --json --out"),
+    "run": (run, "start or continue an experiment", "experiment --share-prefix --gpus --out --launcher --max-parallel "
+                                                    "--only --dry-run --backend --slurm"),
+    "status": (status, "the state of the runs", "experiment --out"),
+    "report": (report, "write tables, figures and one page into DIR/report", "experiment --out --results"),
+}  # fmt: skip
 
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser("list", help="the runs, with the paper's numbers")
-    command.add_argument("--experiment", type=normpath, default="paper", metavar="EXPERIMENT", help="(%(default)s)")
-    command.set_defaults(do=list_runs)
-
-    command = commands.add_parser("samples", help="images and pixels that trainings see (Figure 2)")
-    command.add_argument("--config-file", action="append", metavar="FILE", help="a recipe (Figure 2's two)")
-    command.set_defaults(do=samples)
-
-    command = commands.add_parser("plan", help="the cost of an experiment")
-    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
-    add_sharing(command)
-    command.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of a run (%(default)s)")
-    command.add_argument("--seconds-per-iter", type=float, metavar="S", help="seconds an iteration takes on them")
-    command.add_argument(
-        "--json", dest="as_json", action="store_true", help="print the graph: commands, their inputs and outputs"
-    )
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the run folders: begin the study there")
-    command.set_defaults(do=plan)
-
-    command = commands.add_parser("run", help="start or continue an experiment")
-    command.add_argument("experiment", type=normpath, metavar="EXPERIMENT")
-    command.add_argument(
-        "--out", type=Path, metavar="DIR", help="a folder for the run folders (output/studies/EXPERIMENT)"
-    )
-    command.add_argument(
-        "--launcher",
-        default="local",
-        choices=sorted([*LAUNCHERS, SLURM]),
-        help="program that starts runs (%(default)s)",
-    )
-    command.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of a run (%(default)s)")
-    command.add_argument(
-        "--max-parallel", type=int, default=1, metavar="N", help="runs at once, not on SLURM (%(default)s)"
-    )
-    command.add_argument("--only", nargs="+", default=[], metavar="ID", help="only these runs")
-    command.add_argument("--dry-run", action="store_true", help="print the commands, start nothing")
-    command.add_argument(
-        "--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="library that builds the models (%(default)s)"
-    )
-    command.add_argument("--slurm", type=Path, metavar="FILE", help="a job template, as docs/slurm.sh")
-    add_sharing(command)
-    command.set_defaults(do=run)
-
-    command = commands.add_parser("status", help="the state of the runs")
-    command.add_argument(
-        "experiment", nargs="?", type=normpath, metavar="EXPERIMENT", help="the experiment of the study"
-    )
-    command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
-    command.set_defaults(do=status)
-
-    command = commands.add_parser("report", help="write tables, figures and one page into DIR/report")
-    command.add_argument(
-        "experiment", type=normpath, metavar="EXPERIMENT", help="the experiment of the study, or a part of it"
-    )
-    command.add_argument("--out", type=Path, metavar="DIR", help="the folder given to run (output/studies/EXPERIMENT)")
-    command.add_argument("--results", type=Path, metavar="FOLDER", help="the study as data, as in results/digits")
-    command.set_defaults(do=report)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, (_, what, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=what)
+        for argument in arguments.split():
+            is_optional = {"nargs": "?"} if (name, argument) == ("status", "experiment") else {}  # --out names it too
+            command.add_argument(argument, **ARGUMENTS[argument], **is_optional)
+    commands.choices["plan"].set_defaults(gpus=8)
     return parser
-
-
-def add_sharing(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--share-prefix",
-        action=BooleanOptionalAction,
-        default=True,
-        help="schedules of one model branch off its longest one",
-    )
 
 
 def main() -> None:
     parser = build_parser()
     args = vars(parser.parse_args())
-    do = args.pop("do")
-    experiment = args.pop("experiment") if do is status else args.get("experiment")
-    if "out" in args and args["out"] is None and do is not plan:
+    command = args.pop("command")
+    experiment = args.pop("experiment") if command == "status" else args.get("experiment")
+    if command in ("run", "status", "report") and not args["out"]:
         if not experiment:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
     try:
-        with exit_on_user_error(unread=UNREAD if do is run and not args["dry_run"] else ""):
-            code = do(**args)
+        with exit_on_user_error(unread=UNREAD if command == "run" and not args["dry_run"] else ""):
+            code = COMMANDS[command][0](**args)
         if code:
             sys.exit(code)
     except Stopped as stopped:

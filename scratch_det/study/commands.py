@@ -1,19 +1,12 @@
-"""The commands of tools/study.py, and a study as text: its cost, its progress, and a live view while it runs."""
+"""The commands of tools/study.py, and a study as text: its cost, its state, and its progress while it runs."""
 
 import csv
 import json
 import os
 import shlex
-import sys
-import time
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Column, Table
 
 from scratch_det import backends
 from scratch_det.config.choices import model_name
@@ -21,7 +14,7 @@ from scratch_det.config.load import load_config
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import main_metrics
-from scratch_det.log import clock, say_now
+from scratch_det.log import Progress, clock, say_now
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place, samples_table
 from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
@@ -50,7 +43,6 @@ KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
 LIST_HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
 PLAN_HEADER = ("run", "what it is", "starts at", "trains", "needs")
 STATUS_HEADER = ("run", "state", "iteration", "AP", "eta", "")
-SECONDS_BETWEEN_LINES = 60.0
 SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metrics().items()]  # below the header AP
 
 
@@ -71,14 +63,7 @@ def list_runs(experiment: str) -> None:
         places = f"{', '.join(run.places)}: {run.shown}"
         rows.append((run.name, places, f"{run.iterations:,}", f"{own_iterations:,}", reported))
     rows.append(("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", ""))
-    if not sys.stdout.isatty():
-        print(markdown(LIST_HEADER, rows))
-        return
-    columns = [Column(title, overflow="fold", no_wrap=title == LIST_HEADER[0]) for title in LIST_HEADER]
-    table = Table(*columns, box=None)  # which fits the terminal
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print(markdown(LIST_HEADER, rows))
 
 
 def samples(config_file: list[str] | None) -> None:
@@ -171,26 +156,26 @@ def run(
         is_number = asked.isdecimal() and int(asked) > 0
         study = replace(study, threads=int(asked) if is_number else max(1, cores // (max_parallel * gpus)))
     study.check(jobs)
+    if dry_run and (out / DESCRIPTION).exists():
+        study = study.as_begun()
+    commands = []
+    for step in study.steps(jobs):  # a job template may reject a step: before anything is written
+        if cluster:
+            options = cluster.options(step, {name: name for name in step.needs})
+            commands.append(f"# sbatch {shlex.join(options)}\n{cluster.script(step)}")
+        else:
+            threads = f"OMP_NUM_THREADS={step.threads} " * bool(step.threads and not (gpus_here() and step.on_gpu))
+            commands.append(threads + shlex.join(LAUNCHERS[launcher].command(step)))
     if dry_run:
-        study = study.as_begun() if (out / DESCRIPTION).exists() else study
-        for step in study.steps(jobs):
-            if cluster:
-                options = cluster.options(step, {name: name for name in step.needs})
-                print(f"# sbatch {shlex.join(options)}\n{cluster.script(step)}")
-            else:
-                threads = f"OMP_NUM_THREADS={step.threads} " * bool(step.threads and not (gpus_here() and step.on_gpu))
-                print(threads + shlex.join(LAUNCHERS[launcher].command(step)))
+        print("\n".join(commands))
         return 0
-    if cluster:
-        for step in study.steps(jobs):
-            cluster.script(step)  # raises ConfigError where the template rejects it
-    else:
-        require_gpus({step.run: step.processes for step in study.steps(jobs) if step.on_gpu}, gpus, max_parallel)
-        study.check_data(jobs)  # compute nodes may have data that the login node lacks
+    if not cluster:  # whose compute nodes may have GPUs and data that this machine lacks
+        require_gpus(study.steps(jobs), "change --gpus or --only")
+        study.check_data(jobs)
     study = study.begin()
     study.check_folders()
     if not cluster:
-        return _run_here(study, jobs, launcher, max_parallel)
+        return run_here(study, jobs, LAUNCHERS[launcher], max_parallel)
     with alone_in(out, LOCK):
         ids = cluster.submit(study.steps(jobs))
     numbers = f"{len(ids)} jobs: {' '.join(ids)}" if ids else "nothing new"
@@ -198,19 +183,53 @@ def run(
     return 0
 
 
-def _run_here(study: Study, jobs: Sequence[Job], launcher: str, max_parallel: int) -> int:
-    """Start what is not done on this machine, and wait for it; the exit code."""
-    out, steps = study.out, study.steps(jobs)
+def run_here(study: Study, jobs: Sequence[Job], launcher: type[Local], max_parallel: int) -> int:
+    """Start what is not done on this machine, and wait for it; the exit code.
+
+    Shows the iterations of ``jobs``, and says when a run of the study changes its state.
+    """
+    out, steps, chosen = study.out, study.steps(jobs), {job.name for job in jobs}
     with alone_in(out, LOCK) as lock:
         on_cluster = jobs_on_cluster(study) or {}
         if left_out := sorted({step.run for step in steps if not step.is_done} & set(on_cluster)):
             say_now(f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see study.py status")
             steps = [step for step in steps if step.run not in left_out]
-        with Screen(study, {job.name for job in jobs}) as screen:
-            LAUNCHERS[launcher](out, lock, max_parallel, study.gpus).run(
-                steps, lambda names: screen.show(survey(study.jobs, out, on_cluster | dict.fromkeys(names, RUNNING)))
-            )
-            return 0 if screen.conclude(survey(study.jobs, out, on_cluster)) else EXIT_SOME_FAILED
+
+        def records(running: Collection[str] = ()) -> list[Record]:
+            return survey(study.jobs, out, on_cluster | dict.fromkeys(running, RUNNING))
+
+        with Screen(study, chosen, records()) as screen:
+            launcher(out, lock, max_parallel, study.gpus).run(steps, lambda running: screen.show(records(running)))
+    ended = [record for record in records() if record.run.name in chosen]
+    unfinished = [record for record in ended if record.state != FINISHED]
+    for record in unfinished:
+        say_now(f"{record.run.name}: {record.state}: {record.error}")
+    if any(record.state == FAILED for record in unfinished):
+        say_now(f"{jobs_folder(out)} has the logs")
+    say_now(summary(ended, study))
+    return EXIT_SOME_FAILED if unfinished else 0
+
+
+class Screen(Progress):
+    """Iterations of the ``chosen`` runs as a bar or a line now and then, and a line when a run changes its state.
+
+    The ETA is the time for the rest at the speed of all runs together since this start of the study.
+    """
+
+    def __init__(self, study: Study, chosen: Collection[str], records: Sequence[Record]):
+        self.chosen, self.states = chosen, {record.run.name: record.state for record in records}
+        mine = [record for record in records if record.run.name in chosen]
+        done = sum(record.iterations_done for record in mine)
+        super().__init__(study.experiment, sum(record.run.iterations - record.start for record in mine), done)
+
+    def show(self, records: Sequence[Record]) -> None:
+        for record in records:
+            name, state = record.run.name, record.state
+            if self.states[name] != state:
+                say_now(f"{name}: {state}{'' if state == RUNNING else ' ' + ' '.join(_row(record)[2:]).rstrip()}")
+            self.states[name] = state
+        done = sum(record.iterations_done for record in records if record.run.name in self.chosen)
+        self.advance(steps=done - self.done)
 
 
 def jobs_on_cluster(study: Study) -> dict[str, str] | None:
@@ -254,57 +273,6 @@ def report(experiment: str, out: Path, results: Path | None) -> None:
     study.check_folders()
     for path in write_report(study, experiment, results):
         print(path)
-
-
-class Screen(ExitStack):
-    """Context manager that shows the records of a running study; ``show`` may be called any number of times.
-
-    A live table on a terminal, a line for every change elsewhere.
-    """
-
-    def __init__(self, study: Study, chosen: Collection[str]):
-        """``chosen``: names of the runs that the summary and its ETA cover."""
-        super().__init__()
-        self.study, self.chosen = study, chosen
-        self.live = self.enter_context(Live(auto_refresh=False)) if sys.stdout.isatty() else None
-        self.states: dict[str, str] = {}
-        self.began = self.last_line = time.monotonic()
-        self.done_before: int | None = None  # iterations, when this start of the study began
-
-    def show(self, records: Sequence[Record]) -> None:
-        mine = [record for record in records if record.run.name in self.chosen]
-        # The time that the rest takes at the speed since this start, all runs at once.
-        done, now = sum(record.iterations_done for record in mine), time.monotonic()
-        self.done_before = done if self.done_before is None else self.done_before
-        line = summary(mine, self.study)
-        if (fresh := done - self.done_before) > 0 and (left := iterations_left(mine)):
-            line += f"; eta {clock((now - self.began) / fresh * left)}"
-        if self.live:  # only running and failed runs: a study has more runs than a terminal has lines
-            table = Table(*STATUS_HEADER, box=None)
-            for record in records:
-                if record.state in (RUNNING, FAILED):
-                    table.add_row(*_row(record))
-            self.live.update(Group(table, line), refresh=True)
-            return
-        for record in records:
-            name, state = record.run.name, record.state
-            if self.states.get(name, state) != state:
-                say_now(f"{name}: {state}{'' if state == RUNNING else ' ' + ' '.join(_row(record)[2:]).rstrip()}")
-            self.states[name] = state
-        if now - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            say_now(line)
-
-    def conclude(self, records: Sequence[Record]) -> bool:
-        """Print the summary at the end; returns whether all chosen runs are finished."""
-        mine = [record for record in records if record.run.name in self.chosen]
-        unfinished = [record for record in mine if record.state != FINISHED]
-        for record in unfinished:
-            say_now(f"{record.run.name}: {record.state}: {record.error}")
-        if any(record.state == FAILED for record in unfinished):
-            say_now(f"{jobs_folder(self.study.out)} has all that they said")
-        say_now(summary(mine, self.study))
-        return not unfinished
 
 
 def summary(records: Sequence[Record], study: Study) -> str:

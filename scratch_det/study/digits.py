@@ -65,30 +65,22 @@ def runs() -> list[Run]:
 
 def smoke() -> list[Run]:
     """Two schedules that are too short to learn anything: shows in a minute or two that everything works."""
-    fields: dict[str, Any] = {"init": SCRATCH, "per_x": 9, "recipe": "scratch_mask_rcnn_R_18_FPN_3x_gn"}
+    runs = _runs("smoke_{k}x", "smoke", [3, 2], init=SCRATCH, per_x=9, recipe="scratch_mask_rcnn_R_18_FPN_3x_gn")
     return [
-        replace(
-            run,
-            changes=(
-                *("SOLVER.MAX_ITER", str(run.iterations)),
-                *("SOLVER.STEPS", str((run.iterations - 6, run.iterations - 2))),
-                *("SOLVER.WARMUP_ITERS", "3", "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "9"),
-            ),
-        )
-        for run in _runs("smoke_{k}x", "smoke", [3, 2], **fields)
-    ]
+        replace(run, changes=("SOLVER.MAX_ITER", str(end := run.iterations), "SOLVER.STEPS", str((end - 6, end - 2)),
+                "SOLVER.WARMUP_ITERS", "3", "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "9"))
+        for run in runs
+    ]  # fmt: skip
 
 
 def _runs(
     name: str, places: str, lengths: Sequence[int], more: dict[int, str] | None = None, norm: str = "gn", **fields: Any
 ) -> list[Run]:
     """``schedules`` with lengths in 1x of the miniature; the ``norm`` of the weights that a pre-trained one has."""
-    init = fields.get("init", name.partition("_")[0])
-    more = {k: " ".join(f"digits/{place}" for place in words.split()) for k, words in (more or {}).items()}
-    places = " ".join(f"digits/{place}" for place in places.split())
-    pretraining = f"pretrain_digits_R_18_{norm}" if init == PRETRAINED else None
-    common = {"folder": "Digits", "per_x": PER_X, "pretraining": pretraining}
-    return schedules(name, places, {k: {} for k in lengths}, more, **{**common, **fields})
+    is_pretrained = fields.get("init", name.partition("_")[0]) == PRETRAINED
+    common = {"folder": "Digits", "per_x": PER_X, "pretraining": f"pretrain_digits_R_18_{norm}" * is_pretrained or None}
+    runs = schedules(name, places, {k: {} for k in lengths}, more, **{**common, **fields})
+    return [replace(run, places=tuple(f"digits/{place}" for place in run.places)) for run in runs]
 
 
 def _with_seed(run: Run, seed: int) -> Run:
@@ -107,9 +99,9 @@ def _small_data(size: str, places: str, found_by: str, serves: Sequence[str]) ->
     if serves:
         targets = tuple(f"{CONFIGS}/Digits/{name}{other}.yaml" for other in serves for name in (tuned, scratch))
         no_evaluations = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
-        search: dict[str, Any] = {"kind": SEARCH, "grid": GRID, "points": GRID_POINTS, "apply_to": targets}
-        search |= {"init": PRETRAINED, "recipe": tuned + size, "changes": no_evaluations}
-        yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", **search)
+        yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, recipe=tuned + size,
+                         kind=SEARCH, grid=GRID, points=GRID_POINTS, apply_to=targets,
+                         changes=no_evaluations)  # fmt: skip
     if size == "third":
         shown = f"{size}, {{init}}, hyper-parameters of all"
         yield from _runs(f"{tuned}{size}_old", places, [3], shown=shown, recipe=tuned + size)

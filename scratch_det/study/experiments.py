@@ -146,7 +146,7 @@ def samples_table(config_files: list[str]) -> str:
         cfg = load_config(file).cfg
         if cfg.INPUT.CROP.ENABLED:  # which no detector has
             raise ConfigError(
-                f"{file} is a classifier's recipe, of tools/pretrain_net.py; expected a detector's, in which the "
+                f"{file} is a classifier's recipe, of tools/pretrain_net.py; expected a detector's, in which "
                 "the pre-training of MODEL.WEIGHTS is counted too"
             )
         own, source = seen_in_training(cfg)

@@ -79,18 +79,12 @@ def gpus_here() -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def require_gpus(needed: dict[str, int], gpus: int, max_parallel: int, fix: str = "change --gpus or --only") -> None:
-    """Raise UserError when this machine has GPUs, but fewer than may be needed at once; ``needed``: by run."""
-    devices, largest = len(gpus_here()), sorted(needed, key=lambda name: -needed[name])
-    at_once = min(sum(needed[name] for name in largest[:max_parallel]), max_parallel * gpus)
-    source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
-    if devices and needed and needed[largest[0]] > devices:
-        raise UserError(f"{largest[0]} needs {needed[largest[0]]} GPUs, and {source} {devices}; {fix}")
-    if devices and at_once > devices:
-        raise UserError(
-            f"--max-parallel {max_parallel} with --gpus {gpus} needs {at_once} GPUs, and {source} {devices}; "
-            f"give --max-parallel {max(1, devices // gpus)}, or fewer --gpus"
-        )
+def require_gpus(steps: Sequence[Step], fix: str) -> None:
+    """Raise UserError when a step needs more GPUs than this machine has; where it has none, the CPU does the work."""
+    devices, largest = len(gpus_here()), max(steps, key=lambda step: step.processes * step.on_gpu)
+    if largest.on_gpu and 0 < devices < largest.processes:
+        source = "CUDA_VISIBLE_DEVICES names" if "CUDA_VISIBLE_DEVICES" in os.environ else "this machine has"
+        raise UserError(f"{largest.name} needs {largest.processes} GPUs, and {source} {devices}; {fix}")
 
 
 @dataclass

@@ -26,7 +26,6 @@ from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 PLACE = "runs"  # of all of them: their table and their figure are called so
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
 CHANGES = "changes."
-NO_RECIPE = "{name} has no recipe: write {name}: {{recipe: FILE.yaml}}"
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the value, and the expected value in words
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_seeds(value), "a list of different numbers, such as [1, 2, 3]"),
@@ -34,6 +33,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "project": (lambda value: isinstance(value, str), "a folder such as ../projects/lsj"),
     "changes": (lambda _: False, "{KEY: VALUE}"),
 }
+SET_BY = {"OUTPUT_DIR": "its name", "SEED": "seeds", "MODEL.WEIGHTS": "pretraining"}  # keys, and what sets them
 Fields = Mapping[str, Entry]  # by their names; one of a recipe's keys is called CHANGES + KEY
 
 
@@ -44,20 +44,19 @@ def is_file(experiment: str) -> bool:
 
 def runs(path: Path) -> list[Run]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for an invalid one."""
-    sections: dict[str, dict[str, Entry]] = {}
-    for entry in read_source(path, "study.py"):
-        if entry.key == BASE_KEY:
-            raise ConfigError(f"{entry.where}: a file of runs has no {BASE_KEY}: list all runs in it")
-        name, _, field = entry.key.partition(".")
-        sections.setdefault(name, {})[field] = entry
-    for name in yaml.safe_load(path.read_text()):
-        if str(name).partition(".")[0] not in sections:
-            raise ConfigError(f"{path}: {NO_RECIPE.format(name=name)}")
-    for name, fields in sections.items():
-        _check(name, fields, sections)
+    entries = read_source(path, "study.py")
+    if bases := [entry for entry in entries if entry.key == BASE_KEY]:
+        raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
+    names = [str(key.value) for key, _ in yaml.compose(path.read_text()).value]
+    sections: dict[str, Fields] = {
+        name: {entry.key[len(name) + 1 :]: entry for entry in entries if f"{entry.key}.".startswith(f"{name}.")}
+        for name in names
+    }
+    for name in names:
+        _check(path, name, sections)
     sources = {fields["pretraining"].value for fields in sections.values() if "pretraining" in fields}
-    kinds = {name: PRETRAIN if name in sources else TRAIN for name in sections}
-    return [run for name, fields in sections.items() for run in _repeated(path.parent, name, fields, kinds[name])]
+    kinds = {name: PRETRAIN if name in sources else TRAIN for name in names}
+    return [run for name in names for run in _repeated(path.parent, name, sections[name], kinds[name])]
 
 
 def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Run]:
@@ -82,35 +81,31 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
         )
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
     run = Run(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
-                     folder=str(recipe.parent), recipe=recipe.stem, changes=changes,
-                     flags=("--project", str(project)) if project else ())  # fmt: skip
+              folder=str(recipe.parent), recipe=recipe.stem, changes=changes,
+              flags=("--project", str(project)) if project else ())  # fmt: skip
     yield replace(run, changes=(*changes, "SEED", str(seeds[0]))) if seeds else run
     yield from (replace(run, name=f"{name}_seed{seed}", seed=seed) for seed in seeds[1:])
 
 
-def _check(name: str, fields: Fields, sections: Mapping[str, Fields]) -> None:
+def _check(path: Path, name: str, sections: Mapping[str, Fields]) -> None:
     """Raise ConfigError for the first error in the section of a run."""
-    where = next(iter(fields.values())).where
+    fields = sections[name]
+    where = next((entry.where for entry in fields.values()), str(path))
     if not NAME.fullmatch(name):
         raise ConfigError(f"{where}: a run cannot be called {name}: take another name, of letters, digits, - and _")
     for field, entry in fields.items():
-        fits, expected = FIELDS.get(field, (None, ""))
         if not field:
-            raise ConfigError(f"{entry.where}: {name} is {entry.value!r}: write {name}: {{recipe: FILE.yaml}}")
-        if fits is None and not field.startswith(CHANGES) and field.split(".")[-1] in FIELDS:
-            whole = f"{name}.{field.rpartition('.')[0]}"
-            raise ConfigError(f"{entry.where}: a run cannot be called {whole}: take another name, without a dot")
-        if fits is None and not field.startswith(CHANGES):
+            raise ConfigError(f"{where}: {name} is {entry.value!r}: write {name}: {{recipe: FILE.yaml}}")
+        if field in FIELDS and not FIELDS[field][0](entry.value):
+            raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {FIELDS[field][1]}")
+        if field not in FIELDS and not field.startswith(CHANGES):
             hint = did_you_mean(field, list(FIELDS))
             raise ConfigError(f"{entry.where}: {name} has no {field}{hint}; it may have {', '.join(FIELDS)}")
-        if fits and not fits(entry.value):
-            raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
     if "recipe" not in fields:
-        raise ConfigError(f"{where}: {NO_RECIPE.format(name=name)}")
-    settled = {"OUTPUT_DIR": "its name", "SEED": "seeds", "MODEL.WEIGHTS": "pretraining"}
-    for key, by in settled.items():
+        raise ConfigError(f"{where}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
+    for key, by in SET_BY.items():
         if (changed := fields.get(CHANGES + key)) and (by in fields or key == "OUTPUT_DIR"):
-            raise ConfigError(f"{changed.where}: {name} changes {key}, which {by} settles: leave one of them out")
+            raise ConfigError(f"{changed.where}: {name} changes {key}, which {by} sets: leave one of them out")
     if twins := [other for other in sections if other != name and other.lower() == name.lower()]:
         raise ConfigError(f"{where}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
     sources = [other for other, theirs in sections.items() if "pretraining" not in theirs]

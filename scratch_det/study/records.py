@@ -13,7 +13,6 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,8 @@ SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
-FIX = "move the folder away, and study.py run makes it anew"
-FIX_STATUS = "remove this file, and study.py run continues the run"
-NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
-# Keys that a run settles itself, from its data and its machine, or that do not show in its numbers.
+FIX = "move the folder away, and study.py run trains it again"
+# Keys that a run sets itself, from its data and its machine, or that do not change its numbers.
 NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
                 "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
                 "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
@@ -48,7 +45,6 @@ NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYP
 RUNS, CURVES = "runs.csv", "curves.csv"
 FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")  # of Record; then its metrics
 POINT = {"run": str, "metric": str, "iterations": int, "value": float}
-WRITES_IT = "tools/study.py report EXPERIMENT --out DIR --results FOLDER writes it"
 RESTORE = "restore the folder's files as report --results wrote them, from version control or a copy"
 
 Curve = tuple[tuple[int, float], ...]
@@ -126,24 +122,24 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     if result:  # whatever status.json says
         iteration = run.iterations if run.kind == SEARCH else result.get("iteration")
         digest = result.get("weights_sha256", "") if run.kind in (TRAIN, PRETRAIN) else ""
+        found = ", ".join(f"{key} {value}" for key, value in result.get("best", {}).items())
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
-                       weights_sha256=digest)  # fmt: skip
+                       weights_sha256=digest, found=found)  # fmt: skip
+    fix = "remove this file, and study.py run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
-    reports = [read_json(part / "status.json", FIX_STATUS) for part in parts]
-    status = reports[0] if run.kind != SEARCH else {}
+    reports = [read_json(part / "status.json", fix) for part in parts]
+    status = {} if run.kind == SEARCH else reports[0]
     known = replace(known, iteration=sum(int(report.get("iteration") or 0) for report in reports))
     if state:
         return replace(known, state=state, eta=status.get("eta") if state == RUNNING else None)
-    if missing := [path for path in job.inputs(out) if not path.exists()]:  # also of one that failed for lack of it
-        if broken := [one.run.name for one in needed if one.state in (FAILED, BLOCKED)]:
-            return replace(known, state=BLOCKED, error=f"needs {', '.join(broken)}, which failed")
-        ended = {one.run.name for one in needed if one.state == FINISHED}
-        if gone := [path for path in missing if path.relative_to(out).parts[0] in ended]:
-            error = (f"{gone[0].relative_to(out).parts[0]} is finished, but {gone[0].name} is gone; move its folder "
-                     "away to make it anew")  # fmt: skip
+    if missing := [path.relative_to(out) for path in job.inputs(out) if not path.exists()]:  # also of one that failed
+        states = {one.run.name: one.state for one in needed}
+        if failed := [name for name, its in states.items() if its in (FAILED, BLOCKED)]:
+            return replace(known, state=BLOCKED, error=f"needs {', '.join(failed)}, which failed")
+        if gone := [path for path in missing if states.get(path.parts[0]) == FINISHED]:
+            error = f"{gone[0].parts[0]} is finished, but {gone[0].name} is gone; move its folder away to repeat it"
             return replace(known, state=BLOCKED, error=error)
-        names = ", ".join(str(path.relative_to(out)) for path in missing)
-        return replace(known, state=WAITING, error=f"waits for {names}")
+        return replace(known, state=WAITING, error=f"waits for {', '.join(map(str, missing))}")
     codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]
     codes.sort(key=lambda path: (path.stem == job.name, path))  # why a point failed, before its search's choice
     reasons = [reason for path in codes if (reason := failure_of(path.parent, path.stem))]
@@ -154,13 +150,13 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
 
 
 def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
-    """Where the configuration of the run in a folder is not ``wanted``, a line each; nothing where no run is in it."""
+    """How the config of the run in a folder differs from ``wanted``, a line a key; none where there is no run."""
     if not run_dir.holds_run():
         return
     try:
         made_with = flatten(run_dir.read_config())
     except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
-        yield f"{run_dir.config} is no run's configuration ({str(error).splitlines()[0]})"
+        yield f"{run_dir.config} is no run's config ({str(error).splitlines()[0]})"
         return
     ignored = NOT_COMPARED | ({"SEED"} if wanted.SEED < 0 else set())
     for key, value in flatten(wanted).items():
@@ -172,25 +168,17 @@ def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
 
 
 def collect(records: Sequence[Record], out: Path) -> list[Record]:
-    """``records`` with curves, digests of final weights and what searches found, from the run folders in ``out``."""
+    """``records`` with curves, from the run folders in ``out``, and with digests of weights of older versions' runs."""
     collected = []
     for record in records:
-        run, folder = record.run, out / record.run.name
-        digest, found = record.weights_sha256, ""
+        folder, digest = out / record.run.name, record.weights_sha256
         final = folder / "checkpoints/model_final.pth"
-        if record.state == FINISHED and run.kind in (TRAIN, PRETRAIN) and not digest and final.is_file():
+        if record.state == FINISHED and not digest and final.is_file():
             from scratch_det.weights.read import weights_sha256  # an older version's run; imports torch
 
             digest = weights_sha256(final)
-        if record.state == FINISHED and run.kind == SEARCH:
-            try:
-                values = flatten(CfgNode.load_cfg((folder / "best.yaml").read_text()))
-            except Exception as error:  # missing, or whatever yaml and yacs make of a file that was edited
-                said = str(error).splitlines()[0]
-                raise DataError(f"{folder}/best.yaml is not as the search wrote it ({said}); restore it") from None
-            found = ", ".join(f"{key} {value}" for key, value in values.items())
-        curves = read_curves(folder / "metrics.json", run.iterations)
-        collected.append(replace(record, curves=curves, weights_sha256=digest, found=found))
+        curves = read_curves(folder / "metrics.json", record.run.iterations)
+        collected.append(replace(record, curves=curves, weights_sha256=digest))
     return collected
 
 
@@ -206,7 +194,7 @@ def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
 @lru_cache(maxsize=256)
 def _newest_in(path: Path, _changed: int) -> dict[str, float]:
     """Read once after each change: a running study is read twice a second, for weeks."""
-    return {name: value for row in read_rows(path, TAIL) for name, value in _scores(row).items()}
+    return {name: value for row in read_lines(path, TAIL) for name, value in _scores(row).items()}
 
 
 def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
@@ -221,24 +209,16 @@ def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
     """Curves of a run of ``last`` iterations by name; after a resume the last of two values of one iteration counts."""
     points: dict[str, dict[int, float]] = {}
-    for row in read_rows(path):
+    for row in read_lines(path):
         for name, value in _scores(row, LOSS).items() if "iteration" in row else ():
             points.setdefault(name, {})[completed(row, last)] = value
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
 
 
-def read_rows(path: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.json, those in its last ``most`` bytes; none where there is no file.
-
-    Raises DataError when an iteration or a time is no number.
-    """
-    return [_checked(row, path, FIX) for row in read_lines(path, most)]
-
-
 def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
     """The object in a file; empty where there is no file.
 
-    Raises DataError when something else is in it, or when one of NUMBERS is none.
+    Raises DataError when something else is in it.
     """
     try:
         content = json.loads(path.read_text())
@@ -249,14 +229,6 @@ def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
         raise DataError(f"{path} {said}; {fix}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected an object; {fix}")
-    return _checked(content, path, fix)
-
-
-def _checked(content: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
-    for key in NUMBERS:
-        value = content.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
-            raise DataError(f"{path} has {key} {value!r}, expected a number; {fix}")
     return content
 
 
@@ -323,20 +295,11 @@ def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dic
                 if None in line or None in line.values():
                     raise ValueError(f"expected {len(header)} cells, as in line 1")
                 cells = {column: text for column, text in line.items() if text or column in kinds}
-                rows.append({column: _cell(column, text, kinds.get(column, float)) for column, text in cells.items()})
+                rows.append({column: kinds.get(column, float)(text) for column, text in cells.items()})
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; {WRITES_IT}") from None
+        raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num + 1}: {error}; {RESTORE}") from None
     except (ValueError, UserError) as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; {RESTORE}") from None
     return rows
-
-
-def _cell(column: str, text: str, kind: Callable[[str], Any]) -> Any:
-    if column == "state" and text not in STATES:
-        raise ValueError(f"state is {text!r}, expected one of {', '.join(STATES)}")
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{column} is {text!r}, expected a number") from None

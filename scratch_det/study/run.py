@@ -30,22 +30,22 @@ class Run:
 
     Attributes:
         name: of its folder, and of its recipe unless ``recipe`` says otherwise.
-        places: of the paper, such as "table1", or of a study that mirrors it, such as "digits/table1", or own.PLACE.
-        shown: the row, column or curve there.
+        places: tables and figures that show it: "table1" of the paper, "digits/table1" of the miniature, or own.PLACE.
+        shown: the name of its row, column or curve there.
         init: SCRATCH or PRETRAINED.
         k: of the kx schedule; 0 for a run that follows none and has a ``length`` in iterations instead.
         expected: what the paper reports, in percent by metric; empty where it only shows a curve.
         trunk: the run of the same model whose checkpoint after ``branch_at`` iterations this one may start from.
         folder: the recipe's, below configs/; an absolute path where it is elsewhere.
-        is_switch: it does start there, and goes on as a cascade.
+        is_switch: it starts from the trunk's checkpoint in any case, and continues as a cascade.
         evaluates: the run whose final weights are evaluated; nothing is trained.
         per_x: iterations of 1x.
-        seed: of a run that is repeated with others; None for what the recipe says.
+        seed: of a run that is repeated with other seeds; None for the recipe's.
         pretraining: the run whose backbone.pth it starts from.
         kind: TRAIN, PRETRAIN, SEARCH or EVALUATE: which tool it is.
         found_by: the search whose best values it is trained with.
-        processes: how many it needs where their number shapes the result, as BN's does.
-        flags: further words of its command.
+        processes: their number, where the result depends on it, as with BN.
+        flags: further flags of its command.
         changes: to its recipe, "KEY", "VALUE", "KEY", ...
         grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
         apply_to: of a search: recipes that get its best values.
@@ -157,21 +157,12 @@ class Job:
         """Iterations that the job itself trains."""
         return self.run.iterations - self.start
 
-    @property
-    def tool(self) -> str:
-        return str(from_here(Path("tools") / TOOLS[self.run.kind]))
-
-    @property
-    def step_needs(self) -> tuple[str, ...]:
-        """Names of the steps that its first step needs; of a trunk, the step that ends at the checkpoint."""
-        return tuple(f"{name}@{self.start}" if self.start and name == self.run.trunk else name for name in self.needs)
-
     def config(self, out: Path) -> Path:
         """The recipe: the repository's, or the one that a search has written."""
         return out / self.run.found_by / self.run.config.name if self.run.found_by else from_here(self.run.config)
 
     def recipe(self, out: Path, backend: str) -> CfgNode:
-        """The recipe with the job's changes; before a search has written it, the one that it is made from."""
+        """The recipe with the job's changes; while a search has not written it yet, the recipe that it will change."""
         path = self.config(out) if self.config(out).exists() else from_here(self.run.config)
         return load_config(path, self.overrides(out), backends.defaults(backend)).cfg
 
@@ -180,7 +171,7 @@ class Job:
         return out / self.name / ("inference" if self.run.kind == EVALUATE else "") / "result.json"
 
     def weights(self, out: Path) -> Path | None:
-        """MODEL.WEIGHTS, where another job makes them."""
+        """MODEL.WEIGHTS, where another job writes them."""
         if self.run.evaluates:
             return out / self.run.evaluates / "checkpoints/model_final.pth"
         return out / self.run.pretraining / "backbone.pth" if self.run.pretraining else None
@@ -214,8 +205,8 @@ class Job:
         if (processes := gpus and (run.processes or gpus)) > 1:
             words += ["--num-gpus", str(processes)]
         if run.kind == SEARCH:
-            words += ["--out", str(out / run.name), "--grid", str(from_here(Path(run.grid)))]
-            words += [word for recipe in run.apply_to for word in ("--apply-to", str(from_here(Path(recipe))))]
+            words += ["--out", str(out / run.name), "--grid", str(from_here(run.grid))]
+            words += [word for recipe in run.apply_to for word in ("--apply-to", str(from_here(recipe)))]
         elif run.kind == EVALUATE:
             words.append("--eval-only")
         else:
@@ -278,6 +269,6 @@ def jobs_folder(out: Path) -> Path:
     return out / "jobs"
 
 
-def from_here(path: Path) -> Path:
+def from_here(path: str | Path) -> Path:
     """A path from the repository's root, from the current folder."""
-    return path if Path.cwd() == ROOT else ROOT / path
+    return Path(path) if Path.cwd() == ROOT else ROOT / path

@@ -243,8 +243,7 @@ def search_grid(search: Search) -> int:
     ``search.check`` has passed. Raises UserError when this machine has too few GPUs, and Stopped after a signal.
     """
     steps = search.steps()
-    needed = {step.name: step.processes for step in steps if step.on_gpu}
-    require_gpus(needed, search.processes, max_parallel=1, fix="give a smaller --num-gpus")
+    require_gpus(steps, "give a smaller --num-gpus")
     search.out.mkdir(parents=True, exist_ok=True)
     running: set[str] = set()
 

@@ -14,7 +14,7 @@ from scratch_det.files import sha256_of, write_atomically
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.local import alone_in
 from scratch_det.study.records import other_recipe, read_json
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Job, Step, checkpoint, from_here, jobs_folder
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TOOLS, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
@@ -57,12 +57,14 @@ class Study:
         """The commands of ``jobs``, of all by default, each after those that it needs."""
         found: list[Step] = []
         for job in self.jobs if jobs is None else jobs:
-            run, needs, inputs = job.run, job.step_needs, tuple(job.inputs(self.out))
+            run, inputs, tool = job.run, tuple(job.inputs(self.out)), str(from_here(f"tools/{TOOLS[job.run.kind]}"))
+            # Of a trunk, a branch needs the step that ends at its checkpoint.
+            needs = tuple(f"{name}@{job.start}" if job.start and name == run.trunk else name for name in job.needs)
             if run.kind == SEARCH:
                 points = [replace(step, name=f"{run.name}/{step.name}", run=run.name, needs=needs, inputs=inputs,
                                   threads=self.threads)
                           for step in self.search(job).steps()]  # fmt: skip
-                words = (job.tool, "--choose", *job.arguments(self.out, self.backend))
+                words = (tool, "--choose", *job.arguments(self.out, self.backend))
                 # The best of the finished points is worth knowing; its result.json needs all of them.
                 choice = Step(run.name, run.name, words, tuple(step.name for step in points),
                               outputs=(job.result(self.out),), processes=0, also_after_failures=True)  # fmt: skip
@@ -71,7 +73,7 @@ class Study:
             on_gpu = job.recipe(self.out, self.backend).MODEL.DEVICE != "cpu"
             for stop_at in (*job.keep_at, 0):
                 name = f"{run.name}@{stop_at}" if stop_at else run.name
-                words = (job.tool, *job.arguments(self.out, self.backend, stop_at=stop_at))
+                words = (tool, *job.arguments(self.out, self.backend, stop_at=stop_at))
                 outputs = (*([checkpoint(self.out, run.name, stop_at)] if stop_at else []), job.result(self.out))
                 found.append(Step(name, run.name, words, needs, inputs, outputs, run.processes or self.gpus, on_gpu,
                                   self.threads))  # fmt: skip
@@ -79,16 +81,11 @@ class Study:
         return found
 
     def search(self, job: Job) -> Search:
-        """What a job that is a search asks for."""
-        return Search(
-            config_file=str(from_here(job.run.config)),
-            grid=str(from_here(Path(job.run.grid))),
-            out=self.out / job.name,
-            overrides=tuple(job.overrides(self.out)),
-            apply_to=tuple(str(from_here(Path(path))) for path in job.run.apply_to),
-            backend=self.backend,
-            num_gpus=job.run.processes or self.gpus,
-        )
+        """The grid search of a job."""
+        run, apply_to = job.run, tuple(str(from_here(path)) for path in job.run.apply_to)
+        return Search(str(from_here(run.config)), str(from_here(run.grid)), self.out / run.name,
+                      tuple(job.overrides(self.out)), apply_to=apply_to, backend=self.backend,
+                      num_gpus=run.processes or self.gpus)  # fmt: skip
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError when processes cannot share the images of an iteration evenly, or for an invalid search."""
@@ -117,12 +114,12 @@ class Study:
     def check_folders(self) -> None:
         """Raise one UserError with a line for each run folder that another recipe or another checkpoint made."""
         if problems := [problem for job in self.jobs for problem in disagreements(job, self.out, self.backend)]:
-            raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run makes it anew"]))
+            raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run trains it again"]))
 
     def begin(self) -> "Study":
-        """Write down what the study is, or compare it with what is written there.
+        """Write study.json, or compare the study with it; returns the study that it describes, with its threads.
 
-        Returns the study as it is there: with its number of threads. Raises UserError when the folder holds another
+        Raises UserError when the folder holds another
         study, or files of something else.
         """
         path = self.out / DESCRIPTION
@@ -133,13 +130,13 @@ class Study:
                     f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if that is lost, {RESTORE}"
                 )
             with alone_in(self.out, LOCK):
-                if not path.exists():  # nor has another study.py begun one in the meantime
+                if not path.exists():  # another study.py may have begun one in the meantime
                     write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
         jobs_folder(self.out).mkdir(exist_ok=True)
         return self.as_begun()
 
     def as_begun(self) -> "Study":
-        """The study as it is written down. Raises UserError when that is another one, or when there is none."""
+        """The study in study.json. Raises UserError when that is another one, or when there is none."""
         study = study_in(self.out)
         pairs = {key: (getattr(study, key), getattr(self, key)) for key in SAME}
         if changes := [f"{key} was {was}, now {now}" for key, (was, now) in pairs.items() if was != now]:
@@ -153,7 +150,8 @@ class Study:
 def study_in(out: Path) -> Study:
     """The study whose folder ``out`` is, under the name that it was begun with.
 
-    Runs know their weights and parents by that name. Raises UserError when the folder is no study's, or has moved.
+    Raises UserError when it is no study's folder, when study.json is damaged, and when the folder has moved: its runs
+    name their weights and parents by the path.
     """
     path = out / DESCRIPTION
     if not path.exists():
@@ -165,8 +163,8 @@ def study_in(out: Path) -> Study:
         raise UserError(f"{path} is not as study.py run wrote it; {RESTORE}") from None
     if study.out.resolve() != out.resolve():
         raise UserError(
-            f"--out {out} was begun as {study.out}, by which its runs know each other; start it from the folder that "
-            "this is named from, or move it back"
+            f"--out {out} was begun as {study.out}, the path by which its runs refer to each other; start study.py in "
+            "the folder where it was begun, or move the study back"
         )
     return study
 
@@ -188,4 +186,4 @@ def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
         known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
         known = known or ([sha256_of(source)] if source.exists() else [began_with])  # backbone.pth has no index
         if began_with not in known:
-            yield f"{notes} is of another {source.name} than {source.relative_to(out).parts[0]} has"
+            yield f"{notes} names another {source.name} than {source.relative_to(out).parts[0]} has now"

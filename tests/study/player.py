@@ -10,8 +10,8 @@ from collections.abc import Callable
 from conftest import ROOT
 
 from scratch_det.study import local
-from scratch_det.study.commands import EXIT_SOME_FAILED, Screen, jobs_on_cluster
-from scratch_det.study.local import Local, alone_in, holder_of
+from scratch_det.study.commands import jobs_on_cluster, run_here
+from scratch_det.study.local import Local, holder_of
 from scratch_det.study.records import RUNNING, survey
 from scratch_det.study.run import Step
 from scratch_det.study.study import LOCK, Study
@@ -64,14 +64,7 @@ def states(study: Study) -> dict[str, str]:
 
 
 def play(study: Study, max_parallel: int = 2, names: tuple[str, ...] = ()) -> int:
-    jobs = study.picked(names)
-    chosen = {job.name for job in jobs}
-    with alone_in(study.out, LOCK) as lock, Screen(study, chosen) as screen:
-        Players(study.out, lock, max_parallel).run(
-            study.steps(jobs),
-            lambda running: screen.show(survey(study.jobs, study.out, dict.fromkeys(running, RUNNING))),
-        )
-        return 0 if screen.conclude(survey(study.jobs, study.out, {})) else EXIT_SOME_FAILED
+    return run_here(study, study.picked(names), Players, max_parallel)
 
 
 def in_a_process(study: Study) -> subprocess.Popen:

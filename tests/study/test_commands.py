@@ -160,14 +160,16 @@ class TestStatus:
         """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
         now = [50.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
-        with Screen(study, {job.name for job in study.jobs}) as screen:
+        with Screen(study, {job.name for job in study.jobs}, survey(study.jobs, study.out, {})) as screen:
             screen.show(survey(study.jobs, study.out, {}))
             (study.out / TRUNK / "checkpoints").mkdir(parents=True)
             (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
             (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
             now[0] += 100
             screen.show(survey(study.jobs, study.out, {}))
-        assert "27 of 33 iterations; eta 0:00:22" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{TRUNK}: finished 27/27" in said
+        assert "digits/smoke: 27/33, eta 0:00:22" in said
 
 
 def test_graph(study_tool: Callable, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ class TestTool:
             print("started", flush=True)
             return 0
 
-        monkeypatch.setattr(tool, "run", run)
+        monkeypatch.setitem(tool.COMMANDS, "run", (run, *tool.COMMANDS["run"][1:]))
         monkeypatch.setattr("sys.stdout", Closed())
         monkeypatch.setattr("os.dup2", lambda *_: None)
         monkeypatch.setattr("sys.argv", ["study.py", "run", "digits/smoke"])

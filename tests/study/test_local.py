@@ -295,10 +295,7 @@ class TestGpus:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (
-                ("--gpus", 2, "--max-parallel", 2),
-                "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; give --max-parallel 1",
-            ),
+            (("--gpus", 8), "needs 8 GPUs, and CUDA_VISIBLE_DEVICES names 3; change --gpus or --only"),
             (("--gpus", 4), "needs 4 GPUs, and CUDA_VISIBLE_DEVICES names 3; change --gpus or --only"),
         ],
     )
@@ -306,7 +303,7 @@ class TestGpus:
         self, study: Study, study_tool: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple,
         message: str,
     ) -> None:  # fmt: skip
-        """Refused before anything is there, also where a single run would fit."""
+        """Rejected before anything is there."""
         recipe = load_config(study.jobs[0].run.config, ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", 16]).cfg
 
         monkeypatch.setattr(Job, "recipe", lambda *_: recipe)
@@ -318,9 +315,9 @@ class TestGpus:
 
     def test_recipes_for_the_cpu_need_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-        require_gpus({"one": 0, "other": 0}, gpus=8, max_parallel=8)
-        with pytest.raises(UserError, match="other needs 8 GPUs"):
-            require_gpus({"one": 0, "other": 8}, gpus=8, max_parallel=8)
+        require_gpus([step("one", 8, on_gpu=False), step("other")], "give fewer")
+        with pytest.raises(UserError, match="other needs 8 GPUs, and CUDA_VISIBLE_DEVICES names 3; give fewer"):
+            require_gpus([step("one", 9, on_gpu=False), step("other", 8)], "give fewer")
 
     def test_devices_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A container with /dev/nvidia5 and /dev/nvidia7 has GPUs 0 and 1."""

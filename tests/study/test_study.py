@@ -30,13 +30,13 @@ def test_another_recipe(study: Study, study_tool: Callable) -> None:
     assert code == 2
     assert "move such a folder away" in said
     (folder / "config.yaml").write_text("- no\n- configuration\n")
-    assert "is no run's configuration" in next(disagreements(study.jobs[0], study.out, study.backend))
+    assert "is no run's config" in next(disagreements(study.jobs[0], study.out, study.backend))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weights_sha256": "old"}, "is of another model_final.pth than "),
+        ({"weights_sha256": "old"}, "names another model_final.pth than "),
         ({"weights_sha256": "new"}, None),
         ({}, None),
     ],
@@ -68,7 +68,7 @@ def test_another_pretraining(tmp_path: Path) -> None:
         digest = sha256(content).hexdigest()
         (folder / "environment.json").write_text(json.dumps({"weights_sha256": digest}))
         found = "".join(disagreements(job, study.out, study.backend))
-        assert (f"is of another backbone.pth than {job.run.pretraining} has" in found) == is_other
+        assert (f"names another backbone.pth than {job.run.pretraining} has now" in found) == is_other
 
 
 def test_another_trunk(study: Study) -> None:
@@ -82,4 +82,4 @@ def test_another_trunk(study: Study) -> None:
     for digest, is_other in (("old", True), ("new", False)):
         (branch / "parent.json").write_text(json.dumps({"sha256": digest}))
         found = "".join(disagreements(study.jobs[1], study.out, study.backend))
-        assert ("parent.json is of another model_0000011.pth than smoke_3x has" in found) == is_other
+        assert ("parent.json names another model_0000011.pth than smoke_3x has now" in found) == is_other

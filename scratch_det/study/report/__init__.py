@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
-from scratch_det.files import sha256_of, write_atomically
+from scratch_det.files import read_lines, sha256_of, write_atomically
 from scratch_det.log import say_now
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
@@ -233,7 +233,7 @@ def own_seconds(folder: Path, start: int) -> float:
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
     seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
-    rows = [row for row in stored.read_rows(folder / "metrics.json") if row.get("time") and "iteration" in row]
+    rows = [row for row in read_lines(folder / "metrics.json") if row.get("time") and "iteration" in row]
     ends = [0, *(row["iteration"] + 1 for row in rows)]
     spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
     if not (start and spent):
