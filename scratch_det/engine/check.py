@@ -106,16 +106,10 @@ def verdict(report: Report) -> str:
 
 def as_json(report: Report) -> str:
     """One object: ok, the sections with their facts, all problems."""
-    content = {
-        "ok": report.ok,
-        "sections": [{"name": one.name, "lines": one.lines, "values": one.values} for one in report.sections],
-        "problems": [
-            {"severity": severity, "section": one.name, "message": message}
-            for one in report.sections
-            for severity, message in one.problems
-        ],
-    }
-    return json.dumps(content, indent=2)
+    sections = [{"name": one.name, "lines": one.lines, "values": one.values} for one in report.sections]
+    found = [(one.name, *problem) for one in report.sections for problem in one.problems]
+    problems = [{"severity": severity, "section": name, "message": message} for name, severity, message in found]
+    return json.dumps({"ok": report.ok, "sections": sections, "problems": problems}, indent=2)
 
 
 def check_memory(

@@ -79,9 +79,21 @@ def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: li
 def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
     """COCO data sets of a detection: their categories and keypoints, and what the recipe says about these."""
     first, *others = training + test
+    path, theirs = first.entry.json_file, dict(zip(first.category_ids, first.classes, strict=True))
     for other in others:
-        yield from _category_conflict(first, other)
-    path = first.entry.json_file
+        ours = dict(zip(other.category_ids, other.classes, strict=True))
+        differing = [number for number in sorted(ours.keys() | theirs.keys()) if ours.get(number) != theirs.get(number)]
+        if differing:
+            pairs = [f"id {k}: {ours.get(k, 'none')} here, {theirs.get(k, 'none')} there" for k in differing]
+            one, another = (
+                f"{len(categories)} categories: {listed([f'{k} {name}' for k, name in categories.items()], most=6)}"
+                for categories in (ours, theirs)
+            )
+            yield (
+                f"{other.entry.json_file} has {one}\n  {path} has {another}\n"
+                f"  {len(pairs)} differ, {listed(pairs, separator='; ')}\n"
+                "  training and test data need the same category ids and names"
+            )
     yield from _count_conflict(recipe, NUM_CLASSES, len(first.classes), f"{path} has", "categories")
     if recipe.cfg.MODEL.KEYPOINT_ON:
         yield from _keypoint_conflicts(recipe, training, test)
@@ -101,27 +113,6 @@ def _count_conflict(recipe: LoadedConfig, key: str, count: int, source: str, wha
     named = flatten(recipe.cfg)[key]
     if key in recipe.explicit and named != count:
         yield f"{key} is {named}, but {source} {count} {what}; leave the key out: the data decides"
-
-
-def _category_conflict(first: CocoDataset, other: CocoDataset) -> Iterator[str]:
-    """Which categories differ; none when both have the same ids with the same names."""
-    theirs, ours = (dict(zip(data.category_ids, data.classes, strict=True)) for data in (first, other))
-    pairs = [
-        f"id {number}: {ours.get(number, 'none')} here, {theirs.get(number, 'none')} there"
-        for number in sorted(ours.keys() | theirs.keys())
-        if ours.get(number) != theirs.get(number)
-    ]
-    if pairs:
-        yield (
-            f"{other.entry.json_file} has {_categories(ours)}\n  {first.entry.json_file} has {_categories(theirs)}\n"
-            f"  {len(pairs)} differ, {listed(pairs, separator='; ')}\n"
-            "  training and test data need the same category ids and names"
-        )
-
-
-def _categories(categories: dict[int, str]) -> str:
-    pairs = [f"{number} {name}" for number, name in categories.items()]
-    return f"{len(pairs)} categories: {listed(pairs, most=6)}"
 
 
 def _keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:

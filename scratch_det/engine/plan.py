@@ -24,16 +24,8 @@ from scratch_det.weights.locate import check_weights, find_checkpoint
 
 DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.TASKS``
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
-TRAINING_FLAGS = (
-    "branch_from",
-    "switch_from",
-    "keep_at",
-    "stop_at",
-    "scale_to_batch",
-    "accumulate",
-    "init_std",
-    "waive",
-)
+TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "scale_to_batch", "accumulate", "init_std",
+                  "waive")  # fmt: skip
 RUN_FILES = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
 )
@@ -134,10 +126,10 @@ def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, Loaded
 
 def without_errors(request: Request, task: str) -> Request:
     """``request`` without the overrides that cannot be read."""
-    words, unheard = request.overrides, Section()
+    words, ignored = request.overrides, Section()
     pairs = [list(pair) for pair in zip(words[::2], words[1::2], strict=False)]
-    sound = [pair for pair in pairs if unheard.attempt(choose_backend, replace(request, overrides=pair), task)]
-    return replace(request, overrides=[word for pair in sound for word in pair])
+    valid = [pair for pair in pairs if ignored.attempt(choose_backend, replace(request, overrides=pair), task)]
+    return replace(request, overrides=[word for pair in valid for word in pair])
 
 
 def check_recipe(
@@ -234,16 +226,13 @@ def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir
     parent = request.branch_from or request.switch_from
     goes_on = request.eval_only or request.resume or parent or cfg.MODEL.WEIGHTS
     if task == DETECTION and cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
-        section.problem(
-            "notice", "this trains a cascade from its first iteration on; the paper switches to it: --switch-from FILE"
-        )
+        fix = "the paper switches to it: --switch-from FILE"
+        section.problem("notice", f"this trains a cascade from its first iteration on; {fix}")
     if section.strict:
         return
     if parent and not find_checkpoint(Path(parent)).is_file():
         flag = "--branch-from" if request.branch_from else "--switch-from"
         section.problem("error", f"{flag} {parent}: no such file")
     elif parent or (request.resume and run_dir.holds_run()):
-        section.problem(
-            "notice",
-            "the checkpoint given by --resume, --branch-from or --switch-from is compared only when the run starts",
-        )
+        what = "the checkpoint given by --resume, --branch-from or --switch-from"
+        section.problem("notice", f"{what} is compared only when the run starts")

@@ -7,9 +7,8 @@ only affect later iterations; a change that would have altered the completed ite
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -52,13 +51,11 @@ SWITCH = dict.fromkeys(  # further keys that a switch to a cascade may change
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
-FLAGS = ("--branch-from", "--switch-from")  # these flags name a checkpoint of another run
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One difference; ``refused``: it would have altered the completed iterations."""
 
     what: str
@@ -78,29 +75,29 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
     """
     effects = EFFECTS | SWITCH if switch else EFFECTS
     old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
-    first, guilty = first_other_rate(earlier, now, completed), set[str]()
-    if first is not None:  # name the keys that change a completed rate by themselves, or all where it takes several
-        for key in SCHEDULE:
-            alone = earlier.clone()
-            set_key(alone, key, new[key])
-            if first_other_rate(earlier, alone, completed) is not None:
-                guilty.add(key)
-        guilty = guilty or set(SCHEDULE)
+    first = first_other_rate(earlier, now, completed)
+
+    def alters_a_rate(key: str) -> bool:
+        """Whether this key alone changes the rate of a completed iteration."""
+        alone = earlier.clone()
+        set_key(alone, key, new[key])
+        return first_other_rate(earlier, alone, completed) is not None
+
+    guilty = set() if first is None else {key for key in SCHEDULE if alters_a_rate(key)} or {*SCHEDULE}
     changes = []
     for key, value in new.items():
-        was = old.get(key, value)
+        was: Any = old.get(key, value)
         if plain(value) == plain(was):
             continue
         known = (name for name in effects if key == name or (name.endswith(".") and key.startswith(name)))
+        effect, refused = "completed iterations were trained with the earlier value", True
         if name := next(known, None):
             effect, refused = effects[name], False
-        elif key not in SCHEDULE:
-            effect, refused = "completed iterations were trained with the earlier value", True
         elif key in guilty:
-            effect, refused = f"the learning rate of iteration {first} would change", True
-        else:
+            effect = f"the learning rate of iteration {first} would change"
+        elif key in SCHEDULE:
             effect, refused = "iterations still to come", False
-        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has no tuples
+        if isinstance(value, tuple):  # a config.yaml has lists instead
             was = tuple(was)
         changes.append(Change(key, was, value, effect, refused))
     return changes
@@ -129,15 +126,16 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
             old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
             what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
             changes.append(Change(what, old, new, effect, refused=is_trained))
-    old, new = (f"{content['processes']} x {content['accumulate']}" for content in (earlier, now))
-    versions = [{"CPU threads": content["threads"], **content["packages"]} for content in (earlier, now)]
     hint = f"another model; give --backend {earlier['backend']}"
-    changes += [
-        Change("the backend", earlier["backend"], now["backend"], hint, refused=True),
-        Change("processes x accumulate", old, new, "the same images; other sampled proposals, another order of sums"),
-    ]
-    for name in ("CPU threads", "torch", "torchvision", "detectron2"):
-        changes.append(Change(name, versions[0].get(name), versions[1].get(name), ROUNDING))
+    changes.append(Change("the backend", earlier["backend"], now["backend"], hint, refused=True))
+    effects = {"processes x accumulate": "the same images; other sampled proposals, another order of sums"}
+    effects |= dict.fromkeys(("CPU threads", "torch", "torchvision", "detectron2"), ROUNDING)
+    before, after = (
+        {"processes x accumulate": f"{run['processes']} x {run['accumulate']}", "CPU threads": run["threads"]}
+        | run["packages"]
+        for run in (earlier, now)
+    )
+    changes += [Change(name, before.get(name), after.get(name), effect) for name, effect in effects.items()]
     return [change for change in changes if change.earlier != change.now]
 
 
@@ -151,8 +149,7 @@ def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: s
         raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, fix]))
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """The checkpoint that a run starts from, the run that wrote it, and its number of completed iterations.
 
     is_branch: another run wrote it. is_switch: it has one box head, and the new run trains a cascade.
@@ -180,7 +177,7 @@ def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any
         cfg.SEED = source.read_config().SEED if is_known else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
     if is_finished:
         report_finished(cfg, run_dir)
-    is_paused = origin is not None and is_far_enough(plan, checkpoints, origin, environment)
+    is_paused = origin is not None and check_origin(plan, checkpoints, origin, environment)
     return is_finished or is_paused, origin, cfg.SEED
 
 
@@ -191,13 +188,13 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     the folder is not a branch of the given checkpoint, or when every checkpoint is damaged.
     """
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
-    parent = Path(given) if given else None
+    parent, flag = Path(given) if given else None, "--switch-from" if is_switch else "--branch-from"
     if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
         recorded = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
         began = Path(recorded["checkpoint"]) if recorded else None
         if parent and began not in (parent.resolve(), (parent.parent / "checkpoints" / parent.name).resolve()):
             raise UserError(
-                f"{FLAGS[is_switch]} {parent}: {run_dir.path} holds a run that "
+                f"{flag} {parent}: {run_dir.path} holds a run that "
                 f"{f'branched from {began}' if began else 'is not a branch'}; leave the flag out to continue it, or "
                 "name another folder: OUTPUT_DIR PATH"
             )
@@ -213,27 +210,27 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     run = RunDir(folder, writes=False)
     if not (checkpoint.is_file() and run.config.is_file() and run.environment.is_file()):
         raise UserError(
-            f"{FLAGS[is_switch]} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
-            f"{FLAGS[is_switch]} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
+            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
             "move that folder away and make its run anew"
         )
     return Origin(checkpoint, run, completed_iterations(checkpoint) or 0, is_branch=True, is_switch=is_switch)
 
 
-def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environment: dict[str, Any]) -> bool:
+def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environment: dict[str, Any]) -> bool:
     """Log the checkpoint and every difference with its effect; returns whether --stop-at is already reached.
 
     Raises UserError for a difference that alters completed iterations, and for a start that would train nothing.
     """
     cfg, request, completed, checkpoint = plan.cfg, plan.request, origin.completed, origin.checkpoint
-    max_iter, stop_at = cfg.SOLVER.MAX_ITER, request.stop_at
-    limit, name = max_iter, "SOLVER.MAX_ITER"
-    if stop_at is not None and completed <= max_iter:
-        limit, name = stop_at, "--stop-at"
+    max_iter = limit = cfg.SOLVER.MAX_ITER
+    name = "SOLVER.MAX_ITER"
+    if request.stop_at is not None and completed <= max_iter:
+        limit, name = request.stop_at, "--stop-at"
     if completed > max_iter or (origin.is_branch and completed >= limit):
         raise UserError(
             f"{name} is {limit}, but {checkpoint} has {completed} completed iterations, so nothing would be trained; "
@@ -251,9 +248,9 @@ def is_far_enough(plan: Plan, checkpoints: Checkpointer, origin: Origin, environ
         elif refused <= set(SCHEDULE) and (first := first_other_rate(earlier, cfg, completed)):
             hint = f"; or branch off after {first} iterations or fewer"
     refuse_changes(changes, str(checkpoint), completed, hint)
-    if stop_at is not None and completed >= stop_at:
-        if checkpoints.holds(stop_at):
-            checkpoints.keep(stop_at)
+    if name == "--stop-at" and completed >= limit:
+        if checkpoints.holds(limit):
+            checkpoints.keep(limit)
         report_paused(plan.run_dir, completed, max_iter)
         return True
     logger.info(

@@ -24,7 +24,7 @@ import tempfile
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from fvcore.common.config import CfgNode
 
@@ -103,8 +103,7 @@ class RunDir:
 
     def __init__(self, path: str | Path, writes: bool = True):
         self.path, self.writes = Path(path), writes
-        self.lock_file: IO[str] | None = None
-        self.has_no_locks = False  # the folder's file system, as a trial has shown
+        self.lock_file: IO[str] | Literal[False] | None = None  # False on a file system without locks
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.checkpoints = self.path / "checkpoints"
@@ -159,17 +158,14 @@ class RunDir:
 
         Raises UserError when another process trains here. A file system without locks gets a warning.
         """
-        if not self.writes or not self.path.is_dir() or self.lock_file:
+        if not self.writes or not self.path.is_dir() or self.lock_file is not None:
             return
         try:
             self.lock_file = try_lock(self.path / "lock")
         except UserError as error:
-            if not self.has_no_locks:  # ``create`` comes here again
-                reason = getattr(error.__cause__, "strerror", error)
-                logger.warning(f"{self.path} cannot be locked ({reason}): start no second run in it")
-            self.has_no_locks = True
-            return
-        if not self.lock_file:
+            reason, self.lock_file = getattr(error.__cause__, "strerror", error), False
+            logger.warning(f"{self.path} cannot be locked ({reason}): start no second run in it")
+        if self.lock_file is None:
             raise UserError(
                 f"another process is training in OUTPUT_DIR {self.path} (its status.json has host and pid); wait for "
                 "it, end it, or name another folder: OUTPUT_DIR PATH"
@@ -181,14 +177,10 @@ class RunDir:
             self.lock_file.close()
             self.lock_file = None
 
-    def write_text(self, path: Path, text: str) -> None:
-        """Replace a text file atomically."""
-        if self.writes:
-            write_atomically(path, text)
-
     def write_json(self, name: str, content: Any) -> None:
         """Replace a json file atomically."""
-        self.write_text(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if self.writes:
+            write_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def record_failure(self, iteration: int, error: BaseException | str) -> None:
         """Record why the run ended early in status.json and log.txt, unless the disk is full.

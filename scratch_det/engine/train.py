@@ -6,10 +6,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from scratch_det.engine.state import TrainingBackend, build_state, pick_device, 
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
-from scratch_det.files import sha256_of
+from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
@@ -113,6 +115,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, max_iter, window)
         trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate)
+        evaluate = partial(evaluate_now, trainer, task, test)
         with recording_failure(trainer):
             completed = state.iteration
             # Was the run interrupted between a checkpoint and its evaluation? Then evaluate now; but not after
@@ -121,12 +124,11 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             is_expected &= not (origin and origin.is_switch)
             is_missing = group.is_main and not is_evaluated(run_dir.metrics, completed - 1)
             if test and is_expected and group.any(is_missing):
-                evaluate_now(trainer, task, test, completed - 1)
-            until = max_iter if request.stop_at is None else request.stop_at
-            trainer.train(dataset, lambda iteration: evaluate_now(trainer, task, test, iteration), until)
+                evaluate(completed - 1)
+            trainer.train(dataset, evaluate, max_iter if request.stop_at is None else request.stop_at)
             if request.stop_at is not None:
                 return report_paused(run_dir, state.iteration, max_iter)
-            final = evaluate_now(trainer, task, test, max_iter)
+            final = evaluate(max_iter)
             if group.is_main:
                 if plan.task == CLASSIFICATION:
                     classification.save_backbone(run_dir.path, state)
@@ -199,20 +201,21 @@ def open_folder(
     run_dir: RunDir, cfg: CfgNode, environment: dict[str, Any], origin: Origin | None, completed: int
 ) -> None:
     """Create the run folder and write config and environment; from here on failures are recorded in the folder."""
+    if not run_dir.writes:
+        return
     run_dir.create()
-    if run_dir.writes:
-        log_to_file(run_dir.path / "log.txt")
-        for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
-            path.unlink(missing_ok=True)
-    run_dir.write_text(run_dir.config, cfg.dump())
+    log_to_file(run_dir.path / "log.txt")
+    for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
+        path.unlink(missing_ok=True)
+    write_atomically(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
     begun_with = earlier.get("weights_sha256")
-    if run_dir.writes and not completed:
+    if not completed:
         begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
-    content = {**environment, "weights_sha256": begun_with, "earlier_starts": starts}
-    run_dir.write_json(run_dir.environment.name, content)
-    if run_dir.writes and origin and origin.is_branch:  # record the parent, copy its metrics of the shared iterations
+    environment |= {"weights_sha256": begun_with, "earlier_starts": starts}
+    run_dir.write_json(run_dir.environment.name, environment)
+    if origin and origin.is_branch:  # record the parent, copy its metrics of the shared iterations
         parent = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": sha256_of(origin.checkpoint),
                   "completed_iterations": completed, "switch": origin.is_switch}  # fmt: skip
         run_dir.write_json(run_dir.parent.name, parent)
@@ -241,15 +244,10 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
 def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
     """Write result.json, which marks the run as complete, and log a summary; on rank 0."""
     state, run_dir = trainer.state, trainer.run_dir
-    result = {
-        "backend": backend,
-        "iteration": state.iteration,
-        "seconds": round(state.seconds, 1),
-        "metrics_json_sha256": sha256_of(run_dir.metrics),
-        "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL),
-        "metrics": to_json_numbers(metrics),
-    }
-    run_dir.write_json(run_dir.result.name, result)
+    result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
+    digests = {"metrics_json_sha256": sha256_of(run_dir.metrics),
+               "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL)}  # fmt: skip
+    run_dir.write_json(run_dir.result.name, {**result, **digests, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=trainer.cfg.SOLVER.MAX_ITER)
     if len(test) == 1 and (table := format_per_class(metrics)):
         logger.info(f"per class:\n{table}")
@@ -278,10 +276,10 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
     labels = {category: label for label, category in enumerate(data.category_ids)}
     with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
     places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
-    results: dict[int, list[dict[str, Any]]] = {with_objects[place]["id"]: [] for place in places}
+    chosen = [with_objects[place] for place in places]
+    results = defaultdict[int, list[dict[str, Any]]](list)
     for result in json.loads(results_file.read_text()):
-        if result["image_id"] in results:
-            results[result["image_id"]].append(result)
+        results[result["image_id"]].append(result)
 
     def as_arrays(items: list[dict[str, Any]], image: dict[str, Any]) -> dict[str, Any]:
         """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
@@ -298,48 +296,30 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
             found["keypoints"][..., :2] += 0.5  # from pixel indices to pixel centres
         return found
 
-    samples = []
-    for image in (with_objects[place] for place in places):
-        own = results[image["id"]]
-        sample = {
-            "title": image["file_name"],
-            "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
-            "truth": as_arrays(data.training_annotations(image["id"]), image),
-            "prediction": {**as_arrays(own, image), "scores": np.array([result["score"] for result in own])},
-        }
-        samples.append(sample)
-    return samples
+    return [
+        {"title": image["file_name"],
+         "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
+         "truth": as_arrays(data.training_annotations(image["id"]), image),
+         "prediction": {**as_arrays(results[image["id"]], image),
+                        "scores": np.array([result["score"] for result in results[image["id"]]])}}
+        for image in chosen
+    ]  # fmt: skip
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
     """The content of environment.json: versions, hardware, git state, data, command."""
     return {
-        "command": shlex.join([sys.executable, *sys.argv]),
-        "datasets_root": str(datasets_root()),
-        "backend": plan.backend,
-        "library": backends.library(plan.backend),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
-        "processes": processes,
-        "accumulate": plan.request.accumulate,
-        "init_std": plan.request.init_std,
+        "command": shlex.join([sys.executable, *sys.argv]), "datasets_root": str(datasets_root()),
+        "backend": plan.backend, "library": backends.library(plan.backend),
+        "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES},
+        "processes": processes, "accumulate": plan.request.accumulate, "init_std": plan.request.init_std,
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "git": _git_state(),
-        "trained_on": [data.entry.name for data in plan.training],
-        "datasets": {
-            data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
-            for data in plan.training + plan.test
-        },
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        "git": _git_state(), "trained_on": [data.entry.name for data in plan.training],
+        "datasets": {data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
+                     for data in plan.training + plan.test},
+    }  # fmt: skip
 
 
 def _git_state() -> dict[str, Any] | None:
