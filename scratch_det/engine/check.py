@@ -44,15 +44,16 @@ def check(
     """
     several_to_launch(World(), num_gpus, num_machines, machine_rank=0)
     here = max(num_gpus, 1)
+    world = World(size=here * num_machines, local_size=here)
     report = Report(strict=False, say=lambda section: say(as_text(section)))
     available = available_memory()
     with gc_paused():  # while the annotations are held
         try:
-            plan = make_plan(request, World(size=here * num_machines, local_size=here), DETECTION, report)
+            plan = make_plan(request, world, DETECTION, report)
         except UserError:  # the recipe cannot be read; the report says why
             return report
         if not any(severity == "error" for severity, _ in report.sections[0].problems):  # the model can be built
-            check_needs(report, plan, here, num_machines, available)
+            check_needs(report, plan, world, available)
     if images:
         with report.section("images") as section:
             for data in {data.entry.name: data for data in [*plan.training, *plan.test]}.values():
@@ -60,10 +61,10 @@ def check(
     return report
 
 
-def check_needs(report: Report, plan: Plan, here: int, num_machines: int, available: int | None) -> None:
+def check_needs(report: Report, plan: Plan, world: World, available: int | None) -> None:
     """Length of the run, memory, model size and disk space for a recipe without errors.
 
-    here: processes on this machine. available: memory in bytes before the data sets were read.
+    available: memory in bytes before the data sets were read.
     """
     objects = [len(found) for data in plan.training for _, found in data.training_images(plan.cfg)]  # of each image
     with report.section("schedule") as section:
@@ -72,10 +73,9 @@ def check_needs(report: Report, plan: Plan, here: int, num_machines: int, availa
             section.problem("error", f"no training image has {needed_for_training(plan.cfg)}")
     if plan.training:
         with report.section("memory") as section:
-            share = plan.cfg.SOLVER.IMS_PER_BATCH // (here * num_machines * plan.request.accumulate)
-            check_memory(section, plan, here, share, objects, available)
+            check_memory(section, plan, world, objects, available)
     with report.section("model") as section:
-        check_model(section, plan.backend, plan.cfg, here)
+        check_model(section, plan.backend, plan.cfg, world.local_size)
         size = section.values
     with report.section("disk") as section:
         folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
@@ -112,15 +112,13 @@ def as_json(report: Report) -> str:
     return json.dumps({"ok": report.ok, "sections": sections, "problems": problems}, indent=2)
 
 
-def check_memory(
-    section: Section, plan: Plan, here: int, share: int, objects: list[int], available: int | None
-) -> None:
+def check_memory(section: Section, plan: Plan, world: World, objects: list[int], available: int | None) -> None:
     """Compare memory and shared memory with what the processes of this machine need: estimates, so only notices.
 
-    here: their number. share: images that each works on at a time. objects: of each training image. available: bytes
-    before the data sets were read.
+    objects: of each training image. available: bytes before the data sets were read.
     """
-    cfg, processes = plan.cfg, f"{here} processes, each " if here > 1 else ""
+    cfg, here = plan.cfg, world.local_size
+    processes = f"{here} processes, each " if here > 1 else ""
     # the most that this process has held so far, and the pickled records of the training set, measured on some
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     packed = 0
@@ -137,6 +135,7 @@ def check_memory(
     if available and here * peak > available:
         need = f"{here} x {run_dir.size(peak)} are more than is available"
         section.problem("notice", f"{need}: get more memory, or start fewer processes here")
+    share = cfg.SOLVER.IMS_PER_BATCH // (world.size * plan.request.accumulate)  # images of a micro-batch
     batches, free = here * cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
     if not batches or free is None:
         return
