@@ -1,0 +1,68 @@
+"""User errors: how a tool ends on one, and checks that raise the first or collect all."""
+
+import errno
+import os
+import sys
+
+import pytest
+
+from scratch_det.errors import ConfigError, DataError, Report, exit_on_user_error
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+class TestExit:
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (ConfigError("SEED is 'one'"), "error: SEED is 'one'\n"),
+            (
+                PermissionError(errno.EACCES, "Permission denied", "a.json"),
+                "error: a.json: Permission denied; change its permissions, or name another\n",
+            ),
+        ],
+    )
+    def test_one_message(self, error: Exception, message: str, capsys: pytest.CaptureFixture) -> None:
+        for prints in (True, False):
+            with pytest.raises(SystemExit, match="2"), exit_on_user_error(prints):
+                fail(error)
+            assert capsys.readouterr().err == (message if prints else "")
+
+    @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EACCES, "no file is named"), BrokenPipeError()])
+    def test_other_errors_pass(self, error: Exception) -> None:
+        """A pipe to a worker that broke too, as long as standard output can be written."""
+        with pytest.raises(type(error)), exit_on_user_error(unread="not this"):
+            fail(error)
+
+    @pytest.mark.parametrize(("unread", "code"), [("", "0"), ("nobody reads this", "2")])
+    def test_closed_output(self, unread: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "w") as closed, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", closed)
+            with pytest.raises(SystemExit, match=code), exit_on_user_error(unread=unread):
+                print("a line")
+
+
+def test_a_report_raises_or_collects() -> None:
+    message = "SEED is 'one'\n  expected a number\nSOLVER.STEPS is 3"
+    with pytest.raises(DataError, match="SEED"), Report().section("recipe") as section:
+        section.attempt(fail, DataError(message))
+    said = []
+    report = Report(strict=False, say=said.append)
+    with report.section("recipe") as section:
+        assert section.attempt(fail, DataError(message)) is None
+        assert section.attempt(fail, FileNotFoundError(errno.ENOENT, "No such file", "a.json")) is None
+        section.attempt(fail, DataError("SOLVER.STEPS is 3"))  # known already
+        section.problem("notice", "slow")
+        assert section.attempt(max, 1, 2) == 2
+        assert said == []
+    assert said == report.sections == [section]
+    assert report.messages("error") == [
+        "SEED is 'one'\n  expected a number",
+        "SOLVER.STEPS is 3",
+        "a.json: No such file",
+    ]
+    assert (report.messages("notice"), report.ok) == (["slow"], False)
