@@ -76,7 +76,7 @@ def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
             world = read_world(os.environ)
             if several_to_launch(world, flags["num_gpus"], flags["num_machines"], flags["machine_rank"]):
                 sys.exit(launch(**flags))
-            with exit_on_user_error(prints=world.local_rank == 0):
+            with exit_on_user_error(world.local_rank == 0, "standard output was closed; --resume continues the run"):
                 start(request, world, task)
     except Stopped as stopped:
         end = "" if request.eval_only else "; the same command with --resume continues from its checkpoint"
