@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from scratch_det.errors import ConfigError, DataError, Report, exit_on_user_error
+from scratch_det.command_line import exit_on_user_error
+from scratch_det.errors import ConfigError, DataError, Report
 
 
 def fail(error: BaseException) -> None:
