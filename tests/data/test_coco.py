@@ -1,4 +1,4 @@
-"""COCO jsons: what is read of a sound file, and how a broken one is refused."""
+"""COCO jsons: what is read of a sound file, and which errors a broken one gives."""
 
 import pytest
 import yaml

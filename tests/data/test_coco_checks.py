@@ -139,7 +139,7 @@ class TestProblems:
             "1 annotations without one of id, image_id, category_id, bbox: id (entry 7)",
         ]
 
-    def test_notices_do_not_refuse(self, coco_factory):
+    def test_notices_do_not_stop_a_run(self, coco_factory):
         coco_factory(change=lambda c: [one.pop("area") for one in c["annotations"]])
         assert read_toy()
         _, [notice] = inspect_coco(lookup("toy_train"), need_masks=True)

@@ -252,7 +252,7 @@ def test_manifest_covers_every_generated_file(digits, file):
     assert not any(make_digits(digits, 3, TRAIN, VAL).values())
 
 
-def test_foreign_folder_is_refused_and_untouched(tmp_path):
+def test_foreign_folder_is_rejected_and_untouched(tmp_path):
     out = tmp_path / "photos"
     out.mkdir()
     (out / "holiday.jpg").write_bytes(b"precious")
@@ -266,7 +266,7 @@ def test_foreign_folder_is_refused_and_untouched(tmp_path):
         assert snapshot(tmp_path) == before
 
 
-def test_foreign_pretraining_folder_is_refused_before_any_work(tmp_path, tool):
+def test_foreign_pretraining_folder_is_rejected_before_any_work(tmp_path, tool):
     (tmp_path / "digits_pretrain").mkdir()
     (tmp_path / "digits_pretrain" / "mine").write_text("")
     code, _, err = tool("--out", tmp_path / "digits", "--force")

@@ -1,4 +1,4 @@
-"""Images and masks on disk: decoded, refused when damaged, and scanned once."""
+"""Images and masks on disk: decoded, rejected when damaged, and scanned once."""
 
 import json
 import os

@@ -72,7 +72,7 @@ def test_a_run_trains_on_it(source: Path, train: Callable) -> None:
     assert json.loads((folder / "result.json").read_text())["iteration"] == 2
 
 
-def test_a_lost_class_is_refused_with_a_seed_that_keeps_it(source: Path) -> None:
+def test_a_lost_class_is_rejected_with_a_seed_that_keeps_it(source: Path) -> None:
     content = json.loads(source.read_text())
     content["categories"].append({"id": 99, "name": "rare"})
     content["annotations"][0]["category_id"] = 99

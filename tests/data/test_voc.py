@@ -1,4 +1,4 @@
-"""PASCAL VOC: its tree becomes COCO jsons or is refused whole, its AP is the devkit's, its recipes train."""
+"""PASCAL VOC: its tree becomes COCO jsons or is rejected as a whole, its AP is the devkit's, its recipes train."""
 
 import errno
 import shutil

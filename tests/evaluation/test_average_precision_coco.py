@@ -270,13 +270,13 @@ def test_keypoint_sigmas_must_match(tmp_path):
         ({"category_id": 0}, "not contiguous labels"),
     ],
 )
-def test_ids_unknown_to_the_json_are_refused(truth_file, change, message):
+def test_ids_unknown_to_the_json_are_rejected(truth_file, change, message):
     results = results_of(small_coco())
     with pytest.raises(DataError, match=message):
         evaluate_predictions(truth_file, [results[0] | change, *results[1:]])
 
 
-def test_missing_masks_are_refused(tmp_path):
+def test_missing_masks_are_rejected(tmp_path):
     coco = small_coco()
     boxes = [{k: v for k, v in result.items() if k != "segmentation"} for result in results_of(coco)]
     with pytest.raises(DataError, match="leave 'segm' out"):
@@ -288,7 +288,7 @@ def test_missing_masks_are_refused(tmp_path):
         evaluate_predictions(write(tmp_path, coco), results_of(small_coco()))
 
 
-def test_unknown_iou_type_is_refused(truth_file):
+def test_unknown_iou_type_is_rejected(truth_file):
     with pytest.raises(DataError, match="unknown iou type 'box'"):
         evaluate_predictions(truth_file, [], ("box",))
 
