@@ -15,7 +15,6 @@ from rich.progress import Progress as RichProgress
 Item = TypeVar("Item")
 logger = logging.getLogger("scratch_det")
 CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
-SECONDS_BETWEEN_LINES = 10.0
 say_now = partial(print, flush=True)  # a pipe sees each line when it is written
 
 
@@ -64,6 +63,8 @@ class Progress:
         say: receives the plain lines where standard output is no terminal; None when the caller logs lines itself.
     """
 
+    seconds_between_lines = 10.0
+
     def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
         self.description, self.total, self.start, self.done, self.say = description, total, start, start, say
         self.bar: RichProgress | None = None
@@ -88,7 +89,7 @@ class Progress:
         self.done += steps
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
-        elif self.say and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+        elif self.say and time.monotonic() - self.last_line > self.seconds_between_lines:
             self.last_line = time.monotonic()
             self.say(f"{self.description}: {self.done}/{self.total}, eta {clock(self.eta_seconds())}")
 

@@ -216,6 +216,8 @@ class Screen(Progress):
     The ETA is the time for the rest at the speed of all runs together since this start of the study.
     """
 
+    seconds_between_lines = 60.0  # it may run for weeks
+
     def __init__(self, study: Study, chosen: Collection[str], records: Sequence[Record]):
         self.chosen, self.states = chosen, {record.run.name: record.state for record in records}
         mine = [record for record in records if record.run.name in chosen]
