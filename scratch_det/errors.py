@@ -25,7 +25,7 @@ class DataError(UserError):
     """A data set, json entry or image that is not what it claims to be."""
 
 
-def refuse(problems: Iterable[str]) -> None:
+def raise_problems(problems: Iterable[str]) -> None:
     """Raise one ConfigError with a line for each of ``problems``, where there are any."""
     if lines := list(problems):
         raise ConfigError("\n".join(lines))

@@ -18,7 +18,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import missing_project
 from scratch_det.config.choices import PROJECT_KEYS
-from scratch_det.errors import ConfigError, did_you_mean, not_yaml, refuse
+from scratch_det.errors import ConfigError, did_you_mean, not_yaml, raise_problems
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
@@ -115,7 +115,7 @@ def load_config(
     problems += _apply(cfg, in_command, known)
     if problems and (project := missing_project(Path(config_file))):
         problems.append(f"{config_file} is a recipe of a project; give --project {project}")
-    refuse(dict.fromkeys(problems))
+    raise_problems(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
     return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
 

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import choices
 from scratch_det.config.load import flatten, get_cfg, plain
-from scratch_det.errors import did_you_mean, refuse
+from scratch_det.errors import did_you_mean, raise_problems
 
 NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
@@ -83,19 +83,19 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
         raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
     found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
     found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
-    refuse(problem for rule, problem in found if rule not in waived)
+    raise_problems(problem for rule, problem in found if rule not in waived)
     notices = [f"--waive {rule}: {problem}" for rule, problem in found]
     return [*notices, *sync_bn_notices(cfg, num_processes), *mirrored_views(cfg)]
 
 
 def check_model(cfg: CfgNode) -> None:
     """Raise one ConfigError when the model cannot be built as written, whether or not it could be trained."""
-    refuse([*known_values(cfg, "MODEL."), *(problem for rule in MODEL_RULES for problem in rule(cfg))])
+    raise_problems([*known_values(cfg, "MODEL."), *(problem for rule in MODEL_RULES for problem in rule(cfg))])
 
 
 def check_schedule(cfg: CfgNode) -> None:
     """Raise one ConfigError when SOLVER describes no schedule."""
-    refuse([*known_values(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
+    raise_problems([*known_values(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
 
 
 def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:

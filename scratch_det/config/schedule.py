@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.config.choices import COSINE, LR_SCHEDULES, MULTI_STEP
 from scratch_det.config.load import COMMAND_LINE, LoadedConfig, flatten
 from scratch_det.config.rules import check_schedule, reference_world_size
-from scratch_det.errors import ConfigError, refuse
+from scratch_det.errors import ConfigError, raise_problems
 from scratch_det.tables import aligned
 
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
@@ -153,7 +153,7 @@ def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, num_processes):
         return
-    refuse(reference_world_size(cfg))
+    raise_problems(reference_world_size(cfg))
     scale_to_batch(cfg, cfg.SOLVER.IMS_PER_BATCH // reference * num_processes)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = num_processes
 

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
 from scratch_det.data.coco import CocoDataset, Problem, explain, inspect_coco
-from scratch_det.errors import DataError, Section, listed, refuse
+from scratch_det.errors import DataError, Section, listed, raise_problems
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -33,7 +33,7 @@ def read_data(section: Section, recipe: LoadedConfig, detection: bool, trains: b
     names = cfg.DATASETS.TRAIN if trains else (), cfg.DATASETS.TEST
     training, test = ([data for name in part if (data := section.attempt(read, name))] for part in names)
     if training or test:
-        section.attempt(refuse, conflicts(recipe, training, test))
+        section.attempt(raise_problems, conflicts(recipe, training, test))
         first = [*training, *test][0]
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
         if detection and cfg.MODEL.KEYPOINT_ON:

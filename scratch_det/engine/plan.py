@@ -19,7 +19,7 @@ from scratch_det.config.schedule import settle_batch
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.errors import ConfigError, Report, Section, refuse
+from scratch_det.errors import ConfigError, Report, Section, raise_problems
 from scratch_det.weights.locate import check_weights, find_checkpoint
 
 DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.TASKS``
@@ -96,7 +96,7 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
     with report.section("output") as section:
         section.add(f"{cfg.OUTPUT_DIR}/: {RUN_FILES}", output_dir=cfg.OUTPUT_DIR)
         section.attempt(run_dir.check, request.resume or request.eval_only)
-        section.attempt(refuse, flag_problems(request, cfg, run_dir))
+        section.attempt(raise_problems, flag_problems(request, cfg, run_dir))
         note_start(section, request, cfg, run_dir, task)
     with report.section("data") as section:
         training, test = read_data(section, recipe, task == DETECTION, not request.eval_only)
@@ -138,7 +138,7 @@ def check_recipe(
     """Check every rule on a recipe and settle its batch size; returns lines for the log that describe the batch."""
     cfg, batch, notices = recipe.cfg, None, None
     if request.eval_only:  # one image at a time: rules on the batch do not apply
-        section.attempt(refuse, evaluation_problems(request, cfg))
+        section.attempt(raise_problems, evaluation_problems(request, cfg))
         section.attempt(check_config, cfg)
         notices = list(mirrored_views(cfg))
     else:
@@ -150,7 +150,7 @@ def check_recipe(
         as_detector = cfg.clone()
         as_detector.INPUT.CROP.ENABLED = False  # this trainer supports it only for classification
         section.attempt(backends.check_keys, backend, as_detector)
-        section.attempt(refuse, classification_problems(cfg))
+        section.attempt(raise_problems, classification_problems(cfg))
     else:
         section.attempt(backends.check_keys, backend, cfg)
     return batch or []

@@ -56,13 +56,13 @@ BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learni
 
 
 class Change(NamedTuple):
-    """One difference; ``refused``: it would have altered the completed iterations."""
+    """One difference; ``rejected``: it would have altered the completed iterations."""
 
     what: str
     earlier: Any
     now: Any
     effect: str
-    refused: bool = False
+    rejected: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
@@ -90,16 +90,16 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
         if plain(value) == plain(was):
             continue
         known = (name for name in effects if key == name or (name.endswith(".") and key.startswith(name)))
-        effect, refused = "completed iterations were trained with the earlier value", True
+        effect, rejected = "completed iterations were trained with the earlier value", True
         if name := next(known, None):
-            effect, refused = effects[name], False
+            effect, rejected = effects[name], False
         elif key in guilty:
             effect = f"the learning rate of iteration {first} would change"
         elif key in SCHEDULE:
-            effect, refused = "iterations still to come", False
+            effect, rejected = "iterations still to come", False
         if isinstance(value, tuple):  # a config.yaml has lists instead
             was = tuple(was)
-        changes.append(Change(key, was, value, effect, refused))
+        changes.append(Change(key, was, value, effect, rejected))
     return changes
 
 
@@ -125,9 +125,9 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
         for key in (key for key in now["datasets"][name] if key.endswith("_sha256")):
             old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
             what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
-            changes.append(Change(what, old, new, effect, refused=is_trained))
+            changes.append(Change(what, old, new, effect, rejected=is_trained))
     hint = f"another model; give --backend {earlier['backend']}"
-    changes.append(Change("the backend", earlier["backend"], now["backend"], hint, refused=True))
+    changes.append(Change("the backend", earlier["backend"], now["backend"], hint, rejected=True))
     effects = {"processes x accumulate": "the same images; other sampled proposals, another order of sums"}
     effects |= dict.fromkeys(("CPU threads", "torch", "torchvision", "detectron2"), ROUNDING)
     before, after = (
@@ -139,9 +139,9 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
     return [change for change in changes if change.earlier != change.now]
 
 
-def refuse_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
+def reject_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
     """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
-    lines = [f"  {change}" for change in changes if change.refused]
+    lines = [f"  {change}" for change in changes if change.rejected]
     if lines:
         more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
         head = f"{what} cannot be continued like this after {completed} iterations:"
@@ -242,12 +242,12 @@ def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environm
     hint = ""
     if origin.is_branch:
         changes = [change for change in changes if change.what != "OUTPUT_DIR"]
-        refused = {change.what for change in changes if change.refused}
-        if "MODEL.ROI_HEADS.NAME" in refused:
+        rejected = {change.what for change in changes if change.rejected}
+        if "MODEL.ROI_HEADS.NAME" in rejected:
             hint = "; a cascade goes on from a plain run with --switch-from"
-        elif refused <= set(SCHEDULE) and (first := first_other_rate(earlier, cfg, completed)):
+        elif rejected <= set(SCHEDULE) and (first := first_other_rate(earlier, cfg, completed)):
             hint = f"; or branch off after {first} iterations or fewer"
-    refuse_changes(changes, str(checkpoint), completed, hint)
+    reject_changes(changes, str(checkpoint), completed, hint)
     if name == "--stop-at" and completed >= limit:
         if checkpoints.holds(limit):
             checkpoints.keep(limit)
@@ -275,7 +275,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
             f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH{BRANCH_HINT if is_multi_step(cfg) else ''}"
         )
     changes = config_changes(run_dir.read_config(), cfg, completed)
-    refuse_changes(changes, f"the finished run in {run_dir.path}", completed)
+    reject_changes(changes, f"the finished run in {run_dir.path}", completed)
     for change in changes:
         logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect, the run is finished")
     logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")

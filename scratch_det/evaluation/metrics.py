@@ -1,6 +1,6 @@
 """The one list of metrics, METRICS, and tables of their values.
 
-Curves, boards, reports and the choice of model_best.pth read it too. The name of a metric is ``task/score``, as in
+Log tables, curves, reports and the choice of model_best.pth all read it. The name of a metric is ``task/score``, as in
 metrics.json; the first one of a task is its main metric. To add an AP, add a line; to add another kind of number, also
 compute it in the function that returns the task's scores. Imports neither torch nor matplotlib.
 """

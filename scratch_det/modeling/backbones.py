@@ -34,7 +34,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
 from scratch_det.config.choices import BACKBONES, backbone_names, has_fpn
-from scratch_det.errors import ConfigError, refuse
+from scratch_det.errors import ConfigError, raise_problems
 from scratch_det.modeling.init import he_fill, initialize
 from scratch_det.modeling.norm import NORMS, freeze
 
@@ -102,7 +102,7 @@ def build_bottom_up(cfg: CfgNode) -> nn.Module:
     problems = [*_other_maps(cfg, network), *(f"{name} {problem}" for problem in _misstated(network))]
     if not 0 <= freeze_at <= len(stages):
         problems.append(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {name} has {len(stages)} stages to freeze")
-    refuse(problems)
+    raise_problems(problems)
     if not getattr(network, "initialized", False):
         try:
             initialize(network, {layer: he_fill for layer, _ in network.named_children()})

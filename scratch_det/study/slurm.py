@@ -86,7 +86,7 @@ class Slurm:
     def submit(self, steps: Sequence[Step]) -> list[str]:
         """Submit those of ``steps`` that are neither done nor queued nor running; SLURM's numbers of the new jobs.
 
-        Raises UserError when squeue does not answer, or sbatch refuses.
+        Raises UserError when squeue does not answer, or sbatch rejects a job.
         """
         ids = {job.step: job.id for job in self.queued() if job.state != "COMPLETING"}
         scripts = {step: self.script(step) for step in steps if not step.is_done and step.name not in ids}

@@ -1,4 +1,4 @@
-"""Runs that go on: resumed, extended, branched, and what is refused because it would alter their past."""
+"""Runs that go on: resumed, extended, branched, and what is rejected because it would alter their past."""
 
 import json
 import shutil
@@ -287,9 +287,9 @@ class TestChanges:
         earlier, now = paper(), paper()
         set_key(now, "MODEL.RPN.NMS_THRESH", 0.5)
         set_key(now, "TEST.DETECTIONS_PER_IMAGE", 5)
-        harmless, refused = sorted(config_changes(earlier, now, 10), key=lambda change: change.refused)
+        harmless, rejected = sorted(config_changes(earlier, now, 10), key=lambda change: change.rejected)
         assert (harmless.what, harmless.effect) == ("TEST.DETECTIONS_PER_IMAGE", "evaluations from now on")
-        assert (refused.what, refused.earlier, refused.now) == ("MODEL.RPN.NMS_THRESH", 0.7, 0.5)
+        assert (rejected.what, rejected.earlier, rejected.now) == ("MODEL.RPN.NMS_THRESH", 0.7, 0.5)
 
     def test_without_a_project_its_keys_mean_something_too(self) -> None:
         without, now = paper(), paper()
@@ -297,11 +297,11 @@ class TestChanges:
         assert config_changes(without, now, 10) == config_changes(now, without, 10) == []
         now.INPUT.AUGMENTATION = "other"
         for changes in (config_changes(without, now, 10), config_changes(now, without, 10)):
-            assert [(change.what, change.refused) for change in changes] == [("INPUT.AUGMENTATION", True)]
+            assert [(change.what, change.rejected) for change in changes] == [("INPUT.AUGMENTATION", True)]
 
     def test_only_the_key_that_changes_the_past_is_blamed(self) -> None:
         changes = config_changes(paper(), paper(MAX_ITER=180_000, STEPS=(120_000, 160_000), BASE_LR=0.01), 1000)
-        assert {change.what: change.refused for change in changes} == {
+        assert {change.what: change.rejected for change in changes} == {
             "SOLVER.MAX_ITER": False, "SOLVER.STEPS": False, "SOLVER.BASE_LR": True,
         }  # fmt: skip
 
@@ -318,12 +318,12 @@ class TestChanges:
 
         assert not list(environment_changes(environment("x"), environment("x")))
         changes = list(environment_changes(environment("x"), environment("y", processes=2, packages={"torch": "2.7"})))
-        assert [(change.what, change.refused) for change in changes] == [
+        assert [(change.what, change.rejected) for change in changes] == [
             ("the json of a (sha256)", True), ("the json of b (sha256)", False),
             ("processes x accumulate", False), ("torch", False),
         ]  # fmt: skip
         folder = environment("x", datasets={"a": {"files_sha256": "x"}})
         (change,) = environment_changes(environment("x", datasets={"a": {"files_sha256": "y"}}), folder)
-        assert (change.what, change.refused) == ("the files of a (sha256)", True)
+        assert (change.what, change.rejected) == ("the files of a (sha256)", True)
         (change,) = environment_changes(environment("x"), environment("x", backend="detectron2"))
-        assert change.refused
+        assert change.rejected
