@@ -17,15 +17,17 @@ NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=reject_constant) for line in (folder / "metrics.json").read_text().splitlines()
+    ]
 
 
-def refuse(word: str) -> None:
+def reject_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
 def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(), parse_constant=refuse)
+    return json.loads((folder / name).read_text(), parse_constant=reject_constant)
 
 
 def weights(folder: Path, name: str = "model_final.pth") -> dict[str, Tensor]:

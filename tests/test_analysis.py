@@ -186,7 +186,7 @@ class TestCounting:
         assert found.parts["bottom-up"].flops == 4 * 6 * 32 * 3 * 256
         assert found.maps == {"conv5": (32, 16, 4, 6)}
 
-    def test_heads_of_another_kind_are_refused(self, small_model: list[str]) -> None:
+    def test_heads_of_another_kind_are_rejected(self, small_model: list[str]) -> None:
         def build(cfg: Any) -> nn.Module:
             model = torchvision_backend.build(cfg)
             model.roi_heads.res5 = nn.Linear(10, 1, bias=False)
@@ -230,7 +230,7 @@ class TestDetectron2:
         convs = 196 * 9 * 512 * (256 + 7 * 512)
         assert found.flops == 100 * (convs + 196 * 16 * 512 * 17)
 
-    def test_c4_is_refused(self) -> None:
+    def test_c4_is_rejected(self) -> None:
         overrides = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
         overrides += ("MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']")
         overrides += ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64]]")
@@ -302,7 +302,7 @@ class TestTool:
             (["--backend", "torchvision", "MODEL.RPN.HEAD_NAME", "Own"], "backend does not support this recipe"),
         ],
     )
-    def test_refuses(self, arguments: list[str], answer: str, tool: Tool, capsys: pytest.CaptureFixture) -> None:
+    def test_rejects(self, arguments: list[str], answer: str, tool: Tool, capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit) as end:
             tool("--config-file", QUICKSTART, *arguments)
         assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""Keypoints of a json: what is read, mirrored, refused, trained on and scored, with either backend."""
+"""Keypoints of a json: what is read, mirrored, rejected, trained on and scored, with either backend."""
 
 import json
 from collections.abc import Callable
@@ -131,10 +131,10 @@ RECIPE = [
 
 class TestRefusals:
     @pytest.fixture
-    def refused(
+    def rejected(
         self, points_recipe: Path, train_net: Callable, capsys: pytest.CaptureFixture, tmp_path: Path
     ) -> Callable[..., str]:
-        """``refused(KEY, VALUE, ...)``: the message; nothing may be written."""
+        """``rejected(KEY, VALUE, ...)``: the message; nothing may be written."""
 
         def run(*overrides: Any) -> str:
             with pytest.raises(SystemExit) as caught:
@@ -149,32 +149,32 @@ class TestRefusals:
         return run
 
     @pytest.mark.parametrize(("change", "expected"), JSON)
-    def test_json(self, change: Callable, expected: list[str], refused: Callable, datasets_root: Path) -> None:
+    def test_json(self, change: Callable, expected: list[str], rejected: Callable, datasets_root: Path) -> None:
         edit(datasets_root / "toy_train/annotations.json", change)
-        message = refused()
+        message = rejected()
         assert all(part in message for part in ("toy_train/annotations.json", *expected)), message
 
     @pytest.mark.parametrize(("overrides", "expected"), RECIPE)
-    def test_recipe(self, overrides: list, expected: list[str], refused: Callable) -> None:
-        message = refused(*overrides)
+    def test_recipe(self, overrides: list, expected: list[str], rejected: Callable) -> None:
+        message = rejected(*overrides)
         assert all(part in message for part in expected), message
 
-    def test_a_flip_that_nothing_explains(self, refused: Callable, datasets_root: Path) -> None:
+    def test_a_flip_that_nothing_explains(self, rejected: Callable, datasets_root: Path) -> None:
         for name in ("toy_train", "toy_val"):
             edit(
                 datasets_root / name / "annotations.json",
                 lambda content: [one.update(keypoints=["top", "left", "right"]) for one in content["categories"]],
             )
-        message = refused()
+        message = rejected()
         for part in ("RANDOM_FLIP is 'horizontal'", "top, left, right", "set it to none", "flip_map"):
             assert part in message
 
-    def test_other_keypoints_in_the_test_set(self, refused: Callable, datasets_root: Path) -> None:
+    def test_other_keypoints_in_the_test_set(self, rejected: Callable, datasets_root: Path) -> None:
         edit(
             datasets_root / "toy_val/annotations.json",
             lambda content: [one.update(keypoints=POINTS[::-1]) for one in content["categories"]],
         )
-        message = refused()
+        message = rejected()
         assert "toy_val/annotations.json has keypoints right_top, centre, left_top" in message
         assert "the same keypoints, in the same order" in message
 

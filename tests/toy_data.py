@@ -1,4 +1,4 @@
-"""Helpers of the tests of data: toy data sets are read, refused, augmented and compared."""
+"""Helpers of the tests of data: toy data sets are read, rejected, augmented and compared."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def read_toy(name: str = "toy_train", need_masks: bool = True, need_keypoints: b
     return read_coco(lookup(name), need_masks, need_keypoints)
 
 
-def refusal(action: Callable, *arguments: Any) -> str:
+def rejection(action: Callable, *arguments: Any) -> str:
     """The message of the DataError that ``action`` must raise."""
     with pytest.raises(DataError) as caught:
         action(*arguments)

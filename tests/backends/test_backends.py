@@ -34,10 +34,10 @@ class TestChoice:
 
     def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "is_installed", lambda name: False)
-        with pytest.raises(UserError) as refusal:
+        with pytest.raises(UserError) as rejection:
             backends.choose("detectron2")
         for words in ("not installed", backends.INSTALL_PAGE, backends.TESTED, "--backend torchvision"):
-            assert words in str(refusal.value)
+            assert words in str(rejection.value)
 
     @pytest.mark.parametrize("fault", BROKEN)
     def test_there_but_broken(self, fault: str, toy_recipe: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ class TestKeys:
         assert load_config(SMALL, ["MODEL.RETINANET.NUM_CONVS", 2], defaults).cfg.MODEL.RETINANET.NUM_CONVS == 2
         assert flatten(get_cfg()).keys() < flatten(defaults).keys()
 
-    def test_what_the_loop_does_not_have_is_refused(self) -> None:
+    def test_what_the_loop_does_not_have_is_rejected(self) -> None:
         cfg = load_config(SMALL, ["INPUT.CROP.ENABLED", True, "MODEL.META_ARCHITECTURE", "PanopticFPN"]).cfg
         with pytest.raises(ConfigError, match=r"the detectron2 backend does not support(?s:.)*PanopticFPN(?s:.)*CROP"):
             backends.check_keys("detectron2", cfg)

@@ -169,15 +169,15 @@ class TestSwitch:
                 train(*FOUR, *CASCADE, name="halves", resume=True, **keys)
         assert is_same(train(*FOUR, *CASCADE, name="halves", resume=True, backend=name), whole)
 
-    def test_refusals(self, name: str, train: Callable, tmp_path: Path) -> None:
+    def test_rejections(self, name: str, train: Callable, tmp_path: Path) -> None:
         plain = train(*FOUR, name="plain", backend=name)
         keys: dict[str, Any] = {"switch_from": str(plain / "model_0000001.pth"), "backend": name}
-        refused = {
+        rejected = {
             ("MODEL.RESNETS.DEPTH", 34, *CASCADE): "MODEL.RESNETS.DEPTH was 18, now 34",
             ("SOLVER.BASE_LR", 0.02, *CASCADE): r"SOLVER\.BASE_LR was 0\.01, now 0\.02",
             (): "--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is StandardROIHeads",
         }
-        for overrides, said in refused.items():
+        for overrides, said in rejected.items():
             with pytest.raises(UserError, match=said):
                 train(*FOUR, *overrides, name="other", **keys)
             assert not (tmp_path / "other/config.yaml").exists()

@@ -75,20 +75,20 @@ class TestRefusals:
         assert set(WRONG) == set(allowed_values("torchvision", config("MODEL.KEYPOINT_ON", "True")))
 
     @pytest.mark.parametrize("key", WRONG)
-    def test_a_value_it_does_not_have_is_refused_by_name(self, key: str, config: Config) -> None:
+    def test_a_value_it_does_not_have_is_rejected_by_name(self, key: str, config: Config) -> None:
         cfg = config("MODEL.KEYPOINT_ON", "True")
         set_key(cfg, key, WRONG[key])
-        with pytest.raises(ConfigError, match=f"{re.escape(key)} is {re.escape(repr(WRONG[key]))}") as refusal:
+        with pytest.raises(ConfigError, match=f"{re.escape(key)} is {re.escape(repr(WRONG[key]))}") as rejection:
             check(cfg)
-        assert {line.split()[0] for line in str(refusal.value).splitlines()[1:] if " is " in line} <= {
+        assert {line.split()[0] for line in str(rejection.value).splitlines()[1:] if " is " in line} <= {
             key,
             "MODEL.RESNETS.RES2_OUT_CHANNELS",  # follows from the depth
         }
 
     def test_all_problems_at_once(self, config: Config) -> None:
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(ConfigError) as rejection:
             check(config("INPUT.CROP.ENABLED", "True", "MODEL.LOAD_PROPOSALS", "True"))
-        assert all(key in str(refusal.value) for key in ("INPUT.CROP.ENABLED", "MODEL.LOAD_PROPOSALS"))
+        assert all(key in str(rejection.value) for key in ("INPUT.CROP.ENABLED", "MODEL.LOAD_PROPOSALS"))
 
     @pytest.mark.parametrize(
         ("overrides", "named"),

@@ -96,7 +96,7 @@ class TestLoading:
         with pytest.raises(ConfigError, match=r"/base\.yaml:3: unknown key SOLVER\.GAMA; did you mean 'SOLVER\.GAMMA'"):
             self.load(tmp_path, "_BASE_: ./base.yaml\n")
 
-    def test_longer_cycles_are_refused(self, tmp_path: Path) -> None:
+    def test_longer_cycles_are_rejected(self, tmp_path: Path) -> None:
         (tmp_path / "base.yaml").write_text("_BASE_: recipe.yaml\n")
         with pytest.raises(ConfigError, match=r"base\.yaml:1: .*leads back to itself"):
             self.load(tmp_path, "_BASE_: base.yaml\n")
@@ -135,7 +135,7 @@ class TestLoading:
         assert expected in str(error.value)
 
 
-def test_set_key_refuses_unknown_keys_sections_and_frozen_configurations() -> None:
+def test_set_key_rejects_unknown_keys_sections_and_frozen_configurations() -> None:
     cfg = get_cfg()
     for key in ("SOLVER.NOTHING", "SOLVER"):
         with pytest.raises(KeyError):
@@ -145,7 +145,7 @@ def test_set_key_refuses_unknown_keys_sections_and_frozen_configurations() -> No
         set_key(cfg, "SOLVER.BASE_LR", 0.1)
 
 
-def test_a_broken_recipe_is_refused_without_torch(tmp_path: Path) -> None:
+def test_a_broken_recipe_is_rejected_without_torch(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("SOLVER:\n  BASE_LRR: 0.1\n")
     code = (

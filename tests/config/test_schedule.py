@@ -101,7 +101,7 @@ def test_rates_are_bitwise_equal_on_the_prefix_and_differ_right_after() -> None:
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_kx_refuses_nonsense(k: int) -> None:
+def test_kx_rejects_nonsense(k: int) -> None:
     with pytest.raises(ValueError, match="k >= 1"):
         kx_schedule(k)
 
@@ -178,7 +178,7 @@ def numbers(cfg: CfgNode) -> tuple[Any, ...]:
     return tuple(values[key] for key in BATCH_KEYS)
 
 
-def refusal(loaded: LoadedConfig, **arguments: Any) -> str:
+def rejection(loaded: LoadedConfig, **arguments: Any) -> str:
     with pytest.raises(ConfigError) as error:
         settle_batch(loaded, **arguments)
     return str(error.value)
@@ -311,7 +311,7 @@ class TestLog:
 class TestRefusals:
     @pytest.mark.parametrize("scale_to", [None, 2])
     def test_a_batch_without_its_learning_rate(self, scale_to: int | None) -> None:
-        assert refusal(recipe("SOLVER.IMS_PER_BATCH", 2), scale_to=scale_to) == (
+        assert rejection(recipe("SOLVER.IMS_PER_BATCH", 2), scale_to=scale_to) == (
             "command line: SOLVER.IMS_PER_BATCH is 2, the recipe's 16, but SOLVER.BASE_LR is still 0.02, expected "
             "0.0025 for 2 images; give --scale-to-batch 2 instead, which scales the schedule too, or name the rate as "
             "well: SOLVER.BASE_LR 0.02 keeps it"
@@ -325,19 +325,19 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("name", "flag"), [("scale_to", "--scale-to-batch"), ("accumulate", "--accumulate")])
     def test_flags_below_one(self, name: str, flag: str) -> None:
-        assert refusal(recipe(), **{name: 0}) == f"command line: {flag} is 0, expected 1 or more"
+        assert rejection(recipe(), **{name: 0}) == f"command line: {flag} is 0, expected 1 or more"
 
     @pytest.mark.parametrize(
         ("num_processes", "found"), [(1, "makes the batch 2 in 1 process;"), (8, "makes the batch 16 in 8 processes;")]
     )
     def test_flag_against_reference(self, num_processes: int, found: str) -> None:
-        message = refusal(recipe(*REFERENCE_8), num_processes=num_processes, scale_to=4)
+        message = rejection(recipe(*REFERENCE_8), num_processes=num_processes, scale_to=4)
         assert message.startswith("command line: --scale-to-batch is 4, but SOLVER.REFERENCE_WORLD_SIZE " + found)
         assert message.endswith("leave out one of the two: the flag, or set SOLVER.REFERENCE_WORLD_SIZE 0")
 
     @pytest.mark.parametrize("reference", [5, -8])
     def test_reference_that_does_not_divide(self, reference: int) -> None:
-        assert refusal(recipe("SOLVER.REFERENCE_WORLD_SIZE", reference)) == (
+        assert rejection(recipe("SOLVER.REFERENCE_WORLD_SIZE", reference)) == (
             f"SOLVER.REFERENCE_WORLD_SIZE is {reference}, expected a number of processes that share "
             "SOLVER.IMS_PER_BATCH 16 evenly; set SOLVER.REFERENCE_WORLD_SIZE 0 to keep the batch in any number"
         )
@@ -353,14 +353,14 @@ class TestRefusals:
     )
     def test_drops_that_fall_together(self, max_iter: int, steps: tuple[int, ...], expected: str) -> None:
         loaded = recipe("SOLVER.MAX_ITER", max_iter, "SOLVER.STEPS", steps, "SOLVER.WARMUP_ITERS", 0)
-        assert refusal(loaded, scale_to=64) == (
+        assert rejection(loaded, scale_to=64) == (
             f"SOLVER.STEPS {steps} of SOLVER.MAX_ITER {max_iter} at 16 images cannot be scaled to 64: rounded "
             f"they are {expected} iterations, which do not increase from 0; choose a smaller batch, or "
             "fewer SOLVER.STEPS"
         )
 
-    def test_a_broken_schedule_is_refused_before_it_is_scaled(self) -> None:
-        message = refusal(recipe("SOLVER.STEPS", "(5, 5)", "SOLVER.BASE_LR", -1.0), scale_to=2)
+    def test_a_broken_schedule_is_rejected_before_it_is_scaled(self) -> None:
+        message = rejection(recipe("SOLVER.STEPS", "(5, 5)", "SOLVER.BASE_LR", -1.0), scale_to=2)
         assert "SOLVER.STEPS is (5, 5)" in message
         assert "SOLVER.BASE_LR is -1.0" in message
 

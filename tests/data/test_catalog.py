@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_data import refusal
+from toy_data import rejection
 
 from scratch_det.data.catalog import lookup
 
@@ -43,7 +43,7 @@ class TestCatalog:
 
     def test_unknown_name(self, coco_factory, datasets_root):
         coco_factory("toy_train")
-        message = refusal(lookup, "toy_trian")
+        message = rejection(lookup, "toy_trian")
         assert "data set 'toy_trian' is not in the catalog; did you mean 'toy_train'?" in message
         assert "coco_2017_val" in message
         assert f"write into {datasets_root / 'catalog.yaml'}:  toy_trian:" in message
@@ -56,7 +56,7 @@ class TestCatalog:
             (datasets_root / "photos").mkdir()
         (datasets_root / "other").mkdir()
         self.write(datasets_root, "own: {json: a.json, images: photos}")
-        message = refusal(lookup, "own")
+        message = rejection(lookup, "own")
         for field, path in (("json", datasets_root / "a.json"), ("images", datasets_root / "photos")):
             assert f"{'missing ' if field in missing else 'found   '} {path}" in message
         assert f"{datasets_root} holds: " in message
@@ -65,10 +65,10 @@ class TestCatalog:
 
     def test_missing_root(self, tmp_path, monkeypatch):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-        assert f"{tmp_path / 'nowhere'} does not exist" in refusal(lookup, "coco_2017_val")
+        assert f"{tmp_path / 'nowhere'} does not exist" in rejection(lookup, "coco_2017_val")
 
     def test_missing_digits_name_the_command(self, datasets_root):
-        assert "python tools/prepare_digits.py" in refusal(lookup, "digits_train")
+        assert "python tools/prepare_digits.py" in rejection(lookup, "digits_train")
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -86,6 +86,6 @@ class TestCatalog:
     )
     def test_malformed_entry(self, datasets_root, text, expected):
         self.write(datasets_root, text)
-        message = refusal(lookup, "own")
+        message = rejection(lookup, "own")
         assert message.startswith(str(datasets_root / "catalog.yaml"))
         assert expected in message

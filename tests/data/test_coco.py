@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from toy_data import read_toy, refusal
+from toy_data import read_toy, rejection
 
 
 class TestCoco:
@@ -35,7 +35,7 @@ class TestCoco:
 
     def test_files_in_subfolders(self, coco_factory):
         path = coco_factory(change=lambda c: c["images"][0].update(file_name="sub/1.jpg"))
-        assert "1 images that are not in" in refusal(read_toy)
+        assert "1 images that are not in" in rejection(read_toy)
         (path.parent / "images" / "sub").mkdir()
         (path.parent / "images" / "1.jpg").rename(path.parent / "images" / "sub" / "1.jpg")
         assert len(read_toy().images) == 4
@@ -86,14 +86,14 @@ class TestCoco:
     )
     def test_what_is_wrong_is_said_with_its_id(self, coco_factory, change, expected):
         path = coco_factory(change=change)
-        message = refusal(read_toy)
+        message = rejection(read_toy)
         assert message.startswith(str(path))
         assert expected in message
         assert len(message.splitlines()) <= 2
 
     def test_many_offenders_are_counted(self, coco_factory):
         coco_factory(num_images=8, change=lambda c: [entry.update(image_id=77) for entry in c["annotations"]])
-        message = refusal(read_toy)
+        message = rejection(read_toy)
         assert "15 annotations with an unknown image_id: id 101 (image_id 77), 102" in message
         assert "105 (image_id 77), ..." in message
         assert "106" not in message
@@ -114,7 +114,7 @@ class TestCoco:
     def test_broken_json(self, coco_factory, content, expected):
         path = coco_factory()
         path.write_bytes(content)
-        message = refusal(read_toy)
+        message = rejection(read_toy)
         assert message.startswith(str(path))
         assert expected in message
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_data import config, extent, read_toy, refusal, same
+from toy_data import config, extent, read_toy, rejection, same
 
 from scratch_det.data import dataset as samples
 from scratch_det.data.dataset import Stream
@@ -129,7 +129,7 @@ class TestSamples:
 
     def test_no_objects_at_all(self, coco_factory):
         path = coco_factory(change=lambda c: c.update(annotations=[]))
-        message = refusal(self.training_set)
+        message = rejection(self.training_set)
         assert message.startswith(f"{path}: data set is empty for training: none of its 4 images has an object")
 
     def test_boxes_are_clipped_and_dropped_when_nothing_is_left(self, coco_factory):
@@ -217,7 +217,7 @@ class TestSamples:
             batches = samples.training_batches(self.training_set(cfg), cfg, 0)
         else:
             batches = samples.evaluation_batches(samples.EvaluationSet(cfg, read_toy()), cfg)
-        message = refusal(list, batches)
+        message = rejection(list, batches)
         assert message.startswith(f"{victim}: cannot be decoded")
         assert "Traceback" not in message
         assert len(message.splitlines()) == 1

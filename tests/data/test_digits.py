@@ -300,7 +300,7 @@ def test_interruption_leaves_the_old_set_whole_and_no_half_one(tmp_path, error):
 @pytest.mark.parametrize(
     ("train", "val", "seed", "word"), [(0, 1, 0, "--train"), (1, 0, 0, "--val"), (1, 1, -1, "--seed")]
 )
-def test_impossible_numbers_are_refused(tmp_path, train, val, seed, word):
+def test_impossible_numbers_are_rejected(tmp_path, train, val, seed, word):
     with pytest.raises(UserError, match=word):
         make_digits(tmp_path / "digits", seed, train, val)
 

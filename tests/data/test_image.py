@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import MASK_KINDS, rectangle_mask
 from PIL import Image
-from toy_data import read_toy, refusal
+from toy_data import read_toy, rejection
 
 from scratch_det.data.image import decode_masks, encode_masks, read_image, scan_images
 from scratch_det.files import cache_folder
@@ -65,23 +65,23 @@ class TestImages:
         assert upright.shape == (60, 40, 3)
         assert upright[5, 20].astype(int).sum() > 300  # the left half is on top now
         assert upright[55, 20].astype(int).sum() < 60
-        assert "image is 40 x 60 px, the json says 60 x 40" in refusal(read_image, path, 60, 40)
+        assert "image is 40 x 60 px, the json says 60 x 40" in rejection(read_image, path, 60, 40)
 
     def test_size_mismatch(self, tmp_path):
         path = self.save(tmp_path / "a.jpg")
-        message = refusal(read_image, path, 61, 40)
+        message = rejection(read_image, path, 61, 40)
         assert message.startswith(f"{path}: image is 60 x 40 px, the json says 61 x 40")
 
     @pytest.mark.parametrize("keep", [0, 10, 500])
     def test_truncated_jpeg(self, tmp_path, keep):
         path = self.save(tmp_path / "a.jpg")
         path.write_bytes(path.read_bytes()[:keep])
-        message = refusal(read_image, path, 60, 40)
+        message = rejection(read_image, path, 60, 40)
         assert message.startswith(f"{path}: cannot be decoded (")
         assert "fetch the file again" in message
 
     def test_missing_file(self, tmp_path):
-        assert refusal(read_image, tmp_path / "a.jpg", 60, 40) == f"{tmp_path / 'a.jpg'}: image file is missing"
+        assert rejection(read_image, tmp_path / "a.jpg", 60, 40) == f"{tmp_path / 'a.jpg'}: image file is missing"
 
 
 class TestScan:

@@ -79,10 +79,10 @@ def test_a_lost_class_is_rejected_with_a_seed_that_keeps_it(source: Path) -> Non
     source.write_text(json.dumps(content))
     images, rare = dict.fromkeys(range(1, 31)), content["annotations"][0]["image_id"]
     seed = next(s for s in range(99) if rare not in draw_order(images, s)[:3])
-    with pytest.raises(DataError, match=r"would lose \d classes: .*--seed (\d+) keeps all") as refusal:
+    with pytest.raises(DataError, match=r"would lose \d classes: .*--seed (\d+) keeps all") as rejection:
         make_subsets("toy", [20, 3], seed=seed)
     assert not list(source.parent.glob("annotations_*"))
-    better = int(str(refusal.value).split("--seed ")[1].split()[0])
+    better = int(str(rejection.value).split("--seed ")[1].split()[0])
     (kept,) = make_subsets("toy", [3], seed=better)
     assert (kept.classes, kept.lost) == (4, [])
     kept.json_file.unlink()

@@ -1,7 +1,7 @@
 """Fixtures of the engine's tests.
 
 ``folder``   a run's checkpoints              ``warnings``  what the log said
-``stopped``  a command ends with code 2     ``refused``   so, before anything is written  ``failed``  so, while training
+``stopped``  a command ends with code 2     ``rejected``  so, before anything is written  ``failed``  so, while training
 """
 
 import json
@@ -53,8 +53,8 @@ def stopped(train_net, capsys):
 
 
 @pytest.fixture
-def refused(stopped, toy_recipe, tmp_path, monkeypatch):
-    """``refused(*arguments)``: the message for ``--config-file toy_recipe *arguments``, which must leave no trace.
+def rejected(stopped, toy_recipe, tmp_path, monkeypatch):
+    """``rejected(*arguments)``: the message for ``--config-file toy_recipe *arguments``, which must leave no trace.
 
     Runs in ``tmp_path``, so that nothing may be left in the current folder either.
     """
@@ -72,7 +72,7 @@ def refused(stopped, toy_recipe, tmp_path, monkeypatch):
 
 @pytest.fixture
 def failed(stopped, toy_recipe, tmp_path):
-    """As ``refused``, for what only the running training can see: the run folder says that it failed and why."""
+    """As ``rejected``, for what only the running training can see: the run folder says that it failed and why."""
 
     def run(*arguments) -> str:
         message = stopped("--config-file", toy_recipe, *arguments)

@@ -74,14 +74,14 @@ OVERRIDES = [
 @pytest.mark.parametrize(
     ("overrides", "expected"), OVERRIDES, ids=[" ".join(map(str, words)) for words, _ in OVERRIDES]
 )
-def test_overrides(refused, overrides, expected):
-    message = refused(*overrides)
+def test_overrides(rejected, overrides, expected):
+    message = rejected(*overrides)
     for part in expected:
         assert part in message
 
 
-def test_several_mistakes_are_told_at_once(refused):
-    message = refused("SOLVER.BASE_LR", -1.0, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.DEVICE", "gpu")
+def test_several_mistakes_are_told_at_once(rejected):
+    message = rejected("SOLVER.BASE_LR", -1.0, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.DEVICE", "gpu")
     assert all(key in message for key in ("SOLVER.BASE_LR", "MODEL.BACKBONE.FREEZE_AT", "MODEL.DEVICE"))
 
 
@@ -98,27 +98,27 @@ class TestRecipes:
         ],
         ids=["unknown key", "wrong type", "wrong type with mend", "bracket", "tab", "twice"],
     )
-    def test_mistakes_name_file_and_line(self, refused, toy_recipe, old, new, expected):
+    def test_mistakes_name_file_and_line(self, rejected, toy_recipe, old, new, expected):
         text = toy_recipe.read_text().replace("MODEL:\n", "MODEL:\n  MASK_ON: true\n")
         assert text.count(old) == 1
         toy_recipe.write_text(text.replace(old, new))
-        message = refused()
+        message = rejected()
         assert expected in message
         line = text[: text.index(old)].count("\n") + 1
         place = message.removeprefix(f"error: {toy_recipe}:").split(":")[0]
         assert line <= int(place) <= line + 1
 
-    def test_missing_base(self, refused, toy_recipe):
+    def test_missing_base(self, rejected, toy_recipe):
         text = toy_recipe.read_text()
         toy_recipe.write_text(text.replace("init/scratch.yaml", "init/scrtch.yaml"))
         line = text[: text.index("_BASE_")].count("\n") + 1
         missing = ROOT / "configs/_base_/init/scrtch.yaml"
-        assert refused() == f"error: {toy_recipe}:{line}: {missing} does not exist\n"
+        assert rejected() == f"error: {toy_recipe}:{line}: {missing} does not exist\n"
 
     @pytest.mark.parametrize("text", ["", "# nothing yet\n", "- a list\n", "words\n"])
-    def test_no_recipe_at_all(self, refused, toy_recipe, text):
+    def test_no_recipe_at_all(self, rejected, toy_recipe, text):
         toy_recipe.write_text(text)
-        assert f"error: {toy_recipe}: expected lines such as 'SOLVER:'" in refused()
+        assert f"error: {toy_recipe}: expected lines such as 'SOLVER:'" in rejected()
 
     def test_missing_recipe(self, stopped, tmp_path):
         path = tmp_path / "a.yaml"
@@ -131,28 +131,28 @@ class TestDataSets:
         """The json of the training set, then of the test set: both are checked before anything runs."""
         return datasets_root / request.param / "annotations.json"
 
-    def test_missing_json(self, refused, annotations, datasets_root):
+    def test_missing_json(self, rejected, annotations, datasets_root):
         annotations.unlink()
-        message = refused()
+        message = rejected()
         assert f"missing  {annotations}\n" in message
         assert f"found    {annotations.parent / 'images'}/\n" in message
         assert f"{datasets_root} holds: catalog.yaml, toy_train, toy_val" in message
 
-    def test_missing_image_folder(self, refused, annotations):
+    def test_missing_image_folder(self, rejected, annotations):
         (annotations.parent / "images").rename(annotations.parent / "photos")
-        message = refused()
+        message = rejected()
         assert f"found    {annotations}\n" in message
         assert f"missing  {annotations.parent / 'images'}/\n" in message
 
-    def test_missing_image(self, refused, annotations):
+    def test_missing_image(self, rejected, annotations):
         (annotations.parent / "images" / "3.jpg").unlink()
-        message = refused()
+        message = rejected()
         assert f"{annotations}: 1 images that are not in {annotations.parent / 'images'}: id 3" in message
         assert "complete the folder" in message
 
-    def test_broken_json(self, refused, annotations):
+    def test_broken_json(self, rejected, annotations):
         annotations.write_text('{"images": [\n{"id": 1,]}')
-        assert f"error: {annotations}:2:10: broken json" in refused()
+        assert f"error: {annotations}:2:10: broken json" in rejected()
 
     @pytest.mark.parametrize(
         ("change", "expected"),
@@ -171,31 +171,31 @@ class TestDataSets:
         ],
         ids=["unknown image id", "unknown category id", "zero-width box", "no mask", "no images"],
     )
-    def test_what_the_json_says(self, refused, annotations, change, expected):
+    def test_what_the_json_says(self, rejected, annotations, change, expected):
         edit(annotations, change)
-        message = refused()
+        message = rejected()
         assert f"error: {annotations}: " in message
         for part in expected:
             assert part in message
 
-    def test_no_objects_to_train_on(self, refused, toy_recipe, datasets_root):
+    def test_no_objects_to_train_on(self, rejected, toy_recipe, datasets_root):
         path = datasets_root / "toy_train" / "annotations.json"
         edit(path, lambda c: c.update(annotations=[]))
-        message = refused()
+        message = rejected()
         assert f"{path}: data set is empty for training" in message
         assert "DATALOADER.FILTER_EMPTY_ANNOTATIONS False" in message
 
-    def test_categories_of_training_and_test_differ(self, refused, toy_recipe, datasets_root):
+    def test_categories_of_training_and_test_differ(self, rejected, toy_recipe, datasets_root):
         val = datasets_root / "toy_val" / "annotations.json"
         edit(val, lambda c: c["categories"][0].update(name="other"))
-        message = refused()
+        message = rejected()
         assert f"error: {val} has 3 categories: 2 other, 5 class5, 9 class9" in message
         assert "2 class2, 5 class5, 9 class9" in message
         assert "the same category ids and names" in message
 
-    def test_malformed_catalog_entry(self, refused, toy_recipe, datasets_root):
+    def test_malformed_catalog_entry(self, rejected, toy_recipe, datasets_root):
         (datasets_root / "catalog.yaml").write_text("toy_train: {json: a.json}\n")
-        assert f"{datasets_root / 'catalog.yaml'}: entry 'toy_train' is {{'json': 'a.json'}}; expected" in refused()
+        assert f"{datasets_root / 'catalog.yaml'}: entry 'toy_train' is {{'json': 'a.json'}}; expected" in rejected()
 
 
 class TestImages:
@@ -219,25 +219,25 @@ class TestImages:
 
 class TestRunFolder:
     @pytest.mark.parametrize("place", ["blocked", "blocked/below/run"])
-    def test_a_file_is_in_the_way(self, refused, tmp_path, place):
+    def test_a_file_is_in_the_way(self, rejected, tmp_path, place):
         (tmp_path / "blocked").write_text("a file")
-        message = refused("OUTPUT_DIR", tmp_path / place)
+        message = rejected("OUTPUT_DIR", tmp_path / place)
         assert f"OUTPUT_DIR {tmp_path / place} cannot be written to ({tmp_path / 'blocked'}: " in message
         assert "name another folder: OUTPUT_DIR PATH" in message
 
     @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc, which even root cannot write to")
-    def test_no_permission(self, refused):
-        assert "OUTPUT_DIR /proc/run cannot be written to (/proc: " in refused("OUTPUT_DIR", "/proc/run")
+    def test_no_permission(self, rejected):
+        assert "OUTPUT_DIR /proc/run cannot be written to (/proc: " in rejected("OUTPUT_DIR", "/proc/run")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; test_no_permission covers root")
-    def test_read_only_folder(self, refused, tmp_path):
+    def test_read_only_folder(self, rejected, tmp_path):
         (tmp_path / "locked").mkdir(mode=0o555)
-        assert f"({tmp_path / 'locked'}: Permission denied)" in refused("OUTPUT_DIR", tmp_path / "locked" / "run")
+        assert f"({tmp_path / 'locked'}: Permission denied)" in rejected("OUTPUT_DIR", tmp_path / "locked" / "run")
 
-    def test_holds_a_run(self, refused, tmp_path):
+    def test_holds_a_run(self, rejected, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "metrics.json").write_text('{"iteration": 19}\n')
-        message = refused()
+        message = rejected()
         assert f"OUTPUT_DIR {tmp_path / 'run'} already holds a run; continue it with --resume" in message
         assert "or name another folder: OUTPUT_DIR PATH" in message
 
@@ -257,25 +257,25 @@ class TestWeights:
 
     @pytest.mark.parametrize("flags", [[], ["--eval-only"]], ids=["train", "eval-only"])
     @pytest.mark.parametrize("kind", ["text", "empty", "code", "truncated"])
-    def test_not_a_checkpoint(self, refused, tmp_path, kind, flags):
+    def test_not_a_checkpoint(self, rejected, tmp_path, kind, flags):
         path = self.write(tmp_path / "a.pth", kind)
-        message = refused(*flags, "MODEL.WEIGHTS", path)
+        message = rejected(*flags, "MODEL.WEIGHTS", path)
         assert f"weights file {path} is damaged or not a PyTorch file of plain tensors" in message
         assert "expected a checkpoint of this repository" in message
 
-    def test_not_a_dictionary(self, refused, tmp_path):
+    def test_not_a_dictionary(self, rejected, tmp_path):
         path = self.write(tmp_path / "a.pth", "tensor")
-        message = refused("MODEL.WEIGHTS", path)
+        message = rejected("MODEL.WEIGHTS", path)
         assert f"weights file {path} holds a Tensor; expected a checkpoint or tensors by name" in message
 
-    def test_of_another_model(self, refused, tmp_path):
+    def test_of_another_model(self, rejected, tmp_path):
         path = self.write(tmp_path / "a.pth", "another model")
-        message = refused("MODEL.WEIGHTS", path)
+        message = rejected("MODEL.WEIGHTS", path)
         assert f"weights file {path} has names such as encoder.weight; expected a checkpoint of this" in message
 
-    def test_of_another_depth(self, refused, tmp_path):
+    def test_of_another_depth(self, rejected, tmp_path):
         torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
-        message = refused("MODEL.WEIGHTS", tmp_path / "a.pth")
+        message = rejected("MODEL.WEIGHTS", tmp_path / "a.pth")
         assert "tensors of the backbone: " in message
         assert "without a place, the first is backbone.body.bn1" in message
         assert "MODEL.WEIGHTS has to come from the same MODEL.* keys" in message

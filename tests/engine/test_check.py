@@ -182,7 +182,7 @@ class TestReport:
         ],
         ids=str,
     )
-    def test_what_a_start_refuses(self, run, arguments, text):
+    def test_what_a_start_rejects(self, run, arguments, text):
         [message] = self.errors(run, *arguments)
         assert text in message
 

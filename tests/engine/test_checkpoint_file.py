@@ -203,7 +203,7 @@ class TestSpace:
                 kept.save_best(state(completed), 1.0, completed)
         assert max(*seen, len(names(folder))) <= most_checkpoints(final, 1, 2, [1, 3])
 
-    def test_too_little_is_refused(self, folder: Path) -> None:
+    def test_too_little_is_rejected(self, folder: Path) -> None:
         each = disk_usage(folder.parents[1]).total // 5
         with pytest.raises(UserError, match=r"up to 6 checkpoints of .* and needs .* available are (?s:.*)--keep-last"):
             check_free_space(folder, each, most_checkpoints(100, 10, 3))

@@ -243,7 +243,7 @@ class TestImages:
 
 class TestBadInput:
     @pytest.fixture
-    def refused(self, folders: Callable, pretrain: Pretrain, tmp_path: Path) -> Callable[..., str]:
+    def rejected(self, folders: Callable, pretrain: Pretrain, tmp_path: Path) -> Callable[..., str]:
         """The message that ``spoil(folder)``, then a start with overrides, ends with; no run folder is left."""
 
         def begin(*overrides: Any, spoil: Callable[[Path], object] = lambda root: None, **request: Any) -> str:
@@ -272,38 +272,38 @@ class TestBadInput:
             (("MODEL.RESNETS.STEM_OUT_CHANNELS", 32), "MODEL.RESNETS.STEM_OUT_CHANNELS is 32; allowed: 64"),
         ],
     )
-    def test_recipes(self, refused: Callable[..., str], overrides: tuple, expected: str) -> None:
-        assert expected in refused(*overrides)
+    def test_recipes(self, rejected: Callable[..., str], overrides: tuple, expected: str) -> None:
+        assert expected in rejected(*overrides)
 
     @pytest.mark.detectron2
-    def test_another_backend(self, refused: Callable[..., str]) -> None:
-        assert "its weights serve both backends; leave the flag out" in refused(backend="detectron2")
+    def test_another_backend(self, rejected: Callable[..., str]) -> None:
+        assert "its weights serve both backends; leave the flag out" in rejected(backend="detectron2")
 
     @pytest.mark.parametrize(
         ("flag", "said"),
         [({"init_std": -1.0}, "--init-std is -1, expected above 0"), ({"switch_from": "a.pth"}, "starts a cascade")],
     )
-    def test_flags(self, refused: Callable[..., str], flag: dict[str, Any], said: str) -> None:
-        assert said in refused(**flag)
+    def test_flags(self, rejected: Callable[..., str], flag: dict[str, Any], said: str) -> None:
+        assert said in rejected(**flag)
 
-    def test_a_class_only_in_val(self, refused: Callable[..., str]) -> None:
-        message = refused(spoil=lambda root: (root / "val/class2").rename(root / "val/other"))
+    def test_a_class_only_in_val(self, rejected: Callable[..., str]) -> None:
+        message = rejected(spoil=lambda root: (root / "val/class2").rename(root / "val/other"))
         assert "toy/train has 1 classes, class2" in message
         assert "toy/val has 1 classes, other" in message
 
-    def test_a_class_without_images(self, refused: Callable[..., str]) -> None:
-        message = refused(spoil=lambda root: (root / "train/class3").mkdir())
+    def test_a_class_without_images(self, rejected: Callable[..., str]) -> None:
+        message = rejected(spoil=lambda root: (root / "train/class3").mkdir())
         assert "toy/train: 1 of 4 class folders have no image, class3" in message
 
-    def test_one_class(self, refused: Callable[..., str]) -> None:
+    def test_one_class(self, rejected: Callable[..., str]) -> None:
         def spoil(root: Path) -> None:
             for label in (1, 2):
                 (root / f"train/class{label}").rename(root / f"class{label}")
 
-        assert "has one folder, class0; expected a folder for each of two or more classes" in refused(spoil=spoil)
+        assert "has one folder, class0; expected a folder for each of two or more classes" in rejected(spoil=spoil)
 
-    def test_no_class_folders(self, refused: Callable[..., str], datasets_root: Path) -> None:
-        message = refused("DATASETS.TRAIN", "('flat',)", spoil=lambda root: self.flat(root.parent))
+    def test_no_class_folders(self, rejected: Callable[..., str], datasets_root: Path) -> None:
+        message = rejected("DATASETS.TRAIN", "('flat',)", spoil=lambda root: self.flat(root.parent))
         assert "has no folders" in message
         assert "it holds: a.png" in message
 

@@ -153,7 +153,7 @@ class TestResume:
          ("SOLVER.WEIGHT_DECAY", 0.1), ("INPUT.RANDOM_FLIP", "none"), ("MODEL.WEIGHTS", "other.pth")],
         ids=str,
     )  # fmt: skip
-    def test_a_change_of_the_past_is_refused(
+    def test_a_change_of_the_past_is_rejected(
         self, change: tuple, train: Train, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *NO_TEST)
@@ -283,7 +283,7 @@ class TestChanges:
         cosine = {"LR_SCHEDULER_NAME": "WarmupCosineLR", "STEPS": ()}
         assert first_other_rate(paper(**cosine), paper(**{**cosine, **change}), 2000) == first
 
-    def test_every_key_that_is_not_known_to_be_harmless_is_refused(self) -> None:
+    def test_every_key_that_is_not_known_to_be_harmless_is_rejected(self) -> None:
         earlier, now = paper(), paper()
         set_key(now, "MODEL.RPN.NMS_THRESH", 0.5)
         set_key(now, "TEST.DETECTIONS_PER_IMAGE", 5)

@@ -102,7 +102,7 @@ class TestRun:
         assert "random initialisation" in log
         assert re.search(r"iter 2/2 .*total_loss \d", log)
 
-    def test_a_folder_that_holds_a_run_is_refused(self, train: Train) -> None:
+    def test_a_folder_that_holds_a_run_is_rejected(self, train: Train) -> None:
         folder = train()
         before = (folder / "metrics.json").read_bytes()
         with pytest.raises(UserError, match="already holds a run"):
@@ -158,7 +158,7 @@ class TestInitStd:
         train("SOLVER.BASE_LR", 1e-12, *NO_TEST, name="alike", init_std=0.3)
         assert "every layer from N(0, 0.3)" in capsys.readouterr().out
 
-    def test_refusals(self, train: Train, tmp_path: Path) -> None:
+    def test_rejections(self, train: Train, tmp_path: Path) -> None:
         weights = train(*NO_TEST) / "checkpoints/model_final.pth"
         with pytest.raises(UserError, match="--init-std initialises random weights, but this run starts from "):
             train("MODEL.WEIGHTS", weights, *NO_TEST, name="other", init_std=0.1)

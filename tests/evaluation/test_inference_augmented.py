@@ -189,7 +189,7 @@ class TestRules:
             (("TEST.AUG.MAX_SIZE", "50"), "a longest one above them"),
         ],
     )
-    def test_refused(self, keys: tuple[str, str], said: str, config: Config) -> None:
+    def test_rejected(self, keys: tuple[str, str], said: str, config: Config) -> None:
         with pytest.raises(ConfigError, match=said):
             check_config(config(*keys))
 

@@ -241,7 +241,7 @@ class TestRules:
             assert [key.split(".")[1] for key in norms(cfg)] == [*read, "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
             assert is_resnet(cfg) == ("RESNETS" in read)
 
-    def test_another_bodys_keys_are_refused(self) -> None:
+    def test_another_bodys_keys_are_rejected(self) -> None:
         cfg = config("torchvision", "MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.STEPS.WASTE", "True")
         with pytest.raises(ConfigError, match=r"MODEL\.STEPS\.WASTE is True, which .*vgg16_fpn_backbone ignores"):
             check_model(cfg)

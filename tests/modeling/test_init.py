@@ -91,12 +91,12 @@ class TestInitialisation:
         assert first.equal(again)
         assert not first.equal(other)
 
-    def test_a_layer_that_no_entry_covers_is_refused(self) -> None:
+    def test_a_layer_that_no_entry_covers_is_rejected(self) -> None:
         model = nn.ModuleDict({"known": nn.Conv2d(1, 1, 1), "stray": nn.Linear(1, 1)})
         with pytest.raises(ValueError, match="'stray' has weights but no entry"):
             initialize(model, {"known": he_fill})
 
-    def test_a_kind_of_layer_without_rule_is_refused(self) -> None:
+    def test_a_kind_of_layer_without_rule_is_rejected(self) -> None:
         with pytest.raises(ValueError, match=r"'lookup' \(Embedding\) has weights but no rule"):
             initialize(nn.ModuleDict({"lookup": nn.Embedding(2, 2)}), {"lookup": he_fill})
 

@@ -258,7 +258,7 @@ class TestReport:
             ("digits/tabel1", "did you mean 'digits/table1'"),
         ],
     )
-    def test_refused(self, out: Path, experiment: str, message: str) -> None:
+    def test_rejected(self, out: Path, experiment: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
             write_report(study_in(out), experiment)
         assert not (out / "report").exists()
@@ -317,7 +317,7 @@ def test_new_results_make_it_stale(root: Path) -> None:
     assert render(root, check=True) == [root / "README.md", root / "docs/digits/SOURCE"]
 
 
-def test_edited_results_are_refused(root: Path) -> None:
+def test_edited_results_are_rejected(root: Path) -> None:
     shutil.copytree(ROOT / "results/digits", root / "results/digits", dirs_exist_ok=True)
     runs = root / "results/digits/runs.csv"
     runs.write_text(runs.read_text().replace("finished", "failed", 1))

@@ -113,7 +113,7 @@ class TestGrid:
             ({}, "found no keys at all|one point"),
         ],
     )
-    def test_refused(self, content: Any, message: str, tmp_path: Path) -> None:
+    def test_rejected(self, content: Any, message: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_grid(write_grid(tmp_path / "grid.yaml", content))
 

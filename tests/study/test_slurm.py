@@ -1,4 +1,4 @@
-"""Studies on a cluster: refusals and the graph anywhere, and real jobs where SLURM is installed."""
+"""Studies on a cluster: rejections and the graph anywhere, and real jobs where SLURM is installed."""
 
 import os
 import subprocess
@@ -26,22 +26,22 @@ MINUTES = 600.0
 
 
 class TestRefusals:
-    def refused(self, study_tool: Callable, out: Path, *arguments: Any) -> str:
+    def rejected(self, study_tool: Callable, out: Path, *arguments: Any) -> str:
         code, said = study_tool("run", "digits/smoke", "--out", out, *arguments)
         assert (code, out.exists(), said.count("\n")) == (2, False, 1)
         return said
 
     def test_no_slurm(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_tool: Callable) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert "there is no sbatch in PATH" in self.refused(study_tool, tmp_path / "study", "--launcher", "slurm")
+        assert "there is no sbatch in PATH" in self.rejected(study_tool, tmp_path / "study", "--launcher", "slurm")
 
     def test_no_answer(self, programs: Path, tmp_path: Path, study_tool: Callable) -> None:
         script(programs, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-        said = self.refused(study_tool, tmp_path / "study", "--launcher", "slurm")
+        said = self.rejected(study_tool, tmp_path / "study", "--launcher", "slurm")
         assert "squeue does not answer (slurm_load_jobs error: Unable to contact slurm controller)" in said
 
     def test_a_template_for_nobody(self, tmp_path: Path, study_tool: Callable) -> None:
-        said = self.refused(study_tool, tmp_path / "study", "--slurm", ROOT / "docs/slurm.sh")
+        said = self.rejected(study_tool, tmp_path / "study", "--slurm", ROOT / "docs/slurm.sh")
         assert "the launcher is local" in said
 
     def test_no_file(self, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ class TestGraph:
         assert len({words[1] for words in jobs.values()}) == 5
         assert jobs["search_third"][2] == "--dependency=afterany:1,afterany:2,afterany:3,afterany:4,singleton"
 
-    def test_sbatch_refuses(self, programs: Path, study: Study) -> None:
+    def test_sbatch_rejects(self, programs: Path, study: Study) -> None:
         script(programs, "sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
         with pytest.raises(UserError, match=f"{PART}: sbatch: error: invalid partition specified: gpu; 0 jobs are"):
             Slurm(study.out).submit(study.steps())
@@ -111,7 +111,7 @@ class TestGraph:
             ("invalid partition specified: gpu", "with another job template, --slurm FILE"),
         ],
     )
-    def test_refused_in_the_middle(self, programs: Path, study: Study, said: str, message: str) -> None:
+    def test_rejected_in_the_middle(self, programs: Path, study: Study, said: str, message: str) -> None:
         """The exit code and the words of an earlier failure stay; the same command submits the rest."""
         slurm, failed = Slurm(study.out), study.out / "jobs" / f"{TRUNK}.exit"
         failed.write_text("1\n")

@@ -86,7 +86,7 @@ class TestTemplate:
         ],
     )
     @pytest.mark.usefixtures("programs")
-    def test_refused(self, text: str | bytes, message: str, tmp_path: Path, study_tool: Callable) -> None:
+    def test_rejected(self, text: str | bytes, message: str, tmp_path: Path, study_tool: Callable) -> None:
         path, out = tmp_path / "mine", tmp_path / "study"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         code, said = study_tool("run", "digits/smoke", "--out", out, "--launcher", "slurm", "--slurm", path)

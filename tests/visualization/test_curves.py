@@ -158,7 +158,7 @@ def test_a_run_and_its_study_count_completed_iterations(tmp_path):
             assert [iteration for iteration, _ in points] == [iteration for iteration, _ in found[name]]
 
 
-def test_a_file_without_rows_is_refused(tmp_path):
+def test_a_file_without_rows_is_rejected(tmp_path):
     with pytest.raises(DataError, match="holds no row"):
         draw_curves(write_rows(tmp_path / "metrics.json", []), 600, tmp_path / "curves.png", "nothing")
     assert not (tmp_path / "curves.png").exists()
@@ -199,7 +199,7 @@ class TestComparison:
             ([], ["lr"], "a.jpg", "the picture is a PNG"),
         ],
     )
-    def test_refusals(self, words, keys, out, said, runs, tmp_path):
+    def test_rejections(self, words, keys, out, said, runs, tmp_path):
         with pytest.raises(UserError, match=re.escape(said)):
             compare_runs([*runs, *words], keys, tmp_path / out)
 

@@ -116,7 +116,7 @@ class TestLoading:
         ],
         ids=["missing", "other shape"],
     )
-    def test_whatever_stays_random_is_refused(
+    def test_whatever_stays_random_is_rejected(
         self, damage: Callable, named: str, model: nn.Module, load: Callable[..., str]
     ) -> None:
         state = model.state_dict()
@@ -127,7 +127,7 @@ class TestLoading:
             load(model, state)
         assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
-    def test_strangers_weights_are_refused(self, model: nn.Module, load: Callable[..., str]) -> None:
+    def test_strangers_weights_are_rejected(self, model: nn.Module, load: Callable[..., str]) -> None:
         with pytest.raises(UserError, match=r"has names such as encoder\.weight; expected a checkpoint of this repo"):
             load(model, {"encoder.weight": torch.zeros(3)})
 

@@ -41,7 +41,7 @@ class TestAddress:
             ("s3://bucket/a.pth", "expected a file, https://"),
         ],
     )
-    def test_unknown_ones_are_refused_at_once(self, weights: str, expected: str, train: Callable) -> None:
+    def test_unknown_ones_are_rejected_at_once(self, weights: str, expected: str, train: Callable) -> None:
         with pytest.raises(ConfigError, match=expected):
             train("MODEL.WEIGHTS", weights)
 

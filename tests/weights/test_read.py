@@ -49,14 +49,14 @@ class TestFiles:
         assert read_checkpoint(tmp_path / "a.pkl")["a"].tolist() == [1.5, -2]
 
     @pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"model": {"a": np.zeros(2), "b": [bomb]}}])
-    def test_a_pickle_of_anything_else_is_refused_unread(self, wrap: Callable, tmp_path: Path) -> None:
+    def test_a_pickle_of_anything_else_is_rejected_unread(self, wrap: Callable, tmp_path: Path) -> None:
         (tmp_path / "evil.pkl").write_bytes(pickle.dumps(wrap(Bomb(tmp_path / "touched"))))
         with pytest.raises(UserError, match=r"evil\.pkl holds pathlib\S* expected only NumPy arrays"):
             read_weights(tmp_path / "evil.pkl")
         assert not (tmp_path / "touched").exists()
 
     @pytest.mark.parametrize("array", [np.array(["text"]), np.array([{}]), np.zeros(2, "i4,O"), np.zeros(2, "M8[s]")])
-    def test_arrays_of_anything_but_numbers_are_refused(self, array: np.ndarray, tmp_path: Path) -> None:
+    def test_arrays_of_anything_but_numbers_are_rejected(self, array: np.ndarray, tmp_path: Path) -> None:
         """NumPy would read pointers from the file."""
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array}))
         with pytest.raises(UserError, match="expected arrays of numbers"):

@@ -1,4 +1,4 @@
-"""Recipes, schedule, refusals and whole runs of the project."""
+"""Recipes, schedule, rejections and whole runs of the project."""
 
 import re
 import subprocess
@@ -104,7 +104,7 @@ class TestSchedule:
         assert [warmup_iters(lsj_schedule(epochs).max_iter) for epochs in (100, 200, 400)] == [500, 1000, 2000]
 
     @pytest.mark.parametrize("numbers", [(0,), (100, 0), (100, 118_000, 0)])
-    def test_nonsense_is_refused(self, numbers: tuple[int, ...]) -> None:
+    def test_nonsense_is_rejected(self, numbers: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="must be 1 or more"):
             lsj_schedule(*numbers)
 
@@ -231,7 +231,7 @@ class TestRefusals:
         assert "unknown key INPUT.AUGMENTATION" in done.stderr
         assert done.stderr.endswith(f"give --project {PROJECT}\n")
 
-    def test_refusing_needs_no_torch(self) -> None:
+    def test_rejecting_needs_no_torch(self) -> None:
         code = "import sys, lsj; lsj.add(); assert 'torch' not in sys.modules"
         path = ":".join([str(PROJECT.parent), str(ROOT)])
         subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": path})

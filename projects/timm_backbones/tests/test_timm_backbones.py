@@ -1,4 +1,4 @@
-"""timm's models as bodies: they train, resume exactly and evaluate in both backends; weights, AdamW, refusals."""
+"""timm's models as bodies: they train, resume exactly and evaluate in both backends; weights, AdamW, rejections."""
 
 import subprocess
 import sys
@@ -287,7 +287,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, run: Callable[..., Path], tmp_path: Path) -> None:
+def test_rejected(case: str, run: Callable[..., Path], tmp_path: Path) -> None:
     model, keys, message = REFUSED[case]
     with pytest.raises(UserError, match=message) as raised:
         run(model, "run", *keys, backend="torchvision")
