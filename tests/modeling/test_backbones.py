@@ -1,4 +1,4 @@
-"""The seam for backbones: what any gets by one line of BACKBONES. VGG-16: test_vgg; timm: projects/timm_backbones."""
+"""The seam for backbones: one line of BACKBONES is enough. VGG-16: test_backbones_vgg; timm: projects/timm_backbones."""
 
 import math
 from collections.abc import Callable, Iterator

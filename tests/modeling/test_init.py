@@ -76,7 +76,7 @@ class TestInitialisation:
 
     def test_every_row_of_the_table_is_tested(self) -> None:
         tested = {prefix for prefix in backend.FILLS if any(f"{n}.".startswith(f"{prefix}.") for n, *_ in INITIALISED)}
-        elsewhere = {prefix for prefix in backend.FILLS if "keypoint" in prefix}  # test_keypoint_head.py
+        elsewhere = {prefix for prefix in backend.FILLS if "keypoint" in prefix}  # test_torchvision_heads_keypoints.py
         assert tested == set(backend.FILLS) - elsewhere
 
     def test_norms_are_the_identity_and_biases_zero(self, mask_rcnn_r50: nn.Module) -> None:
