@@ -1,4 +1,4 @@
-"""The seam for backbones: one line of BACKBONES is enough. VGG-16: test_backbones_vgg; timm: projects/timm_backbones."""
+"""What one line of BACKBONES gives a backbone. VGG-16: test_backbones_vgg; timm: projects/timm_backbones."""
 
 import math
 from collections.abc import Callable, Iterator
