@@ -20,14 +20,16 @@ UNUSABLE = {  # what is wrong with a path, and the fix
     errno.ENAMETOOLONG: "shorten its name",
     errno.ELOOP: "fix its links, which form a circle",
 }
+UNREAD = "standard output was closed before the command had finished; start it again"
 
 
 @contextmanager
-def exit_on_user_error(prints: bool = True, unread: str = "") -> Iterator[None]:
+def exit_on_user_error(prints: bool = True, unread: str = UNREAD, reading_only: bool = False) -> Iterator[None]:
     """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
 
-    prints: False in the ranks that leave the message to another one; only the exit code is set. unread: the message
-    when standard output is closed early, as by ``| head``; without it that is no error, and the exit code is 0.
+    prints: False in the ranks that leave the message to another one; only the exit code is set.
+    unread: the message when standard output is closed early, as by ``| head``: work may be unfinished.
+    reading_only: the block only prints what it found, so an output that is closed early is no error: exit code 0.
     """
     try:
         yield
@@ -42,7 +44,7 @@ def exit_on_user_error(prints: bool = True, unread: str = "") -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         else:
             raise
-        if not unread:
+        if reading_only:
             raise SystemExit(0) from None
         message = unread
     except OSError as error:

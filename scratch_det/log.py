@@ -25,6 +25,11 @@ class ConsoleHandler(logging.StreamHandler):
         self.stream = sys.stdout
         super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keep quiet about a closed pipe: log.txt has the lines, and ``exit_on_user_error`` reports it at the end."""
+        if not isinstance(sys.exception(), BrokenPipeError):
+            super().handleError(record)
+
 
 def set_up_logging(prints: bool = True) -> None:
     """Log to the console and keep the lines for ``log_to_file``; without ``prints`` nothing is logged."""

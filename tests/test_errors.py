@@ -1,6 +1,7 @@
 """User errors: how a tool ends on one, and checks that raise the first or collect all."""
 
 import errno
+import logging
 import os
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from scratch_det.command_line import exit_on_user_error
 from scratch_det.errors import ConfigError, DataError, Report
+from scratch_det.log import ConsoleHandler
 
 
 def fail(error: BaseException) -> None:
@@ -37,14 +39,47 @@ class TestExit:
         with pytest.raises(type(error)), exit_on_user_error(unread="not this"):
             fail(error)
 
-    @pytest.mark.parametrize(("unread", "code"), [("", "0"), ("nobody reads this", "2")])
-    def test_closed_output(self, unread: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("keywords", "code", "message"),
+        [
+            ({}, "2", "error: standard output was closed before the command had finished; start it again\n"),
+            ({"unread": "nobody reads this"}, "2", "error: nobody reads this\n"),
+            ({"unread": "nobody reads this", "reading_only": True}, "0", ""),
+        ],
+    )
+    def test_closed_output(
+        self,
+        keywords: dict,
+        code: str,
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+    ) -> None:
+        """Only what does nothing but read may call it a success."""
         reading, writing = os.pipe()
         os.close(reading)
         with open(writing, "w") as closed, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", closed)
-            with pytest.raises(SystemExit, match=code), exit_on_user_error(unread=unread):
+            with pytest.raises(SystemExit, match=code), exit_on_user_error(**keywords):
                 print("a line")
+        assert capsys.readouterr().err == message
+
+
+def test_a_closed_pipe_is_no_error_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Each line would print a traceback; other errors still do."""
+    handler, record = ConsoleHandler(), logging.LogRecord("a", logging.INFO, "a.py", 1, "a line", None, None)
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = open(writing, "w")  # noqa: SIM115 - closing it raises
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        handler.emit(record)
+    with pytest.raises(BrokenPipeError):
+        closed.close()
+    assert capsys.readouterr().err == ""
+    record.args = ("more",)
+    handler.emit(record)
+    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_a_report_raises_or_collects() -> None:

@@ -33,22 +33,25 @@ def build_parser() -> ToolParser:
     return parser
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels of ``HEIGHTxWIDTH``. Raises UserError."""
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not sides:
+        raise UserError(f"--size is {text!r}, expected HEIGHTxWIDTH in pixels, such as 800x1333")
+    return int(sides[1]), int(sides[2])
+
+
 def main() -> None:
     parser = build_parser()
     args = parser.parse_intermixed_args()
     if args.table and (args.size or args.markdown or args.overrides):
         parser.error("--table takes models and sizes from configs/: leave out --size, --markdown and KEY VALUE pairs")
-    with exit_on_user_error():
-        sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.size or "1x1")
-        if not sides:
-            raise UserError(f"--size is {args.size!r}, expected HEIGHTxWIDTH in pixels, such as 800x1333")
-        size = (int(sides[1]), int(sides[2])) if args.size else None
+    with exit_on_user_error(reading_only=True):
+        size = parse_size(args.size) if args.size else None
         backend = choose(args.backend)
         cfg = None if args.table else model_config(args.config_file, args.overrides, backend)
-        from scratch_det.analysis import (
-            describe_model,
-            write_table,
-        )  # imports torch: not for a request that is rejected
+        # Imports torch, which a request that is rejected need not wait for.
+        from scratch_det.analysis import describe_model, write_table
 
         if args.table:
             write_table(args.table, backend)

@@ -81,7 +81,7 @@ def main() -> None:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
     try:
-        with exit_on_user_error(unread=UNREAD if command == "run" and not args["dry_run"] else ""):
+        with exit_on_user_error(unread=UNREAD, reading_only=command != "run" or args["dry_run"]):
             code = COMMANDS[command][0](**args)
         if code:
             sys.exit(code)

@@ -31,7 +31,7 @@ CHANNELS = {  # keys of the channels that a part's GN divides
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
-DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")  # torch's names; what a machine has is seen when the run starts
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 Rule = Callable[[CfgNode], Iterator[str]]
 RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its value, what is expected
     "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
@@ -43,7 +43,6 @@ RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its
     "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
     "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
     "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
-    "MODEL.DEVICE": (DEVICE.fullmatch, "cpu, cuda, mps, xpu or a numbered one such as cuda:0"),
     "MODEL.RESNETS.DEPTH": (lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": (lambda x: x and 0 < min(x) <= max(x) < 1, "IoUs between 0 and 1 such as [0.5]"),
     "DATALOADER.NUM_WORKERS": (lambda n: n >= 0, "0 or more; 0 reads images in the training process"),
@@ -157,6 +156,13 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 def known_norms(cfg: CfgNode) -> Iterator[str]:
     for key, norm in norms(cfg).items():
         yield from is_one_of(key, norm, NORM_NAMES)
+
+
+def known_device(cfg: CfgNode) -> Iterator[str]:
+    device = cfg.MODEL.DEVICE
+    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
+        hint = did_you_mean(device, list(DEVICES))
+        yield f"MODEL.DEVICE is {device!r}, expected {', '.join(DEVICES)} or a numbered one such as cuda:0{hint}"
 
 
 def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
@@ -317,7 +323,7 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-MODEL_RULES: tuple[Rule, ...] = (known_norms, gn_channels_divide, backbone_keys, model_agrees)
+MODEL_RULES: tuple[Rule, ...] = (known_device, known_norms, gn_channels_divide, backbone_keys, model_agrees)
 RULES: tuple[Rule, ...] = (
     nothing_random_is_frozen, *MODEL_RULES, known_values, known_choices, keys_agree, reference_world_size,
     augmented_tests,

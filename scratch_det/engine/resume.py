@@ -97,7 +97,7 @@ def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool 
             effect = f"the learning rate of iteration {first} would change"
         elif key in SCHEDULE:
             effect, rejected = "iterations still to come", False
-        if isinstance(value, tuple):  # a config.yaml has lists instead
+        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has lists
             was = tuple(was)
         changes.append(Change(key, was, value, effect, rejected))
     return changes
@@ -188,13 +188,13 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     the folder is not a branch of the given checkpoint, or when every checkpoint is damaged.
     """
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
-    parent, flag = Path(given) if given else None, "--switch-from" if is_switch else "--branch-from"
+    parent = Path(given) if given else None
     if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
         recorded = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
         began = Path(recorded["checkpoint"]) if recorded else None
         if parent and began not in (parent.resolve(), (parent.parent / "checkpoints" / parent.name).resolve()):
             raise UserError(
-                f"{flag} {parent}: {run_dir.path} holds a run that "
+                f"{start_flag(is_switch)} {parent}: {run_dir.path} holds a run that "
                 f"{f'branched from {began}' if began else 'is not a branch'}; leave the flag out to continue it, or "
                 "name another folder: OUTPUT_DIR PATH"
             )
@@ -210,15 +210,20 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     run = RunDir(folder, writes=False)
     if not (checkpoint.is_file() and run.config.is_file() and run.environment.is_file()):
         raise UserError(
-            f"{flag} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
+            f"{start_flag(is_switch)} {parent}: expected a checkpoint in the folder of its run, with config.yaml and "
             f"environment.json; {'no such file' if not checkpoint.is_file() else f'{folder} is no run folder'}"
         )
     if reason := Checkpointer(checkpoint.parent).damage(checkpoint.name):
         raise UserError(
-            f"{flag} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, or "
-            "move that folder away and make its run anew"
+            f"{start_flag(is_switch)} {checkpoint} is damaged ({reason}); branch off another checkpoint of {folder}, "
+            "or move that folder away and make its run anew"
         )
     return Origin(checkpoint, run, completed_iterations(checkpoint) or 0, is_branch=True, is_switch=is_switch)
+
+
+def start_flag(is_switch: bool) -> str:
+    """The flag that names the checkpoint of another run."""
+    return "--switch-from" if is_switch else "--branch-from"
 
 
 def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environment: dict[str, Any]) -> bool:
@@ -259,8 +264,8 @@ def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environm
     )
     for change in changes:
         logger.warning(f"  {change}")
-    for number in () if origin.is_branch else request.keep_at:
-        if number <= completed and not checkpoints.holds(number):
+    for number in request.keep_at:
+        if not origin.is_branch and number <= completed and not checkpoints.holds(number):
             logger.warning(f"--keep-at {number}: {completed} iterations are done, it was not kept")
     return False
 

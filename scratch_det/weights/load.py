@@ -47,7 +47,8 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
         values, notes = {**values, first: adapted}, [*notes, *[note] * bool(note)]
     elif weights.pixels and weights.pixels != used:
         notes.append(
-            f"its pixels, {weights.pixels}, are not the recipe's, but this backbone has no `first_layer`: not adapted"
+            f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "
+            "backbone does not name its first layer; state `first_layer` in the backbone"
         )
     elif prefix:
         notes.append("the file does not say which pixels it was trained on: the recipe's are assumed")

@@ -41,6 +41,10 @@ class Pixels(NamedTuple):
         """The pixel statistics of a recipe."""
         return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
 
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.format}, PIXEL_MEAN {mean}, PIXEL_STD {std}"
+
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint: plain text and numbers."""
         return {"format": self.format, "mean": list(self.mean), "std": list(self.std)}

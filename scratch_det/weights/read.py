@@ -22,6 +22,11 @@ DAMAGE = (  # what reading a damaged file may raise: every byte of one was chang
     zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, OSError, EOFError, RuntimeError,
     ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError,
 )  # fmt: skip
+STORAGES = {  # what torch.save calls the storage of each type, in a model's digest
+    torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
+    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
+    torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
+}  # fmt: skip
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
 
 
@@ -61,12 +66,14 @@ def weights_sha256(path: Path) -> str:
     """
     digest = sha256()
     try:
-        for name, tensor in sorted(read_checkpoint(path)["model"].items()):
-            kind = torch.storage._dtype_to_storage_type_map()[tensor.dtype]  # as torch.save calls it
+        model = read_checkpoint(path).get("model")
+        if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+            raise UserError("it holds no model")
+        for name, tensor in sorted(model.items()):
             layout = f"{tensor.storage_offset()} {tuple(tensor.shape)} {tuple(tensor.stride())}"
-            digest.update(f"{name} {kind} {layout}\n".encode())
+            digest.update(f"{name} {STORAGES[tensor.dtype]} {layout}\n".encode())
             digest.update(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy())
-    except (UserError, LookupError, AttributeError) as error:
+    except (UserError, KeyError) as error:  # KeyError: of a type that no model here has
         logger.warning(f"{path}: no digest of its weights: {error}")
         return ""
     return digest.hexdigest()

@@ -11,8 +11,9 @@ from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config.load import get_cfg, set_key
 from scratch_det.engine import loop
-from scratch_det.engine.checkpointer import read_checkpoint
-from scratch_det.engine.resume import config_changes, environment_changes, first_other_rate
+from scratch_det.engine.checkpointer import Checkpointer, read_checkpoint
+from scratch_det.engine.plan import Request
+from scratch_det.engine.resume import config_changes, environment_changes, find_origin, first_other_rate
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation import inference
@@ -309,6 +310,16 @@ class TestChanges:
         earlier = paper()
         earlier.SOLVER.STEPS = [480_000, 520_000]
         assert config_changes(earlier, paper(), 10) == []
+        earlier.INPUT.MIN_SIZE_TRAIN = 800  # a key that was a number
+        (change,) = config_changes(earlier, paper(), 10)
+        assert (change.earlier, change.now) == (800, paper().INPUT.MIN_SIZE_TRAIN)
+
+    @pytest.mark.parametrize(("switch", "flag"), [(True, "--switch-from"), (False, "--branch-from")])
+    def test_the_lost_parent_of_an_interrupted_start(self, switch: bool, flag: str, tmp_path: Path) -> None:
+        lost, run_dir = tmp_path / "lost/model.pth", RunDir(tmp_path)
+        run_dir.parent.write_text(json.dumps({"checkpoint": str(lost), "switch": switch}))
+        with pytest.raises(UserError, match=f"{flag} {lost}: expected a checkpoint(.|\n)*no such file"):
+            find_origin(run_dir, Checkpointer(run_dir.checkpoints), Request("recipe.yaml", [], resume=True))
 
     def test_environments(self) -> None:
         def environment(digest: str, **changes: Any) -> dict[str, Any]:

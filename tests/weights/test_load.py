@@ -275,6 +275,9 @@ def test_the_first_layer_of_a_whole_detector_is_the_one_that_the_backbone_states
         assert "divided by PIXEL_STD 1 1 1 instead of 50 60 70" in said
         state[first] = state[first] / torch.tensor(pixels.std).view(1, 3, 1, 1)
     else:
-        assert "std=(50.0, 60.0, 70.0)), are not the recipe's, but this backbone has no `first_layer`" in said
+        own = f"BGR, PIXEL_MEAN {' '.join(f'{value:g}' for value in pixels.mean)}, PIXEL_STD"
+        assert f"not adapted to the recipe's pixels ({own} 1 1 1)" in said
+        assert f"trained on other ones ({own} 50 60 70)" in said
+        assert "state `first_layer` in the backbone" in said
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, state[key], msg=key)

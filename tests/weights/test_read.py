@@ -122,6 +122,19 @@ class TestDigest:
         path.write_bytes(path.read_bytes()[:100])
         assert weights_sha256(path) == ""
         assert len(said) == 3
+        for content in ({"epoch": 3}, {"model": [1]}, {"model": {"a": 1}}):
+            torch.save(content, path)
+            assert weights_sha256(path) == ""
+            assert said.pop() == f"{path}: no digest of its weights: it holds no model"
+        assert self.digest(path, {"a": torch.ones(2, dtype=torch.complex64)}) == ""
+        assert said.pop() == f"{path}: no digest of its weights: torch.complex64"
+
+    def test_stays_the_same(self, tmp_path: Path) -> None:
+        """Results that are stored name it."""
+        model = {str(i): torch.arange(4).to(dtype) for i, dtype in enumerate(read.STORAGES)}
+        assert (
+            self.digest(tmp_path / "a.pth", model) == "932062deb4beb19bcdf5d32ad3560d865e9d33cfdfb8f8191ac378a66f5b15d2"
+        )
 
     def test_as_in_results_that_are_stored(self, tmp_path: Path) -> None:
         """results/ compares digests across versions of this repository."""
