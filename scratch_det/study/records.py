@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ DECIMALS = 4  # in results/ and from run folders alike, so that both give the sa
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
 FIX = "move the folder away, and study.py run trains it again"
+NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
 # Keys that a run sets itself, from its data and its machine, or that do not change its numbers.
 NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
                 "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
@@ -97,10 +99,11 @@ def failure_of(jobs: Path, step: str) -> str:
     if code < 0 or 128 < code < 128 + signal.NSIG:  # ended by a signal, as Python and as a shell say it
         return f"ended by {signal_name(-code if code < 0 else code - 128)}"
     log = jobs / f"{step}.log"
-    said = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.exists() else ""
-    lines = [line.strip() for line in said.splitlines()[1:] if line.strip() and not line.startswith("srun: ")]
+    text = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip() and not line.startswith("srun: ")]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f"exit code {code}: {[*(lines or ['it said nothing'])[-1:], *errors][-1]}"
+    last_words = errors or lines or ["it said nothing"]
+    return f"exit code {code}: {last_words[-1]}"
 
 
 def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Record]:
@@ -144,7 +147,7 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     codes.sort(key=lambda path: (path.stem == job.name, path))  # why a point failed, before its search's choice
     reasons = [reason for path in codes if (reason := failure_of(path.parent, path.stem))]
     if reasons or status.get("state") == "failed":  # as the launcher saw it, or as the run said when there was none
-        return replace(known, state=FAILED, error=[*reasons, str(status.get("error", ""))][0])
+        return replace(known, state=FAILED, error=reasons[0] if reasons else str(status.get("error", "")))
     is_paused = status.get("state") == "paused"  # a trunk between two of its steps
     return replace(known, state=INTERRUPTED) if (status or known.iteration) and not is_paused else known
 
@@ -186,13 +189,14 @@ def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
     """Scores of result.json, or else of the last evaluation in metrics.json, by "task/score"."""
     path = folder / "metrics.json"
     if not result and path.exists():
-        return _newest_in(path, path.stat().st_mtime_ns)
+        stat = path.stat()
+        return _newest_in(path, stat.st_mtime_ns, stat.st_size)
     metrics = result.get("metrics")
     return _scores(metrics) if isinstance(metrics, dict) else {}
 
 
 @lru_cache(maxsize=256)
-def _newest_in(path: Path, _changed: int) -> dict[str, float]:
+def _newest_in(path: Path, _changed: int, _size: int) -> dict[str, float]:
     """Read once after each change: a running study is read twice a second, for weeks."""
     return {name: value for row in read_lines(path, TAIL) for name, value in _scores(row).items()}
 
@@ -209,26 +213,42 @@ def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
     """Curves of a run of ``last`` iterations by name; after a resume the last of two values of one iteration counts."""
     points: dict[str, dict[int, float]] = {}
-    for row in read_lines(path):
-        for name, value in _scores(row, LOSS).items() if "iteration" in row else ():
+    for row in read_rows(path):
+        for name, value in _scores(row, LOSS).items():
             points.setdefault(name, {})[completed(row, last)] = value
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.json that have an iteration. Raises DataError when one of NUMBERS is no number."""
+    for row in read_lines(path):
+        if row.get("iteration") is not None:
+            yield _with_numbers(row, path, FIX)
 
 
 def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
     """The object in a file; empty where there is no file.
 
-    Raises DataError when something else is in it.
+    Raises DataError when something else is in it, or when one of NUMBERS is no number.
     """
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is no JSON ({error})"
-        raise DataError(f"{path} {said}; {fix}") from None
+        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is no JSON ({error})"
+        raise DataError(f"{path} {reason}; {fix}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected an object; {fix}")
+    return _with_numbers(content, path, fix)
+
+
+def _with_numbers(content: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
+    """``content``, whose NUMBERS are finite, missing or null; raises DataError for another value."""
+    for key in NUMBERS:
+        value = content.get(key)
+        if value is not None and (type(value) not in (int, float) or not isfinite(value)):
+            raise DataError(f"{path} has {key} {value!r}, expected a number; {fix}")
     return content
 
 
@@ -295,7 +315,7 @@ def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dic
                 if None in line or None in line.values():
                     raise ValueError(f"expected {len(header)} cells, as in line 1")
                 cells = {column: text for column, text in line.items() if text or column in kinds}
-                rows.append({column: kinds.get(column, float)(text) for column, text in cells.items()})
+                rows.append({column: _cell(column, text, kinds.get(column, float)) for column, text in cells.items()})
     except FileNotFoundError:
         raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None
     except csv.Error as error:
@@ -303,3 +323,12 @@ def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dic
     except (ValueError, UserError) as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; {RESTORE}") from None
     return rows
+
+
+def _cell(column: str, text: str, kind: Callable[[str], Any]) -> Any:
+    if column == "state" and text not in STATES:
+        raise ValueError(f"state is {text!r}, expected one of {', '.join(STATES)}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, expected {'an integer' if kind is int else 'a number'}") from None

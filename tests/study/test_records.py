@@ -1,6 +1,7 @@
 """Records in results folders, and those of run folders: states, damage, searches' choices and final weights."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,19 @@ from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det.errors import DataError
 from scratch_det.study.experiments import find, jobs_of, of_place
-from scratch_det.study.records import BLOCKED, FAILED, FINISHED, WAITING, Record, collect, load, save, survey
+from scratch_det.study.records import (
+    BLOCKED,
+    FAILED,
+    FINISHED,
+    WAITING,
+    Record,
+    collect,
+    load,
+    newest_metrics,
+    read_curves,
+    save,
+    survey,
+)
 from scratch_det.study.study import Study
 
 RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
@@ -32,12 +45,19 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("file", "old", "new", "message"),
         [
-            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: could not convert string to float: '3O'"),
-            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: invalid literal for int.*'1e3'"),
+            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: value is '3O', expected a number"),
+            ("curves.csv", "1080,30.0000", "1e3,30", "curves.csv:3: iterations is '1e3', expected an integer"),
             ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: expected 4 cells"),
             ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
             ("runs.csv", RUN, f"{RUN}x", f"runs.csv:2: there is no experiment {RUN}x; did you mean"),
-            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: invalid literal for int"),
+            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: start is '', expected an integer"),
+            (
+                "runs.csv",
+                "finished,0,1080",
+                "done,0,1080",
+                "runs.csv:2: state is 'done', expected one of waiting, ready",
+            ),
+            ("runs.csv", "30.0000", "30%", "runs.csv:2: bbox/AP is '30%', expected a number"),
             ("runs.csv", SEARCH, RUN, f"runs.csv:3: run {RUN} is listed twice"),
             ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: expected 8 cells"),
             ("runs.csv", "run,state", '"run,state', "runs.csv:1: .*expected after"),
@@ -86,6 +106,10 @@ class TestDamagedFolders:
             ("result.json", '{"iter', "result.json is no JSON"),
             ("status.json", "[1]", "status.json holds list, expected an object"),
             ("status.json", '{"iter', "status.json is no JSON"),
+            ("status.json", '{"iteration": "abc"}', "status.json has iteration 'abc', expected a number"),
+            ("status.json", '{"eta": "1:00:00"}', "status.json has eta '1:00:00', expected a number"),
+            ("result.json", '{"iteration": [27]}', "result.json has iteration [27], expected a number"),
+            ("result.json", '{"seconds": NaN}', "result.json has seconds nan, expected a number"),
         ],
     )
     def test_it_counts_as_failed(self, study: Study, study_tool: Callable, name: str, text: str, message: str) -> None:
@@ -97,6 +121,22 @@ class TestDamagedFolders:
         assert f"{TRUNK}  failed" in said
         assert message in said
         assert ("remove this file" if name == "status.json" else "move the folder away") in said
+
+    def test_a_damaged_line_of_metrics(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.json"
+        path.write_text('{"iteration": 8, "bbox/AP": 12.5}\n{"bbox/AP": 13.5}\n')
+        assert read_curves(path, 27) == {"bbox/AP": ((9, 12.5),)}
+        path.write_text('{"iteration": "abc", "bbox/AP": 12.5}\n')
+        with pytest.raises(DataError, match=r"metrics.json has iteration 'abc', expected a number; move the folder"):
+            read_curves(path, 27)
+
+    def test_scores_are_read_again_after_a_change(self, tmp_path: Path) -> None:
+        """Also where the clock of the file system is too coarse to tell the change."""
+        path = tmp_path / "metrics.json"
+        for text, value in (('{"bbox/AP": 1.5}\n', 1.5), ('{"bbox/AP": 10.5}\n', 10.5)):
+            path.write_text(text)
+            os.utime(path, ns=(1, 1))
+            assert newest_metrics(tmp_path, {}) == {"bbox/AP": value}
 
     def test_a_damaged_status_of_a_finished_run(self, study: Study) -> None:
         assert play(study) == 0

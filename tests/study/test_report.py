@@ -174,7 +174,7 @@ class TestReport:
                 "study.json",
                 '{"experiment": "digits/table1", "environments": [], "runs": {}}',
                 DataError,
-                "does not say",
+                "does not say how [a-z]+_mask_rcnn_R_18_FPN_[2-6]x_gn was made; restore",
             ),
             ("study.json", "{", DataError, "no JSON .* restore the folder"),
             ("study.json", None, DataError, "study.json is missing beside runs.csv; restore"),

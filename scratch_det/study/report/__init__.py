@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.errors import DataError, UserError
-from scratch_det.files import read_lines, sha256_of, write_atomically
+from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import say_now
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
@@ -56,7 +56,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
     known = [one for one in stored.survey(study.jobs, study.out, {}) if one.run.name in names]
-    records = [_anywhere(one, study.out) for one in stored.collect(known, study.out)]
+    records = [_without_machine(one, study.out) for one in stored.collect(known, study.out)]
     if not any(one.run.name in shown and has_something_to_show(one) for one in records):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
     report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
@@ -82,8 +82,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     return [page, *files, *drawn, *data]
 
 
-def _anywhere(record: Record, out: Path) -> Record:
-    """Without what differs between machines and starts of a study: which runs have a process, and where folders are."""
+def _without_machine(record: Record, out: Path) -> Record:
+    """``record`` without what differs between machines and starts of a study: running processes, and folders' paths."""
     error = record.error
     for folder in (out.resolve(), out, ROOT, Path.home()):
         if folder.parts:  # Path(".") has none
@@ -112,7 +112,6 @@ def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made
     if (other := content.get("experiment")) != experiment:
         raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
     records = {one.run.name: one for one in stored.load(folder, of_place(experiment))}
-    begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
     try:
         environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
         made = {
@@ -120,9 +119,10 @@ def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made
             for name, about in content["runs"].items()
         }
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        made = {}
-    if begun - made.keys() or not {"environments", "runs"} <= content.keys():
         raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
+    begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
+    if missing := begun - made.keys():
+        raise DataError(f"{path} does not say how {min(missing)} was made; {RESTORE}")
     require_unedited(folder)
     return records, made
 
@@ -233,7 +233,7 @@ def own_seconds(folder: Path, start: int) -> float:
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
     seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
-    rows = [row for row in read_lines(folder / "metrics.json") if row.get("time") and "iteration" in row]
+    rows = [row for row in stored.read_rows(folder / "metrics.json") if row.get("time")]
     ends = [0, *(row["iteration"] + 1 for row in rows)]
     spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
     if not (start and spent):
