@@ -9,7 +9,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 Item = TypeVar("Item")
@@ -75,9 +75,9 @@ class Progress:
         self.bar: RichProgress | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+                       TextColumn("{task.fields[eta]}"), TextColumn("{task.fields[note]}"))  # fmt: skip
             self.bar = RichProgress(*columns)
-            self.bar.add_task(description, total=total, completed=start, note="")
+            self.bar.add_task(description, total=total, completed=start, eta="", note="")
 
     def __enter__(self) -> Self:
         self.began = self.last_line = time.monotonic()
@@ -93,15 +93,21 @@ class Progress:
         """So many more steps are done; ``note`` is shown after the bar."""
         self.done += steps
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
+            self.bar.update(self.bar.task_ids[0], completed=self.done, total=self.total, eta=self.eta(), note=note)
         elif self.say and time.monotonic() - self.last_line > self.seconds_between_lines:
             self.last_line = time.monotonic()
-            self.say(f"{self.description}: {self.done}/{self.total}, eta {clock(self.eta_seconds())}")
+            self.say(f"{self.description}: {self.done}/{self.total}, {self.eta()}".removesuffix(", "))
 
-    def eta_seconds(self) -> float:
-        """Seconds that the rest will take at the mean speed so far."""
-        per_step = (time.monotonic() - self.began) / max(self.done - self.start, 1)
-        return per_step * (self.total - self.done)
+    def eta_seconds(self) -> float | None:
+        """Seconds that the rest will take at the mean speed so far; None before the first new step."""
+        if self.done <= self.start:
+            return None
+        return (time.monotonic() - self.began) / (self.done - self.start) * max(self.total - self.done, 0)
+
+    def eta(self) -> str:
+        """``eta h:mm:ss``; empty before the first new step."""
+        seconds = self.eta_seconds()
+        return "" if seconds is None else f"eta {clock(seconds)}"
 
 
 def track(

@@ -29,14 +29,8 @@ FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x
 SLURM = "slurm"
 LAUNCHERS = {"local": Local, "torchrun": Torchrun}  # and SLURM
 EXIT_SOME_FAILED = 1
-ONLY_CURVES = {
-    "figure1",
-    "figure3",
-    "figure4",
-    "figure6",
-    "figure7",
-    "figure8",
-}  # in the paper
+# Places for which the paper shows curves, and no numbers.
+ONLY_CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 MODELS = ROOT / "results" / "models.csv"
 KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
 KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
@@ -200,7 +194,8 @@ def run_here(study: Study, jobs: Sequence[Job], launcher: type[Local], max_paral
 
         with Screen(study, chosen, records()) as screen:
             launcher(out, lock, max_parallel, study.gpus).run(steps, lambda running: screen.show(records(running)))
-    ended = [record for record in records() if record.run.name in chosen]
+        # Read before another launcher can start what is left.
+        ended = [record for record in records() if record.run.name in chosen]
     unfinished = [record for record in ended if record.state != FINISHED]
     for record in unfinished:
         say_now(f"{record.run.name}: {record.state}: {record.error}")
@@ -213,7 +208,7 @@ def run_here(study: Study, jobs: Sequence[Job], launcher: type[Local], max_paral
 class Screen(Progress):
     """Iterations of the ``chosen`` runs as a bar or a line now and then, and a line when a run changes its state.
 
-    The ETA is the time for the rest at the speed of all runs together since this start of the study.
+    The ETA is the time for what can still be trained at the speed of all runs together since this start of the study.
     """
 
     seconds_between_lines = 60.0  # it may run for weeks
@@ -222,7 +217,7 @@ class Screen(Progress):
         self.chosen, self.states = chosen, {record.run.name: record.state for record in records}
         mine = [record for record in records if record.run.name in chosen]
         done = sum(record.iterations_done for record in mine)
-        super().__init__(study.experiment, sum(record.run.iterations - record.start for record in mine), done)
+        super().__init__(study.experiment, done + iterations_left(mine), done)
 
     def show(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -230,12 +225,15 @@ class Screen(Progress):
             if self.states[name] != state:
                 say_now(f"{name}: {state}{'' if state == RUNNING else ' ' + ' '.join(_row(record)[2:]).rstrip()}")
             self.states[name] = state
-        done = sum(record.iterations_done for record in records if record.run.name in self.chosen)
+        mine = [record for record in records if record.run.name in self.chosen]
+        done = sum(record.iterations_done for record in mine)
+        self.start = min(self.start, done)  # a resumed run goes back to its last checkpoint
+        self.total = done + iterations_left(mine)
         self.advance(steps=done - self.done)
 
 
 def jobs_on_cluster(study: Study) -> dict[str, str] | None:
-    """QUEUED or RUNNING of the runs that SLURM has jobs of; None, which is said, when squeue does not answer."""
+    """QUEUED or RUNNING of the runs that SLURM has jobs of; None, after a message, when squeue does not answer."""
     if not any(jobs_folder(study.out).glob("*.sh")):
         return {}
     try:
@@ -286,7 +284,7 @@ def summary(records: Sequence[Record], study: Study) -> str:
 
 
 def iterations_left(records: Sequence[Record]) -> int:
-    """Iterations that this start will still train: without failed runs and the runs that need them."""
+    """Iterations to train in runs that are neither finished nor failed nor blocked, as those that need a failed one."""
     going_on = [record for record in records if record.state not in (FAILED, BLOCKED, FINISHED)]
     return sum(record.run.iterations - record.start - record.iterations_done for record in going_on)
 

@@ -254,7 +254,7 @@ def search_grid(search: Search) -> int:
             elif point.name in running - now and ((read := search.read(point)).score is not None or read.error):
                 progress.advance()
                 what = f"{search.metric} {read.result}; {progress.done} of {progress.total}"
-                say_now(f"{point}: {what}, eta {clock(progress.eta_seconds())}")
+                say_now(f"{point}: {what}, {progress.eta()}")
         running.clear()
         running.update(now)
 

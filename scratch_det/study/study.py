@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from scratch_det import backends
 from scratch_det.data.catalog import lookup, lookup_folder
@@ -93,9 +94,12 @@ class Study:
             solver, processes = job.recipe(self.out, self.backend).SOLVER, job.run.processes or self.gpus
             is_even = solver.IMS_PER_BATCH % processes == 0 or solver.REFERENCE_WORLD_SIZE  # which fits the batch
             if not is_even and job.run.kind != EVALUATE:
+                fix = f"give --gpus a number that divides {solver.IMS_PER_BATCH}"
+                if job.run.processes:
+                    fix = f"change SOLVER.IMS_PER_BATCH in its recipe (it needs {processes} processes)"
                 raise UserError(
                     f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot "
-                    f"share evenly; give --gpus a number that divides {solver.IMS_PER_BATCH}"
+                    f"share evenly; {fix}"
                 )
             if job.run.kind == SEARCH:
                 self.search(job).check()
@@ -119,13 +123,14 @@ class Study:
     def begin(self) -> "Study":
         """Write study.json, or compare the study with it; returns the study that it describes, with its threads.
 
-        Raises UserError when the folder holds another
-        study, or files of something else.
+        Raises UserError when the folder holds another study, or files of something else.
         """
         path = self.out / DESCRIPTION
         self.out.mkdir(parents=True, exist_ok=True)
+        # Listed before study.json is looked for: another study.py may begin this study, and its runs, in the meantime.
+        others = {file.name for file in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}
         if not path.exists():
-            if others := {file.name for file in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}:
+            if others:
                 raise UserError(
                     f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if that is lost, {RESTORE}"
                 )
@@ -157,6 +162,10 @@ def study_in(out: Path) -> Study:
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
     content = read_json(path, RESTORE)
+    kinds: dict[str, Any] = {one.name: str if one.type is Path else one.type for one in fields(Study)}
+    for key, value in content.items():
+        if key in kinds and type(value) is not kinds[key]:  # isinstance takes true for a number
+            raise UserError(f"{path} has {key} {value!r}, expected {kinds[key].__name__}; {RESTORE}")
     try:
         study = Study(**{**content, "out": Path(content["out"])})
     except (KeyError, TypeError):

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from study.player import BRANCH, PART, TRUNK, play
 
 from scratch_det.study.commands import Screen, status, status_text
 from scratch_det.study.experiments import jobs_of, of_place
-from scratch_det.study.records import survey
+from scratch_det.study.records import BLOCKED, RUNNING, WAITING, survey
 from scratch_det.study.study import Study
 
 TORCHVISION = ("--backend", "torchvision")
@@ -87,6 +89,11 @@ class TestBadInput:
         path.write_text("")
         said = study_tool("status", "--out", study.out)[1]
         assert "study.json is no JSON" in said
+        for key, value, kind in (("experiment", 5, "str"), ("gpus", "2", "int"), ("gpus", True, "int")):
+            path.write_text(json.dumps({**content, key: value}))
+            code, said = study_tool("status", "--out", study.out)
+            assert (code, said.count("\n")) == (2, 1)
+            assert f"study.json has {key} {value!r}, expected {kind}; restore it from a copy" in said
         path.write_text(json.dumps({**content, "out": None}))
         code, said = study_tool("status", "--out", study.out)
         assert (code, said.count("\n")) == (2, 1)
@@ -157,19 +164,37 @@ class TestStatus:
         assert "give EXPERIMENT or --out DIR" in said
 
     def test_eta(self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-        """At the speed of all runs together since the start: 27 iterations in 100 seconds leave 6, of which 22 take."""
+        """At the speed of all runs together since the start: 27 iterations in 122 seconds, so the other 6 take 27."""
         now = [50.0]
         monkeypatch.setattr("time.monotonic", lambda: now[0])
         with Screen(study, {job.name for job in study.jobs}, survey(study.jobs, study.out, {})) as screen:
+            now[0] += 61
             screen.show(survey(study.jobs, study.out, {}))
+            assert capsys.readouterr().out == "digits/smoke: 0/33\n"  # there is no speed yet
             (study.out / TRUNK / "checkpoints").mkdir(parents=True)
             (study.out / TRUNK / "checkpoints/model_0000011.pth").touch()
             (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
-            now[0] += 100
+            now[0] += 61
             screen.show(survey(study.jobs, study.out, {}))
         said = capsys.readouterr().out
         assert f"{TRUNK}: finished 27/27" in said
-        assert "digits/smoke: 27/33, eta 0:00:22" in said
+        assert "digits/smoke: 27/33, eta 0:00:27" in said
+
+    def test_eta_without_failed_runs(self, study: Study, capsys: pytest.CaptureFixture) -> None:
+        """Nor of those that need them; a run that goes back to its last checkpoint is no progress."""
+        trunk, branch = survey(study.jobs, study.out, {})
+
+        def show(done: int, state: str) -> str:
+            screen.last_line -= 100
+            screen.show([replace(trunk, state=RUNNING, iteration=done), replace(branch, state=state)])
+            return capsys.readouterr().out.splitlines()[-1]
+
+        with Screen(study, {TRUNK, BRANCH}, [replace(trunk, iteration=20), branch]) as screen:
+            assert show(12, WAITING) == "digits/smoke: 12/33"
+            assert screen.eta_seconds() is None
+            assert show(18, BLOCKED).startswith("digits/smoke: 18/27, eta ")
+            screen.began = time.monotonic() - 60
+            assert screen.eta_seconds() == pytest.approx(90, abs=1)
 
 
 def test_graph(study_tool: Callable, tmp_path: Path) -> None:

@@ -2,13 +2,42 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from study.player import BRANCH, TRUNK
 
+from scratch_det.errors import UserError
+from scratch_det.study.run import Job
 from scratch_det.study.study import Study, disagreements
+
+
+def test_begun_by_another_in_the_meantime(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run folders are the study's own."""
+    study, exists = Study("digits/smoke", tmp_path / "new", backend="torchvision", threads=2), Path.exists
+
+    def other_begins(path: Path) -> bool:
+        monkeypatch.undo()
+        assert not exists(path)
+        replace(study, threads=3).begin()
+        (study.out / TRUNK).mkdir()
+        return False
+
+    monkeypatch.setattr(Path, "exists", other_begins)
+    assert study.begin().threads == 3
+
+
+def test_processes_that_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--gpus does not change them."""
+    study = Study("digits/figure4", tmp_path / "study", backend="torchvision")
+    recipe = study.jobs[0].recipe(study.out, study.backend)
+    recipe.SOLVER.IMS_PER_BATCH = 3
+    monkeypatch.setattr(Job, "recipe", lambda *_: recipe)
+    job = next(job for job in study.jobs if job.run.processes == 2)
+    with pytest.raises(UserError, match=r"2 processes cannot share evenly; change .* \(it needs 2 processes\)$"):
+        study.check([job])
 
 
 def test_another_recipe(study: Study, study_tool: Callable) -> None:
