@@ -43,11 +43,12 @@ def alone_in(out: Path, name: str) -> Iterator[IO[str]]:
                 yield lock
             return
         time.sleep(0.1)
-    holder = holder_of(out / name)
-    raise UserError(
-        f"--out {out} is in use: process {holder.get('pid')} on {holder.get('host')} works on it, or what it has "
-        "started still ends; wait for it, or stop it"
-    )
+    if holder := holder_of(out / name):
+        raise UserError(
+            f"--out {out} is in use: process {holder['pid']} on {holder['host']} works on it, or the runs that it "
+            "started are still ending; wait for it, or stop it"
+        )
+    raise UserError(f"--out {out} was in use until now, and its runs are ending; give the same command again")
 
 
 def sign(lock: IO[str], running: Sequence[str] = ()) -> None:
@@ -103,7 +104,7 @@ class Local:
     def __init__(self, out: Path, lock: IO[str], places: int = 1, gpus: int = 1):
         self.out, self.lock, self.places, self.gpus = out, lock, places, gpus
         self.devices, self.processes = gpus_here(), list[Process]()
-        self.stop, self.has_passed_on = StopFlag(), False
+        self.stop, self.has_passed_on, self.has_warned = StopFlag(), False, False
 
     @staticmethod
     def command(step: Step) -> list[str]:
@@ -115,17 +116,20 @@ class Local:
 
         Other steps continue when one fails; a preempted step is started again. ``look`` is called with the names of the
         runs that have a process. Raises Stopped, when all processes have ended, after a signal.
+
+        ``steps`` have passed ``require_gpus``: one that needs more GPUs than there are would never start, in silence.
         """
         by_name = {step.name: step for step in steps}
         waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
         with self.stop.listening():
             while True:
                 to_come = {step.name for step in waiting} | {process.step.name for process in self.processes}
-                for step in list(waiting) if not self.stop.requested else ():
+                for step in [] if self.stop.requested else list(waiting):
                     needs = [by_name[name] for name in step.needs if name in by_name]
                     is_ready = all(need.is_done or (step.also_after_failures and need.name not in to_come)
                                    for need in needs) and all(path.exists() for path in step.inputs)  # fmt: skip
                     if is_ready and not self.fits(step):
+                        self.warn_about_gpus(step)
                         break  # if smaller steps could overtake, this one might wait forever
                     if is_ready:
                         waiting.remove(step)
@@ -140,11 +144,20 @@ class Local:
 
     def fits(self, step: Step) -> bool:
         """Whether ``step`` can start now; a step that needs more than all places starts when no other step runs."""
-        free = self.places - sum(self.places_of(process.step) for process in self.processes)
-        return self.places_of(step) <= free and self.free_devices(step) is not None
+        return self.has_place(step) and self.free_devices(step) is not None
+
+    def has_place(self, step: Step) -> bool:
+        return self.places_of(step) <= self.places - sum(self.places_of(process.step) for process in self.processes)
 
     def places_of(self, step: Step) -> int:
         return min(ceil(step.processes / self.gpus), self.places)
+
+    def warn_about_gpus(self, step: Step) -> None:
+        """Print, once, that ``step``, which does not fit, has a place and only lacks GPUs."""
+        if self.has_place(step) and not self.has_warned:
+            self.has_warned = True
+            say_now(f"fewer runs at once than --max-parallel {self.places}: {step.name} waits until enough of the "
+                    f"{len(self.devices)} GPUs are free")  # fmt: skip
 
     def free_devices(self, step: Step) -> list[str] | None:
         """GPUs for ``step``; None when too few are free."""
@@ -199,10 +212,11 @@ class Local:
             if self.was_stopped(process, code):
                 stopped.append(step)
                 continue
+            path = step.file(self.out, ".exit")
             try:
-                write_atomically(step.file(self.out, ".exit"), f"{code}\n")
+                write_atomically(path, f"{code}\n")
             except OSError as error:  # a full disk, which may also be why the run failed: the others go on
-                say_now(f"{step.name}: failed with exit code {code}, and {error.filename} cannot be written "
+                say_now(f"{step.name}: failed with exit code {code}, and {path} cannot be written "
                         f"({error.strerror}); make room there, and give the same command again")  # fmt: skip
         return stopped
 
@@ -211,11 +225,11 @@ class Local:
 
         torchrun has an exit code of its own, so the state that the run has left since its start counts too.
         """
-        status, said = self.out / process.step.run / "status.json", None
+        status, state = self.out / process.step.run / "status.json", None
         if status.exists() and status.stat().st_mtime >= process.began:
             with suppress(DataError):  # a damaged file: the record says so
-                said = read_json(status).get("state")
-        return code in STOPPED or (self.has_passed_on and code == -signal.SIGTERM) or said == "stopped"
+                state = read_json(status).get("state")
+        return code in STOPPED or (self.has_passed_on and code == -signal.SIGTERM) or state == "stopped"
 
 
 class Torchrun(Local):

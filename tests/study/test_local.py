@@ -28,7 +28,7 @@ from study.player import (
 from scratch_det.config.load import load_config
 from scratch_det.errors import UserError
 from scratch_det.study import local
-from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, require_gpus
+from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
 from scratch_det.study.records import (
     BLOCKED,
     FAILED,
@@ -37,6 +37,7 @@ from scratch_det.study.records import (
     READY,
     RUNNING,
     WAITING,
+    Record,
     read_json,
     survey,
 )
@@ -169,7 +170,7 @@ class TestFailures:
         """The exit code cannot be written; the branch is trained all the same."""
 
         def full(path: Path, *_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise OSError(errno.ENOSPC, "No space left on device", f"{path}.partial")
 
         monkeypatch.setattr(local, "write_atomically", full)
         (study.out / f"{TRUNK}.fail").touch()
@@ -214,6 +215,25 @@ class TestEnding:
             play(study)
         (study.out / f"{PART}.wait").unlink()
         assert process.wait(MINUTES) == 0
+
+    def test_a_lock_without_a_name(self, study: Study) -> None:
+        """Its holder is gone, or writes its name now."""
+        with alone_in(study.out, LOCK) as lock:
+            lock.truncate(0)
+            with pytest.raises(UserError, match="was in use until now, and its runs are ending; give the same command"):
+                play(study)
+
+    def test_the_state_at_the_end(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Is read before another launcher can go on."""
+        holders = []
+
+        def look(*arguments: object) -> list[Record]:
+            holders.append(holder_of(study.out / LOCK).get("pid"))
+            return survey(*arguments)
+
+        monkeypatch.setattr("scratch_det.study.commands.survey", look)
+        assert play(study, names=(TRUNK,)) == 0
+        assert set(holders) == {os.getpid()}
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
     def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
@@ -274,6 +294,20 @@ class TestPlaces:
             (study.out / f"{PART}.wait").unlink()
             until(lambda: launcher.ended() or not launcher.processes)
             assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
+
+    def test_fewer_at_once_than_asked_for(
+        self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+        part, trunk, branch = (replace(one, needs=(), inputs=(), on_gpu=True) for one in study.steps())
+        for places, number in ((1, 0), (2, 1)):
+            with alone_in(study.out, LOCK) as lock:
+                Players(study.out, lock, places).run([part, replace(trunk, run=BRANCH), branch], lambda _: None)
+            said = capsys.readouterr().out
+            assert said.count("fewer runs at once than --max-parallel 2: ") == said.count("\n") == number
+            for one in (part, trunk, branch):
+                one.outputs[0].unlink()
+        assert "waits until enough of the 1 GPUs are free" in said
 
     def test_a_recipe_for_the_cpu_gets_none(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
