@@ -65,12 +65,13 @@ def runs() -> list[Run]:
 
 def smoke() -> list[Run]:
     """Two schedules that are too short to learn anything: shows in a minute or two that everything works."""
-    runs = _runs("smoke_{k}x", "smoke", [3, 2], init=SCRATCH, per_x=9, recipe="scratch_mask_rcnn_R_18_FPN_3x_gn")
-    return [
-        replace(run, changes=("SOLVER.MAX_ITER", str(end := run.iterations), "SOLVER.STEPS", str((end - 6, end - 2)),
-                "SOLVER.WARMUP_ITERS", "3", "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "9"))
-        for run in runs
-    ]  # fmt: skip
+    runs = []
+    for run in _runs("smoke_{k}x", "smoke", [3, 2], init=SCRATCH, per_x=9, recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"):
+        end = run.iterations
+        changes = ("SOLVER.MAX_ITER", str(end), "SOLVER.STEPS", str((end - 6, end - 2)), "SOLVER.WARMUP_ITERS", "3",
+                   "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "9")  # fmt: skip
+        runs.append(replace(run, changes=changes))
+    return runs
 
 
 def _runs(
@@ -78,7 +79,8 @@ def _runs(
 ) -> list[Run]:
     """``schedules`` with lengths in 1x of the miniature; the ``norm`` of the weights that a pre-trained one has."""
     is_pretrained = fields.get("init", name.partition("_")[0]) == PRETRAINED
-    common = {"folder": "Digits", "per_x": PER_X, "pretraining": f"pretrain_digits_R_18_{norm}" * is_pretrained or None}
+    pretraining = f"pretrain_digits_R_18_{norm}" if is_pretrained else None
+    common = {"folder": "Digits", "per_x": PER_X, "pretraining": pretraining}
     runs = schedules(name, places, {k: {} for k in lengths}, more, **{**common, **fields})
     return [replace(run, places=tuple(f"digits/{place}" for place in run.places)) for run in runs]
 

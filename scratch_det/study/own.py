@@ -61,11 +61,12 @@ def runs(path: Path) -> list[Run]:
 
 def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Run]:
     """The run, with the first of its seeds, and NAME_seed2 with seed 2."""
-    said, where = {field: entry.value for field, entry in fields.items()}, fields["recipe"].where
-    recipe, seeds, pretraining = (folder / said["recipe"]).absolute(), said.get("seeds", []), said.get("pretraining")
-    pairs = [(field.removeprefix(CHANGES), value) for field, value in said.items() if field.startswith(CHANGES)]
+    values, where = {field: entry.value for field, entry in fields.items()}, fields["recipe"].where
+    recipe = (folder / values["recipe"]).absolute()
+    seeds, pretraining = values.get("seeds", []), values.get("pretraining")
+    pairs = [(field.removeprefix(CHANGES), value) for field, value in values.items() if field.startswith(CHANGES)]
     changes = tuple(str(word) for pair in pairs for word in pair)
-    project = (folder / said["project"]).absolute() if "project" in said else None
+    project = (folder / values["project"]).absolute() if "project" in values else None
     try:
         if project:
             load_project(project)

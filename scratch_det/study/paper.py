@@ -1,6 +1,6 @@
 """The paper's runs that this repository has recipes for: a row for each model, with its places and reported numbers.
 
-The paper is *Rethinking ImageNet Pre-training* (arXiv 1811.08883); its numbers are on val2017 unless said.
+The paper is *Rethinking ImageNet Pre-training* (arXiv 1811.08883); its numbers are on val2017 unless noted otherwise.
 """
 
 from typing import Any

@@ -185,10 +185,11 @@ class Job:
         files = [out / run / "result.json" for run in self.needs if run != self.run.trunk]
         if self.start and not any((out / self.name / "checkpoints").glob("model_*.pth")):
             files.append(self.parent(out))
-        return [
-            *files,
-            *(path for path in (self.weights(out), self.config(out) if self.run.found_by else None) if path),
-        ]
+        if weights := self.weights(out):
+            files.append(weights)
+        if self.run.found_by:
+            files.append(self.config(out))
+        return files
 
     def overrides(self, out: Path) -> list[str]:
         """The keys that are changed in the recipe: ``KEY VALUE KEY VALUE ...``."""

@@ -37,8 +37,8 @@ class Slurm:
             text = self.path.read_text()
             self.template = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(text)
         except (OSError, TemplateError, UnicodeDecodeError) as error:
-            said = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"--slurm {template}: {said}; expected a job script such as docs/slurm.sh") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"--slurm {template}: {reason}; expected a job script such as docs/slurm.sh") from None
         self.template.globals["fail"] = self.fail
         example = Step("NAME", "NAME", ("tools/train_net.py",))
         if not text.startswith("#!") or shlex.join(example.command(launches=False)) not in self.script(example):
@@ -139,13 +139,14 @@ def squeue() -> list[QueuedJob]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
     except (OSError, subprocess.SubprocessError) as error:
-        said = last_line(getattr(error, "stderr", None) or "", str(error))
+        reason = last_line(getattr(error, "stderr", None) or "", str(error))
         raise UserError(
-            f"--launcher slurm: squeue does not answer ({said}); start it on a login node when it does, or use "
+            f"--launcher slurm: squeue does not answer ({reason}); start it on a login node when it does, or use "
             "--launcher local"
         ) from None
     return [QueuedJob(*row) for line in done.stdout.splitlines() if len(row := line.split(maxsplit=3)) > 2]
 
 
 def last_line(text: str, otherwise: str) -> str:
-    return [otherwise, *text.strip().splitlines()][-1]
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else otherwise

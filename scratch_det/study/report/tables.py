@@ -138,14 +138,14 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
     title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + ", on digits" * is_digits
     searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
-    said = [f"{name} chose {known[name].found}." for name in searches if name in known and known[name].found]
+    remarks = [f"{name} chose {known[name].found}." for name in searches if name in known and known[name].found]
     for one in records:
         if one.state in (FAILED, BLOCKED):
             error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
-            said.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
+            remarks.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
     if kind == "control":
         compared, verdict = _control(records)
-        return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *said))
+        return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
     shown = [one for one in records if one.run.kind != SEARCH and not (kind == "table3" and one.run.kind == PRETRAIN)]
     header, grid = _grid(kind, shown, known)
     cells = [cell for row in grid.values() for cell in row]
@@ -164,7 +164,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
     notes += [note.format(seeds=seeds) for sign, note in NOTES.items() if sign in text]
-    return Table(kind, title, tuple(header), tuple(rows), (*notes, *said))
+    return Table(kind, title, tuple(header), tuple(rows), (*notes, *remarks))
 
 
 def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list[str], dict[str, list[Cell]]]:
