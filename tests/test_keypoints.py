@@ -129,7 +129,7 @@ RECIPE = [
 ]
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.fixture
     def rejected(
         self, points_recipe: Path, train_net: Callable, capsys: pytest.CaptureFixture, tmp_path: Path

@@ -70,7 +70,7 @@ WRONG = {  # a value of the right type that this backend does not have
 }
 
 
-class TestRefusals:
+class TestRejections:
     def test_every_restricted_key_has_a_wrong_value_here(self, config: Config) -> None:
         assert set(WRONG) == set(allowed_values("torchvision", config("MODEL.KEYPOINT_ON", "True")))
 

@@ -308,7 +308,7 @@ class TestLog:
         assert lines[-1] == "images in all                    4,320,000  540,000"
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.mark.parametrize("scale_to", [None, 2])
     def test_a_batch_without_its_learning_rate(self, scale_to: int | None) -> None:
         assert rejection(recipe("SOLVER.IMS_PER_BATCH", 2), scale_to=scale_to) == (

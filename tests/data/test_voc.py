@@ -181,7 +181,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }  # fmt: skip
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_a_tree_that_is_not_complete(
         self, damage: str, voc: Path, prepare: Callable, capsys: pytest.CaptureFixture

@@ -26,7 +26,7 @@ class TestStop:
         with flag.listening():
             assert not flag.requested
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # the same request, handed on by a launcher as well
+            os.kill(os.getpid(), number)  # the same request, passed on by a launcher as well
             wait_for(lambda: flag.requested)
         assert signal.getsignal(number) == before
         assert Stopped(flag).exit_code == code

@@ -53,7 +53,7 @@ class TestBadInput:
         assert study_tool("plan", "table1", "--seconds-per-iter", -1)[0] == 2
 
     def test_no_data(self, study_tool: Callable, digits: Path, tmp_path: Path) -> None:
-        """Refused before anything is there."""
+        """Rejected before anything is written."""
         (digits / "train").rmdir()
         code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION)
         assert code == 2

@@ -236,7 +236,7 @@ class TestEnding:
         assert set(holders) == {os.getpid()}
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-    def test_a_request_to_stop_is_handed_on(self, study: Study, number: signal.Signals, code: int) -> None:
+    def test_a_request_to_stop_is_passed_on(self, study: Study, number: signal.Signals, code: int) -> None:
         """A terminal sends it to the whole group; runs hear of it from the launcher alone, once."""
         (study.out / f"{TRUNK}.wait").touch()
         process = in_a_process(study)

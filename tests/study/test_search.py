@@ -125,7 +125,7 @@ class TestGrid:
         assert names[3] == "trial_MODEL.FPN.NORM-empty_MODEL.ROI_BOX_HEAD.NORM-GN_SEED-1-2"
 
 
-class TestRefusals:
+class TestRejections:
     def test_a_runs_folder(self, search: Callable, tmp_path: Path) -> None:
         own = search()
         own.out.mkdir(parents=True)

@@ -25,7 +25,7 @@ from scratch_det.study.study import LOCK, Study
 MINUTES = 600.0
 
 
-class TestRefusals:
+class TestRejections:
     def rejected(self, study_tool: Callable, out: Path, *arguments: Any) -> str:
         code, said = study_tool("run", "digits/smoke", "--out", out, *arguments)
         assert (code, out.exists(), said.count("\n")) == (2, False, 1)

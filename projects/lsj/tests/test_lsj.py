@@ -196,7 +196,7 @@ class TestRecipes:
         assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.mark.parametrize(
         ("keys", "expected"),
         [
