@@ -85,7 +85,7 @@ class Analysis(NamedTuple):
 def analyze(backend: Any, cfg: CfgNode, size: tuple[int, int] | None = None) -> Analysis:
     """Build ``cfg``'s model and count one test image, padded as a batch is.
 
-    backend: a backend's ``model`` module. size: height and width in pixels, by default the recipe's test size. Box
+    backend: as ``backends.load`` returns it. size: height and width in pixels, by default the recipe's test size. Box
     heads, in each stage of a cascade, work on RPN.POST_NMS_TOPK_TEST proposals, other heads on
     TEST.DETECTIONS_PER_IMAGE boxes, so counts do not depend on what a model finds.
     Raises UserError for heads with other names, and when the recipe resizes no test image and no size is given.
@@ -189,7 +189,10 @@ def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]
 
 
 def describe_model(config_file: str, cfg: CfgNode, backend: str, size: tuple[int, int] | None, markdown: bool) -> str:
-    """What the model of ``cfg``, the keys of ``config_file``, is made of and costs; ``size`` as in ``analyze``."""
+    """What the model of ``cfg``, the keys of ``config_file``, is made of and costs; ``size`` as in ``analyze``.
+
+    Raises UserError as ``analyze`` does, and when the library of ``backend`` is installed but does not work.
+    """
     found = analyze(backends.load(backend), cfg, size)
     title = (
         f"{config_file}, backend {backend}: an image of {' x '.join(map(str, found.image))} with its padding, "

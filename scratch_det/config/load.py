@@ -17,7 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import missing_project
-from scratch_det.config.choices import PROJECT_KEYS
+from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
 from scratch_det.errors import ConfigError, did_you_mean, not_yaml, raise_problems
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
@@ -104,13 +104,13 @@ def load_config(
     """The defaults, changed by ``config_file`` and its bases, then by ``overrides`` (``KEY VALUE KEY VALUE ...``).
 
     defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
-    every unknown key and every wrong type with file and line.
+    every unknown key and every wrong type with file and line, and keys that a project's choice lists without adding.
     """
     in_files = list(_chain(Path(config_file), COMMAND_LINE, ()))
     in_command = _override_entries(overrides)
     cfg = defaults.clone() if defaults else get_cfg()
     known = flatten(cfg)
-    problems = _apply(cfg, in_files, known)
+    problems = [*_choices_without_keys(), *_apply(cfg, in_files, known)]
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
     if problems and (project := missing_project(Path(config_file))):
@@ -118,6 +118,18 @@ def load_config(
     raise_problems(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
     return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
+
+
+def _choices_without_keys() -> Iterator[str]:
+    """Every key that a Choice lists has a default: rules compare it with that."""
+    known = flatten(get_cfg())
+    for entries in (BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS):
+        for name, choice in entries.items():
+            if unknown := [key for key in choice.keys if key not in known]:
+                yield (
+                    f"the Choice {name!r} of a project lists {', '.join(unknown)}, expected keys that have a default; "
+                    "add it to PROJECT_KEYS, see projects/README.md"
+                )
 
 
 def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Entry]:

@@ -28,9 +28,9 @@ ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products
 UNKNOWN_SIZE = (math.inf, math.inf)
 WHOLE = "a whole number"
 PIXELS = "a whole number of pixels above 0"
-TEXT = "a text"
-NAME = "a number or a text"
-ANYTHING = "anything"  # or checked below
+TEXT = "a string"
+NAME = "a number or a string"
+ANYTHING = ""  # not checked, or checked below
 VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int) or (isinstance(value, float) and value.is_integer()),
     PIXELS: lambda value: isinstance(value, int) and value > 0,
@@ -43,6 +43,7 @@ FIELDS = {  # the lists of a COCO json, and what every entry needs
     "annotations": {"id": NAME, "image_id": WHOLE, "category_id": WHOLE, "bbox": ANYTHING},
     "categories": {"id": WHOLE, "name": ANYTHING},
 }
+NUMBERING = {"id": "number them", "image_id": "number the images", "category_id": "number the categories"}
 
 
 @dataclass(frozen=True)
@@ -67,38 +68,37 @@ class Problem:
         return f"{len(self.offenders)} {self.kind}: id {listed([self.shown.format(**one) for one in self.offenders])}"
 
 
-error, notice = partial(Problem, "error"), partial(Problem, "notice")
+fatal, notice = partial(Problem, "error"), partial(Problem, "notice")
 CHECKS = {  # in the order in which problems are reported
-    **{f"{section} fields": error(f"{section} without one of {', '.join(names)}") for section, names in FIELDS.items()},
-    **{f"{section} {name}": error(f"{section} whose {name} is not {value}",
-                                  "COCO's evaluation takes nothing else" if value == WHOLE else "")
-       for section, fields in FIELDS.items() for name, value in fields.items()},
-    **{f"{section} twice": error(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
-    "image_id": error("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
-    "category_id": error("annotations with an unknown category_id", "known category ids: {category_ids}",
+    **{f"{section} fields": fatal(f"{section} without one of {', '.join(names)}") for section, names in FIELDS.items()},
+    **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == WHOLE else "")
+       for section, fields in FIELDS.items() for name, value in fields.items() if value != ANYTHING},
+    **{f"{section} twice": fatal(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
+    "image_id": fatal("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
+    "category_id": fatal("annotations with an unknown category_id", "known category ids: {category_ids}",
         "{id} (category_id {category_id})"),
-    "bbox": error("annotations whose bbox is not [x, y, width, height] of numbers"),
-    "empty box": error("annotations with a box of no width or height",
+    "bbox": fatal("annotations whose bbox is not [x, y, width, height] of numbers"),
+    "empty box": fatal("annotations with a box of no width or height",
         "fix the boxes, or set 'drop_empty_boxes: true' in the data set's catalog entry"),
-    "box outside": error("annotations with a box that lies outside its image",
+    "box outside": fatal("annotations with a box that lies outside its image",
         "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
     "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
-    "mask": error("annotations whose segmentation is neither polygons of 3+ points nor RLE",
+    "mask": fatal("annotations whose segmentation is neither polygons of 3+ points nor RLE",
         "fix them, or train without masks (MODEL.MASK_ON False)"),
-    "RLE size": error("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
+    "RLE size": fatal("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
         "height x width", "fix them, or the image's height and width"),
     "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
         "crossing itself)", "such a part of a mask is empty"),
-    "keypoint names": error("categories without keypoints, a list of different names",
+    "keypoint names": fatal("categories without keypoints, a list of different names",
         "name them in the order of the annotations' x, y, v, or train without (MODEL.KEYPOINT_ON False)"),
-    "other names": error("categories whose keypoints or flip_map are not those of category {first_category}",
+    "other names": fatal("categories whose keypoints or flip_map are not those of category {first_category}",
         "one keypoint head predicts all classes: give all categories the same"),
-    "flip_map": error("categories whose flip_map is not a list of [name, name], each one of the keypoints and none "
+    "flip_map": fatal("categories whose flip_map is not a list of [name, name], each one of the keypoints and none "
         "twice", 'such as [["left_eye", "right_eye"]]: what changes places when an image is flipped'),
-    "keypoints": error("annotations whose keypoints are not x, y, v of {num_keypoints} points",
+    "keypoints": fatal("annotations whose keypoints are not x, y, v of {num_keypoints} points",
         "write {num_numbers} numbers, with 0, 0, 0 for what is not labelled"),
-    "v": error("annotations whose keypoints have a v other than 0, 1 or 2",
+    "v": fatal("annotations whose keypoints have a v other than 0, 1 or 2",
         "0 is not labelled, 1 hidden, 2 visible"),
     "num_keypoints": notice("annotations whose num_keypoints is not their number of keypoints with v above 0",
         "keypoint AP ignores objects with 0; a missing one is counted"),
@@ -106,7 +106,7 @@ CHECKS = {  # in the order in which problems are reported
         "AP of small, medium and large objects goes by it; a missing one counts as the box's"),
     "iscrowd": notice("annotations whose iscrowd is missing or neither 0 nor 1",
         "a missing one counts as 0, any other as 1"),
-    "file": error("images that are not in {image_root}", "complete the folder", "{id} ({file_name})"),
+    "file": fatal("images that are not in {image_root}", "complete the folder", "{id} ({file_name})"),
 }  # fmt: skip
 
 
@@ -185,8 +185,8 @@ def inspect_coco(
 ) -> tuple[CocoDataset | None, list[Problem]]:
     """Read one annotation file: the data set (None when its problems include an error), and every kind of problem.
 
-    See CHECKS; masks and keypoints are checked only where they are needed. Raises
-    DataError when the file is no json with COCO's three lists.
+    The kinds are those of CHECKS; masks and keypoints are checked only where they are needed. Raises DataError when the
+    file is no json with COCO's three lists.
     """
     with gc_paused():
         content, digest = _load(entry.json_file)
@@ -273,7 +273,7 @@ def find_problems(
     """
     if not content["images"] or not content["categories"]:
         counts = f"{len(content['images'])} images, {len(content['categories'])} categories"
-        return [error(f"data set '{entry.name}' is empty: {counts}")]
+        return [fatal(f"data set '{entry.name}' is empty: {counts}")]
     found: dict[str, list[Record]] = defaultdict(list)  # key of CHECKS -> offenders
     images, annotations, categories = (_sound_entries(section, content[section], found) for section in FIELDS)
     for key, section in (("image_id", "images"), ("category_id", "categories")):  # of broken entries too

@@ -122,6 +122,10 @@ class SampleSet(Dataset):
         except DataError as error:
             return [error]
 
+    def describe(self) -> str:
+        """The line for the log: what is trained on."""
+        raise NotImplementedError
+
 
 class TrainingSet(SampleSet):
     """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2."""
@@ -198,7 +202,7 @@ def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -
 
 
 def training_batches(
-    dataset: TrainingSet, cfg: CfgNode, start_iteration: int, world: World = ALONE, accumulate: int = 1
+    dataset: SampleSet, cfg: CfgNode, start_iteration: int, world: World = ALONE, accumulate: int = 1
 ) -> Iterator[list[Sample]]:
     """This rank's micro-batches from ``start_iteration`` to MAX_ITER, ``accumulate`` per iteration.
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
-from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.backends import AUTO, BACKENDS, library
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
@@ -98,7 +98,8 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
         if not world.is_main:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         plan = make_plan(request, world, task, report)
-        logger.info(f"recipe {report.sections[0].lines[0]}, writing to {plan.run_dir.path}/")
+        built_by = library(plan.backend)
+        logger.info(f"recipe {request.config_file}, backend {built_by}, writing to {plan.run_dir.path}/")
         for line in (line for section in report.sections if section.name == "batch" for line in section.lines):
             logger.info(line)
         for notice in report.messages("notice"):

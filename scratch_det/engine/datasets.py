@@ -18,7 +18,7 @@ SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
 PERSON = 17  # number of keypoints in COCO, which has sigmas only for these
 
 
-def read_data(section: Section, recipe: LoadedConfig, detection: bool, trains: bool) -> tuple[list[Any], list[Any]]:
+def read_data(section: Section, recipe: LoadedConfig, *, detection: bool, trains: bool) -> tuple[list[Any], list[Any]]:
     """Read DATASETS.TRAIN (if the run ``trains``) and TEST; compare them with each other and with the recipe.
 
     Sets the numbers of classes and keypoints in ``recipe.cfg``: the data decides. detection: COCO data sets, else
@@ -38,8 +38,9 @@ def read_data(section: Section, recipe: LoadedConfig, detection: bool, trains: b
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
         if detection and cfg.MODEL.KEYPOINT_ON:
             cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(first.keypoints)
-    for one, other in product(training, test) if detection else ():
-        add_problems(section, other.entry.name, shared_images(one, other))
+    if detection:
+        for one, other in product(training, test):
+            add_problems(section, other.entry.name, shared_images(one, other))
     return training, test
 
 

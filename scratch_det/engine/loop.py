@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from scratch_det.data.dataset import Sample, TrainingSet, training_batches
+from scratch_det.data.dataset import Sample, SampleSet, training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.engine.checkpointer import Checkpointer
@@ -94,7 +94,7 @@ class Trainer:
     accumulate: int = 1
     history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
-    def train(self, dataset: TrainingSet, evaluate: Callable[[int], object], until: int) -> None:
+    def train(self, dataset: SampleSet, evaluate: Callable[[int], object], until: int) -> None:
         """Train from ``state.iteration`` until ``until`` iterations are completed: MAX_ITER, or --stop-at.
 
         Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, except at MAX_ITER, and writes checkpoints.

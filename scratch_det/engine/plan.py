@@ -99,7 +99,7 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
         section.attempt(raise_problems, flag_problems(request, cfg, run_dir))
         note_start(section, request, cfg, run_dir, task)
     with report.section("data") as section:
-        training, test = read_data(section, recipe, task == DETECTION, not request.eval_only)
+        training, test = read_data(section, recipe, detection=task == DETECTION, trains=not request.eval_only)
     return Plan(task, request, cfg, backend, training, test, run_dir)
 
 

@@ -7,13 +7,12 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +23,9 @@ from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
-from scratch_det.data.catalog import datasets_root
+from scratch_det.data.catalog import ImageFolder, datasets_root
 from scratch_det.data.coco import CocoDataset, gc_paused
-from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.dataset import SampleSet, TrainingSet
 from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
@@ -37,7 +36,7 @@ from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
-from scratch_det.engine.state import TrainingBackend, build_state, pick_device, size_of
+from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
@@ -53,27 +52,74 @@ IMAGES_SHOWN = 12  # in predictions.png
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Protocol):
     """What differs between the detection and the classification that pre-trains a backbone.
 
-    load: from the name of a backend to the functions that build the model and compute losses. training_set: from config
-    and data to a dataset indexed by stream position, with ``describe()`` for the log. evaluate: as
-    ``scratch_det.evaluation.inference.evaluate``. best: the task and name of the metric that selects model_best.pth.
+    best: the task and name of the metric that selects model_best.pth.
     """
 
-    load: Callable[[str], TrainingBackend]
-    training_set: Callable[[CfgNode, list[Any]], Any]
-    evaluate: Callable[..., dict[str, Any]]
     best: tuple[str, str]
 
+    def load(self, backend: str) -> TrainingBackend:
+        """What builds the model and computes losses."""
 
-TASKS = {
-    DETECTION: Task(backends.load, TrainingSet, inference.evaluate, main_score("bbox")),
-    CLASSIFICATION: Task(
-        lambda _: classification, classification.FolderSet, classification.evaluate, main_score("classification")
-    ),
-}
+    def training_set(self, cfg: CfgNode, data: list[Any]) -> SampleSet:
+        """Samples by stream position."""
+
+    def evaluate(
+        self, backend: Any, model: nn.Module, cfg: CfgNode, data: Any, folder: Path, group: Group
+    ) -> dict[str, dict[str, float]]:
+        """Metrics in percent by task and name on one test set, on rank 0; empty elsewhere. May write into ``folder``.
+
+        Raises Stopped when the run was asked to stop.
+        """
+
+    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[Any]) -> None:
+        """Write what a complete run leaves beside its checkpoints, metrics and result.json; on rank 0."""
+
+
+class Detection:
+    """Boxes, and masks or keypoints where the recipe has them."""
+
+    best = main_score("bbox")
+
+    def load(self, backend: str) -> TrainingBackend:
+        return backends.load(backend)
+
+    def training_set(self, cfg: CfgNode, data: list[CocoDataset]) -> SampleSet:
+        return TrainingSet(cfg, data)
+
+    def evaluate(
+        self, backend: Any, model: nn.Module, cfg: CfgNode, data: CocoDataset, folder: Path, group: Group
+    ) -> dict[str, dict[str, float]]:
+        return inference.evaluate(backend, model, cfg, data, folder, group)
+
+    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
+        draw_pictures(cfg, run_dir, test)
+
+
+class Classification:
+    """The class of an image; leaves the backbone's weights."""
+
+    best = main_score("classification")
+
+    def load(self, backend: str) -> TrainingBackend:
+        return classification
+
+    def training_set(self, cfg: CfgNode, data: list[ImageFolder]) -> SampleSet:
+        return classification.FolderSet(cfg, data)
+
+    def evaluate(
+        self, backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, folder: Path, group: Group
+    ) -> dict[str, dict[str, float]]:
+        return classification.evaluate(backend, model, cfg, data, group)
+
+    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder]) -> None:
+        classification.save_backbone(run_dir.path, state)
+        draw_pictures(cfg, run_dir, [])
+
+
+TASKS: dict[str, Task] = {DETECTION: Detection(), CLASSIFICATION: Classification()}
 
 
 def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -130,9 +176,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
                 return report_paused(run_dir, state.iteration, max_iter)
             final = evaluate(max_iter)
             if group.is_main:
-                if plan.task == CLASSIFICATION:
-                    classification.save_backbone(run_dir.path, state)
-                draw_pictures(cfg, run_dir, test if plan.task == DETECTION else [])
+                task.conclude(cfg, run_dir, state, test)
                 finish(trainer, plan.backend, test, final)
 
 
@@ -205,16 +249,17 @@ def open_folder(
         return
     run_dir.create()
     log_to_file(run_dir.path / "log.txt")
-    for path in () if completed else (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
-        path.unlink(missing_ok=True)
+    if not completed:
+        for path in (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
+            path.unlink(missing_ok=True)
     write_atomically(run_dir.config, cfg.dump())
     earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
     begun_with = earlier.get("weights_sha256")
     if not completed:
         begun_with = sha256_of(fetch(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
-    environment |= {"weights_sha256": begun_with, "earlier_starts": starts}
-    run_dir.write_json(run_dir.environment.name, environment)
+    history = {"weights_sha256": begun_with, "earlier_starts": starts}
+    run_dir.write_json(run_dir.environment.name, {**environment, **history})
     if origin and origin.is_branch:  # record the parent, copy its metrics of the shared iterations
         parent = {"checkpoint": str(origin.checkpoint.resolve()), "sha256": sha256_of(origin.checkpoint),
                   "completed_iterations": completed, "switch": origin.is_switch}  # fmt: skip

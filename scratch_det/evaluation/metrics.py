@@ -90,9 +90,10 @@ def metrics_of(task: str) -> dict[str, Metric]:
 
 def main_metrics() -> dict[str, Metric]:
     """The first metric of each task, those with test-time augmentation included."""
-    metrics = all_metrics()
-    first = {name.partition("/")[0]: name for name in reversed(metrics)}  # the first name of a task stays
-    return {name: metric for name, metric in metrics.items() if name in first.values()}
+    first: dict[str, tuple[str, Metric]] = {}
+    for name, metric in all_metrics().items():
+        first.setdefault(name.partition("/")[0], (name, metric))
+    return dict(first.values())
 
 
 def main_score(task: str) -> tuple[str, str]:

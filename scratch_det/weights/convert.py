@@ -69,7 +69,8 @@ def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[st
     cascade = {}
     for name, tensor in tensors.items():
         if name.startswith(f"{BOX_DELTAS}."):  # torchvision regresses a box for the background too
-            tensor = tensor.unflatten(0, (-1, 4))[library == "torchvision" :].mean(0)
+            of_classes = tensor.unflatten(0, (-1, 4))
+            tensor = (of_classes[1:] if library == "torchvision" else of_classes).mean(0)
         if name.startswith((BOX_HEAD, BOX_PREDICTOR)):
             cascade |= {in_stage(name, str(k), library): tensor.clone() for k in range(stages)}
         else:

@@ -56,7 +56,7 @@ class TestProblems:
             (lambda a: a.update(area=-1), "notice", "area is missing or negative: id 101"),
             (lambda a: a.pop("iscrowd"), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
             (lambda a: a.update(iscrowd=2), "notice", "iscrowd is missing or neither 0 nor 1: id 101"),
-            (lambda a: a.update(id=[1]), "error", "whose id is not a number or a text: id [1]"),
+            (lambda a: a.update(id=[1]), "error", "whose id is not a number or a string: id [1]"),
             (lambda a: a.update(image_id="1"), "error", "whose image_id is not a whole number: id 101"),
         ],
     )
@@ -85,10 +85,14 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("section", "change", "text"),
         [
-            ("images", {"id": "3"}, "1 images whose id is not a whole number: id 3"),
+            (
+                "images",
+                {"id": "3"},
+                "1 images whose id is not a whole number: id 3",
+            ),
             ("images", {"id": 3.5}, "1 images whose id is not a whole number: id 3.5"),
             ("images", {"width": 0}, "1 images whose width is not a whole number of pixels above 0: id 3"),
-            ("images", {"file_name": 3}, "whose file_name is not a text: id 3"),
+            ("images", {"file_name": 3}, "whose file_name is not a string: id 3"),
             ("categories", {"id": [3]}, "1 categories whose id is not a whole number: id [3]"),
         ],
     )
@@ -103,6 +107,12 @@ class TestProblems:
         [(severity, message)] = found()
         assert severity == "error"
         assert text in message
+
+    def test_a_wrong_number_has_a_fix(self, coco_factory):
+        coco_factory(change=lambda c: (c["images"][0].update(id="1"), c["annotations"][2].update(image_id="1")))
+        fixes = {one.kind: one.fix for one in inspect_coco(lookup("toy_train"), need_masks=True)[1]}
+        assert fixes["images whose id is not a whole number"] == "number them"
+        assert fixes["annotations whose image_id is not a whole number"] == "number the images"
 
     def test_every_kind_is_found_at_once(self, coco_factory):
         def damage(content):

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, restored_registries
 from four_maps import FourMaps
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -265,6 +265,19 @@ class TestRules:
             load_project(ROOT / "projects")
         with pytest.raises(UserError, match=r"has no function add\(\)"):
             load_project(ROOT / "scratch_det")
+
+    def test_a_choice_with_a_key_that_is_nowhere(self, tmp_path: Path) -> None:
+        (tmp_path / "keyless").mkdir()
+        (tmp_path / "keyless/__init__.py").write_text(
+            "from scratch_det.config.choices import BACKBONES, Choice\n"
+            "def add():\n"
+            "    BACKBONES['keyless'] = Choice('keyless:Net', ('MODEL.KEYLESS.NORM', 'MODEL.RESNETS.NORM'))\n"
+        )
+        message = r"the Choice 'keyless' of a project lists MODEL\.KEYLESS\.NORM, expected keys (.|\n)*PROJECT_KEYS"
+        with restored_registries():
+            load_project(tmp_path / "keyless")
+            with pytest.raises(ConfigError, match=message):
+                load_config(MODEL)
 
     @pytest.mark.parametrize(
         ("name", "message"), [("my.net", "is no name for a Python package"), ("json", "has the same name; rename")]
