@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import cv2
@@ -15,16 +15,15 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from scratch_det.data.digits import (
+from scratch_det.data.digits import build, make_digits
+from scratch_det.data.digits_scene import (
     MAX_DIGITS,
     MIN_VISIBLE,
     annotation_entries,
-    build,
     compose,
     extreme_pixels,
     fill_holes,
     load_material,
-    make_digits,
     photograph_names,
 )
 from scratch_det.errors import UserError
@@ -122,7 +121,7 @@ def test_val_shares_nothing_with_train(digits):
 
 
 def test_pretraining_uses_train_material_only(digits):
-    scans = load_material().splits
+    scans = {split: list(chain(*indices)) for split, indices in load_material().splits.items()}
     assert set(scans["pretrain_train"]) | set(scans["pretrain_val"]) == set(scans["train"])
     assert not set(scans["pretrain_train"]) & set(scans["pretrain_val"])
     assert photograph_names("pretrain_train") == photograph_names("pretrain_val") == photograph_names("train")
