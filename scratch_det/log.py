@@ -26,7 +26,7 @@ class ConsoleHandler(logging.StreamHandler):
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Keep quiet about a closed pipe: log.txt has the lines, and ``exit_on_user_error`` reports it at the end."""
+        """Keep quiet about a closed pipe, as by ``| head``: the run goes on, and log.txt has every line."""
         if not isinstance(sys.exception(), BrokenPipeError):
             super().handleError(record)
 

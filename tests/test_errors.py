@@ -3,11 +3,14 @@
 import errno
 import logging
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from scratch_det.command_line import exit_on_user_error
+from scratch_det.command_line import UNREAD, exit_on_user_error
 from scratch_det.errors import ConfigError, DataError, Report
 from scratch_det.log import ConsoleHandler
 
@@ -63,6 +66,25 @@ class TestExit:
             with pytest.raises(SystemExit, match=code), exit_on_user_error(**keywords):
                 print("a line")
         assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("prepare_digits.py --train 1 --val 1 --out", 2), ("study.py status --out", 0)]
+)
+def test_a_tool_whose_output_is_closed(command: str, code: int, tmp_path: Path) -> None:
+    """A tool that makes something does not call that a success, one that only reads does."""
+    tool, *flags = command.split()
+    if tool == "study.py":
+        begun = [sys.executable, ROOT / "tools/study.py", "plan", "digits/smoke", "--json", "--out", tmp_path / "made"]
+        subprocess.run(begun, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        ended = subprocess.run(
+            [sys.executable, ROOT / "tools" / tool, *flags, tmp_path / "made"],
+            cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=closed, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (code, f"error: {UNREAD}\n" if code else "")
 
 
 def test_a_closed_pipe_is_no_error_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
