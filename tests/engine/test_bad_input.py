@@ -97,7 +97,7 @@ class TestRecipes:
             ("SEED: 1", "\tSEED: 1", "not valid YAML"),
             ("SEED: 1", "SEED: 1\nSEED: 2", "SEED is already in line"),
         ],
-        ids=["unknown key", "wrong type", "wrong type with mend", "bracket", "tab", "twice"],
+        ids=["unknown key", "wrong type", "wrong type with fix", "bracket", "tab", "twice"],
     )
     def test_mistakes_name_file_and_line(self, rejected, toy_recipe, old, new, expected):
         text = toy_recipe.read_text().replace("MODEL:\n", "MODEL:\n  MASK_ON: true\n")
