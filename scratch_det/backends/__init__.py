@@ -54,8 +54,11 @@ class Backend(Protocol):
         [N, K, 3]: x, y and score, in continuous coordinates like the boxes.
         """
 
-    def detect(self, model: "nn.Module", batch: Batch) -> "list[dict[str, Tensor]]":
-        """Only ``boxes``, ``scores`` and ``labels``, in pixels of the network's input. Evaluation mode, on the CPU."""
+    def detect(self, model: "nn.Module", batch: Batch, candidates: bool = False) -> "list[dict[str, Tensor]]":
+        """Only ``boxes``, ``scores`` and ``labels``, in pixels of the network's input. Evaluation mode, on the CPU.
+
+        candidates: all boxes with SCORE_THRESH_TEST or more, those included that NMS or DETECTIONS_PER_IMAGE leave out.
+        """
 
     def shapes(self, model: "nn.Module", batch: Batch, found: "list[dict[str, Tensor]]") -> "list[dict[str, Tensor]]":
         """Masks and keypoints of given ``boxes`` (pixels of the network's input) and ``labels``, one entry per image.

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -32,7 +31,7 @@ from torch.utils.data import Sampler
 from scratch_det.backends import Batch
 from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.config.load import flatten, set_key, with_project_keys
-from scratch_det.data.catalog import lookup
+from scratch_det.data.detectron2_catalog import register_data_sets
 from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
@@ -72,6 +71,15 @@ def register_backbones() -> None:
     for name in backbone_names():
         if name not in BACKBONE_REGISTRY:
             BACKBONE_REGISTRY._do_register(name, build_backbone)
+
+
+def register(names: Iterable[str] | None = None) -> None:
+    """Make this repository's backbones and data sets known to detectron2's own tools.
+
+    names: of the data sets, see ``scratch_det.data.detectron2_catalog``; None for all that are on disk.
+    """
+    register_backbones()
+    register_data_sets(names)
 
 
 def build(cfg: CfgNode) -> nn.Module:
@@ -125,10 +133,16 @@ def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def detect(model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+def detect(model: nn.Module, batch: Batch, candidates: bool = False) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
     box_model, box_heads = copy(model.eval()), copy(model.roi_heads)  # which share all layers with the model
     box_heads.mask_on = box_heads.keypoint_on = False
+    if candidates:
+        several = box_heads.box_predictor if isinstance(box_heads.box_predictor, nn.ModuleList) else None
+        predictor = copy(several[-1] if several else box_heads.box_predictor)
+        predictor.test_nms_thresh, predictor.test_topk_per_image = 1.0, -1  # no IoU is above 1; no limit
+        predictor = nn.ModuleList([*several[:-1], predictor]) if several else predictor
+        box_heads._modules = {**box_heads._modules, "box_predictor": predictor}
     box_model._modules = {**model._modules, "roi_heads": box_heads}
     return [_as_dict(one.to("cpu")) for one in box_model.inference(batch, do_postprocess=False)]
 
@@ -222,10 +236,7 @@ def train_plainly(
     spec.loader.exec_module(module)
     stock = stock_cfg(cfg, device=cfg.MODEL.DEVICE)
     stock.DATALOADER.ASPECT_RATIO_GROUPING = False  # the order is given
-    for name in stock.DATASETS.TRAIN:
-        if name not in DatasetCatalog.list():
-            entry = lookup(name)
-            register_coco_instances(name, {}, str(entry.json_file), str(entry.image_root))
+    register_data_sets(stock.DATASETS.TRAIN)
 
     def loader(stock: CfgNode) -> Iterator[Any]:
         filters = stock.DATALOADER.FILTER_EMPTY_ANNOTATIONS

@@ -14,7 +14,7 @@ from scratch_det.errors import ConfigError, did_you_mean
 
 LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
-POOLERS = ("ROIAlign", "ROIAlignV2")
+POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 RESNET = "build_resnet_fpn_backbone"
 
 # Keys that have to stay at detectron2's default with any backend, because this repository's data, loop and evaluation
@@ -27,7 +27,7 @@ FIXED_BY_LOOP = (
 # Keys that have to stay at detectron2's default with the torchvision backend.
 FIXED_BY_TORCHVISION = (
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "MODEL.ANCHOR_GENERATOR.NAME", "MODEL.RPN.HEAD_NAME",
-    "MODEL.RPN.BOUNDARY_THRESH", "MODEL.RPN.IOU_LABELS", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_HEADS.IOU_LABELS",
+    "MODEL.RPN.IOU_LABELS", "MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_HEADS.IOU_LABELS",
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "MODEL.ROI_MASK_HEAD.NAME",
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "MODEL.ROI_KEYPOINT_HEAD.NAME",

@@ -1,5 +1,7 @@
 """The torchvision backend: Faster, Mask and Keypoint R-CNN from the parts of ``torchvision.models.detection``."""
 
+import sys
+from copy import copy
 from typing import Any
 
 import torch
@@ -81,7 +83,8 @@ class GeneralizedRCNN(nn.Module):
         images, features = self.extract_features(batch)
         device = images.tensors.device
         targets = [
-            {key: sample[key].to(device, non_blocking=True) for key in TRUTH if key in sample} for sample in batch
+            {key: sample[key].to(device, non_blocking=True) for key in TRUTH if key in sample} | {"size": size}
+            for sample, size in zip(batch, images.image_sizes, strict=True)
         ]
         proposals, of_rpn = self.rpn(images, features, targets)
         losses = self.roi_heads.losses(features, proposals, targets, images.image_sizes)
@@ -133,8 +136,12 @@ def predict(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def detect(model: GeneralizedRCNN, batch: Batch) -> list[dict[str, Tensor]]:
+def detect(model: GeneralizedRCNN, batch: Batch, candidates: bool = False) -> list[dict[str, Tensor]]:
     """See ``Backend``."""
+    if candidates:
+        model, heads = copy(model), copy(model.roi_heads)  # which share all layers with the model
+        heads.nms_thresh, heads.detections_per_img = 1.0, sys.maxsize  # no IoU is above 1
+        model._modules = {**model._modules, "roi_heads": heads}
     found, _ = model.eval().detect(batch)
     return [{name: value.cpu() for name, value in one.items()} for one in found]
 

@@ -10,6 +10,8 @@ background in slot 0: only ``RoIHeads.losses`` adds 1, and only ``RoIHeads.detec
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import keypoints_to_heatmap, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_align
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_align, roi_pool
 
 from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.ops import mask_targets
@@ -94,6 +96,22 @@ class RPN(RegionProposalNetwork):
         )  # fmt: skip
         self.box_coder, self.keys = BoxCoder(weights=tuple(keys.BBOX_REG_WEIGHTS)), keys
 
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels and true boxes of the anchors. A target has the image's ``size`` (height, width) without padding.
+
+        With BOUNDARY_THRESH from 0 on, anchors that stick out of their image by more are ignored, after matching as in
+        detectron2.
+        """
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        margin = self.keys.BOUNDARY_THRESH
+        for label, anchor, target in zip(labels, anchors, targets, strict=True) if margin >= 0 else ():
+            height, width = target["size"]
+            (x1, y1, x2, y2), right, bottom = anchor.unbind(1), width + margin, height + margin
+            label[(x1 < -margin) | (y1 < -margin) | (x2 >= right) | (y2 >= bottom)] = -1
+        return labels, boxes
+
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -109,19 +127,21 @@ class RPN(RegionProposalNetwork):
 
 
 class ROIPooler(nn.Module):
-    """RoIAlign from the pyramid level that fits a box's size.
+    """RoIAlign or RoIPool from the pyramid level that fits a box's size.
 
     Args:
+        kind: ROIAlign, ROIAlignV2 (shifted by half a pixel) or ROIPool.
         strides: of the maps to pool from, by name: a power of 2, each twice the one before.
         resolution: output is [N, C, resolution, resolution].
-        sampling_ratio: samples per bin and axis; 0 adapts to the bin's size.
-        aligned: shift by half a pixel (detectron2's ROIAlignV2) or not (ROIAlign).
+        sampling_ratio: samples of RoIAlign per bin and axis; 0 adapts to the bin's size.
     """
 
-    def __init__(self, strides: dict[str, int], resolution: int, sampling_ratio: int, aligned: bool):
+    def __init__(self, kind: str, strides: dict[str, int], resolution: int, sampling_ratio: int):
         super().__init__()
         self.strides, self.resolution = strides, resolution
-        self.sampling_ratio, self.aligned = sampling_ratio, aligned
+        self.pool = roi_pool
+        if kind != "ROIPool":
+            self.pool = partial(roi_align, sampling_ratio=sampling_ratio, aligned=kind == "ROIAlignV2")
         self.first_level = min(strides.values()).bit_length() - 1
 
     def forward(self, features: Maps, boxes: list[Tensor]) -> Tensor:
@@ -135,8 +155,7 @@ class ROIPooler(nn.Module):
         pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
         for level, (name, stride) in enumerate(self.strides.items()):
             chosen = (levels == level).nonzero()[:, 0]
-            maps = features[name].float()
-            values = roi_align(maps, rois[chosen], self.resolution, 1 / stride, self.sampling_ratio, self.aligned)
+            values = self.pool(features[name].float(), rois[chosen], self.resolution, 1 / stride)
             pooled = pooled.index_copy(0, chosen, values)
         return pooled
 
@@ -188,8 +207,7 @@ class RoIHeads(TorchvisionRoIHeads):
         )
 
         def pooler(head: CfgNode) -> ROIPooler:
-            aligned = head.POOLER_TYPE == "ROIAlignV2"
-            return ROIPooler(strides, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, aligned)
+            return ROIPooler(head.POOLER_TYPE, strides, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO)
 
         # Layers draw random weights in this order; another order would be another training.
         parts, is_cascade = {"box_roi_pool": pooler(box)}, keys.NAME == "CascadeROIHeads"

@@ -11,7 +11,10 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-PROJECT_KEYS: dict[str, Any] = {}  # dotted keys with their defaults, which a project adds to detectron2's
+# Dotted keys with their defaults that detectron2 does not have: this repository's own, and those that projects add.
+PROJECT_KEYS: dict[str, Any] = {
+    "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote
+}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its
     "INPUT.MAX_SIZE_TRAIN": (lambda side: side >= 1, "pixels of the longer side, such as 1333"),
     "INPUT.MIN_SIZE_TEST": (lambda side: side >= 0, "0 or more"),
     "INPUT.MAX_SIZE_TEST": (lambda side: side >= 1, "1 or more"),
+    "TEST.AUG.VOTE_THRESH": (lambda iou: 0 <= iou <= 1, "an IoU above 0 and at most 1, or 0 for no vote"),
     "TEST.DETECTIONS_PER_IMAGE": (lambda n: n >= 1, "1 or more; a large number keeps all"),  # as -1 does in detectron2
     # An empty name is the current folder, which nobody wants filled with a run.
     "OUTPUT_DIR": (lambda folder: folder.strip(), "a folder; set OUTPUT_DIR output/NAME"),

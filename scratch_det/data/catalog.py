@@ -4,6 +4,7 @@ Needs no torch.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -74,7 +75,13 @@ def lookup(name: str) -> DatasetEntry:
 
     An entry of ``<root>/catalog.yaml`` replaces a built-in one. Raises DataError for an unknown name, for a malformed
     entry, and when the json or the image folder is missing (the message has the expected paths and what was found).
+    A name that no catalog has is looked up in detectron2's DatasetCatalog, once a project has imported that.
     """
+    if "detectron2.data" in sys.modules and name not in catalog_entries():
+        from scratch_det.data.detectron2_catalog import entry_of
+
+        if entry := entry_of(name):
+            return entry
     fields, catalog, [json_file, images] = _find(name, {"json": "PATH", "images": "FOLDER"}, ("ap", "drop_empty_boxes"))
     if (ap := fields.get("ap")) not in (None, *VOC_AP):
         raise DataError(

@@ -4,6 +4,9 @@ Test-time augmentation is as in detectron2: the image is resized to several size
 detected separately; boxes are mapped back to the original image; NMS per class chooses among them; the mask of a chosen
 box is the mean over all views. Heat maps of keypoints are averaged too, as in Detectron (detectron2 does not support
 keypoints here). Views are made from the original image, not from a resized one.
+
+With TEST.AUG.VOTE_THRESH, as in Detectron, boxes are chosen among all candidates of all views, without NMS and a limit
+in each view, and candidates vote for the place of a chosen box.
 """
 
 import json
@@ -18,7 +21,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_area, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, evaluation_batches
@@ -139,9 +142,9 @@ def predict_augmented(
     flip_indices: of keypoints (see ``CocoDataset``), needed where the model predicts keypoints and views are flipped.
     """
     views, height, width = views_of(sample, cfg), sample["height"], sample["width"]
-    detections = []
+    detections, votes = [], cfg.TEST.AUG.VOTE_THRESH > 0
     for view, is_flipped in views:
-        (found,) = backend.detect(model, [view])
+        (found,) = backend.detect(model, [view], candidates=votes)
         boxes = _flip_boxes(found["boxes"], view) if is_flipped else found["boxes"]
         detections.append({**found, "boxes": boxes / _scale(view)})
     found = merge(detections, cfg)
@@ -186,7 +189,20 @@ def merge(detections: list[dict[str, Tensor]], cfg: CfgNode) -> dict[str, Tensor
     """The detections of all views, sorted by descending score: NMS within each class, at most DETECTIONS_PER_IMAGE."""
     union = {name: torch.cat([one[name] for one in detections]) for name in ("boxes", "scores", "labels")}
     kept = batched_nms(union["boxes"], union["scores"], union["labels"], cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST)
-    return {name: value[kept[: cfg.TEST.DETECTIONS_PER_IMAGE]] for name, value in union.items()}
+    found = {name: value[kept[: cfg.TEST.DETECTIONS_PER_IMAGE]] for name, value in union.items()}
+    return {**found, "boxes": vote(found, union, threshold)} if (threshold := cfg.TEST.AUG.VOTE_THRESH) else found
+
+
+def vote(found: dict[str, Tensor], candidates: dict[str, Tensor], threshold: float) -> Tensor:
+    """Boxes [N, 4]: the mean, weighted by score, of all candidates of a box's class from IoU ``threshold`` on.
+
+    This is Detectron's box voting (BBOX_VOTE with scores as they are; Gidaris & Komodakis 2015). A box is one of the
+    candidates, so it has a vote itself.
+    """
+    voters = box_iou(found["boxes"], candidates["boxes"]) >= threshold
+    weights = candidates["scores"] * (voters & (found["labels"][:, None] == candidates["labels"]))
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights @ candidates["boxes"] / total, found["boxes"])  # 0: without area
 
 
 def relative_cost(cfg: CfgNode, height: int, width: int) -> float:

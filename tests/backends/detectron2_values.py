@@ -53,7 +53,7 @@ class Pooling:
         self.boxes = list(torch.cat([corners, corners + sides], dim=2))
 
     def ours(self) -> Values:
-        return {"pooled": ROIPooler(STRIDES, 2, self.ratio, self.kind == "ROIAlignV2")(self.maps, self.boxes)}
+        return {"pooled": ROIPooler(self.kind, STRIDES, 2, self.ratio)(self.maps, self.boxes)}
 
     def theirs(self) -> Values:
         from detectron2.modeling.poolers import ROIPooler as TheirPooler
@@ -72,7 +72,7 @@ class Levels:
 
     def ours(self) -> Values:
         maps = {name: torch.full((1, 1, 256 >> i, 1024 >> i), float(i)) for i, name in enumerate(STRIDES)}
-        pooled = ROIPooler(STRIDES, 1, 1, aligned=True)(maps, [self.boxes])  # constant maps tell the level
+        pooled = ROIPooler("ROIAlignV2", STRIDES, 1, 1)(maps, [self.boxes])  # constant maps tell the level
         return {"levels": pooled.flatten().round().to(torch.int64)}
 
     def theirs(self) -> Values:
@@ -287,6 +287,7 @@ VGG16 = [
     "MODEL.ANCHOR_GENERATOR.SIZES", "[[8, 16, 32]]", "MODEL.ROI_BOX_HEAD.NUM_CONV", "0", "MODEL.ROI_BOX_HEAD.NUM_FC",
     "2",
 ]  # fmt: skip
+BORDER = ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.RPN.BOUNDARY_THRESH", "4"]
 KEYPOINTS = [
     "MODEL.KEYPOINT_ON", "True", "MODEL.MASK_ON", "False", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)",
     "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "3",
@@ -382,6 +383,7 @@ class Model:
 
 CASES = {
     **{f"{kind}, {ratio} samples": Pooling(kind, ratio) for kind in ("ROIAlign", "ROIAlignV2") for ratio in (0, 2)},
+    "ROIPool": Pooling("ROIPool", 0),
     "levels": Levels(),
     **{f"anchors, offset {offset}": Grid(offset) for offset in (0.0, 0.5)},
     **{f"RPN losses, beta {beta}": RPNLosses(beta) for beta in (0.0, 0.5)},
@@ -395,6 +397,7 @@ CASES = {
     "model: R50 BN, ROIAlign, smooth L1": Model("quickstart", *R50_BN, salt="3"),
     "model: cascade": Model("quickstart", *CASCADE),
     "model: VGG-16": Model("vgg16", *VGG16),
+    "model: VGG-16, ROIPool, border": Model("vgg16", *VGG16, *BORDER),
     "model: keypoints": Model("keypoints", *KEYPOINTS),
     "model: masks and keypoints, ROIAlign": Model("keypoints", *BOTH_HEADS),
 }

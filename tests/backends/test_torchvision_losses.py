@@ -75,27 +75,27 @@ class TestPooling:
         sides = [1, 111, 112, 223, 224, 447, 448, 2000]
         levels = {name: torch.full((1, 1, 512 >> i, 512 >> i), 2.0 + i) for i, name in enumerate(STRIDES)}
         boxes = boxes_of(*[(10, 10, 10 + side, 10 + side) for side in sides])
-        pooled = ROIPooler(STRIDES, 7, 2, aligned=True)(levels, [boxes])
+        pooled = ROIPooler("ROIAlignV2", STRIDES, 7, 2)(levels, [boxes])
         assert pooled[:, 0, 0, 0].tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
 
     def test_images_keep_their_order(self) -> None:
         levels = {name: torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 64, 64) for name in STRIDES}
         boxes = [boxes_of((0, 0, 9, 9)), boxes_of((0, 0, 500, 500), (0, 0, 9, 9))]
-        assert ROIPooler(STRIDES, 1, 1, aligned=False)(levels, boxes).flatten().tolist() == [0, 1, 1]
+        assert ROIPooler("ROIAlign", STRIDES, 1, 1)(levels, boxes).flatten().tolist() == [0, 1, 1]
 
     def test_no_boxes(self) -> None:
         levels = {name: torch.ones(1, 3, 8, 8) for name in STRIDES}
-        assert ROIPooler(STRIDES, 7, 2, aligned=True)(levels, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
+        assert ROIPooler("ROIAlignV2", STRIDES, 7, 2)(levels, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
 
-    @pytest.mark.parametrize(("aligned", "expected"), [(True, 2.5), (False, 3.0)])
-    def test_alignment(self, aligned: bool, expected: float) -> None:
+    @pytest.mark.parametrize(("kind", "expected"), [("ROIAlignV2", 2.5), ("ROIAlign", 3.0)])
+    def test_alignment(self, kind: str, expected: float) -> None:
         """A map whose value is the column, a box from column 2 to 4: its centre, with or without the half pixel."""
         columns = torch.arange(16.0).expand(1, 1, 16, 16)
-        pooled = ROIPooler(STRIDES, 1, 1, aligned)(dict.fromkeys(STRIDES, columns), [boxes_of((8, 8, 16, 16))])
+        pooled = ROIPooler(kind, STRIDES, 1, 1)(dict.fromkeys(STRIDES, columns), [boxes_of((8, 8, 16, 16))])
         assert pooled.item() == expected
 
     @pytest.mark.detectron2
-    @pytest.mark.parametrize("kind", ["ROIAlign", "ROIAlignV2"])
+    @pytest.mark.parametrize("kind", ["ROIAlign", "ROIAlignV2", "ROIPool"])
     @pytest.mark.parametrize("ratio", [0, 2])
     def test_equals_detectron2s(self, kind: str, ratio: int) -> None:
         from detectron2.modeling.poolers import ROIPooler as TheirPooler
@@ -107,7 +107,7 @@ class TestPooling:
         boxes = list(torch.cat([corners, corners + torch.rand(2, 40, 2) ** 3 * 900], dim=2))
         theirs = TheirPooler(7, [1 / 4, 1 / 8, 1 / 16, 1 / 32], ratio, kind)
         expected = theirs(list(levels.values()), [Boxes(one) for one in boxes])
-        torch.testing.assert_close(ROIPooler(STRIDES, 7, ratio, kind == "ROIAlignV2")(levels, boxes), expected)
+        torch.testing.assert_close(ROIPooler(kind, STRIDES, 7, ratio)(levels, boxes), expected)
 
 
 class TestLosses:

@@ -80,11 +80,37 @@ class TestMerging:
         assert found["scores"].tolist() == pytest.approx(kept)
         assert found["boxes"][0].tolist() == [0, 0, 10, 20]
 
+    def test_vote(self, config: Config) -> None:
+        """The second of the class overlaps the first by 0.96, the third by 0.67: x1 is (0.9 * 0 + 0.6 * 2) / 1.5."""
+        boxes = boxes_of((0, 0, 100, 100), (2, 0, 102, 100), (20, 0, 120, 100), (4, 0, 104, 100))
+        every = {"boxes": boxes, "scores": torch.tensor([0.9, 0.6, 0.5, 0.7]), "labels": torch.tensor([1, 1, 1, 2])}
+        found = merge([every], config("TEST.AUG.VOTE_THRESH", "0.9"))
+        assert found["scores"].tolist() == pytest.approx([0.9, 0.7])
+        torch.testing.assert_close(found["boxes"], boxes_of((0.8, 0, 100.8, 100), (4, 0, 104, 100)))
+        found = merge([every], config("TEST.AUG.VOTE_THRESH", "0.97"))
+        torch.testing.assert_close(found["boxes"], boxes[[0, 3]])
+
+    @pytest.mark.parametrize("name", INSTALLED)
+    def test_candidates_are_all_boxes_above_the_threshold(self, name: str, config: Config) -> None:
+        """NMS of the candidates and the limit give the plain detections, and the model keeps its own limits."""
+        cfg, backend = (
+            config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02", "MODEL.MASK_ON", "False"),
+            backends.load(name),
+        )
+        torch.manual_seed(0)
+        model = backend.build(cfg)
+        (plain,), (every,) = backend.detect(model, [sample(64, 96)]), backend.detect(model, [sample(64, 96)], True)
+        assert len(every["scores"]) > len(plain["scores"]) > 0
+        found = merge([every], cfg)
+        torch.testing.assert_close(found["boxes"], plain["boxes"])
+        (again,) = backend.detect(model, [sample(64, 96)])
+        assert again["boxes"].equal(plain["boxes"])
+
     @pytest.mark.parametrize(("flipped", "columns"), [(0.3, (0, 89)), (0.2, (0, 44))])
     def test_masks_are_the_mean_over_the_views(self, flipped: float, columns: tuple[int, int], config: Config) -> None:
         """0.9 in the left half of the box, 0.75 in the right one; flipped views say ``flipped`` of the right one."""
 
-        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        def detect(model: None, batch: list[dict[str, Any]], candidates: bool = False) -> list[dict[str, torch.Tensor]]:
             height, width = batch[0]["image"].shape[1:]
             size = boxes_of((0, 0, width, height))
             return [{"boxes": size, "scores": torch.tensor([0.9]), "labels": torch.tensor([4])}]
@@ -104,7 +130,7 @@ class TestMerging:
         assert (where.min(), where.max()) == pytest.approx(columns, abs=2)
 
     def test_boxes_are_clipped_and_empty_ones_dropped(self, config: Config) -> None:
-        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        def detect(model: None, batch: list[dict[str, Any]], candidates: bool = False) -> list[dict[str, torch.Tensor]]:
             height, width = batch[0]["image"].shape[1:]
             boxes = boxes_of((-9, -9, 2 * width, 2 * height), (-5, 0, 0, 10))
             return [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([4, 5])}]
@@ -123,7 +149,7 @@ class TestMerging:
         def is_mirrored(view: dict[str, Any]) -> bool:
             return bool(view["image"][0, 0, 0] < view["image"][0, 0, -1])
 
-        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        def detect(model: None, batch: list[dict[str, Any]], candidates: bool = False) -> list[dict[str, torch.Tensor]]:
             height, width = batch[0]["image"].shape[1:]
             x1, y1, x2, y2 = box * torch.tensor([width / 90, height / 60] * 2)
             found = (width - x2, y1, width - x1, y2) if is_mirrored(batch[0]) else (x1, y1, x2, y2)
@@ -153,7 +179,7 @@ class TestMerging:
                 maps[0, point, row, column] = 9.0
             return [{"heat_maps": maps}]
 
-        def detect(model: None, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        def detect(model: None, batch: list[dict[str, Any]], candidates: bool = False) -> list[dict[str, torch.Tensor]]:
             height, width = batch[0]["image"].shape[1:]
             x1, y1, x2, y2 = box * torch.tensor([width / 56, height / 56] * 2)
             return [{"boxes": boxes_of((x1, y1, x2, y2)), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}]
