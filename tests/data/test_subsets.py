@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import load_tool
 
+from scratch_det.data import subsets
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.data.subsets import draw_order, make_subsets
@@ -65,6 +66,37 @@ def test_what_is_written(source: Path, datasets_root: Path) -> None:
     assert (datasets_root / "catalog.yaml").read_text() == before
 
 
+def test_given_ids(source: Path, tmp_path: Path) -> None:
+    """Of another annotation file the images that both have, of a list every image; ids are taken as they are."""
+    (tmp_path / "other.json").write_text(json.dumps({"images": [{"id": number} for number in (99, 7, 3, 100)]}))
+    (tmp_path / "list.txt").write_text("5\n4 5\n")
+    files = {"other": tmp_path / "other.json", "mine": tmp_path / "list.txt"}
+    made = make_subsets("toy", [10], keep_lost=True, ids_of=files)
+    assert [(one.name, one.images) for one in made] == [("toy_10", 10), ("toy_other", 2), ("toy_mine", 2)]
+    assert [ids(one.json_file) for one in made[1:]] == [[3, 7], [4, 5]]
+    assert json.loads(made[1].json_file.read_text())["subset"]["ids"] == "other.json"
+    for text, said in (
+        ("5 99", "image 99, which toy does not have"),
+        ("", "no image"),
+        ("five", "expected a COCO json"),
+    ):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(DataError, match=said):
+            make_subsets("toy", [], ids_of=files)
+
+
+def test_35k_are_those_of_val2014(coco_factory: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of train2017 that come from val2014, where its annotations are; else a random draw of that size."""
+    source = coco_factory("coco_2017_train", num_images=30)
+    monkeypatch.setattr(subsets, "VAL35K", "8")  # the label of this small draw
+    (drawn,) = make_subsets("coco_2017_train", [8], keep_lost=True)
+    assert drawn.images == 8
+    drawn.json_file.unlink()
+    source.with_name("instances_val2014.json").write_text(json.dumps({"images": [{"id": n} for n in range(21, 99)]}))
+    (kept,) = make_subsets("coco_2017_train", [8], keep_lost=True)
+    assert ids(kept.json_file) == list(range(21, 31))
+
+
 def test_a_run_trains_on_it(source: Path, train: Callable) -> None:
     make_subsets("toy", [10])
     folder = train("DATASETS.TRAIN", "('toy_10',)", "DATASETS.TEST", "()")
@@ -94,9 +126,9 @@ def test_thousands_are_k_in_a_name(source: Path) -> None:
     content = json.loads(source.read_text())
     content["images"] = [{**content["images"][0], "id": number} for number in range(1, 35_001)]
     source.write_text(json.dumps(content))
-    subsets = make_subsets("toy", [35_000, 3_500, 1_000, 999, 1_234, 250], keep_lost=True)
-    assert [one.name for one in subsets] == ["toy_35k", "toy_3.5k", "toy_1234", "toy_1k", "toy_999", "toy_250"]
-    assert subsets[1].json_file == source.with_name("annotations_3.5k.json")
+    made = make_subsets("toy", [35_000, 3_500, 1_000, 999, 1_234, 250], keep_lost=True)
+    assert [one.name for one in made] == ["toy_35k", "toy_3.5k", "toy_1234", "toy_1k", "toy_999", "toy_250"]
+    assert made[1].json_file == source.with_name("annotations_3.5k.json")
 
 
 @pytest.mark.parametrize(
