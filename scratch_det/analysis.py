@@ -25,7 +25,7 @@ from scratch_det.errors import UserError
 from scratch_det.files import write_atomically
 
 CONFIGS = Path("configs")
-LARGE, SMALL = "mask_rcnn_X_152_32x8d_FPN_gn", "mask_rcnn_R_101_FPN_gn"
+LARGE, SMALL = "mask_rcnn_X_152_8x32d_FPN_gn", "mask_rcnn_R_101_FPN_gn"
 COUNTED = """\
 FLOPs are multiply-adds of convolutions, linear layers and attention, activations the numbers that these put out. Box
 heads work on RPN.POST_NMS_TOPK_TEST proposals, in every stage of a cascade, other heads on TEST.DETECTIONS_PER_IMAGE
@@ -267,8 +267,8 @@ def write_table(path: Path, backend: str) -> None:
         large, small = found[LARGE], found[SMALL]
         below = large.parts["bottom-up"].flops / small.parts["bottom-up"].flops
         texts.append(
-            f"The bottom-up network of X-152-32x8d has {below:.2f} times the FLOPs of R-101's, the whole model "
-            f"{large.total.flops / small.total.flops:.2f} times;\nthe paper says about 4 times: see docs/fidelity.md."
+            f"The bottom-up network of X-152-8x32d has {below:.2f} times the FLOPs of R-101's, the whole model "
+            f"{large.total.flops / small.total.flops:.2f} times;\nthe paper says about 4 times."
         )
     write_atomically(path, "\n\n".join(texts) + "\n")
     lines = (",".join(cell.replace(",", "") for cell in row) + "\n" for row in cells)

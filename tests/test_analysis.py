@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 
 QUICKSTART = ROOT / "configs/Digits/quickstart.yaml"
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_2x_gn.yaml"
-X152 = ROOT / "configs/_base_/model/mask_rcnn_X_152_32x8d_FPN_gn.yaml"
+X152 = ROOT / "configs/_base_/model/mask_rcnn_X_152_8x32d_FPN_gn.yaml"
 CLASSIFIER = 2048 * 1000
 BACKENDS = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 

@@ -117,8 +117,8 @@ def test_what_does_not_fit_is_rejected(keys: tuple[str, ...], message: str) -> N
 def test_models_are_named_by_their_keys(cfg: CfgNode) -> None:
     assert model_name(cfg) == "mask_rcnn_THIN_FPN_fc256"
     names = {
-        "COCO-InstanceSegmentation/pretrained_cascade_mask_rcnn_X_152_32x8d_FPN_6x_gn_train_aug": (
-            "mask_rcnn_X_152_32x8d_FPN_gn + cascade"
+        "COCO-InstanceSegmentation/pretrained_cascade_mask_rcnn_X_152_8x32d_FPN_6x_gn_train_aug": (
+            "mask_rcnn_X_152_8x32d_FPN_gn + cascade"
         ),
         "COCO-Detection/scratch_faster_rcnn_VGG16_11x_train_aug": "faster_rcnn_VGG16_fc4096",
         "COCO-Keypoints/scratch_keypoint_rcnn_R_50_FPN_2x_gn": "keypoint_rcnn_R_50_FPN_gn",
