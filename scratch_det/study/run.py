@@ -14,10 +14,11 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.config.load import load_config
-from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule, shared_prefix
+from scratch_det.config.schedule import ITERATIONS_PER_X, Schedule, kx_schedule, length_schedule, shared_prefix
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
+FEWEST_ITERATIONS = 1000  # above, a length is in iterations; below, in units of 1x
 SCRATCH, PRETRAINED = "scratch", "pretrained"
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
 TOOLS = {TRAIN: "train_net.py", EVALUATE: "train_net.py", PRETRAIN: "pretrain_net.py", SEARCH: "search.py"}
@@ -81,9 +82,14 @@ class Run:
         return CONFIGS / self.folder / f"{self.recipe or self.name}.yaml"
 
     @property
+    def schedule(self) -> Schedule:
+        """Of one training of the run."""
+        return length_schedule(self.length) if self.length else kx_schedule(self.k, self.per_x)
+
+    @property
     def iterations(self) -> int:
         """Of the whole run, of all points of a search."""
-        return 0 if self.kind == EVALUATE else self.points * (self.length or kx_schedule(self.k, self.per_x).max_iter)
+        return 0 if self.kind == EVALUATE else self.points * self.schedule.max_iter
 
     def branch_at(self, trunk: "Run | None") -> int:
         """Completed iterations of the checkpoint of ``trunk`` that this run starts from; 0 without a trunk."""
@@ -91,7 +97,7 @@ class Run:
             return 0
         if self.is_switch:
             return self.iterations - SWITCH_BEFORE_END * self.per_x
-        return shared_prefix(kx_schedule(self.k, self.per_x), kx_schedule(trunk.k, trunk.per_x))
+        return shared_prefix(self.schedule, trunk.schedule)
 
 
 def schedules(
@@ -100,22 +106,31 @@ def schedules(
     reported: Mapping[int, dict[str, float]],
     more: Mapping[int, str] | None = None,
     shown: str = "{init}, {k}x",
+    recipe_of: Mapping[int, int] | None = None,
     **fields: Any,
 ) -> list[Run]:
-    """Runs of one model that differ only in length, the longest first: the others branch off it.
+    """Runs of one model that differ only in length: all branch off the longest, which comes first.
 
     Args:
         name: begins with the initialisation, unless ``fields`` has it; has "{k}" where there are several.
         places: of all runs, separated by spaces; ``more``: of some, by k.
-        reported: ``expected`` of each run, by k.
+        reported: ``expected`` of each run, by k, or by iterations (60,000 is "60k" in a name) where it is no kx run.
+        recipe_of: of runs without a recipe of their own: the k of the run whose recipe they change.
         fields: others of Run.
     """
-    init, longest = fields.pop("init", name.partition("_")[0]), max(reported)
-    return [
-        Run(name.format(k=k), (*places.split(), *(more or {}).get(k, "").split()), shown.format(init=init, k=k), init,
-            k, expected, **{"trunk": None if k == longest else name.format(k=longest), **fields})
-        for k, expected in reported.items()
-    ]  # fmt: skip
+    init, longest, runs = fields.pop("init", name.partition("_")[0]), max(reported), list[Run]()
+    labels = {k: str(k) if k < FEWEST_ITERATIONS else f"{k / 1000:g}k" for k in reported}
+    for k, expected in sorted(reported.items(), reverse=True):
+        where = (*places.split(), *(more or {}).get(k, "").split())
+        length = {"k": k} if k < FEWEST_ITERATIONS else {"k": 0, "length": k}
+        trunk = None if k == longest else name.format(k=labels[longest])
+        run = Run(name.format(k=labels[k]), where, shown.format(init=init, k=labels[k]), init, expected=expected,
+                  **{"trunk": trunk, **length, **fields})  # fmt: skip
+        if recipe_of and k in recipe_of:
+            changes = ("SOLVER.MAX_ITER", str(run.schedule.max_iter), "SOLVER.STEPS", str(run.schedule.steps))
+            run = replace(run, recipe=name.format(k=labels[recipe_of[k]]), changes=changes)
+        runs.append(run)
+    return runs
 
 
 def cascade_runs(

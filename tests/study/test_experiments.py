@@ -29,17 +29,19 @@ from scratch_det.study.experiments import (
     seen_in_pretraining,
     seen_in_training,
 )
-from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, TRAIN, Run
 
 PAPER = paper.runs()
-DETECTORS = [run for run in PAPER if run.kind != PRETRAIN]
+DETECTORS = [run for run in PAPER if run.kind not in (PRETRAIN, SEARCH)]
+OWN_RECIPES = [run for run in DETECTORS if not run.changes and not run.found_by]
 NO_DETECTORS = ("_base_", "Digits", "Pretraining")
 PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in NO_DETECTORS]
 NAME = re.compile(
     r"(?P<init>scratch|pretrained)_(?P<cascade>cascade_)?(?P<model>(?P<kind>mask|faster|keypoint)_rcnn_(?P<body>R_\d+|"
-    r"X_152_32x8d|VGG16)(_FPN)?)_(?P<length>\d+[xk])(_(?P<norm>gn|syncbn))?_?(?P<data>.*?)(?P<aug>_test_aug)?"
+    r"X_152_8x32d|VGG16)(_FPN)?)_(?P<length>\d+[xk])(_(?P<norm>gn|syncbn))?_?(?P<data>.*?)(?P<aug>_test_aug)?"
 )
-TRAIN_AUG = ((640, 800), "range")
+TRAIN_AUG = ((640, 672, 704, 736, 768, 800), "choice")
+SMALL_DATA = ((512, 544, 576, 608, *TRAIN_AUG[0]), "choice")
 SIZES = {"": ((800,), "choice"), "35k_old": ((800,), "choice"), "train_aug": TRAIN_AUG}  # by the name's end
 SUBSETS = ("35k", "10k", "3.5k", "1k")
 
@@ -75,7 +77,8 @@ def differing(one: Run, other: Run) -> set[str]:
 
 
 def test_every_recipe_of_the_paper_is_listed_once() -> None:
-    trained = [run.config for run in DETECTORS if run.kind != EVALUATE]
+    trained = [run.config for run in OWN_RECIPES]
+    assert set(trained) == {run.config for run in DETECTORS}
     assert sorted(trained) == sorted(path.relative_to(ROOT) for path in PAPER_RECIPES)
     assert len({run.name for run in experiments()}) == len(experiments())
 
@@ -83,18 +86,21 @@ def test_every_recipe_of_the_paper_is_listed_once() -> None:
 @pytest.mark.parametrize("run", DETECTORS, ids=lambda run: run.name)
 class TestRun:
     def test_can_train(self, run: Run) -> None:
-        cfg = load_config(ROOT / run.config).cfg
+        cfg = load_config(ROOT / run.config, run.changes).cfg
         assert check_config(cfg, 8) == []
         assert bool(cfg.MODEL.WEIGHTS) == (run.init == PRETRAINED)
         solver = Schedule(cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS))
         assert run.evaluates or run.iterations == solver.max_iter
+        assert solver == run.schedule
         assert not run.k or solver == kx_schedule(run.k)
 
     def test_agrees_with_its_name(self, run: Run) -> None:
         match, found = NAME.fullmatch(run.name), keys(run)
         assert match, run.name
-        body, norm, end, on_voc = match["body"], match["norm"], match["data"], run.folder == "PascalVOC-Detection"
-        parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", *(["ROI_MASK_HEAD"] if match["kind"] == "mask" else []))
+        body, norm, on_voc = match["body"], match["norm"], run.folder == "PascalVOC-Detection"
+        end = match["data"].removesuffix("_searched")
+        heads = {"mask": ("ROI_BOX_HEAD", "ROI_MASK_HEAD"), "faster": ("ROI_BOX_HEAD",), "keypoint": ()}
+        parts = ("RESNETS", "FPN", *heads[match["kind"]])
         if norm:
             assert body.startswith(
                 f"{'X' if found['MODEL.RESNETS.NUM_GROUPS'] > 1 else 'R'}_{found['MODEL.RESNETS.DEPTH']}"
@@ -108,16 +114,21 @@ class TestRun:
         assert (found["MODEL.ROI_HEADS.NAME"] == "CascadeROIHeads") == bool(match["cascade"])
         assert found["TEST.AUG.ENABLED"] == bool(match["aug"])
         if run.init == PRETRAINED:
-            weights = {"R_50": "R-50", "R_101": "R-101", "VGG16": "vgg16", "X_152_32x8d": "imagenet_X_152_32x8d_gn"}
+            weights = {
+                "R_50": "resnet50" if norm == "syncbn" else "R-50",
+                "R_101": "R-101",
+                "VGG16": "vgg16",
+                "X_152_8x32d": "imagenet_X_152_8x32d_gn",
+            }
             assert weights[body] in found["MODEL.WEIGHTS"]
-            assert found["MODEL.RESNETS.STRIDE_IN_1X1"] == (norm != "gn")
+        assert found["MODEL.RESNETS.STRIDE_IN_1X1"] == (not norm)  # VGG-16 has no such key of its own
         if match["kind"] == "keypoint" or on_voc:
             data = ("voc_2007_trainval", "voc_2012_train") if on_voc else ("keypoints_coco_2017_train",)
-            sizes = TRAIN_AUG if on_voc else ((640, 672, 704, 736, 768, 800), "choice")
+            sizes = TRAIN_AUG
         else:
             subset = end.removesuffix("_old")
             data = (f"coco_2017_train_{subset}" if subset in SUBSETS else "coco_2017_train",)
-            sizes = SIZES.get(end, ((512, 800), "range"))
+            sizes = SIZES.get(end, SMALL_DATA)
         assert found["DATASETS.TRAIN"] == data
         assert (found["INPUT.MIN_SIZE_TRAIN"], found["INPUT.MIN_SIZE_TRAIN_SAMPLING"]) == sizes
         rates = (0.04, 0.02) if end in SUBSETS else (0.02, 0.1)
@@ -131,7 +142,7 @@ class TestRun:
         elif run.trunk:
             trunk = find(run.trunk)
             assert differing(run, trunk) == {"solver"}
-            assert run.branch_at(trunk) == run.iterations - 60_000 < trunk.iterations
+            assert run.branch_at(trunk) == run.schedule.steps[0] < trunk.iterations
 
     def test_is_evaluated_with_its_own_model(self, run: Run) -> None:
         if run.evaluates:
@@ -140,6 +151,8 @@ class TestRun:
 
     def test_header(self, run: Run) -> None:
         """Place, command, iterations and what the paper reports, as far as it does."""
+        if run not in OWN_RECIPES and not run.evaluates:
+            return
         text = (ROOT / run.config).read_text()
         header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
         assert f"--config-file {run.config}" in header
@@ -151,7 +164,7 @@ class TestRun:
 
 @pytest.mark.parametrize("place", sorted({place for run in PAPER for place in run.places}))
 def test_two_recipes_of_a_place_differ_in_what_their_names_say(place: str) -> None:
-    runs = [run for run in of_place(place) if run.kind != PRETRAIN]
+    runs = [run for run in of_place(place) if run.kind not in (PRETRAIN, SEARCH) and not run.found_by]
     for one in runs:
         for other in runs:
             words, others = (NAME.fullmatch(run.name) for run in (one, other))

@@ -88,7 +88,9 @@ class TestFigures:
         assert list(figures_of("digits", waiting)) == ["figure2"]
         some = [one for one in made_up("digits/figure1") if one.run.init == "scratch"][1:]
         (axes, *_) = figures_of("digits/figure1", some)["figure1"].axes
-        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["random initialisation, mean of 2 seeds"]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            "random initialisation, mean and range of 2 seeds"
+        ]
 
     def test_without_a_data_set(self, datasets_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Figure 2 has its three panels, and the same bytes, wherever it is drawn."""
@@ -123,9 +125,32 @@ class TestFigures:
         (axes, *_) = figures_of("digits/figure1", records)["figure1"].axes
         thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
         assert [len(line.get_xdata()) for line in thick] == [10]
-        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean of 2 seeds"
-        thin_lines = [line for line in axes.lines if line.get_linewidth() == 0.6]
-        assert [len(line.get_xdata()) for line in thin_lines] == [10, 10, 1]
+        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean and range of 2 seeds"
+        assert not [line for line in axes.lines if line.get_linewidth() == 0.6]
+
+    def test_seeds_are_a_band_around_their_mean(self) -> None:
+        records = [one for one in made_up("digits/figure1") if one.run.shown == "scratch, 6x"]
+        lower = tuple((at, value / 2) for at, value in records[1].curves["bbox/AP"])
+        records[1] = replace(records[1], curves={"bbox/AP": lower})
+        (axes, *_) = figures_of("digits/figure1", records)["figure1"].axes
+        (band,) = axes.collections
+        (outline,) = band.get_paths()
+        assert sorted({y for x, y in outline.vertices if x == 1080}) == [20.0, 40.0]
+        assert to_hex(band.get_facecolor()[0]) == LOWER_VERMILION
+
+    def test_what_the_paper_reports_is_an_open_mark(self) -> None:
+        """Table 1's ends in Figure 1; of Figure 5's bars those that it gives a number for."""
+        (axes, *_) = figures_of("figure1", made_up("figure1"))["figure1"].axes
+        marks = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+        assert [list(zip(*line.get_data(), strict=True)) for line in marks] == [
+            [(540_000, 41.3), (450_000, 40.7), (360_000, 40.6), (270_000, 39.5), (180_000, 36.8)],
+            [(540_000, 41.1), (450_000, 40.9), (360_000, 40.9), (270_000, 40.8), (180_000, 40.3)],
+        ]
+        assert list(legend(axes)) == ["random initialisation", "pre-trained", "the paper"]
+        found = figures_of("figure5", made_up("figure5"))["figure5"].axes[2]
+        assert found.get_title() == "R101-FPN, box AP"
+        marks = {tuple(point) for line in found.lines for point in np.round(line.get_xydata(), 1).tolist()}
+        assert marks == {(-0.2, 42.7), (0.2, 42.2), (0.8, 45.0), (1.8, 47.4)}
 
     def test_an_unfinished_run_is_no_bar(self) -> None:
         unfinished = [replace(one, state="interrupted") for one in made_up("digits/figure5")]
@@ -178,7 +203,7 @@ class TestContent:
         assert texts(legend_below.get_texts()) == ["pre-training", "fine-tuning", "random initialisation"]
 
     def test_enhanced(self) -> None:
-        """Test aug is measured with it; each step has a bar for both initialisations, and its number above."""
+        """Test aug is measured with it; each step has a bar for both initialisations, and its number in it."""
         (figure,) = figures_of("digits/figure5", made_up("digits/figure5")).values()
         assert [axes.get_title() for axes in figure.axes] == ["R18-FPN, box AP", "R18-FPN, mask AP"]
         for axes, augmented in zip(figure.axes, (42.0, 37.0), strict=True):
@@ -188,7 +213,7 @@ class TestContent:
                 assert found == [(x + shift, 0, height, color) for x, height in enumerate(heights)]
             assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]
             assert texts(axes.get_xticklabels()) == ["baseline", "+ train aug", "+ cascade", "+ test aug"]
-            assert axes.get_ylim() == (0, 1.1 * max(heights))
+            assert axes.get_ylim() == (min(heights) - 1, min(heights) + 5)  # one scale: 3 more than the mask APs span
         assert texts(figure.legends[0].get_texts()) == ["random initialisation", "pre-trained"]
 
     def test_small_data(self) -> None:

@@ -100,7 +100,7 @@ class TestTables2And3:
         assert row(found, "scratch - pretrained, R50 in the paper")["box AP75"] == "+1.0"  # 45.6 - 44.6
 
     def test_table3(self) -> None:
-        name = "scratch_cascade_mask_rcnn_X_152_32x8d_FPN_9x_gn_train_aug_test_aug"
+        name = "scratch_cascade_mask_rcnn_X_152_8x32d_FPN_9x_gn_train_aug_test_aug"
         found = table("table3", outcome(name, 50.4))
         assert row(found, "X152, scratch, train aug, cascade, test aug")["box AP"] == "50.9 / 50.4 / -0.5"
         pretrained = row(found, "X152, pretrained, train aug, cascade, test aug")

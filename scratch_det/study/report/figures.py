@@ -1,5 +1,7 @@
 """The paper's figures from the records of a study, as SVG and PNG: the same records give the same bytes."""
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
@@ -39,6 +41,8 @@ INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
+# What the paper reports: an open mark.
+REPORTED: Any = {"mfc": "white", "mec": "black", "mew": 1.1, "ls": "", "zorder": 4}
 
 
 @rc_context(REPORT_STYLE)
@@ -110,23 +114,40 @@ def _seen(records: Sequence[Record]) -> Figure | None:
 def _enhanced(records: Sequence[Record]) -> Figure | None:
     """Figure 5: a row for each model, box AP beside mask AP; each step comes on top of those before."""
     bars: dict[str, dict[tuple[str, str, str], float]] = {}
+    paper: dict[str, dict[tuple[str, str, str], float]] = {}
     for one in records:
         step = next(step for step in reversed(STEPS) if step in one.run.name)
-        for task in ("bbox", "segm") if one.state == FINISHED else ():
-            if (value := one.metrics.get(f"{task}{'_TTA' if one.run.evaluates else ''}/AP")) is not None:
-                bars.setdefault(_model(one), {})[task, step, one.run.init] = value
+        measured = one.metrics if one.state == FINISHED else {}
+        for target, source in ((bars, measured), (paper, one.run.expected)):
+            for task in ("bbox", "segm"):
+                if (value := source.get(f"{task}{'_TTA' if one.run.evaluates else ''}/AP")) is not None:
+                    target.setdefault(_model(one), {})[task, step, one.run.init] = value
     if not bars:
         return None
     figure, rows = _figure("enhanced baselines", 0.5 + 2.7 * len(bars), len(bars), 2, squeeze=False)
+    numbers = {
+        (model, task): [value for key, value in (*values.items(), *paper.get(model, {}).items()) if key[0] == task]
+        for model, values in bars.items()
+        for task in ("bbox", "segm")
+    }
+    # Bars do not begin at 0, as the paper's differences are 0.2 to 0.7 AP; all panels have one scale.
+    span = 3 + max(max(found) - min(found) for found in numbers.values() if found)
     panels = [(*bar, task, shown) for bar in bars.items() for task, shown in (("bbox", "box AP"), ("segm", "mask AP"))]
     for axes, (model, values, task, shown) in zip(rows.flat, panels, strict=True):
         for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
             heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
             drawn = axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
-            axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
+            axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, label_type="center", color="white")
+            reported = {x: paper[model][task, step, init] for x, step in enumerate(STEPS)
+                        if (task, step, init) in paper.get(model, {})}  # fmt: skip
+            if reported:
+                axes.plot(
+                    [x + shift for x in reported], list(reported.values()), marker="D", label="the paper", **REPORTED
+                )
         axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
         axes.set_xlim(-0.6, len(STEPS) - 0.4)
-        axes.set_ylim(0, 1.1 * max((value for key, value in values.items() if key[0] == task), default=1))
+        bottom = math.floor(min(numbers[model, task], default=0)) - 1
+        axes.set_ylim(bottom, bottom + span)
         axes.set_title(f"{model}, {shown}")
     _legend_below(figure)
     return figure
@@ -137,7 +158,8 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
     panels: dict[str, list[Record]] = {}
     for one in records:
         if one.run.kind == TRAIN and BOX in one.curves:
-            size, *others = [part for part in one.run.shown.split(", ") if part not in INITS]
+            parts = [part for part in one.run.shown.split(", ") if part not in INITS]
+            size, *others = [part for n, part in enumerate(parts) if not n or not re.fullmatch(r"\d+[xk]", part)]
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
@@ -211,10 +233,10 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **option
 
 
 def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
-    """AP by iteration, a colour for each initialisation; of several seeds thin lines and a thick mean; ends marked.
+    """AP by iteration, a colour for each initialisation; of several seeds the mean and a band of all; ends marked.
 
-    The mean is over the seeds that every schedule with a finished one has finished: a branch's mean over other seeds
-    than its trunk's would not begin on the trunk's.
+    What the paper reports is an open mark. The mean is over the seeds that every schedule with a finished one has
+    finished: a branch's mean over other seeds than its trunk's would not begin on the trunk's.
     """
     groups: dict[str, dict[str, dict[int | None, Record]]] = {init: {} for init in INITS}  # by schedule, by seed
     for one in records:
@@ -232,15 +254,26 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
             curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
             chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
             thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
-            for curve in curves.values() if len(curves) > 1 or not thick else ():
-                plot(axes, curve, color=color, lw=0.6, alpha=0.45)
+            if thick and len(chosen) > 1:
+                values = [dict(curves[seed]) for seed in chosen]
+                low, high = ([pick(one[x] for one in values) for x, _ in thick] for pick in (min, max))
+                axes.fill_between([x for x, _ in thick], low, high, color=color, alpha=0.2, lw=0)
             if thick:
                 plot(axes, thick, color=color, lw=1.6)
+            else:
+                for curve in curves.values():
+                    plot(axes, curve, color=color, lw=0.6, alpha=0.45)
             if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
                 axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
         if schedules:
-            label += f", mean of {len(finished)} seeds" * (len(finished) > 1)
+            label += f", mean and range of {len(finished)} seeds" * (len(finished) > 1)
             axes.plot([], [], marker, ls="-", color=color, label=label)
+        reported = [(one.run.iterations, one.run.expected[metric]) for one in records
+                    if one.run.init == init and metric in one.run.expected]  # fmt: skip
+        if reported:
+            plot(axes, reported, marker=marker, **REPORTED)
+    if any(metric in one.run.expected for one in records):
+        axes.plot([], [], "o", label="the paper", **REPORTED)
     _label_axes(axes, METRICS[metric].axis)
     axes.set_xlim(0, 1.04 * max(one.run.iterations for one in records))
     axes.legend(loc="lower right")
