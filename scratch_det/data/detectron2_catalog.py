@@ -13,7 +13,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from scratch_det.data.catalog import DatasetEntry, catalog_entries, lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.errors import DataError
-from scratch_det.files import cache_folder, write_atomically
+from scratch_det.files import cache_folder, locked, write_atomically
 
 
 def register_data_sets(names: Iterable[str] | None = None) -> None:
@@ -52,18 +52,23 @@ def entry_of(name: str) -> DatasetEntry | None:
     """A data set that was registered in ``DatasetCatalog``, for ``scratch_det.data.catalog``; None where it is not.
 
     One without a json in its metadata (``register_coco_instances`` leaves it there) is written as COCO json into the
-    cache, where its image names are as the function that was registered gives them.
+    cache, with the image names that the registered function gives. Raises DataError when the json is missing.
     """
     if name not in DatasetCatalog.list():
         return None
     about = MetadataCatalog.get(name)
     if file := about.get("json_file"):
+        if not Path(file).is_file():
+            raise DataError(f"data set '{name}' of detectron2's DatasetCatalog: {file} is missing; correct its path")
         return DatasetEntry(name, Path(file), Path(about.image_root))
     content = convert_to_coco_dict(name)
     if about.get("keypoint_names"):  # which the conversion leaves out
         for category in content["categories"]:
             category |= {"keypoints": list(about.keypoint_names), "flip_map": about.get("keypoint_flip_map") or []}
     file = cache_folder() / "detectron2" / f"{name}.json"
+    text = json.dumps({key: content[key] for key in ("images", "annotations", "categories")})
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps({key: content[key] for key in ("images", "annotations", "categories")}))
+    with locked(file.with_suffix(".lock")):  # all ranks get here at the same time
+        if not file.is_file() or file.read_text() != text:
+            write_atomically(file, text)
     return DatasetEntry(name, file, Path())
