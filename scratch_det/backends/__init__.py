@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # keys are checked before torch is imported
 BACKENDS = ("detectron2", "torchvision")
 AUTO = "auto"
 INSTALL_PAGE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
-TESTED = "detectron2 commit 02b5c4e2 (June 2026), torch 2.14.1, torchvision 0.29.1, setuptools 65.5"
+TESTED = "detectron2 commit 02b5c4e2 (June 2026), torch 2.14.1, torchvision 0.29.1, setuptools 79.0"
 ADVICE = f"\n  tested: {TESTED}\n  or train with --backend torchvision"
 
 Batch = list[dict[str, Any]]  # samples as ``scratch_det.data.dataset`` describes them
