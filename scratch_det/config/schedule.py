@@ -44,13 +44,13 @@ def kx_schedule(k: int, per_x: int = ITERATIONS_PER_X) -> Schedule:
     return Schedule(max_iter, tuple(max_iter - unit * tail for tail in TAILS))
 
 
-def length_schedule(length: int) -> Schedule:
+def length_schedule(length: int, in_proportion: bool = False) -> Schedule:
     """A run of ``length`` iterations that is no kx schedule, which the paper has for small data and PASCAL VOC.
 
     It does not say where their rates drop: above 2x for the last 60k and 20k iterations, as in a kx schedule, and in
-    shorter runs after 2/3 and 8/9, the proportions of 1x.
+    shorter runs, or ``in_proportion`` in all, after 2/3 and 8/9, the proportions of 1x.
     """
-    if length > 2 * ITERATIONS_PER_X:
+    if length > 2 * ITERATIONS_PER_X and not in_proportion:
         return Schedule(length, tuple(length - tail * ITERATIONS_PER_X // 9 for tail in TAILS))
     return Schedule(length, tuple(round(length * step / 9) for step in ONE_X_STEPS))
 

@@ -21,7 +21,10 @@ MOST_SEEDS = 1000  # tried to find one that keeps every class
 
 
 class Subset(NamedTuple):
-    """One subset; ``lost`` has the names of classes without an object, ``ids_sha256`` is over its sorted image ids."""
+    """One subset; ``lost`` has the names of classes without an object, ``ids_sha256`` is over its sorted image ids.
+
+    origin: the seed, or the file with the ids.
+    """
 
     name: str
     json_file: Path
@@ -30,10 +33,11 @@ class Subset(NamedTuple):
     classes: int
     lost: list[str]
     ids_sha256: str
+    origin: str
 
     def __str__(self) -> str:
         counts = f"{self.images:,} images, {self.objects:,} objects, {self.classes} classes"
-        return f"{self.name}: {counts}; {self.json_file} (ids sha256 {self.ids_sha256[:12]})"
+        return f"{self.name}: {counts}, of {self.origin}; {self.json_file} (ids sha256 {self.ids_sha256[:12]})"
 
 
 def make_subsets(
@@ -81,14 +85,19 @@ def make_subsets(
             lost = [str(one["name"]) for one in content["categories"] if one["id"] in every - classes]
             digest = sha256("".join(f"{number}\n" for number in sorted(chosen)).encode()).hexdigest()
             count = sum(len(objects[number]) for number in chosen)
-            subset = Subset(f"{source}_{label}", path, len(chosen), count, len(classes), lost, digest)
+            words = ", ".join(f"{key} {value}" for key, value in origin.items())
+            if (source, label) == (COCO, VAL35K) and "seed" in origin:
+                words += (
+                    f", in the place of val35k: put COCO's {VAL2014} beside {json_file.name} for the paper's images"
+                )
+            subset = Subset(f"{source}_{label}", path, len(chosen), count, len(classes), lost, digest, words)
             if lost and not keep_lost:
                 seeds = range(seed + 1, seed + 1 + MOST_SEEDS) if "seed" in origin else ()
                 better = (s for s in seeds if classes_of(draw_order(images, s)[: min(sizes)]) == every)
                 fix = next((f"--seed {one} keeps all" for one in better), "choose more images")
                 raise DataError(
-                    f"{subset.name} of {', '.join(f'{key} {value}' for key, value in origin.items())} would lose "
-                    f"{len(lost)} classes: {listed(lost)}; {fix}, or accept it with --allow-lost-classes"
+                    f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
+                    "with --allow-lost-classes"
                 )
             if path.exists() and json.loads(path.read_bytes()).get("subset", {}).get("ids_sha256") != digest:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")

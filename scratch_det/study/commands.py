@@ -19,7 +19,7 @@ from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place, samples_table
 from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Record, survey
-from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, Job, jobs_folder
+from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, TRAIN, Job, jobs_folder
 from scratch_det.study.slurm import Slurm, squeue
 from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
 from scratch_det.tables import aligned, markdown
@@ -53,7 +53,8 @@ def list_runs(experiment: str) -> None:
     rows = []
     for run, own_iterations in zip(runs, spent, strict=True):
         reported = " ".join(f"{metric} {value}" for metric, value in run.expected.items())
-        reported = reported or ("a curve" if ONLY_CURVES.intersection(run.places) else "-")
+        is_shown = ONLY_CURVES.intersection(run.places) and not run.changes and run.kind == TRAIN
+        reported = reported or ("a curve" if is_shown else "-")
         places = f"{', '.join(run.places)}: {run.shown}"
         rows.append((run.name, places, f"{run.iterations:,}", f"{own_iterations:,}", reported))
     rows.append(("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", ""))

@@ -20,7 +20,8 @@ from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
 IMAGENET_EPOCHS = 100  # Figure 2's pre-training; one instance per image
-IMAGENET_WEIGHTS = ("ImageNetPretrained/", "download.pytorch.org/models/")  # those of configs/_base_/init
+# Those of configs/_base_/init.
+IMAGENET_WEIGHTS = ("ImageNetPretrained/", "pytorch.org/models/vgg16-", "pytorch.org/models/resnet50-")
 COCO_INSTANCES = 860_001 / 118_287  # of an image, in train2017: 7.3
 
 

@@ -50,6 +50,7 @@ class Run:
         changes: to its recipe, "KEY", "VALUE", "KEY", ...
         grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
         apply_to: of a search: recipes that get its best values.
+        in_proportion: a long run of ``length`` drops after 2/3 and 8/9 too, see ``config.schedule.length_schedule``.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Run:
     grid: str = ""
     points: int = 1
     apply_to: tuple[str, ...] = ()
+    in_proportion: bool = False
 
     @property
     def config(self) -> Path:
@@ -84,7 +86,7 @@ class Run:
     @property
     def schedule(self) -> Schedule:
         """Of one training of the run."""
-        return length_schedule(self.length) if self.length else kx_schedule(self.k, self.per_x)
+        return length_schedule(self.length, self.in_proportion) if self.length else kx_schedule(self.k, self.per_x)
 
     @property
     def iterations(self) -> int:

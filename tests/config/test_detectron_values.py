@@ -9,6 +9,8 @@ import yaml
 from conftest import ROOT
 
 from scratch_det.config.load import flatten, load_config
+from scratch_det.study import paper
+from scratch_det.study.run import EVALUATE
 
 TABLE = yaml.safe_load((ROOT / "tests/assets/detectron_values.yaml").read_text())
 TITLE = "## Keys that differ from Detectron's"
@@ -47,3 +49,11 @@ def test_every_difference_is_a_row_of_fidelity() -> None:
     assert not unexplained, sorted(unexplained)
     idle = [row for row in rows if not any(one[1] == row[0] and fnmatch(one[0], row[1]) for one in found)]
     assert not idle
+
+
+def test_test_time_augmentation_is_detectrons() -> None:
+    evaluations = [run for run in paper.runs() if run.kind == EVALUATE]
+    assert len(evaluations) == 6
+    for run in evaluations:
+        cfg = flatten(load_config(ROOT / run.config, run.changes).cfg)
+        assert {key for key, value in TABLE["test_aug"].items() if not is_equal(cfg[key], value)} == set(), run.name

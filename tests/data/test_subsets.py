@@ -56,7 +56,7 @@ def test_what_is_written(source: Path, datasets_root: Path) -> None:
     assert content["categories"] == json.loads(source.read_text())["categories"]
     assert {a["image_id"] for a in content["annotations"]} <= set(ids(subset.json_file))
     assert str(subset) == (
-        f"toy_10: 10 images, {len(content['annotations'])} objects, 3 classes; {subset.json_file} "
+        f"toy_10: 10 images, {len(content['annotations'])} objects, 3 classes, of seed 0; {subset.json_file} "
         f"(ids sha256 {digest[:12]})"
     )
     data = read_coco(lookup("toy_10"), need_masks=True)
@@ -91,10 +91,12 @@ def test_35k_are_those_of_val2014(coco_factory: Callable[..., Path], monkeypatch
     monkeypatch.setattr(subsets, "VAL35K", "8")  # the label of this small draw
     (drawn,) = make_subsets("coco_2017_train", [8], keep_lost=True)
     assert drawn.images == 8
+    assert "in the place of val35k: put COCO's instances_val2014.json beside" in str(drawn)
     drawn.json_file.unlink()
     source.with_name("instances_val2014.json").write_text(json.dumps({"images": [{"id": n} for n in range(21, 99)]}))
     (kept,) = make_subsets("coco_2017_train", [8], keep_lost=True)
     assert ids(kept.json_file) == list(range(21, 31))
+    assert "of ids instances_val2014.json" in str(kept)
 
 
 def test_a_run_trains_on_it(source: Path, train: Callable) -> None:

@@ -278,14 +278,14 @@ def test_equals_detectron2s_evaluator(ap: str, datasets_root: Path, tmp_path: Pa
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("run", of_place("voc"), ids=lambda run: run.name)
+    @pytest.mark.parametrize("run", [run for run in of_place("voc") if not run.changes], ids=lambda run: run.name)
     def test_differ_in_initialisation_and_length_alone(self, run: Any) -> None:
         cfg = load_config(ROOT / run.config).cfg
         assert (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (run.length * 2 // 3, run.length * 8 // 9, run.length)
         for iteration in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER):
             assert iteration % cfg.TEST.EVAL_PERIOD == iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
         init = "scratch" if run.init == "scratch" else "imagenet_R_101_gn"
-        parts = "model/faster_rcnn_R_101_FPN_gn", "data/voc_train_aug", f"init/{init}", "solver/voc"
+        parts = "model/faster_rcnn_R_101_FPN_gn", "data/voc_train_aug", f"init/{init}", "solver/coco"
         text = (ROOT / run.config).read_text()
         assert yaml.safe_load(text)["_BASE_"] == [f"../_base_/{part}.yaml" for part in parts]
         assert f"{run.iterations:,} iterations" in text

@@ -213,7 +213,7 @@ class TestContent:
                 assert found == [(x + shift, 0, height, color) for x, height in enumerate(heights)]
             assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]
             assert texts(axes.get_xticklabels()) == ["baseline", "+ train aug", "+ cascade", "+ test aug"]
-            assert axes.get_ylim() == (min(heights) - 1, min(heights) + 5)  # one scale: 3 more than the mask APs span
+            assert axes.get_ylim() == (min(heights) - 2, min(heights) + 5)  # one scale: 4 more than the mask APs span
         assert texts(figure.legends[0].get_texts()) == ["random initialisation", "pre-trained"]
 
     def test_small_data(self) -> None:

@@ -131,13 +131,15 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
         for task in ("bbox", "segm")
     }
     # Bars do not begin at 0, as the paper's differences are 0.2 to 0.7 AP; all panels have one scale.
-    span = 3 + max(max(found) - min(found) for found in numbers.values() if found)
+    span = 4 + max(max(found) - min(found) for found in numbers.values() if found)
     panels = [(*bar, task, shown) for bar in bars.items() for task, shown in (("bbox", "box AP"), ("segm", "mask AP"))]
     for axes, (model, values, task, shown) in zip(rows.flat, panels, strict=True):
+        bottom = math.floor(min(numbers[model, task], default=0)) - 2
         for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
             heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
-            drawn = axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
-            axes.bar_label(drawn, fmt="%.1f", fontsize=7.5, label_type="center", color="white")
+            axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
+            for x, height in heights.items():
+                axes.text(x + shift, bottom + 0.02 * span, f"{height:.1f}", fontsize=7.5, ha="center", color="white")
             reported = {x: paper[model][task, step, init] for x, step in enumerate(STEPS)
                         if (task, step, init) in paper.get(model, {})}  # fmt: skip
             if reported:
@@ -146,7 +148,6 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
                 )
         axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
         axes.set_xlim(-0.6, len(STEPS) - 0.4)
-        bottom = math.floor(min(numbers[model, task], default=0)) - 1
         axes.set_ylim(bottom, bottom + span)
         axes.set_title(f"{model}, {shown}")
     _legend_below(figure)
@@ -168,7 +169,9 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
         _draw_schedules(axes, shown, BOX)
         axes.set_title(title)
         axes.label_outer()
-    row[-1].set_ylim(0, 1.08 * max(1, *(y for shown in panels.values() for one in shown for _, y in one.curves[BOX])))
+    drawn = [one for shown in panels.values() for one in shown]
+    values = [y for one in drawn for _, y in one.curves[BOX]] + [one.run.expected.get(BOX, 0) for one in drawn]
+    row[-1].set_ylim(0, 1.08 * max(1, *values))
     return figure
 
 
