@@ -125,7 +125,7 @@ class TestOtherPlaces:
 
     def test_voc(self) -> None:
         run = outcome("scratch_faster_rcnn_R_101_FPN_144k_gn", metrics={"bbox/AP50": 77.0})
-        assert row(table("voc", run), "PASCAL VOC, scratch")["box AP50"] == "77.6 / 77.0 / -0.6"
+        assert row(table("voc", run), "PASCAL VOC, scratch, 144k")["box AP50"] == "77.6 / 77.0 / -0.6"
 
     def test_equal_labels_are_told_apart(self) -> None:
         labels = [cells[0] for cells in table("digits/norms").rows]
