@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +52,33 @@ def _load(entry: DatasetEntry) -> list[dict[str, Any]]:
 def entry_of(name: str) -> DatasetEntry | None:
     """A data set that was registered in ``DatasetCatalog``, for ``scratch_det.data.catalog``; None where it is not.
 
-    One without a json in its metadata (``register_coco_instances`` leaves it there) is written as COCO json into the
-    cache, with the image names that the registered function gives. Raises DataError when the json is missing.
+    One without a json and an image folder in its metadata (``register_coco_instances`` leaves both there) is written as
+    COCO json into the cache, with the image names that the registered function gives. Raises DataError when the json is
+    missing, and when the function or the conversion of what it returns fails.
     """
     if name not in DatasetCatalog.list():
         return None
-    about = MetadataCatalog.get(name)
-    if file := about.get("json_file"):
+    about, where = MetadataCatalog.get(name), f"data set '{name}' of detectron2's DatasetCatalog"
+    file, images = about.get("json_file"), about.get("image_root")
+    if file and images is not None:
         if not Path(file).is_file():
-            raise DataError(f"data set '{name}' of detectron2's DatasetCatalog: {file} is missing; correct its path")
-        return DatasetEntry(name, Path(file), Path(about.image_root))
-    content = convert_to_coco_dict(name)
+            raise DataError(f"{where}: {file} is missing; correct its path")
+        return DatasetEntry(name, Path(file), Path(images))
+    try:
+        content = convert_to_coco_dict(name)
+    except Exception as error:  # of anybody's function: detectron2's own raise FileNotFoundError without their files
+        raise DataError(
+            f"{where}: it cannot be read as COCO json ({type(error).__name__}: {error}); correct the function that is "
+            "registered, its files, or thing_classes in its metadata"
+        ) from error
     if about.get("keypoint_names"):  # which the conversion leaves out
         for category in content["categories"]:
             category |= {"keypoints": list(about.keypoint_names), "flip_map": about.get("keypoint_flip_map") or []}
-    file = cache_folder() / "detectron2" / f"{name}.json"
-    text = json.dumps({key: content[key] for key in ("images", "annotations", "categories")})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with locked(file.with_suffix(".lock")):  # all ranks get here at the same time
-        if not file.is_file() or file.read_text() != text:
-            write_atomically(file, text)
-    return DatasetEntry(name, file, Path())
+    text = json.dumps({key: content.get(key, []) for key in ("images", "annotations", "categories")})
+    # The digest in its name: other content is another file, so that no run finds a changed one.
+    path = cache_folder() / "detectron2" / f"{name}-{sha256(text.encode()).hexdigest()[:16]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):  # all ranks get here at the same time
+        if not path.is_file():
+            write_atomically(path, text)
+    return DatasetEntry(name, path, Path())
