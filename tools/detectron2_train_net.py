@@ -37,16 +37,18 @@ def main() -> None:
     with exit_on_user_error():
         defaults = backends.defaults(backends.choose("detectron2"))
         cfg = load_config(args.config_file, args.overrides, defaults).cfg
-        checked, keys = cfg.clone(), flatten(defaults)
+        checked, keys, processes = cfg.clone(), flatten(defaults), max(args.num_gpus, 1) * args.num_machines
         for key in NOT_HONOURED:  # by this repository's trainer; detectron2's reads them
             set_key(checked, key, keys[key])
-        notices = [] if args.eval_only else check_config(checked, max(args.num_gpus, 1) * args.num_machines)
+        notices = [] if args.eval_only else check_config(checked, processes)
         augmented, train_net = cfg.TEST.AUG.ENABLED, "evaluate with tools/train_net.py --eval-only"
         problems = {
             f"TEST.AUG.VOTE_THRESH is {cfg.TEST.AUG.VOTE_THRESH}, but detectron2 has no box voting; {train_net}":
                 augmented and cfg.TEST.AUG.VOTE_THRESH,
             f"TEST.AUG.ENABLED with MODEL.KEYPOINT_ON: detectron2 does not augment keypoints; {train_net}":
                 augmented and cfg.MODEL.KEYPOINT_ON,
+            f"MODEL.DEVICE is cpu with {processes} processes, but detectron2 trains several processes on GPUs only; "
+            "use tools/train_net.py": cfg.MODEL.DEVICE == "cpu" and processes > 1 and not args.eval_only,
         }  # fmt: skip
         raise_problems(problem for problem, is_so in problems.items() if is_so)
         for notice in notices:

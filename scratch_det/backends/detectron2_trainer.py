@@ -9,11 +9,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_setup, hooks, launch
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det.backends.detectron2 import register, stock_cfg
-from scratch_det.command_line import exit_on_user_error, load_project
+from scratch_det.command_line import LOADED, exit_on_user_error, load_project
 from scratch_det.weights.load import load_weights
 
 
@@ -34,6 +35,15 @@ class Trainer(DefaultTrainer):
         out = f"{cfg.OUTPUT_DIR}/{folder}"
         return COCOEvaluator(dataset_name, output_dir=out, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
+    def build_hooks(self) -> list[Any]:
+        """detectron2's, and an evaluation with test-time augmentation of the final weights where it is on."""
+        built = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            augmented = hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
+            # On rank 0 the last hook writes metrics.json and closes it; other ranks have none.
+            built.insert(len(built) - comm.is_main_process(), augmented)
+        return built
+
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate with detectron2's test-time augmentation; the names of its tasks end in _TTA."""
@@ -50,8 +60,9 @@ def run(cfg: CfgNode, args: Namespace, projects: list[str]) -> None:
 
 def _train(cfg: CfgNode, args: Namespace, projects: list[str]) -> dict[str, Any] | None:
     with exit_on_user_error():
-        for folder in projects:  # this may be a new process
-            load_project(Path(folder))
+        for folder in (Path(word) for word in projects):
+            if folder.resolve() not in LOADED:  # so in a new process; DatasetCatalog takes no name twice
+                load_project(folder)
         names = cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         register(names)
         cfg = stock_cfg(cfg, cfg.MODEL.DEVICE)
@@ -71,6 +82,4 @@ def _train(cfg: CfgNode, args: Namespace, projects: list[str]) -> dict[str, Any]
             trainer.resume_or_load()
         else:
             trainer.load(cfg, getattr(trainer.model, "module", trainer.model))
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))])
     return trainer.train()
