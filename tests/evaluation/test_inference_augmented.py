@@ -90,13 +90,24 @@ class TestMerging:
         found = merge([every], config("TEST.AUG.VOTE_THRESH", "0.97"))
         torch.testing.assert_close(found["boxes"], boxes[[0, 3]])
 
+    @pytest.mark.parametrize(("threshold", "expected"), [("0.0", False), ("0.9", True)])
+    def test_candidates_are_asked_for_where_boxes_vote(self, threshold: str, expected: bool, config: Config) -> None:
+        def detect(model: None, batch: list[dict[str, Any]], candidates: bool = False) -> list[dict[str, torch.Tensor]]:
+            asked.append(candidates)
+            return [{"boxes": boxes_of((0, 0, 9, 9)), "scores": torch.tensor([0.9]), "labels": torch.tensor([4])}]
+
+        asked: list[bool] = []
+        cfg = config("MODEL.MASK_ON", "False", "TEST.AUG.VOTE_THRESH", threshold)
+        predict_augmented(SimpleNamespace(detect=detect), None, cfg, sample(60, 90))
+        assert asked == [expected] * 4
+
+    @pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads"])
     @pytest.mark.parametrize("name", INSTALLED)
-    def test_candidates_are_all_boxes_above_the_threshold(self, name: str, config: Config) -> None:
+    def test_candidates_are_all_boxes_above_the_threshold(self, name: str, heads: str, config: Config) -> None:
         """NMS of the candidates and the limit give the plain detections, and the model keeps its own limits."""
-        cfg, backend = (
-            config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02", "MODEL.MASK_ON", "False"),
-            backends.load(name),
-        )
+        cascade = ("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", str("Cascade" in heads))
+        cfg = config(*cascade, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02", "MODEL.MASK_ON", "False")
+        backend = backends.load(name)
         torch.manual_seed(0)
         model = backend.build(cfg)
         (plain,), (every,) = backend.detect(model, [sample(64, 96)]), backend.detect(model, [sample(64, 96)], True)
