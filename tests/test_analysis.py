@@ -322,4 +322,4 @@ class TestTool:
         with pytest.raises(ConfigError):
             backends.model_config(X152, ("MODEL.RESNETS.NORM", "GM"), "torchvision")
         said = tool("--config-file", X152, "--backend", "torchvision", "--markdown")
-        assert "| total     |  142,530,869 |" in said
+        assert "| total     |  186,933,557 |" in said

@@ -55,10 +55,15 @@ class TestBody:
         assert [layer.weight.requires_grad for layer in layers] == [False] * convolutions + [True] * (13 - convolutions)
 
     @pytest.mark.parametrize("name", INSTALLED)
-    def test_nothing_is_frozen_in_the_papers_recipes(self, name: str) -> None:
-        with torch.device("meta"):
-            model = backends.load(name).build(load_config(PAPER).cfg)
-        assert all(parameter.requires_grad for parameter in model.parameters())
+    def test_what_is_frozen_in_the_papers_recipes(self, name: str) -> None:
+        """conv1 and conv2 of the pre-trained one, two convolutions each, as in Faster R-CNN; nothing from scratch."""
+        scratch = PAPER.with_name("scratch_faster_rcnn_VGG16_11x_train_aug.yaml")
+        for recipe, frozen in ((PAPER, [f"{layer}.{leaf}" for layer in (0, 2, 5, 7) for leaf in ("weight", "bias")]),
+                               (scratch, [])):  # fmt: skip
+            with torch.device("meta"):
+                model = backends.load(name).build(load_config(recipe).cfg)
+            names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+            assert [name.rpartition("features.")[2] for name in names] == frozen
 
     def test_has_conv5_alone(self, config: Callable[..., CfgNode]) -> None:
         with pytest.raises(ConfigError, match=r"MODEL\.RPN\.IN_FEATURES is \['conv4'\], expected \['conv5'\]"):

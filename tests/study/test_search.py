@@ -90,7 +90,7 @@ class TestGrid:
         """Its last point is the recipe that the paper's search led to."""
         points = points_of(read_grid(ROOT / "docs/grid_35k.yaml"))
         assert len({point.name for point in points}) == 8
-        assert points[-1].name == "trial_BASE_LR-0.04_GAMMA-0.02_scales-512-800-range"
+        assert points[-1].name == "trial_BASE_LR-0.04_GAMMA-0.02_scales-512-544-576-608-640-672-704-736-768-800"
         first, last = (flatten(load_config(OLD, point.overrides).cfg) for point in (points[0], points[-1]))
         assert first == flatten(load_config(OLD).cfg)
         assert last == flatten(load_config(FOUND).cfg)
@@ -234,7 +234,7 @@ class TestSearch:
         grid = yaml.safe_load((ROOT / "docs/grid_35k.yaml").read_text())
         assert search_grid(search({"scales": grid["scales"]})) == 0
         found = yaml.safe_load((tmp_path / "out/best.yaml").read_text())
-        assert found["INPUT"] == {"MIN_SIZE_TRAIN": [512, 800], "MIN_SIZE_TRAIN_SAMPLING": "range"}
+        assert found["INPUT"] == {"MIN_SIZE_TRAIN": [512, 544, 576, 608, 640, 672, 704, 736, 768, 800]}
 
     def test_more_gpus_than_there_are(self, search: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Rejected before anything is written; the GPUs would be waited for without end."""
