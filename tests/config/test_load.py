@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.choices import PROJECT_KEYS
 from scratch_det.config.load import flatten, get_cfg, load_config, set_key
 from scratch_det.errors import ConfigError
 
@@ -163,6 +164,6 @@ def test_a_broken_recipe_is_rejected_without_torch(tmp_path: Path) -> None:
 def test_defaults_are_detectron2s() -> None:
     from detectron2.config import get_cfg as stock_cfg
 
-    stock = flatten(stock_cfg())
+    stock = PROJECT_KEYS | flatten(stock_cfg())
     for key, value in flatten(get_cfg()).items():
         assert (stock[key], type(stock[key])) == (value, type(value)), key

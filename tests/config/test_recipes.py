@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scratch_det.config.choices import PROJECT_KEYS
 from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, check_recipe
@@ -146,7 +147,7 @@ def test_every_file_loads_in_stock_detectron2() -> None:
     for path in ALL_FILES:
         cfg = stock_cfg()
         cfg.merge_from_file(str(path))
-        stock = flatten(cfg)
+        stock = PROJECT_KEYS | flatten(cfg)
         for key, value in flatten(load_config(path).cfg).items():
             assert stock[key] == value, (path, key)
 
