@@ -68,17 +68,8 @@ def make_subsets(
         def classes_of(ids: Iterable[int]) -> set[int]:
             return {one["category_id"] for number in ids for one in objects[number]}
 
-        every, order = classes_of(images), draw_order(images, seed)
-        chosen_by_label: dict[str, tuple[list[int], dict[str, Any]]] = {}
-        for size in sizes:
-            label = f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)  # 35k, 3.5k, 250
-            chosen_by_label[label] = order[:size], {"seed": seed}
-        ids_of = dict(ids_of or {})
-        if source == COCO and VAL35K in chosen_by_label and (val2014 := json_file.with_name(VAL2014)).is_file():
-            ids_of.setdefault(VAL35K, val2014)
-        for label, path in ids_of.items():
-            chosen_by_label[label] = read_ids(path, images, source), {"ids": path.name}
-        subsets = []
+        every, subsets = classes_of(images), []
+        chosen_by_label = choose_images(source, json_file, images, sizes, seed, ids_of or {})
         for label, (chosen, origin) in sorted(chosen_by_label.items(), key=lambda item: -len(item[1][0])):
             path = json_file.with_name(f"{json_file.stem}_{label}.json")
             classes = classes_of(chosen)
@@ -112,6 +103,22 @@ def make_subsets(
             write_atomically(subset.json_file, json.dumps(parts))
             _enter(subset, source)
     return [subset for subset, _, _ in subsets]
+
+
+def choose_images(
+    source: str, json_file: Path, images: Collection[int], sizes: Sequence[int], seed: int, ids_of: Mapping[str, Path]
+) -> dict[str, tuple[list[int], dict[str, Any]]]:
+    """Label -> the ids of a subset and its origin, for the arguments of ``make_subsets``."""
+    order = draw_order(images, seed)
+    chosen: dict[str, tuple[list[int], dict[str, Any]]] = {}
+    for size in sizes:
+        label = f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)  # 35k, 3.5k, 250
+        chosen[label] = order[:size], {"seed": seed}
+    if source == COCO and VAL35K in chosen and (val2014 := json_file.with_name(VAL2014)).is_file():
+        ids_of = {VAL35K: val2014, **ids_of}
+    for label, path in ids_of.items():
+        chosen[label] = read_ids(path, images, source), {"ids": path.name}
+    return chosen
 
 
 def read_ids(path: Path, images: Collection[int], source: str) -> list[int]:
