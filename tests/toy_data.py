@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import rectangle_mask
 from fvcore.common.config import CfgNode
+from samples import equal
 
 from scratch_det.config.load import get_cfg, set_key
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
-from scratch_det.data.image import decode_masks
+from scratch_det.data.masks import Masks
 from scratch_det.errors import DataError
 
 
@@ -37,7 +38,7 @@ def rectangle_sample(kind: str = "polygon", width: int = 60, height: int = 40) -
         "image": image,
         "boxes": torch.tensor([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=torch.float32),
         "labels": torch.tensor([0, 1]),
-        "masks": torch.from_numpy(decode_masks(masks, height, width)),
+        "masks": Masks.read(masks),
     }
 
 
@@ -48,9 +49,7 @@ def extent(mask: torch.Tensor) -> list[int]:
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(
-        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key] for key in a
-    )
+    return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
 
 
 def config(**changes: Any) -> CfgNode:

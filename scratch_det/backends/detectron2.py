@@ -36,7 +36,6 @@ from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, UserError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
-from scratch_det.modeling.ops import mask_targets
 
 PLAIN_SCRIPT = Path("tools/plain_train_net.py")
 
@@ -166,38 +165,12 @@ def shapes(model: nn.Module, batch: Batch, found: list[dict[str, Tensor]]) -> li
     return [{name: values[image].cpu() for name, values in shapes.items()} for image in range(len(found))]
 
 
-class MatchedMasks:
-    """detectron2's BitMasks, as far as a mask head uses them, without a copy of the bitmap for every proposal.
-
-    Args:
-        masks: uint8 [G, H, W] of 0 and 1, the image's objects.
-        chosen: int64 [N], the object that each of N boxes belongs to.
-    """
-
-    def __init__(self, masks: Tensor, chosen: Tensor):
-        self.masks, self.chosen = masks, chosen
-
-    def to(self, *arguments: Any, **keywords: Any) -> "MatchedMasks":
-        """On another device."""
-        return MatchedMasks(self.masks.to(*arguments, **keywords), self.chosen.to(*arguments, **keywords))
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: Any) -> "MatchedMasks":
-        return MatchedMasks(self.masks, self.chosen[index])
-
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Bool [N, mask_size, mask_size]: each box's mask inside it."""
-        return mask_targets(self.masks, self.chosen, boxes, mask_size) > 0
-
-
 def _with_truth(sample: dict[str, Any]) -> dict[str, Any]:
     """A training sample as detectron2's DatasetMapper makes it."""
     truth = Instances(tuple(sample["image"].shape[-2:]))
     truth.gt_boxes, truth.gt_classes = Boxes(sample["boxes"]), sample["labels"]
     if "masks" in sample:
-        truth.gt_masks = MatchedMasks(sample["masks"], torch.arange(len(sample["masks"])))
+        truth.gt_masks = sample["masks"]
     if "keypoints" in sample:
         truth.gt_keypoints = Keypoints(sample["keypoints"])
     return {"image": sample["image"], "instances": truth}

@@ -28,7 +28,6 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_align, roi_pool
 
 from scratch_det.modeling.norm import norm_layer
-from scratch_det.modeling.ops import mask_targets
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # Lin et al., Feature Pyramid Networks, equation 1: a 224 px box pools p4
 
@@ -264,8 +263,9 @@ class RoIHeads(TorchvisionRoIHeads):
         if self.has_mask():
             logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes))).float()
             logits = logits[torch.arange(len(logits), device=logits.device), torch.cat(labels)]
-            masks = [target["masks"] for target in targets]
-            truth = torch.cat([mask_targets(*one, logits.shape[-1]) for one in zip(masks, matched, boxes, strict=True)])
+            masks = [target["masks"][index] for target, index in zip(targets, matched, strict=True)]
+            cropped = [one.crop_and_resize(box, logits.shape[-1]) for one, box in zip(masks, boxes, strict=True)]
+            truth = torch.cat(cropped).to(logits.dtype)
             loss = F.binary_cross_entropy_with_logits(logits, truth) if len(logits) else logits.sum()
             losses["loss_mask"] = loss
         if self.has_keypoint():

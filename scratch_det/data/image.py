@@ -23,15 +23,18 @@ CHUNK = 32  # images that a process takes at a time
 State = list[int]  # size of a file in bytes, time of its last change in ns; width and height in the json, pixels
 
 
-def read_image(path: Path, width: int | None = None, height: int | None = None) -> np.ndarray:
-    """Decode one image to RGB uint8 [H, W, 3], rotated as its EXIF tag says.
+def read_image(path: Path, width: int | None = None, height: int | None = None, order: str = "RGB") -> np.ndarray:
+    """Decode one image to uint8 [H, W, 3] with channels in ``order``, RGB or BGR, rotated as its EXIF tag says.
 
     Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``
     (if these are given).
     """
     try:
         with Image.open(path) as opened:
-            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+            ImageOps.exif_transpose(opened, in_place=True)
+            upright = opened if opened.mode == "RGB" else opened.convert("RGB")
+            data = bytearray(upright.tobytes("raw", order))  # writable
+            image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:

@@ -6,11 +6,12 @@ Boxes are tensors [N, 4]: x1 y1 x2 y2 in pixels. Every random number comes from 
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 from torchvision.ops import box_area, clip_boxes_to_image
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 Sample = dict[str, Any]
@@ -39,19 +40,28 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Scale image (bilinear, antialiased), boxes, masks (nearest pixel centre) and keypoints to a height and width."""
+    """Scale image (bilinear, antialiased), boxes, masks and keypoints to a height and width."""
     height, width = sample["image"].shape[-2:]
     if size == (height, width):
-        return sample
-    resized = {**sample, "image": F.resize(sample["image"], list(size), antialias=True)}
+        return {**sample, "image": contiguous(sample["image"])}
+    resized = {**sample, "image": contiguous(F.resize(sample["image"], list(size), antialias=True))}
     scale_x, scale_y = size[1] / width, size[0] / height
     if "boxes" in sample:
         resized["boxes"] = sample["boxes"] * torch.tensor([scale_x, scale_y, scale_x, scale_y])
     if "keypoints" in sample:
         resized["keypoints"] = sample["keypoints"] * torch.tensor([scale_x, scale_y, 1])
     if "masks" in sample:
-        resized["masks"] = F.resize(sample["masks"], list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+        resized["masks"] = sample["masks"].moved((scale_x, scale_y))
     return resized
+
+
+def contiguous(image: Tensor) -> Tensor:
+    """A uint8 image [3, H, W] with each channel's pixels together; torch takes ten times as long as OpenCV."""
+    if image.is_contiguous():
+        return image
+    channels = np.empty(image.shape, dtype=np.uint8)
+    cv2.split(image.permute(1, 2, 0).numpy(), list(channels))
+    return torch.from_numpy(channels)
 
 
 def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = None) -> Sample:
@@ -72,7 +82,8 @@ def flip(sample: Sample, direction: str, flip_indices: Sequence[int] | None = No
         flipped["keypoints"] = sample["keypoints"][:, list(flip_indices)]
         flipped["keypoints"][..., 0] = extent - flipped["keypoints"][..., 0]
     if "masks" in sample:
-        flipped["masks"] = sample["masks"].flip(axis)
+        mirrored = [((-1.0, 1.0), (extent, 0.0)), ((1.0, -1.0), (0.0, extent))]
+        flipped["masks"] = sample["masks"].moved(*mirrored[low])
     return flipped
 
 

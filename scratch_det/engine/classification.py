@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.data.catalog import ImageFolder
 from scratch_det.data.dataset import SampleSet, SerializedList, Stream, load_sample
-from scratch_det.data.transforms import Sample, flip
+from scratch_det.data.transforms import Sample, contiguous, flip
 from scratch_det.distributed.group import Group
 from scratch_det.engine.checkpointer import rename_synced, write_synced
 from scratch_det.engine.state import State
@@ -108,8 +108,10 @@ class FolderSet(SampleSet):
         root, path, label = self.records[index]
         sample = {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
         if rng:
-            return {"position": item, **augment(sample, self.cfg, rng)}
-        return middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
+            sample = {"position": item, **augment(sample, self.cfg, rng)}
+        else:
+            sample = middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
+        return {**sample, "image": contiguous(sample["image"])}
 
     def describe(self) -> str:
         """The line for the log: the number of images."""

@@ -1,21 +1,10 @@
-"""Mask targets, keypoints from heat maps, and box-sized masks pasted into the image; both backends share them."""
+"""Keypoints from heat maps, and box-sized masks pasted into the image; both backends share them."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
-from torchvision.ops import roi_align
-
-
-def mask_targets(masks: Tensor, matched: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """Target masks inside each box at the head's resolution: aligned RoIAlign of the matched mask, 1 from 0.5 on.
-
-    masks uint8 [G, H, W], matched [N] indices into them, boxes [N, 4] -> float32 [N, resolution, resolution] of 0, 1.
-    """
-    rois = torch.cat([matched[:, None].to(boxes.dtype), boxes], dim=1)
-    cropped = roi_align(masks[:, None].to(boxes.dtype), rois, resolution, 1.0, 0, True)
-    return (cropped[:, 0] >= 0.5).to(boxes.dtype)
 
 
 def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ from torchvision.models.detection.image_list import ImageList
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from samples import rectangles
+
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
 from scratch_det.config.load import get_cfg, load_config, set_key
 from scratch_det.modeling.norm import NORMS
-from scratch_det.modeling.ops import decode_keypoints, mask_targets, paste_masks
+from scratch_det.modeling.ops import decode_keypoints, paste_masks
 from scratch_det.weights.convert import convert
 from scratch_det.weights.origin import Weights
 
@@ -175,26 +177,22 @@ class BoxLosses:
             return layers.losses((self.logits.roll(-1, 1), deltas), [proposals])
 
 
-class Masks:
-    """Targets of smooth masks inside boxes that cross the border, and masks pasted into an image."""
+class Pasting:
+    """Smooth masks pasted into an image, some across its border."""
 
     def __init__(self) -> None:
         smooth = torch.nn.functional.interpolate(uniform(6, 1, 5, 5), (48, 48), mode="bilinear")[:, 0]
         corners = uniform(6, 2, seed=1) * 40 - 8
         self.boxes = torch.cat([corners, corners + 2 + uniform(6, 2, seed=2) * 30], dim=1)
-        self.masks, self.pasted = (smooth > 0.5).to(torch.uint8), smooth[:, ::4, ::4]
-        self.matched = torch.tensor([0, 3, 1, 5, 2, 4])
+        self.pasted = smooth[:, ::4, ::4]
 
     def ours(self) -> Values:
-        targets = mask_targets(self.masks, self.matched, self.boxes, 7)
-        return {"targets": targets, "areas": paste_masks(self.pasted, self.boxes, 40, 50).sum((1, 2))}
+        return {"areas": paste_masks(self.pasted, self.boxes, 40, 50).sum((1, 2))}
 
     def theirs(self) -> Values:
         from detectron2.layers import paste_masks_in_image
-        from detectron2.structures import BitMasks
 
-        targets = BitMasks(self.masks[self.matched]).crop_and_resize(self.boxes, 7)
-        return {"targets": targets.int(), "areas": paste_masks_in_image(self.pasted, self.boxes, (40, 50)).sum((1, 2))}
+        return {"areas": paste_masks_in_image(self.pasted, self.boxes, (40, 50)).sum((1, 2))}
 
 
 class Keypoints:
@@ -312,15 +310,12 @@ class Model:
         for seed, (height, width, objects, scale) in enumerate([(64, 96, 3, 1.5), (80, 64, 2, 1.0)]):
             image = torch.from_numpy(np.random.RandomState(seed).randint(0, 256, (3, height, width), dtype=np.uint8))
             boxes = torch.tensor([(4.0 + 8 * i, 6 + 4 * i, 28 + 8 * i, 40 + 4 * i) for i in range(objects)])
-            masks = torch.zeros((objects, height, width), dtype=torch.uint8)
-            for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-                mask[y1:y2, x1 : x2 - 5] = 1
             one = {"image": image, "height": round(height * scale), "width": round(width * scale), "boxes": boxes}
             one["labels"] = torch.arange(objects)
             low, high = boxes[:, None, :2], boxes[:, None, 2:]
             shares = torch.tensor([[[0.3, 0.6], [1.0, 1.0], [1.4, -0.2]]])
             seen = torch.tensor([[2.0], [1.0], [2.0]]).expand(objects, 3, 1)
-            one |= {"masks": masks} if self.cfg.MODEL.MASK_ON else {}
+            one |= {"masks": rectangles(boxes - torch.tensor([0.0, 0, 5, 0]))} if self.cfg.MODEL.MASK_ON else {}
             one |= (
                 {"keypoints": torch.cat([low + shares * (high - low), seen], 2)} if self.cfg.MODEL.KEYPOINT_ON else {}
             )
@@ -389,7 +384,7 @@ CASES = {
     **{f"RPN losses, beta {beta}": RPNLosses(beta) for beta in (0.0, 0.5)},
     **{f"box losses, beta {beta}": BoxLosses(beta, agnostic=False) for beta in (0.0, 0.5)},
     "box losses, one box for all classes": BoxLosses(1.0, agnostic=True),
-    "masks": Masks(),
+    "pasted masks": Pasting(),
     "keypoints, by the visible": Keypoints(by_visible=True),
     "keypoints, fixed normaliser": Keypoints(by_visible=False),
     **{norm: Norm(norm) for norm in ("GN", "BN", "FrozenBN")},

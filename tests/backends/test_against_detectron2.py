@@ -80,13 +80,13 @@ class TestAgainstDetectron2:
 
     @staticmethod
     def batch() -> list[dict[str, Any]]:
-        from detectron2.structures import BitMasks, Boxes, Instances
+        from detectron2.structures import Boxes, Instances
 
         batch = [sample(64, 96, objects=3, scale=1.5), sample(80, 64, seed=1)]
         for one in batch:
             truth = Instances(one["image"].shape[-2:])
             truth.gt_boxes, truth.gt_classes = Boxes(one["boxes"]), one["labels"]
-            truth.gt_masks = BitMasks(one["masks"])
+            truth.gt_masks = one["masks"]
             one["instances"] = truth
         return batch
 

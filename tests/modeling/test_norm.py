@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
+from scratch_det.data.masks import Masks
 from scratch_det.modeling.norm import NORMS, SyncBatchNorm
 
 CHANNELS, SIDE, STEPS = 4, 3, 2
@@ -193,7 +194,7 @@ class TestOneProcess:
         assert {type(norm) for norm in model.roi_heads.mask_head.modules()} & {SyncBatchNorm}
         empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         image = {"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), "height": 64, "width": 64}
-        losses = backend.losses(model, [{**image, **empty, "masks": torch.zeros(0, 64, 64, dtype=torch.uint8)}] * 2)
+        losses = backend.losses(model, [{**image, **empty, "masks": Masks.read([])}] * 2)
         total = sum(losses.values())
         total.backward()
         assert total.isfinite()

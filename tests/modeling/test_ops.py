@@ -1,4 +1,4 @@
-"""Mask targets and pasted masks, by hand and against detectron2."""
+"""Pasted masks, by hand and against detectron2."""
 
 import numpy as np
 import pytest
@@ -7,27 +7,10 @@ import torch.nn.functional as F
 from samples import boxes_of
 from torch import Tensor
 
-from scratch_det.modeling.ops import mask_targets, paste_masks
+from scratch_det.modeling.ops import paste_masks
 
 
 class TestMasks:
-    def test_targets_by_hand(self) -> None:
-        """An 8 x 8 mask, left half set. Boxes of 4 x 4 px at resolution 4 read pixels; half-covered cells count."""
-        mask = torch.zeros(2, 8, 8, dtype=torch.uint8)
-        mask[1, :, :4] = 1
-        boxes = boxes_of((2, 2, 6, 6), (2, 2, 6, 6), (0, 0, 4, 4), (3.5, 0, 7.5, 4))
-        found = mask_targets(mask, torch.tensor([1, 0, 1, 1]), boxes, 4)
-        rows = [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-        assert found.dtype == torch.float32
-        assert found.tolist() == [[row] * 4 for row in rows]
-
-    def test_target_of_a_large_box_averages(self) -> None:
-        mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
-        mask[0, :4, :3] = 1  # of the upper left 4 x 4 px, 12 of 16
-        mask[0, 4:, 4] = 1  # of the lower right, 4 of 16
-        found = mask_targets(mask, torch.tensor([0]), boxes_of((0, 0, 8, 8)), 2)
-        assert found.tolist() == [[[1, 0], [0, 0]]]
-
     def test_paste_by_hand(self) -> None:
         """A 2 x 2 mask, top row set, over columns 2-5 and rows 1-4: bilinear, so the border lies at the middle."""
         masks, boxes = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]), boxes_of((2, 1, 6, 5))
@@ -45,16 +28,6 @@ class TestMasks:
     def test_paste_of_nothing(self) -> None:
         assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), 8, 10).shape == (0, 8, 10)
         assert not paste_masks(torch.ones(1, 28, 28), boxes_of((20, 20, 30, 30)), 8, 10).any()
-
-    @pytest.mark.detectron2
-    def test_targets_equal_detectron2s(self) -> None:
-        from detectron2.structures import BitMasks
-
-        masks, boxes = self._random(resolution=60)
-        masks = (masks > 0.4).to(torch.uint8)
-        matched = torch.randint(0, len(masks), (len(boxes),))
-        expected = BitMasks(masks[matched]).crop_and_resize(boxes, 28)
-        assert mask_targets(masks, matched, boxes, 28).equal(expected.float())
 
     @pytest.mark.detectron2
     def test_pasting_equals_detectron2s(self) -> None:

@@ -1,5 +1,6 @@
 """Large-scale jitter against boxes, masks and keypoints that were worked out by hand, and against detectron2's."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from fvcore.common.config import CfgNode
 from lsj import KEYS
 from lsj.jitter import PAD_VALUE, crop, fitted_size, jitter, pad
-from samples import boxes_of, sample
+from samples import bitmaps, boxes_of, equal, sample
 from torch import Tensor
 
+from scratch_det.data.image import encode_masks
+from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import flip
 
 SIZES = [(480, 640), (640, 427), (375, 500), (333, 333), (612, 89)]
@@ -26,26 +29,26 @@ def drawing(scale: float, place: float = 0.0) -> Any:
     return SimpleNamespace(uniform=lambda low, high: scale, random=lambda: place)
 
 
-def picture(*rows: str) -> Tensor:
-    """A mask, # being 1."""
-    return torch.tensor([[pixel == "#" for pixel in row] for row in rows], dtype=torch.uint8)
+def pictures(*masks: tuple[str, ...]) -> Tensor:
+    """Uint8 [N, H, W], # being 1."""
+    return torch.tensor([[[pixel == "#" for pixel in row] for row in rows] for rows in masks], dtype=torch.uint8)
 
 
 @pytest.fixture
 def scene() -> dict[str, Any]:
     """4 rows x 8 columns; a square, a triangle, a bar on the left, and a frame's corner: left column and top row."""
-    masks = [
-        picture("........", ".....##.", ".....##.", "........"),
-        picture("...#....", "..##....", ".###....", "####...."),
-        picture("##......", "##......", "........", "........"),
-        picture("########", "#.......", "#.......", "#......."),
-    ]
+    masks = pictures(
+        ("........", ".....##.", ".....##.", "........"),
+        ("...#....", "..##....", ".###....", "####...."),
+        ("##......", "##......", "........", "........"),
+        ("########", "#.......", "#.......", "#......."),
+    )
     points = [[5.5, 1.5, 2], [3.5, 0.5, 2], [0.5, 0.5, 2], [7.5, 0.5, 1]]
     return {
         "image": torch.arange(96, dtype=torch.uint8).reshape(3, 4, 8),
         "boxes": boxes_of((5, 1, 7, 3), (0, 0, 4, 4), (0, 0, 2, 2), (0, 0, 8, 4)),
         "labels": torch.tensor([0, 1, 2, 3]),
-        "masks": torch.stack(masks),
+        "masks": Masks.read(encode_masks(masks.numpy())),
         "keypoints": torch.tensor(points)[:, None],
     }
 
@@ -67,7 +70,7 @@ class TestFittedSize:
 class TestCrop:
     def test_nothing_is_cut(self, scene: dict[str, Any]) -> None:
         found = crop(scene, 0, 0, 8)
-        assert all(torch.equal(found[key], scene[key]) for key in scene)
+        assert all(equal(found[key], scene[key]) for key in scene)
 
     def test_clipped_and_vanished(self, scene: dict[str, Any]) -> None:
         """Rows 1 to 3, columns 2 to 4 of the scene."""
@@ -75,7 +78,7 @@ class TestCrop:
         assert torch.equal(found["image"], scene["image"][:, 1:4, 2:5])
         # Square and bar are outside; of the frame the box is inside, but no pixel of its mask.
         assert found["labels"].tolist() == [1]
-        assert torch.equal(found["masks"], torch.stack([picture("##.", "##.", "##.")]))
+        assert torch.equal(bitmaps(found["masks"], 3, 3), pictures(("##.", "##.", "##.")))
         assert found["boxes"].tolist() == [[0, 0, 2, 3]]
         assert found["keypoints"].tolist() == [[[0, 0, 0]]]  # was at row 0.5, above the cut
 
@@ -87,7 +90,7 @@ class TestCrop:
         below = crop(scene, 2, 0, 2)
         assert below["labels"].tolist() == [1, 3]
         assert below["boxes"].tolist() == [[0, 0, 2, 2], [0, 0, 1, 2]]
-        left = crop({**scene, "image": scene["image"][..., :2], "masks": scene["masks"][..., :2]}, 0, 0, 4)
+        left = crop({**scene, "image": scene["image"][..., :2]}, 0, 0, 4)
         assert left["boxes"][left["labels"] == 1].tolist() == [[0, 2, 2, 4]]
 
     def test_keypoints_move(self, scene: dict[str, Any]) -> None:
@@ -108,24 +111,22 @@ class TestCrop:
     def test_everything_vanishes(self, scene: dict[str, Any]) -> None:
         kept = {key: value[:1] if key != "image" else value for key, value in scene.items()}
         found = pad(crop(kept, 0, 0, 2), 2)
+        assert len(found.pop("masks")) == 0
         shapes = {key: tuple(value.shape) for key, value in found.items()}
-        assert shapes.pop("image") == (3, 2, 2)
-        assert shapes == {"boxes": (0, 4), "labels": (0,), "masks": (0, 2, 2), "keypoints": (0, 1, 3)}
-        assert all(found[key].dtype == scene[key].dtype for key in scene)
+        assert shapes == {"image": (3, 2, 2), "boxes": (0, 4), "labels": (0,), "keypoints": (0, 1, 3)}
+        assert all(value.dtype == scene[key].dtype for key, value in found.items())
 
     def test_inputs_are_not_changed(self, scene: dict[str, Any]) -> None:
-        before = {key: value.clone() for key, value in scene.items()}
+        before = copy.deepcopy(scene)
         pad(crop(scene, 1, 2, 3), 3)
-        assert all(torch.equal(scene[key], before[key]) for key in scene)
+        assert all(equal(scene[key], before[key]) for key in scene)
 
 
 def test_pad_is_grey_below_and_right(scene: dict[str, Any]) -> None:
     found = pad(scene, 8)
     assert torch.equal(found["image"][:, :4], scene["image"])
     assert (found["image"][:, 4:] == PAD_VALUE).all()
-    assert torch.equal(found["masks"][:, :4], scene["masks"])
-    assert not found["masks"][:, 4:].any()
-    assert all(torch.equal(found[key], scene[key]) for key in ("boxes", "keypoints", "labels"))
+    assert all(equal(found[key], scene[key]) for key in ("boxes", "keypoints", "labels", "masks"))
 
 
 class TestJitter:
@@ -138,8 +139,10 @@ class TestJitter:
         assert (found["image"][:, :2, :4] < 96).all()
         assert found["boxes"][0].tolist() == [2.5, 0.5, 3.5, 1.5]
         assert found["keypoints"][0, 0].tolist() == [2.75, 0.75, 2]
-        assert not found["masks"][:, 2:].any()
-        assert not found["masks"][:, :, 4:].any()
+        masks = bitmaps(found["masks"], 8, 8)
+        assert masks[:, :2, :4].any()
+        assert not masks[:, 2:].any()
+        assert not masks[:, :, 4:].any()
 
     def test_large_is_cut(self, scene: dict[str, Any]) -> None:
         """Twice 8 px: 8 rows and 16 columns, of which those from 4 on: half of what is too much."""
@@ -147,15 +150,16 @@ class TestJitter:
         assert found["image"].shape == (3, 8, 8)
         assert found["labels"].tolist() == [0, 1, 3]
         assert found["boxes"].tolist() == [[6, 2, 8, 6], [0, 0, 4, 8], [0, 0, 8, 2]]
-        doubled = scene["masks"][0].repeat_interleave(2, 0).repeat_interleave(2, 1)
-        assert torch.equal(found["masks"][0], doubled[:, 4:12])
+        doubled = bitmaps(scene["masks"], 4, 8)[0].repeat_interleave(2, 0).repeat_interleave(2, 1)
+        assert torch.equal(bitmaps(found["masks"], 8, 8)[0], doubled[:, 4:12])
         assert found["keypoints"][:, 0].tolist() == [[7, 3, 2], [3, 1, 2], [0, 0, 0]]
 
     def test_flip_is_of_the_padded_square(self, scene: dict[str, Any]) -> None:
         found = flip(jitter(scene, config(), drawing(1.0)), "horizontal", [0])
         assert found["boxes"][0].tolist() == [1, 1, 3, 3]
         assert found["keypoints"][0, 0].tolist() == [2.5, 1.5, 2]
-        narrow = {**scene, "image": scene["image"].transpose(1, 2), "masks": scene["masks"].transpose(1, 2)}
+        turned = encode_masks(bitmaps(scene["masks"], 4, 8).transpose(1, 2).numpy())
+        narrow = {**scene, "image": scene["image"].transpose(1, 2), "masks": Masks.read(turned)}
         narrow["boxes"] = scene["boxes"][:, [1, 0, 3, 2]]
         narrow["keypoints"] = scene["keypoints"][..., [1, 0, 2]]
         found = flip(jitter(narrow, config(), drawing(1.0)), "horizontal", [0])
@@ -168,7 +172,7 @@ class TestJitter:
         found = jitter(sample(96, 64, seed=seed), config(128), np.random.default_rng(seed))
         assert found["image"].shape == (3, 128, 128)
         assert len(found["boxes"]) == len(found["masks"]) == len(found["labels"])
-        for box, mask in zip(found["boxes"], found["masks"], strict=True):
+        for box, mask in zip(found["boxes"], bitmaps(found["masks"], 128, 128), strict=True):
             rows, columns = mask.nonzero().unbind(1)
             edges = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert (box - edges).abs().max() <= 1
