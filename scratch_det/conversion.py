@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from faster_coco_eval.core import mask as mask_api
 from fvcore.common.config import CfgNode
+from hotcoco import mask as mask_api
 from torch import nn
 
 from scratch_det import backends

@@ -3,8 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from pycocotools import mask as mask_api
+
+from scratch_det.evaluation.average_precision import evaluate_predictions
+from scratch_det.evaluation.low_ap import explain_low_ap
+from scratch_det.evaluation.metrics import Metrics
+from scratch_det.evaluation.predictions import Predictions, Result, as_columns
+from scratch_det.evaluation.truth import load_truth
 
 WIDTH, HEIGHT = 320, 240
 SIZES = (12, 50, 130)  # px: one object in each of COCO's size ranges
@@ -79,3 +86,15 @@ def results_of(coco: dict, noise: float = 0.0) -> list[dict]:
         if noise and rng.random() < 0.5:
             results.append(base | {"category_id": int(rng.choice(categories)), "score": float(rng.uniform(0, 0.9))})
     return results
+
+
+def predictions_of(results: list[dict]) -> Predictions:
+    return as_columns(msgspec.convert(results, list[Result]))
+
+
+def evaluate(path: Path, results: list[dict], *arguments, **keywords) -> Metrics:
+    return evaluate_predictions(load_truth(path), predictions_of(results), *arguments, **keywords)
+
+
+def explain(path: Path, results: list[dict], metrics: Metrics) -> str:
+    return explain_low_ap(load_truth(path), predictions_of(results), metrics)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from coco_truth import evaluate
 from conftest import POINTS, edit, load_tool
 from run_folder import interrupted_after, is_same, lines, read
 
@@ -18,7 +19,6 @@ from scratch_det.data.coco import CocoDataset, flip_indices_of, inspect_coco, re
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.transforms import flip, resize
 from scratch_det.errors import DataError
-from scratch_det.evaluation.average_precision import evaluate_predictions
 
 BOTH = [pytest.param(name, marks=pytest.mark.detectron2 if name == "detectron2" else ()) for name in backends.BACKENDS]
 SIGMAS = ("TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.1, 0.1]")
@@ -270,5 +270,5 @@ def test_truth_with_sigmas_of_its_own_scores_100(points_recipe: Path) -> None:
         for one in objects
         if not one["iscrowd"]
     ]
-    metrics = evaluate_predictions(data.entry.json_file, results, ("keypoints",), oks_sigmas=[0.1] * 3)
+    metrics = evaluate(data.entry.json_file, results, ("keypoints",), oks_sigmas=[0.1] * 3)
     assert metrics["keypoints"]["AP"] == pytest.approx(100)

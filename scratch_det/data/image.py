@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
+from hotcoco import mask as mask_api
 from PIL import Image, ImageOps
 
 from scratch_det.data.coco import CocoDataset

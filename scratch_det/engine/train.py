@@ -6,8 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib.metadata import distributions
@@ -40,6 +39,7 @@ from scratch_det.engine.state import State, TrainingBackend, build_state, pick_d
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
+from scratch_det.evaluation.predictions import read_predictions
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.visualization.curves import draw_curves
@@ -49,7 +49,7 @@ from scratch_det.weights.locate import fetch
 from scratch_det.weights.read import weights_sha256
 
 IMAGES_SHOWN = 12  # in predictions.png
-PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "faster-coco-eval", "pillow")
+PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "hotcoco", "pillow")
 
 
 class Task(Protocol):
@@ -322,33 +322,33 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
     with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
     places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
     chosen = [with_objects[place] for place in places]
-    results = defaultdict[int, list[dict[str, Any]]](list)
-    for result in json.loads(results_file.read_text()):
-        results[result["image_id"]].append(result)
+    predictions = read_predictions(results_file)
 
-    def as_arrays(items: list[dict[str, Any]], image: dict[str, Any]) -> dict[str, Any]:
-        """COCO annotations or results as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
-        boxes = np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4)
+    def as_arrays(items: Mapping[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+        """COCO's columns as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
+        boxes = np.array(items["bbox"], dtype=float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        own = np.array([labels[item["category_id"]] for item in items], dtype=int)
+        own = np.array([labels[category] for category in items["category_id"]], dtype=int)
         found: dict[str, Any] = {"boxes": boxes, "labels": own, "masks": None, "keypoints": None}
         if cfg.MODEL.MASK_ON:
-            masks = [item["segmentation"] for item in items]
-            found["masks"] = encode_masks(decode_masks(masks, image["height"], image["width"]))
+            found["masks"] = encode_masks(decode_masks(list(items["segmentation"]), image["height"], image["width"]))
         if cfg.MODEL.KEYPOINT_ON:
-            points = np.array([item["keypoints"] for item in items], dtype=float)
+            points = np.array(items["keypoints"], dtype=float)
             found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)
             found["keypoints"][..., :2] += 0.5  # from pixel indices to pixel centres
         return found
 
-    return [
-        {"title": image["file_name"],
-         "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
-         "truth": as_arrays(data.training_annotations(image["id"]), image),
-         "prediction": {**as_arrays(results[image["id"]], image),
-                        "scores": np.array([result["score"] for result in results[image["id"]]])}}
-        for image in chosen
-    ]  # fmt: skip
+    samples = []
+    for image in chosen:
+        objects, rows = data.training_annotations(image["id"]), predictions["image_id"] == image["id"]
+        truth = {name: [one.get(name) for one in objects] for name in predictions}
+        found = {name: column[rows] for name, column in predictions.items()}
+        samples.append(
+            {"title": image["file_name"],
+             "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
+             "truth": as_arrays(truth, image), "prediction": {**as_arrays(found, image), "scores": found["score"]}}
+        )  # fmt: skip
+    return samples
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:

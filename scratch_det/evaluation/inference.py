@@ -9,7 +9,6 @@ With TEST.AUG.VOTE_THRESH, as in Detectron, boxes are chosen among all candidate
 in each view, and candidates vote for the place of a chosen box.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -29,8 +28,12 @@ from scratch_det.data.image import encode_masks
 from scratch_det.data.transforms import Sample, flip, output_size, resize
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
-from scratch_det.evaluation.average_precision import evaluate_predictions, evaluate_voc, explain_low_ap
+from scratch_det.evaluation.average_precision import evaluate_predictions
+from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import TTA, detection_tasks, format_table
+from scratch_det.evaluation.predictions import Predictions, detections_of, joined, write_predictions
+from scratch_det.evaluation.truth import load_truth
+from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.log import clock, logger, track
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
@@ -48,34 +51,31 @@ def evaluate(
     """
     group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     began = time.perf_counter()
-    results = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), data, group)
+    found = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), data, group)
     seconds = time.perf_counter() - began
-    metrics = score_and_write(cfg, data, results, out) if group.is_main else {}
+    metrics = score_and_write(cfg, data, found, out) if group.is_main else {}
     if cfg.TEST.AUG.ENABLED:
         logger.info(describe_cost(cfg, data.images, seconds))
-        results = predict_dataset(
+        found = predict_dataset(
             lambda batch: [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch],
             EvaluationSet(cfg, data, resized=False), data, group,
         )  # fmt: skip
-        metrics |= score_and_write(cfg, data, results, out, TTA) if group.is_main else {}
+        metrics |= score_and_write(cfg, data, found, out, TTA) if group.is_main else {}
     return metrics
 
 
 def predict_dataset(
     predict: Callable[[list[Sample]], list[dict[str, Any]]], dataset: EvaluationSet, data: CocoDataset, group: Group
-) -> list[dict[str, Any]]:
-    """Detections of every image as COCO results: json ids, boxes [x, y, width, height] in px of the original image.
+) -> Predictions:
+    """The predictions of every image, on rank 0: in the json's order, each image predicted once, by one rank."""
 
-    Each image is predicted once, by one of the ranks of ``group``; rank 0 returns all results, in the json's order.
-    """
-
-    def results_of(batch: list[Sample]) -> list[list[dict[str, Any]]]:
+    def columns(batch: list[Sample]) -> list[Predictions]:
         found = zip(batch, predict(batch), strict=True)
-        return [to_results(sample["image_id"], detections, data.category_ids) for sample, detections in found]
+        return [detections_of(sample["image_id"], detections, data.category_ids) for sample, detections in found]
 
     # rank r of n has images r, r + n, r + 2n, ...
-    shares = group.gather(predict_share(results_of, dataset, group, f"predicting {data.entry.name}"))
-    return [result for images in zip_longest(*shares, fillvalue=()) for image in images for result in image]
+    shares = group.gather(predict_share(columns, dataset, group, f"predicting {data.entry.name}"))
+    return joined([one for images in zip_longest(*shares) for one in images if one])
 
 
 def predict_share(
@@ -96,25 +96,8 @@ def predict_share(
     return found
 
 
-def to_results(image_id: int, found: dict[str, Any], category_ids: list[int]) -> list[dict[str, Any]]:
-    """COCO results of one image; ``found`` as from ``backend.predict``: boxes [N, 4] x1 y1 x2 y2, px, and so on."""
-    boxes = found["boxes"].clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    fields = {
-        "category_id": [category_ids[label] for label in found["labels"].tolist()],
-        "bbox": boxes.tolist(),
-        "score": found["scores"].tolist(),
-    }
-    if "masks" in found:
-        fields["segmentation"] = found["masks"]
-    if "keypoints" in found:  # COCO's are indices of pixels, ours are continuous: the centre of pixel 0 is 0.5
-        fields["keypoints"] = (found["keypoints"] - torch.tensor([0.5, 0.5, 0])).flatten(1).tolist()
-    rows = zip(*fields.values(), strict=True)
-    return [{"image_id": image_id, **dict(zip(fields, values, strict=True))} for values in rows]
-
-
 def score_and_write(
-    cfg: CfgNode, data: CocoDataset, results: list[dict[str, Any]], out: Path, suffix: str = ""
+    cfg: CfgNode, data: CocoDataset, predictions: Predictions, out: Path, suffix: str = ""
 ) -> dict[str, Any]:
     """Write the predictions into the folder ``out`` + ``suffix``; return and log the metrics of each task + ``suffix``.
 
@@ -122,14 +105,14 @@ def score_and_write(
     """
     out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(results))
-    json_file, tasks, metrics = data.entry.json_file, detection_tasks(cfg), {}
+    write_predictions(out / RESULTS_FILE, predictions)
+    truth, tasks, metrics = load_truth(data.entry.json_file), detection_tasks(cfg), {}
     if data.entry.ap:
-        metrics, tasks = evaluate_voc(json_file, results, data.entry.ap), tasks[1:]
-    metrics |= evaluate_predictions(json_file, results, tasks, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)
+        metrics, tasks = evaluate_voc(truth, predictions, data.entry.ap), tasks[1:]
+    metrics |= evaluate_predictions(truth, predictions, tasks, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)
     named = {task + suffix: scores for task, scores in metrics.items()}
     logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
-    if words := explain_low_ap(json_file, results, metrics):
+    if words := explain_low_ap(truth, predictions, metrics):
         logger.warning(words)
     return named
 

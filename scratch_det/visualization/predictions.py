@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as mask_api
+from hotcoco import mask as mask_api
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -101,7 +101,7 @@ def draw_tile(
     for k in by_size:
         if items.get("masks") is not None:
             mask = items["masks"][chosen[k]]
-            mask = torch.as_tensor(mask_api.decode(mask) if isinstance(mask, Mapping) else mask).bool()
+            mask = torch.as_tensor(mask_api.decode(mask) if isinstance(mask, dict) else mask).bool()
             mask = F.resize(mask[None], list(size), interpolation=F.InterpolationMode.NEAREST_EXACT)
             tile = draw_segmentation_masks(tile, mask, 0.15 if is_fallback else 0.45, own_colors[k])
     for k in by_size:

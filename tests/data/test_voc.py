@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from coco_truth import predictions_of
 from conftest import ROOT, load_tool
 from PIL import Image
 from run_folder import read
@@ -20,7 +21,9 @@ from scratch_det.data.coco import CocoDataset, inspect_coco, read_coco
 from scratch_det.data.subsets import make_subsets
 from scratch_det.data.voc import CLASSES, NAMES, PAPER_NAMES, make_voc
 from scratch_det.errors import DataError
-from scratch_det.evaluation.average_precision import evaluate_voc
+from scratch_det.evaluation.predictions import read_predictions
+from scratch_det.evaluation.truth import load_truth
+from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.study.experiments import of_place
 
 WIDTH, HEIGHT = 96, 64
@@ -232,12 +235,13 @@ class TestAp:
     def test_classes(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
         data = opened("voc_2012_val")
-        truth = [{**one, "score": 0.5} for objects in data.annotations.values() for one in objects]
-        found = evaluate_voc(data.entry.json_file, truth[:-1], "voc_area")["bbox"]  # a person is missed
-        assert (found["AP-dog"], found["AP50-person"], found["AP50"]) == pytest.approx((100, 50, 75))
-        assert np.isnan([found["AP-sheep"], found["AP50-cat"]]).all()  # none there, and a difficult one
+        found = [{**one, "score": 0.5} for objects in data.annotations.values() for one in objects]
+        truth = load_truth(data.entry.json_file)
+        metrics = evaluate_voc(truth, predictions_of(found[:-1]), "voc_area")["bbox"]  # a person is missed
+        assert (metrics["AP-dog"], metrics["AP50-person"], metrics["AP50"]) == pytest.approx((100, 50, 75))
+        assert np.isnan([metrics["AP-sheep"], metrics["AP50-cat"]]).all()  # none there, and a difficult one
         with pytest.raises(DataError, match="image ids are not in the json"):
-            evaluate_voc(data.entry.json_file, [{**truth[0], "image_id": 99}], "voc_area")
+            evaluate_voc(truth, predictions_of([{**found[0], "image_id": 99}]), "voc_area")
 
 
 @pytest.mark.detectron2
@@ -265,7 +269,7 @@ def test_equals_detectron2s_evaluator(ap: str, datasets_root: Path, tmp_path: Pa
             {"image_id": number, "category_id": CLASSES.index(name) + 1, "bbox": bbox, "score": score / 1000}
         )
         lines[name].append(f"{number - 1:06d} {score / 1000:.3f} {left} {top} {right} {bottom}")
-    ours = evaluate_voc(data.entry.json_file, results, ap)["bbox"]
+    ours = evaluate_voc(load_truth(data.entry.json_file), predictions_of(results), ap)["bbox"]
     for name, found in lines.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(found))
         counted = sum(label == name and not difficult for image in images.values() for label, _, difficult in image)
@@ -299,8 +303,8 @@ class TestRecipes:
         small = ["INPUT.MIN_SIZE_TRAIN", "(48, 64)", "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / "run"]
         train_net("--config-file", recipe, *small_model, *small)
         found = read(tmp_path / "run", "result.json")["metrics"]["bbox"]
-        results = read(tmp_path / "run", "inference/coco_instances_results.json")
-        expected = evaluate_voc(lookup("voc_2012_val").json_file, results, "voc_area")["bbox"]
+        predictions = read_predictions(tmp_path / "run/inference/coco_instances_results.json")
+        expected = evaluate_voc(load_truth(lookup("voc_2012_val").json_file), predictions, "voc_area")["bbox"]
         assert "APs" not in found
         assert (found["AP"], found["AP50"], found["AP50-dog"]) == tuple(
             expected[key] for key in ("AP", "AP50", "AP50-dog")

@@ -1,4 +1,4 @@
-"""From detections to COCO results: ids, coordinates, the order of images among ranks, and what is written."""
+"""Predicting a data set: the order of images among ranks, and what is written."""
 
 import json
 from collections.abc import Callable
@@ -8,30 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from coco_truth import predictions_of
 from toy_data import read_toy
 
 from scratch_det.config.load import load_config
 from scratch_det.data.dataset import EvaluationSet
-from scratch_det.evaluation.inference import RESULTS_FILE, predict_dataset, score_and_write, to_results
-
-
-def test_results_have_json_ids_and_cocos_coordinates() -> None:
-    found = {
-        "boxes": torch.tensor([[1.0, 2, 11, 22], [0, 0, 4, 4]]),
-        "scores": torch.tensor([0.75, 0.5]),
-        "labels": torch.tensor([2, 0]),
-        "masks": ["first", "second"],
-        "keypoints": torch.tensor([[[1.5, 2.5, 0.25]], [[3.0, 4.0, 1.0]]]),
-    }
-    first, second = to_results(7, found, [3, 5, 9])
-    assert list(first.items()) == [
-        ("image_id", 7), ("category_id", 9), ("bbox", [1, 2, 10, 20]), ("score", 0.75), ("segmentation", "first"),
-        ("keypoints", [1, 2, 0.25]),
-    ]  # fmt: skip
-    assert (second["category_id"], second["bbox"], second["keypoints"]) == (3, [0, 0, 4, 4], [2.5, 3.5, 1])
-    assert found["boxes"][0].tolist() == [1, 2, 11, 22]
-    empty = {name: found[name][:0] for name in ("boxes", "scores", "labels", "masks", "keypoints")}
-    assert to_results(7, empty, [3, 5, 9]) == []
+from scratch_det.evaluation.inference import RESULTS_FILE, predict_dataset, score_and_write
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -48,12 +30,12 @@ def test_results_are_in_the_jsons_order(size: int, toy_recipe: Path, coco_factor
             {"boxes": torch.zeros(n, 4), "scores": torch.zeros(n), "labels": torch.zeros(n, dtype=int)} for n in counts
         ]
 
-    def results_of(rank: int, gather: Callable) -> list[dict[str, Any]]:
+    def results_of(rank: int, gather: Callable) -> list[int]:
         group = SimpleNamespace(
             world=SimpleNamespace(rank=rank, size=size), size=size, stop=SimpleNamespace(requested=False),
             any=lambda flag: flag, gather=gather,
         )  # fmt: skip
-        return predict_dataset(predict, EvaluationSet(cfg, data), data, group)
+        return predict_dataset(predict, EvaluationSet(cfg, data), data, group)["image_id"].tolist()
 
     shares: list[Any] = []
 
@@ -64,23 +46,19 @@ def test_results_are_in_the_jsons_order(size: int, toy_recipe: Path, coco_factor
     for rank in range(size):
         assert results_of(rank, send) == []
     assert sorted(predicted) == list(range(1, 8))
-    results = results_of(0, lambda own: shares)
-    assert [result["image_id"] for result in results] == [1, 2, 2, 4, 5, 5, 7]
+    assert results_of(0, lambda own: shares) == [1, 2, 2, 4, 5, 5, 7]
 
 
 def test_what_is_written(toy_recipe: Path, tmp_path: Path) -> None:
     """The truth as predictions, as test-time augmentation names them."""
     data, cfg = read_toy("toy_val"), load_config(toy_recipe).cfg
-    objects = [one for found in data.annotations.values() for one in found if not one["iscrowd"]]
     truth = [
-        {
-            "image_id": one["image_id"], "category_id": one["category_id"], "score": 0.5, "bbox": one["bbox"],
-            "segmentation": one["segmentation"],
-        }
-        for one in objects
+        {"score": 0.5} | {name: one[name] for name in ("image_id", "category_id", "bbox", "segmentation")}
+        for found in data.annotations.values()
+        for one in found
         if isinstance(one["segmentation"], dict) and isinstance(one["segmentation"]["counts"], str)
-    ]  # fmt: skip
-    metrics = score_and_write(cfg, data, truth, tmp_path / "inference", "_TTA")
+    ]
+    metrics = score_and_write(cfg, data, predictions_of(truth), tmp_path / "inference", "_TTA")
     assert json.loads((tmp_path / "inference_TTA" / RESULTS_FILE).read_text()) == truth
     assert list(metrics) == ["bbox_TTA", "segm_TTA"]
     assert metrics["bbox_TTA"]["AP"] > 10

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_truth import evaluate
 from matplotlib.figure import Figure
 
 from scratch_det.config.load import load_config
 from scratch_det.errors import ConfigError
-from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.metrics import (
     METRICS,
     Metric,
@@ -58,7 +58,7 @@ def test_values_of_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "truth.json"
     path.write_text(json.dumps({**content, "annotations": [one]}))
     results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 46], "score": 0.5}]
-    found = evaluate_predictions(path, results, ("bbox",))["bbox"]
+    found = evaluate(path, results, ("bbox",))["bbox"]
     assert [found["AP90m"], found["AP95m"]] == pytest.approx([100, 0])
     assert np.isnan(found["AP90l"])
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_truth import HEIGHT, WIDTH, annotation, results_of, small_coco, write
+from coco_truth import HEIGHT, WIDTH, annotation, evaluate, explain, predictions_of, results_of, small_coco, write
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratch_det.errors import DataError
-from scratch_det.evaluation.average_precision import evaluate_predictions, explain_low_ap, load_truth, run_cocoeval
+from scratch_det.evaluation.average_precision import evaluate_predictions, run_cocoeval
+from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import format_per_class, format_table
+from scratch_det.evaluation.truth import load_truth
 
 
-def pycocotools_eval(path: Path, results: list[dict], task: str) -> COCOeval:
+def pycocotools_eval(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
     """The reference, treated as detectron2 treats it: without boxes for masks, so that areas are the masks'."""
     results = copy.deepcopy(results)
     for result in results if task == "segm" else []:
@@ -26,10 +28,21 @@ def pycocotools_eval(path: Path, results: list[dict], task: str) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
         evaluator = COCOeval(truth, truth.loadRes(results), task)
+        if oks_sigmas:
+            evaluator.params.kpt_oks_sigmas = np.array(oks_sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator
+
+
+def assert_same(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
+    """All that COCO's AP is computed from equals pycocotools' to the last bit, for any order of the results."""
+    reference = pycocotools_eval(path, results, task, oks_sigmas)
+    ours = run_cocoeval(load_truth(path), predictions_of(results), task, oks_sigmas)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(ours.eval[name], reference.eval[name], err_msg=name)
+    return reference
 
 
 @pytest.fixture
@@ -50,7 +63,7 @@ def assert_perfect(metrics: dict) -> None:
 
 
 def test_truth_scores_100(truth_file):
-    metrics = evaluate_predictions(truth_file, results_of(small_coco()))
+    metrics = evaluate(truth_file, results_of(small_coco()))
     assert_perfect(metrics)
     assert list(metrics["bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-cat", "AP-dog", "AP-owl"]
     assert not any(math.isnan(value) for values in metrics.values() for value in values.values())
@@ -61,11 +74,11 @@ def test_truth_in_other_encodings(tmp_path, encoding):
     """What the validation of a data set reads, the evaluation at the end of a run reads too."""
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(small_coco()), encoding=encoding)
-    assert len(load_truth(path).imgs) == 12
+    assert len(load_truth(path).images) == 12
 
 
 def test_truth_of_tiny_coco_scores_100(tiny_file):
-    assert_perfect(evaluate_predictions(tiny_file, results_of(json.loads(tiny_file.read_text()))))
+    assert_perfect(evaluate(tiny_file, results_of(json.loads(tiny_file.read_text()))))
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
@@ -73,40 +86,36 @@ def test_truth_of_tiny_coco_scores_100(tiny_file):
 def test_numbers_equal_pycocotools(request, source, task):
     path = request.getfixturevalue(source)
     results = results_of(json.loads(path.read_text()), noise=4)
-    reference = pycocotools_eval(path, results, task)
-    truth = load_truth(path)
-    ours = run_cocoeval(truth, results, task)
-    ours.summarize()
-    np.testing.assert_allclose(ours.stats[:12], reference.stats, atol=1e-6)
-    metrics = evaluate_predictions(path, results, (task,))[task]
+    reference = assert_same(path, results, task)
+    metrics = evaluate(path, results, (task,))[task]
     expected = [value if value > -1 else math.nan for value in reference.stats[:6]]
-    np.testing.assert_allclose(list(metrics.values())[:6], np.multiply(expected, 100), atol=1e-4)
+    np.testing.assert_allclose(list(metrics.values())[:6], np.multiply(expected, 100), rtol=1e-12)
     assert 1 < metrics["AP"] < 99
     for k, category in enumerate(reference.params.catIds):
         precision = reference.eval["precision"][:, :, k, 0, -1]
         expected = precision[precision > -1].mean() * 100 if (precision > -1).any() else math.nan
         name = reference.cocoGt.cats[category]["name"]
-        assert metrics[f"AP-{name}"] == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        assert metrics[f"AP-{name}"] == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_segm_areas_come_from_masks_not_boxes(truth_file):
     results = results_of(small_coco(), noise=2)
-    with_boxes = evaluate_predictions(truth_file, results, ("segm",))
+    with_boxes = evaluate(truth_file, results, ("segm",))
     wrong_boxes = [result | {"bbox": [0.0, 0.0, 300.0, 200.0]} for result in results]
-    assert evaluate_predictions(truth_file, wrong_boxes, ("segm",)) == with_boxes
+    assert evaluate(truth_file, wrong_boxes, ("segm",)) == with_boxes
 
 
 def test_annotation_ids_may_start_at_zero(tmp_path):
     coco = small_coco()
     for entry in coco["annotations"]:
         entry["id"] -= 1
-    assert_perfect(evaluate_predictions(write(tmp_path, coco), results_of(coco)))
+    assert_perfect(evaluate(write(tmp_path, coco), results_of(coco)))
 
 
 def test_no_predictions_score_zero_and_are_explained(truth_file):
-    metrics = evaluate_predictions(truth_file, [])
+    metrics = evaluate(truth_file, [])
     assert set(metrics["bbox"].values()) == set(metrics["segm"].values()) == {0.0}
-    assert "finds nothing" in explain_low_ap(truth_file, [], metrics)
+    assert "finds nothing" in explain(truth_file, [], metrics)
 
 
 def test_no_truth_in_a_size_range_is_nan(tmp_path):
@@ -114,7 +123,7 @@ def test_no_truth_in_a_size_range_is_nan(tmp_path):
     coco["annotations"] = [entry for entry in coco["annotations"] if entry["area"] > 32**2]
     path = write(tmp_path, coco)
     for results in (results_of(coco), []):
-        metrics = evaluate_predictions(path, results)["bbox"]
+        metrics = evaluate(path, results)["bbox"]
         assert math.isnan(metrics["APs"])
         assert not math.isnan(metrics["APm"])
 
@@ -122,27 +131,27 @@ def test_no_truth_in_a_size_range_is_nan(tmp_path):
 def test_no_truth_at_all_is_nan(tmp_path):
     coco = small_coco(annotations=[])
     path = write(tmp_path, coco)
-    metrics = evaluate_predictions(path, results_of(small_coco()))
+    metrics = evaluate(path, results_of(small_coco()))
     assert all(math.isnan(value) for value in metrics["bbox"].values())
-    assert "no objects" in explain_low_ap(path, [], metrics)
+    assert "no objects" in explain(path, [], metrics)
 
 
 def test_single_class_has_no_per_class_ap(tmp_path):
     coco = small_coco(categories=[{"id": 2, "name": "cat"}])
     coco["annotations"] = [entry | {"category_id": 2} for entry in coco["annotations"]]
-    metrics = evaluate_predictions(write(tmp_path, coco), results_of(coco))
+    metrics = evaluate(write(tmp_path, coco), results_of(coco))
     assert list(metrics["segm"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
     assert format_per_class(metrics) == ""
 
 
-def test_results_are_not_changed_and_nothing_is_printed(truth_file, capsys):
+def test_results_are_not_changed_and_nothing_is_printed(truth_file, capfd):
     results = results_of(small_coco(), noise=3)
-    before = copy.deepcopy(results)
-    metrics = evaluate_predictions(truth_file, results)
-    explain_low_ap(truth_file, results, {"bbox": {"AP": 0.0}})
-    assert results == before
-    assert capsys.readouterr().out == ""
-    assert evaluate_predictions(truth_file, results) == metrics
+    truth, predictions = load_truth(truth_file), predictions_of(results)
+    metrics = evaluate_predictions(truth, predictions)
+    explain_low_ap(truth, predictions, {"bbox": {"AP": 0.0}})
+    assert (truth, repr(predictions)) == (load_truth(truth_file), repr(predictions_of(results)))
+    assert "".join(capfd.readouterr()) == ""
+    assert evaluate_predictions(truth, predictions) == metrics
 
 
 def keypoint_coco(count: int) -> dict:
@@ -162,7 +171,7 @@ def keypoint_results(coco: dict) -> list[dict]:
 
 def test_keypoints(tmp_path):
     coco = keypoint_coco(17)
-    metrics = evaluate_predictions(write(tmp_path, coco), keypoint_results(coco), ("keypoints",))
+    metrics = evaluate(write(tmp_path, coco), keypoint_results(coco), ("keypoints",))
     assert_perfect(metrics)
     assert list(metrics["keypoints"]) == ["AP", "AP50", "AP75", "APm", "APl"]
     assert "-" in format_table(metrics).splitlines()[-1]
@@ -182,9 +191,9 @@ def test_keypoint_numbers_equal_pycocotools(tmp_path, with_boxes):
         if not with_boxes:
             del result["bbox"]
     path = write(tmp_path, coco)
-    reference = pycocotools_eval(path, results, "keypoints").stats[:5]
-    metrics = evaluate_predictions(path, results, ("keypoints",))["keypoints"]
-    np.testing.assert_allclose(list(metrics.values()), reference * 100, atol=1e-4)
+    reference = assert_same(path, results, "keypoints").stats[:5]
+    metrics = evaluate(path, results, ("keypoints",))["keypoints"]
+    np.testing.assert_allclose(list(metrics.values()), reference * 100, rtol=1e-12)
     assert 1 < metrics["AP"] < 99
 
 
@@ -200,8 +209,8 @@ def test_keypoints_of_other_categories_and_hidden_ones(tmp_path):
     coco["annotations"].append(annotation(99, 1, 7, (1.0, 1.0, 80.0, 80.0)))
     results = [one for one in keypoint_results({**coco, "annotations": coco["annotations"][2:-1]})]
     path = write(tmp_path, coco)
-    missed = evaluate_predictions(path, results, ("keypoints",))["keypoints"]
-    found = evaluate_predictions(path, [*results, *keypoint_results({**coco, "annotations": [hidden]})], ("keypoints",))
+    missed = evaluate(path, results, ("keypoints",))["keypoints"]
+    found = evaluate(path, [*results, *keypoint_results({**coco, "annotations": [hidden]})], ("keypoints",))
     assert list(missed) == ["AP", "AP50", "AP75", "APm", "APl"]  # of one category
     assert missed["AP"] < 99
     assert_perfect(found)
@@ -227,13 +236,13 @@ class TestByHand:
     def test_iou_thresholds(self, tmp_path):
         """An IoU of 0.72 counts at 0.50, 0.55, 0.60, 0.65 and 0.70."""
         path = write(tmp_path, one_class([(10.0, 10.0, 100.0, 100.0)]))
-        metrics = evaluate_predictions(path, found_at((10.0, 10.0, 100.0, 72.0)), ("bbox",))["bbox"]
+        metrics = evaluate(path, found_at((10.0, 10.0, 100.0, 72.0)), ("bbox",))["bbox"]
         assert [metrics[key] for key in ("AP", "AP50", "AP75")] == pytest.approx([50, 100, 0])
 
     @pytest.mark.parametrize(("side", "area"), [(31.9, "APs"), (32.1, "APm"), (95.9, "APm"), (96.1, "APl")])
     def test_area_ranges(self, tmp_path, side, area):
         path = write(tmp_path, one_class([(5.0, 5.0, side, side)]))
-        metrics = evaluate_predictions(path, found_at((5.0, 5.0, side, side)), ("bbox",))["bbox"]
+        metrics = evaluate(path, found_at((5.0, 5.0, side, side)), ("bbox",))["bbox"]
         assert {key for key in ("APs", "APm", "APl") if not math.isnan(metrics[key])} == {area}
         assert metrics[area] == pytest.approx(100)
 
@@ -243,7 +252,7 @@ class TestByHand:
         crowd, alone = (0.0, 0.0, 200.0, 100.0), (220.0, 120.0, 60.0, 60.0)
         path = write(tmp_path, one_class([crowd, alone], iscrowd=iscrowd))
         inside = [(10.0 + 50 * i, 10.0, 40.0, 60.0) for i in range(3)]
-        metrics = evaluate_predictions(path, found_at(*inside, alone), ("bbox",))["bbox"]
+        metrics = evaluate(path, found_at(*inside, alone), ("bbox",))["bbox"]
         expected = 100 if iscrowd else 100 * (51 * 0.25) / 101  # of two objects one, at precision 1/4
         assert metrics["AP50"] == pytest.approx(expected)
 
@@ -251,16 +260,16 @@ class TestByHand:
         right = (10.0, 10.0, 50.0, 50.0)
         path = write(tmp_path, one_class([right]))
         wrong = [(100.0, 100.0, 20.0, 20.0)] * 99
-        assert evaluate_predictions(path, found_at(*wrong, right), ("bbox",))["bbox"]["AP50"] == pytest.approx(1)
-        assert evaluate_predictions(path, found_at(*wrong, wrong[0], right), ("bbox",))["bbox"]["AP50"] == 0
+        assert evaluate(path, found_at(*wrong, right), ("bbox",))["bbox"]["AP50"] == pytest.approx(1)
+        assert evaluate(path, found_at(*wrong, wrong[0], right), ("bbox",))["bbox"]["AP50"] == 0
 
 
 def test_keypoint_sigmas_must_match(tmp_path):
     coco = keypoint_coco(5)
     path, results = write(tmp_path, coco), keypoint_results(coco)
-    assert_perfect(evaluate_predictions(path, results, ("keypoints",), oks_sigmas=[0.05] * 5))
+    assert_perfect(evaluate(path, results, ("keypoints",), oks_sigmas=[0.05] * 5))
     with pytest.raises(DataError, match="5 keypoints in the json but 17 OKS sigmas"):
-        evaluate_predictions(path, results, ("keypoints",))
+        evaluate(path, results, ("keypoints",))
 
 
 @pytest.mark.parametrize(
@@ -273,24 +282,24 @@ def test_keypoint_sigmas_must_match(tmp_path):
 def test_ids_unknown_to_the_json_are_rejected(truth_file, change, message):
     results = results_of(small_coco())
     with pytest.raises(DataError, match=message):
-        evaluate_predictions(truth_file, [results[0] | change, *results[1:]])
+        evaluate(truth_file, [results[0] | change, *results[1:]])
 
 
 def test_missing_masks_are_rejected(tmp_path):
     coco = small_coco()
     boxes = [{k: v for k, v in result.items() if k != "segmentation"} for result in results_of(coco)]
     with pytest.raises(DataError, match="leave 'segm' out"):
-        evaluate_predictions(write(tmp_path, coco), boxes)
-    assert_perfect(evaluate_predictions(write(tmp_path, coco), boxes, ("bbox",)))
+        evaluate(write(tmp_path, coco), boxes)
+    assert_perfect(evaluate(write(tmp_path, coco), boxes, ("bbox",)))
     for entry in coco["annotations"]:
         del entry["segmentation"]
     with pytest.raises(DataError, match="needs 'segmentation' in every annotation"):
-        evaluate_predictions(write(tmp_path, coco), results_of(small_coco()))
+        evaluate(write(tmp_path, coco), results_of(small_coco()))
 
 
 def test_unknown_iou_type_is_rejected(truth_file):
     with pytest.raises(DataError, match="unknown iou type 'box'"):
-        evaluate_predictions(truth_file, [], ("box",))
+        evaluate(truth_file, [], ("box",))
 
 
 def corners(result: dict) -> dict:
@@ -310,12 +319,12 @@ def corners(result: dict) -> dict:
 )
 def test_a_low_ap_is_explained(truth_file, change, cause):
     results = [result | change(result) for result in results_of(small_coco())]
-    metrics = evaluate_predictions(truth_file, results, ("bbox",))
-    words = explain_low_ap(truth_file, results, metrics)
+    metrics = evaluate(truth_file, results, ("bbox",))
+    words = explain(truth_file, results, metrics)
     assert cause in words.splitlines()[-1]
     assert "predictions: 33" in words
     assert len(words.splitlines()) <= 8
 
 
 def test_a_good_ap_needs_no_explanation(truth_file):
-    assert explain_low_ap(truth_file, [], {"bbox": {"AP": 1.0}}) == ""
+    assert explain(truth_file, [], {"bbox": {"AP": 1.0}}) == ""

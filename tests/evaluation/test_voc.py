@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_truth import evaluate, predictions_of
 
 from scratch_det.data.catalog import VOC_AP
-from scratch_det.evaluation.average_precision import CURVES, evaluate_predictions, evaluate_voc, voc_11point, voc_area
+from scratch_det.evaluation.truth import load_truth
+from scratch_det.evaluation.voc import CURVES, evaluate_voc, voc_11point, voc_area
 
 Box = tuple[float, float, float, float]  # x, y, width, height
 A, B, C, D = ((100.0 * i, 0.0, 50.0, 50.0) for i in range(4))
 NOWHERE = (0.0, 500.0, 50.0, 50.0)
+
+
+def voc(folder: Path, results: list[dict], ap: str) -> dict[str, float]:
+    return evaluate_voc(load_truth(folder / "truth.json"), predictions_of(results), ap)["bbox"]
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def ap50(tmp_path: Path) -> Callable[..., float]:
         results = [
             {"image_id": 1, "category_id": 1, "bbox": list(box), "score": 0.9 - i / 100} for i, box in enumerate(found)
         ]
-        return evaluate_voc(tmp_path / "truth.json", results[::-1], ap)["bbox"][key]
+        return voc(tmp_path, results[::-1], ap)[key]
 
     return compute
 
@@ -66,7 +72,7 @@ class TestAp:
         found = [A, (0.0, 5.0, 50.0, 50.0)]
         assert ap50([A, near], found, "voc_area") == pytest.approx(50)
         results = [{"image_id": 1, "category_id": 1, "bbox": [*box], "score": 1 - i / 9} for i, box in enumerate(found)]
-        assert evaluate_predictions(tmp_path / "truth.json", results, ("bbox",))["bbox"]["AP50"] == pytest.approx(100)
+        assert evaluate(tmp_path / "truth.json", results, ("bbox",))["bbox"]["AP50"] == pytest.approx(100)
 
     @pytest.mark.parametrize(
         ("height", "key", "expected"), [(25, "AP50", 0), (26, "AP50", 100), (41, "AP75", 100), (41, "AP", 70)]
@@ -98,7 +104,7 @@ class TestAp:
         }
         (tmp_path / "truth.json").write_text(json.dumps(content))
         found = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 50.0, 41.0], "score": 0.5}]
-        assert evaluate_voc(tmp_path / "truth.json", found, "voc_area")["bbox"] == pytest.approx(
+        assert voc(tmp_path, found, "voc_area") == pytest.approx(
             {"AP": 35, "AP50": 50, "AP75": 50, "AP-dog": 70, "AP-cat": 0, "AP50-dog": 100, "AP50-cat": 0}
         )
 
@@ -111,9 +117,7 @@ class TestAp:
         }
         (tmp_path / "truth.json").write_text(json.dumps(content))
         found = [{"image_id": i, "category_id": 1, "bbox": list(A), "score": 1 / i} for i in (1, 2)]
-        assert evaluate_voc(tmp_path / "truth.json", found, "voc_area")["bbox"] == pytest.approx(
-            {"AP": 50, "AP50": 50, "AP75": 50}
-        )
+        assert voc(tmp_path, found, "voc_area") == pytest.approx({"AP": 50, "AP50": 50, "AP75": 50})
 
     def test_curves(self) -> None:
         """Recall 0.2, 0.2, 0.4, 0.4, 0.6 at precision 1, 1/2, 2/3, 1/2, 3/5: below the envelope 1, 2/3, 3/5."""
