@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stdout
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS, library
@@ -11,6 +11,7 @@ from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
+from scratch_det.engine.changes import report_finished
 from scratch_det.engine.plan import DETECTION, Request, make_plan
 from scratch_det.errors import Report
 from scratch_det.log import close_logging, logger, set_up_logging
@@ -106,6 +107,10 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
             logger.warning(notice)
         if stop.requested:
             raise Stopped(stop)
+        if plan.is_finished and world.size == 1:  # answered without torch; of several processes rank 0 decides
+            with closing(plan.run_dir):
+                plan.run_dir.lock()
+                return report_finished(plan.cfg, plan.run_dir)
         from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
 
         (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)

@@ -7,13 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from scratch_det.data.dataset import Sample, SampleSet, training_batches
 from scratch_det.distributed.group import Group
@@ -23,6 +23,9 @@ from scratch_det.engine.run_dir import RunDir, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set_learning_rate
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, clock, logger
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PERIOD = 20  # iterations per line of metrics.json, as in detectron2
 DIVERGENCE_REPORT = "nonfinite.json"
@@ -41,12 +44,17 @@ class Metrics:
     """
 
     def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
-        self.max_iter, self.window = max_iter, window
-        self.board: SummaryWriter | None = None  # only on rank 0
-        if run_dir.writes:
+        self.run_dir, self.start_iteration, self.max_iter, self.window = run_dir, start_iteration, max_iter, window
+        if run_dir.writes:  # only on rank 0
             keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
             self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
-            self.board = SummaryWriter(str(run_dir.path / "tensorboard"), purge_step=start_iteration)
+
+    @cached_property
+    def board(self) -> "SummaryWriter":
+        """TensorBoard's file, opened by the first ``write``: its import takes 0.2 s, and iteration 1 needs none."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run_dir.path / "tensorboard"), purge_step=self.start_iteration)
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
         """Add the scalars of one iteration; at the end of a window (and of training) write and return the medians."""
@@ -62,7 +70,7 @@ class Metrics:
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """Write one line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
-        if self.board is None:
+        if not self.run_dir.writes:
             return
         line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
         self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
@@ -72,8 +80,9 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close metrics.json and TensorBoard."""
-        if self.board:
+        if self.run_dir.writes:
             self.file.close()
+        if "board" in vars(self):
             self.board.close()
 
 

@@ -71,6 +71,11 @@ class Plan:
     test: list[Any]
     run_dir: RunDir
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether --resume finds a complete run, so that there is nothing to train."""
+        return self.request.resume and not self.request.eval_only and self.run_dir.result.exists()
+
 
 def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, report: Report | None = None) -> Plan:
     """All checks in their order, the cheap ones first, section by section of ``report``.

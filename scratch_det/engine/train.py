@@ -6,14 +6,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -25,7 +24,6 @@ from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import ImageFolder, datasets_root
 from scratch_det.data.coco import CocoDataset, gc_paused
 from scratch_det.data.dataset import SampleSet, TrainingSet
-from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -39,16 +37,12 @@ from scratch_det.engine.state import State, TrainingBackend, build_state, pick_d
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
-from scratch_det.evaluation.predictions import read_predictions
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import clock, log_to_file, logger
-from scratch_det.visualization.curves import draw_curves
-from scratch_det.visualization.predictions import draw_predictions
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 from scratch_det.weights.read import weights_sha256
 
-IMAGES_SHOWN = 12  # in predictions.png
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "hotcoco", "pillow")
 
 
@@ -301,54 +295,13 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
 
 
 def draw_pictures(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    """Draw curves.png and predictions.png, the latter from the last evaluation of the first test set.
-
-    An error in drawing is only logged: the run is still complete.
-    """
+    """Draw curves.png and predictions.png. An error in drawing is only logged: the run is still complete."""
     try:
-        draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
-        if test:
-            folder = run_dir.path / "inference"
-            results = (folder if len(test) == 1 else folder / test[0].entry.name) / inference.RESULTS_FILE
-            samples = picture_samples(test[0], results, cfg)
-            draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
+        from scratch_det.engine.pictures import draw  # here: matplotlib takes 0.4 s, and no iteration needs it
+
+        draw(cfg, run_dir, test)
     except Exception:
         logger.exception("the pictures could not be drawn")
-
-
-def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list[dict[str, Any]]:
-    """Truth and prediction of a few images that hold objects, spread evenly over the set, for ``draw_predictions``."""
-    labels = {category: label for label, category in enumerate(data.category_ids)}
-    with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
-    places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
-    chosen = [with_objects[place] for place in places]
-    predictions = read_predictions(results_file)
-
-    def as_arrays(items: Mapping[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-        """COCO's columns as arrays: boxes x1 y1 x2 y2, 0-based labels, RLE masks, keypoints x y v."""
-        boxes = np.array(items["bbox"], dtype=float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        own = np.array([labels[category] for category in items["category_id"]], dtype=int)
-        found: dict[str, Any] = {"boxes": boxes, "labels": own, "masks": None, "keypoints": None}
-        if cfg.MODEL.MASK_ON:
-            found["masks"] = encode_masks(decode_masks(list(items["segmentation"]), image["height"], image["width"]))
-        if cfg.MODEL.KEYPOINT_ON:
-            points = np.array(items["keypoints"], dtype=float)
-            found["keypoints"] = points.reshape(-1, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, 3)
-            found["keypoints"][..., :2] += 0.5  # from pixel indices to pixel centres
-        return found
-
-    samples = []
-    for image in chosen:
-        objects, rows = data.training_annotations(image["id"]), predictions["image_id"] == image["id"]
-        truth = {name: [one.get(name) for one in objects] for name in predictions}
-        found = {name: column[rows] for name, column in predictions.items()}
-        samples.append(
-            {"title": image["file_name"],
-             "image": read_image(data.entry.image_root / image["file_name"], image["width"], image["height"]),
-             "truth": as_arrays(truth, image), "prediction": {**as_arrays(found, image), "scores": found["score"]}}
-        )  # fmt: skip
-    return samples
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det.config.load import get_cfg, set_key
 from scratch_det.engine import loop
+from scratch_det.engine.changes import config_changes, environment_changes, first_other_rate
 from scratch_det.engine.checkpointer import Checkpointer, read_checkpoint
 from scratch_det.engine.plan import Request
-from scratch_det.engine.resume import config_changes, environment_changes, find_origin, first_other_rate
+from scratch_det.engine.resume import find_origin
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation import inference

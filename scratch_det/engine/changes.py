@@ -1,0 +1,162 @@
+"""The changes that are allowed when a run is continued. Never imports torch: a finished run is reported at once.
+
+A continued run has to end as if it had been one run from the beginning. So a change may only affect later iterations; a
+change that would have altered the completed iterations is a UserError.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config.choices import RESIZE, SGD
+from scratch_det.config.load import flatten, plain, set_key
+from scratch_det.config.schedule import is_multi_step, learning_rate
+from scratch_det.engine.run_dir import RunDir
+from scratch_det.errors import UserError
+from scratch_det.evaluation.metrics import format_table
+from scratch_det.log import logger
+
+PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # the values without --project
+EVALUATION = "evaluations from now on"
+ROUNDING = "the same computation, last digits may differ"
+EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights of completed iterations
+    "OUTPUT_DIR": "the folder has moved",
+    "DATALOADER.NUM_WORKERS": "speed only",
+    "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
+    "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
+    **dict.fromkeys(("MODEL.DEVICE", "FLOAT32_PRECISION", "CUDNN_BENCHMARK"), ROUNDING),
+    **dict.fromkeys(
+        ("DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.RPN.PRE_NMS_TOPK_TEST",
+         "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
+        EVALUATION,
+    ),
+}  # fmt: skip
+SWITCH = dict.fromkeys(  # further keys that a switch to a cascade may change
+    ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "MODEL.ROI_BOX_CASCADE_HEAD.",
+     "MODEL.RPN.POST_NMS_TOPK_TRAIN"),
+    "from the switch on",
+)  # fmt: skip
+SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
+            "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
+            "SOLVER.BASE_LR_END")  # fmt: skip
+MOST_CHANGES = 4  # named in an error
+BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
+
+
+class Change(NamedTuple):
+    """One difference; ``rejected``: it would have altered the completed iterations."""
+
+    what: str
+    earlier: Any
+    now: Any
+    effect: str
+    rejected: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what} was {self.earlier!r}, now {self.now!r}: {self.effect}"
+
+
+def config_changes(earlier: CfgNode, now: CfgNode, completed: int, switch: bool = False) -> list[Change]:
+    """The keys that differ, with their effect after ``completed`` iterations with config ``earlier``.
+
+    switch: a cascade is trained after the completed iterations.
+    """
+    effects = EFFECTS | SWITCH if switch else EFFECTS
+    old, new = PROJECTS | flatten(earlier), PROJECTS | flatten(now)
+    first = first_other_rate(earlier, now, completed)
+
+    def alters_a_rate(key: str) -> bool:
+        """Whether this key alone changes the rate of a completed iteration."""
+        alone = earlier.clone()
+        set_key(alone, key, new[key])
+        return first_other_rate(earlier, alone, completed) is not None
+
+    guilty = set() if first is None else {key for key in SCHEDULE if alters_a_rate(key)} or {*SCHEDULE}
+    changes = []
+    for key, value in new.items():
+        was: Any = old.get(key, value)
+        if plain(value) == plain(was):
+            continue
+        known = (name for name in effects if key == name or (name.endswith(".") and key.startswith(name)))
+        effect, rejected = "completed iterations were trained with the earlier value", True
+        if name := next(known, None):
+            effect, rejected = effects[name], False
+        elif key in guilty:
+            effect = f"the learning rate of iteration {first} would change"
+        elif key in SCHEDULE:
+            effect, rejected = "iterations still to come", False
+        if isinstance(value, tuple) and isinstance(was, list):  # a config.yaml has lists
+            was = tuple(was)
+        changes.append(Change(key, was, value, effect, rejected))
+    return changes
+
+
+def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | None:
+    """The first completed iteration whose learning rate differs between the two configs; None if there is none."""
+    solvers = earlier.SOLVER, now.SOLVER
+    if all(plain(flatten(earlier)[key]) == plain(flatten(now)[key]) for key in SCHEDULE):
+        return None
+    # After warm-up a multi-step rate is constant between two drops, so only the drops are compared.
+    piecewise = is_multi_step(earlier) and is_multi_step(now)
+    changing = max(s.WARMUP_ITERS for s in solvers) + 1 if piecewise else completed
+    drops = {step for solver in solvers for step in solver.STEPS if step < completed}
+    where_rates_change = sorted({*range(min(completed, changing)), *drops})
+    return next((i for i in where_rates_change if learning_rate(earlier, i) != learning_rate(now, i)), None)
+
+
+def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """Differences of two environment.json: data, backend, number of processes, versions."""
+    changes = []
+    for name in sorted(earlier["datasets"].keys() & now["datasets"].keys()):
+        is_trained = name in earlier["trained_on"]
+        effect = "other images from now on" if is_trained else EVALUATION
+        for key in (key for key in now["datasets"][name] if key.endswith("_sha256")):
+            old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
+            what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
+            changes.append(Change(what, old, new, effect, rejected=is_trained))
+    hint = f"another model; give --backend {earlier['backend']}"
+    changes.append(Change("the backend", earlier["backend"], now["backend"], hint, rejected=True))
+    effects = {"processes x accumulate": "the same images; other sampled proposals, another order of sums"}
+    effects |= dict.fromkeys(("CPU threads", "torch", "torchvision", "detectron2"), ROUNDING)
+    before, after = (
+        {"processes x accumulate": f"{run['processes']} x {run['accumulate']}", "CPU threads": run["threads"]}
+        | run["packages"]
+        for run in (earlier, now)
+    )
+    changes += [Change(name, before.get(name), after.get(name), effect) for name, effect in effects.items()]
+    return [change for change in changes if change.earlier != change.now]
+
+
+def reject_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
+    """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
+    lines = [f"  {change}" for change in changes if change.rejected]
+    if lines:
+        more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+        head = f"{what} cannot be continued like this after {completed} iterations:"
+        fix = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"
+        raise UserError("\n".join([head, *lines[:MOST_CHANGES], *more, fix]))
+
+
+def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
+    """Log that the run is complete. Raises UserError when the recipe now describes another run.
+
+    A SEED of -1 becomes the seed of the run.
+    """
+    earlier = run_dir.read_config()
+    cfg.SEED = earlier.SEED if cfg.SEED < 0 else cfg.SEED
+    result = json.loads(run_dir.result.read_text())
+    completed = result["iteration"]
+    if completed != cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"{run_dir.path} holds a finished run of {completed} iterations, SOLVER.MAX_ITER is "
+            f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH{BRANCH_HINT if is_multi_step(cfg) else ''}"
+        )
+    changes = config_changes(earlier, cfg, completed)
+    reject_changes(changes, f"the finished run in {run_dir.path}", completed)
+    for change in changes:
+        logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect, the run is finished")
+    logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")
+    if "bbox" in result["metrics"]:
+        logger.info("\n" + format_table(result["metrics"]))
