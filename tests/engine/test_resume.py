@@ -13,8 +13,8 @@ from scratch_det.config.load import get_cfg, set_key
 from scratch_det.engine import loop
 from scratch_det.engine.changes import config_changes, environment_changes, first_other_rate
 from scratch_det.engine.checkpointer import Checkpointer, read_checkpoint
-from scratch_det.engine.plan import Request
-from scratch_det.engine.resume import find_origin
+from scratch_det.engine.plan import Request, make_plan
+from scratch_det.engine.resume import find_origin, find_start
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation import inference
@@ -60,12 +60,14 @@ class TestResume:
         assert read(folder, "result.json")["iteration"] == 2
         assert [line["iteration"] for line in lines(folder)] == [1, 2]
 
-    def test_a_finished_run_is_left_alone(self, train: Train, capsys: pytest.CaptureFixture) -> None:
+    def test_a_finished_run_is_left_alone(self, train: Train, toy_recipe: Path, capsys: pytest.CaptureFixture) -> None:
         folder = train()
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         capsys.readouterr()
-        train(resume=True)
+        train("SEED", -1, resume=True)
         assert "holds a finished run of 2 iterations; nothing to do" in capsys.readouterr().out
+        plan = make_plan(Request(str(toy_recipe), ["SEED", "-1"], resume=True))  # of several processes rank 0 decides
+        assert find_start(plan, Checkpointer(plan.run_dir.checkpoints), {}) == (True, None, 1)
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     def test_a_finished_run_is_no_other_run(self, train: Train) -> None:
