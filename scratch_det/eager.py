@@ -2,7 +2,7 @@
 
 torchvision imports ``torch._dynamo`` (with sympy, triton and sharded tensors) only to mark a function that is not to be
 compiled, and to know later whether a device can compile; ``engine.state.SGD`` is torch's optimizer without such marks.
-detectron2's layers import it in the first step, the meta device with its first tensor.
+A model on the meta device marks functions too; detectron2's layers ask in their first step whether they are compiled.
 """
 
 import sys
@@ -17,7 +17,7 @@ UTILS = f"{COMPILER}.utils"
 
 
 class _StandIn(ModuleType):
-    """Answers what torchvision asks; whatever else is asked for, the real module does."""
+    """Marks no function; whatever else is asked for, the real module does."""
 
     def disable(self, function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
         return function
@@ -33,7 +33,7 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Imports inside do not import torch.compile's modules, which are imported as ever when they are used later."""
+    """Imports, and models on the meta device, do without torch.compile's modules inside; a use of them imports them."""
     if COMPILER not in sys.modules:
         sys.modules.update({name: _StandIn(name) for name in (COMPILER, UTILS)})
     try:
