@@ -1,50 +1,80 @@
 #!/usr/bin/env python
-"""Time two ways to train side by side, pair by pair in one process.
+"""Measure this repository beside pycocotools and detectron2, where these are installed; print medians as they come.
 
-    python tools/benchmark.py loop --config-file configs/Digits/quickstart.yaml
-    python tools/benchmark.py peers --config-file FILE --script detectron2/tools/plain_train_net.py
+    python tools/benchmark.py all --out results/benchmarks.md
+    python tools/benchmark.py loop,step --config-file configs/Digits/quickstart.yaml --pairs 100
+    python tools/benchmark.py sample --config-file FILE INPUT.MIN_SIZE_TRAIN "(800,)" --config-file OTHER_FILE
 
-loop: an iteration of the training loop beside its bare forward pass, backward pass and update on the same batch.
-peers: the loop with the detectron2 backend beside detectron2's own plain training script, on the same images.
+The rows:
+%s
+
+start takes the first recipe, scoring none, the others each of them. A row whose data is missing is left out, with the
+reason. start needs 1.5 GB of free disk, and 5 GB of memory for detectron2.
 Exit code 2: a user error, the message says which.
 """
 
+import shlex
+import sys
 from pathlib import Path
 
-from scratch_det.backends import AUTO, BACKENDS
+from scratch_det.backends import BACKENDS
+from scratch_det.benchmark import ROWS, Options
+from scratch_det.benchmark.report import document, machine
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.errors import UserError
+from scratch_det.files import write_atomically
+
+RECIPES = [
+    ["configs/Digits/quickstart.yaml"],
+    ["configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml", "SOLVER.IMS_PER_BATCH", "1"],
+]
 
 
 def build_parser() -> ToolParser:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument("what", choices=["loop", "peers"], help="what to time")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the recipe, a YAML file")
-    parser.add_argument("--pairs", type=int, default=100, metavar="N", help="pairs to time (%(default)s)")
-    parser.add_argument(
-        "--backend",
-        default=AUTO,
-        choices=[AUTO, *BACKENDS],
-        help="loop: the library that builds the model (%(default)s)",
-    )
-    parser.add_argument("--script", type=Path, metavar="FILE", help="peers: detectron2's tools/plain_train_net.py")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
+    rows = "\n".join(f"  {name:<8} {what}" for name, what in ROWS.items())
+    parser = ToolParser(description=(__doc__ or "") % rows)
+    add = parser.add_argument
+    add("rows", metavar="ROWS", help=f"all, or some of {','.join(ROWS)}")
+    named = "a recipe and its overrides; several times for several (the quickstart, and R50-FPN GN with 1 image a step)"
+    add("--config-file", nargs="+", action="append", metavar=("FILE", "KEY VALUE"), help=named)
+    add("--backend", default="torchvision", choices=BACKENDS, help="the library that builds our model (%(default)s)")
+    add("--pairs", type=int, default=20, metavar="N", help="rounds of what takes milliseconds (%(default)s)")
+    add("--repeats", type=int, default=3, metavar="N", help="rounds of what takes seconds (%(default)s)")
+    add("--scale", type=float, default=1.0, metavar="X", help="of the number of made-up images (%(default)s)")
+    add("--script", type=Path, metavar="FILE", help="step: detectron2's tools/plain_train_net.py")
+    add("--out", type=Path, metavar="FILE", help="write the table into this Markdown file after every row")
     add_project_flag(parser)
     return parser
 
 
 def main() -> None:
-    args = build_parser().parse_intermixed_args()
+    args = build_parser().parse_args()
     with exit_on_user_error():
-        from scratch_det.benchmark import loop_against_bare, loop_against_plain_script, plan_training  # not for --help
+        names = list(ROWS) if args.rows == "all" else args.rows.split(",")
+        if unknown := [name for name in names if name not in ROWS]:
+            raise UserError(f"{unknown[0]} is not a row; expected all, or some of {','.join(ROWS)}")
+        if min(args.pairs, args.repeats) < 1 or args.scale <= 0:
+            raise UserError("--pairs and --repeats are 1 or more, --scale is above 0")
+        recipes = [(file, overrides) for file, *overrides in args.config_file or RECIPES]
+        options = Options(recipes, args.backend, args.script, args.pairs, args.repeats, args.scale)
+        from scratch_det.benchmark import rows  # imports torch
 
-        backend = args.backend if args.what == "loop" else "detectron2"
-        plan = plan_training(args.config_file, args.overrides, args.pairs, backend)
-        if args.what == "loop":
-            found = loop_against_bare(plan, args.pairs)
-            print(found.as_text("an iteration of the loop", "bare forward, backward, update"))
-        else:
-            found = loop_against_plain_script(plan, args.pairs, args.script)
-            print(found.as_text("an iteration of this loop", "detectron2's plain training script"))
+        about, found, missing = machine(), [], []
+        command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
+        print("\n".join(about))
+        for name in names:
+            print(f"{name}: {ROWS[name]}", flush=True)
+            try:
+                for figure in getattr(rows, name)(options):
+                    found.append(figure)
+                    print(f"  {figure}", flush=True)
+            except UserError as error:
+                if len(names) == 1:
+                    raise
+                missing.append(f"- not measured: {name}. {str(error).splitlines()[0]}")
+                print(missing[-1], flush=True)
+            if args.out:
+                write_atomically(args.out, document(command, [*about, *missing], found))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,19 @@
 """The detectron2 backend: the functions of ``scratch_det.backends.Backend`` around detectron2's ``build_model``.
 
-The networks of BACKBONES are registered as detectron2's backbones, by the same names. ``train_plainly`` runs
-detectron2's own plain training script on a config of this repository, as anybody else would run it, to compare speed.
+The networks of BACKBONES are registered as detectron2's backbones, by the same names.
 """
 
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
-import detectron2
 import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -26,18 +21,15 @@ from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from scratch_det.backends import Batch
 from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.config.load import flatten, set_key, with_project_keys
 from scratch_det.data.detectron2_catalog import register_data_sets
 from scratch_det.data.image import encode_masks
-from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
-
-PLAIN_SCRIPT = Path("tools/plain_train_net.py")
 
 
 class BareBackbone(Backbone):
@@ -183,47 +175,3 @@ def _as_dict(found: Instances) -> dict[str, Any]:
     if found.has("pred_keypoints"):
         result["keypoints"] = found.pred_keypoints
     return result
-
-
-def find_script(path: Path | None) -> Path:
-    """``path``, or the script in the checkout that detectron2 was installed from. Raises UserError for neither."""
-    script = path or Path(detectron2.__file__).parents[1] / PLAIN_SCRIPT
-    if not script.is_file():
-        raise UserError(
-            f"detectron2's script {script} is missing, it is not part of the installed package; "
-            f"give its path in a checkout of detectron2: --script PATH/{PLAIN_SCRIPT}"
-        )
-    return script
-
-
-def train_plainly(
-    cfg: CfgNode, model: nn.Module, script: Path, image_ids: Iterable[int], gate: Callable[[Iterable], Iterator]
-) -> None:
-    """Run the script's ``do_train``: its loader, mapper, optimizer, schedule, writers and checkpoints.
-
-    image_ids: of the images in the order to train them in, endless, so that two ways to train can be compared.
-    gate: passes the loader's batches on, each when it is time for it.
-    """
-    spec: Any = spec_from_file_location("plain_train_net", script)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    stock = stock_cfg(cfg, device=cfg.MODEL.DEVICE)
-    stock.DATALOADER.ASPECT_RATIO_GROUPING = False  # the order is given
-    register_data_sets(stock.DATASETS.TRAIN)
-
-    def loader(stock: CfgNode) -> Iterator[Any]:
-        filters = stock.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        records = get_detection_dataset_dicts(stock.DATASETS.TRAIN, filter_empty=filters)
-        places = {record["image_id"]: place for place, record in enumerate(records)}
-        return gate(build_detection_train_loader(stock, dataset=records, sampler=_Order(places, image_ids)))
-
-    module.build_detection_train_loader = loader
-    module.do_train(stock, model)
-
-
-class _Order(Sampler):
-    def __init__(self, places: dict[int, int], image_ids: Iterable[int]):
-        self.places, self.image_ids = places, image_ids
-
-    def __iter__(self) -> Iterator[int]:
-        return (self.places[image_id] for image_id in self.image_ids)

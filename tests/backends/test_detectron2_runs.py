@@ -15,12 +15,8 @@ from run_folder import NO_TEST, interrupted_after, is_same, read
 from samples import sample
 
 from scratch_det import backends
-from scratch_det.benchmark import loop_against_plain_script, plan_training
 from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
-from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import read_coco
-from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.digits import make_digits
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import Request
@@ -134,37 +130,6 @@ class TestStock:
 
 
 BITMASKS = ["INPUT.MASK_FORMAT", "bitmask"]  # the toy data set has masks that are no polygons
-PLAIN = """
-from detectron2.data import build_detection_train_loader
-def do_train(cfg, model):
-    model.train()
-    for batch in build_detection_train_loader(cfg):
-        with open({seen!r}, "a") as out:
-            out.write(" ".join(str(one["image_id"]) for one in batch) + "\\n")
-"""
-
-
-@pytest.mark.detectron2
-class TestPeers:
-    """tools/benchmark.py peers, with a script of our own in the place of detectron2's."""
-
-    def test_both_train_the_same_images(self, toy_recipe: Path, tmp_path: Path) -> None:
-        from detectron2.data import DatasetCatalog, MetadataCatalog
-
-        (tmp_path / "plain.py").write_text(PLAIN.format(seen=str(tmp_path / "seen")))
-        plan = plan_training(str(toy_recipe), BITMASKS, 4, "detectron2")
-        found = loop_against_plain_script(plan, 4, tmp_path / "plain.py")
-        DatasetCatalog.remove("toy_train")
-        MetadataCatalog.pop("toy_train")
-        assert len(found.first) == len(found.second) == 4
-        cfg = load_config(toy_recipe).cfg
-        dataset = TrainingSet(cfg, [read_coco(lookup("toy_train"), need_masks=True)])
-        expected = [" ".join(str(dataset.image_id(2 * i + k)) for k in range(2)) for i in range(5)] * 2
-        assert (tmp_path / "seen").read_text().splitlines() == expected
-
-    def test_no_script(self, toy_recipe: Path, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"detectron2's script \S+nothing\.py is missing.*--script"):
-            loop_against_plain_script(plan_training(str(toy_recipe), [], 4, "detectron2"), 4, tmp_path / "nothing.py")
 
 
 @pytest.mark.detectron2

@@ -1,23 +1,20 @@
 """The check before a run: problems of data sets, images, recipe and machine, all told at once."""
 
 import json
-import random
 import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-import yaml
 from conftest import ROOT, load_tool
 
 from scratch_det import backends
+from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.engine import check as machine
@@ -255,51 +252,14 @@ def test_the_size_is_that_of_the_model(toy_recipe):
     assert next(model.parameters()).device == torch.device("cpu")
 
 
-NUM_IMAGES, NUM_OBJECTS, NUM_CLASSES = 118_287, 860_001, 80  # train2017's
-
-
-def write_coco_sized(folder: Path) -> None:
-    """A data set as large as COCO's train2017 on disk and in memory, with empty image files."""
-    rng = np.random.default_rng(0)
-    shapes = [json.dumps(one)[1:-1] for one in (polygon_annotation(rng) for _ in range(20_000))]
-    draw = random.Random(0)
-    (folder / "images").mkdir(parents=True)
-    url = "http://images.cocodataset.org/train2017"
-    common = {"width": 640, "height": 480, "license": 1, "date_captured": "2013-11-14 16:28:13"}
-    names = {i: f"{i:012d}.jpg" for i in range(1, NUM_IMAGES + 1)}
-    images = [{"id": i, "file_name": name, "coco_url": f"{url}/{name}", **common} for i, name in names.items()]
-    for image in images:
-        (folder / "images" / image["file_name"]).touch()
-    categories = [{"id": i, "name": f"class{i}"} for i in range(1, NUM_CLASSES + 1)]
-    with open(folder / "annotations.json", "w") as file:
-        file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')
-        for i in range(NUM_OBJECTS):
-            ids = f'"id": {i}, "image_id": {draw.randint(1, NUM_IMAGES)}, "category_id": {draw.randint(1, NUM_CLASSES)}'
-            file.write(f"{', ' if i else ''}{{{draw.choice(shapes)}, {ids}}}")
-        file.write("]}")
-
-
-def polygon_annotation(rng: np.random.Generator) -> dict[str, Any]:
-    """An object in one polygon, of about 24 corners in the mean, inside 640 x 480 px."""
-    corners = int(np.clip(rng.lognormal(2.9, 0.75), 4, 300))
-    angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
-    points = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(20, 90) * rng.uniform(0.7, 1, (corners, 1))
-    points = (points + rng.uniform(100, 380, 2)).round(2)
-    low, high = points.min(0), points.max(0)
-    box = [*low.tolist(), *(high - low).round(2).tolist()]
-    return {"segmentation": [points.ravel().tolist()], "area": box[2] * box[3], "iscrowd": 0, "bbox": box}
-
-
 @pytest.mark.slow
 def test_a_data_set_of_cocos_size_fits_in_4_gb(datasets_root, tmp_path):
     """The whole check but for reading images; 20 s on one core when this was written."""
-    write_coco_sized(datasets_root / "big")
-    fields = {"json": "big/annotations.json", "images": "big/images"}
-    (datasets_root / "catalog.yaml").write_text(yaml.safe_dump({"coco_2017_train": fields}))
+    write_coco(datasets_root)
     command = [sys.executable, ROOT / "tools/check.py", "--json", "--config-file", R50]
-    overrides = ["DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "run"]
+    overrides = ["DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "run"]
     done = subprocess.run([*map(str, command), *map(str, overrides)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     values = {one["name"]: one["values"] for one in json.loads(done.stdout)["sections"]}
-    assert values["data"]["coco_2017_train"]["objects"] == NUM_OBJECTS
+    assert values["data"][NAME]["objects"] == 860_001
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 4e9

@@ -1,23 +1,19 @@
-"""Two ways to train, timed pair by pair in one process, so that a slow moment of the machine affects both.
-
-The training loop beside its bare forward pass, backward pass and update, or beside detectron2's plain script.
-"""
+"""Training loops timed in turns in one process: this one beside its bare work, or beside detectron2's plain script."""
 
 import itertools
 import logging
-import statistics
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
+from scratch_det.benchmark.measure import Cost, take_turns
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
@@ -27,66 +23,36 @@ from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.loop import Metrics, Trainer
 from scratch_det.engine.plan import Plan, Request, make_plan
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.engine.state import build_state, pick_device
+from scratch_det.engine.state import State, build_state, pick_device
 from scratch_det.errors import UserError
 
-WARMUP = 3  # pairs
-BATCHES = 20  # loaded before the loop is timed beside its bare work
+BATCHES = 20  # loaded before steps on them are timed
 
 
-class Pairs(NamedTuple):
-    """Seconds of both ways, pair by pair."""
-
-    first: list[float]
-    second: list[float]
-
-    def overhead(self) -> float:
-        """Median over the pairs of first / second - 1, in percent."""
-        return 100 * (statistics.median(a / b for a, b in zip(self.first, self.second, strict=True)) - 1)
-
-    def as_text(self, first: str, second: str) -> str:
-        """Both medians with their quartiles, and the overhead."""
-        lines = [f"{len(self.first)} pairs, median (quartiles) in ms"]
-        for name, seconds in ((first, self.first), (second, self.second)):
-            low, middle, high = (1000 * quartile for quartile in statistics.quantiles(seconds, n=4))
-            lines.append(f"  {name:<40} {middle:8.2f} ({low:.2f} - {high:.2f})")
-        lines.append(f"  {'overhead, median over the pairs':<40} {self.overhead():+8.2f} %")
-        return "\n".join(lines)
-
-
-def time_pairs(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Pairs:
-    """Call both ``pairs`` times, taking turns in which one begins; WARMUP pairs before do not count."""
-    times: tuple[list[float], list[float]] = [], []
-    for number in range(-WARMUP, pairs):
-        for which in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
-            (first, second)[which]()
-            if number >= 0:
-                times[which].append(time.perf_counter() - began)
-    return Pairs(*times)
-
-
-def in_both_orders(time_half: Callable[[int, bool], Pairs], pairs: int) -> Pairs:
-    """Time ``pairs`` in two halves: ``time_half(number, first_is_set_up_first)``.
+def in_both_orders(time_half: Callable[[int, bool], list[list[Cost]]], times: int) -> list[list[Cost]]:
+    """Time ``times`` rounds in two halves: ``time_half(number, first_is_set_up_first)``.
 
     Of two equal ways in one process the one that was set up first has been up to 3 % slower.
     """
-    one, other = time_half(pairs - pairs // 2, True), time_half(pairs // 2, False)
-    return Pairs(one.first + other.first, one.second + other.second)
+    halves = time_half(times - times // 2, True), time_half(times // 2, False)
+    return [one + other for one, other in zip(*halves, strict=True)]
 
 
-def plan_training(config_file: str, overrides: list[str], pairs: int, backend: str) -> Plan:
-    """The plan of a training in one process, with a seed. Raises UserError as a run does, and for fewer than 2 pairs.
+def plan_training(config_file: str, overrides: list[str], backend: str) -> Plan:
+    """The plan of a training in one process, with a seed. Raises UserError as a run does.
 
     The recipe's run folder and test sets do not matter: nothing is written there, and nothing is evaluated.
     """
-    if pairs < 2:
-        raise UserError(f"--pairs is {pairs}, expected 2 or more: a median of fewer says nothing")
     with tempfile.TemporaryDirectory() as folder:
         words = [*overrides, "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
         plan = make_plan(Request(config_file, words, backend))
     plan.cfg.SEED = max(plan.cfg.SEED, 0)
     return plan
+
+
+def loaded_batches(plan: Plan) -> list[list[Sample]]:
+    """The first batches of a training."""
+    return list(itertools.islice(training_batches(TrainingSet(plan.cfg, plan.training), plan.cfg, 0), BATCHES))
 
 
 @contextmanager
@@ -108,35 +74,38 @@ def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
                 trainer.metrics.close()
 
 
-def loop_against_bare(plan: Plan, pairs: int) -> Pairs:
-    """Time ``pairs`` iterations of the loop, records included, each beside the bare work on the same batch.
+def loop_against_bare(plan: Plan, times: int) -> list[list[Cost]]:
+    """Time iterations of the loop, records included, each beside the bare work on the same batch.
 
     Both go through the same batches, which are loaded before, with two models of the same weights.
     """
-    batches = list(itertools.islice(training_batches(TrainingSet(plan.cfg, plan.training), plan.cfg, 0), BATCHES))
+    batches = loaded_batches(plan)
 
-    def time_half(pairs: int, loop_first: bool) -> Pairs:
+    def time_half(times: int, loop_first: bool) -> list[list[Cost]]:
         with two_trainers(plan.cfg, plan.backend) as built:
             trainer, other = built if loop_first else reversed(built)
-            count, feed, bare_feed = itertools.count(), itertools.cycle(batches), itertools.cycle(batches)
-            return time_pairs(
-                lambda: trainer.run_iteration(next(count), feed), lambda: bare(other, next(bare_feed)), pairs
-            )
+            count, feed = itertools.count(), itertools.cycle(batches)
+            bare = bare_steps(other.backend, other.state, batches)
+            return take_turns([lambda: trainer.run_iteration(next(count), feed), bare], times)
 
-    return in_both_orders(time_half, pairs)
+    return in_both_orders(time_half, times)
 
 
-def bare(trainer: Trainer, batch: list[Sample]) -> None:
-    """The work that every training loop does."""
-    state = trainer.state
-    state.optimizer.zero_grad()
-    with state.forward():
-        losses = trainer.backend.losses(state.model, batch)
-    state.scaler.scale(sum(losses.values())).backward()
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.device.type == "cuda":
-        torch.cuda.synchronize()
+def bare_steps(backend: Any, state: State, batches: list[list[Sample]]) -> Callable[[], None]:
+    """The work that every training loop does, on the next one of ``batches`` in a circle."""
+    feed = itertools.cycle(batches)
+
+    def step() -> None:
+        state.optimizer.zero_grad()
+        with state.forward():
+            losses = backend.losses(state.model, next(feed))
+        state.scaler.scale(sum(losses.values())).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
 
 
 Gate = Callable[[Iterable[Any]], Iterator[Any]]  # passes batches on
@@ -181,8 +150,8 @@ class Stepwise:
         self.has_come.release()
 
 
-def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pairs:
-    """Time ``pairs`` iterations of both, data loading, records and console included, side by side, from random weights.
+def loop_against_plain_script(plan: Plan, times: int, script: Path | None) -> list[list[Cost]]:
+    """Time iterations of both, data loading, records and console included, side by side, from random weights.
 
     script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError when there
     is no script, or it has no such training.
@@ -195,12 +164,12 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
             "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
         )
     backends.load(plan.backend)  # explains a detectron2 that does not work
-    from scratch_det.backends.detectron2 import find_script, train_plainly
+    from scratch_det.benchmark.peers import find_script, train_plainly
 
     path = find_script(script)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
-    def time_half(pairs: int, ours_first: bool) -> Pairs:
+    def time_half(times: int, ours_first: bool) -> list[list[Cost]]:
         with two_trainers(cfg, plan.backend) as (trainer, other):
             cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
@@ -214,6 +183,6 @@ def loop_against_plain_script(plan: Plan, pairs: int, script: Path | None) -> Pa
             loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, other.state.model, path, ids, gate)]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)
-            return time_pairs(ours.step, theirs.step, pairs)
+            return take_turns([ours.step, theirs.step], times)
 
-    return in_both_orders(time_half, pairs)
+    return in_both_orders(time_half, times)
