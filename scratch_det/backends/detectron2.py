@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Boxes, Instances, Keypoints
@@ -30,6 +30,7 @@ from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
+from scratch_det.modeling.roi_align import roi_align
 
 
 class BareBackbone(Backbone):
@@ -57,6 +58,18 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     return pyramid
 
 
+class FastROIAlign(ROIAlign):
+    """detectron2's layer, on the CPU with the faster gradient of ``scratch_det.modeling.roi_align``."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Maps [N, C, H, W] in ``rois`` [K, 5] -> [K, C, S, S] of the maps' type; float32 in between."""
+        if input.is_cuda:
+            return super().forward(input, rois)
+        size, scale = self.output_size[0], self.spatial_scale
+        pooled = roi_align(input.float(), rois, size, scale, self.sampling_ratio, self.aligned)
+        return pooled.to(input.dtype)
+
+
 def register_backbones() -> None:
     """Register the networks of BACKBONES for ``build_model``, once."""
     for name in backbone_names():
@@ -74,7 +87,10 @@ def register(names: Iterable[str] | None = None) -> None:
 
 
 def build(cfg: CfgNode) -> nn.Module:
-    """See ``Backend``. SyncBN is this repository's, which works on the CPU and on a rank without proposals too."""
+    """See ``Backend``. SyncBN is this repository's, which works on the CPU and on a rank without proposals too.
+
+    RoIAlign's gradient on the CPU is this repository's as well.
+    """
     # Current versions of torch warn about detectron2's code; the user can do nothing about it.
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -88,6 +104,8 @@ def build(cfg: CfgNode) -> nn.Module:
             own = SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
             own.load_state_dict(old.state_dict())
             model.set_submodule(name, own)
+        elif isinstance(old, ROIAlign):
+            model.set_submodule(name, FastROIAlign(old.output_size, old.spatial_scale, old.sampling_ratio, old.aligned))
     return model
 
 

@@ -25,9 +25,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import keypoints_to_heatmap, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_align, roi_pool
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_pool
 
 from scratch_det.modeling.norm import norm_layer
+from scratch_det.modeling.roi_align import roi_align
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # Lin et al., Feature Pyramid Networks, equation 1: a 224 px box pools p4
 
@@ -140,7 +141,7 @@ class ROIPooler(nn.Module):
         self.strides, self.resolution = strides, resolution
         self.pool = roi_pool
         if kind != "ROIPool":
-            self.pool = partial(roi_align, sampling_ratio=sampling_ratio, aligned=kind == "ROIAlignV2")
+            self.pool = partial(roi_align, ratio=sampling_ratio, aligned=kind == "ROIAlignV2")
         self.first_level = min(strides.values()).bit_length() - 1
 
     def forward(self, features: Maps, boxes: list[Tensor]) -> Tensor:

@@ -195,7 +195,8 @@ class Trainer:
         Raises UserError, in all processes, when a weight is not finite: --resume would start from that checkpoint.
         """
         completed, parameters = self.state.iteration, dict(self.state.model.named_parameters())
-        finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
+        sums = torch.stack([parameter.detach().sum() for parameter in parameters.values()])  # NaN and inf stay in a sum
+        finite = sums.isfinite().tolist()
         if bad := [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]:
             raise UserError(
                 f"{len(bad)} weights are not finite after {completed} iterations, the first is {bad[0]}; "

@@ -29,6 +29,7 @@ from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine import classification
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
+from scratch_det.engine.cpu import cpu_notices, keep_freed_memory
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
@@ -127,6 +128,10 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     run_dir.lock()
     backend = task.load(plan.backend)
     device = pick_device(cfg.MODEL.DEVICE, world)
+    if device.type == "cpu":
+        keep_freed_memory()
+        for notice in cpu_notices(world.local_size, cfg.SOLVER.AMP.ENABLED):
+            logger.warning(notice)
     with closing(run_dir), Group(world, device, stop) as group:
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         environment = describe_environment(plan, group.size)
