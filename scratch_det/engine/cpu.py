@@ -3,6 +3,8 @@
 import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -16,9 +18,10 @@ def keep_freed_memory() -> None:
     By default the memory of every large tensor goes back to the kernel, which clears it, page by page, when the next
     step asks for it: 13,800 page faults a step of the quickstart. Workers that are forked later do the same.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)) if mallopt else ():  # -1: never
-        mallopt(option, value)
+    with suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
@@ -33,7 +36,7 @@ def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
             "a step waits for its slowest thread and can take several times as long: wait for the other programs, or "
             f"set OMP_NUM_THREADS={max(1, int(cores - busy) // processes)}"
         )
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.10 or later
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
     if bfloat16 and capabilities and not any(capabilities.get(name) for name in BFLOAT16):
         yield (
             f"SOLVER.AMP.ENABLED is True, but the CPU ({capabilities.get('cpu_name', 'unknown')}) has no bfloat16 "
