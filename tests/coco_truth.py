@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import msgspec
 import numpy as np
 from pycocotools import mask as mask_api
 
 from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import Metrics
-from scratch_det.evaluation.predictions import Predictions, Result, as_columns
+from scratch_det.evaluation.predictions import Predictions, read_predictions
 from scratch_det.evaluation.truth import load_truth
 
 WIDTH, HEIGHT = 320, 240
@@ -89,7 +89,10 @@ def results_of(coco: dict, noise: float = 0.0) -> list[dict]:
 
 
 def predictions_of(results: list[dict]) -> Predictions:
-    return as_columns(msgspec.convert(results, list[Result]))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "results.json"
+        path.write_text(json.dumps(results))
+        return read_predictions(path)
 
 
 def evaluate(path: Path, results: list[dict], *arguments, **keywords) -> Metrics:

@@ -9,20 +9,18 @@ Predictions are a dictionary of one array per field of COCO's results, a row for
 The file is detectron2's. No number is rounded: the file holds the numbers that are scored, to the last bit.
 """
 
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
 
 from scratch_det.data.coco import gc_paused
 from scratch_det.errors import DataError
 
 Predictions = dict[str, np.ndarray]
-TYPES: dict[str, type] = {"image_id": int, "category_id": int, "segmentation": object}  # other fields: float
+AT_ONCE = 1_000  # results that are objects at a time; as columns they need a third of the memory
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -32,15 +30,9 @@ class Rle(msgspec.Struct, gc=False):
     counts: str
 
 
-class Result(msgspec.Struct, gc=False):
-    """One detection in the file."""
-
-    image_id: int
-    category_id: int
-    score: float
-    bbox: tuple[float, float, float, float] | UnsetType = UNSET
-    segmentation: Rle | UnsetType = UNSET
-    keypoints: list[float] | UnsetType = UNSET
+REQUIRED: dict[str, Any] = {"image_id": int, "category_id": int, "score": float}
+TYPES: dict[str, type] = {"image_id": int, "category_id": int, "segmentation": object}  # of columns; others: float
+FIELDS = REQUIRED | {"bbox": tuple[float, float, float, float], "segmentation": Rle, "keypoints": list[float]}
 
 
 def detections_of(image_id: int, found: dict[str, Any], category_ids: Sequence[int]) -> Predictions:
@@ -61,43 +53,52 @@ def detections_of(image_id: int, found: dict[str, Any], category_ids: Sequence[i
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """The rows of all parts, which have the same columns."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else as_columns([])
-
-
-def as_columns(results: Sequence[Result]) -> Predictions:
-    """The results as predictions; no result at all stands for a model that predicts every field.
-
-    Raises DataError when some results hold a field and others do not.
-    """
-    found: Predictions = {}
-    for name in Result.__struct_fields__:
-        values: list[Any] = [value for one in results if (value := getattr(one, name)) is not UNSET]
-        if len(values) not in (0, len(results)):
-            raise DataError(
-                f"only {len(values)} of {len(results)} results hold '{name}'; expected all of them, or none"
-            )
-        if name == "segmentation":
-            values = [{"size": one.size, "counts": one.counts} for one in values]
-        if values or not results:
-            found[name] = np.array(values, dtype=TYPES.get(name, float))
-    return found | {"bbox": found["bbox"].reshape(-1, 4)} if "bbox" in found else found
+    """The rows of all parts, which have the same columns; without a part, no row of any field."""
+    return (
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else _columns([], FIELDS)
+    )
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The content of a results file. Raises DataError when it is none."""
+    """The content of a results file: the fields of the first result, which all others have to hold too.
+
+    Raises DataError when the file is none.
+    """
+    start = 0
     with gc_paused():  # see there
         try:
-            results = msgspec.json.decode(path.read_bytes(), type=list[Result])
+            results = msgspec.json.decode(path.read_bytes(), type=list[msgspec.Raw])
+            kind = _kind(msgspec.json.decode(results[0], type=dict[str, Any]) if results else FIELDS)
+            decoder, parts = msgspec.json.Decoder(list[kind]), []
+            for start in range(0, len(results), AT_ONCE):
+                content = b"[%b]" % b",".join(results[start : start + AT_ONCE])
+                parts.append(_columns(decoder.decode(content), kind.__struct_fields__))
         except msgspec.DecodeError as error:
-            raise DataError(f"{path} is no file of COCO results: {error}") from None
-        return as_columns(results)
+            where = f", counted from result {start}" if start else ""
+            raise DataError(f"{path} is no file of COCO results: {error}{where}") from None
+    return joined(parts)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a results file."""
-    with gc_paused():
-        rows = [
-            predictions[name].tolist() if name in predictions else repeat(UNSET) for name in Result.__struct_fields__
-        ]
-        path.write_bytes(msgspec.json.encode(list(map(Result, *rows))))
+    kind = _kind(predictions)
+    columns = [predictions[name] for name in kind.__struct_fields__]
+    with gc_paused(), path.open("wb") as file:
+        file.write(b"[")
+        for start in range(0, len(columns[0]), AT_ONCE):
+            rows = map(kind, *(column[start : start + AT_ONCE].tolist() for column in columns))
+            file.write(b"," * (start > 0) + msgspec.json.encode(list(rows))[1:-1])
+        file.write(b"]")
+
+
+def _kind(names: Iterable[str]) -> Any:
+    """The type of a result that holds these fields, and those REQUIRED; names that are none of FIELDS say nothing."""
+    return msgspec.defstruct("Result", [(n, kind) for n, kind in FIELDS.items() if n in {*REQUIRED, *names}], gc=False)
+
+
+def _columns(results: Sequence[msgspec.Struct], names: Iterable[str]) -> Predictions:
+    found = {name: [getattr(one, name) for one in results] for name in names}
+    if "segmentation" in found:
+        found["segmentation"] = [{"size": one.size, "counts": one.counts} for one in found["segmentation"]]
+    columns: Predictions = {name: np.array(values, dtype=TYPES.get(name, float)) for name, values in found.items()}
+    return columns | {"bbox": columns["bbox"].reshape(-1, 4)} if "bbox" in columns else columns

@@ -9,6 +9,7 @@ import torch
 from coco_truth import predictions_of, results_of, small_coco
 
 from scratch_det.errors import DataError
+from scratch_det.evaluation import predictions
 from scratch_det.evaluation.predictions import detections_of, joined, read_predictions, write_predictions
 
 FOUND = {
@@ -40,17 +41,20 @@ def test_images_without_detections_are_joined_too() -> None:
     assert {len(column) for part in (joined([none, none]), joined([])) for column in part.values()} == {0}
 
 
+@pytest.mark.parametrize("at_once", [5, 1000])
 @pytest.mark.parametrize("names", [("bbox",), ("bbox", "segmentation"), ("keypoints",), ()])
-def test_the_file_holds_every_bit(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_the_file_holds_every_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], at_once: int
+) -> None:
     """Also of float32 numbers, which have long decimals."""
+    monkeypatch.setattr(predictions, "AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     given = predictions_of(results_of(small_coco(), noise=3))
     given |= {"score": rng.random(len(given["score"]), dtype=np.float32).astype(float)}
     given |= {"keypoints": rng.normal(size=(len(given["score"]), 6)) * 10.0 ** rng.integers(-9, 9, 6)}
     given = {name: given[name] for name in ("image_id", "category_id", "score", *names)}
     write_predictions(tmp_path / "results.json", given)
-    entries = json.loads((tmp_path / "results.json").read_text())
-    assert {tuple(one) for one in entries} == {tuple(given)}
+    assert {tuple(one) for one in json.loads((tmp_path / "results.json").read_text())} == {tuple(given)}
     found = read_predictions(tmp_path / "results.json")
     assert found.keys() == given.keys()
     for name, column in given.items():
@@ -64,10 +68,14 @@ def test_the_file_of_no_predictions(tmp_path: Path) -> None:
     assert {len(column) for column in read_predictions(tmp_path / "results.json").values()} == {0}
 
 
-def test_fields_of_some_results_alone_are_rejected() -> None:
+def test_fields_that_one_result_lacks_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says which one."""
     results = results_of(small_coco())
-    del results[3]["segmentation"]
-    with pytest.raises(DataError, match="only 32 of 33 results hold 'segmentation'"):
+    del results[13]["segmentation"]
+    with pytest.raises(DataError, match=r"missing required field `segmentation` - at `\$\[13\]`$"):
+        predictions_of(results)
+    monkeypatch.setattr(predictions, "AT_ONCE", 5)
+    with pytest.raises(DataError, match=r"`segmentation` - at `\$\[3\]`, counted from result 10$"):
         predictions_of(results)
 
 
