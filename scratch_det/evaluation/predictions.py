@@ -69,7 +69,7 @@ def read_predictions(path: Path) -> Predictions:
         try:
             results = msgspec.json.decode(path.read_bytes(), type=list[msgspec.Raw])
             kind = _kind(msgspec.json.decode(results[0], type=dict[str, Any]) if results else FIELDS)
-            decoder, parts = msgspec.json.Decoder(list[kind]), []
+            decoder, parts = msgspec.json.Decoder(list[kind]), []  # type: ignore[valid-type]
             for start in range(0, len(results), AT_ONCE):
                 content = b"[%b]" % b",".join(results[start : start + AT_ONCE])
                 parts.append(_columns(decoder.decode(content), kind.__struct_fields__))
