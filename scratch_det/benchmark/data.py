@@ -10,7 +10,7 @@ import numpy as np
 from hotcoco import mask as mask_api
 from PIL import Image
 
-from scratch_det.evaluation.predictions import Predictions, Result, Rle, as_columns
+from scratch_det.evaluation.predictions import Predictions, as_columns
 
 IMAGES, OBJECTS_PER_IMAGE, CLASSES = 118_287, 860_001 / 118_287, 80  # train2017's
 WIDTH, HEIGHT = 640, 480
@@ -87,7 +87,8 @@ def made_up_predictions(json_file: Path, per_image: int = 100) -> Predictions:
             centre = (x, y) + extent * rng.uniform(0.4, 0.6, 2)
             points = centre + circle * size / 2 * rng.uniform(0.8, 1, (len(circle), 1))
             rle = mask_api.frPyObjects([points.ravel().tolist()], HEIGHT, WIDTH)[0]
-            mask = Rle((HEIGHT, WIDTH), rle["counts"].decode())
+            mask = {"size": rle["size"], "counts": rle["counts"].decode()}
             category = int(rng.integers(1, CLASSES + 1)) if rng.random() < 0.2 else category
-            results.append(Result(image, category, rng.random(), (*(centre - size / 2), *size), mask))
-    return as_columns(results)
+            results.append((image, category, rng.random(), (*(centre - size / 2), *size), mask))
+    names = ("image_id", "category_id", "score", "bbox", "segmentation")
+    return as_columns(dict(zip(names, zip(*results, strict=True), strict=True)))

@@ -9,7 +9,7 @@ Predictions are a dictionary of one array per field of COCO's results, a row for
 The file is detectron2's. No number is rounded: the file holds the numbers that are scored, to the last bit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,18 @@ def detections_of(image_id: int, found: dict[str, Any], category_ids: Sequence[i
     return rows
 
 
+def as_columns(values: Mapping[str, Sequence[Any]]) -> Predictions:
+    """One sequence of N values per field as arrays."""
+    columns: Predictions = {name: np.array(column, dtype=TYPES.get(name, float)) for name, column in values.items()}
+    return columns | {"bbox": columns["bbox"].reshape(-1, 4)} if "bbox" in columns else columns
+
+
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """The rows of all parts, which have the same columns; without a part, no row of any field."""
     return (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else _columns([], FIELDS)
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if parts
+        else as_columns(dict.fromkeys(FIELDS, ()))
     )
 
 
@@ -72,7 +80,13 @@ def read_predictions(path: Path) -> Predictions:
             decoder, parts = msgspec.json.Decoder(list[kind]), []  # type: ignore[valid-type]
             for start in range(0, len(results), AT_ONCE):
                 content = b"[%b]" % b",".join(results[start : start + AT_ONCE])
-                parts.append(_columns(decoder.decode(content), kind.__struct_fields__))
+                part = decoder.decode(content)
+                values = {name: [getattr(one, name) for one in part] for name in kind.__struct_fields__}
+                if "segmentation" in values:
+                    values["segmentation"] = [
+                        {"size": one.size, "counts": one.counts} for one in values["segmentation"]
+                    ]
+                parts.append(as_columns(values))
         except msgspec.DecodeError as error:
             where = f", counted from result {start}" if start else ""
             raise DataError(f"{path} is no file of COCO results: {error}{where}") from None
@@ -94,11 +108,3 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def _kind(names: Iterable[str]) -> Any:
     """The type of a result that holds these fields, and those REQUIRED; names that are none of FIELDS say nothing."""
     return msgspec.defstruct("Result", [(n, kind) for n, kind in FIELDS.items() if n in {*REQUIRED, *names}], gc=False)
-
-
-def _columns(results: Sequence[msgspec.Struct], names: Iterable[str]) -> Predictions:
-    found = {name: [getattr(one, name) for one in results] for name in names}
-    if "segmentation" in found:
-        found["segmentation"] = [{"size": one.size, "counts": one.counts} for one in found["segmentation"]]
-    columns: Predictions = {name: np.array(values, dtype=TYPES.get(name, float)) for name, values in found.items()}
-    return columns | {"bbox": columns["bbox"].reshape(-1, 4)} if "bbox" in columns else columns
