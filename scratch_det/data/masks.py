@@ -37,21 +37,16 @@ class Masks:
     @staticmethod
     def read(segmentations: Sequence[Any]) -> "Masks":
         """The masks of COCO's ``segmentation`` of each object: a list of polygons, or an RLE of either kind."""
-        parts = [
-            _polygon_edges(polygon) if polygon is not mask else _rle_edges(mask)
+        masks = [
+            [_polygon_edges(polygon) for polygon in mask] if isinstance(mask, list) else [_rle_edges(mask)]
             for mask in segmentations
-            for polygon in (mask if isinstance(mask, list) else [mask])
         ]
+        parts = [part for mask in masks for part in mask]
         edges = np.concatenate([np.empty((0, 4), np.float32), *parts])
         is_crossed = edges[:, 1] != edges[:, 3]
-        ends = np.cumsum([0, *map(len, parts)])
-        counts = [len(mask) if isinstance(mask, list) else 1 for mask in segmentations]
-        return Masks(
-            torch.from_numpy(edges[is_crossed]),
-            torch.from_numpy(np.concatenate([[0], np.cumsum(is_crossed)])[ends]),
-            torch.tensor([0, *counts]).cumsum(0),
-            torch.arange(len(segmentations)),
-        )
+        starts = np.concatenate([[0], np.cumsum(is_crossed)])[np.cumsum([0, *map(len, parts)])]
+        part_starts = np.cumsum([0, *map(len, masks)])
+        return _from_arrays(edges[is_crossed], starts, part_starts, np.arange(len(masks)))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -91,9 +86,9 @@ class Masks:
             halves = slice(None, len(boxes) // 2), slice(len(boxes) // 2, None)
             return torch.cat([self[half].crop_and_resize(boxes[half], resolution) for half in halves])
         owner, edge = spread(self.edge_starts[part], counts)
-        cell = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) / resolution
+        corner, cell = boxes[:, :2].repeat(1, 2), (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) / resolution
         of_box = box[owner]
-        edges = (self.edges[edge] - boxes[of_box][:, [0, 1, 0, 1]]) / cell[of_box]  # in cells, from the box's corner
+        edges = (self.edges[edge] - corner[of_box]) / cell[of_box]  # in cells, from the box's corner
         # An edge crosses a row whose centre is level with its upper end or below, and above its lower end: of two
         # edges that meet in a corner, one. So every row has an even number of crossings.
         first, last = ((edges[:, 1::2] - 0.5).ceil().clamp(0, resolution).to(torch.int64)).aminmax(dim=1)
@@ -104,7 +99,7 @@ class Masks:
         place = (owner[pair] * resolution + row) * (resolution + 1) + column  # the last column is outside of the box
         shape = (len(part), resolution, resolution + 1)
         crossings = place.bincount(minlength=shape[0] * shape[1] * shape[2]).view(shape)
-        inside = crossings[..., :-1].cumsum(2) % 2
+        inside = (crossings[..., :-1].cumsum(2) & 1).to(boxes.dtype)
         return inside.new_zeros(len(boxes), *inside.shape[1:]).index_add_(0, box, inside) > 0
 
 
@@ -126,21 +121,21 @@ def _polygon_edges(polygon: Any) -> np.ndarray:
 
 def _rle_edges(rle: dict[str, Any]) -> np.ndarray:
     """Float32 [n, 4]: the vertical borders between the pixels of a COCO RLE and those outside."""
-    height = rle["size"][0]
-    counts = rle["counts"]
+    height, counts = rle["size"][0], rle["counts"]
     ends = np.cumsum(counts if isinstance(counts, list) else _run_lengths(counts))
-    runs = torch.from_numpy(ends[: len(ends) // 2 * 2].reshape(-1, 2))  # of pixels inside, down the columns
-    start, end = runs[runs[:, 0] < runs[:, 1]].unbind(1)
+    runs = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # of pixels inside, down the columns
+    start, end = runs[runs[:, 0] < runs[:, 1]].T
     first = start // height
-    run, column = spread(first, (end - 1) // height - first + 1)
-    top, bottom = (start[run] - column * height).clamp(min=0), (end[run] - column * height).clamp(max=height)
+    lengths = (end - 1) // height - first + 1  # in columns
+    run = np.repeat(np.arange(len(first)), lengths)
+    column = np.arange(len(run)) + (first - lengths.cumsum() + lengths)[run]
+    top, bottom = np.maximum(start[run] - column * height, 0), np.minimum(end[run] - column * height, height)
     # Each column's runs have a left and a right border; where two neighbours' coincide there is none. Sorted along a
     # border, an odd number of runs lies between every second end and the next.
-    left = column * (height + 1)
-    borders = torch.cat([left + top, left + bottom, left + height + 1 + top, left + height + 1 + bottom])
-    borders = borders.sort().values.view(-1, 2)
+    left, right = column * (height + 1), (column + 1) * (height + 1)
+    borders = np.sort(np.concatenate([left + top, left + bottom, right + top, right + bottom])).reshape(-1, 2)
     borders = borders[borders[:, 0] < borders[:, 1]]
-    return torch.stack([borders // (height + 1), borders % (height + 1)], dim=2).flatten(1).to(torch.float32).numpy()
+    return np.stack(np.divmod(borders, height + 1), axis=2).reshape(-1, 4).astype(np.float32)
 
 
 def _run_lengths(text: str | bytes) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 from lsj import KEYS
-from lsj.jitter import PAD_VALUE, crop, fitted_size, jitter, pad
+from lsj.jitter import PAD_VALUE, boxes_inside, crop, fitted_size, jitter, pad
 from samples import bitmaps, boxes_of, equal, sample
 from torch import Tensor
 
@@ -120,6 +120,29 @@ class TestCrop:
         before = copy.deepcopy(scene)
         pad(crop(scene, 1, 2, 3), 3)
         assert all(equal(scene[key], before[key]) for key in scene)
+
+
+class TestBoxesInside:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_of_pixels(self, seed: int) -> None:
+        """Whatever is cut off: the box of the pixels that are left, and zeros for nothing."""
+        rng = np.random.default_rng(seed)
+        pixels = (rng.random((4, 9, 12)) < rng.random((4, 1, 1)) ** 2).astype(np.uint8)
+        top, left, height, width = (int(rng.integers(*ends)) for ends in ((0, 8), (0, 11), (1, 9), (1, 12)))
+        left_over = torch.from_numpy(pixels[:, top : top + height, left : left + width])
+        found = boxes_inside(Masks.read(encode_masks(pixels)).moved(offset=(-left, -top)), *left_over.shape[1:])
+        for box, mask in zip(found.tolist(), left_over, strict=True):
+            rows, columns = mask.nonzero().unbind(1)
+            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0]
+            assert box == edges
+
+    def test_of_outlines(self) -> None:
+        """A triangle cut on the right and below; a bow tie of which one wing is left, and another polygon outside."""
+        triangle, bow, outside = [-2, -2, 8.5, -2, -2, 8.5], [-6, 1, 2, 1, -6, 3, 2, 3.5], [20, 1, 30, 1, 30, 9]
+        masks = Masks.read([[triangle], [bow, outside], [outside], [[0.5, 0.5, 3, 0.5, 0.5, 2.25]]])
+        found = boxes_inside(masks[torch.tensor([3, 0, 1, 2])], 5, 4)
+        expected = boxes_of((0.5, 0.5, 3, 2.25), (0, 0, 4, 5), (0, 1, 2, 3.5), (0, 0, 0, 0))
+        assert torch.allclose(found, expected)
 
 
 def test_pad_is_grey_below_and_right(scene: dict[str, Any]) -> None:
