@@ -12,12 +12,17 @@ from typing import IO, Any
 from scratch_det.errors import UserError
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a file beside ``path``, flush it to the disk, then rename it; a failure leaves no partial file."""
+def write_atomically(path: Path, content: str | bytes | list[Any]) -> None:
+    """Write to a file beside ``path``, flush it to the disk, then rename it; a failure leaves no partial file.
+
+    ``content`` may be a list of bytes and arrays, which follow each other.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.writelines(
+                content if isinstance(content, list) else [content.encode() if isinstance(content, str) else content]
+            )
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -11,6 +11,7 @@ import yaml
 from coco_truth import evaluate
 from conftest import POINTS, edit, load_tool
 from run_folder import interrupted_after, is_same, lines, read
+from toy_data import all_objects
 
 from scratch_det import backends
 from scratch_det.config.load import load_config
@@ -196,7 +197,7 @@ class TestRejections:
             lambda content: content["annotations"][0].update(num_keypoints=2),
         )
         _, problems = inspect_coco(lookup("toy_train"), need_masks=False, need_keypoints=True)
-        assert [(one.severity, [entry["id"] for entry in one.offenders]) for one in problems] == [("notice", [101])]
+        assert [(one.severity, one.first) for one in problems] == [("notice", ["101"])]
 
     @pytest.mark.detectron2
     def test_detectron2s_c4_heads_have_no_keypoints(self, points_recipe: Path, train: Callable) -> None:
@@ -265,9 +266,8 @@ def test_truth_with_sigmas_of_its_own_scores_100(points_recipe: Path) -> None:
     """num_keypoints is not in this json: a missing one must not make COCO's evaluation ignore the object."""
     data = data_of("toy_val")
     results = [
-        {"image_id": number, "score": 1.0} | {key: one[key] for key in ("category_id", "bbox", "keypoints")}
-        for number, objects in data.annotations.items()
-        for one in objects
+        {"score": 1.0} | {key: one[key] for key in ("image_id", "category_id", "bbox", "keypoints")}
+        for one in all_objects(data)
         if not one["iscrowd"]
     ]
     metrics = evaluate(data.entry.json_file, results, ("keypoints",), oks_sigmas=[0.1] * 3)

@@ -20,6 +20,11 @@ def read_toy(name: str = "toy_train", need_masks: bool = True, need_keypoints: b
     return read_coco(lookup(name), need_masks, need_keypoints)
 
 
+def all_objects(data: CocoDataset) -> list[dict[str, Any]]:
+    """Of all images, in their order."""
+    return [one for k in range(len(data.images)) for one in data.objects(k)]
+
+
 def rejection(action: Callable, *arguments: Any) -> str:
     """The message of the DataError that ``action`` must raise."""
     with pytest.raises(DataError) as caught:

@@ -12,7 +12,6 @@ A sample is a dictionary of an image with N objects, in pixels of the (resized) 
 Boxes, masks and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 """
 
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -88,33 +87,11 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
     return np.concatenate([np.array(head, order.dtype), shuffled.reshape(-1), np.array(tail, order.dtype)])
 
 
-class SerializedList:
-    """Read-only list of Python objects, pickled one after another in one flat array (as in detectron2).
-
-    Forked workers share the memory of an array. They would copy the memory of a list page by page, because reading an
-    object changes its reference count: some GB per worker for COCO.
-    """
-
-    def __init__(self, items: list[Any]):
-        pickled = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
-        self._ends = np.cumsum([len(item) for item in pickled])
-        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Any:
-        start = self._ends[index - 1] if index else 0
-        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
-
-
 class SampleSet(Dataset):
-    """Samples of ``records``, read by a DataLoader."""
-
-    records: SerializedList
+    """Samples of images, read by a DataLoader."""
 
     def __len__(self) -> int:
-        return len(self.records)
+        raise NotImplementedError
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample] | list[DataError]:
         """A batch; a DataError is its only item, not raised: DataLoader would put a traceback into the message."""
@@ -134,22 +111,32 @@ class TrainingSet(SampleSet):
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
         self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].function)
         self.flip_indices, self.num_keypoints = datasets[0].flip_indices, len(datasets[0].keypoints)
-        usable = [(data.entry.image_root, *pair) for data in datasets for pair in data.training_images(cfg)]
+        self.datasets = list(datasets)
+        chosen = [data.training_images(cfg) for data in datasets]
+        # number of the data set, number of its image: an array, which forked workers share
+        self.usable = np.concatenate(
+            [np.stack([np.full_like(of_one, k), of_one], 1) for k, of_one in enumerate(chosen)]
+        )
         every = sum(len(data.images) for data in datasets)
-        if not usable:
+        if not len(self):
             raise DataError(
                 f"{datasets[0].entry.json_file}: data set is empty for training: none of its {every} images has "
                 f"{needed_for_training(cfg)}"
             )
-        self.num_dropped = every - len(usable)
-        self.records = SerializedList(usable)
-        portrait = np.array([image["height"] > image["width"] for _, image, _ in usable])
-        self.stream = Stream(cfg.SEED, len(usable), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
+        self.num_dropped = every - len(self)
+        portrait = np.concatenate([data.arrays["height"][of_one] > data.arrays["width"][of_one]
+                                   for data, of_one in zip(datasets, chosen, strict=True)])  # fmt: skip
+        self.stream = Stream(cfg.SEED, len(self), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
+
+    def __len__(self) -> int:
+        return len(self.usable)
 
     def __getitem__(self, position: int) -> Sample:
         index, rng = self.stream.at(position)
-        image_root, image, annotations = self.records[index]
-        sample = load_sample(image_root / image["file_name"], self.cfg, image)
+        number, place = self.usable[index].tolist()
+        data = self.datasets[number]
+        image, annotations = data.images[place], data.training_objects(place)
+        sample = load_sample(data.entry.image_root / image["file_name"], self.cfg, image)
         boxes = torch.tensor([one["bbox"] for one in annotations], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         sample["boxes"] = boxes
@@ -157,7 +144,7 @@ class TrainingSet(SampleSet):
         if self.cfg.MODEL.MASK_ON:
             sample["masks"] = Masks.read([one["segmentation"] for one in annotations])
         if self.cfg.MODEL.KEYPOINT_ON:
-            points = torch.tensor([one["keypoints"] for one in annotations], dtype=torch.float32)
+            points = torch.tensor(np.array([one["keypoints"] for one in annotations]), dtype=torch.float32)
             sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
             sample["keypoints"][..., :2] += 0.5  # the json has pixel indices, as detectron2 assumes
         sample = self.augment(sample, self.cfg, rng)
@@ -172,7 +159,8 @@ class TrainingSet(SampleSet):
 
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
-        return self.records[self.stream.at(position)[0]][1]["id"]
+        number, place = self.usable[self.stream.at(position)[0]].tolist()
+        return self.datasets[number].images[place]["id"]
 
 
 class EvaluationSet(SampleSet):
@@ -180,10 +168,13 @@ class EvaluationSet(SampleSet):
 
     def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
         self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
-        self.records = SerializedList(data.images)
+        self.images = data.images
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.records[index]
+        image = self.images[index]
         sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
         size = output_size(image["height"], image["width"], self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         return resize(sample, size) if self.resized else sample

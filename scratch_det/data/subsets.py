@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import catalog_entries, datasets_root, lookup
-from scratch_det.data.coco import gc_paused
+from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError, listed
 from scratch_det.files import write_atomically
 

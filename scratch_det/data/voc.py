@@ -82,7 +82,7 @@ def read_split(folder: Path, split: str) -> dict[str, Any]:
         for one in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
     if faults:
-        problems = [Problem("error", kind, offenders=found) for kind, found in faults.items()]
+        problems = [Problem("error", kind).add(*found) for kind, found in faults.items()]
         raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {FIX}")
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"PASCAL {folder.name} {split}"}

@@ -1,7 +1,6 @@
 """tools/check.py: all checks of a run, then what it needs: length, memory, model size, disk, readable images."""
 
 import json
-import pickle
 import resource
 import shutil
 import sys
@@ -13,7 +12,7 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
-from scratch_det.data.coco import CocoDataset, gc_paused, needed_for_training
+from scratch_det.data.coco import CocoDataset, needed_for_training
 from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.eager import without_compiler
@@ -23,7 +22,6 @@ from scratch_det.errors import Report, Section, UserError, listed
 from scratch_det.weights.locate import place_of
 
 NAME_WIDTH = 11  # columns for the name of a section
-SAMPLED = 1000  # images whose records are measured
 PREFETCHED = 2  # batches that a worker holds ready: PyTorch's default
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/proc/self/cgroup")
@@ -48,13 +46,12 @@ def check(
     world = World(size=here * num_machines, local_size=here)
     report = Report(strict=False, say=lambda section: say(as_text(section)))
     available = available_memory()
-    with gc_paused():  # while the annotations are held
-        try:
-            plan = make_plan(request, world, DETECTION, report)
-        except UserError:  # the recipe cannot be read; the report says why
-            return report
-        if not any(severity == "error" for severity, _ in report.sections[0].problems):  # the model can be built
-            check_needs(report, plan, world, available)
+    try:
+        plan = make_plan(request, world, DETECTION, report)
+    except UserError:  # the recipe cannot be read; the report says why
+        return report
+    if not any(severity == "error" for severity, _ in report.sections[0].problems):  # the model can be built
+        check_needs(report, plan, world, available)
     if images:
         with report.section("images") as section:
             for data in {data.entry.name: data for data in [*plan.training, *plan.test]}.values():
@@ -67,7 +64,8 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
 
     available: memory in bytes before the data sets were read.
     """
-    objects = [len(found) for data in plan.training for _, found in data.training_images(plan.cfg)]  # of each image
+    chosen = [data.object_counts()[data.training_images(plan.cfg)] for data in plan.training]
+    objects = [int(count) for counts in chosen for count in counts]  # of each image
     with report.section("schedule") as section:
         section.add(learning_rate_line(plan.cfg, len(objects)), training_images=len(objects))
         if plan.training and not objects:
@@ -120,17 +118,12 @@ def check_memory(section: Section, plan: Plan, world: World, objects: list[int],
     """
     cfg, here = plan.cfg, world.local_size
     processes = f"{here} processes, each " if here > 1 else ""
-    # the most that this process has held so far, and the pickled records of the training set, measured on some
+    # the most that this process has held so far, and the arrays of the training set
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    packed = 0
-    for data in plan.training:
-        sample = data.images[:: -(-len(data.images) // SAMPLED)]
-        records = ((data.entry.image_root, image, data.training_annotations(image["id"])) for image in sample)
-        total = sum(len(pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)) for record in records)
-        packed += round(total / len(sample) * len(data.images))
+    packed = sum(array.nbytes for data in plan.training for array in data.arrays.values())
     left = f"; {run_dir.size(available)} are available here" if available else ""
     section.add(
-        f"{processes}{run_dir.size(peak)} while the annotations are read, then {run_dir.size(packed)} for them{left}",
+        f"{processes}{run_dir.size(peak)} while the annotations are read, {run_dir.size(packed)} of them shared{left}",
         peak_bytes=peak, packed_bytes=packed, available_bytes=available,
     )  # fmt: skip
     if available and here * peak > available:

@@ -9,6 +9,7 @@ With ``build`` and ``losses`` the module is also the backend of this task. A sam
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as transforms
 
 from scratch_det.data.catalog import ImageFolder
-from scratch_det.data.dataset import SampleSet, SerializedList, Stream, load_sample
+from scratch_det.data.dataset import SampleSet, Stream, load_sample
 from scratch_det.data.transforms import Sample, contiguous, flip
 from scratch_det.distributed.group import Group
 from scratch_det.engine.checkpointer import rename_synced, write_synced
@@ -100,13 +101,20 @@ class FolderSet(SampleSet):
 
     def __init__(self, cfg: CfgNode, datasets: list[ImageFolder], is_training: bool = True):
         self.cfg = cfg
-        self.records = SerializedList([(data.entry.root, *image) for data in datasets for image in data.images])
-        self.stream = Stream(cfg.SEED, len(self.records)) if is_training else None
+        self.roots = [data.entry.root for data in datasets]
+        images = [(k, os.fsencode(path), label) for k, data in enumerate(datasets) for path, label in data.images]
+        # an array, which forked workers share: they would copy a list page by page, as reading an object writes to it
+        self.records = np.rec.fromrecords(images, names=("root", "path", "label"))
+        self.stream = Stream(cfg.SEED, len(self)) if is_training else None
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def __getitem__(self, item: int) -> Sample:
         index, rng = self.stream.at(item) if self.stream else (item, None)
-        root, path, label = self.records[index]
-        sample = {**load_sample(root / path, self.cfg), "image_id": path, "label": label}
+        root, path, label = self.records[index].item()
+        path = os.fsdecode(path)
+        sample = {**load_sample(self.roots[root] / path, self.cfg), "image_id": path, "label": label}
         if rng:
             sample = {"position": item, **augment(sample, self.cfg, rng)}
         else:

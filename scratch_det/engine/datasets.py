@@ -9,7 +9,8 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
-from scratch_det.data.coco import CocoDataset, Problem, explain, inspect_coco
+from scratch_det.data.checks import Problem, explain
+from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.errors import DataError, Section, listed, raise_problems
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -49,8 +50,7 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
     entry = lookup(name)
     data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
-        objects = sum(map(len, data.annotations.values()))
-        facts = {"images": len(data.images), "objects": objects, "classes": len(data.classes)}
+        facts = {"images": len(data.images), "objects": len(data.arrays["label"]), "classes": len(data.classes)}
         section.add(
             f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items())}; "
             f"{entry.json_file} (sha256 {data.digest[:12]})",
@@ -106,7 +106,8 @@ def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
     trained = {f"{trained_root}/{image['file_name']}" for image in training.images}
     shared = [{"id": image["id"]} for image in test.images if f"{root}/{image['file_name']}" in trained]
     kind = f"images that are also in {training.entry.name}, which is trained on"
-    return [Problem("notice", kind, "AP on them says little about new images", offenders=shared)] if shared else []
+    problem = Problem("notice", kind, "AP on them says little about new images").add(*shared)
+    return [problem] if shared else []
 
 
 def _count_conflict(recipe: LoadedConfig, key: str, count: int, source: str, what: str) -> Iterator[str]:

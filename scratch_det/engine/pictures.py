@@ -31,9 +31,9 @@ def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
 def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list[dict[str, Any]]:
     """Truth and prediction of a few images that hold objects, spread evenly over the set, for ``draw_predictions``."""
     labels = {category: label for label, category in enumerate(data.category_ids)}
-    with_objects = [image for image in data.images if data.training_annotations(image["id"])] or data.images
-    places = np.linspace(0, len(with_objects) - 1, min(IMAGES_SHOWN, len(with_objects))).astype(int)
-    chosen = [with_objects[place] for place in places]
+    with_objects = np.flatnonzero(data.object_counts())
+    numbers = with_objects if len(with_objects) else np.arange(len(data.images))
+    chosen = numbers[np.linspace(0, len(numbers) - 1, min(IMAGES_SHOWN, len(numbers))).astype(int)]
     predictions = read_predictions(results_file)
 
     def as_arrays(items: Mapping[str, Any], image: dict[str, Any]) -> dict[str, Any]:
@@ -51,8 +51,9 @@ def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list
         return found
 
     samples = []
-    for image in chosen:
-        objects, rows = data.training_annotations(image["id"]), predictions["image_id"] == image["id"]
+    for number in chosen.tolist():
+        image, objects = data.images[number], data.training_objects(number)
+        rows = predictions["image_id"] == image["id"]
         truth = {name: [one.get(name) for one in objects] for name in predictions}
         found = {name: column[rows] for name, column in predictions.items()}
         samples.append(

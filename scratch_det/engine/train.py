@@ -22,7 +22,7 @@ from scratch_det.config.choices import optimizer_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import ImageFolder, datasets_root
-from scratch_det.data.coco import CocoDataset, gc_paused
+from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import SampleSet, TrainingSet
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
@@ -139,9 +139,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         is_done, origin, cfg.SEED = group.broadcast(start)  # rank 0 decides: others may see old files
         if is_done:
             return
-        with gc_paused():
-            dataset = task.training_set(cfg, plan.training)
-            plan.training.clear()  # the parsed json; the data set keeps its own compact copy
+        dataset = task.training_set(cfg, plan.training)
+        plan.training.clear()  # lists of images; the data set keeps arrays
         state = build_state(cfg, backend, device, request.init_std)
         window = restore(cfg, plan.backend, state, origin)
         size = size_of(state.model)

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from hotcoco import mask as mask_api
 
-from scratch_det.data.coco import count_visible, gc_paused
+from scratch_det.data.checks import count_visible
+from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError
 from scratch_det.evaluation.predictions import Predictions
 

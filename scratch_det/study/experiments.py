@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import gc_paused, read_coco
+from scratch_det.data.coco import read_coco
 from scratch_det.errors import ConfigError, DataError, UserError, did_you_mean
 from scratch_det.study import digits, own, paper
 from scratch_det.study.run import PRETRAIN, Job, Run, from_here
@@ -118,14 +118,13 @@ def seen_in_training(cfg: CfgNode) -> tuple[Seen, str]:
     Raises DataError when the training set is neither on disk nor COCO.
     """
     try:
-        with gc_paused():
-            data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
-            counts = [len(one.training_annotations(image["id"])) for one in data for image in one.images]
+        data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
     except DataError:
         if not all(name.startswith("coco_") for name in cfg.DATASETS.TRAIN):
             raise
         return seen_in_schedule(cfg, COCO_INSTANCES), "train2017's, as the data set is not here"
-    return seen_in_schedule(cfg, sum(counts) / len(counts)), f"{', '.join(cfg.DATASETS.TRAIN)}'s"
+    instances = sum(int(one.object_counts().sum()) for one in data) / sum(len(one.images) for one in data)
+    return seen_in_schedule(cfg, instances), f"{', '.join(cfg.DATASETS.TRAIN)}'s"
 
 
 def seen_in_schedule(cfg: CfgNode, instances: float) -> Seen:

@@ -193,10 +193,10 @@ class TestAgainstDetectron2:
         try:
             for least in (0, 1, 6, 7, 9):
                 keys = [*KEYS, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", least]
-                found = [image["id"] for image, _ in data.training_images(load_config(points_recipe, keys).cfg)]
+                found = [data.images[k]["id"] for k in data.training_images(load_config(points_recipe, keys).cfg)]
                 records = get_detection_dataset_dicts("toy_train", min_keypoints=least)
                 assert found == [record["image_id"] for record in records]
-                first, theirs = data.training_annotations(1)[0], records[0]["annotations"]
+                first, theirs = data.training_objects(0)[0], records[0]["annotations"]
                 assert [v + 0.5 for v in first["keypoints"][:2]] in [one["keypoints"][:2] for one in theirs]
         finally:
             DatasetCatalog.remove("toy_train")

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from toy_data import read_toy, rejection
+from toy_data import all_objects, read_toy, rejection
 
 
 class TestCoco:
@@ -10,28 +10,28 @@ class TestCoco:
         coco_factory(category_ids=(9, 2, 5))
         data = read_toy()
         assert (data.classes, data.category_ids) == (["class2", "class5", "class9"], [2, 5, 9])
-        for entry in (entry for entries in data.annotations.values() for entry in entries):
+        for entry in all_objects(data):
             assert data.category_ids[entry["label"]] == entry["category_id"]
 
     def test_crowd_is_kept_but_not_learned_from(self, coco_factory):
         coco_factory()
         data = read_toy()
-        assert [entry["iscrowd"] for entry in data.annotations[1]] == [0, 0, 1]
-        assert [entry["id"] for entry in data.training_annotations(1)] == [101, 102]
+        assert [entry["iscrowd"] for entry in data.objects(0)] == [0, 0, 1]
+        assert [entry["iscrowd"] for entry in data.training_objects(0)] == [0, 0]
 
     def test_image_without_objects(self, coco_factory):
         coco_factory(num_images=4)
         data = read_toy()
         assert [image["id"] for image in data.images] == [1, 2, 3, 4]
-        assert data.training_annotations(4) == []
+        assert data.training_objects(3) == []
 
     def test_empty_boxes_are_dropped_where_the_entry_says_so(self, coco_factory):
         coco_factory(change=lambda c: c["annotations"][1]["bbox"].__setitem__(2, 0), drop_empty_boxes=True)
-        assert [entry["id"] for entry in read_toy().training_annotations(1)] == [101]
+        assert [entry["label"] for entry in read_toy().training_objects(0)] == [read_toy().objects(0)[0]["label"]]
 
     def test_crowd_may_be_empty_box(self, coco_factory):
         coco_factory(change=lambda c: c["annotations"][2]["bbox"].__setitem__(2, 0))
-        assert len(read_toy().annotations[1]) == 3
+        assert len(read_toy().objects(0)) == 3
 
     def test_files_in_subfolders(self, coco_factory):
         path = coco_factory(change=lambda c: c["images"][0].update(file_name="sub/1.jpg"))
@@ -100,7 +100,7 @@ class TestCoco:
 
     def test_masks_are_not_asked_for_without_need(self, coco_factory):
         coco_factory(change=lambda c: [entry.pop("segmentation") for entry in c["annotations"]])
-        assert len(read_toy(need_masks=False).training_annotations(1)) == 2
+        assert len(read_toy(need_masks=False).training_objects(0)) == 2
 
     @pytest.mark.parametrize(
         ("content", "expected"),
@@ -126,6 +126,6 @@ class TestCoco:
         (datasets_root / "catalog.yaml").write_text(yaml.safe_dump({"tiny": fields}))
         data = read_toy("tiny")
         assert (len(data.classes), data.category_ids[-1], len(data.images)) == (80, 90, 50)
-        every = [entry for entries in data.annotations.values() for entry in entries]
-        learned = sum(len(data.training_annotations(image["id"])) for image in data.images)
+        every = all_objects(data)
+        learned = data.object_counts().sum()
         assert learned == sum(not entry["iscrowd"] for entry in every) < len(every)

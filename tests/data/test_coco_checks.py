@@ -153,7 +153,7 @@ class TestProblems:
         coco_factory(change=lambda c: [one.pop("area") for one in c["annotations"]])
         assert read_toy()
         _, [notice] = inspect_coco(lookup("toy_train"), need_masks=True)
-        assert (notice.severity, len(notice.offenders)) == ("notice", 7)
+        assert (notice.severity, notice.count) == ("notice", 7)
         assert str(notice).endswith(": id 101, 102, 103, 104, 105, ...")
 
     def test_without_masks_they_are_not_looked_at(self, coco_factory):

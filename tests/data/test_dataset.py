@@ -224,12 +224,6 @@ class TestSamples:
         assert "Traceback" not in message
         assert len(message.splitlines()) == 1
 
-    def test_records(self):
-        items = [{"a": 1}, None, "x" * 1000, [1, 2]]
-        records = samples.SerializedList(items)
-        assert len(records) == 4
-        assert [records[index] for index in (2, 0, 3, 1)] == [items[2], items[0], items[3], items[1]]
-
 
 def test_stored_stream() -> None:
     """Two epochs of seven images, in pairs and without; resumed runs rely on these numbers."""

@@ -14,6 +14,7 @@ from coco_truth import predictions_of
 from conftest import ROOT, load_tool
 from PIL import Image
 from run_folder import read
+from toy_data import all_objects
 
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import BUILT_IN, VOC_AP, lookup
@@ -107,7 +108,7 @@ class TestConversion:
         data = opened("voc_2007_trainval")
         assert (data.classes, data.category_ids) == (list(CLASSES), list(range(1, 21)))
         assert [image["file_name"] for image in data.images] == ["000005.jpg", "000007.jpg"]
-        dog, cat, person = data.annotations[1]
+        dog, cat, person = data.objects(0)
         assert (dog["bbox"], person["bbox"]) == ([0, 0, 40, 30], [47, 20, 49, 44])
         assert (person["area"], CLASSES[cat["category_id"] - 1]) == (49 * 44, "cat")
         assert [(one["ignore"], one["iscrowd"]) for one in (dog, cat, person)] == [(0, 0), (1, 0), (0, 0)]
@@ -116,7 +117,7 @@ class TestConversion:
     def test_difficult_objects_are_not_trained_on(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
         data = opened("voc_2012_val")
-        assert [CLASSES[one["label"]] for one in data.training_annotations(1)] == ["dog", "person"]
+        assert [CLASSES[one["label"]] for one in data.training_objects(0)] == ["dog", "person"]
 
     def test_every_name_is_in_the_catalog(self, voc: Path, prepare: Callable) -> None:
         for folder, split in NAMES.values():
@@ -133,7 +134,7 @@ class TestConversion:
         edit(path, "ymin", "5.5")
         path.write_text(path.read_text().replace("<difficult>0</difficult>", ""))
         prepare("voc_2012_val")
-        dog = opened("voc_2012_val").annotations[1][0]
+        dog = opened("voc_2012_val").objects(0)[0]
         assert (dog["bbox"], dog["ignore"]) == ([0, 4.5, 40, 25.5], 0)
 
     def test_other_content_is_replaced_by_force_alone(
@@ -148,7 +149,7 @@ class TestConversion:
         assert "instances_val.json; remove it, or replace it with --force" in capsys.readouterr().err
         assert {name: (voc / name).read_bytes() for name in written(voc)} == before
         prepare("--force")
-        assert opened("voc_2012_val").annotations[1][0]["bbox"] == [0, 0, 39, 30]
+        assert opened("voc_2012_val").objects(0)[0]["bbox"] == [0, 0, 39, 30]
 
     def test_a_subset_keeps_its_ap(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
@@ -235,7 +236,7 @@ class TestAp:
     def test_classes(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
         data = opened("voc_2012_val")
-        found = [{**one, "score": 0.5} for objects in data.annotations.values() for one in objects]
+        found = [{**one, "score": 0.5} for one in all_objects(data)]
         truth = load_truth(data.entry.json_file)
         metrics = evaluate_voc(truth, predictions_of(found[:-1]), "voc_area")["bbox"]  # a person is missed
         assert (metrics["AP-dog"], metrics["AP50-person"], metrics["AP50"]) == pytest.approx((100, 50, 75))

@@ -86,16 +86,19 @@ class TestReport:
 
     @pytest.fixture
     def run(self, tool, toy_recipe, tmp_path, monkeypatch, capsys):
-        """``run(*arguments)``: exit code and standard output of tools/check.py on the toy recipe; writes nothing."""
+        """``run(*arguments)``: exit code and standard output of tools/check.py on the toy recipe; only caches are written."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
+        def files() -> list[Path]:
+            return sorted(path for path in tmp_path.rglob("*") if not {"cache", ".packed"} & {*path.parts})
+
         def run(*arguments: Any) -> SimpleNamespace:
-            before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+            before = files()
             monkeypatch.setattr(sys, "argv", ["check.py", "--config-file", str(toy_recipe), *map(str, arguments)])
             with pytest.raises(SystemExit) as caught:
                 tool.main()
-            assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+            assert files() == before
             streams = capsys.readouterr()
             return SimpleNamespace(code=caught.value.code, out=streams.out, err=streams.err)
 

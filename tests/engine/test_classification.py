@@ -200,7 +200,7 @@ class TestImages:
     def test_a_position_has_one_image(self, folders: Callable) -> None:
         folders()
         (first, _), (again, _) = self.sets(), self.sets()
-        assert {first[position]["image_id"] for position in range(12)} == {again.records[i][1] for i in range(12)}
+        assert {first[position]["image_id"] for position in range(12)} == {again[i]["image_id"] for i in range(12)}
         assert first[17]["image"].equal(again[17]["image"])
         sample = first[5]
         assert (sample["image"].shape, sample["image"].dtype) == ((3, 32, 32), torch.uint8)
@@ -220,8 +220,8 @@ class TestImages:
     def test_the_middle_is_tested(self, folders: Callable) -> None:
         folders()
         _, test = self.sets("INPUT.MIN_SIZE_TEST", "40")  # as stored
-        root, path, _ = test.records[0]
-        assert test[0]["image"].equal(load_sample(root / path, test.cfg)["image"][:, 4:36, 10:42])
+        path = test.roots[0] / test[0]["image_id"]
+        assert test[0]["image"].equal(load_sample(path, test.cfg)["image"][:, 4:36, 10:42])
         _, test = self.sets("INPUT.MIN_SIZE_TEST", "64")
         assert test[0]["image"].shape == (3, 32, 32)
 

@@ -41,4 +41,4 @@ class TestAgreement:
         catalog.write_text(catalog.read_text() + yaml.safe_dump({"c": fields}))
         assert list(shared_images(read("a"), read("b"))) == []
         [problem] = shared_images(read("a"), read("c"))
-        assert (problem.severity, len(problem.offenders)) == ("notice", 4)
+        assert (problem.severity, problem.count) == ("notice", 4)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from coco_truth import predictions_of
-from toy_data import read_toy
+from toy_data import all_objects, read_toy
 
 from scratch_det.config.load import load_config
 from scratch_det.data.dataset import EvaluationSet
@@ -54,8 +54,7 @@ def test_what_is_written(toy_recipe: Path, tmp_path: Path) -> None:
     data, cfg = read_toy("toy_val"), load_config(toy_recipe).cfg
     truth = [
         {"score": 0.5} | {name: one[name] for name in ("image_id", "category_id", "bbox", "segmentation")}
-        for found in data.annotations.values()
-        for one in found
+        for one in all_objects(data)
         if isinstance(one["segmentation"], dict) and isinstance(one["segmentation"]["counts"], str)
     ]
     metrics = score_and_write(cfg, data, predictions_of(truth), tmp_path / "inference", "_TTA")

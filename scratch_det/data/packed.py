@@ -1,0 +1,126 @@
+"""Arrays that are made once from a json and then mapped: all processes and later runs share the pages of one file.
+
+The file lies in a hidden folder beside the json, or in the user's cache where that folder cannot be written. It is used
+again while the json has the same size and time of change, or else the same SHA-256, and while the code that makes it is
+the same. Any other file, and a damaged one, is made anew. Needs no torch.
+
+    line       64 bytes: name and version, length of the header, CRC-32 of all that follows
+    header     json with "json_size" and "arrays": name, type and shape of each; padded with spaces
+    arrays     one after another, each padded to a multiple of 64 bytes
+"""
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratch_det.errors import UserError
+from scratch_det.files import cache_folder, locked, sha256_of, write_atomically
+
+FOLDER = ".packed"
+ALIGNED = 64  # bytes
+MAKERS = ("packed.py", "coco_json.py", "checks.py")  # what they write depends on their code
+VERSION = sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in MAKERS)).hexdigest()[:16]
+
+
+class Packed(NamedTuple):
+    """The header's values; the arrays, read-only where they are mapped; why they could not be written, if so."""
+
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    fault: str = ""
+
+
+def load(json_file: Path, make: Callable[[Path], tuple[dict[str, Any], dict[str, np.ndarray]]]) -> Packed:
+    """The packed form of ``json_file``, made by ``make(json_file)`` where there is none: header with "digest", arrays.
+
+    One process makes it while others wait. Where no folder can be written, the arrays stay in memory. A json that was
+    changed without another size or time is not noticed.
+    """
+    key = sha256(os.path.realpath(json_file).encode()).hexdigest()[:16]
+    name = f"{json_file.name}.pack"
+    places = json_file.parent / FOLDER / name, cache_folder() / "packed" / f"{key}-{name}"
+    stat, digest = json_file.stat(), cache(lambda: sha256_of(json_file))
+
+    def find(place: Path) -> Packed | None:
+        found = _open(place)
+        if found is None or found.header["json_size"] != stat.st_size:
+            return None
+        if place.stat().st_mtime_ns != stat.st_mtime_ns:
+            if found.header["digest"] != digest():
+                return None
+            _stamp(place, stat)
+        return found
+
+    for place in places:
+        if found := find(place):
+            return found
+    faults = []
+    for place in places:
+        with ExitStack() as stack:
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(place.with_name(f"{place.name}.lock")))
+            except (OSError, UserError) as error:
+                faults.append(str(error))
+                continue
+            if found := find(place):  # another process has made it meanwhile
+                return found
+            made = make(json_file)
+            try:
+                _write(place, *made, stat)
+            except OSError as error:
+                return Packed(*made, str(error))
+            return find(place) or Packed(*made)
+    return Packed(*make(json_file), "; ".join(faults))
+
+
+def _open(path: Path) -> Packed | None:
+    """The content of a sound file of this version; None for any other, or none."""
+    try:
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        name, version, length, checksum = bytes(content[:ALIGNED]).decode().split()
+        view = memoryview(content)
+        if (name, version) != ("scratch_det", VERSION) or zlib.crc32(view[ALIGNED:]) != int(checksum):
+            return None
+    except (OSError, ValueError):
+        return None
+    header, arrays, place = json.loads(bytes(view[ALIGNED:][: int(length)])), {}, ALIGNED + int(length)
+    for name, kind, shape in header["arrays"]:
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(view, kind, count, place).reshape(shape)
+        place += _padded(arrays[name].nbytes)
+    return Packed(header, arrays)
+
+
+def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray], stat: os.stat_result) -> None:
+    listed = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    text = json.dumps({**header, "json_size": stat.st_size, "arrays": listed}).encode()
+    parts: list[Any] = [text.ljust(_padded(len(text)))]
+    for array in arrays.values():
+        parts += [np.ascontiguousarray(array).reshape(-1).view(np.uint8), bytes(_padded(array.nbytes) - array.nbytes)]
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    first = f"scratch_det {VERSION} {len(parts[0])} {checksum}".ljust(ALIGNED - 1) + "\n"
+    write_atomically(path, [first.encode(), *parts])
+    _stamp(path, stat)
+
+
+def _stamp(path: Path, stat: os.stat_result) -> None:
+    """Give the file the json's time of change, by which it is known next time; without leave the digest decides."""
+    with suppress(OSError):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
