@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from scratch_det.data.packed import FOLDER
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.loop import Trainer
 
@@ -60,3 +61,9 @@ def interrupted_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterator[N
         patch.setattr(Trainer, "step", step)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every path below ``folder``, packed data sets left out; files with their bytes."""
+    paths = [path for path in folder.rglob("*") if FOLDER not in path.parts]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from run_folder import contents
 
 from scratch_det.log import logger
 
@@ -28,11 +29,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     caplog.set_level(logging.WARNING, logger.name)
     yield lambda: caplog.text
     logger.removeHandler(caplog.handler)
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Every path below ``folder``, files with their bytes."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class TestReport:
 
     @pytest.fixture
     def run(self, tool, toy_recipe, tmp_path, monkeypatch, capsys):
-        """``run(*arguments)``: exit code and standard output of tools/check.py on the toy recipe; only caches are written."""
+        """``run(*arguments)``: exit code and output of tools/check.py on the toy recipe; it writes caches alone."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

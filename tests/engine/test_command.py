@@ -3,20 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from run_folder import contents
 
 from scratch_det.engine.plan import Request
 
 MOST_LINES = 6
 TRAIN_NET = ROOT / "tools" / "train_net.py"
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Every path below ``folder``, files with their bytes."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 class TestFlags:
