@@ -11,7 +11,7 @@ import numpy as np
 from hotcoco import COCOeval, Params, StreamingEval
 from hotcoco import mask as mask_api
 
-from scratch_det.data.coco import gc_paused
+from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError
 from scratch_det.evaluation.metrics import Metrics, metrics_of
 from scratch_det.evaluation.predictions import Predictions

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from scratch_det.data.coco import gc_paused
+from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError
 
 Predictions = dict[str, np.ndarray]

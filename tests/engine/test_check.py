@@ -17,6 +17,7 @@ from scratch_det import backends
 from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
+from scratch_det.data.packed import FOLDER
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
 from scratch_det.engine.check import check, check_model
@@ -86,12 +87,12 @@ class TestReport:
 
     @pytest.fixture
     def run(self, tool, toy_recipe, tmp_path, monkeypatch, capsys):
-        """``run(*arguments)``: exit code and output of tools/check.py on the toy recipe; it writes caches alone."""
+        """``run(*arguments)``: exit code and output of tools/check.py on the toy recipe; it only writes caches."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-        def files() -> list[Path]:
-            return sorted(path for path in tmp_path.rglob("*") if not {"cache", ".packed"} & {*path.parts})
+        def files() -> list[Any]:
+            return sorted(path for path in tmp_path.rglob("*") if not {"cache", FOLDER} & {*path.parts})
 
         def run(*arguments: Any) -> SimpleNamespace:
             before = files()
