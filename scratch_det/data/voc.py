@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
-from scratch_det.data.coco import Problem, explain
+from scratch_det.data.checks import Problem, explain
 from scratch_det.errors import DataError, did_you_mean
 from scratch_det.files import write_atomically
 from scratch_det.log import track
