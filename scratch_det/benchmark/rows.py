@@ -28,7 +28,6 @@ from scratch_det.benchmark.measure import in_fresh_process, take_turns
 from scratch_det.benchmark.report import IN_MS, IN_S, Figure, beside, figures
 from scratch_det.benchmark.scoring import scoring as scoring
 from scratch_det.data.catalog import ROOT_VARIABLE
-from scratch_det.data.coco_json import gc_paused
 from scratch_det.data.dataset import TrainingSet, training_batches
 from scratch_det.distributed.launch import ALONE
 from scratch_det.engine.plan import Plan, Request, make_plan
@@ -66,9 +65,7 @@ def start(options: Options) -> Iterator[Figure]:
 def first_batch(config_file: str, overrides: list[str], backend: str) -> Any:
     """From a command to its first batch; returns what stays in memory."""
     plan = make_plan(Request(config_file, overrides, backend))
-    with gc_paused():
-        dataset = TrainingSet(plan.cfg, plan.training)
-        plan.training.clear()
+    dataset = TrainingSet(plan.cfg, plan.training)
     batches = training_batches(dataset, plan.cfg, 0)
     next(batches)
     return plan, batches
