@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from copy import copy
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2 import _C  # noqa: F401 - without its compiled part detectron2 fails later, and less clearly
 from detectron2.config import get_cfg
 from detectron2.layers import ROIAlign, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model, detector_postprocess
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
@@ -26,10 +25,10 @@ from scratch_det.backends import Batch
 from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.config.load import flatten, set_key, with_project_keys
 from scratch_det.data.detectron2_catalog import register_data_sets
-from scratch_det.data.image import encode_masks
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
+from scratch_det.modeling.ops import paste_masks
 from scratch_det.modeling.roi_align import roi_align
 
 
@@ -138,7 +137,8 @@ def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 @torch.no_grad()
 def predict(model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
     """See ``Backend``."""
-    return [_as_dict(found["instances"].to("cpu")) for found in model.eval()(batch)]
+    found = model.eval().inference(batch, do_postprocess=False)
+    return [_to_original(sample, one.to("cpu")) for sample, one in zip(batch, found, strict=True)]
 
 
 @torch.no_grad()
@@ -188,8 +188,17 @@ def _with_truth(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _as_dict(found: Instances) -> dict[str, Any]:
     result = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
-    if found.has("pred_masks"):
-        result["masks"] = encode_masks(found.pred_masks.numpy().astype(np.uint8))
     if found.has("pred_keypoints"):
         result["keypoints"] = found.pred_keypoints
     return result
+
+
+def _to_original(sample: dict[str, Any], found: Instances) -> dict[str, Any]:
+    """Scale detections to the original image as detectron2 does, but paste masks as the other backend does: faster."""
+    size = sample["height"], sample["width"]
+    if has_masks := found.has("pred_masks"):
+        found.cells = found.pred_masks[:, 0]  # by this name detectron2 does not paste them
+        found.remove("pred_masks")
+    found = detector_postprocess(found, *size)
+    masks = {"masks": paste_masks(found.cells, found.pred_boxes.tensor, *size)} if has_masks else {}
+    return _as_dict(found) | masks

@@ -14,7 +14,6 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from scratch_det.backends import Batch
 from scratch_det.backends.torchvision_heads import RPN, RoIHeads
 from scratch_det.config.choices import has_fpn
-from scratch_det.data.image import encode_masks
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import Fill, he_fill, initialize, normal_fill, xavier_fill
 from scratch_det.modeling.norm import norm_layer
@@ -164,7 +163,7 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     boxes = boxes[kept]
     result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept]}
     if "masks" in found:
-        result["masks"] = encode_masks(paste_masks(found["masks"].cpu()[kept], boxes, height, width))
+        result["masks"] = paste_masks(found["masks"].cpu()[kept], boxes, height, width)
     if "heat_maps" in found:
         points = decode_keypoints(found["heat_maps"], found["boxes"])
         result["keypoints"] = points.cpu()[kept] * torch.tensor([scale_x, scale_y, 1])

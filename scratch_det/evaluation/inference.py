@@ -24,7 +24,6 @@ from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet, evaluation_batches
-from scratch_det.data.image import encode_masks
 from scratch_det.data.transforms import Sample, flip, output_size, resize
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
@@ -148,7 +147,7 @@ def predict_augmented(
                 value = value[:, list(flip_indices)]
             total[name] = total[name] + value if name in total else value
     if "masks" in total:
-        found["masks"] = encode_masks(paste_masks(total["masks"] / len(views), boxes, height, width))
+        found["masks"] = paste_masks(total["masks"] / len(views), boxes, height, width)
     if "heat_maps" in total:
         found["keypoints"] = decode_keypoints(total["heat_maps"] / len(views), boxes)
     return found
