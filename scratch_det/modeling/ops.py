@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from hotcoco import mask as mask_api
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
-
-from scratch_det.data.image import encode_masks
 
 
 def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[d
     for mask, box, (x0, y0), (x1, y1) in zip(cells, corners, first, last, strict=True):
         rows = _resample(mask, y0, y1, box[1], box[3])
         canvas[x0:x1, y0:y1] = _resample(np.ascontiguousarray(rows.T), x0, x1, box[0], box[2]) >= 0.5
-        rles += encode_masks(canvas.T[None])
+        rles.append({"size": [height, width], "counts": mask_api.encode(canvas.T)["counts"].decode()})
         canvas[x0:x1, y0:y1] = 0
     return rles
 
