@@ -116,7 +116,7 @@ class CocoDataset:
             "label": label,
             "bbox": arrays["box"][k].tolist(),
             "segmentation": mask,
-            "keypoints": _item(arrays, "keypoints", k),
+            "keypoints": _item(arrays, "keypoints", k).tolist(),
             "area": float(arrays["area"][k]),
             "iscrowd": int(arrays["iscrowd"][k]),
             "ignore": int(arrays["ignore"][k]),

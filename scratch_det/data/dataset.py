@@ -144,7 +144,7 @@ class TrainingSet(SampleSet):
         if self.cfg.MODEL.MASK_ON:
             sample["masks"] = Masks.read([one["segmentation"] for one in annotations])
         if self.cfg.MODEL.KEYPOINT_ON:
-            points = torch.tensor(np.array([one["keypoints"] for one in annotations]), dtype=torch.float32)
+            points = torch.tensor([one["keypoints"] for one in annotations], dtype=torch.float32)
             sample["keypoints"] = points.reshape(-1, self.num_keypoints, 3)
             sample["keypoints"][..., :2] += 0.5  # the json has pixel indices, as detectron2 assumes
         sample = self.augment(sample, self.cfg, rng)
