@@ -12,7 +12,7 @@ from conftest import load_tool
 
 from scratch_det.benchmark import ROWS, Options, data, report, rows, scoring
 from scratch_det.benchmark.loops import Stepwise, in_both_orders, plan_training
-from scratch_det.benchmark.measure import WARMUP, Cost, in_fresh_process, take_turns, timed
+from scratch_det.benchmark.measure import LEAST, Cost, Rounds, in_fresh_process, take_turns, timed
 from scratch_det.benchmark.report import Figure, document
 from scratch_det.benchmark.scoring import SCORERS
 from scratch_det.data.catalog import lookup
@@ -32,14 +32,18 @@ def test_ways_take_turns() -> None:
 
         return call
 
-    found = take_turns([way("a"), way("b"), way("c")], 2)
-    assert WARMUP == 3
+    found = take_turns([way("a"), way("b"), way("c")], Rounds(2, warmup=3))
     assert calls == "abccbaabc" + "cbaabc"
     assert [[cost.value for cost in costs] for costs in found] == [["A"] * 2, ["B"] * 2, ["C"] * 2]
 
 
+def test_no_time_left() -> None:
+    costs = take_turns([lambda: None], Rounds(10, warmup=10, seconds=0))
+    assert len(costs[0]) == LEAST == 3
+
+
 def test_each_way_is_set_up_first_in_one_half() -> None:
-    found = in_both_orders(lambda times, first: [[float(first)] * times, [2.0] * times], 5)
+    found = in_both_orders(lambda rounds, first: [[float(first)] * rounds.times, [2.0] * rounds.times], Rounds(5))
     assert found == [[1.0, 1.0, 1.0, 0.0, 0.0], [2.0] * 5]
 
 
@@ -196,7 +200,7 @@ class TestTool:
 
     def test_every_row_has_its_function(self) -> None:
         assert all(callable(getattr(rows, name)) for name in ROWS)
-        assert Options([], "torchvision").scale == 1
+        assert Options([], "torchvision", Rounds(1), Rounds(1)).scale == 1
 
 
 class TestStepwise:

@@ -8,6 +8,7 @@ from conftest import load_tool
 
 from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.benchmark.loops import loop_against_plain_script, plan_training
+from scratch_det.benchmark.measure import Rounds
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
@@ -42,7 +43,7 @@ def plain_script(tmp_path: Path) -> Iterator[Path]:
 
 def test_both_train_the_same_images(toy_recipe: Path, plain_script: Path, tmp_path: Path) -> None:
     plan = plan_training(str(toy_recipe), BITMASKS, "detectron2")
-    ours, theirs = loop_against_plain_script(plan, 4, plain_script)
+    ours, theirs = loop_against_plain_script(plan, Rounds(4, warmup=3), plain_script)
     assert len(ours) == len(theirs) == 4
     cfg = load_config(toy_recipe).cfg
     dataset = TrainingSet(cfg, [read_coco(lookup("toy_train"), need_masks=True)])
@@ -52,7 +53,7 @@ def test_both_train_the_same_images(toy_recipe: Path, plain_script: Path, tmp_pa
 
 def test_no_script(toy_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"detectron2's script \S+nothing\.py is missing.*--script"):
-        loop_against_plain_script(plan_training(str(toy_recipe), [], "detectron2"), 4, tmp_path / "nothing.py")
+        loop_against_plain_script(plan_training(str(toy_recipe), [], "detectron2"), Rounds(4), tmp_path / "nothing.py")
 
 
 @pytest.fixture

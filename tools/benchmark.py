@@ -19,6 +19,7 @@ from pathlib import Path
 
 from scratch_det.backends import BACKENDS
 from scratch_det.benchmark import ROWS, Options
+from scratch_det.benchmark.measure import WARMUP, Rounds
 from scratch_det.benchmark.report import document, machine
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.errors import UserError
@@ -26,8 +27,9 @@ from scratch_det.files import write_atomically
 
 RECIPES = [
     ["configs/Digits/quickstart.yaml"],
-    ["configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml", "SOLVER.IMS_PER_BATCH", "1"],
-]
+    ["configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_6x_gn.yaml",
+     *("SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "0.00125")],
+]  # fmt: skip
 
 
 def build_parser() -> ToolParser:
@@ -40,6 +42,7 @@ def build_parser() -> ToolParser:
     add("--backend", default="torchvision", choices=BACKENDS, help="the library that builds our model (%(default)s)")
     add("--pairs", type=int, default=20, metavar="N", help="rounds of what takes milliseconds (%(default)s)")
     add("--repeats", type=int, default=3, metavar="N", help="rounds of what takes seconds (%(default)s)")
+    add("--seconds", type=float, default=120, metavar="S", help="no pairs after that time, but three (%(default)g)")
     add("--scale", type=float, default=1.0, metavar="X", help="of the number of made-up images (%(default)s)")
     add("--script", type=Path, metavar="FILE", help="step: detectron2's tools/plain_train_net.py")
     add("--out", type=Path, metavar="FILE", help="write the table into this Markdown file after every row")
@@ -55,8 +58,9 @@ def main() -> None:
             raise UserError(f"{unknown[0]} is not a row; expected all, or some of {','.join(ROWS)}")
         if min(args.pairs, args.repeats) < 1 or args.scale <= 0:
             raise UserError("--pairs and --repeats are 1 or more, --scale is above 0")
+        pairs = Rounds(args.pairs, WARMUP, args.seconds)
         recipes = [(file, overrides) for file, *overrides in args.config_file or RECIPES]
-        options = Options(recipes, args.backend, args.script, args.pairs, args.repeats, args.scale)
+        options = Options(recipes, args.backend, pairs, Rounds(args.repeats), args.scale, args.script)
         from scratch_det.benchmark import rows  # imports torch
 
         about, found, missing = machine(), [], []

@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from scratch_det.benchmark.measure import Rounds
+
 ROWS = {
     "scoring": "AP of boxes and masks beside pycocotools, in memory and from files",
     "start": "a data set of COCO's size: from the command to the first batch, seconds and memory",
@@ -25,13 +27,13 @@ class Options:
         recipes: config files with their KEY VALUE overrides.
         script: detectron2's tools/plain_train_net.py, where it does not lie beside the package.
         pairs: rounds of what takes milliseconds.
-        repeats: rounds of what takes seconds.
+        repeats: rounds of what takes seconds, and of fresh processes.
         scale: of the number of made-up images.
     """
 
     recipes: list[tuple[str, list[str]]]
     backend: str
-    script: Path | None = None
-    pairs: int = 20
-    repeats: int = 3
+    pairs: Rounds
+    repeats: Rounds
     scale: float = 1.0
+    script: Path | None = None

@@ -45,7 +45,8 @@ def write_coco(root: Path, images: int = IMAGES) -> Path:
     with open(json_file, "w") as file:
         file.write(f'{{"images": {json.dumps(entries)}, "categories": {json.dumps(categories)}, "annotations": [')
         for number in range(round(images * OBJECTS_PER_IMAGE)):
-            shape, image = crowd if number % 100 == 99 else draw.choice(shapes), draw.randint(1, images)
+            shape = crowd if number % 100 == 99 else draw.choice(shapes)
+            image = number + 1 if number < images else draw.randint(1, images)  # no image without an object
             ids = f'"id": {number + 1}, "image_id": {image}, "category_id": {draw.randint(1, CLASSES)}'
             file.write(f"{', ' if number else ''}{{{shape}, {ids}}}")
         file.write("]}")
@@ -81,7 +82,7 @@ def made_up_predictions(json_file: Path, per_image: int = 100) -> Predictions:
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     results = []
     for image, present in objects.items():
-        for place in rng.integers(0, len(present), per_image) if present else ():
+        for place in rng.integers(0, len(present), per_image):
             (x, y, *extent), category = present[place]["bbox"], present[place]["category_id"]
             size = extent * rng.uniform(0.7, 1.3, 2)
             centre = (x, y) + extent * rng.uniform(0.4, 0.6, 2)

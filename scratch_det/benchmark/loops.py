@@ -13,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.measure import Cost, take_turns
+from scratch_det.benchmark.measure import Cost, Rounds, take_turns
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
 from scratch_det.data.dataset import Sample, TrainingSet, training_batches
 from scratch_det.distributed.group import Group
@@ -29,13 +29,15 @@ from scratch_det.errors import UserError
 BATCHES = 20  # loaded before steps on them are timed
 
 
-def in_both_orders(time_half: Callable[[int, bool], list[list[Cost]]], times: int) -> list[list[Cost]]:
-    """Time ``times`` rounds in two halves: ``time_half(number, first_is_set_up_first)``.
+def in_both_orders(time_half: Callable[[Rounds, bool], list[list[Cost]]], rounds: Rounds) -> list[list[Cost]]:
+    """Time two halves of the rounds: ``time_half(rounds, first_is_set_up_first)``.
 
     Of two equal ways in one process the one that was set up first has been up to 3 % slower.
     """
-    halves = time_half(times - times // 2, True), time_half(times // 2, False)
-    return [one + other for one, other in zip(*halves, strict=True)]
+    times, seconds = rounds.times, rounds.seconds / 2
+    first = time_half(rounds._replace(times=times - times // 2, seconds=seconds), True)
+    second = time_half(rounds._replace(times=times // 2, seconds=seconds), False)
+    return [one + other for one, other in zip(first, second, strict=True)]
 
 
 def plan_training(config_file: str, overrides: list[str], backend: str) -> Plan:
@@ -74,21 +76,21 @@ def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
                 trainer.metrics.close()
 
 
-def loop_against_bare(plan: Plan, times: int) -> list[list[Cost]]:
+def loop_against_bare(plan: Plan, rounds: Rounds) -> list[list[Cost]]:
     """Time iterations of the loop, records included, each beside the bare work on the same batch.
 
     Both go through the same batches, which are loaded before, with two models of the same weights.
     """
     batches = loaded_batches(plan)
 
-    def time_half(times: int, loop_first: bool) -> list[list[Cost]]:
+    def time_half(rounds: Rounds, loop_first: bool) -> list[list[Cost]]:
         with two_trainers(plan.cfg, plan.backend) as built:
             trainer, other = built if loop_first else reversed(built)
             count, feed = itertools.count(), itertools.cycle(batches)
             bare = bare_steps(other.backend, other.state, batches)
-            return take_turns([lambda: trainer.run_iteration(next(count), feed), bare], times)
+            return take_turns([lambda: trainer.run_iteration(next(count), feed), bare], rounds)
 
-    return in_both_orders(time_half, times)
+    return in_both_orders(time_half, rounds)
 
 
 def bare_steps(backend: Any, state: State, batches: list[list[Sample]]) -> Callable[[], None]:
@@ -150,7 +152,7 @@ class Stepwise:
         self.has_come.release()
 
 
-def loop_against_plain_script(plan: Plan, times: int, script: Path | None) -> list[list[Cost]]:
+def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -> list[list[Cost]]:
     """Time iterations of both, data loading, records and console included, side by side, from random weights.
 
     script: detectron2's tools/plain_train_net.py, where it does not lie beside the package. Raises UserError when there
@@ -169,7 +171,7 @@ def loop_against_plain_script(plan: Plan, times: int, script: Path | None) -> li
     path = find_script(script)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
-    def time_half(times: int, ours_first: bool) -> list[list[Cost]]:
+    def time_half(rounds: Rounds, ours_first: bool) -> list[list[Cost]]:
         with two_trainers(cfg, plan.backend) as (trainer, other):
             cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
@@ -183,6 +185,6 @@ def loop_against_plain_script(plan: Plan, times: int, script: Path | None) -> li
             loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, other.state.model, path, ids, gate)]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)
-            return take_turns([ours.step, theirs.step], times)
+            return take_turns([ours.step, theirs.step], rounds)
 
-    return in_both_orders(time_half, times)
+    return in_both_orders(time_half, rounds)

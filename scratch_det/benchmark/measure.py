@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from scratch_det.errors import UserError
 
-WARMUP = 3  # rounds
+WARMUP, LEAST = 3, 3  # rounds
 
 
 class Cost(NamedTuple):
@@ -37,22 +37,33 @@ def timed(call: Callable[[], Any]) -> Cost:
     return Cost(time.perf_counter() - began, time.process_time() - cpu, value=value)
 
 
-def take_turns(
-    ways: Sequence[Callable[[], Any]],
-    times: int,
-    warmup: int = WARMUP,
-    measure: Callable[[Callable[[], Any]], Any] = timed,
-) -> list[list[Any]]:
-    """``measure`` each of ``ways`` in ``times`` rounds, every other one in reverse: a slow moment affects all.
+class Rounds(NamedTuple):
+    """At most ``times``; no further one after ``seconds``, but LEAST. The ``warmup`` rounds before do not count.
 
-    The ``warmup`` rounds before do not count. Returns what was measured, by way.
+    A quarter of the seconds is enough for the latter.
+    """
+
+    times: int
+    warmup: int = 0
+    seconds: float = math.inf
+
+
+def take_turns(
+    ways: Sequence[Callable[[], Any]], rounds: Rounds, measure: Callable[[Callable[[], Any]], Any] = timed
+) -> list[list[Any]]:
+    """``measure`` each of ``ways`` once a round, every other round in reverse: a slow moment affects all.
+
+    Returns what was measured, by way.
     """
     found: list[list[Any]] = [[] for _ in ways]
-    for number in range(-warmup, times):
-        for which in range(len(ways)) if number % 2 else reversed(range(len(ways))):
+    began, warming, number = time.perf_counter(), rounds.warmup, 0
+    while number < rounds.times and (number < LEAST or time.perf_counter() - began < rounds.seconds):
+        for which in range(len(ways)) if (number + warming) % 2 else reversed(range(len(ways))):
             result = measure(ways[which])
-            if number >= 0:
+            if not warming:
                 found[which].append(result)
+        number += not warming
+        warming = warming and (warming - 1 if time.perf_counter() - began < rounds.seconds / 4 else 0)
     return found
 
 

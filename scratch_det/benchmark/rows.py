@@ -51,7 +51,7 @@ def start(options: Options) -> Iterator[Figure]:
         env = {ROOT_VARIABLE: root, "XDG_CACHE_HOME": root / "cache"}
         own = partial(in_fresh_process, f"{__name__}:first_batch", file, words, options.backend, env=env)
         first, later, theirs = [], [], []
-        for _ in range(options.repeats):
+        for _ in range(options.repeats.times):
             shutil.rmtree(root / "cache", ignore_errors=True)
             first.append(own())
             later.append(own())
@@ -99,10 +99,11 @@ def peer_data(cfg: CfgNode) -> list[Any]:
 def sample(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     """The same images on both sides, in one thread, as in a loader's worker; ten rounds for each pair."""
     dataset, positions = TrainingSet(plan.cfg, plan.training), itertools.count()
+    rounds = options.pairs._replace(times=10 * options.pairs.times)
     ids = [map(dataset.image_id, itertools.count()) for _ in FORMS]
     theirs = [partial(lambda data, ids: data[next(ids)], *pair) for pair in zip(peer_data(plan.cfg), ids, strict=False)]
     with one_thread():
-        costs = take_turns([lambda: dataset[next(positions)], *theirs], 10 * options.pairs)
+        costs = take_turns([lambda: dataset[next(positions)], *theirs], rounds)
     for form, peer in zip(FORMS, costs[1:] or [[]], strict=False):
         yield from figures(f"sample, {name}", IN_MS, [costs[0], peer], beside(PEER, form))
 
@@ -123,8 +124,8 @@ def loader(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.MAX_ITER = 1, ENDLESS
     dataset = TrainingSet(cfg, plan.training)
     loaders = [lambda: training_batches(dataset, cfg, 0), *(data.batches for data in peer_data(cfg))]
-    ways = [partial(images_per_second, begin, options.pairs) for begin in loaders]
-    rates = take_turns(ways, options.repeats, warmup=0, measure=call)
+    ways = [partial(images_per_second, begin, options.pairs.times) for begin in loaders]
+    rates = take_turns(ways, options.repeats, call)
     for form, peer in zip(FORMS, rates[1:] or [[]], strict=False):
         yield Figure(f"loader, one worker, {name}", "images/s", rates[0], beside(PEER, form), peer)
 
@@ -180,7 +181,7 @@ def startup(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
         calls: list[Any] = [("run", *done), ("first_iteration", file, words, backend)]
         calls += [("detectron2_first_iteration", *peer_run(plan, Path(folder)))] if is_installed(PEER) else []
         ways = [partial(in_fresh_process, f"{runs}{function}", *rest, whole=True) for function, *rest in calls]
-        nothing, *costs = take_turns(ways, options.repeats, warmup=0, measure=call)
+        nothing, *costs = take_turns(ways, options.repeats, call)
     yield from figures(f"start to the first iteration's end, {name}", IN_S, costs, beside(PEER, "DefaultTrainer"))
     yield from figures(f"start with nothing to do, {name}", IN_S, [nothing])
 

@@ -37,10 +37,10 @@ def scoring(options: Options) -> Iterator[Figure]:
             del predictions
             for task, name in (("bbox", "boxes"), ("segm", "masks")) if in_memory else ():
                 ways = [partial(SCORERS[one].score, json_file, SCORERS[one].read(file), task) for one in scorers]
-                yield from compared(f"scoring {name}, {size}", IN_S, take_turns(ways, options.repeats, warmup=0))
+                yield from compared(f"scoring {name}, {size}", IN_S, take_turns(ways, options.repeats))
             if not in_memory:
                 fresh = [partial(in_fresh_process, f"{__name__}:from_files", one, json_file, file) for one in scorers]
-                costs = take_turns(fresh, options.repeats, warmup=0, measure=call)
+                costs = take_turns(fresh, options.repeats, call)
                 yield from compared(f"scoring masks from files, {size}", (*IN_S, "peak MB"), costs)
 
 
