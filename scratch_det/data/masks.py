@@ -56,7 +56,7 @@ class Masks:
         return replace(self, chosen=self.chosen[index])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as arrays: a worker would pass on each tensor as an open file, of which a process has 1,024."""
+        """Pickled as arrays: a worker passes on each tensor as an open file, and a process may have 1,024 of those."""
         return _from_arrays, tuple(getattr(self, field.name).cpu().numpy() for field in fields(self))
 
     def to(self, *arguments: Any, **keywords: Any) -> "Masks":

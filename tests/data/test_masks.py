@@ -1,6 +1,8 @@
 """Masks as edges against points tested one by one, pycocotools' bitmaps and detectron2's targets."""
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from pycocotools import mask as mask_api
 from samples import bitmaps, boxes_of, equal, rectangles
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from scratch_det.data import masks as module
+from scratch_det.data.image import decode_masks
 from scratch_det.data.masks import Masks
 
 HEIGHT, WIDTH = 40, 60
@@ -120,16 +124,34 @@ class TestTargets:
         assert found[torch.zeros(4, dtype=torch.bool)].crop_and_resize(torch.zeros(0, 4), 14).shape == (0, 14, 14)
 
     @pytest.mark.detectron2
-    def test_close_to_detectron2s(self) -> None:
-        """Its cells at a polygon's border are decided by corners rounded to a fifth of a cell."""
-        from detectron2.structures import PolygonMasks
+    def test_targets_of_real_objects_are_close_to_detectron2s(self, tiny_coco: Path) -> None:
+        """28 x 28 cells of boxes around COCO's objects, as docs/backends.md has them; prints the mean IoUs (-s)."""
+        from detectron2.structures import BitMasks, PolygonMasks
 
-        objects = [[DIAMOND], [SQUARE], [SQUARE, DIAMOND]]
-        matched, boxes = torch.arange(30) % 3, boxes_of((2, 2, 52, 40)).expand(30, 4) + torch.rand(30, 4)
-        expected = PolygonMasks([[np.array(part, dtype=float) for part in one] for one in objects])[matched]
-        expected = expected.crop_and_resize(boxes, 28)
-        found = Masks.read(objects)[matched].crop_and_resize(boxes, 28)
-        assert ((found & expected).sum((1, 2)) / (found | expected).sum((1, 2))).min() > 0.9
+        content = json.loads((tiny_coco / "annotations/instances_train2017.json").read_text())
+        generator = torch.Generator().manual_seed(0)
+        overlaps = []
+        for image in content["images"]:
+            objects = [one for one in content["annotations"] if one["image_id"] == image["id"] and not one["iscrowd"]]
+            if not objects:
+                continue
+            polygons = [one["segmentation"] for one in objects]
+            boxes, chosen = torch.tensor([one["bbox"] for one in objects]), torch.arange(16) % len(objects)
+            boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)[chosen]
+            size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+            boxes = boxes + 0.3 * size * (torch.rand(16, 4, generator=generator) - 0.5)
+            found = Masks.read(polygons)[chosen].crop_and_resize(boxes, 28)
+            pixels = torch.from_numpy(decode_masks(polygons, image["height"], image["width"]))
+            theirs = (
+                PolygonMasks([[np.array(part) for part in one] for one in polygons])[chosen],
+                BitMasks(pixels)[chosen],
+            )
+            targets = [one.crop_and_resize(boxes, 28) for one in theirs]
+            overlaps.append([(found & one).sum((1, 2)) / (found | one).sum((1, 2)).clamp(min=1) for one in targets])
+        with_polygons, with_bitmaps = (torch.cat(each).mean() for each in zip(*overlaps, strict=True))
+        print(f"IoU with PolygonMasks {with_polygons:.3f}, with BitMasks {with_bitmaps:.3f}")
+        assert with_polygons > 0.98
+        assert with_bitmaps > 0.93  # at the images' own size, where a pixel is larger than at 800 px
 
 
 class TestReading:
@@ -193,6 +215,15 @@ class TestMoving:
     def test_to_another_device(self) -> None:
         moved = Masks.read(polygons(0)).to("meta", non_blocking=True)
         assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+
+    def test_a_loader_pins_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every tensor, by a stand-in for what needs a GPU."""
+        pinned: list[Tensor] = []
+        monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+        sample = {"masks": Masks.read(polygons(0))}
+        [found] = pin_memory([sample])
+        assert equal(found["masks"], sample["masks"])
+        assert len(pinned) == len(vars(sample["masks"]))
 
     def test_travels_between_processes(self) -> None:
         masks = Masks.read(polygons(4))
