@@ -18,7 +18,7 @@ PACKAGE = Path(str(scratch_det.__file__)).parent
 # A module imports from the layers above its own in this table, and from its own package; see docs/architecture.md.
 LAYERS = (
     ("errors",),
-    ("files", "log", "tables", "command_line", "eager"),
+    ("files", "log", "tables", "command_line"),
     ("config", "distributed"),  # recipes and their rules; processes
     ("data", "modeling", "weights"),
     ("backends", "evaluation"),  # the two detectors; metrics
@@ -156,7 +156,7 @@ def test_a_start_imports_what_it_needs(toy_recipe: Path, tmp_path: Path) -> None
     command = (code, ROOT / "tools/train_net.py", "--config-file", toy_recipe, "--backend", "torchvision")
     loaded = {*run(*command, "--stop-at", "1").splitlines()[-1].split()}
     assert "torchvision" in loaded
-    assert not loaded & {"matplotlib", "tensorboard", "torch._dynamo", "torch._inductor", "sympy", "triton"}
+    assert not loaded & {"matplotlib", "tensorboard"}
     (tmp_path / "run/result.json").write_text('{"iteration": 2, "metrics": {}}')
     *said, modules = run(*command, "--resume").splitlines()
     assert said[-1].endswith("holds a finished run of 2 iterations; nothing to do")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS, choose, model_config
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
-from scratch_det.eager import without_compiler
 from scratch_det.errors import UserError
 
 
@@ -51,14 +50,13 @@ def main() -> None:
         size = parse_size(args.size) if args.size else None
         backend = choose(args.backend)
         cfg = None if args.table else model_config(args.config_file, args.overrides, backend)
-        with without_compiler():
-            # Imports torch, which a request that is rejected need not wait for.
-            from scratch_det.analysis import describe_model, write_table
+        # Imports torch, which a request that is rejected need not wait for.
+        from scratch_det.analysis import describe_model, write_table
 
-            if args.table:
-                write_table(args.table, backend)
-            else:
-                print(describe_model(args.config_file, cfg, backend, size, args.markdown))
+        if args.table:
+            write_table(args.table, backend)
+        else:
+            print(describe_model(args.config_file, cfg, backend, size, args.markdown))
 
 
 if __name__ == "__main__":

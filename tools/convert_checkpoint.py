@@ -13,7 +13,6 @@ from pathlib import Path
 
 from scratch_det.backends import BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
-from scratch_det.eager import without_compiler
 
 
 def build_parser() -> ToolParser:
@@ -31,8 +30,7 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
-        with without_compiler():
-            from scratch_det.conversion import convert_file  # heavy: not for --help
+        from scratch_det.conversion import convert_file  # heavy: not for --help
 
         convert_file(args.source, args.destination, args.to, args.config_file, args.partial, args.verify)
 

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from scratch_det.eager import without_compiler
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import Request
 
@@ -23,8 +22,8 @@ def run(config_file: str, overrides: list[str], backend: str) -> None:
 
 def first_iteration(config_file: str, overrides: list[str], backend: str) -> None:
     """The same command in a new folder, up to the end of its first iteration."""
-    with without_compiler():  # as ``start`` imports it
-        from scratch_det.engine.loop import Trainer
+    from scratch_det.engine.loop import Trainer
+
     with TemporaryDirectory() as folder:
         words = [*overrides, "OUTPUT_DIR", f"{folder}/run"]
         _stop_after_first(Trainer, "run_iteration", lambda: run(config_file, words, backend))

@@ -15,7 +15,6 @@ from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.coco import CocoDataset, needed_for_training
 from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
-from scratch_det.eager import without_compiler
 from scratch_det.engine import run_dir
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
 from scratch_det.errors import Report, Section, UserError, listed
@@ -181,14 +180,13 @@ def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> 
 
     ``cfg`` has passed every check and has NUM_CLASSES. The model is built on the meta device.
     """
-    with without_compiler():
-        import torch  # here, so that errors of the checks above come at once
+    import torch  # here, so that errors of the checks above come at once
 
-        from scratch_det.engine.state import size_of
-        from scratch_det.weights.load import load_weights
+    from scratch_det.engine.state import size_of
+    from scratch_det.weights.load import load_weights
 
-        with torch.device("meta"):
-            model = backends.load(backend).build(cfg)
+    with torch.device("meta"):
+        model = backends.load(backend).build(cfg)
     size = size_of(model)
     section.add(
         f"{backend}: {size.parameters:,} parameters, {size.trainable:,} trainable, "

@@ -11,7 +11,6 @@ from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
-from scratch_det.eager import without_compiler
 from scratch_det.engine.changes import report_finished
 from scratch_det.engine.plan import DETECTION, Request, make_plan
 from scratch_det.errors import Report
@@ -112,7 +111,6 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
             with closing(plan.run_dir):
                 plan.run_dir.lock()
                 return report_finished(plan.cfg, plan.run_dir)
-        with without_compiler():
-            from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
+        from scratch_det.engine.train import evaluate_only, train_and_evaluate  # imports torch
 
         (evaluate_only if request.eval_only else train_and_evaluate)(plan, world, stop)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from inspect import unwrap
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
@@ -43,16 +42,6 @@ def size_of(model: nn.Module) -> Size:
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     weights = sum(tensor.numel() for tensor in model.state_dict().values())
     return Size(sum(n for n, _ in counts), sum(n for n, trained in counts if trained), weights)
-
-
-class SGD(torch.optim.SGD):
-    """torch's, whose methods no longer import torch.compile's modules, see ``scratch_det.eager``."""
-
-    add_param_group, zero_grad, state_dict, load_state_dict = (
-        unwrap(getattr(torch.optim.SGD, name))
-        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    )
-    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 class State:
@@ -170,9 +159,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return resolve_name(optimizer_of(cfg).function)(cfg, model)
 
 
-def build_sgd(cfg: CfgNode, model: nn.Module) -> SGD:
+def build_sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
     """SGD with Detectron's parameter groups."""
-    return SGD(
+    return torch.optim.SGD(
         parameter_groups(cfg, model),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
