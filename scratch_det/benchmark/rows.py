@@ -29,6 +29,7 @@ from scratch_det.benchmark.report import IN_MS, IN_S, Figure, beside, figures
 from scratch_det.benchmark.scoring import scoring as scoring
 from scratch_det.data.catalog import ROOT_VARIABLE
 from scratch_det.data.dataset import TrainingSet, training_batches
+from scratch_det.data.packed import FOLDER
 from scratch_det.distributed.launch import ALONE
 from scratch_det.engine.plan import Plan, Request, make_plan
 from scratch_det.engine.state import build_state, pick_device
@@ -41,18 +42,18 @@ ONCE = ("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"
 
 
 def start(options: Options) -> Iterator[Figure]:
-    """First starts find no cache, later ones that of the first; no workers on either side."""
+    """First starts find no packed json, later ones that of the first; no workers on either side."""
     (file, overrides), images = options.recipes[0], max(round(IMAGES * options.scale), 1)
     with TemporaryDirectory() as folder:
         root = Path(folder)
         json_file = write_coco(root, images)
         words = [*overrides, "DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0",
                  "OUTPUT_DIR", str(root / "run")]  # fmt: skip
-        env = {ROOT_VARIABLE: root, "XDG_CACHE_HOME": root / "cache"}
+        env = {ROOT_VARIABLE: root}
         own = partial(in_fresh_process, f"{__name__}:first_batch", file, words, options.backend, env=env)
         first, later, theirs = [], [], []
         for _ in range(options.repeats.times):
-            shutil.rmtree(root / "cache", ignore_errors=True)
+            shutil.rmtree(json_file.parent / FOLDER, ignore_errors=True)
             first.append(own())
             later.append(own())
             if is_installed(PEER):
