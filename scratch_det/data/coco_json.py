@@ -37,7 +37,7 @@ from scratch_det.data.checks import FIELDS, OVERHANG, Problem, Record, are_numbe
 from scratch_det.errors import DataError
 
 Arrays = dict[str, np.ndarray]
-CHUNK = 20000  # annotations that are Python objects at a time: 60 MB of COCO's
+CHUNK = 5_000  # annotations that are Python objects at a time: 15 MB of COCO's
 LARGEST, SMALLEST = 1e4, 1e-3  # a coordinate, px, and twice an area, px^2, between which rounding decides nothing
 NONE = -1  # num_keypoints is missing
 
