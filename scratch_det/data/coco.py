@@ -1,8 +1,10 @@
 """COCO data sets: annotation files that passed their checks, as arrays. Needs no torch."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, overload
 
@@ -11,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
 from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, Problem, explain
-from scratch_det.data.coco_json import Arrays, read_json
+from scratch_det.data.coco_json import NONE, Arrays, read_json
 from scratch_det.data.packed import load
 from scratch_det.errors import DataError
 
@@ -41,8 +43,7 @@ class CocoDataset:
     """A validated data set.
 
     Attributes:
-        classes: class names, ordered by category id; a label is a 0-based index into this list.
-        category_ids: the json's category id of each label.
+        categories: the json's entries, ordered by id; a label is a 0-based index into this list.
         arrays: what the json holds, see ``data/coco_json.py``; read-only, and shared by all processes.
         digest: SHA-256 of the annotation file's bytes.
         keypoints: their names, where they were asked for.
@@ -52,12 +53,21 @@ class CocoDataset:
 
     described_by: ClassVar[str] = "json"  # what ``digest`` is of
     entry: DatasetEntry
-    classes: list[str]
-    category_ids: list[int]
+    categories: list[dict[str, Any]]
     arrays: Arrays
     digest: str
     keypoints: tuple[str, ...] = ()
     flip_indices: tuple[int, ...] | None = None
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The name of each label."""
+        return [str(category["name"]) for category in self.categories]
+
+    @cached_property
+    def category_ids(self) -> list[int]:
+        """The json's category id of each label."""
+        return [int(category["id"]) for category in self.categories]
 
     @property
     def images(self) -> Images:
@@ -68,7 +78,8 @@ class CocoDataset:
         """The annotations of image number ``image``, in the json's order.
 
         ``bbox`` is x, y, width, height in pixels; ``segmentation`` polygons (an array of each), RLE or None;
-        ``keypoints`` x, y, v of each (x and y are indices of pixels); ``label`` is 0-based; ``area`` may be NaN.
+        ``keypoints`` x, y, v of each (x and y are indices of pixels); ``label`` is 0-based. An area that the json does
+        not have is that of the box, a missing ``num_keypoints`` the number of those with v above 0.
         """
         first = self.arrays["first"]
         return [self._object(k) for k in self.arrays["order"][first[image] : first[image + 1]].tolist()]
@@ -105,6 +116,8 @@ class CocoDataset:
 
     def _object(self, k: int) -> dict[str, Any]:
         arrays, label = self.arrays, int(self.arrays["label"][k])
+        bbox, area, points = arrays["box"][k].tolist(), float(arrays["area"][k]), _item(arrays, "keypoints", k).tolist()
+        labelled = int(arrays["num_keypoints"][k])
         height, width = arrays["rle_size"][k].tolist()
         mask: Any = [_item(arrays, "polygon", j) for j in range(*arrays["polygons_at"][k : k + 2].tolist())] or None
         if height:
@@ -114,10 +127,11 @@ class CocoDataset:
             "image_id": int(arrays["image_id"][arrays["image"][k]]),
             "category_id": self.category_ids[label],
             "label": label,
-            "bbox": arrays["box"][k].tolist(),
+            "bbox": bbox,
             "segmentation": mask,
-            "keypoints": _item(arrays, "keypoints", k).tolist(),
-            "area": float(arrays["area"][k]),
+            "keypoints": points,
+            "num_keypoints": sum(v > 0 for v in points[2::3]) if labelled == NONE else labelled,
+            "area": bbox[2] * bbox[3] if math.isnan(area) else area,
             "iscrowd": int(arrays["iscrowd"][k]),
             "ignore": int(arrays["ignore"][k]),
         }
@@ -161,10 +175,9 @@ def inspect_coco(
         )
     if any(one.severity == "error" for one in problems):
         return None, problems
-    categories = header["categories"]
-    classes, ids = [str(category["name"]) for category in categories], [int(category["id"]) for category in categories]
-    points = (tuple(categories[0]["keypoints"]), flip_indices_of(categories[0])) if need_keypoints else ()
-    return CocoDataset(entry, classes, ids, arrays, header["digest"], *points), problems
+    first = header["categories"][0]
+    points = (tuple(first["keypoints"]), flip_indices_of(first)) if need_keypoints else ()
+    return CocoDataset(entry, header["categories"], arrays, header["digest"], *points), problems
 
 
 def _missing_files(entry: DatasetEntry, arrays: Arrays) -> Iterator[Problem]:

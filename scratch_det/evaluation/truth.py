@@ -1,17 +1,17 @@
 """What predictions are scored against: the objects of a COCO json, indexed; and the IoU of boxes with them."""
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from hotcoco import mask as mask_api
 
-from scratch_det.data.checks import count_visible
-from scratch_det.data.coco_json import gc_paused
+from scratch_det.data.catalog import DatasetEntry
+from scratch_det.data.checks import Problem, explain
+from scratch_det.data.coco import CocoDataset
+from scratch_det.data.coco_json import read_json
+from scratch_det.data.packed import load
 from scratch_det.errors import DataError
 from scratch_det.evaluation.predictions import Predictions
 
@@ -27,15 +27,12 @@ class Objects(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """A COCO json: images and categories in ascending order of their ids, and its annotations.
-
-    An index of ``images`` or ``categories`` is called a place. Every annotation has ``iscrowd`` and ``area``, and
-    ``num_keypoints`` where it has keypoints.
-    """
+    """A data set, with images and categories in ascending order of their ids; an index there is called a place."""
 
     images: list[dict[str, Any]]
     categories: list[dict[str, Any]]
-    annotations: Mapping[int, list[dict[str, Any]]]  # by image id
+    data: CocoDataset
+    numbers: np.ndarray  # int64, of each image in ``data``
 
     def places(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
         """The place of each detection's image, and of its category [N]. Raises DataError for ids unknown here."""
@@ -56,42 +53,27 @@ class Truth(NamedTuple):
 
     def annotated(self, images: slice = slice(None)) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """The places of image and category, and the annotation, of every object in these images."""
-        classes = {category["id"]: place for place, category in enumerate(self.categories)}
         for place in range(len(self.images))[images]:
-            for one in self.annotations.get(self.images[place]["id"], ()):
-                if one["category_id"] in classes:
-                    yield place, classes[one["category_id"]], one
+            for one in self.data.objects(int(self.numbers[place])):
+                yield place, one["label"], one
 
     def objects(self) -> Objects:
         """All of them, as columns."""
-        found = list(self.annotated())
-        crowd, ignore = (
-            np.array([bool(one.get(key)) for *_, one in found], dtype=bool) for key in ("iscrowd", "ignore")
-        )
-        boxes = np.array([one["bbox"] for *_, one in found], dtype=float).reshape(-1, 4)
-        images, classes = (np.array([one[k] for one in found], dtype=int) for k in (0, 1))
-        return Objects(images, classes, boxes, crowd, crowd | ignore)
+        arrays, places = self.data.arrays, np.argsort(self.numbers)
+        crowd, ignore = arrays["iscrowd"], arrays["ignore"]
+        return Objects(places[arrays["image"]], arrays["label"], arrays["box"], crowd, crowd | ignore)
 
 
 def load_truth(json_file: str | Path) -> Truth:
-    """Read a COCO json.
-
-    A missing ``iscrowd`` counts as 0, a missing ``area`` as that of the box, a missing ``num_keypoints`` as those with
-    v above 0. Annotations of images or categories that are not in the json do not count.
-    """
-    data = Path(json_file).read_bytes()
-    with gc_paused():
-        content = msgspec.json.decode(data.decode(json.detect_encoding(data)))
-        annotations = defaultdict(list)
-        for one in content.get("annotations", ()):
-            one.setdefault("iscrowd", 0)
-            if "area" not in one:
-                one["area"] = one["bbox"][2] * one["bbox"][3]
-            if "keypoints" in one:
-                one.setdefault("num_keypoints", count_visible(one))
-            annotations[one["image_id"]].append(one)
-    images, categories = (sorted(content[key], key=lambda one: one["id"]) for key in ("images", "categories"))
-    return Truth(images, categories, annotations)
+    """Read a COCO json, packed as for training. Raises DataError where neither could use it."""
+    path = Path(json_file)
+    header, arrays, _ = load(path, read_json)
+    if "label" not in arrays:
+        problems = [Problem(**fields) for fields in header["problems"] if not fields["only"]]
+        raise DataError(explain(path, problems) if problems else f"{path} has no images, or no categories")
+    data = CocoDataset(DatasetEntry(path.stem, path, path.parent), header["categories"], arrays, header["digest"])
+    numbers = arrays["image_id"].argsort()
+    return Truth([data.images[k] for k in numbers.tolist()], data.categories, data, numbers)
 
 
 def box_ious(

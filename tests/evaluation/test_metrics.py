@@ -54,7 +54,10 @@ def test_values_of_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(METRICS, "bbox/AP95m", Metric("box", iou=0.95, area="medium"))
     monkeypatch.setitem(METRICS, "bbox/AP90l", Metric("box", iou=0.9, area="large"))
     one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}
-    content = {"images": [{"id": 1, "width": 99, "height": 99}], "categories": [{"id": 1, "name": "a"}]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 99, "height": 99}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
     path = tmp_path / "truth.json"
     path.write_text(json.dumps({**content, "annotations": [one]}))
     results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 46], "score": 0.5}]

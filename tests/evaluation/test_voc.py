@@ -15,6 +15,7 @@ from scratch_det.evaluation.voc import CURVES, evaluate_voc, voc_11point, voc_ar
 Box = tuple[float, float, float, float]  # x, y, width, height
 A, B, C, D = ((100.0 * i, 0.0, 50.0, 50.0) for i in range(4))
 NOWHERE = (0.0, 500.0, 50.0, 50.0)
+IMAGE = {"id": 1, "file_name": "1.jpg", "width": 1000, "height": 600}
 
 
 def voc(folder: Path, results: list[dict], ap: str) -> dict[str, float]:
@@ -38,7 +39,7 @@ def ap50(tmp_path: Path) -> Callable[..., float]:
             for i, box in enumerate([*objects, *difficult], start=1)
         ]
         content = {
-            "images": [{"id": 1, "width": 900, "height": 600}],
+            "images": [IMAGE],
             "annotations": annotations,
             "categories": [{"id": 1, "name": "dog"}],
         }
@@ -98,7 +99,7 @@ class TestAp:
     def test_two_classes(self, tmp_path: Path) -> None:
         """A dog with an IoU of 0.82, right at seven thresholds, and a cat that is missed."""
         content = {
-            "images": [{"id": 1, "width": 900, "height": 600}],
+            "images": [IMAGE],
             "annotations": [{"id": i, "image_id": 1, "category_id": i, "bbox": list(A)} for i in (1, 2)],
             "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
         }
@@ -111,7 +112,7 @@ class TestAp:
     def test_a_detection_is_right_in_its_own_image_alone(self, tmp_path: Path) -> None:
         """Image 2 has the object, image 1 the detection with the higher score at its place: precision 0, then 1/2."""
         content = {
-            "images": [{"id": i, "width": 900, "height": 600} for i in (1, 2)],
+            "images": [{**IMAGE, "id": i} for i in (1, 2)],
             "annotations": [{"id": 1, "image_id": 2, "category_id": 1, "bbox": list(A)}],
             "categories": [{"id": 1, "name": "dog"}],
         }
