@@ -1,13 +1,18 @@
 """A small truth in COCO's format, and predictions of it."""
 
+import contextlib
+import copy
+import io
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from scratch_det.evaluation.average_precision import evaluate_predictions
+from scratch_det.evaluation.average_precision import evaluate_predictions, run_cocoeval
 from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import Metrics
 from scratch_det.evaluation.predictions import Predictions, read_predictions
@@ -101,3 +106,28 @@ def evaluate(path: Path, results: list[dict], *arguments, **keywords) -> Metrics
 
 def explain(path: Path, results: list[dict], metrics: Metrics) -> str:
     return explain_low_ap(load_truth(path), predictions_of(results), metrics)
+
+
+def pycocotools_eval(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
+    """The reference, treated as detectron2 treats it: without boxes for masks, so that areas are the masks'."""
+    results = copy.deepcopy(results)
+    for result in results if task == "segm" else []:
+        del result["bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        evaluator = COCOeval(truth, truth.loadRes(results), task)
+        if oks_sigmas:
+            evaluator.params.kpt_oks_sigmas = np.array(oks_sigmas)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def assert_same(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
+    """All that COCO's AP is computed from equals pycocotools' to the last bit."""
+    reference = pycocotools_eval(path, results, task, oks_sigmas)
+    ours = run_cocoeval(load_truth(path), predictions_of(results), task, oks_sigmas)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(ours.eval[name], reference.eval[name], err_msg=name)
+    return reference

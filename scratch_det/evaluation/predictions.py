@@ -60,11 +60,8 @@ def as_columns(values: Mapping[str, Sequence[Any]]) -> Predictions:
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """The rows of all parts, which have the same columns; without a part, no row of any field."""
-    return (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if parts
-        else as_columns(dict.fromkeys(FIELDS, ()))
-    )
+    parts = parts or [as_columns(dict.fromkeys(FIELDS, ()))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -161,6 +161,19 @@ class TestAgainstDetectron2:
                 masks = np.stack([mask_api.decode(rle) for rle in one["masks"]])
                 assert (masks != other.pred_masks.numpy()).mean() < 1e-3
 
+    def test_its_backend_finds_what_it_finds_itself(self, pair: tuple[nn.Module, nn.Module]) -> None:
+        """Masks included, which detectron2 does not paste there."""
+        model = pair[1]
+        found = backends.load("detectron2").predict(model, self.batch())
+        with torch.no_grad():
+            expected = [output["instances"] for output in model.eval()(self.batch())]
+        for one, other in zip(found, expected, strict=True):
+            fields = {"scores": other.scores, "boxes": other.pred_boxes.tensor, "labels": other.pred_classes}
+            assert all(one[name].equal(value) for name, value in fields.items())
+            assert ("masks" in one) == other.has("pred_masks")
+            for rle, mask in zip(one.get("masks", ()), other.get_fields().get("pred_masks", ()), strict=True):
+                assert (mask_api.decode(rle) != mask.numpy()).sum() == 0
+
     @pytest.mark.slow
     def test_a_large_model_sees_the_same_in_photographs(self, tiny_coco: Path) -> None:
         """R50-FPN GN at 800 px; random weights, widened so that there is something to see."""

@@ -1,48 +1,28 @@
 """AP: the truth scores 100, numbers equal pycocotools', and what a user may get wrong is said rather than scored."""
 
-import contextlib
-import copy
-import io
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_truth import HEIGHT, WIDTH, annotation, evaluate, explain, predictions_of, results_of, small_coco, write
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from coco_truth import (
+    HEIGHT,
+    WIDTH,
+    annotation,
+    assert_same,
+    evaluate,
+    explain,
+    predictions_of,
+    results_of,
+    small_coco,
+    write,
+)
 
 from scratch_det.errors import DataError
-from scratch_det.evaluation.average_precision import evaluate_predictions, run_cocoeval
+from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import format_per_class, format_table
 from scratch_det.evaluation.truth import load_truth
-
-
-def pycocotools_eval(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
-    """The reference, treated as detectron2 treats it: without boxes for masks, so that areas are the masks'."""
-    results = copy.deepcopy(results)
-    for result in results if task == "segm" else []:
-        del result["bbox"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
-        evaluator = COCOeval(truth, truth.loadRes(results), task)
-        if oks_sigmas:
-            evaluator.params.kpt_oks_sigmas = np.array(oks_sigmas)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
-
-
-def assert_same(path: Path, results: list[dict], task: str, oks_sigmas: list[float] | None = None) -> COCOeval:
-    """All that COCO's AP is computed from equals pycocotools' to the last bit, for any order of the results."""
-    reference = pycocotools_eval(path, results, task, oks_sigmas)
-    ours = run_cocoeval(load_truth(path), predictions_of(results), task, oks_sigmas)
-    for name in ("precision", "recall", "scores"):
-        np.testing.assert_array_equal(ours.eval[name], reference.eval[name], err_msg=name)
-    return reference
 
 
 @pytest.fixture
