@@ -65,11 +65,11 @@ def test_equals_pycocotools(tmp_path: Path, seed: int) -> None:
 
 
 def test_annotation_ids_say_nothing(tmp_path: Path) -> None:
-    """From 0, all the same, or none."""
+    """From 0, from 1, or falling."""
     coco, results = made_up(2)
     expected = None
-    for change in ({}, {"id": 7}, {"id": -1}):
-        coco["annotations"] = [one | change for one in coco["annotations"]]
+    for ids in (range(100), range(1, 100), range(100, 0, -1)):
+        coco["annotations"] = [one | {"id": number} for one, number in zip(coco["annotations"], ids, strict=False)]
         metrics = evaluate_predictions(load_truth(write(tmp_path, coco)), predictions_of(results))
         assert expected in (None, metrics)
         expected = metrics
