@@ -24,8 +24,8 @@ TRUNK = ("SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4, 5)", "SOLVER.CHECKPOINT_PERI
 
 
 class TestResume:
-    @pytest.mark.parametrize("sizes", ["(64,)", "(48, 64, 80)"])
-    def test_continues_bit_for_bit(self, sizes: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("sizes", "amp"), [("(64,)", False), ("(48, 64, 80)", False), ("(48, 64, 80)", True)])
+    def test_continues_bit_for_bit(self, sizes: str, amp: bool, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, "PERIOD", 1)
         keys = (
             "SOLVER.MAX_ITER",
@@ -36,6 +36,8 @@ class TestResume:
             "(3,)",
             "INPUT.MIN_SIZE_TRAIN",
             sizes,
+            "SOLVER.AMP.ENABLED",
+            amp,
         )
         whole = train(*keys, name="whole")
         with interrupted_after(monkeypatch, 2):
