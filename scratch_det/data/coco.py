@@ -27,6 +27,11 @@ class Images(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.arrays["image_id"])
 
+    def names(self) -> list[str]:
+        """Every ``file_name``, faster than one by one."""
+        text, at = self.arrays["file_name"].tobytes(), self.arrays["file_name_at"].tolist()
+        return [text[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(at)]
+
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     @overload
@@ -182,13 +187,13 @@ def inspect_coco(
 
 def _missing_files(entry: DatasetEntry, arrays: Arrays) -> Iterator[Problem]:
     """The images that are not on disk."""
-    root, text, at = entry.image_root, arrays["file_name"].tobytes(), arrays["file_name_at"].tolist()
-    names = [text[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(at)]
+    root, images = entry.image_root, Images(arrays)
+    names = images.names()
     # without subfolders one listing answers for all
-    files = {name for name in names if (root / name).is_file()} if b"/" in text else set(os.listdir(root))
+    files = {name for name in names if (root / name).is_file()} if "/" in "".join(names) else set(os.listdir(root))
     if missing := [k for k, name in enumerate(names) if name not in files]:
         problem = Problem("error", f"images that are not in {root}", "complete the folder", "{id} ({file_name})")
-        yield problem.add(*(Images(arrays)[k] for k in missing))
+        yield problem.add(*(images[k] for k in missing))
 
 
 def flip_indices_of(category: dict[str, Any]) -> tuple[int, ...] | None:

@@ -116,18 +116,16 @@ def check_memory(section: Section, plan: Plan, world: World, objects: list[int],
     objects: of each training image. available: bytes before the data sets were read.
     """
     cfg, here = plan.cfg, world.local_size
-    processes = f"{here} processes, each " if here > 1 else ""
     # the most that this process has held so far, and the arrays of the training set
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     packed = sum(array.nbytes for data in plan.training for array in data.arrays.values())
     left = f"; {run_dir.size(available)} are available here" if available else ""
     section.add(
-        f"{processes}{run_dir.size(peak)} while the annotations are read, {run_dir.size(packed)} of them shared{left}",
+        f"{run_dir.size(peak)} while one process reads the json, then {run_dir.size(packed)} that all share{left}",
         peak_bytes=peak, packed_bytes=packed, available_bytes=available,
     )  # fmt: skip
-    if available and here * peak > available:
-        need = f"{here} x {run_dir.size(peak)} are more than is available"
-        section.problem("notice", f"{need}: get more memory, or start fewer processes here")
+    if available and peak > available:
+        section.problem("notice", f"{run_dir.size(peak)} are more than is available: get more memory")
     share = cfg.SOLVER.IMS_PER_BATCH // (world.size * plan.request.accumulate)  # images of a micro-batch
     batches, free = here * cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
     if not batches or free is None:

@@ -103,8 +103,8 @@ def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list
 def shared_images(training: CocoDataset, test: CocoDataset) -> list[Problem]:
     """A notice on ``test`` when the training set has some of its image files."""
     root, trained_root = (os.path.realpath(data.entry.image_root) for data in (test, training))
-    trained = {f"{trained_root}/{image['file_name']}" for image in training.images}
-    shared = [{"id": image["id"]} for image in test.images if f"{root}/{image['file_name']}" in trained]
+    trained = {f"{trained_root}/{name}" for name in training.images.names()}
+    shared = [test.images[k] for k, name in enumerate(test.images.names()) if f"{root}/{name}" in trained]
     kind = f"images that are also in {training.entry.name}, which is trained on"
     problem = Problem("notice", kind, "AP on them says little about new images").add(*shared)
     return [problem] if shared else []
