@@ -174,6 +174,21 @@ def test_every_row_without_peers(
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "table.md"])
 
 
+def test_first_starts_find_no_packed_data_set(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def fresh(function: str, config_file: str, words: list[str], *_: Any, env: dict[str, Path] | None = None) -> Cost:
+        for root in (env or {}).values():  # ours, not the peer's
+            found.append(bool(list(root.rglob("*.pack"))))
+            monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+            rows.first_batch(config_file, words, "torchvision")
+        return Cost(1.0, 1.0)
+
+    monkeypatch.setattr(rows, "in_fresh_process", fresh)
+    list(rows.start(Options([(str(toy_recipe), [])], "torchvision", Rounds(1), Rounds(2), scale=1e-4)))
+    assert found == [False, True, False, True]
+
+
 class TestTool:
     def test_missing_data_leaves_a_row_out(self, toy_recipe: Path, tool: Callable[..., str], tmp_path: Path) -> None:
         recipe = ("--config-file", toy_recipe, "DATASETS.TRAIN", "('absent',)")
