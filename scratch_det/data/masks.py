@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_PAIRS = 2**22  # of a box and an edge at a time: about 400 MB
+MOST_PAIRS = 2**20  # of a box and an edge at a time: about 150 MB
 
 
 @dataclass(frozen=True, eq=False)
