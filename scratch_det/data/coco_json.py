@@ -12,7 +12,7 @@ The arrays, with I images, N annotations in the json's order, and P polygons; ``
     box                        float64 [N, 4], x y width height in pixels
     area                       float64 [N], NaN where the json has none
     iscrowd, ignore            bool [N]
-    num_keypoints              int32 [N], -1 where the json has none
+    num_keypoints              int64 [N], -1 where the json has none
     keypoints                  float64, x y v of each, with keypoints_at [N + 1]
     polygon                    float64, x y of each corner, with polygon_at [P + 1]
     polygons_at                int64 [N + 1]: polygons_at[k] is the first polygon of annotation k
@@ -33,7 +33,17 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
-from scratch_det.data.checks import FIELDS, OVERHANG, Problem, Record, are_numbers, find_problems, mask_fault
+from scratch_det.data.checks import (
+    FIELDS,
+    OVERHANG,
+    VALUES,
+    WHOLE,
+    Problem,
+    Record,
+    are_numbers,
+    find_problems,
+    mask_fault,
+)  # fmt: skip
 from scratch_det.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -260,7 +270,7 @@ def _converted(one: Record) -> Annotation:
         bbox=tuple(one["bbox"]),
         segmentation=mask,
         keypoints=points if are_numbers(points) else [],
-        num_keypoints=one["num_keypoints"] if isinstance(one.get("num_keypoints"), int) else NONE,
+        num_keypoints=int(one["num_keypoints"]) if VALUES[WHOLE](one.get("num_keypoints")) else NONE,
         area=one["area"] if are_numbers([one.get("area")]) else None,
         iscrowd=bool(one.get("iscrowd")),
         ignore=bool(one.get("ignore")),
@@ -284,7 +294,7 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
         "iscrowd": np.array([bool(one.iscrowd) for one in chunk], bool),
         "is_odd": np.array([one.iscrowd not in (0, 1) for one in chunk], bool),
         "ignore": np.array([bool(one.ignore) for one in chunk], bool),
-        "num_keypoints": np.array([one.num_keypoints for one in chunk], np.int32),
+        "num_keypoints": np.array([one.num_keypoints for one in chunk], np.int64),
         "keypoints": np.fromiter(chain.from_iterable(keypoints), float), "keypoints_at": _lengths(keypoints),
         "polygon": np.fromiter(chain.from_iterable(every), float), "polygon_at": _lengths(every),
         "polygons_at": _lengths(polygons),
