@@ -1,6 +1,7 @@
 """Files that processes share: written in one step, SHA-256, JSON lines (the last may be cut off), locks, the cache."""
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -107,3 +108,18 @@ def _flock(file: IO[str], how: int) -> None:
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/scratch_det``, by default ``~/.cache/scratch_det``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "scratch_det")
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector: it would visit a json's millions of lists many times, and they have no cycles.
+
+    COCO is read twice as fast.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import catalog_entries, datasets_root, lookup
-from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError, listed
-from scratch_det.files import write_atomically
+from scratch_det.files import gc_paused, write_atomically
 
 PAPER_SIZES = (35_000, 10_000, 3_500, 1_000)  # section 5.2 of the paper
 # The paper's 35k images are "equivalent to the older val35k": the 35,504 images of train2017 that come from val2014,

@@ -11,11 +11,11 @@ import numpy as np
 from hotcoco import COCOeval, Params, StreamingEval
 from hotcoco import mask as mask_api
 
-from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError
 from scratch_det.evaluation.metrics import Metrics, metrics_of
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
+from scratch_det.files import gc_paused
 
 Record = dict[str, Any]
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that it compares

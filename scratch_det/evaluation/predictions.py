@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from scratch_det.data.coco_json import gc_paused
 from scratch_det.errors import DataError
+from scratch_det.files import gc_paused
 
 Predictions = dict[str, np.ndarray]
 AT_ONCE = 1_000  # results that are objects at a time; as columns they need a third of the memory

@@ -18,14 +18,14 @@ from toy_data import read_toy
 from scratch_det.data import packed
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import inspect_coco
-from scratch_det.data.coco_json import read_json
+from scratch_det.data.coco_json import _read_quickly, _read_slowly, read_json
 
 WRITER = """
 import os, sys, time
 from pathlib import Path
 from scratch_det import files
 from scratch_det.data import packed
-from scratch_det.data.coco_json import read_json
+from scratch_det.data.coco_json import _read_quickly, _read_slowly, read_json
 def fsync(number):
     Path("writing").touch()
     time.sleep(60)
@@ -252,3 +252,39 @@ def test_both_ways_of_reading_agree(coco_factory) -> None:
     for name, array in arrays.items():
         assert array.dtype == other_arrays[name].dtype
         assert np.array_equal(array, other_arrays[name], equal_nan=array.dtype == float), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"id": 102}, {"image_id": 77}, {"category_id": 4},
+        {"bbox": [1, 2, 0, 4]}, {"bbox": [1, 2, 0, 4], "iscrowd": 1}, {"bbox": [96, 1, 5, 5]},
+        {"bbox": [95.5, 1, 2, 5]},
+        {"bbox": [-5, 1, 5, 5]}, {"bbox": [-1, -1, 97, 66]}, {"bbox": [0, 0, 97, 65.5]},
+        {"area": -1}, {"area": None}, {"iscrowd": 2}, {"iscrowd": None},
+        {"segmentation": None}, {"segmentation": []}, {"segmentation": [[1, 1, 5, 5]]},
+        {"segmentation": [[1, 1, 5, 5, 9, 9]]},
+        {"segmentation": [[1, 1, 5, 5, 9, 9, 3]]}, {"segmentation": [[1, 1, 9, 1, 9, 9], [3e4, 0, 3e4, 9, 3e4, 3]]},
+        {"segmentation": {"size": [64, 96], "counts": [96 * 64]}}, {"segmentation": {"size": [64, 96], "counts": [9]}},
+        {"segmentation": {"size": [96, 64], "counts": "x"}}, {"segmentation": {"size": [64, 96], "counts": ""}},
+        {"keypoints": [1, 2, 2]}, {"keypoints": [1, 2, 3, 0, 0, 0]},
+        {"keypoints": [1, 2, 2, 0, 0, 0], "num_keypoints": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_quick_way_misses_nothing(coco_factory, change) -> None:
+    """It finds what the slow way finds, which judges every entry."""
+
+    def damage(content: dict[str, Any]) -> None:
+        for category in content["categories"]:
+            category["keypoints"] = ["a", "b"]
+        for one in content["annotations"]:
+            one["keypoints"] = [3, 4, 2, 5.5, 6, 1]
+        content["annotations"][0].update(change)
+
+    path = coco_factory(change=damage)
+    data = path.read_bytes()
+    quick = _read_quickly(data)
+    assert quick is not None
+    assert quick.problems == _read_slowly(path, data).problems
