@@ -26,8 +26,10 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.models import get_model
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
@@ -65,6 +67,34 @@ class VGG16(nn.Module):
         return {"conv5": self.features(images)}
 
 
+class StemPool(nn.MaxPool2d):
+    """ResNet's pooling; the same bits on the CPU through channels-last memory, whose kernel is three times as fast."""
+
+    def __init__(self) -> None:
+        super().__init__(kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H / 2, W / 2], rounded up."""
+        return _MaxPool.apply(x) if x.device.type == "cpu" else super().forward(x)
+
+
+class _MaxPool(torch.autograd.Function):
+    """Only the forward pass: the gradient's kernel for channels-last is slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        pooled, places = F.max_pool2d_with_indices(x.contiguous(memory_format=torch.channels_last), 3, 2, 1)
+        ctx.save_for_backward(x, places.contiguous())
+        return pooled.contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, places = ctx.saved_tensors
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(grad.contiguous(), x, [3, 3], [2, 2], [1, 1], [1, 1], False, places)
+
+
 def build_resnet(cfg: CfgNode) -> nn.Module:
     """torchvision's ResNet or ResNeXt of MODEL.RESNETS, with torchvision's own initial weights, nothing frozen.
 
@@ -74,6 +104,7 @@ def build_resnet(cfg: CfgNode) -> nn.Module:
     widths = {"groups": keys.NUM_GROUPS, "width_per_group": keys.WIDTH_PER_GROUP}
     resnet = get_model(f"resnet{keys.DEPTH}", norm_layer=NORMS[keys.NORM], **widths)
     network = IntermediateLayerGetter(resnet, RESNET_MAPS)
+    network.maxpool = StemPool()
     if keys.STRIDE_IN_1X1:  # in a bottleneck's first convolution, as in the original (MSRA) ResNets
         for block in network.modules():
             if isinstance(block, Bottleneck):

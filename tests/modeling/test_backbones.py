@@ -22,7 +22,7 @@ from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.config.rules import check_config, check_model, norms
 from scratch_det.conversion import convert_file
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.modeling.backbones import build_bottom_up
+from scratch_det.modeling.backbones import StemPool, build_bottom_up
 from scratch_det.modeling.norm import NORMS
 from scratch_det.weights.names import renamed
 
@@ -287,3 +287,17 @@ class TestRules:
         (tmp_path / name / "__init__.py").write_text("def add(): pass\n")
         with pytest.raises(UserError, match=message):
             load_project(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_pooling_of_resnets_is_torchs_bit_for_bit(kind: torch.dtype) -> None:
+    """Ties included: most values of a ReLU are zero."""
+    maps = torch.randn(2, 32, 37, 50, generator=torch.Generator().manual_seed(0)).relu().to(kind)
+    found = []
+    for pool in (StemPool(), nn.MaxPool2d(3, 2, 1)):
+        leaf = maps.clone().requires_grad_()
+        pooled = pool(leaf)
+        (pooled * torch.arange(pooled.shape[-1])).sum().backward()
+        assert leaf.grad is not None
+        found.append((pooled, leaf.grad))
+    assert all(ours.equal(theirs) for ours, theirs in zip(*found, strict=True))
