@@ -11,6 +11,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -315,11 +316,15 @@ def train_net(train_net_module: Any, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def tiny_coco() -> Path:
-    """The folder of tiny_coco (annotations/, train2017/, val2017/); skips where it is absent."""
+def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like tiny_coco (annotations/, train2017/, val2017/), to be written to; skips where that is absent."""
     if not (TINY_COCO / "annotations").is_dir():
         pytest.skip(f"needs tiny_coco at {TINY_COCO} (or set TINY_COCO)")
-    return TINY_COCO
+    folder = tmp_path_factory.mktemp("tiny_coco")
+    shutil.copytree(TINY_COCO / "annotations", folder / "annotations")
+    for images in ("train2017", "val2017"):
+        (folder / images).symlink_to(TINY_COCO.resolve() / images)
+    return folder
 
 
 @pytest.fixture
