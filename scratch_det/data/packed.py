@@ -1,8 +1,8 @@
 """Arrays that are made once from a json and then mapped: all processes and later runs share the pages of one file.
 
 The file lies in a hidden folder beside the json, or in the user's cache where that folder cannot be written. It is used
-again while the json has the same size and time of change, or else the same SHA-256, and while the code that makes it is
-the same. Any other file, and a damaged one, is made anew. Needs no torch.
+again while the json has the same size and time of change, or else the same SHA-256, by the code that made it. Any other
+file, and a damaged one, is made anew. Needs no torch.
 
     line       64 bytes: name and version, length of the header, CRC-32 of all that follows
     header     json with "json_size" and "arrays": name, type and shape of each; padded with spaces
@@ -47,7 +47,8 @@ def load(json_file: Path, make: Callable[[Path], tuple[dict[str, Any], dict[str,
     changed without another size or time is not noticed.
     """
     key = sha256(os.path.realpath(json_file).encode()).hexdigest()[:16]
-    name = f"{json_file.name}.pack"
+    # other code has another file: on a network's file system, a run that maps one ends when another machine replaces it
+    name = f"{json_file.name}.{VERSION}.pack"
     places = json_file.parent / FOLDER / name, cache_folder() / "packed" / f"{key}-{name}"
     stat, digest = json_file.stat(), cache(lambda: sha256_of(json_file))
 

@@ -68,7 +68,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
 
 def pack_of(path: Path) -> Path:
-    return path.parent / packed.FOLDER / f"{path.name}.pack"
+    return path.parent / packed.FOLDER / f"{path.name}.{packed.VERSION}.pack"
 
 
 def move_time(path: Path, seconds: int = 5) -> None:
