@@ -27,7 +27,7 @@ from scratch_det.errors import UserError
 from scratch_det.files import cache_folder, locked, sha256_of, write_atomically
 
 FOLDER = ".packed"
-ALIGNED = 64  # bytes
+ALIGNED, READ = 64, 2**22  # bytes
 MAKERS = ("packed.py", "coco_json.py", "checks.py")  # what they write depends on their code
 VERSION = sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in MAKERS)).hexdigest()[:16]
 
@@ -93,11 +93,13 @@ def _open(path: Path) -> Packed | None:
     """The content of a sound file of this version; None for any other, or none."""
     try:
         with open(path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        name, version, length, checksum = bytes(content[:ALIGNED]).decode().split()
-        view = memoryview(content)
-        if (name, version) != ("scratch_det", VERSION) or zlib.crc32(view[ALIGNED:]) != int(checksum):
-            return None
+            name, version, length, checksum = file.read(ALIGNED).decode().split()
+            found = 0
+            while part := file.read(READ):  # what is only read does not count as this process's memory
+                found = zlib.crc32(part, found)
+            if (name, version, found) != ("scratch_det", VERSION, int(checksum)):
+                return None
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError):
         return None
     header, arrays, place = json.loads(bytes(view[ALIGNED:][: int(length)])), {}, ALIGNED + int(length)
