@@ -87,15 +87,16 @@ def in_fresh_process(
 
 def main() -> None:
     """In the fresh process."""
+    # Clean pages are those of files, which all processes share, although one alone has them to itself.
     name, whole_since, arguments = json.loads(sys.argv[1])
     if whole_since is None:
-        call, before = partial(resolve_name(name), *arguments), _memory("smaps_rollup", "Private_")
+        call, before = partial(resolve_name(name), *arguments), _memory("smaps_rollup", "Private_Dirty")
         cost = timed(call)
     else:
         before = 0.0
         value = resolve_name(name)(*arguments)
         cost = Cost(time.time() - whole_since, time.process_time(), value=value)
-    added = _memory("smaps_rollup", "Private_") - before
+    added = _memory("smaps_rollup", "Private_Dirty") - before
     result = cost.value if isinstance(cost.value, list | float) else None
     print("\n" + json.dumps(cost._replace(peak_mb=_memory("status", "VmHWM"), private_mb=added, value=result)))
 
