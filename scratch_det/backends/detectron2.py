@@ -62,7 +62,7 @@ class FastROIAlign(ROIAlign):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Maps [N, C, H, W] in ``rois`` [K, 5] -> [K, C, S, S] of the maps' type; float32 in between."""
-        if input.is_cuda:
+        if input.device.type != "cpu":
             return super().forward(input, rois)
         size, scale = self.output_size[0], self.spatial_scale
         pooled = roi_align(input.float(), rois, size, scale, self.sampling_ratio, self.aligned)

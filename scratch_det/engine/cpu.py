@@ -27,10 +27,12 @@ def keep_freed_memory() -> None:
 def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
     """What will make a training slow: cores that others use, and bfloat16 that the CPU only emulates.
 
-    processes: of this training on this machine.
+    processes: of this training on this machine. The load is that of all cores, so where this process may use only some
+    of them (a SLURM job) it says nothing.
     """
     cores, busy, threads = os.cpu_count() or 1, os.getloadavg()[0], torch.get_num_threads()
-    if threads > 1 and busy + threads * processes > cores + 0.5:
+    has_all = not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == cores
+    if has_all and threads > 1 and busy + threads * processes > cores + 0.5:
         yield (
             f"{threads * processes} threads will train, but of {cores} cores {busy:.1f} were busy in the last minute; "
             "a step waits for its slowest thread and can take several times as long: wait for the other programs, or "

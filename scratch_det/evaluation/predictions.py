@@ -84,10 +84,10 @@ def read_predictions(path: Path) -> Predictions:
                         {"size": one.size, "counts": one.counts} for one in values["segmentation"]
                     ]
                 parts.append(as_columns(values))
-        except msgspec.DecodeError as error:
+            return joined(parts)
+        except (msgspec.DecodeError, ValueError, OverflowError) as error:  # numpy's: other numbers of keypoints, ids
             where = f", counted from result {start}" if start else ""
             raise DataError(f"{path} is no file of COCO results: {error}{where}") from None
-    return joined(parts)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

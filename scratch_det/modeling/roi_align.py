@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 def roi_align(features: Tensor, rois: Tensor, size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
     """torchvision's RoIAlign of [N, C, H, W] in ``rois`` [K, 5] (image, x1 y1 x2 y2) -> [K, C, size, size].
 
-    ``ratio`` samples a bin and axis; 0 adapts to the bin's size. Boxes get no gradient. On the CPU the gradient of a
-    fixed ``ratio`` equals torchvision's up to rounding and does not depend on the number of threads.
+    Both are of one type, float32 or float64. ``ratio`` samples a bin and axis; 0 adapts to the bin's size. On the CPU
+    the gradient of a fixed ``ratio`` equals torchvision's up to rounding and does not depend on the number of threads.
     """
-    if features.is_cuda or not ratio:
+    if features.device.type != "cpu" or not ratio:
         return torchvision.ops.roi_align(features, rois, size, scale, ratio, aligned)
     return _RoIAlign.apply(features, rois, size, scale, ratio, aligned)
 

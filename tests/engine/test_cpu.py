@@ -31,6 +31,7 @@ class TestNotices:
     def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two threads a process on 4 cores, 1.2 of them busy, with bfloat16."""
         monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
         monkeypatch.setattr(os, "getloadavg", lambda: (1.2, 4.0, 4.0))
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
@@ -42,6 +43,10 @@ class TestNotices:
         (notice,) = cpu_notices(2, bfloat16=False)
         assert "4 threads will train, but of 4 cores 1.2 were busy" in notice
         assert notice.endswith("set OMP_NUM_THREADS=1")
+
+    def test_the_load_of_other_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3}, raising=False)
+        assert list(cpu_notices(2, bfloat16=False)) == []
 
     def test_one_thread_has_nothing_to_change(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

@@ -79,8 +79,17 @@ def test_fields_that_one_result_lacks_are_rejected(monkeypatch: pytest.MonkeyPat
         predictions_of(results)
 
 
-@pytest.mark.parametrize("content", ["[{]", "{}", '[{"image_id": 1, "category_id": 1, "score": "high"}]'])
-def test_other_files_are_rejected(tmp_path: Path, content: str) -> None:
+ONE = {"image_id": 1, "category_id": 1, "score": 0.5, "keypoints": [1, 2, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[{]", "{}", *(json.dumps([ONE, ONE | other]) for other in ({"score": "high"}, {"image_id": 2**63},
+                                                                 {"keypoints": [1, 2, 0.5] * 2}))],
+)  # fmt: skip
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_other_files_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, at_once: int) -> None:
+    monkeypatch.setattr(predictions, "AT_ONCE", at_once)
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(DataError, match=r"results.json is no file of COCO results: .+"):
         read_predictions(tmp_path / "results.json")

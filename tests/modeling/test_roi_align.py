@@ -63,3 +63,11 @@ def test_in_float32_it_is_torchvisions_up_to_rounding_and_the_same_in_any_number
         torch.set_num_threads(before)
     torch.testing.assert_close(*found[0], rtol=0, atol=1e-4)
     assert all(torch.equal(ours, found[0][0]) for ours, _ in found)
+
+
+def test_another_device_has_torchvisions_gradient() -> None:
+    """Ours needs the boxes as numpy's arrays, which only a CPU's tensors can be."""
+    maps = torch.zeros(1, 2, 8, 8, device="meta", requires_grad=True)
+    roi_align(maps, torch.zeros(3, 5, device="meta"), 7, 0.25, 2, True).sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.shape == maps.shape
