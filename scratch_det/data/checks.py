@@ -25,7 +25,7 @@ NAME = "a number or a string"
 ANYTHING = ""  # not checked, or checked below
 VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int | float) and value % 1 == 0 and -(2**63) <= value < 2**63,
-    PIXELS: lambda value: isinstance(value, int) and value > 0,
+    PIXELS: lambda value: isinstance(value, int) and 0 < value < 2**63,
     TEXT: lambda value: isinstance(value, str),
     NAME: lambda value: isinstance(value, int | float | str),
     ANYTHING: lambda value: True,
@@ -205,17 +205,21 @@ def _box_fault(one: Record, image_width: float, image_height: float) -> str | No
 def mask_fault(mask: Any, width: float, height: float) -> str | None:
     """The key in CHECKS of what is wrong with a segmentation, if anything; "mask" where it cannot be read."""
     if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts", ())
+        size, counts = mask.get("size"), mask.get("counts")
         is_text = isinstance(counts, str)  # compressed; its content is not checked
-        if not isinstance(size, list) or not (is_text or are_numbers(counts)):
+        if not _are_whole(size, 2) or not (is_text or _are_whole(counts)):
             return "mask"
-        fits = size == [height, width] and (is_text or sum(counts) == height * width)
+        fits = size == [height, width] and (is_text or (sum(counts) == height * width and min(counts) >= 0))
         return None if fits or (width, height) == UNKNOWN_SIZE else "RLE size"
     if not isinstance(mask, list) or not mask:
         return "mask"
     if not all(are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
         return "mask"
     return None if all(map(_encloses_area, mask)) else "flat polygon"
+
+
+def _are_whole(values: Any, count: int | None = None) -> bool:
+    return isinstance(values, list) and count in (None, len(values)) and all(map(VALUES[WHOLE], values))
 
 
 def _encloses_area(polygon: list[float]) -> bool:

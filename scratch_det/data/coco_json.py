@@ -12,7 +12,7 @@ The arrays, with I images, N annotations in the json's order, and P polygons; ``
     box                        float64 [N, 4], x y width height in pixels
     area                       float64 [N], NaN where the json has none
     iscrowd, ignore            bool [N]
-    num_keypoints              int64 [N], -1 where the json has none
+    num_keypoints              int64 [N], NONE where the json has none
     keypoints                  float64, x y v of each, with keypoints_at [N + 1]
     polygon                    float64, x y of each corner, with polygon_at [P + 1]
     polygons_at                int64 [N + 1]: polygons_at[k] is the first polygon of annotation k
@@ -48,7 +48,7 @@ from scratch_det.files import gc_paused
 Arrays = dict[str, np.ndarray]
 CHUNK = 5_000  # annotations that are Python objects at a time: 15 MB of COCO's
 LARGEST, SMALLEST = 1e4, 1e-3  # a coordinate, px, and twice an area, px^2, between which rounding decides nothing
-NONE = -1  # num_keypoints is missing
+NONE = -(2**63)  # num_keypoints is missing
 
 
 class Image(TypedDict):
@@ -187,6 +187,8 @@ def _are_suspect(
     length, points = part["polygon_at"], part["polygon"]
     if (length < 6).any() or (length % 2).any() or np.abs(points).max(initial=0) > LARGEST:
         return np.ones(count, bool)
+    if part["rle_counts"].min(initial=0) < 0:
+        return np.ones(count, bool)
     corner, start = points.reshape(-1, 2), _starts(length // 2)
     following = np.roll(corner, -1, axis=0)
     following[start[1:] - 1] = corner[start[:-1]]
@@ -245,8 +247,10 @@ def _converted(one: Record) -> Annotation:
     if mask_fault(mask, np.inf, np.inf) == "mask":
         mask = None
     elif isinstance(mask, dict):
-        counts = mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
-        mask = Rle((int(mask["size"][0]), int(mask["size"][1])), counts) if are_numbers(mask["size"], 2) else None
+        height, width = map(int, mask["size"])
+        mask = Rle(
+            (height, width), mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
+        )
     return Annotation(
         id=0,
         image_id=int(one["image_id"]),

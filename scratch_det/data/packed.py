@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,10 @@ class Packed(NamedTuple):
     fault: str = ""
 
 
-def load(json_file: Path, make: Callable[[Path], tuple[dict[str, Any], dict[str, np.ndarray]]]) -> Packed:
+Made = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+def load(json_file: Path, make: Callable[[Path], Made]) -> Packed:
     """The packed form of ``json_file``, made by ``make(json_file)`` where there is none: header with "digest", arrays.
 
     One process makes it while others wait. Where no folder can be written, the arrays stay in memory. A json that was
@@ -53,19 +56,22 @@ def load(json_file: Path, make: Callable[[Path], tuple[dict[str, Any], dict[str,
     stat, digest = json_file.stat(), cache(lambda: sha256_of(json_file))
 
     def find(place: Path) -> Packed | None:
-        found = _open(place)
-        if found is None or found.header["json_size"] != stat.st_size:
-            return None
-        if place.stat().st_mtime_ns != stat.st_mtime_ns:
-            if found.header["digest"] != digest():
+        with suppress(OSError), open(place, "rb") as file:  # what the name stands for may change meanwhile
+            found = _map(file)
+            if found is None or found.header["json_size"] != stat.st_size:
                 return None
-            _stamp(place, stat)
-        return found
+            if os.fstat(file.fileno()).st_mtime_ns != stat.st_mtime_ns:
+                if found.header["digest"] != digest():
+                    return None
+                _stamp(file.fileno(), stat)
+            return found
+        return None
 
     for place in places:
         if found := find(place):
             return found
-    faults = []
+    made: Made | None = None
+    faults: list[str] = []
     for place in places:
         with ExitStack() as stack:
             try:
@@ -76,30 +82,30 @@ def load(json_file: Path, make: Callable[[Path], tuple[dict[str, Any], dict[str,
                 continue
             if found := find(place):  # another process has made it meanwhile
                 return found
-            made = make(json_file)
+            made = made or make(json_file)
             try:
                 _write(place, *made, stat)
             except OSError as error:
-                return Packed(*made, str(error))
-            if (found := find(place)) is None:
-                return Packed(*made, f"{place} cannot be mapped")
-            del made
-            _trim()
-            return found
-    return Packed(*make(json_file), "; ".join(faults))
+                faults.append(str(error))
+                continue
+            if found := find(place):
+                del made
+                _trim()
+                return found
+            faults.append(f"{place} cannot be mapped")
+    return Packed(*(made or make(json_file)), "; ".join(faults))
 
 
-def _open(path: Path) -> Packed | None:
-    """The content of a sound file of this version; None for any other, or none."""
+def _map(file: IO[bytes]) -> Packed | None:
+    """The content of a sound file of this version; None for any other."""
     try:
-        with open(path, "rb") as file:
-            name, version, length, checksum = file.read(ALIGNED).decode().split()
-            found = 0
-            while part := file.read(READ):  # what is only read does not count as this process's memory
-                found = zlib.crc32(part, found)
-            if (name, version, found) != ("scratch_det", VERSION, int(checksum)):
-                return None
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        name, version, length, checksum = file.read(ALIGNED).decode().split()
+        found = 0
+        while part := file.read(READ):  # what is only read does not count as this process's memory
+            found = zlib.crc32(part, found)
+        if (name, version, found) != ("scratch_det", VERSION, int(checksum)):
+            return None
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError):
         return None
     header, arrays, place = json.loads(bytes(view[ALIGNED:][: int(length)])), {}, ALIGNED + int(length)
@@ -124,7 +130,7 @@ def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray], st
     _stamp(path, stat)
 
 
-def _stamp(path: Path, stat: os.stat_result) -> None:
+def _stamp(path: Path | int, stat: os.stat_result) -> None:
     """Give the file the json's time of change, by which it is known next time; without leave the digest decides."""
     with suppress(OSError):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -165,11 +165,12 @@ class TestDamage:
         read_toy()
         assert len(made) == 2
 
-    def test_a_folder_in_its_place(self, coco_factory):
+    def test_a_folder_in_its_place(self, coco_factory, made, cache):
         path = coco_factory()
         pack_of(path).mkdir(parents=True)
-        [notice] = notices()
-        assert "its packed form cannot be kept" in notice
+        assert notices() == notices() == []
+        assert len(made) == 1
+        assert len(list(cache.glob("*.pack"))) == 1
 
 
 class TestWriting:
@@ -204,6 +205,20 @@ class TestWriting:
             assert "No space left on device" in notices()[0]
         assert [one.suffix for one in pack_of(path).parent.iterdir()] == [".lock"]
         assert (notices(), len(made)) == ([], 3)
+
+    def test_a_full_disk_but_room_in_the_cache(self, coco_factory, made, cache, monkeypatch):
+        write = packed.write_atomically
+
+        def full(path: Path, content: Any) -> None:
+            if packed.FOLDER in path.parts:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path, content)
+
+        coco_factory()
+        monkeypatch.setattr(packed, "write_atomically", full)
+        assert notices() == notices() == []
+        assert len(made) == 1
+        assert not read_toy().arrays["box"].flags.writeable
 
     def test_kill_9_while_it_is_written(self, coco_factory, made, start, tmp_path):
         path = coco_factory()
@@ -270,6 +285,7 @@ def test_both_ways_of_reading_agree(coco_factory) -> None:
         {"segmentation": {"size": [96, 64], "counts": "x"}}, {"segmentation": {"size": [64, 96], "counts": ""}},
         {"keypoints": [1, 2, 2]}, {"keypoints": [1, 2, 3, 0, 0, 0]},
         {"keypoints": [1, 2, 2, 0, 0, 0], "num_keypoints": 2},
+        {"num_keypoints": -1}, {"segmentation": {"size": [64, 96], "counts": [-9, 96 * 64 + 9]}},
     ],
     ids=str,
 )  # fmt: skip
@@ -288,3 +304,22 @@ def test_the_quick_way_misses_nothing(coco_factory, change) -> None:
     quick = _read_quickly(data)
     assert quick is not None
     assert quick.problems == _read_slowly(path, data).problems
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"segmentation": {"size": [2**70, 96], "counts": [9]}}, {"segmentation": {"size": [64, 96], "counts": [2**70]}},
+     {"segmentation": {"size": [64, 96], "counts": [0.5, 96 * 64 - 0.5]}}, {"bbox": [2**70, 1, 5, 5]},
+     {"num_keypoints": 2**70}, {"id": 2**70}],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_arrays_cannot_hold(coco_factory, change) -> None:
+    """They are problems like any other, where they matter."""
+    coco_factory(change=lambda content: content["annotations"][0].update(change))
+    said = " ".join(notices())
+    assert ("3+ points nor RLE" in said, "outside its image" in said) == ("segmentation" in change, "bbox" in change)
+
+
+def test_an_image_wider_than_64_bits(coco_factory) -> None:
+    coco_factory(change=lambda content: content["images"][0].update(width=2**70))
+    assert notices() == ["1 images whose width is not a whole number of pixels above 0: id 1"]
