@@ -63,15 +63,14 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
 
     available: memory in bytes before the data sets were read.
     """
-    chosen = [data.object_counts()[data.training_images(plan.cfg)] for data in plan.training]
-    objects = [int(count) for counts in chosen for count in counts]  # of each image
+    images = sum(len(data.training_images(plan.cfg)) for data in plan.training)
     with report.section("schedule") as section:
-        section.add(learning_rate_line(plan.cfg, len(objects)), training_images=len(objects))
-        if plan.training and not objects:
+        section.add(learning_rate_line(plan.cfg, images), training_images=images)
+        if plan.training and not images:
             section.problem("error", f"no training image has {needed_for_training(plan.cfg)}")
     if plan.training:
         with report.section("memory") as section:
-            check_memory(section, plan, world, objects, available)
+            check_memory(section, plan, world, available)
     with report.section("model") as section:
         check_model(section, plan.backend, plan.cfg, world.local_size)
         size = section.values
@@ -110,10 +109,10 @@ def as_json(report: Report) -> str:
     return json.dumps({"ok": report.ok, "sections": sections, "problems": problems}, indent=2)
 
 
-def check_memory(section: Section, plan: Plan, world: World, objects: list[int], available: int | None) -> None:
+def check_memory(section: Section, plan: Plan, world: World, available: int | None) -> None:
     """Compare memory and shared memory with what the processes of this machine need: estimates, so only notices.
 
-    objects: of each training image. available: bytes before the data sets were read.
+    available: bytes before the data sets were read.
     """
     cfg, here = plan.cfg, world.local_size
     # the most that this process has held so far, and the arrays of the training set
@@ -121,7 +120,7 @@ def check_memory(section: Section, plan: Plan, world: World, objects: list[int],
     packed = sum(array.nbytes for data in plan.training for array in data.arrays.values())
     left = f"; {run_dir.size(available)} are available here" if available else ""
     section.add(
-        f"{run_dir.size(peak)} while one process reads the json, then {run_dir.size(packed)} that all share{left}",
+        f"{run_dir.size(peak)} while the data sets are read, then {run_dir.size(packed)} that all share{left}",
         peak_bytes=peak, packed_bytes=packed, available_bytes=available,
     )  # fmt: skip
     if available and peak > available:
@@ -130,9 +129,8 @@ def check_memory(section: Section, plan: Plan, world: World, objects: list[int],
     batches, free = here * cfg.DATALOADER.NUM_WORKERS * PREFETCHED, free_shared_memory()
     if not batches or free is None:
         return
-    # images of the largest size, with a mask for each of the mean number of objects
-    masks = sum(objects) / max(len(objects), 1) if cfg.MODEL.MASK_ON else 0
-    needed = batches * share * round(max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN * (3 + masks))
+    # images of the largest size; boxes, and masks as outlines, are small beside them
+    needed = batches * share * 3 * max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
     section.add(
         f"/dev/shm: about {run_dir.size(needed)} for the {batches} batches of {share} images that workers hold ready; "
         f"{run_dir.size(free)} are free here",

@@ -222,8 +222,8 @@ class TestReport:
         [section] = [one for one in report.sections if one.name == "memory"]
         assert [severity for severity, _ in section.problems] == ["notice", "notice"]
         assert report.ok
-        batches, images, pixels, objects = 2 * 3 * machine.PREFETCHED, 1, 64 * 96, 6 / 3
-        assert section.values["shared_bytes"] == batches * images * pixels * (3 + objects)
+        batches, images, pixels = 2 * 3 * machine.PREFETCHED, 1, 64 * 96
+        assert section.values["shared_bytes"] == batches * images * pixels * 3
 
     @pytest.mark.parametrize("flags", ["", "--json"])
     def test_into_a_closed_pipe(self, toy_recipe, flags):
