@@ -205,7 +205,7 @@ def _box_fault(one: Record, image_width: float, image_height: float) -> str | No
 def mask_fault(mask: Any, width: float, height: float) -> str | None:
     """The key in CHECKS of what is wrong with a segmentation, if anything; "mask" where it cannot be read."""
     if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts")
+        size, counts = mask.get("size"), mask.get("counts", ())
         is_text = isinstance(counts, str)  # compressed; its content is not checked
         if not _are_whole(size, 2) or not (is_text or _are_whole(counts)):
             return "mask"
