@@ -64,18 +64,8 @@ def cells(
     write_coco(datasets_root, 12)
 
     def run(rows: str) -> list[list[str]]:
-        words = [
-            "--pairs",
-            1,
-            "--repeats",
-            1,
-            "--scale",
-            1e-4,
-            "--script",
-            plain_script,
-            "--out",
-            tmp_path / "table.md",
-        ]
+        sizes = ("--pairs", 1, "--repeats", 1, "--scale", 1e-4)
+        words = [*sizes, "--script", plain_script, "--out", tmp_path / "table.md"]
         recipe = ["--config-file", toy_recipe, "DATASETS.TRAIN", f"('{NAME}',)"]
         monkeypatch.setattr("sys.argv", ["benchmark.py", rows, *map(str, (*words, *recipe))])
         load_tool("benchmark").main()

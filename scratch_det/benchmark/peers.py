@@ -8,7 +8,6 @@ from typing import Any
 
 import detectron2
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
@@ -19,18 +18,20 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from scratch_det.backends.detectron2 import register_backbones, stock_cfg
+from scratch_det.config.load import load_config
+from scratch_det.data.catalog import lookup
 from scratch_det.data.detectron2_catalog import register_data_sets
 from scratch_det.errors import UserError
 
 PLAIN_SCRIPT = Path("tools/plain_train_net.py")
 
 
-def first_batch(json_file: str, image_root: str) -> Any:
-    """To the first batch of a data set with masks, without workers; returns what stays in memory."""
-    register_coco_instances("peer", {}, json_file, image_root)
-    cfg = get_cfg()
-    cfg.DATASETS.TRAIN, cfg.MODEL.MASK_ON, cfg.DATALOADER.NUM_WORKERS = ("peer",), True, 0
-    loader = build_detection_train_loader(cfg)
+def first_batch(config_file: str, overrides: list[str]) -> Any:
+    """To the first batch of a recipe; returns what stays in memory."""
+    cfg = load_config(config_file, overrides).cfg
+    entry = lookup(cfg.DATASETS.TRAIN[0])
+    register_coco_instances(entry.name, {}, str(entry.json_file), str(entry.image_root))
+    loader = build_detection_train_loader(stock_cfg(cfg, device="cpu"))
     batches = iter(loader)
     next(batches)
     return loader, batches

@@ -42,7 +42,7 @@ ONCE = ("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"
 
 
 def start(options: Options) -> Iterator[Figure]:
-    """First starts find no packed json, later ones that of the first; no workers on either side."""
+    """First starts find no packed json, later ones that of the first; the same recipe on both sides, no workers."""
     (file, overrides), images = options.recipes[0], max(round(IMAGES * options.scale), 1)
     with TemporaryDirectory() as folder:
         root = Path(folder)
@@ -51,13 +51,14 @@ def start(options: Options) -> Iterator[Figure]:
                  "OUTPUT_DIR", str(root / "run")]  # fmt: skip
         env = {ROOT_VARIABLE: root}
         own = partial(in_fresh_process, f"{__name__}:first_batch", file, words, options.backend, env=env)
+        peer = partial(in_fresh_process, "scratch_det.benchmark.peers:first_batch", file, words, env=env)
         first, later, theirs = [], [], []
         for _ in range(options.repeats.times):
             shutil.rmtree(json_file.parent / FOLDER, ignore_errors=True)
             first.append(own())
             later.append(own())
             if is_installed(PEER):
-                theirs.append(in_fresh_process("scratch_det.benchmark.peers:first_batch", json_file, root / "images"))
+                theirs.append(peer())
         about = f"start, {images:,} images, json of {json_file.stat().st_size / 1e6:,.0f} MB"
         for name, ours in (("first", first), ("later", later)):
             yield from figures(f"{name} {about}", (*IN_S, "peak MB", "private MB"), [ours, theirs], beside(PEER))
@@ -114,8 +115,10 @@ def one_thread() -> Iterator[None]:
     """torch works in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @for_each_recipe
@@ -154,14 +157,15 @@ def step(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "none", "choice"
     cfg.INPUT.MIN_SIZE_TRAIN = cfg.INPUT.MIN_SIZE_TRAIN[-1:]
     backend, batches, ways = load(plan.backend), loaded_batches(plan), []
-    for cfg.SOLVER.AMP.ENABLED in (True, False):
+    for mixed in (True, False):
+        cfg.SOLVER.AMP.ENABLED = mixed
         ways.append(bare_steps(backend, build_state(cfg, backend, device), batches))
     for data in peer_data(cfg)[:1]:
         from scratch_det.benchmark.peers import model_steps
 
         ways.append(model_steps(cfg, device, [[data[one["image_id"]] for one in batch] for batch in batches]))
-    mixed, full, *theirs = take_turns(ways, options.pairs)
-    for ours, kind in ((full, "float32"), (mixed, "SOLVER.AMP.ENABLED")):
+    with_amp, full, *theirs = take_turns(ways, options.pairs)
+    for ours, kind in ((full, "float32"), (with_amp, "SOLVER.AMP.ENABLED")):
         what = f"model step, {kind}, {plan.backend}, {name}"
         yield from figures(what, IN_MS, [ours, *theirs], beside(PEER, "float32"))
     if is_installed(PEER):

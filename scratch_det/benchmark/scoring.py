@@ -8,7 +8,7 @@ from functools import partial
 from operator import call
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,11 @@ APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of pycocotools
 
 
 def scoring(options: Options) -> Iterator[Figure]:
-    """From the truth's json and predictions in memory to AP; then from two files, in a fresh process."""
-    scorers = ["ours", "pycocotools"] if is_installed("pycocotools") else ["ours"]
+    """From the truth's json and predictions in memory to AP; then from two files, in a fresh process.
+
+    Ours packs the json in its first call and reads the packed file in the others, as evaluations of a run do.
+    """
+    scorers = {name: one for name, one in SCORERS.items() if name == "ours" or is_installed(name)}
     with TemporaryDirectory() as folder:
         for number, in_memory in ((1000, True), (5000, False)):
             images = max(round(number * options.scale), 1)
@@ -36,7 +39,7 @@ def scoring(options: Options) -> Iterator[Figure]:
             size = f"{images:,} images, {len(predictions['score']):,} detections"
             del predictions
             for task, name in (("bbox", "boxes"), ("segm", "masks")) if in_memory else ():
-                ways = [partial(SCORERS[one].score, json_file, SCORERS[one].read(file), task) for one in scorers]
+                ways = [partial(score, json_file, read(file), task) for read, score in scorers.values()]
                 yield from compared(f"scoring {name}, {size}", IN_S, take_turns(ways, options.repeats))
             if not in_memory:
                 fresh = [partial(in_fresh_process, f"{__name__}:from_files", one, json_file, file) for one in scorers]
@@ -78,14 +81,10 @@ def pycocotools_aps(json_file: Path, results: list[dict[str, Any]], task: str) -
     return [float(value) * 100 if value >= 0 else float("nan") for value in scorer.stats[: len(APS)]]
 
 
-class Scorer(NamedTuple):
-    """How a side reads the results file, and finds APS from the truth's json, the results and the task."""
-
-    read: Callable[[Path], Any]
-    score: Callable[[Path, Any, str], list[float]]
-
-
-SCORERS = {"ours": Scorer(read_predictions, our_aps), "pycocotools": Scorer(read_json, pycocotools_aps)}
+# how each side reads the results file, and finds APS from the truth's json, the results and the task
+SCORERS: dict[str, tuple[Callable[..., Any], Callable[..., list[float]]]] = {
+    "ours": (read_predictions, our_aps), "pycocotools": (read_json, pycocotools_aps)
+}  # fmt: skip
 
 
 def from_files(name: str, json_file: str, results_file: str) -> list[float]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ class TestResume:
         plan = make_plan(Request(str(toy_recipe), ["SEED", "-1"], resume=True))  # of several processes rank 0 decides
         assert find_start(plan, Checkpointer(plan.run_dir.checkpoints), {}) == (True, None, 1)
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    def test_a_finished_run_that_another_process_has(self, train: Train) -> None:
+        folder = train(*NO_TEST)
+        with closing(RunDir(folder)) as other:
+            other.lock()
+            with pytest.raises(UserError, match=r"^another process is training in OUTPUT_DIR"):
+                train(*NO_TEST, resume=True)
 
     def test_a_finished_run_is_no_other_run(self, train: Train) -> None:
         train(*NO_TEST)
