@@ -48,7 +48,8 @@ class CocoDataset:
     """A validated data set.
 
     Attributes:
-        categories: the json's entries, ordered by id; a label is a 0-based index into this list.
+        categories: id and name of each, keypoints and flip_map where the json has them, ordered by id; a label is a
+            0-based index into this list.
         arrays: what the json holds, see ``data/coco_json.py``; read-only, and shared by all processes.
         digest: SHA-256 of the annotation file's bytes.
         keypoints: their names, where they were asked for.

@@ -224,6 +224,7 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     if not _some_run_can_use_it(problems):
         return Checked(counts, problems, sound, [], [])
     parts = [_columns(list(map(_converted, annotations[k : k + CHUNK]))) for k in range(0, len(annotations), CHUNK)]
+    categories = [{name: one[name] for name in Category.__annotations__ if name in one} for one in categories]
     return Checked(counts, problems, sound, categories, parts)
 
 

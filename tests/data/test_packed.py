@@ -113,6 +113,18 @@ class TestReuse:
         assert before.digest != after.digest
         assert before.objects(0)[0]["bbox"] == after.objects(0)[0]["bbox"]  # what is mapped stays
 
+    def test_a_json_that_changes_while_it_is_read(self, coco_factory):
+        path = coco_factory()
+
+        def make(json_file: Path) -> Any:
+            found = read_json(json_file)
+            path.write_bytes(path.read_bytes().replace(b"class2", b"class3"))
+            move_time(path)
+            return found
+
+        names = [packed.load(path, one).header["categories"][0]["name"] for one in (make, read_json)]
+        assert names == ["class2", "class3"]
+
     def test_what_a_run_needs_is_asked_each_time(self, coco_factory, made, datasets_root):
         """One file serves runs with and without masks, and entries with and without empty boxes."""
 
@@ -252,6 +264,7 @@ def test_both_ways_of_reading_agree(coco_factory) -> None:
         content["annotations"][1].pop("area")
         content["annotations"][3]["segmentation"] = [[1, 1, 5, 5, 9, 9], [0.1, 0.2, 30, 7, 8, 9.5]]
         content["images"][1]["file_name"] = "ü.jpg"
+        content["categories"][0]["supercategory"] = "thing"
 
     path = coco_factory(change=enrich)
     content = json.loads(path.read_text())
