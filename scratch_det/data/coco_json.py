@@ -157,16 +157,16 @@ def _read_quickly(data: bytes) -> Checked | None:
             chunk = decoder.decode(b"[" + b",".join(content.annotations[k : k + CHUNK]) + b"]")
             parts.append(part := _columns(chunk))
             doubted.append(k + np.flatnonzero(_are_suspect(part, known, of_known, classes, num_keypoints)))
-    except (msgspec.MsgspecError, OverflowError, UnicodeError):
+        if parts:
+            ids = np.concatenate([part["id"] for part in parts])
+            order = ids.argsort(kind="stable")
+            again = np.flatnonzero(np.diff(ids[order]) == 0)
+            doubted += [order[again], order[again + 1]]
+        suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
+        entries = (msgspec.json.decode(content.annotations[k]) for k in suspects)
+        problems, sound = find_problems(content.images, content.categories, entries)
+    except (msgspec.MsgspecError, OverflowError, UnicodeError):  # in fields that nobody reads, too
         return None
-    if parts:
-        ids = np.concatenate([part["id"] for part in parts])
-        order = ids.argsort(kind="stable")
-        again = np.flatnonzero(np.diff(ids[order]) == 0)
-        doubted += [order[again], order[again + 1]]
-    suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
-    entries = (msgspec.json.decode(content.annotations[k]) for k in suspects)
-    problems, sound = find_problems(content.images, content.categories, entries)
     return Checked((len(content.images), len(content.categories)), problems, sound, content.categories, parts)
 
 

@@ -19,6 +19,7 @@ from scratch_det.data import packed
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import _read_quickly, _read_slowly, read_json
+from scratch_det.errors import DataError
 
 WRITER = """
 import os, sys, time
@@ -336,3 +337,15 @@ def test_numbers_that_arrays_cannot_hold(coco_factory, change) -> None:
 def test_an_image_wider_than_64_bits(coco_factory) -> None:
     coco_factory(change=lambda content: content["images"][0].update(width=2**70))
     assert notices() == ["1 images whose width is not a whole number of pixels above 0: id 1"]
+
+
+def test_text_that_is_not_utf_8(coco_factory) -> None:
+    """Half a surrogate pair is legal json, in a field that nobody reads and in a name; other bytes are not."""
+    path = coco_factory(change=lambda content: content["annotations"][0].update(caption="\ud800", area=-1))
+    said = notices()
+    assert said == ["1 annotations whose area is missing or negative: id 101"]
+    path.write_bytes(path.read_bytes().replace(b'"2.jpg', b'"\\ud800.jpg'))
+    assert notices() == [*said, f"1 images that are not in {path.parent / 'images'}: id 2 (\ud800.jpg)"]
+    path.write_bytes(path.read_bytes().replace(b"\\ud800", b"\xff"))
+    with pytest.raises(DataError, match="not a json text file"):
+        notices()
