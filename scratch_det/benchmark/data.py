@@ -64,8 +64,9 @@ def polygon_object(rng: np.random.Generator) -> dict[str, Any]:
     return {"segmentation": [points.ravel().tolist()], "area": box[2] * box[3], "iscrowd": 0, "bbox": box}
 
 
-def crowd_object(x: int = 100, y: int = 50, width: int = 300, height: int = 200) -> dict[str, Any]:
+def crowd_object() -> dict[str, Any]:
     """A rectangle in uncompressed RLE."""
+    x, y, width, height = 100, 50, 300, 200
     columns = [height, HEIGHT - height] * width
     runs = [x * HEIGHT + y, *columns[:-1], (WIDTH - x - width + 1) * HEIGHT - y - height]
     mask = {"size": [HEIGHT, WIDTH], "counts": runs}

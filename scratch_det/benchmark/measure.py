@@ -38,9 +38,9 @@ def timed(call: Callable[[], Any]) -> Cost:
 
 
 class Rounds(NamedTuple):
-    """At most ``times``; no further one after ``seconds``, but LEAST. The ``warmup`` rounds before do not count.
+    """At most ``times``; no further one after ``seconds``, but LEAST.
 
-    A quarter of the seconds is enough for the latter.
+    The ``warmup`` rounds before do not count; there is no further one of these after a quarter of the seconds.
     """
 
     times: int
@@ -89,13 +89,10 @@ def main() -> None:
     """In the fresh process."""
     # Clean pages are those of files, which all processes share, although one alone has them to itself.
     name, whole_since, arguments = json.loads(sys.argv[1])
-    if whole_since is None:
-        call, before = partial(resolve_name(name), *arguments), _memory("smaps_rollup", "Private_Dirty")
-        cost = timed(call)
-    else:
-        before = 0.0
-        value = resolve_name(name)(*arguments)
-        cost = Cost(time.time() - whole_since, time.process_time(), value=value)
+    call, before = partial(resolve_name(name), *arguments), _memory("smaps_rollup", "Private_Dirty")
+    cost = timed(call)
+    if whole_since is not None:
+        cost = cost._replace(seconds=time.time() - whole_since, cpu_seconds=time.process_time())
     added = _memory("smaps_rollup", "Private_Dirty") - before
     result = cost.value if isinstance(cost.value, list | float) else None
     print("\n" + json.dumps(cost._replace(peak_mb=_memory("status", "VmHWM"), private_mb=added, value=result)))

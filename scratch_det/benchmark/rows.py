@@ -4,7 +4,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -83,11 +83,6 @@ def for_each_recipe(measure: Callable[[Options, str, Plan], Iterator[Figure]]) -
     return row
 
 
-def command_of(plan: Plan) -> tuple[str, list[str], str]:
-    """Config file, overrides and backend of a plan."""
-    return plan.request.config_file, plan.request.overrides, plan.backend
-
-
 def peer_data(cfg: CfgNode) -> list[Any]:
     """detectron2's samples of the same data, in each of FORMS; none where it is not installed."""
     if not is_installed(PEER):
@@ -104,21 +99,14 @@ def sample(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     rounds = options.pairs._replace(times=10 * options.pairs.times)
     ids = [map(dataset.image_id, itertools.count()) for _ in FORMS]
     theirs = [partial(lambda data, ids: data[next(ids)], *pair) for pair in zip(peer_data(plan.cfg), ids, strict=False)]
-    with one_thread():
-        costs = take_turns([lambda: dataset[next(positions)], *theirs], rounds)
-    for form, peer in zip(FORMS, costs[1:] or [[]], strict=False):
-        yield from figures(f"sample, {name}", IN_MS, [costs[0], peer], beside(PEER, form))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch works in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        costs = take_turns([lambda: dataset[next(positions)], *theirs], rounds)
     finally:
         torch.set_num_threads(threads)
+    for form, peer in zip(FORMS, costs[1:] or [[]], strict=False):
+        yield from figures(f"sample, {name}", IN_MS, [costs[0], peer], beside(PEER, form))
 
 
 @for_each_recipe
@@ -169,8 +157,8 @@ def step(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
         what = f"model step, {kind}, {plan.backend}, {name}"
         yield from figures(what, IN_MS, [ours, *theirs], beside(PEER, "float32"))
     if is_installed(PEER):
-        file, words, _ = command_of(plan)
-        costs = loop_against_plain_script(plan_training(file, words, PEER), options.pairs, options.script)
+        with_peer = plan_training(plan.request.config_file, plan.request.overrides, PEER)
+        costs = loop_against_plain_script(with_peer, options.pairs, options.script)
         yield from figures(f"iteration, {PEER}, {name}", IN_MS, costs, beside(PEER, "plain script"))
     else:
         yield Figure(f"iteration, {PEER}, {name}", "", [], beside(PEER))
@@ -179,11 +167,11 @@ def step(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
 @for_each_recipe
 def startup(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     """Whole processes, from the start of Python on; without evaluation."""
-    runs, (file, words, backend) = "scratch_det.benchmark.starts:", command_of(plan)
+    runs, file, words = "scratch_det.benchmark.starts:", plan.request.config_file, plan.request.overrides
     with TemporaryDirectory() as folder:
-        done = file, [*words, *ONCE, "OUTPUT_DIR", f"{folder}/done"], backend
+        done = file, [*words, *ONCE, "OUTPUT_DIR", f"{folder}/done"], plan.backend
         in_fresh_process(f"{runs}run", *done)
-        calls: list[Any] = [("run", *done), ("first_iteration", file, words, backend)]
+        calls: list[Any] = [("run", *done), ("first_iteration", file, words, plan.backend)]
         calls += [("detectron2_first_iteration", *peer_run(plan, Path(folder)))] if is_installed(PEER) else []
         ways = [partial(in_fresh_process, f"{runs}{function}", *rest, whole=True) for function, *rest in calls]
         nothing, *costs = take_turns(ways, options.repeats, call)

@@ -61,11 +61,6 @@ def our_aps(json_file: Path, predictions: Predictions, task: str) -> list[float]
     return [found[name] for name in APS]
 
 
-def read_json(path: Path) -> list[dict[str, Any]]:
-    """COCO results."""
-    return json.loads(path.read_bytes())
-
-
 def pycocotools_aps(json_file: Path, results: list[dict[str, Any]], task: str) -> list[float]:
     """The same by pycocotools, as detectron2 calls it."""
     from pycocotools.coco import COCO
@@ -83,8 +78,9 @@ def pycocotools_aps(json_file: Path, results: list[dict[str, Any]], task: str) -
 
 # how each side reads the results file, and finds APS from the truth's json, the results and the task
 SCORERS: dict[str, tuple[Callable[..., Any], Callable[..., list[float]]]] = {
-    "ours": (read_predictions, our_aps), "pycocotools": (read_json, pycocotools_aps)
-}  # fmt: skip
+    "ours": (read_predictions, our_aps),
+    "pycocotools": (lambda file: json.loads(file.read_bytes()), pycocotools_aps),
+}
 
 
 def from_files(name: str, json_file: str, results_file: str) -> list[float]:
