@@ -242,16 +242,16 @@ def _load(path: Path, data: bytes) -> dict[str, list[Any]]:
 
 
 def _converted(one: Record) -> Annotation:
-    """An annotation that some run can use; a segmentation or keypoints that no run can use are left out."""
+    """An annotation that some run can use; a segmentation or keypoints that are no numbers are left out."""
     mask: Any = one.get("segmentation")
     points: Any = one.get("keypoints")
-    if mask_fault(mask, np.inf, np.inf) == "mask":
+    if isinstance(mask, list):
+        mask = mask if all(map(are_numbers, mask)) else None
+    elif mask_fault(mask, np.inf, np.inf):
         mask = None
-    elif isinstance(mask, dict):
-        height, width = map(int, mask["size"])
-        mask = Rle(
-            (height, width), mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
-        )
+    else:
+        counts = mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
+        mask = Rle((int(mask["size"][0]), int(mask["size"][1])), counts)
     return Annotation(
         id=0,
         image_id=int(one["image_id"]),

@@ -263,6 +263,7 @@ def test_both_ways_of_reading_agree(coco_factory) -> None:
         first, *_ = content["annotations"]
         first.update(bbox=[1.25, 2, 3.5, 4], area=3.3, num_keypoints=1, keypoints=[1, 2, 2], ignore=1)
         content["annotations"][1].pop("area")
+        content["annotations"][2]["segmentation"] = [[1, 2, 3, 4], []]
         content["annotations"][3]["segmentation"] = [[1, 1, 5, 5, 9, 9], [0.1, 0.2, 30, 7, 8, 9.5]]
         content["images"][1]["file_name"] = "ü.jpg"
         content["categories"][0]["supercategory"] = "thing"
