@@ -121,8 +121,9 @@ def _polygon_edges(polygon: Any) -> np.ndarray:
 
 def _rle_edges(rle: dict[str, Any]) -> np.ndarray:
     """Float32 [n, 4]: the vertical borders between the pixels of a COCO RLE and those outside."""
-    height, counts = rle["size"][0], rle["counts"]
-    ends = np.cumsum(counts if isinstance(counts, list) else _run_lengths(counts))
+    (height, width), counts = rle["size"], rle["counts"]
+    # a damaged text, which no check finds, must not ask for terabytes
+    ends = np.cumsum(counts if isinstance(counts, list) else _run_lengths(counts)).clip(0, height * width)
     runs = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # of pixels inside, down the columns
     start, end = runs[runs[:, 0] < runs[:, 1]].T
     first = start // height
