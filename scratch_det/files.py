@@ -107,7 +107,8 @@ def _flock(file: IO[str], how: int) -> None:
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/scratch_det``, by default ``~/.cache/scratch_det``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "scratch_det")
+    # unlike Path.home, no error where a container's user has no home
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "scratch_det")
 
 
 @contextmanager

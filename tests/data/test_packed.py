@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -195,6 +196,18 @@ class TestWriting:
         read_toy()
         assert len(made) == 1
         assert [one.suffix for one in sorted(cache.iterdir())] == [".pack", ".lock"]
+
+    def test_a_user_without_a_home(self, coco_factory, monkeypatch):
+        """As in a container with a user of its own number: the folder of the json is enough."""
+
+        def nobody(number: int) -> None:
+            raise KeyError(number)
+
+        coco_factory()
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", nobody)
+        assert notices() == []
 
     def test_nowhere_to_write(self, coco_factory, made, cache):
         path = coco_factory()
