@@ -76,7 +76,7 @@ def pycocotools_aps(json_file: Path, results: list[dict[str, Any]], task: str) -
     return [float(value) * 100 if value >= 0 else float("nan") for value in scorer.stats[: len(APS)]]
 
 
-# how each side reads the results file, and finds APS from the truth's json, the results and the task
+# how each side reads a results file, and finds APS from the truth's json, what it read, and the task
 SCORERS: dict[str, tuple[Callable[..., Any], Callable[..., list[float]]]] = {
     "ours": (read_predictions, our_aps),
     "pycocotools": (lambda file: json.loads(file.read_bytes()), pycocotools_aps),

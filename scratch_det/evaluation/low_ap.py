@@ -14,8 +14,8 @@ def explain_low_ap(truth: Truth, predictions: Predictions, metrics: Metrics) -> 
     if (box_ap := metrics["bbox"]["AP"]) >= 1:
         return ""
     images, classes = truth.places(predictions)
-    scores, boxes, number = predictions["score"], predictions["bbox"], len(images)
-    objects = Objects(*(column[~truth.objects().crowd] for column in truth.objects()))
+    scores, boxes, number, every = predictions["score"], predictions["bbox"], len(images), truth.objects()
+    objects = Objects(*(column[~every.crowd] for column in every))
     corner, size = boxes[:, :2], boxes[:, 2:]
     sides = np.array([[image["width"], image["height"]] for image in truth.images])[images]
     within = (corner > -2) & (corner + size < sides + 2) & (size > 0)  # px of tolerance

@@ -22,7 +22,7 @@ def decode_keypoints(logits: Tensor, boxes: Tensor) -> Tensor:
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[dict[str, Any]]:
     """Resample each mask at the image's pixel centres, as detectron2 does; pixels from 0.5 on are inside.
 
-    masks float [N, M, M] probabilities, boxes [N, 4] (x1 y1 x2 y2, image pixels), on the CPU -> N RLEs.
+    masks float [N, M, M] probabilities, boxes [N, 4] (x1 y1 x2 y2, image pixels; none empty), on the CPU -> N RLEs.
     torchvision's own pasting rounds boxes to whole pixels first, which costs mask AP.
     """
     cells, corners = np.pad(masks.float().numpy(), ((0, 0), (1, 1), (1, 1))), boxes.numpy()  # outside a mask is 0
