@@ -31,7 +31,7 @@ from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import TTA, detection_tasks, format_table
 from scratch_det.evaluation.predictions import Predictions, detections_of, joined, write_predictions
-from scratch_det.evaluation.truth import load_truth
+from scratch_det.evaluation.truth import truth_of
 from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.log import clock, logger, track
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
@@ -105,7 +105,7 @@ def score_and_write(
     out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / RESULTS_FILE, predictions)
-    truth, tasks, metrics = load_truth(data.entry.json_file), detection_tasks(cfg), {}
+    truth, tasks, metrics = truth_of(data), detection_tasks(cfg), {}
     if data.entry.ap:
         metrics, tasks = evaluate_voc(truth, predictions, data.entry.ap), tasks[1:]
     metrics |= evaluate_predictions(truth, predictions, tasks, oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)

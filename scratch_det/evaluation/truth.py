@@ -71,8 +71,13 @@ def load_truth(json_file: str | Path) -> Truth:
     if "label" not in arrays:
         problems = [Problem(**fields) for fields in header["problems"] if not fields["only"]]
         raise DataError(explain(path, problems) if problems else f"{path} has no images, or no categories")
-    data = CocoDataset(DatasetEntry(path.stem, path, path.parent), header["categories"], arrays, header["digest"])
-    numbers = arrays["image_id"].argsort()
+    entry = DatasetEntry(path.stem, path, path.parent)
+    return truth_of(CocoDataset(entry, header["categories"], arrays, header["digest"]))
+
+
+def truth_of(data: CocoDataset) -> Truth:
+    """What a data set's predictions are compared with."""
+    numbers = data.arrays["image_id"].argsort()
     return Truth([data.images[k] for k in numbers.tolist()], data.categories, data, numbers)
 
 
