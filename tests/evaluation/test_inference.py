@@ -57,6 +57,7 @@ def test_what_is_written(toy_recipe: Path, tmp_path: Path) -> None:
         for one in all_objects(data)
         if isinstance(one["segmentation"], dict) and isinstance(one["segmentation"]["counts"], str)
     ]
+    data.entry.json_file.write_text("{}")  # what was read counts
     metrics = score_and_write(cfg, data, predictions_of(truth), tmp_path / "inference", "_TTA")
     assert json.loads((tmp_path / "inference_TTA" / RESULTS_FILE).read_text()) == truth
     assert list(metrics) == ["bbox_TTA", "segm_TTA"]
