@@ -149,8 +149,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         alike = "" if request.init_std is None else f", every layer from N(0, {request.init_std:g})"
         source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
+        precision = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
         logger.info(
-            f"torch {torch.__version__} on {device}, seed {cfg.SEED}; "
+            f"torch {torch.__version__} on {device}{precision}, seed {cfg.SEED}; "
             f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
             + (f"continuing after {state.iteration} iterations" if state.iteration else source)
         )
