@@ -34,9 +34,9 @@ def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
     has_all = not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == cores
     if has_all and threads > 1 and busy + threads * processes > cores + 0.5:
         yield (
-            f"{threads * processes} threads will train on {cores} cores, on which {busy:.1f} others were running in the last minute; "
-            "a step waits for its slowest thread and can take several times as long: wait for the other programs, or "
-            f"set OMP_NUM_THREADS={max(1, int(cores - busy) // processes)}"
+            f"{threads * processes} threads will train on {cores} cores, on which {busy:.1f} others were running in the "
+            "last minute; a step waits for its slowest thread and can take several times as long: wait for the other "
+            f"programs, or set OMP_NUM_THREADS={max(1, int(cores - busy) // processes)}"
         )
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
     if bfloat16 and capabilities and not any(capabilities.get(name) for name in BFLOAT16):
