@@ -34,7 +34,7 @@ def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
     has_all = not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == cores
     if has_all and threads > 1 and busy + threads * processes > cores + 0.5:
         yield (
-            f"{threads * processes} threads will train on {cores} cores, on which {busy:.1f} others were running in the "
+            f"{threads * processes} threads will train on {cores} cores, where {busy:.1f} others were running in the "
             "last minute; a step waits for its slowest thread and can take several times as long: wait for the other "
             f"programs, or set OMP_NUM_THREADS={max(1, int(cores - busy) // processes)}"
         )

@@ -41,7 +41,7 @@ class TestNotices:
 
     def test_threads_without_a_free_core(self) -> None:
         (notice,) = cpu_notices(2, bfloat16=False)
-        assert "4 threads will train on 4 cores, on which 1.2 others were running" in notice
+        assert "4 threads will train on 4 cores, where 1.2 others were running" in notice
         assert notice.endswith("set OMP_NUM_THREADS=1")
 
     def test_the_load_of_other_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
