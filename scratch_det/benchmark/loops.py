@@ -172,8 +172,8 @@ def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
     def time_half(rounds: Rounds, ours_first: bool) -> list[list[Cost]]:
-        with two_trainers(cfg, plan.backend) as (trainer, other):
-            cfg.OUTPUT_DIR = str(other.run_dir.path / "plain")
+        with two_trainers(cfg, plan.backend) as (trainer, _):
+            cfg.OUTPUT_DIR = str(trainer.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
             ids = (dataset.image_id(position) for position in itertools.count())
 
@@ -182,7 +182,7 @@ def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -
                 for iteration in itertools.count():
                     trainer.run_iteration(iteration, batches)
 
-            loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, other.state.model, path, ids, gate)]
+            loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, path, ids, gate)]
             begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
             ours, theirs = begun if ours_first else reversed(begun)
             return take_turns([ours.step, theirs.step], rounds)

@@ -14,7 +14,6 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
-from torch import nn
 from torch.utils.data import Sampler
 
 from scratch_det.backends.detectron2 import register_backbones, stock_cfg
@@ -90,10 +89,8 @@ def find_script(path: Path | None) -> Path:
     return script
 
 
-def train_plainly(
-    cfg: CfgNode, model: nn.Module, script: Path, image_ids: Iterable[int], gate: Callable[[Iterable], Iterator]
-) -> None:
-    """Run the script's ``do_train``: its loader, mapper, optimizer, schedule, writers and checkpoints.
+def train_plainly(cfg: CfgNode, script: Path, image_ids: Iterable[int], gate: Callable[[Iterable], Iterator]) -> None:
+    """Run the script's ``do_train`` on detectron2's own model: its loader, mapper, optimizer, writers and so on.
 
     image_ids: of the images in the order to train them in, endless, so that two ways to train can be compared.
     gate: passes the loader's batches on, each when it is time for it.
@@ -105,7 +102,8 @@ def train_plainly(
     data.stock.DATALOADER.ASPECT_RATIO_GROUPING = False  # the order is given
     order = _Order(data.places[image_id] for image_id in image_ids)
     module.build_detection_train_loader = lambda stock: gate(data.batches(sampler=order))
-    module.do_train(data.stock, model)
+    register_backbones()
+    module.do_train(data.stock, build_model(data.stock))
 
 
 class _Order(Sampler):
