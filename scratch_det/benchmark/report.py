@@ -12,6 +12,7 @@ from statistics import median
 
 from scratch_det.backends import is_installed
 from scratch_det.benchmark.measure import Cost
+from scratch_det.distributed.launch import usable_cores
 from scratch_det.tables import markdown
 
 PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "pycocotools", "hotcoco", "pillow")
@@ -86,10 +87,9 @@ def machine() -> list[str]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: next((one.version for one in distributions(name=name)), "not installed") for name in PACKAGES}
     return [
-        f"- {time.strftime('%Y-%m-%d')}; {cpu}, {cores} cores, load {os.getloadavg()[0]:.2f} at the start",
+        f"- {time.strftime('%Y-%m-%d')}; {cpu}, {usable_cores()} cores, load {os.getloadavg()[0]:.2f} at the start",
         f"- Python {platform.python_version()}, " + ", ".join(f"{name} {one}" for name, one in versions.items()),
     ]
 

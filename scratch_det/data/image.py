@@ -15,6 +15,7 @@ from hotcoco import mask as mask_api
 from PIL import Image, ImageOps
 
 from scratch_det.data.coco import CocoDataset
+from scratch_det.distributed.launch import usable_cores
 from scratch_det.errors import DataError
 from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
@@ -90,10 +91,8 @@ def scan_images(data: CocoDataset) -> Scan:
     todo = [(image, state) for image, state in pairs if state is None or known.get(image["file_name"]) != state]
     jobs = [(root / image["file_name"], image["width"], image["height"]) for image, _ in todo]
     faults: list[str] = []
-    # macOS does not tell which cores this process may use
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only this one handles it
-    with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=ignore_interrupts) as pool:
+    with ProcessPoolExecutor(usable_cores(), initializer=signal.signal, initargs=ignore_interrupts) as pool:
         try:
             results = track(pool.map(_fault_of, jobs, chunksize=CHUNK), f"images of {data.entry.name}", len(jobs))
             for (image, state), fault in zip(todo, results, strict=True):

@@ -29,6 +29,11 @@ SECONDS_TO_END = 10.0  # for the others to end by themselves after one has faile
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use; macOS only tells how many the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all processes of a run.

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from scratch_det.distributed.launch import usable_cores
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and ARM, as torch.cpu.get_capabilities names them
 
@@ -31,8 +33,7 @@ def cpu_notices(processes: int, bfloat16: bool) -> Iterator[str]:
     of them (a SLURM job) it says nothing.
     """
     cores, busy, threads = os.cpu_count() or 1, os.getloadavg()[0], torch.get_num_threads()
-    has_all = not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == cores
-    if has_all and threads > 1 and busy + threads * processes > cores + 0.5:
+    if usable_cores() == cores and threads > 1 and busy + threads * processes > cores + 0.5:
         yield (
             f"{threads * processes} threads will train on {cores} cores, where {busy:.1f} others were running in the "
             "last minute; a step waits for its slowest thread and can take several times as long: wait for the other "

@@ -11,6 +11,7 @@ from pathlib import Path
 from scratch_det import backends
 from scratch_det.config.choices import model_name
 from scratch_det.config.load import load_config
+from scratch_det.distributed.launch import usable_cores
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import main_metrics
@@ -147,7 +148,7 @@ def run(
     jobs = study.picked(only)
     if not ((cluster or gpus_here()) and all(step.on_gpu for step in study.steps() if step.processes)):
         # What a SLURM job gets is in its template: one thread, unless the variable says otherwise.
-        asked, cores = os.environ.get("OMP_NUM_THREADS", ""), 1 if cluster else len(os.sched_getaffinity(0))
+        asked, cores = os.environ.get("OMP_NUM_THREADS", ""), 1 if cluster else usable_cores()
         is_number = asked.isdecimal() and int(asked) > 0
         study = replace(study, threads=int(asked) if is_number else max(1, cores // (max_parallel * gpus)))
     study.check(jobs)
