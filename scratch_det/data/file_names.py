@@ -1,0 +1,59 @@
+"""Names of image files that a json spells in another way than the disk does, or that lead elsewhere. Needs no torch."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from unicodedata import normalize
+from urllib.parse import unquote
+
+
+def other_spellings(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of the names without a file: each with the path below ``root`` of the only file that it can stand for.
+
+    The two may differ in slashes, %20, Unicode form, case and spaces at the ends, and one may have more folders in
+    front. Names that fit several files are left out, and files that fit several names or have their own exactly.
+    """
+    names = set(names)
+    exact = {name for name in names if not is_outside(root, name) and (root / name).is_file()}
+    wanted = {name: parts for name in names - exact if (parts := _parts(name))}
+    on_disk = defaultdict(list)
+    for path in _files(root, depth=max(map(len, wanted.values()), default=0) + 1):
+        if path not in exact:
+            on_disk[(parts := _parts(path))[-1]].append((parts, path))
+    found = {}
+    for name, parts in wanted.items():
+        fitting = [(abs(len(parts) - len(other)), path) for other, path in on_disk[parts[-1]] if _alike(parts, other)]
+        nearest, path = min(fitting, default=(0, ""))
+        if [distance for distance, _ in fitting].count(nearest) == 1:
+            found[name] = path
+    claims = Counter(found.values())
+    return {name: path for name, path in found.items() if claims[path] == 1}
+
+
+def is_outside(root: Path, name: str) -> bool:
+    """Whether a name, absolute or with "..", leads out of ``root``. Links are not followed."""
+    if not name.startswith("/") and ".." not in name:  # nearly all, quickly
+        return False
+    return not Path(os.path.abspath(root / name)).is_relative_to(os.path.abspath(root))
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and file, the same for all spellings of a name."""
+    plain = normalize("NFC", unquote(name.strip()).replace("\\", "/")).casefold()
+    return [part for part in plain.split("/") if part not in ("", ".")]
+
+
+def _alike(parts: list[str], others: list[str]) -> bool:
+    """Whether one path is the end of the other."""
+    shared = min(len(parts), len(others))
+    return parts[-shared:] == others[-shared:]
+
+
+def _files(root: Path, depth: int) -> Iterator[str]:
+    """Paths below ``root`` of at most ``depth`` parts: links may lead round in a circle."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        within = os.path.relpath(folder, root) if folder != str(root) else ""
+        yield from (os.path.join(within, file) for file in files)
+        if len(Path(within).parts) >= depth - 1:
+            folders.clear()
