@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import mul
+from shlex import quote
 from typing import Any, Self
 
 from scratch_det.errors import Severity, listed
@@ -23,6 +24,7 @@ PIXELS = "a whole number of pixels above 0"
 TEXT = "a string"
 NAME = "a number or a string"
 ANYTHING = ""  # not checked, or checked below
+MEND = "python tools/fix_annotations.py {} writes a repaired copy"  # {}: the data set's name, or the file
 VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int | float) and value % 1 == 0 and -(2**63) <= value < 2**63,
     PIXELS: lambda value: isinstance(value, int) and 0 < value < 2**63,
@@ -47,6 +49,7 @@ class Problem:
         fix: the change that helps; empty where ``kind`` says enough.
         shown: how a message names an offender, its keys in braces.
         only: the runs that it concerns, one of MASKS, KEYPOINTS and EMPTY_BOXES; all runs where empty.
+        mended: the command of MEND can mend it, in most files at least.
         count: offenders.
         first: the names of the first ones, one more than a message shows.
     """
@@ -56,6 +59,7 @@ class Problem:
     fix: str = ""
     shown: str = "{id}"
     only: str = ""
+    mended: bool = False
     count: int = 0
     first: list[str] = field(default_factory=list)
 
@@ -70,24 +74,27 @@ class Problem:
 
 
 fatal, notice = partial(Problem, "error"), partial(Problem, "notice")
+mended = partial(fatal, mended=True)
 CHECKS = {  # in the order in which problems are reported
-    **{f"{section} fields": fatal(f"{section} without one of {', '.join(names)}") for section, names in FIELDS.items()},
-    **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == WHOLE else "")
+    **{f"{section} fields": mended(f"{section} without one of {', '.join(fields)}")
+       for section, fields in FIELDS.items()},
+    **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == WHOLE else "",
+                                  mended=value != TEXT)
        for section, fields in FIELDS.items() for name, value in fields.items() if value != ANYTHING},
-    **{f"{section} twice": fatal(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
-    "image_id": fatal("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
+    **{f"{section} twice": mended(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
+    "image_id": mended("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
     "category_id": fatal("annotations with an unknown category_id", "known category ids: {category_ids}",
         "{id} (category_id {category_id})"),
-    "bbox": fatal("annotations whose bbox is not [x, y, width, height] of numbers"),
-    "empty box": fatal("annotations with a box of no width or height",
+    "bbox": mended("annotations whose bbox is not [x, y, width, height] of numbers"),
+    "empty box": mended("annotations with a box of no width or height",
         "fix the boxes, or set 'drop_empty_boxes: true' in the data set's catalog entry", only=EMPTY_BOXES),
     "box outside": fatal("annotations with a box that lies outside its image",
         "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
     "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
-    "mask": fatal("annotations whose segmentation is neither polygons of 3+ points nor RLE",
+    "mask": mended("annotations whose segmentation is neither polygons of 3+ points nor RLE",
         "fix them, or train without masks (MODEL.MASK_ON False)", only=MASKS),
-    "RLE size": fatal("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
+    "RLE size": mended("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
         "height x width", "fix them, or the image's height and width", only=MASKS),
     "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
         "crossing itself)", "such a part of a mask is empty", only=MASKS),
@@ -112,16 +119,17 @@ CHECKS = {  # in the order in which problems are reported
 }  # fmt: skip
 
 
-def explain(path: Any, problems: Sequence[Problem], most_lines: int = 6) -> str:
+def explain(path: Any, problems: Sequence[Problem], most_lines: int = 7) -> str:
     """The errors among ``problems`` of the file ``path``, as a message of at most ``most_lines`` lines."""
     errors = [one for one in problems if one.severity == "error"]
+    hint = [f"  {MEND.format(quote(str(path)))}"] if any(one.mended for one in errors) else []
     if len(errors) == 1:
-        return f"{path}: {errors[0]}" + (f"\n  {errors[0].fix}" if errors[0].fix else "")
+        return "\n".join([f"{path}: {errors[0]}", *([f"  {errors[0].fix}"] if errors[0].fix else []), *hint])
     lines = [f"  {one}" + (f"; {one.fix}" if one.fix else "") for one in errors]
-    if len(lines) >= most_lines:
-        left = len(lines) - (most_lines - 2)
-        lines[most_lines - 2 :] = [f"  and {left} more kinds, which tools/check.py lists"]
-    return "\n".join([f"{path}: {len(errors)} kinds of problems", *lines])
+    most = most_lines - 1 - len(hint)
+    if len(lines) > most:
+        lines[most - 1 :] = [f"  and {len(lines) - most + 1} more kinds, which tools/check.py lists"]
+    return "\n".join([f"{path}: {len(errors)} kinds of problems", *lines, *hint])
 
 
 def find_problems(images: list[Any], categories: list[Any], annotations: Iterable[Any]) -> tuple[list[Problem], Any]:

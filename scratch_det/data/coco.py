@@ -152,7 +152,7 @@ def needed_for_training(cfg: CfgNode) -> str:
 
 
 def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
-    """Read and check one annotation file. Raises DataError (at most six lines) with the errors of ``inspect_coco``."""
+    """Read and check an annotation file. Raises DataError (seven lines at most) with the errors of ``inspect_coco``."""
     dataset, problems = inspect_coco(entry, need_masks, need_keypoints)
     if dataset is None:
         raise DataError(explain(entry.json_file, problems))

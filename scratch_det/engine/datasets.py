@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
-from scratch_det.data.checks import Problem, explain
+from scratch_det.data.checks import MEND, Problem, explain
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.errors import DataError, Section, listed, raise_problems
 
@@ -46,7 +46,7 @@ def read_data(section: Section, recipe: LoadedConfig, *, detection: bool, trains
 
 
 def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
-    """A COCO data set of the catalog; adds its facts and problems. Raises DataError (six lines) when strict."""
+    """A COCO data set of the catalog; adds its facts and problems. Raises DataError (seven lines) when strict."""
     entry = lookup(name)
     data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
@@ -67,7 +67,8 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
 def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
     """Add the problems of data set ``name``, each with its fix."""
     for one in problems:
-        section.problem(one.severity, f"{name}: {one}" + (f"\n  {one.fix}" if one.fix else ""))
+        fixes = [one.fix] * bool(one.fix) + [MEND.format(name)] * one.mended
+        section.problem(one.severity, "\n  ".join([f"{name}: {one}", *fixes]))
 
 
 def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: list[ImageFolder]) -> Iterator[str]:

@@ -89,7 +89,7 @@ class TestCoco:
         message = rejection(read_toy)
         assert message.startswith(str(path))
         assert expected in message
-        assert len(message.splitlines()) <= 2
+        assert len(message.splitlines()) <= 3
 
     def test_many_offenders_are_counted(self, coco_factory):
         coco_factory(num_images=8, change=lambda c: [entry.update(image_id=77) for entry in c["annotations"]])

@@ -4,7 +4,10 @@ import yaml
 from toy_data import read_toy as read
 
 from scratch_det.config.load import LoadedConfig, get_cfg, load_config
-from scratch_det.engine.datasets import coco_conflicts, shared_images
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import inspect_coco
+from scratch_det.engine.datasets import add_problems, coco_conflicts, shared_images
+from scratch_det.errors import Section
 
 
 class TestAgreement:
@@ -42,3 +45,15 @@ class TestAgreement:
         assert list(shared_images(read("a"), read("b"))) == []
         [problem] = shared_images(read("a"), read("c"))
         assert (problem.severity, problem.count) == ("notice", 4)
+
+
+def test_an_error_names_the_command_that_mends_it(coco_factory):
+    coco_factory(
+        "toy", change=lambda c: (c["annotations"][0].update(image_id=77), c["images"][0].update(file_name="x"))
+    )
+    section = Section()
+    add_problems(section, "toy", inspect_coco(lookup("toy"), need_masks=True)[1])
+    hint = "\n  python tools/fix_annotations.py toy writes a repaired copy"
+    texts = [text for _, text in section.problems]
+    assert [text.endswith(hint) for text in texts if "unknown image_id" in text] == [True]
+    assert [hint in text for text in texts if "images that are not in" in text] == [False]
