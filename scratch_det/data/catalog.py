@@ -3,6 +3,7 @@
 Needs no torch.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import yaml
 
 from scratch_det.errors import DataError, did_you_mean, listed, not_yaml
+from scratch_det.files import write_atomically
 from scratch_det.log import track
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
@@ -108,6 +110,17 @@ def catalog_entries() -> dict[str, tuple[Any, Path]]:
             raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
         entries |= {name: (fields, path) for name, fields in (content or {}).items()}
     return entries
+
+
+def enter(name: str, source: str, json_file: Path) -> None:
+    """Add a line to ``<root>/catalog.yaml``, that of ``source`` with a json beside its own, unless a catalog has it."""
+    entries, catalog = catalog_entries(), datasets_root() / "catalog.yaml"
+    if name not in entries:
+        fields, _ = entries[source]
+        line = {**fields, "json": str(Path(fields["json"]).with_name(json_file.name))}
+        written = catalog.read_text() if catalog.is_file() else ""
+        end = "\n" if written and not written.endswith("\n") else ""
+        write_atomically(catalog, f"{written}{end}{name}: {json.dumps(line)}\n")
 
 
 def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path, list[Path]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratch_det.data.catalog import catalog_entries, datasets_root, lookup
+from scratch_det.data.catalog import enter, lookup
 from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
 
@@ -100,7 +100,7 @@ def make_subsets(
                 "annotations": [one for number in images if number in chosen_ids for one in objects[number]],
             }
             write_atomically(subset.json_file, json.dumps(parts))
-            _enter(subset, source)
+            enter(subset.name, source, subset.json_file)
     return [subset for subset, _, _ in subsets]
 
 
@@ -142,14 +142,3 @@ def read_ids(path: Path, images: Collection[int], source: str) -> list[int]:
 def draw_order(ids: Iterable[int], seed: int) -> list[int]:
     """All image ids in the order that ``seed`` draws, whatever their order in the json."""
     return np.random.default_rng(seed).permutation(np.array(sorted(ids))).tolist()
-
-
-def _enter(subset: Subset, source: str) -> None:
-    """Add a line to ``<root>/catalog.yaml``, the source's with another json, unless a catalog has the name already."""
-    entries, catalog = catalog_entries(), datasets_root() / "catalog.yaml"
-    if subset.name not in entries:
-        fields, _ = entries[source]
-        line = {**fields, "json": str(Path(fields["json"]).with_name(subset.json_file.name))}
-        written = catalog.read_text() if catalog.is_file() else ""
-        end = "\n" if written and not written.endswith("\n") else ""
-        write_atomically(catalog, f"{written}{end}{subset.name}: {json.dumps(line)}\n")
