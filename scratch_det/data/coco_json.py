@@ -42,11 +42,13 @@ from scratch_det.data.checks import (
     find_problems,
     mask_fault,
 )  # fmt: skip
+from scratch_det.data.forked import map_forked
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
 
 Arrays = dict[str, np.ndarray]
-CHUNK = 5_000  # annotations that are Python objects at a time: 15 MB of COCO's
+CHUNK = 1_000  # annotations that are Python objects at a time: 3 MB of COCO's
+LEAST = 50  # chunks that are worth a process
 LARGEST, SMALLEST = 1e4, 1e-3  # a coordinate, px, and twice an area, px^2, between which rounding decides nothing
 NONE = -(2**63)  # num_keypoints is missing
 
@@ -152,11 +154,15 @@ def _read_quickly(data: bytes) -> Checked | None:
         classes = np.array([one["id"] for one in content.categories], np.int64)
         names = content.categories[0].get("keypoints")
         num_keypoints = len(names) if isinstance(names, list) else 0
-        decoder, parts, doubted = msgspec.json.Decoder(list[Annotation]), [], []
-        for k in range(0, len(content.annotations), CHUNK):
-            chunk = decoder.decode(b"[" + b",".join(content.annotations[k : k + CHUNK]) + b"]")
-            parts.append(part := _columns(chunk))
-            doubted.append(k + np.flatnonzero(_are_suspect(part, known, of_known, classes, num_keypoints)))
+        decoder = msgspec.json.Decoder(list[Annotation])
+
+        def judge(start: int) -> tuple[Arrays, np.ndarray]:
+            chunk = decoder.decode(b"[" + b",".join(content.annotations[start : start + CHUNK]) + b"]")
+            part = _columns(chunk)
+            return part, start + np.flatnonzero(_are_suspect(part, known, of_known, classes, num_keypoints))
+
+        judged = map_forked(judge, range(0, len(content.annotations), CHUNK), LEAST)
+        parts, doubted = map(list, zip(*judged, strict=True)) if content.annotations else ([], [])
         if parts:
             ids = np.concatenate([part["id"] for part in parts])
             order = ids.argsort(kind="stable")
@@ -278,7 +284,7 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
         "id": np.array([one.id for one in chunk], np.int64),
         "image_id": np.array([one.image_id for one in chunk], np.int64),
         "category_id": np.array([one.category_id for one in chunk], np.int64),
-        "box": np.array([one.bbox for one in chunk], float).reshape(-1, 4),
+        "box": np.fromiter(chain.from_iterable(one.bbox for one in chunk), float).reshape(-1, 4),
         "area": np.array([one.area for one in chunk], float),
         "iscrowd": np.array([bool(one.iscrowd) for one in chunk], bool),
         "is_odd": np.array([one.iscrowd not in (0, 1) for one in chunk], bool),
