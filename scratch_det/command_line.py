@@ -2,58 +2,114 @@
 
 import errno
 import os
+import shlex
 import sys
+import tempfile
+import traceback
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scratch_det.errors import EXIT_CODE, UserError
+from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError
 
 UNUSABLE = {  # what is wrong with a path, and the fix
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look after its disk, which fails"),
+    errno.ENOENT: "restore it",
     errno.EROFS: "make its disk writable",
     errno.ENAMETOOLONG: "shorten its name",
     errno.ELOOP: "fix its links, which form a circle",
 }
 UNREAD = "standard output was closed before the command had finished; start it again"
+EXIT_INTERRUPTED = 130  # as a shell has it for SIGINT
+SHOW_TRACEBACK = "SCRATCH_DET_TRACEBACK"  # an environment variable
+TRACEBACK = "traceback.txt"
+REPORTS: list[Path] = []  # folders for it, the last one first; else the current one
+MOST_LETTERS = 300  # of an error that nobody foresaw
 
 
 @contextmanager
-def exit_on_user_error(prints: bool = True, unread: str = UNREAD, reading_only: bool = False) -> Iterator[None]:
-    """Turn a UserError, or a file that may not be read or written, into ``error: message`` on stderr and exit code 2.
+def exit_on_user_error(
+    prints: bool = True, unread: str = UNREAD, reading_only: bool = False, interrupted: str = "interrupted"
+) -> Iterator[None]:
+    """Turn every error into ``error: message`` on stderr and an exit code; no tool ends in a traceback.
 
-    prints: False in the ranks that leave the message to another one; only the exit code is set.
+    Code 2: an error that the user can mend, see ``explained``; 70: any other, see ``unforeseen``; 130: Ctrl-C.
+
+    prints: False in the ranks that leave the user's errors to another one; only the exit code is set.
     unread: the message when standard output is closed early, as by ``| head``: work may be unfinished.
     reading_only: the block only prints what it found, so an output that is closed early is no error: exit code 0.
+    interrupted: the message after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):  # None where a shell closed them: >&-
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process
     try:
         yield
         sys.stdout.flush()  # now, not when Python ends: a reader that is gone is noticed only here
         return
-    except UserError as error:
-        message = str(error)
-    except BrokenPipeError:
-        try:
-            print(flush=True)  # any other pipe may be the broken one: that is an error of ours
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        else:
-            raise
-        if reading_only:
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        is_unread = isinstance(error, BrokenPipeError) and _is_output_closed()
+        if is_unread and reading_only:
             raise SystemExit(0) from None
-        message = unread
-    except OSError as error:
-        if error.errno not in UNUSABLE or not error.filename:
-            raise
-        message = f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
-    if prints:
-        print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_CODE)
+        if message := unread if is_unread else explained(error):
+            if prints:
+                print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(EXIT_CODE) from None
+        print(f"error: {unforeseen(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_UNFORESEEN) from None
+
+
+def explained(error: BaseException) -> str | None:
+    """The message of an error that the user can mend: a UserError, or a file that may not be read or written."""
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+        return f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
+    return str(error) if isinstance(error, UserError) else None
+
+
+def unforeseen(error: BaseException) -> str:
+    """Where an error of any other kind arose, at which file, and what it says; its traceback is written into a file.
+
+    The file is found among the variables of our functions, the innermost first.
+    """
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get(SHOW_TRACEBACK):
+        print(text, file=sys.stderr)
+    package = str(Path(__file__).parent)
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
+              if frame.f_code.co_filename.startswith(package) and frame.f_code.co_filename != __file__]  # fmt: skip
+    variables = [value for frame, _ in reversed(frames) for value in frame.f_locals.values()]
+    files = [str(value) for value in variables if isinstance(value, Path) and os.path.isfile(value)]
+    at = f" at {files[0]}" if files else ""
+    if frames:
+        code, line = frames[-1][0].f_code, frames[-1][1]
+        at = f" in {code.co_qualname} (scratch_det{code.co_filename.removeprefix(package)}:{line}){at}"
+    for folder in (*reversed(REPORTS), Path(), Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            (written := folder / TRACEBACK).write_text(f"{shlex.join(sys.argv)}\n{text}", errors="replace")
+            break
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_LETTERS]
+    return (
+        f"nobody foresaw this{at}: {what}\n  this is a bug, or a file is damaged; the traceback is in "
+        f"{written.absolute()}, and {SHOW_TRACEBACK}=1 shows it"
+    )
+
+
+def _is_output_closed() -> bool:
+    """Whether nobody reads standard output; any other pipe that broke is an error of ours."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return True
+    return False
 
 
 class ToolParser(ArgumentParser):

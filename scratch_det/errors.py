@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 Result = TypeVar("Result")
 
 EXIT_CODE = 2
+EXIT_UNFORESEEN = 70  # sysexits.h's EX_SOFTWARE: a bug, or a damaged file that no check knows
 
 
 class UserError(Exception):

@@ -1,8 +1,10 @@
 """User errors: how a tool ends on one, and checks that raise the first or collect all."""
 
 import errno
+import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from scratch_det import command_line
 from scratch_det.command_line import UNREAD, exit_on_user_error
 from scratch_det.errors import ConfigError, DataError, Report
+from scratch_det.files import sha256_of
 from scratch_det.log import ConsoleHandler
+
+Capture = pytest.CaptureFixture
 
 
 def fail(error: BaseException) -> None:
@@ -30,17 +36,56 @@ class TestExit:
             ),
         ],
     )
-    def test_one_message(self, error: Exception, message: str, capsys: pytest.CaptureFixture) -> None:
+    def test_one_message(self, error: Exception, message: str, capsys: Capture) -> None:
         for prints in (True, False):
             with pytest.raises(SystemExit, match="2"), exit_on_user_error(prints):
                 fail(error)
             assert capsys.readouterr().err == (message if prints else "")
 
-    @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EACCES, "no file is named"), BrokenPipeError()])
-    def test_other_errors_pass(self, error: Exception) -> None:
-        """A pipe to a worker that broke too, as long as standard output can be written."""
-        with pytest.raises(type(error)), exit_on_user_error(unread="not this"):
+    @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EACCES, "no file is named"), BrokenPipeError(),
+                                       RecursionError("too deep"), MemoryError()])  # fmt: skip
+    @pytest.mark.parametrize("prints", [True, False])
+    def test_what_nobody_foresaw(
+        self, error: Exception, prints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        """One message from any rank; a pipe to a worker that broke counts too, where standard output can be written."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(command_line, "REPORTS", [tmp_path / "study", tmp_path / "no folder"])
+        (tmp_path / "study").mkdir()
+        with pytest.raises(SystemExit, match="70"), exit_on_user_error(prints, unread="not this"):
             fail(error)
+        said, written = capsys.readouterr().err, tmp_path / "study/traceback.txt"
+        assert said.startswith(f"error: nobody foresaw this: {type(error).__name__}:")
+        assert f"this is a bug, or a file is damaged; the traceback is in {written}" in said
+        assert "Traceback" not in said
+        assert len(said.splitlines()) == 2
+        assert f"in fail\n    raise error\n{type(error).__name__}" in written.read_text()
+
+    def test_where_and_at_which_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+        """And on the screen for developers; without a run's folder the traceback goes into the current one."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(command_line, "REPORTS", [])
+        monkeypatch.setenv("SCRATCH_DET_TRACEBACK", "1")
+        monkeypatch.setattr(hashlib, "file_digest", lambda *_: 1 / 0)
+        (tmp_path / "a.json").write_text("{}")
+        with pytest.raises(SystemExit, match="70"), exit_on_user_error():
+            sha256_of(tmp_path / "a.json")
+        said = capsys.readouterr().err
+        assert re.search(rf"in sha256_of \(scratch_det/files.py:\d+\) at {tmp_path}/a.json: ZeroDivisionError: ", said)
+        assert "Traceback" in said
+        assert "ZeroDivisionError" in (tmp_path / "traceback.txt").read_text()
+
+    def test_ctrl_c(self, capsys: Capture) -> None:
+        with pytest.raises(SystemExit, match="130"), exit_on_user_error(interrupted="nothing is left"):
+            fail(KeyboardInterrupt())
+        assert capsys.readouterr().err == "nothing is left\n"
+
+    def test_without_any_output(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a shell starts it with >&- 2>&-."""
+        monkeypatch.setattr(sys, "stdout", None)
+        monkeypatch.setattr(sys, "stderr", None)
+        with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+            fail(DataError(print("a line", flush=True)))
 
     @pytest.mark.parametrize(
         ("keywords", "code", "message"),
@@ -56,7 +101,7 @@ class TestExit:
         code: str,
         message: str,
         monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture,
+        capsys: Capture,
     ) -> None:
         """Only what does nothing but read may call it a success."""
         reading, writing = os.pipe()
@@ -87,7 +132,7 @@ def test_a_tool_whose_output_is_closed(command: str, code: int, tmp_path: Path) 
     assert (ended.returncode, ended.stderr) == (code, f"error: {UNREAD}\n" if code else "")
 
 
-def test_a_closed_pipe_is_no_error_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_closed_pipe_is_no_error_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """Each line would print a traceback; other errors still do."""
     handler, record = ConsoleHandler(), logging.LogRecord("a", logging.INFO, "a.py", 1, "a line", None, None)
     reading, writing = os.pipe()

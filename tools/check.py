@@ -26,15 +26,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one json object instead of text")
     request, flags = read_request(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that processes that read images end too
-    try:
-        with exit_on_user_error(unread="standard output was closed before the check had told everything"):
-            with redirect_stdout(sys.stderr if flags["json"] else sys.stdout):
-                say = (lambda text: None) if flags["json"] else print
-                report = check(request, flags["num_gpus"], flags["num_machines"], flags["images"], say)
-            print(as_json(report) if flags["json"] else verdict(report))
-    except KeyboardInterrupt:
-        print("interrupted; images that were read need not be read again", file=sys.stderr)
-        sys.exit(130)
+    unread = "standard output was closed before the check had told everything"
+    with exit_on_user_error(unread=unread, interrupted="interrupted; images that were read need not be read again"):
+        with redirect_stdout(sys.stderr if flags["json"] else sys.stdout):
+            say = (lambda text: None) if flags["json"] else print
+            report = check(request, flags["num_gpus"], flags["num_machines"], flags["images"], say)
+        print(as_json(report) if flags["json"] else verdict(report))
     sys.exit(0 if report.ok else EXIT_CODE)
 
 

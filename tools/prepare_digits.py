@@ -28,16 +28,12 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, which removes the half-made folder
-    try:
-        with exit_on_user_error():
-            from scratch_det.data.digits import make_digits  # slow to import, and --help does not need it
+    with exit_on_user_error(interrupted="interrupted: nothing half-made is left"):
+        from scratch_det.data.digits import make_digits  # slow to import, and --help does not need it
 
-            for folder, made in make_digits(args.out, args.seed, args.train, args.val, args.force).items():
-                print(f"{folder}: made" if made else f"{folder}: already there, nothing to do")
-            print(f"to see annotated scenes, open {args.out / 'preview.png'}")
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-made is left", file=sys.stderr)
-        sys.exit(130)
+        for folder, made in make_digits(args.out, args.seed, args.train, args.val, args.force).items():
+            print(f"{folder}: made" if made else f"{folder}: already there, nothing to do")
+        print(f"to see annotated scenes, open {args.out / 'preview.png'}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.command_line import REPORTS, ToolParser, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
@@ -80,6 +80,7 @@ def main() -> None:
         if not experiment:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
+    REPORTS.extend(filter(None, [args.get("out")]))
     try:
         with exit_on_user_error(unread=UNREAD, reading_only=command != "run" or args["dry_run"]):
             code = COMMANDS[command][0](**args)

@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scratch_det.command_line import explained, unforeseen
 from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
-from scratch_det.errors import EXIT_CODE, UserError
+from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError
 
 SECONDS_TO_STOP = 30.0  # for a run that was asked to stop, and whose launcher is gone, to write its checkpoint
 SECONDS_TO_LEARN = 3.0  # for a launcher to see that a process died, and to write it into the store
@@ -177,7 +177,8 @@ class Group:
             dist.destroy_process_group()
             return
         self.wait_for_cause(error)
-        code, store = EXIT_CODE if isinstance(error, UserError) else 1, self.watch.store
+        told, is_lost, store = explained(error), is_lost_connection(error), self.watch.store
+        code = EXIT_CODE if told else 1 if is_lost else EXIT_UNFORESEEN
         assert store, "the processes have met"
         try:
             is_first = store.add("failures", 1) == 1
@@ -186,16 +187,14 @@ class Group:
                 announce_failure(store, self.rank, reason, code)
         except RuntimeError:  # the store is gone, so nobody knows who was first
             is_first = self.is_main
-        message = f"process {self.rank} of {self.size} failed:\n" + "".join(traceback.format_exception(error))
-        if is_lost_connection(error):
-            message = (
-                f"error: process {self.rank} of {self.size} lost the connection to another one, which was killed or "
-                f"whose machine is gone ({str(error).splitlines()[0]})"
+        who = f"process {self.rank} of {self.size}"
+        if is_lost:
+            told = (
+                f"{who} lost the connection to another one, which was killed or whose machine is gone "
+                f"({str(error).splitlines()[0]})"
             )
-        elif isinstance(error, UserError):
-            message = f"error: {error}"
         if is_first:
-            print(message, file=sys.stderr, flush=True)
+            print(f"error: {told or f'{who}: {unforeseen(error)}'}", file=sys.stderr, flush=True)
         os._exit(code)
 
 

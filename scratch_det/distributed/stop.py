@@ -59,8 +59,8 @@ class StopFlag:
                 os._exit(128 + number)
 
 
-class Stopped(Exception):
-    """The run ended because it was asked to; ``exit_code`` is 75, or 130 after Ctrl-C."""
+class Stopped(BaseException):
+    """The run ended because it was asked to, which is no error; ``exit_code`` is 75, or 130 after Ctrl-C."""
 
     def __init__(self, flag: StopFlag):
         super().__init__(f"stopped by {flag.signal.name}" if flag.signal else "stopped together with another process")
