@@ -221,7 +221,7 @@ def _are_suspect(
 
 def _read_slowly(path: Path, data: bytes) -> Checked:
     """Every entry is judged, and converted where a run can use it. Raises DataError as ``read_json``."""
-    content = _load(path, data)
+    content = load_json(path, data)
     images, annotations, categories = (content[name] for name in FIELDS)
     counts = len(images), len(categories)
     if not all(counts):
@@ -234,7 +234,8 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     return Checked(counts, problems, sound, categories, parts)
 
 
-def _load(path: Path, data: bytes) -> dict[str, list[Any]]:
+def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
+    """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not."""
     try:
         content = json.loads(data.decode(json.detect_encoding(data)))
     except json.JSONDecodeError as error:

@@ -1,0 +1,293 @@
+"""Repairs of a COCO json. REPAIRS lists them in their order; each changes the plain json in memory. Needs no torch."""
+
+import struct
+from ast import literal_eval
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, mask_fault
+from scratch_det.data.file_names import other_spellings
+from scratch_det.data.image import decode_masks, encode_masks
+
+Content = dict[str, Any]
+Sizes = dict[Any, Any]  # id of an image -> width, height
+SIDES = ("width", "height")
+REFERENCES = {"images": "image_id", "annotations": "", "categories": "category_id"}
+NUMBERS = [
+    *((section, "id") for section in REFERENCES), *(("images", side) for side in SIDES),
+    *(("annotations", key) for key in REFERENCES.values() if key),
+]  # fmt: skip
+NO_CROWD = (None, 0, "", "0", "0.0", "false", "no", "none", "null")
+UPRIGHT = (False, False, False)
+TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
+    2: (True, False, False), 3: (True, True, False), 4: (False, True, False), 5: (False, False, True),
+    6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
+}  # fmt: skip
+
+
+class Wishes(NamedTuple):
+    """What the json alone does not tell.
+
+    root: the images' folder. exif: the objects were drawn on the images as "stored", or as "turned" by their EXIF tags;
+    empty where sizes and objects stay as they are. boxes_as_masks: an object without a mask that can be read gets its
+    box as mask. boxes_from_masks: every object with a mask gets the box around it.
+    """
+
+    root: Path
+    exif: str = ""
+    boxes_as_masks: bool = False
+    boxes_from_masks: bool = False
+
+
+Mend = Callable[[Content, Wishes], int]  # changes the content, and tells how many entries it has mended
+
+
+def repair(content: Content, wishes: Wishes) -> list[str]:
+    """Change the lists of a COCO json in place; a line for each kind of repair that had something to mend."""
+    done = ((mend(content, wishes), said) for said, mend in REPAIRS.items())
+    return [f"{number:,} {said}" for number, said in done if number]
+
+
+def _drop(content: Content, section: str, entries: Iterable[Any]) -> int:
+    dropped, before = set(map(id, entries)), content[section]
+    content[section] = [one for one in before if id(one) not in dropped]
+    return len(before) - len(content[section])
+
+
+def _drop_what_is_no_entry(content: Content, _: Wishes) -> int:
+    return sum(_drop(content, name, [one for one in content[name] if not isinstance(one, dict)]) for name in REFERENCES)
+
+
+def _drop_repeated_images(content: Content, _: Wishes) -> int:
+    first: dict[tuple[str, str], Record] = {}
+    keys = ((str(one.get("id")), str(one.get("file_name"))) for one in content["images"])
+    pairs = zip(keys, content["images"], strict=True)
+    return _drop(content, "images", [one for key, one in pairs if first.setdefault(key, one) is not one])
+
+
+def _merge_categories(content: Content, _: Wishes) -> int:
+    """The first of a name has the objects of all. One whose id is also that of another name stays."""
+    named = [(one.get("id"), str(one["name"]), one) for one in content["categories"] if "name" in one]
+    first = {name: one for _, name, one in reversed(named)}
+    names = Counter(number for number, _ in {pair[:2] for pair in named})
+    again = [(number, first[name], one) for number, name, one in named if first[name] is not one and names[number] == 1]
+    _refer(content, "category_id", {number: kept.get("id") for number, kept, _ in again})
+    return _drop(content, "categories", [one for *_, one in again])
+
+
+def _refer(content: Content, key: str, new: dict[Any, Any]) -> None:
+    for one in content["annotations"] if new else ():
+        if one.get(key) is not None:
+            one[key] = new.get(one[key], one[key])
+
+
+def _drop_orphans(content: Content, _: Wishes) -> int:
+    """Where no annotation has an image, the references are wrong, not the annotations: they stay."""
+    known = {one.get("id") for one in content["images"]} - {None}
+    orphans = [one for one in content["annotations"] if one.get("image_id") not in known]
+    return _drop(content, "annotations", orphans) if len(orphans) < len(content["annotations"]) else 0
+
+
+def _renumber(section: str, content: Content, _: Wishes) -> int:
+    """Ids that are missing, no numbers, negative or another entry's become free numbers, and references follow.
+
+    An id that several images or categories have, and objects refer to, stays: nobody can tell whose objects these are.
+    The order is that of the ids, so that the same categories get the same numbers in each json.
+    """
+    key = REFERENCES[section]
+    referred = {one.get(key) for one in content["annotations"]} - {None}
+    times = Counter(one.get("id") for one in content[section])
+    seen: set[Any] = set()
+    faulty = []
+    for one in content[section]:
+        number = one.get("id")
+        is_sound = type(number) is int and 0 <= number < 2**63 and number not in seen
+        seen.add(number)
+        if not is_sound and (times[number] == 1 or number not in referred):
+            faulty.append(one)
+    free = (number for number in count(1) if number not in seen and number not in referred)
+    new = {}
+    for one in sorted(faulty, key=lambda one: str(one.get("id"))):
+        new[one.get("id")] = one["id"] = next(free)
+    _refer(content, key, new)
+    return len(faulty)
+
+
+def _find_files(content: Content, wishes: Wishes) -> int:
+    names = (name for one in content["images"] if isinstance(name := one.get("file_name"), str))
+    found = other_spellings(wishes.root, names)
+    misspelt = [one for one in content["images"] if str(one.get("file_name")) in found]
+    for one in misspelt:
+        one["file_name"] = found[one["file_name"]]
+    return len(misspelt)
+
+
+def _settle_sizes(content: Content, wishes: Wishes) -> int:
+    changed, is_stored = 0, wishes.exif == "stored"
+    objects: dict[Any, list[Record]] = defaultdict(list)
+    for one in content["annotations"] if is_stored else ():
+        objects[one.get("image_id")].append(one)
+    for image in content["images"]:
+        before = image.get("width"), image.get("height")
+        is_known = all(map(VALUES[PIXELS], before))
+        with suppress(OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+            if is_known and not wishes.exif:
+                continue
+            with Image.open(wishes.root / str(image.get("file_name"))) as opened:
+                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation), UPRIGHT)
+            if is_known and size != before:
+                continue
+            for one in objects[image.get("id")] if any(turn) else ():
+                _turn(one, np.array(size), np.array(turn[:2]), swap=turn[2])
+            image["width"], image["height"] = upright = size[::-1] if turn[2] else size
+            changed += upright != before or (is_stored and any(turn))
+    return changed
+
+
+def _turn(one: Record, size: np.ndarray, mirror: np.ndarray, swap: bool) -> None:
+    """An object of a stored image of this size, to where it is in the upright one."""
+
+    def move(values: Any, pixel: int = 0) -> np.ndarray:
+        points = np.array(values, float).reshape(-1, 2)
+        return np.where(mirror, size - pixel - points, points)[:, :: -1 if swap else 1]
+
+    box, points = one.get("bbox", ()), one.get("keypoints", ())
+    if are_numbers(box, 4):
+        low, high = np.sort(move([box[0], box[1], box[0] + box[2], box[1] + box[3]]), axis=0)
+        one["bbox"] = [*low.tolist(), *(high - low).tolist()]
+    if are_numbers(points) and len(points) % 3 == 0:  # x and y are indices of pixels
+        table = np.array(points, float).reshape(-1, 3)
+        table[:, :2] = np.where(table[:, 2:] > 0, move(table[:, :2], pixel=1), table[:, :2])
+        one["keypoints"] = table.ravel().tolist()
+    if isinstance(mask := _readable(one, {one["image_id"]: size.tolist()}), list):
+        one["segmentation"] = [move(polygon).ravel().tolist() for polygon in mask]
+    elif mask:
+        step_x, step_y = np.where(mirror, -1, 1)
+        pixels = decode_masks([mask], *mask["size"])[:, ::step_y, ::step_x]
+        [one["segmentation"]] = encode_masks(pixels.transpose(0, 2, 1) if swap else pixels)
+
+
+def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:
+    """Every value of these fields (section, key) becomes ``mend(value, its entry, sizes of the images, wishes)``."""
+
+    def mend_all(content: Content, wishes: Wishes) -> int:
+        known = [one for one in content["images"] if all(VALUES[PIXELS](one.get(key)) for key in ("id", *SIDES))]
+        sizes = {one["id"]: (one["width"], one["height"]) for one in known}
+        changed = 0
+        for one, key in ((one, key) for section, key in fields for one in content[section]):
+            if (value := mend(before := one.get(key), one, sizes, wishes)) is not before:
+                one[key] = value
+                changed += 1
+        return changed
+
+    return mend_all
+
+
+def _whole(value: Any, *_: Any) -> Any:
+    """The whole number that a float or a text such as "12" stands for; a list counts as missing, others are kept."""
+    if isinstance(value, list | dict):
+        return None
+    if isinstance(value, str):  # "007" is a name
+        return int(value) if value.isdecimal() and str(int(value)) == value else value
+    return int(value) if isinstance(value, float | bool) and value % 1 == 0 else value
+
+
+def _nested(mask: Any, *_: Any) -> Any:
+    if isinstance(mask, list) and mask and (not isinstance(mask[0], list) or len(mask[0]) == 2):
+        if are_numbers(mask):
+            return [mask]
+        if all(are_numbers(point, 2) for point in mask):
+            return [list(chain(*mask))]
+    return mask
+
+
+def _without_short_polygons(mask: Any, *_: Any) -> Any:
+    kept = [one for one in mask if not isinstance(one, list) or len(one) >= 6] if isinstance(mask, list) else mask
+    return kept if kept != mask else mask
+
+
+def _decoded(mask: Any, *_: Any) -> Any:
+    """Counts are Python's text of bytes, or counts or size have floats or text."""
+    if not isinstance(mask, dict):
+        return mask
+    new = {**mask}
+    for key, value in mask.items():
+        if isinstance(value, list):
+            new[key] = list(map(_whole, value))
+        elif isinstance(value, str) and value[:2] in ("b'", 'b"'):
+            with suppress(ValueError, SyntaxError):
+                new[key] = literal_eval(value).decode()
+    return new if repr(new) != repr(mask) else mask
+
+
+def _crowd(value: Any, *_: Any) -> int:
+    if type(value) is int and value in (0, 1):
+        return value
+    return int((value.strip().lower() if isinstance(value, str) else value) not in NO_CROWD)
+
+
+def _has_area(box: Any) -> bool:
+    return are_numbers(box, 4) and min(box[2:]) > 0
+
+
+def _readable(one: Record, sizes: Sizes) -> Any:
+    """The segmentation; None where it cannot be read."""
+    mask, size = one.get("segmentation"), sizes.get(one.get("image_id"), UNKNOWN_SIZE)
+    return mask if mask_fault(mask, *size) in (None, "flat polygon") else None
+
+
+def _box_of_mask(box: Any, one: Record, sizes: Sizes, wishes: Wishes) -> Any:
+    if (_has_area(box) and not wishes.boxes_from_masks) or not (mask := _readable(one, sizes)):
+        return box
+    if isinstance(mask, list):
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
+    else:
+        pixels = np.argwhere(decode_masks([mask], *mask["size"])[0])[:, ::-1]
+        points = np.concatenate([pixels, pixels + 1, np.empty((0, 2), int)])
+    low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 2))
+    found = [*low.tolist(), *(high - low).tolist()]
+    return found if min(found[2:]) > 0 and found != box else box
+
+
+def _mask_of_box(mask: Any, one: Record, sizes: Sizes, wishes: Wishes) -> Any:
+    if not wishes.boxes_as_masks or not _has_area(one.get("bbox")) or _readable(one, sizes):
+        return mask
+    x, y, w, h = one["bbox"]
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def _drop_empty(content: Content, _: Wishes) -> int:
+    def is_empty(one: Record) -> bool:
+        box = one.get("bbox")
+        return not (one.get("iscrowd") or _has_area(box) or (box and not are_numbers(box, 4)))
+
+    return _drop(content, "annotations", filter(is_empty, content["annotations"]))
+
+
+MASK = ("annotations", "segmentation")
+REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
+    "entries that are no json objects: dropped": _drop_what_is_no_entry,
+    "ids, widths and heights as text or floats: made whole numbers": _each(_whole, *NUMBERS),
+    "images listed twice (same id and file_name): dropped": _drop_repeated_images,
+    "categories of a name that another has: merged into the first of that name": _merge_categories,
+    "annotations of images that are not listed: dropped": _drop_orphans,
+    **{f"{section} with an id that is missing, text, negative or another's: renumbered": partial(_renumber, section)
+       for section in REFERENCES},
+    "images whose file_name is spelt otherwise on disk: renamed in the json": _find_files,
+    "images without a size in pixels, or with --exif of the stored size: made that of the upright file": _settle_sizes,
+    "annotations with a flat polygon, or one of points [x, y]: made [[x, y, ...]]": _each(_nested, MASK),
+    "annotations with polygons of under 3 points: these left out": _each(_without_short_polygons, MASK),
+    "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
+    "annotations with iscrowd missing or neither 0 nor 1: made 0 or 1": _each(_crowd, ("annotations", "iscrowd")),
+    "annotations whose box is not that around the mask: made so": _each(_box_of_mask, ("annotations", "bbox")),
+    "annotations without a mask that can be read: their box made the mask": _each(_mask_of_box, MASK),
+    "annotations without a box of an area: dropped": _drop_empty,
+}  # fmt: skip

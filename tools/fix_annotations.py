@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Write a repaired copy of a COCO json beside it, NAME_fixed: ids, sizes, file names, polygons, crowds, categories.
+
+    python tools/fix_annotations.py my_train
+    python tools/fix_annotations.py path/to/train.json --images path/to/train --dry-run
+    python tools/fix_annotations.py my_train --exif turned --boxes-as-masks
+
+The json itself stays as it is. A data set of the catalog gets an entry for its copy there. The copy is then read as for
+a run. Exit code 0: it reads without errors, or nothing was to be mended; 2: errors are left, or a user error.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+
+import msgspec
+
+from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, enter, lookup
+from scratch_det.data.checks import explain
+from scratch_det.data.coco import inspect_coco
+from scratch_det.data.coco_json import load_json
+from scratch_det.data.repair import Wishes, repair
+from scratch_det.errors import DataError
+from scratch_det.files import gc_paused, write_atomically
+
+CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
+    DATASETS.TRAIN "('{0}',)" DATASETS.TEST "('{0}',)" OUTPUT_DIR output/{0}"""
+
+
+def build_parser() -> ToolParser:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("source", metavar="NAME|FILE", help="a data set of the catalog, or a COCO json")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of FILE (the folder that it lies in)")
+    parser.add_argument("--dry-run", action="store_true", help="only count what would be mended")
+    parser.add_argument("--force", action="store_true", help="replace a copy that is there")
+    drawn = "images that their EXIF tag turns: were the objects drawn on them as turned, or as stored in the file?"
+    parser.add_argument("--exif", choices=("turned", "stored"), default="", help=drawn)
+    parser.add_argument("--boxes-as-masks", action="store_true", help="objects without a mask get their box as mask")
+    parser.add_argument("--boxes-from-masks", action="store_true", help="all boxes are computed from the masks")
+    return parser
+
+
+def find(source: str, images: Path | None) -> tuple[DatasetEntry, bool]:
+    """The data set, and whether a catalog has it."""
+    entries, file = catalog_entries(), Path(source)
+    if source not in entries and file.is_file():
+        if images or not (names := [name for name, (fields, _) in entries.items() if _is_of(fields, file)]):
+            return DatasetEntry(file.stem, file, images or file.parent), False
+        source = names[0]
+    if images:
+        raise DataError(f"--images {images} is for a FILE; the catalog tells where the images of {source} are")
+    return lookup(source), True
+
+
+def _is_of(fields: object, file: Path) -> bool:
+    return isinstance(fields, dict) and (datasets_root() / str(fields.get("json"))).resolve() == file.resolve()
+
+
+def encode(content: object) -> bytes:
+    with suppress(OverflowError, UnicodeError):  # integers above 2^64, halves of surrogate pairs
+        return msgspec.json.encode(content)  # COCO in 2 s
+    return json.dumps(content).encode()
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    with exit_on_user_error():
+        entry, is_listed = find(args.source, args.images)
+        name, path = f"{entry.name}_fixed", entry.json_file.with_name(f"{entry.json_file.stem}_fixed.json")
+        if path.exists() and not (args.force or args.dry_run):
+            raise DataError(f"{path} exists; --force replaces it")
+        with gc_paused():
+            content = load_json(entry.json_file, entry.json_file.read_bytes())
+            wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks)
+            done = repair(content, wishes)
+            has_masks = any(one.get("segmentation") for one in content["annotations"])
+            has_keypoints = any(one.get("keypoints") for one in content["categories"])
+            text = encode(content) if done and not args.dry_run else b""
+            del content
+        print(*done or [f"{entry.json_file}: nothing is to be mended"], sep="\n")
+        if args.dry_run:
+            return
+        if done:
+            write_atomically(path, text)
+            if is_listed:
+                enter(name, entry.name, path)
+            entry = replace(entry, name=name, json_file=path)
+            print(f"written: {path}" + (f", {name} in {datasets_root() / 'catalog.yaml'}" if is_listed else ""))
+        left = [replace(one, mended=False) for one in inspect_coco(entry, has_masks, has_keypoints)[1]]
+        if any(one.severity == "error" for one in left):
+            raise DataError(f"what is left, in {explain(entry.json_file, left, most_lines=12)}")
+        print(f"{entry.json_file} reads without errors")
+        if is_listed:
+            print("next:", CHECK.format(entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
+        else:
+            line = f"{entry.name}: {{json: {entry.json_file.resolve()}, images: {entry.image_root.resolve()}}}"
+            print(f"next: echo {quote(line)} >> {datasets_root() / 'catalog.yaml'}")
+
+
+if __name__ == "__main__":
+    main()
