@@ -142,7 +142,7 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
             if is_known and not wishes.exif:
                 continue
             with Image.open(wishes.root / str(image.get("file_name"))) as opened:
-                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation), UPRIGHT)
+                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
             if is_known and size != before:
                 continue
             for one in objects[image.get("id")] if any(turn) else ():
