@@ -9,20 +9,16 @@ The json itself stays as it is. A data set of the catalog gets an entry for its 
 a run. Exit code 0: it reads without errors, or nothing was to be mended; 2: errors are left, or a user error.
 """
 
-import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-
-import msgspec
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, enter, lookup
 from scratch_det.data.checks import explain
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import load_json
-from scratch_det.data.repair import Wishes, repair
+from scratch_det.data.repair import Wishes, encode, repair
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused, write_atomically
 
@@ -57,12 +53,6 @@ def find(source: str, images: Path | None) -> tuple[DatasetEntry, bool]:
 
 def _is_of(fields: object, file: Path) -> bool:
     return isinstance(fields, dict) and (datasets_root() / str(fields.get("json"))).resolve() == file.resolve()
-
-
-def encode(content: object) -> bytes:
-    with suppress(OverflowError, UnicodeError):  # integers above 2^64, halves of surrogate pairs
-        return msgspec.json.encode(content)  # COCO in 2 s
-    return json.dumps(content).encode()
 
 
 def main() -> None:

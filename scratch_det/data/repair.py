@@ -1,5 +1,6 @@
 """Repairs of a COCO json. REPAIRS lists them in their order; each changes the plain json in memory. Needs no torch."""
 
+import json
 import struct
 from ast import literal_eval
 from collections import Counter, defaultdict
@@ -10,6 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from PIL import ExifTags, Image
 
@@ -54,6 +56,13 @@ def repair(content: Content, wishes: Wishes) -> list[str]:
     """Change the lists of a COCO json in place; a line for each kind of repair that had something to mend."""
     done = ((mend(content, wishes), said) for said, mend in REPAIRS.items())
     return [f"{number:,} {said}" for number, said in done if number]
+
+
+def encode(content: Content) -> bytes:
+    """The content as a json file."""
+    with suppress(OverflowError, UnicodeError):  # integers above 2^64, halves of surrogate pairs
+        return msgspec.json.encode(content)  # COCO in 2 s
+    return json.dumps(content).encode()
 
 
 def _drop(content: Content, section: str, entries: Iterable[Any]) -> int:
