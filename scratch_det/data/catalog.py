@@ -25,6 +25,7 @@ MAKERS = {  # how a name begins -> the tool that makes such a data set
     "coco_2017_train_": "prepare_coco_subsets.py",
     "voc_": "prepare_voc.py {name}",
 }
+SWITCHES = ("drop_empty_boxes", "paths_outside")  # fields of an entry that are true or false
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
@@ -35,6 +36,7 @@ class DatasetEntry:
 
     drop_empty_boxes: boxes without width or height are left out of training instead of being an error.
     ap: one of VOC_AP, or None for COCO's AP.
+    paths_outside: names of image files may be absolute or have "..", and so lead out of ``image_root``.
     """
 
     name: str
@@ -42,6 +44,7 @@ class DatasetEntry:
     image_root: Path
     drop_empty_boxes: bool = False
     ap: str | None = None
+    paths_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,13 @@ def lookup(name: str) -> DatasetEntry:
 
         if entry := entry_of(name):
             return entry
-    fields, catalog, [json_file, images] = _find(name, {"json": "PATH", "images": "FOLDER"}, ("ap", "drop_empty_boxes"))
+    fields, catalog, [json_file, images] = _find(name, {"json": "PATH", "images": "FOLDER"}, ("ap", *SWITCHES))
     if (ap := fields.get("ap")) not in (None, *VOC_AP):
         raise DataError(
             f"{catalog}: entry '{name}' has ap {ap!r}; expected {' or '.join(VOC_AP)}, or no such field for COCO's AP"
             f"{did_you_mean(str(ap), list(VOC_AP))}"
         )
-    return DatasetEntry(name, json_file, images, bool(fields.get("drop_empty_boxes")), ap)
+    return DatasetEntry(name, json_file, images, ap=ap, **{key: bool(fields.get(key)) for key in SWITCHES})
 
 
 def lookup_folder(name: str) -> FolderEntry:

@@ -3,6 +3,7 @@
 CHECKS lists every kind of problem of such a file; ``find_problems`` finds the offenders of each.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from scratch_det.errors import Severity, listed
 Record = dict[str, Any]  # an entry of the json
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
 ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less
-MOST_SHOWN = 5
+MOST_SHOWN, MOST_LETTERS = 5, 40
+LEAST_IOU = 0.5  # of a box and its mask's; in sound files none of 6,488 is below
 MASKS, KEYPOINTS, EMPTY_BOXES = "masks", "keypoints", "empty boxes"  # what a run needs, or does not accept
 UNKNOWN_SIZE = (math.inf, math.inf)
 WHOLE = "a whole number"
@@ -76,10 +78,10 @@ class Problem:
 fatal, notice = partial(Problem, "error"), partial(Problem, "notice")
 mended = partial(fatal, mended=True)
 CHECKS = {  # in the order in which problems are reported
-    **{f"{section} fields": mended(f"{section} without one of {', '.join(fields)}")
+    **{f"{section} fields": mended(f"{section} without one of {', '.join(fields)}", shown="{id} (no {missing})")
        for section, fields in FIELDS.items()},
     **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == WHOLE else "",
-                                  mended=value != TEXT)
+                                  "{found}" if name == "id" else f"{{id}} ({name} {{found}})", mended=value != TEXT)
        for section, fields in FIELDS.items() for name, value in fields.items() if value != ANYTHING},
     **{f"{section} twice": mended(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
     "image_id": mended("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
@@ -116,6 +118,15 @@ CHECKS = {  # in the order in which problems are reported
         "AP of small, medium and large objects goes by it; a missing one counts as the box's"),
     "iscrowd": notice("annotations whose iscrowd is missing or neither 0 nor 1",
         "a missing one counts as 0, any other as 1"),
+    # of a whole json, see data/plausible.py
+    "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected"),
+    "corners": notice("annotations with a box that fits its image as x0, y0, x1, y1, and sticks out as x, y, width, "
+        "height"),
+    "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})"),
+    "large area": notice("annotations with an area larger than that of their box"),
+    "crowds": notice("annotations that are crowds (iscrowd 1), most of all: crowds are not trained on"),
+    "one name": notice("categories with the name of another", shown="{id} ({name})"),
+    "no annotation": notice("categories without an annotation", shown="{id} ({name})"),
 }  # fmt: skip
 
 
@@ -176,14 +187,22 @@ def _sound_entries(section: str, entries: Iterable[Any], found: dict[str, Proble
     seen, fields = set(), FIELDS[section]
     for place, one in enumerate(entries):
         if not isinstance(one, dict) or not fields.keys() <= one.keys():
-            found[f"{section} fields"].add({"id": f"(entry {place})"} | (one if isinstance(one, dict) else {}))
+            own = one if isinstance(one, dict) else {}
+            missing = ", ".join(field for field in fields if field not in own)
+            found[f"{section} fields"].add({"id": f"(entry {place})"} | own | {"missing": missing})
         elif wrong := next((field for field, value in fields.items() if not VALUES[value](one[field])), None):
-            found[f"{section} {wrong}"].add(one)
+            found[f"{section} {wrong}"].add(one | {"found": _as_found(one[wrong])})
         else:
             if one["id"] in seen:
                 found[f"{section} twice"].add(one)
             seen.add(one["id"])
             yield one
+
+
+def _as_found(value: Any) -> str:
+    """A value of the json, so that text differs from a number."""
+    text = f"'{value}' (text)" if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}..."
 
 
 def _count_keypoints(categories: list[Record], found: dict[str, Problem]) -> int:

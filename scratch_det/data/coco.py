@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,8 +12,9 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, Problem, explain
+from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, Problem, explain, fatal
 from scratch_det.data.coco_json import NONE, Arrays, read_json
+from scratch_det.data.file_names import is_outside, other_spellings
 from scratch_det.data.packed import load
 from scratch_det.errors import DataError
 
@@ -143,12 +144,16 @@ class CocoDataset:
         }
 
 
-def needed_for_training(cfg: CfgNode) -> str:
-    """What an image needs so that ``training_images`` names it, in words for a message."""
-    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+def nothing_to_train_on(cfg: CfgNode, datasets: Sequence[CocoDataset]) -> str:
+    """The message where ``training_images`` names no image of these."""
+    least, images = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE, sum(len(data.images) for data in datasets)
+    is_crowd = np.concatenate([data.arrays["iscrowd"] for data in datasets])
+    needed = "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
     if cfg.MODEL.KEYPOINT_ON and least > 0:
-        return f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
-    return "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+        needed = f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
+    crowds = f"\n  {is_crowd.sum()} of {len(is_crowd)} annotations are crowds (iscrowd 1)" if is_crowd.any() else ""
+    json_file = datasets[0].entry.json_file
+    return f"{json_file}: data set is empty for training: none of its {images} images has {needed}{crowds}"
 
 
 def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
@@ -174,7 +179,7 @@ def inspect_coco(
         return None, [Problem("error", f"data set '{entry.name}' is empty: {counts}")]
     concerned = {"": True, MASKS: need_masks, KEYPOINTS: need_keypoints, EMPTY_BOXES: not entry.drop_empty_boxes}
     problems = [one for fields in header["problems"] if concerned[(one := Problem(**fields)).only]]
-    problems += _missing_files(entry, arrays)
+    problems += _missing_files(entry, Images(arrays))
     if fault:
         problems.append(
             Problem("notice", f"each start reads the whole json, as its packed form cannot be kept: {fault}")
@@ -186,15 +191,25 @@ def inspect_coco(
     return CocoDataset(entry, header["categories"], arrays, header["digest"], *points), problems
 
 
-def _missing_files(entry: DatasetEntry, arrays: Arrays) -> Iterator[Problem]:
-    """The images that are not on disk."""
-    root, images = entry.image_root, Images(arrays)
-    names = images.names()
+def _missing_files(entry: DatasetEntry, images: Images) -> list[Problem]:
+    """The images that are not on disk, or not where they may be."""
+    root, names = entry.image_root, images.names()
     # without subfolders one listing answers for all
     files = {name for name in names if (root / name).is_file()} if "/" in "".join(names) else set(os.listdir(root))
-    if missing := [k for k, name in enumerate(names) if name not in files]:
-        problem = Problem("error", f"images that are not in {root}", "complete the folder", "{id} ({file_name})")
-        yield problem.add(*(images[k] for k in missing))
+    outside = set() if entry.paths_outside else {name for name in names if is_outside(root, name)}
+    missing = [images[k] for k, name in enumerate(names) if name not in files or name in outside]
+    found = other_spellings(root, names) if missing else {}
+    spelled = [one | {"found": found[one["file_name"]]} for one in missing if one["file_name"] in found]
+    led_out = [one for one in missing if one["file_name"] in outside - found.keys()]
+    absent = [one for one in missing if one["file_name"] not in outside | found.keys()]
+    problems = [
+        fatal(f"images whose file_name is spelled in another way in {root}", "", "{id} ({file_name} is {found})",
+              mended=True).add(*spelled),
+        fatal(f"images that an absolute file_name or '..' leads out of {root}", "correct the names, or set "
+              "'paths_outside: true' in the data set's catalog entry", "{id} ({file_name})").add(*led_out),
+        fatal(f"images that are not in {root}", "complete the folder", "{id} ({file_name})").add(*absent),
+    ]  # fmt: skip
+    return [one for one in problems if one.count]
 
 
 def flip_indices_of(category: dict[str, Any]) -> tuple[int, ...] | None:

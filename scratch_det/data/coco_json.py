@@ -43,6 +43,7 @@ from scratch_det.data.checks import (
     mask_fault,
 )  # fmt: skip
 from scratch_det.data.forked import map_forked
+from scratch_det.data.plausible import find_notices
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
 
@@ -105,11 +106,15 @@ class Content(msgspec.Struct, gc=False):
 
 
 class Checked(NamedTuple):
-    """A json that was read: ``sound`` are the images that can be used, ``parts`` the columns of each chunk."""
+    """A json that was read: ``sound`` are the images that can be used, ``parts`` the columns of each chunk.
+
+    ids: of the annotations.
+    """
 
     counts: tuple[int, int]
     problems: list[Problem]
     sound: list[Record]
+    ids: Sequence[Any]
     categories: list[Any]
     parts: list[Arrays]
 
@@ -123,7 +128,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     with gc_paused():
-        counts, problems, sound, categories, parts = _read_quickly(data) or _read_slowly(path, data)
+        counts, problems, sound, ids, categories, parts = _read_quickly(data) or _read_slowly(path, data)
     del data  # before the arrays are copied together
     names = [image["file_name"].encode("utf-8", "surrogatepass") for image in sound]
     arrays: Arrays = {
@@ -134,6 +139,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
     if all(counts) and _some_run_can_use_it(problems):
         categories.sort(key=lambda category: category["id"])
         arrays |= _annotations(parts, arrays["image_id"], np.array([one["id"] for one in categories], np.int64))
+        problems += find_notices(arrays, ids, categories)
     header = {"problems": [asdict(one) for one in problems], "categories": categories, "counts": counts}
     return {"digest": digest, **header}, arrays
 
@@ -163,17 +169,16 @@ def _read_quickly(data: bytes) -> Checked | None:
 
         judged = map_forked(judge, range(0, len(content.annotations), CHUNK), LEAST)
         parts, doubted = map(list, zip(*judged, strict=True)) if content.annotations else ([], [])
-        if parts:
-            ids = np.concatenate([part["id"] for part in parts])
-            order = ids.argsort(kind="stable")
-            again = np.flatnonzero(np.diff(ids[order]) == 0)
-            doubted += [order[again], order[again + 1]]
+        ids = np.concatenate([np.empty(0, int), *(part["id"] for part in parts)])
+        order = ids.argsort(kind="stable")
+        again = np.flatnonzero(np.diff(ids[order]) == 0)
+        doubted += [order[again], order[again + 1]]
         suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
         entries = (msgspec.json.decode(content.annotations[k]) for k in suspects)
         problems, sound = find_problems(content.images, content.categories, entries)
     except (msgspec.MsgspecError, OverflowError, UnicodeError):  # in fields that nobody reads, too
         return None
-    return Checked((len(content.images), len(content.categories)), problems, sound, content.categories, parts)
+    return Checked((len(content.images), len(content.categories)), problems, sound, ids, content.categories, parts)
 
 
 def _are_suspect(
@@ -225,13 +230,13 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     images, annotations, categories = (content[name] for name in FIELDS)
     counts = len(images), len(categories)
     if not all(counts):
-        return Checked(counts, [], [], [], [])
+        return Checked(counts, [], [], [], [], [])
     problems, sound = find_problems(images, categories, annotations)
     if not _some_run_can_use_it(problems):
-        return Checked(counts, problems, sound, [], [])
+        return Checked(counts, problems, sound, [], [], [])
     parts = [_columns(list(map(_converted, annotations[k : k + CHUNK]))) for k in range(0, len(annotations), CHUNK)]
     categories = [{name: one[name] for name in Category.__annotations__ if name in one} for one in categories]
-    return Checked(counts, problems, sound, categories, parts)
+    return Checked(counts, problems, sound, [one["id"] for one in annotations], categories, parts)
 
 
 def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:

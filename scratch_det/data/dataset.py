@@ -23,7 +23,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
-from scratch_det.data.coco import CocoDataset, needed_for_training
+from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
@@ -117,13 +117,9 @@ class TrainingSet(SampleSet):
         self.usable = np.concatenate(
             [np.stack([np.full_like(of_one, k), of_one], 1) for k, of_one in enumerate(chosen)]
         )
-        every = sum(len(data.images) for data in datasets)
         if not len(self):
-            raise DataError(
-                f"{datasets[0].entry.json_file}: data set is empty for training: none of its {every} images has "
-                f"{needed_for_training(cfg)}"
-            )
-        self.num_dropped = every - len(self)
+            raise DataError(nothing_to_train_on(cfg, datasets))
+        self.num_dropped = sum(len(data.images) for data in datasets) - len(self)
         portrait = np.concatenate([data.arrays["height"][of_one] > data.arrays["width"][of_one]
                                    for data, of_one in zip(datasets, chosen, strict=True)])  # fmt: skip
         self.stream = Stream(cfg.SEED, len(self), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)

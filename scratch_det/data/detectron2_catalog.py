@@ -63,7 +63,7 @@ def entry_of(name: str) -> DatasetEntry | None:
     if file and images is not None:
         if not Path(file).is_file():
             raise DataError(f"{where}: {file} is missing; correct its path")
-        return DatasetEntry(name, Path(file), Path(images))
+        return DatasetEntry(name, Path(file), Path(images), paths_outside=not images)
     try:
         content = convert_to_coco_dict(name)
     except Exception as error:  # of anybody's function: detectron2's own raise FileNotFoundError without their files
@@ -81,4 +81,4 @@ def entry_of(name: str) -> DatasetEntry | None:
     with locked(path.with_suffix(".lock")):  # all ranks get here at the same time
         if not path.is_file():
             write_atomically(path, text)
-    return DatasetEntry(name, path, Path())
+    return DatasetEntry(name, path, Path(), paths_outside=True)

@@ -20,6 +20,7 @@ from scratch_det.errors import DataError
 from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 
+FORMATS_OF_16_BIT = ("PNG", "PPM")  # whose grey images Pillow may open as 32 bits, in mode I
 CHUNK = 32  # images that a process takes at a time
 State = list[int]  # size of a file in bytes, time of its last change in ns; width and height in the json, pixels
 
@@ -27,13 +28,23 @@ State = list[int]  # size of a file in bytes, time of its last change in ns; wid
 def read_image(path: Path, width: int | None = None, height: int | None = None, order: str = "RGB") -> np.ndarray:
     """Decode one image to uint8 [H, W, 3] with channels in ``order``, RGB or BGR, rotated as its EXIF tag says.
 
-    Raises DataError when the file is missing, truncated or no image, or when its size is not ``width`` x ``height``
-    (if these are given).
+    Of 16 bits the upper 8 are kept, of grey images as Pillow does it of coloured ones. Raises DataError when the file
+    is missing, truncated or no image, when its values have no range (floats, 32 bits), or when its size is not
+    ``width`` x ``height`` (if these are given).
     """
     try:
         with Image.open(path) as opened:
+            stored, mode, is_16_bit = opened.size, opened.mode, opened.format in FORMATS_OF_16_BIT
             ImageOps.exif_transpose(opened, in_place=True)
-            upright = opened if opened.mode == "RGB" else opened.convert("RGB")
+            if mode.startswith("I;16") or (mode == "I" and is_16_bit):
+                upright = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
+            elif mode in ("I", "F"):
+                raise DataError(
+                    f"{path}: floats or 32 bits a pixel (mode {mode}): which values are black and white is not known; "
+                    "save it with 8 or 16 bits"
+                )
+            else:
+                upright = opened if mode == "RGB" else opened.convert("RGB")
             data = bytearray(upright.tobytes("raw", order))  # writable
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
@@ -41,8 +52,14 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or leave the image out") from None
     if (width or height) and image.shape[:2] != (height, width):
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        if stored == (width, height):
+            raise DataError(
+                f"{path}: stored {width} x {height} px as the json says, its EXIF tag turns it to {found}: on which "
+                "were the boxes drawn? tools/fix_annotations.py corrects the json in both cases"
+            )
         raise DataError(
-            f"{path}: image is {image.shape[1]} x {image.shape[0]} px, the json says {width} x {height}; "
+            f"{path}: image is {found} px, the json says {width} x {height}; "
             "correct width and height in the json, or replace the file"
         )
     return image

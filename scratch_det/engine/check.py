@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
-from scratch_det.data.coco import CocoDataset, needed_for_training
+from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
@@ -67,7 +67,7 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
     with report.section("schedule") as section:
         section.add(learning_rate_line(plan.cfg, images), training_images=images)
         if plan.training and not images:
-            section.problem("error", f"no training image has {needed_for_training(plan.cfg)}")
+            section.problem("error", nothing_to_train_on(plan.cfg, plan.training))
     if plan.training:
         with report.section("memory") as section:
             check_memory(section, plan, world, available)

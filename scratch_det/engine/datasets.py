@@ -50,9 +50,10 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
     entry = lookup(name)
     data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
-        facts = {"images": len(data.images), "objects": len(data.arrays["label"]), "classes": len(data.classes)}
+        objects, crowds = len(data.arrays["label"]), int(data.arrays["iscrowd"].sum())
+        facts = {"images": len(data.images), "objects": objects, "crowds": crowds, "classes": len(data.classes)}
         section.add(
-            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items())}; "
+            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items() if crowds or what != 'crowds')}; "
             f"{entry.json_file} (sha256 {data.digest[:12]})",
             **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
         )

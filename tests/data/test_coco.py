@@ -35,10 +35,24 @@ class TestCoco:
 
     def test_files_in_subfolders(self, coco_factory):
         path = coco_factory(change=lambda c: c["images"][0].update(file_name="sub/1.jpg"))
-        assert "1 images that are not in" in rejection(read_toy)
+        message = rejection(read_toy)
+        assert f"1 images whose file_name is spelled in another way in {path.parent / 'images'}" in message
+        assert "id 1 (sub/1.jpg is 1.jpg)\n  python tools/fix_annotations.py " in message
         (path.parent / "images" / "sub").mkdir()
         (path.parent / "images" / "1.jpg").rename(path.parent / "images" / "sub" / "1.jpg")
         assert len(read_toy().images) == 4
+
+    @pytest.mark.parametrize("name", ["../other.jpg", "/etc/other.jpg"])
+    def test_files_outside(self, coco_factory, datasets_root, name):
+        path = coco_factory(change=lambda c: c["images"][0].update(file_name=name))
+        (path.parent / "images" / "1.jpg").rename(path.parent / "other.jpg")
+        assert f"leads out of {path.parent / 'images'}: id 1 ({name})" in rejection(read_toy)
+        catalog = datasets_root / "catalog.yaml"
+        catalog.write_text(catalog.read_text() + "  paths_outside: true\n")
+        if name.startswith("/"):
+            assert f"that are not in {path.parent / 'images'}: id 1 ({name})" in rejection(read_toy)
+        else:
+            assert len(read_toy().images) == 4
 
     def test_digest_is_of_the_bytes(self, coco_factory):
         path = coco_factory()

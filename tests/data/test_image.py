@@ -57,6 +57,22 @@ class TestImages:
     def test_other_colour_modes(self, tmp_path, mode):
         assert read_image(self.save(tmp_path / "a.jpg", mode), 60, 40).shape == (40, 60, 3)
 
+    @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jp2", "a.pgm", "big_endian.tif"])
+    def test_of_16_bits_the_upper_8_are_kept(self, tmp_path, name):
+        values = np.linspace(0, 65535, 24).reshape(4, 6).astype(">u2" if "big" in name else np.uint16)
+        if name == "a.pgm":  # Pillow opens it in mode I
+            (tmp_path / name).write_bytes(b"P5 6 4 65535\n" + values.astype(">u2").tobytes())
+        else:
+            Image.fromarray(values).save(tmp_path / name)
+        image = read_image(tmp_path / name, 6, 4)
+        np.testing.assert_array_equal(image, np.stack([values // 256] * 3, axis=2))
+
+    @pytest.mark.parametrize(("dtype", "mode"), [(np.int32, "I"), (np.float32, "F")])
+    def test_values_without_a_range(self, tmp_path, dtype, mode):
+        Image.fromarray(np.ones((4, 6), dtype)).save(tmp_path / "a.tif")
+        message = rejection(read_image, tmp_path / "a.tif", 6, 4)
+        assert message.startswith(f"{tmp_path / 'a.tif'}: floats or 32 bits a pixel (mode {mode})")
+
     def test_exif_turns_the_image_upright(self, tmp_path):
         exif = Image.Exif()
         exif[EXIF_ORIENTATION] = 6  # stored lying; upright after a quarter turn clockwise
@@ -65,7 +81,9 @@ class TestImages:
         assert upright.shape == (60, 40, 3)
         assert upright[5, 20].astype(int).sum() > 300  # the left half is on top now
         assert upright[55, 20].astype(int).sum() < 60
-        assert "image is 40 x 60 px, the json says 60 x 40" in rejection(read_image, path, 60, 40)
+        message = rejection(read_image, path, 60, 40)
+        assert f"{path}: stored 60 x 40 px as the json says, its EXIF tag turns it to 40 x 60: on which were" in message
+        assert "image is 40 x 60 px, the json says 61 x 40" in rejection(read_image, path, 61, 40)
 
     def test_size_mismatch(self, tmp_path):
         path = self.save(tmp_path / "a.jpg")

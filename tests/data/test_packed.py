@@ -350,7 +350,7 @@ def test_numbers_that_arrays_cannot_hold(coco_factory, change) -> None:
 
 def test_an_image_wider_than_64_bits(coco_factory) -> None:
     coco_factory(change=lambda content: content["images"][0].update(width=2**70))
-    assert notices() == ["1 images whose width is not a whole number of pixels above 0: id 1"]
+    assert notices() == [f"1 images whose width is not a whole number of pixels above 0: id 1 (width {2**70})"]
 
 
 def test_half_a_surrogate_pair(coco_factory) -> None:

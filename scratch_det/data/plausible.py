@@ -1,0 +1,67 @@
+"""What a run can use but is likely a mistake: found in the arrays of a json, all at once. Needs no torch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from scratch_det.data.checks import CHECKS, LEAST_IOU, OVERHANG, Problem, Record
+
+Arrays = dict[str, np.ndarray]
+LEAST_CORNERS = (
+    0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
+)
+
+
+def find_notices(arrays: Arrays, ids: Sequence[object], categories: Sequence[Record]) -> list[Problem]:
+    """The notices of CHECKS on boxes, crowds and categories.
+
+    arrays: see ``data/coco_json.py``; ids: of the N annotations; categories: in the order of the labels.
+    """
+    names, objects = (
+        Counter(str(one["name"]) for one in categories),
+        np.bincount(arrays["label"], minlength=len(categories)),
+    )
+    offenders = {
+        **{key: [{"id": ids[k]} for k in np.flatnonzero(is_odd)] for key, is_odd in _odd_annotations(arrays).items()},
+        "one name": [one for one in categories if names[str(one["name"])] > 1],
+        "no annotation": [one for k, one in enumerate(categories) if len(ids) and not objects[k]],
+    }
+    return [replace(CHECKS[key], first=[]).add(*those) for key, those in offenders.items() if those]
+
+
+def _odd_annotations(arrays: Arrays) -> dict[str, np.ndarray]:
+    """bool [N] for each kind in CHECKS. A box is of the first kind that fits it only: one mistake is reported once."""
+    box, size = arrays["box"], np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"]]
+    low, sides, crowd = box[:, :2], box[:, 2:], arrays["iscrowd"]
+    high, has_area = low + sides, (sides > 0).all(1)
+    sticks_out = (high - size > OVERHANG).any(1)
+    fits_as_corners = (sides > low).all(1) & (sides - size <= OVERHANG).all(1)
+    is_of_corners = (fits_as_corners | ~has_area).all() and sticks_out.mean() > LEAST_CORNERS if len(box) else False
+    start, end = mask_extents(arrays)
+    shared = (np.minimum(high, end) - np.maximum(low, start)).clip(0).prod(1)
+    union = sides.prod(1) + (end - start).prod(1) - shared
+    is_off = np.maximum(abs(start - low), abs(end - high)).max(1, initial=0) > OVERHANG
+    kinds = {
+        "shares": has_area & (box <= 1).all(1) & (size > 1).all(1),
+        "corners": sticks_out & is_of_corners,
+        "box of mask": has_area & is_off & (shared < LEAST_IOU * union),
+        "large area": arrays["area"] > (sides + OVERHANG).prod(1),
+    }
+    taken = np.zeros(len(box), bool)
+    for is_odd in kinds.values():
+        is_odd &= ~taken
+        taken |= is_odd
+    return kinds | {"crowds": crowd & (2 * crowd.sum() > len(crowd))}
+
+
+def mask_extents(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """x y of the upper left and of the lower right corner of each mask, float [N, 2]; NaN where there is none."""
+    low, high = np.full((2, len(arrays["label"]), 2), np.nan)
+    at = arrays["polygon_at"][arrays["polygons_at"]]  # where the numbers of an object begin
+    if not (np.diff(arrays["polygon_at"]) % 2).any():
+        has = np.diff(at) > 0
+        corners, starts = arrays["polygon"].reshape(-1, 2), at[:-1][has] // 2
+        low[has], high[has] = (extreme.reduceat(corners, starts, axis=0) for extreme in (np.minimum, np.maximum))
+    return low, high
