@@ -132,7 +132,7 @@ class TestReport:
         assert done.code == 0
         names = re.findall(r"^(\w+) {2,}", done.out, re.MULTILINE)
         assert names == ["recipe", "batch", "output", "data", "schedule", "memory", "model", "disk", "images"]
-        assert "toy_train: 4 images, 7 objects, 3 classes" in done.out
+        assert "toy_train: 4 images, 7 objects, 1 crowds, 3 classes" in done.out
         assert "learning rate 0.01, end 2 (1.3 epochs)" in done.out
         assert "toy_val: 4 read now, 0 unchanged" in done.out
         assert f"{tmp_path / 'run'}/: config.yaml" in done.out
@@ -207,7 +207,7 @@ class TestReport:
         path = datasets_root / "toy_train" / "annotations.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
         [message] = self.errors(run)
-        assert "no training image has an object" in message
+        assert "none of its 4 images has an object" in message
         assert self.errors(run, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False) == []
 
     def test_a_full_disk(self, run, monkeypatch):
