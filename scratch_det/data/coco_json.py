@@ -114,7 +114,7 @@ class Checked(NamedTuple):
     counts: tuple[int, int]
     problems: list[Problem]
     sound: list[Record]
-    ids: Sequence[Any]
+    ids: list[Any]
     categories: list[Any]
     parts: list[Arrays]
 
@@ -178,7 +178,9 @@ def _read_quickly(data: bytes) -> Checked | None:
         problems, sound = find_problems(content.images, content.categories, entries)
     except (msgspec.MsgspecError, OverflowError, UnicodeError):  # in fields that nobody reads, too
         return None
-    return Checked((len(content.images), len(content.categories)), problems, sound, ids, content.categories, parts)
+    return Checked(
+        (len(content.images), len(content.categories)), problems, sound, ids.tolist(), content.categories, parts
+    )
 
 
 def _are_suspect(

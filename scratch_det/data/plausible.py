@@ -19,14 +19,13 @@ def find_notices(arrays: Arrays, ids: Sequence[object], categories: Sequence[Rec
 
     arrays: see ``data/coco_json.py``; ids: of the N annotations; categories: in the order of the labels.
     """
-    names, objects = (
-        Counter(str(one["name"]) for one in categories),
-        np.bincount(arrays["label"], minlength=len(categories)),
-    )
+    names = Counter(str(one["name"]) for one in categories)
+    objects = np.bincount(arrays["label"], minlength=len(categories))
+    odd = _odd_annotations(arrays).items()
     offenders = {
-        **{key: [{"id": ids[k]} for k in np.flatnonzero(is_odd)] for key, is_odd in _odd_annotations(arrays).items()},
+        **{key: [{"id": ids[k]} for k in np.flatnonzero(is_odd).tolist()] for key, is_odd in odd},
         "one name": [one for one in categories if names[str(one["name"])] > 1],
-        "no annotation": [one for k, one in enumerate(categories) if len(ids) and not objects[k]],
+        "no annotation": [one for k, one in enumerate(categories) if ids and not objects[k]],
     }
     return [replace(CHECKS[key], first=[]).add(*those) for key, those in offenders.items() if those]
 
