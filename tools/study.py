@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import REPORTS, ToolParser, exit_on_user_error
+from scratch_det.command_line import REPORTS, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
@@ -63,7 +63,7 @@ def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (_, what, arguments) in COMMANDS.items():
-        command = commands.add_parser(name, help=what)
+        add_project_flag(command := commands.add_parser(name, help=what))
         for argument in arguments.split():
             is_optional = {"nargs": "?"} if (name, argument) == ("status", "experiment") else {}  # --out names it too
             command.add_argument(argument, **ARGUMENTS[argument], **is_optional)

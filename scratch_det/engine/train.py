@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +47,7 @@ from scratch_det.weights.locate import fetch
 from scratch_det.weights.read import weights_sha256
 
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "hotcoco", "pillow")
+SAVE_DIFF, MOST_DIFF = "SCRATCH_DET_SAVE_DIFF", 1_000_000  # characters
 
 
 class Task(Protocol):
@@ -319,20 +322,30 @@ def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
         "processes": processes, "accumulate": plan.request.accumulate, "init_std": plan.request.init_std,
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "git": _git_state(), "trained_on": [data.entry.name for data in plan.training],
+        "git": git_state(), "trained_on": [data.entry.name for data in plan.training],
         "datasets": {data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
                      for data in plan.training + plan.test},
     }  # fmt: skip
 
 
-def _git_state() -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout that holds this package; None outside a checkout."""
+def git_state() -> dict[str, Any] | None:
+    """Commit and a digest of uncommitted changes of the checkout that holds this package; None outside a checkout.
+
+    With SAVE_DIFF in the environment the changes themselves too, up to MOST_DIFF: they may hold what nobody else is to
+    see, and a run folder is often shown to others.
+    """
 
     def git(*arguments: str) -> str:
         command, here = ["git", *arguments], Path(__file__).parent
         return subprocess.run(command, cwd=here, check=True, capture_output=True, text=True, errors="replace").stdout
 
     try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")}
+        diff = git("diff", "HEAD")
+        saved = {"diff": diff} if os.environ.get(SAVE_DIFF) and len(diff) <= MOST_DIFF else {}
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "changes": diff and sha256(diff.encode()).hexdigest(),
+            **saved,
+        }
     except (OSError, subprocess.CalledProcessError):
         return None

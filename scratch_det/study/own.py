@@ -6,7 +6,7 @@ crops: {recipe: crops.yaml}
 
 ``seeds``: the run is repeated, and tables have the mean. ``pretraining``: the run, of tools/pretrain_net.py, whose
 backbone.pth it starts from. ``changes``: keys of the recipe with other values. ``project``: the folder of the project
-that the recipe needs.
+that the recipe needs; its code is only loaded by --project FOLDER on the command line.
 """
 
 import re
@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from scratch_det import backends
-from scratch_det.command_line import load_project
+from scratch_det.command_line import LOADED
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, load_config, read_source
-from scratch_det.errors import ConfigError, UserError, did_you_mean
+from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 
 PLACE = "runs"  # of all of them: their table and their figure are called so
@@ -67,14 +67,14 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
     pairs = [(field.removeprefix(CHANGES), value) for field, value in values.items() if field.startswith(CHANGES)]
     changes = tuple(str(word) for pair in pairs for word in pair)
     project = (folder / values["project"]).absolute() if "project" in values else None
+    if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
+        raise ConfigError(
+            f"{fields['project'].where}: {name} needs the code in {project}: if you trust it, give --project {project}"
+        )
     try:
-        if project:
-            load_project(project)
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
-    except UserError as error:
-        raise ConfigError(f"{fields['project'].where}: {name}: {error}".replace("--project", "project")) from None
     if len(cfg.DATASETS.TEST) > 1:
         raise ConfigError(
             f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but a study has one number of each kind for a "

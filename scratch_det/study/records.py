@@ -7,7 +7,6 @@ A results folder also has study.json: with what and by which commands it was mad
 """
 
 import csv
-import io
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, read_lines, write_atomically
 from scratch_det.study.experiments import find
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run, jobs_folder
+from scratch_det.tables import as_csv, from_csv
 
 STATES = WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED, UNFINISHED = (
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
@@ -267,9 +267,7 @@ def save(records: Sequence[Record], folder: Path) -> None:
         for name, curve in one.curves.items():
             points += [(one.run.name, name, iteration, f"{value:.{DECIMALS}f}") for iteration, value in curve]
     for file, lines in ((RUNS, runs), (CURVES, points)):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        write_atomically(folder / file, text.getvalue())
+        write_atomically(folder / file, as_csv(lines))
 
 
 def load(folder: Path, own_runs: Sequence[Run] = ()) -> list[Record]:
@@ -314,7 +312,7 @@ def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dic
             for line in reader:
                 if None in line or None in line.values():
                     raise ValueError(f"expected {len(header)} cells, as in line 1")
-                cells = {column: text for column, text in line.items() if text or column in kinds}
+                cells = {column: from_csv(text) for column, text in line.items() if text or column in kinds}
                 rows.append({column: _cell(column, text, kinds.get(column, float)) for column, text in cells.items()})
     except FileNotFoundError:
         raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None

@@ -63,6 +63,8 @@ class Slurm:
             "exit_file": shlex.quote(str(step.file(self.out.absolute(), ".exit"))),
             "started": shlex.quote(START_OF_LOG),
         }
+        if lines := [word for word in words if "\n" in str(words[word])]:  # which would end a line of #SBATCH
+            raise UserError(f"{step.name!r}: its {lines[0]} has several lines, {words[lines[0]]!r}; rename the folder")
         try:
             return self.template.render(**words) + "\n"
         except TemplateError as error:

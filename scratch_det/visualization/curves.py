@@ -23,7 +23,8 @@ from scratch_det.files import completed, read_lines, write_atomically
 Curve = Sequence[tuple[float, float]]  # completed iterations and value, sorted
 Series = dict[str, Curve]  # by key of metrics.json
 
-STYLE: Any = {
+NO_MATH: Any = {"text.parse_math": False}  # names may hold a $
+STYLE: Any = NO_MATH | {
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
@@ -173,6 +174,7 @@ def draw_scores(axes: Axes, series: Series) -> None:
     axes.set_ylim(0, min(top, 112) if all(metrics[name].percent for name in names.values()) else top)
 
 
+@rc_context(NO_MATH)
 def draw_grid(
     points: Sequence[Mapping[str, str]], values: Sequence[float | None], title: str, out_png: str | Path
 ) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from hotcoco import mask as mask_api
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -23,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
 from scratch_det.errors import DataError
-from scratch_det.visualization.curves import save_figure
+from scratch_det.visualization.curves import NO_MATH, save_figure
 
 SIDES = ("truth", "prediction")
 DPI = 100
@@ -41,6 +42,7 @@ PALETTE = (
 )  # fmt: skip
 
 
+@rc_context(NO_MATH)
 def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path) -> Path:
     """Draw truth (left) and prediction (right) of every sample, COLUMNS pairs a row; return the path of the PNG.
 

@@ -1,13 +1,15 @@
 """Where weights are: a file, or an address from which it is fetched once. Free of torch."""
 
+import re
+import time
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import url2pathname, urlopen
 
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.files import cache_folder, locked
+from scratch_det.files import cache_folder, locked, sha256_of
 from scratch_det.log import Progress
 
 HOST = "https://dl.fbaipublicfiles.com"
@@ -20,9 +22,10 @@ IMAGENET = {
     "MSRA/R-50": "MSRA/R-50.pkl",
     "MSRA/R-101": "MSRA/R-101.pkl",
 }
-ZOO = "detectron2://"
+ZOO, FILE = "detectron2://", "file://"
 SUFFIXES = (".pth", ".pt", ".pkl")
-SECONDS_TO_ANSWER = 30.0
+SECONDS_TO_ANSWER, SECONDS_IN_ALL = 30.0, 3600.0
+DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")  # resnet50-0676ba61.pth: its SHA-256 begins so; no date
 BLOCK = 1 << 20  # bytes
 
 
@@ -30,9 +33,9 @@ def check_weights(weights: str) -> None:
     """Raise ConfigError or UserError when MODEL.WEIGHTS cannot be used; fetches nothing."""
     if url_of(weights) or not weights:
         return
-    path = find_checkpoint(Path(weights))
+    path = place_of(weights)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "is missing"
+        problem = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "is missing"
         raise UserError(
             f"MODEL.WEIGHTS: file {weights} {problem}; give the path or address of a {' or '.join(SUFFIXES)} file, "
             'or MODEL.WEIGHTS "" to start at random'
@@ -43,7 +46,7 @@ def place_of(weights: str) -> Path:
     """Where the file that MODEL.WEIGHTS names is, or will be when it has been fetched."""
     url = url_of(weights)
     if not url:
-        return find_checkpoint(Path(weights))
+        return find_checkpoint(Path(url2pathname(weights.removeprefix(FILE)) if weights.startswith(FILE) else weights))
     name = Path(url.split("?")[0]).name
     return cache_folder() / "weights" / f"{sha256(url.encode()).hexdigest()[:12]}-{name}"
 
@@ -51,7 +54,7 @@ def place_of(weights: str) -> Path:
 def fetch(weights: str) -> Path:
     """The file that MODEL.WEIGHTS names, fetched into the cache unless it is there.
 
-    Raises UserError when it cannot be fetched.
+    Raises UserError when it cannot be fetched, or what came is no checkpoint; then nothing is kept.
     """
     url, file = url_of(weights), place_of(weights)
     if not url or file.is_file():
@@ -60,23 +63,39 @@ def fetch(weights: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.with_name(file.name + ".lock")):  # all processes of a run get here at the same time
             if not file.is_file():
-                partial = file.with_name(file.name + ".partial")
-                with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(partial, "wb") as out:
-                    size = int(answer.headers.get("Content-Length") or 0)
-                    with Progress(f"fetching {url} (MB)", -(-size // BLOCK)) as progress:
-                        while block := answer.read(BLOCK):
-                            out.write(block)
-                            progress.advance()
-                    if size and out.tell() != size:
-                        raise OSError(f"{out.tell()} of {size} bytes came")
-                partial.replace(file)
-    except (OSError, HTTPException, ValueError) as error:
+                partial = file.with_name(f"partial-{file.name}")
+                try:
+                    _download(url, partial)
+                    partial.replace(file)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except (OSError, HTTPException, ValueError, UserError) as error:
         reason = error.reason if isinstance(error, URLError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"MODEL.WEIGHTS {weights}: {url} cannot be fetched to {file} ({reason}); on a machine without network, "
             "fetch it elsewhere and give the file: MODEL.WEIGHTS PATH"
         ) from None
     return file
+
+
+def _download(url: str, file: Path) -> None:
+    """Raises OSError, HTTPException, ValueError or UserError where not all of it comes, or what comes is no weights."""
+    from scratch_det.weights.read import read_checkpoint  # imports torch, which takes a second
+
+    until = time.monotonic() + SECONDS_IN_ALL
+    with urlopen(url, timeout=SECONDS_TO_ANSWER) as answer, open(file, "wb") as out:
+        size = int(answer.headers.get("Content-Length") or 0)
+        with Progress(f"fetching {url} (MB)", -(-size // BLOCK)) as progress:
+            while block := answer.read1(BLOCK):  # what there is: of a slow server less
+                out.write(block)
+                progress.advance(steps=out.tell() // BLOCK - progress.done)
+                if time.monotonic() > until:
+                    raise OSError(f"only {out.tell()} bytes came in {SECONDS_IN_ALL:g} seconds")
+        if size and out.tell() != size:
+            raise OSError(f"{out.tell()} of {size} bytes came")
+    if (named := DIGEST.search(file.name)) and not (digest := sha256_of(file)).startswith(named[1]):
+        raise ValueError(f"its SHA-256 is {digest}, by its name it begins with {named[1]}")
+    read_checkpoint(file)
 
 
 def url_of(weights: str) -> str | None:
@@ -91,9 +110,9 @@ def url_of(weights: str) -> str | None:
         return f"{HOST}/detectron/ImageNetPretrained/{IMAGENET[name]}"
     if weights.startswith(ZOO):
         return f"{HOST}/detectron2/{weights.removeprefix(ZOO)}"
-    if weights.startswith(("https://", "http://", "file://")):
+    if weights.startswith(("https://", "http://")):
         return weights
-    if "://" in weights:
+    if "://" in weights and not weights.startswith(FILE):
         raise ConfigError(f"MODEL.WEIGHTS is {weights}, expected a file, https://, {ZOO} or {CATALOG}")
     return None
 

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from scratch_det.config.load import flatten, load_config
 from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.train import git_state
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.read import weights_sha256
 
@@ -84,6 +86,24 @@ class TestRun:
             "toy_val": 4,
         }
         assert all(re.fullmatch("[0-9a-f]{64}", data["json_sha256"]) for data in environment["datasets"].values())
+
+    @pytest.mark.parametrize(("switch", "size", "is_saved"), [("", 9, False), ("1", 9, True), ("1", 2_000_000, False)])
+    def test_uncommitted_changes_are_not_shown(
+        self, switch: str, size: int, is_saved: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A digest tells whether two runs had the same ones."""
+
+        def git(command: list[str], **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(stdout="c0ffee\n" if "rev-parse" in command else "x" * size)
+
+        monkeypatch.setattr("scratch_det.engine.train.subprocess.run", git)
+        monkeypatch.setenv("SCRATCH_DET_SAVE_DIFF", switch)
+        found = git_state()
+        assert (found["commit"], len(found["changes"]), found.get("diff")) == (
+            "c0ffee",
+            64,
+            "x" * size if is_saved else None,
+        )
 
     def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
         run_dir = RunDir(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, load_tool
 
+from scratch_det.command_line import load_project
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.study import own
 from scratch_det.study.commands import folder_of, plan_text
@@ -75,10 +76,11 @@ class TestRuns:
         assert (run.iterations, run.changes) == (3, ("SOLVER.MAX_ITER", "3"))
 
     def test_a_recipe_of_a_project(self, folder: Path) -> None:
-        """It is loaded for the recipe's keys, and its run is told."""
+        """The command line loads it, for the recipe's keys; its run is told."""
         recipe = ROOT / "projects/lsj/configs/digits_mask_rcnn_R_18_FPN_2ep_lsj.yaml"
         line = {"recipe": str(recipe), "project": str(ROOT / "projects/lsj")}
         (folder / "study.yaml").write_text(yaml.safe_dump({"jitter": line}))
+        load_project(ROOT / "projects/lsj")
         (run,) = own.runs(folder / "study.yaml")
         assert (run.iterations, run.flags) == (500, ("--project", str(ROOT / "projects/lsj")))
 
@@ -120,7 +122,7 @@ class TestRuns:
                 "a: {recipe: scratch.yaml, pretraining: b, changes: {MODEL.WEIGHTS: x.pth}}\nb: {recipe: scratch.yaml}",
                 ":1: a changes MODEL.WEIGHTS, which pretraining sets",
             ),
-            ("a: {recipe: scratch.yaml, project: none}", ":1: a: project "),
+            ("a: {recipe: scratch.yaml, project: none}", "/none: if you trust it, give --project "),
             ("a: {recipe: scratch.yaml, pretraining: a}", ":1: a starts from a, expected a run of this file that"),
             ("a: {recipe: none.yaml}", "/none.yaml does not exist"),
             (
@@ -171,6 +173,28 @@ class TestStudy:
             "SOLVER.GAMMA 0.02, its recipe 0.1" in line
             for line in disagreements(later.jobs[0], later.out, later.backend)
         )
+
+    @pytest.mark.parametrize("command", ["status", "report my/study.yaml", "run my/study.yaml", "plan my/study.yaml"])
+    def test_runs_no_code_that_a_file_names(
+        self, command: str, begun: Study, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        """Whoever looks at a study that somebody else made has not agreed to run its project."""
+        (folder / "their_code").mkdir()
+        (folder / "their_code/__init__.py").write_text(
+            "from pathlib import Path\nPath('ran').touch()\ndef add(): pass\n"
+        )
+        (folder / "study.yaml").write_text("scratch: {recipe: scratch.yaml, project: their_code}")
+        out = [] if command.startswith("plan") else ["--out", "out"]
+        monkeypatch.setattr("sys.argv", ["study.py", *command.split(), *out])
+        with pytest.raises(SystemExit, match="2"):
+            load_tool("study").main()
+        assert "scratch needs the code in" in capsys.readouterr().err
+        assert not Path("ran").exists()
+        if command == "status":
+            monkeypatch.setattr("sys.argv", ["study.py", "status", "--out", "out", "--project", "my/their_code"])
+            load_tool("study").main()
+            assert Path("ran").exists()
+            assert "1 ready" in capsys.readouterr().out
 
     def test_names(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         """A path may be written in several ways, and a folder is called after the file."""

@@ -32,12 +32,15 @@ RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     curves = {"bbox/AP": ((540, 10.0), (1080, 30.0))}
+    formula = "=HYPERLINK(1)"  # of a log's last words; a spreadsheet is to show it
     outcomes = [
         Record(find(RUN), "finished", 0, 1080, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
-        Record(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]"),
-    ]
+        Record(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]",
+               error=formula),
+    ]  # fmt: skip
     save(outcomes, tmp_path)
     assert load(tmp_path) == outcomes
+    assert f",'{formula}," in (tmp_path / "runs.csv").read_text()
     return tmp_path
 
 

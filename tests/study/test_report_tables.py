@@ -1,5 +1,7 @@
 """Tables of a study from hand-made records, and their formats."""
 
+import csv
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
 from scratch_det.study.report.tables import Table, as_csv, as_latex, as_markdown, tables_of
+from scratch_det.tables import from_csv
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
@@ -81,6 +84,15 @@ class TestTable1:
 
     def test_the_papers_numbers_are_no_columns_on_digits(self) -> None:
         assert " / " not in as_csv(table("digits/table1", outcome(R18.format("scratch", 6), 40)))
+
+    def test_a_spreadsheet_computes_nothing(self) -> None:
+        """A text that would be a formula begins with '; numbers, and numbers with a deviation, do not."""
+        texts = ["=1+1", "+ cascade", "-2+3+cmd|' /C calc'!A0", "@SUM(1)", "\t=1"]
+        numbers = ["-9.0", "+1.4 ± 0.5", "-", "-4.0 ± 2.2 (n = 2)", "-0.5 / - / -", "-1e-05"]
+        rows = tuple((text,) for text in (*texts, *numbers))
+        written = list(csv.reader(io.StringIO(as_csv(Table("", "", ("a",), rows)))))
+        assert written == [["a"], *([f"'{text}"] for text in texts), *([number] for number in numbers)]
+        assert [from_csv(cell) for (cell,) in written[1:]] == [*texts, *numbers]
 
     def test_nothing_is_known(self) -> None:
         assert set(table("digits/table1").rows[0][1:]) == {"-"}

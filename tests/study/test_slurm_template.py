@@ -12,7 +12,7 @@ from conftest import ROOT
 from study.player import PART
 from study.stub_slurm import script
 
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, UserError
 from scratch_det.study.slurm import Slurm
 from scratch_det.study.study import Study
 
@@ -51,6 +51,14 @@ class TestTemplate:
             if line and not line.startswith("#"):
                 break
         assert not any(other.startswith("#SBATCH") for other in one[one.index(line) :])
+
+    def test_no_words_of_several_lines(self, study: Study) -> None:
+        """A second line of a name would end a #SBATCH or a comment, and be run."""
+        step = study.steps()[0]
+        with pytest.raises(UserError, match=r"its name has several lines, 'a\\nrm -rf x'; rename the folder"):
+            Slurm(study.out).script(replace(step, name="a\nrm -rf x"))
+        with pytest.raises(UserError, match="its command has several lines"):
+            Slurm(study.out).script(replace(step, words=(*step.words, "OUTPUT_DIR", "a\nb")))
 
     def test_uneven_nodes(self, study: Study) -> None:
         slurm = Slurm(study.out, ROOT / "docs/slurm.sh")

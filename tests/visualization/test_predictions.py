@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_api
 
 from scratch_det.errors import DataError
+from scratch_det.visualization.curves import draw_curves, draw_grid
 from scratch_det.visualization.predictions import (
     COLUMNS,
     DPI,
@@ -72,6 +73,11 @@ def tile_of(one: dict, side: str, classes=CLASSES, colors=None) -> tuple[Axes, n
 
 def words_in(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
+
+
+def write_row(folder: Path) -> Path:
+    (folder / "metrics.json").write_text('{"iteration": 1, "total_loss": 1.0, "bbox/AP": 3.0, "lr": 0.1}\n')
+    return folder / "metrics.json"
 
 
 def rgb(color: str) -> np.ndarray:
@@ -222,6 +228,12 @@ class TestPicture:
         monkeypatch.setattr(Axes, "set_title", lambda self, label, **style: titles.append(label))
         draw_predictions([{**by_hand(), "title": "1.jpg"}, by_hand()], CLASSES, tmp_path / "a.png")
         assert titles == ["truth: 1.jpg", "prediction", "truth", "prediction"]
+
+    def test_a_name_with_dollars_is_no_formula(self, tmp_path: Path) -> None:
+        odd = "$\\frac{1$"  # matplotlib would fail to set it
+        draw_predictions([sample(title=odd)], [odd] * 3, tmp_path / "a.png")
+        draw_curves(write_row(tmp_path), 2, tmp_path / "b.png", odd)
+        draw_grid([{odd: odd, "b": "$"}, {odd: "$", "b": "$"}], [1, 2], odd, tmp_path / "c.png")
 
     def test_no_samples(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no samples"):

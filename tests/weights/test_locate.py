@@ -1,8 +1,10 @@
 """Addresses of weights, and fetching them."""
 
 import io
+import os
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,21 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights import locate
 from scratch_det.weights.locate import check_weights, fetch, url_of
 from scratch_det.weights.read import read_checkpoint
+
+torch.save({"a": torch.ones(3)}, buffer := io.BytesIO())
+WEIGHTS = buffer.getvalue()
+SHA256 = sha256(WEIGHTS).hexdigest()
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``answer(content, headers)``: what every server says."""
+
+    def serve(content: bytes, headers: dict[str, str] | None = None) -> None:
+        reply = type("Reply", (io.BytesIO,), {"headers": headers or {}})
+        monkeypatch.setattr(locate, "urlopen", lambda url, timeout: reply(content))
+
+    return serve
 
 
 class TestAddress:
@@ -45,27 +62,62 @@ class TestAddress:
         with pytest.raises(ConfigError, match=expected):
             train("MODEL.WEIGHTS", weights)
 
-    def test_fetched_once(self, tmp_path: Path, cache: Path) -> None:
-        torch.save({"a": torch.ones(3)}, tmp_path / "a.pth")
-        url = (tmp_path / "a.pth").as_uri()
+    def test_fetched_once(self, answer: Callable, cache: Path) -> None:
+        url = "https://example.org/a.pth?download=true"
         check_weights(url)
+        answer(WEIGHTS)
         file = fetch(url)
         assert file.is_relative_to(cache)
-        (tmp_path / "a.pth").unlink()
+        answer(b"")
         assert fetch(url) == file
         assert read_checkpoint(file)["a"].tolist() == [1, 1, 1]
+
+    def test_a_file_of_this_machine_is_not_copied(self, tmp_path: Path, cache: Path) -> None:
+        """By its address too, with %20; a device or a pipe would never end."""
+        path = tmp_path / "a b.pth"
+        path.write_bytes(WEIGHTS)
+        check_weights(path.as_uri())
+        assert fetch(path.as_uri()) == path
+        os.mkfifo(tmp_path / "pipe.pth")
+        for url in ("file:///dev/zero", str(tmp_path / "pipe.pth"), (tmp_path / "pipe.pth").as_uri()):
+            with pytest.raises(UserError, match="is no regular file"):
+                check_weights(url)
+        assert not cache.exists()
+
+    @pytest.mark.parametrize(
+        ("content", "headers", "name", "reason"),
+        [
+            (b"123", {"Content-Length": "10"}, "a.pth", "3 of 10 bytes came"),
+            (b"<html>404</html>", {}, "a.pth", "is damaged or not a PyTorch file"),
+            (b"<html>404</html>", {}, "a.pkl", "is damaged or no pickle"),
+            (WEIGHTS[:-9], {}, "a.pth", "is damaged or not a PyTorch file"),
+            (WEIGHTS, {}, "resnet50-0676ba61.pth", f"SHA-256 is {SHA256}, by its name it begins with 0676ba61"),
+            (WEIGHTS, {"Content-Length": "many"}, "a.pth", "invalid literal for int"),
+        ],
+    )
+    def test_what_is_no_checkpoint_is_not_kept(
+        self, content: bytes, headers: dict[str, str], name: str, reason: str, answer: Callable, cache: Path
+    ) -> None:
+        answer(content, headers)
+        with pytest.raises(UserError, match=reason):
+            fetch(f"https://example.org/{name}")
+        assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+    def test_a_name_that_tells_the_digest(self, answer: Callable) -> None:
+        """As torchvision's files have it, and in full; digits alone may be a date."""
+        answer(WEIGHTS)
+        for number, name in enumerate((SHA256[:8], SHA256, "20260131")):
+            assert fetch(f"https://example.org/{number}/resnet50-{name}.pth").is_file()
+
+    def test_a_server_that_never_ends(self, answer: Callable, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(locate, "SECONDS_IN_ALL", 0)
+        answer(WEIGHTS)
+        with pytest.raises(UserError, match=f"only {len(WEIGHTS)} bytes came in 0 seconds"):
+            fetch("https://example.org/a.pth")
+        assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
 
     def test_without_network(self, cache: Path) -> None:
         for url in ("http://127.0.0.1:9/a.pth", "http://[bad/a.pth", "http://127.0.0.1:9/a b.pth"):
             with pytest.raises(UserError, match=rf"{re.escape(url)} cannot be fetched .*without network, fetch"):
                 fetch(url)
         assert not list(cache.rglob("*.pth*[!k]"))
-
-    def test_a_short_answer_is_no_file(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Answer(io.BytesIO):
-            headers = {"Content-Length": "10"}  # noqa: RUF012
-
-        monkeypatch.setattr(locate, "urlopen", lambda url, timeout: Answer(b"123"))
-        with pytest.raises(UserError, match="3 of 10 bytes came"):
-            fetch("https://example.org/a.pth")
-        assert not list(cache.rglob("a.pth"))

@@ -221,7 +221,7 @@ def made_by(record: Record, study: Study) -> dict[str, Any]:
             "study": threads + shlex.join(whole),
             **{key: common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
             "commit": common([git["commit"] for git in checkouts]),
-            "changed": any(git.get("diff") for git in checkouts),
+            "changed": any(git.get("changes") or git.get("diff") for git in checkouts),
             "datasets": {name: about for content in found for name, about in content["datasets"].items()},
         },
     }

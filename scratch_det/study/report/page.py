@@ -167,7 +167,8 @@ def _read_environment(path: Path) -> dict[str, str]:
     git = content["git"]
     found = {key: content.get(key) for key in MADE_WITH} | content["packages"]
     if git:
-        found["git commit"] = f"{git['commit'][:12]}{' with changes' if git.get('diff') else ''}"
+        is_changed = git.get("changes") or git.get("diff")  # the latter of older versions' runs
+        found["git commit"] = f"{git['commit'][:12]}{' with changes' if is_changed else ''}"
     return {key: _text(value) for key, value in found.items() if value not in (None, [])}
 
 

@@ -1,7 +1,5 @@
 """Tables of what a study's runs reached, beside the paper's numbers where it has them, as Markdown, CSV and LaTeX."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -286,9 +284,7 @@ def as_markdown(table: Table) -> str:
 
 def as_csv(table: Table) -> str:
     """Header and rows."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
-    return text.getvalue()
+    return tables.as_csv([table.header, *table.rows])
 
 
 def as_latex(table: Table) -> str:
