@@ -10,6 +10,7 @@ they are drawn too. Writes instances_..._35k.json and so on beside the data set'
 has, a line into catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: a user error.
 """
 
+import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def build_parser() -> ToolParser:
 
 def label_and_file(text: str) -> tuple[str, Path]:
     label, equals, file = text.partition("=")
-    if not (label and equals and file):
-        raise ArgumentTypeError(f"{text!r}, expected LABEL=FILE")
+    if not (re.fullmatch(r"[\w.-]+", label) and equals and file):
+        raise ArgumentTypeError(f"{text!r}, expected LABEL=FILE, LABEL a part of a file's name")
     return label, Path(file)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import load_tool
@@ -78,7 +79,8 @@ def test_given_ids(source: Path, tmp_path: Path) -> None:
     for text, said in (
         ("5 99", "image 99, which toy does not have"),
         ("", "no image"),
-        ("five", "expected a COCO json"),
+        ("five", "image five, which toy does not have; expected a COCO json"),
+        ("[5", "expected a COCO json or a list of image ids"),
     ):
         (tmp_path / "list.txt").write_text(text)
         with pytest.raises(DataError, match=said):
@@ -91,7 +93,7 @@ def test_35k_are_those_of_val2014(coco_factory: Callable[..., Path], monkeypatch
     monkeypatch.setattr(subsets, "VAL35K", "8")  # the label of this small draw
     (drawn,) = make_subsets("coco_2017_train", [8], keep_lost=True)
     assert drawn.images == 8
-    assert "in the place of val35k: put COCO's instances_val2014.json beside" in str(drawn)
+    assert "in the place of val35k: put COCO's instances_val2014.json beside its json" in str(drawn)
     drawn.json_file.unlink()
     source.with_name("instances_val2014.json").write_text(json.dumps({"images": [{"id": n} for n in range(21, 99)]}))
     (kept,) = make_subsets("coco_2017_train", [8], keep_lost=True)
@@ -111,8 +113,8 @@ def test_a_lost_class_is_rejected_with_a_seed_that_keeps_it(source: Path) -> Non
     content["categories"].append({"id": 99, "name": "rare"})
     content["annotations"][0]["category_id"] = 99
     source.write_text(json.dumps(content))
-    images, rare = dict.fromkeys(range(1, 31)), content["annotations"][0]["image_id"]
-    seed = next(s for s in range(99) if rare not in draw_order(images, s)[:3])
+    images, rare = range(1, 31), content["annotations"][0]["image_id"]
+    seed = next(s for s in range(99) if rare - 1 not in draw_order(images, s)[:3])
     with pytest.raises(DataError, match=r"would lose \d classes: .*--seed (\d+) keeps all") as rejection:
         make_subsets("toy", [20, 3], seed=seed)
     assert not list(source.parent.glob("annotations_*"))
@@ -138,6 +140,7 @@ def test_thousands_are_k_in_a_name(source: Path) -> None:
     [
         (["--dataset", "toy", "--sizes", "31"], "toy has 30 images: no subset of 31"),
         (["--dataset", "toy", "--sizes", "0"], "no subset of 0"),
+        (["--dataset", "toy", "--ids", "a/b=x"], "expected LABEL=FILE, LABEL a part of a file's name"),
         (["--dataset", "toyy"], "'toyy' is not in the catalog; did you mean 'toy'?"),
     ],
 )
@@ -152,7 +155,50 @@ def test_mistakes(
     assert not list(source.parent.glob("annotations_*"))
 
 
-def test_another_subset_of_that_name(source: Path) -> None:
-    make_subsets("toy", [10])
+@pytest.mark.parametrize("there", [None, "[]", "{", '{"subset": []}'])
+def test_another_file_of_that_name(there: str | None, source: Path) -> None:
+    (made,) = make_subsets("toy", [10])
+    if there is not None:
+        made.json_file.write_text(there)
     with pytest.raises(DataError, match=r"annotations_10\.json exists and holds other images"):
         make_subsets("toy", [10], seed=1)
+
+
+BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {  # what a source holds, and the reader's words
+    "empty": (lambda _: "", ":1:1: broken json"),
+    "truncated": (lambda content: json.dumps(content)[:-50], "broken json"),
+    "a list": (lambda content: json.dumps([content]), "no list 'images'"),
+    "null": (lambda _: "null", "no list 'images'"),
+    "no categories": (lambda content: content.pop("categories"), "no list 'categories'"),
+    "no images": (lambda content: content["images"].clear(), "is empty: 0 images, 3 categories"),
+    "ids twice": (lambda content: content["images"].append(content["images"][0]), "images with a duplicate id: id 1"),
+    "image_id as text": (lambda content: content["annotations"][0].update(image_id="1"), "annotations whose image_id"),
+    "no box": (lambda content: content["annotations"][0].pop("bbox"), "annotations without"),
+    "no file": (lambda content: content["images"][4].update(file_name="gone.jpg"), "images that are not in"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_the_readers_errors(damage: str, source: Path) -> None:
+    spoil, message = BROKEN[damage]
+    content = json.loads(source.read_text())
+    text = spoil(content)
+    source.write_text(text if isinstance(text, str) else json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        make_subsets("toy", [10])
+    assert not list(source.parent.glob("annotations_*"))
+
+
+def test_entries_are_copied_as_they_are(source: Path) -> None:
+    """Fields that nobody reads, types, and the order of the objects of an image."""
+    content = json.loads(source.read_text())
+    content |= {"licenses": [{"id": 1}], "info": None}
+    content["images"][0] |= {"coco_url": "http://x", "tags": {"a": [1.0, None]}}
+    content["annotations"][0] |= {"id": "first", "attributes": {"occluded": True}, "area": 3}
+    content["categories"].append({"id": 1000, "name": "never seen", "supercategory": "x"})
+    source.write_text(json.dumps(content))
+    (made,) = make_subsets("toy", [30])
+    written = json.loads(made.json_file.read_text())
+    assert written.pop("subset")["images"] == 30
+    content["annotations"].sort(key=lambda one: one["image_id"])  # stable
+    assert json.dumps(written, sort_keys=True) == json.dumps(content, sort_keys=True)
