@@ -43,6 +43,7 @@ from scratch_det.data.checks import (
     mask_fault,
 )  # fmt: skip
 from scratch_det.data.forked import map_forked
+from scratch_det.data.other_formats import other_format
 from scratch_det.data.plausible import find_notices
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
@@ -243,12 +244,17 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
 
 def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
     """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not."""
+    content, fault = None, ""
     try:
         content = json.loads(data.decode(json.detect_encoding(data)))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})") from None
+        fault = f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})"
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a json text file ({error.reason} at byte {error.start})") from None
+        fault = f"{path}: not a json text file ({error.reason} at byte {error.start})"
+    if other := other_format(data, content):
+        fault = f"{path} is {other}"
+    if fault:
+        raise DataError(fault)
     missing = [key for key in FIELDS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(FIELDS)}")
