@@ -244,7 +244,8 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
 
 def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
     """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not."""
-    content, fault = None, ""
+    content: Any = None
+    fault = ""
     try:
         content = json.loads(data.decode(json.detect_encoding(data)))
     except json.JSONDecodeError as error:

@@ -56,7 +56,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
         if stored == (width, height):
             raise DataError(
                 f"{path}: stored {width} x {height} px as the json says, its EXIF tag turns it to {found}: on which "
-                "were the boxes drawn? tools/fix_annotations.py corrects the json in both cases"
+                "were the boxes drawn? tools/fix_annotations.py --exif turned (or stored) corrects the json"
             )
         raise DataError(
             f"{path}: image is {found} px, the json says {width} x {height}; "
