@@ -247,7 +247,10 @@ def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
     content: Any = None
     fault = ""
     try:
-        content = json.loads(data.decode(json.detect_encoding(data)))
+        try:
+            content = msgspec.json.decode(data)  # four times as fast
+        except (msgspec.MsgspecError, UnicodeError):  # NaN, UTF-16
+            content = json.loads(data.decode(json.detect_encoding(data)))
     except json.JSONDecodeError as error:
         fault = f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})"
     except UnicodeDecodeError as error:

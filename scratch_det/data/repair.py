@@ -28,10 +28,9 @@ NUMBERS = [
     *(("annotations", key) for key in REFERENCES.values() if key),
 ]  # fmt: skip
 NO_CROWD = (None, 0, "", "0", "0.0", "false", "no", "none", "null")
-UPRIGHT = (False, False, False)
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
-    2: (True, False, False), 3: (True, True, False), 4: (False, True, False), 5: (False, False, True),
-    6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
+    1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
+    5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
 }  # fmt: skip
 
 
@@ -77,25 +76,18 @@ def _drop_what_is_no_entry(content: Content, _: Wishes) -> int:
 
 def _drop_repeated_images(content: Content, _: Wishes) -> int:
     first: dict[tuple[str, str], Record] = {}
-    keys = ((str(one.get("id")), str(one.get("file_name"))) for one in content["images"])
-    pairs = zip(keys, content["images"], strict=True)
+    pairs = (((str(one.get("id")), str(one.get("file_name"))), one) for one in content["images"])
     return _drop(content, "images", [one for key, one in pairs if first.setdefault(key, one) is not one])
 
 
-def _merge_categories(content: Content, _: Wishes) -> int:
+def _merge_categories(content: Content, wishes: Wishes) -> int:
     """The first of a name has the objects of all. One whose id is also that of another name stays."""
     named = [(one.get("id"), str(one["name"]), one) for one in content["categories"] if "name" in one]
     first = {name: one for _, name, one in reversed(named)}
     names = Counter(number for number, _ in {pair[:2] for pair in named})
     again = [(number, first[name], one) for number, name, one in named if first[name] is not one and names[number] == 1]
-    _refer(content, "category_id", {number: kept.get("id") for number, kept, _ in again})
+    _replace({number: kept.get("id") for number, kept, _ in again}, "annotations", "category_id")(content, wishes)
     return _drop(content, "categories", [one for *_, one in again])
-
-
-def _refer(content: Content, key: str, new: dict[Any, Any]) -> None:
-    for one in content["annotations"] if new else ():
-        if one.get(key) is not None:
-            one[key] = new.get(one[key], one[key])
 
 
 def _drop_orphans(content: Content, _: Wishes) -> int:
@@ -105,7 +97,7 @@ def _drop_orphans(content: Content, _: Wishes) -> int:
     return _drop(content, "annotations", orphans) if len(orphans) < len(content["annotations"]) else 0
 
 
-def _renumber(section: str, content: Content, _: Wishes) -> int:
+def _renumber(section: str, content: Content, wishes: Wishes) -> int:
     """Ids that are missing, no numbers, negative or another entry's become free numbers, and references follow.
 
     An id that several images or categories have, and objects refer to, stays: nobody can tell whose objects these are.
@@ -114,29 +106,25 @@ def _renumber(section: str, content: Content, _: Wishes) -> int:
     key = REFERENCES[section]
     referred = {one.get(key) for one in content["annotations"]} - {None}
     times = Counter(one.get("id") for one in content[section])
-    seen: set[Any] = set()
-    faulty = []
-    for one in content[section]:
-        number = one.get("id")
-        is_sound = type(number) is int and 0 <= number < 2**63 and number not in seen
-        seen.add(number)
-        if not is_sound and (times[number] == 1 or number not in referred):
-            faulty.append(one)
-    free = (number for number in count(1) if number not in seen and number not in referred)
+    first: dict[int, Record] = {}
+
+    def is_faulty(one: Record) -> bool:
+        number: Any = one.get("id")
+        is_sound = type(number) is int and 0 <= number < 2**63 and first.setdefault(number, one) is one
+        return not is_sound and (times[number] == 1 or number not in referred)
+
+    faulty = sorted(filter(is_faulty, content[section]), key=lambda one: str(one.get("id")))
+    free = (number for number in count(1) if number not in times and number not in referred)
     new = {}
-    for one in sorted(faulty, key=lambda one: str(one.get("id"))):
+    for one in faulty:
         new[one.get("id")] = one["id"] = next(free)
-    _refer(content, key, new)
+    _replace(new, "annotations", key)(content, wishes)
     return len(faulty)
 
 
 def _find_files(content: Content, wishes: Wishes) -> int:
     names = (name for one in content["images"] if isinstance(name := one.get("file_name"), str))
-    found = other_spellings(wishes.root, names)
-    misspelt = [one for one in content["images"] if str(one.get("file_name")) in found]
-    for one in misspelt:
-        one["file_name"] = found[one["file_name"]]
-    return len(misspelt)
+    return _replace(other_spellings(wishes.root, names), "images", "file_name")(content, wishes)
 
 
 def _settle_sizes(content: Content, wishes: Wishes) -> int:
@@ -151,7 +139,7 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
             if is_known and not wishes.exif:
                 continue
             with Image.open(wishes.root / str(image.get("file_name"))) as opened:
-                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
+                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
             if is_known and size != before:
                 continue
             for one in objects[image.get("id")] if any(turn) else ():
@@ -182,6 +170,11 @@ def _turn(one: Record, size: np.ndarray, mirror: np.ndarray, swap: bool) -> None
         step_x, step_y = np.where(mirror, -1, 1)
         pixels = decode_masks([mask], *mask["size"])[:, ::step_y, ::step_x]
         [one["segmentation"]] = encode_masks(pixels.transpose(0, 2, 1) if swap else pixels)
+
+
+def _replace(new: dict[Any, Any], section: str, key: str) -> Mend:
+    """Values that ``new`` has become what it says; missing ones stay."""
+    return _each(lambda old, *_: old if old is None else new.get(old, old), (section, key))
 
 
 def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:

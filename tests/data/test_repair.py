@@ -203,7 +203,7 @@ def test_objects_drawn_on_stored_images(tmp_path: Path, turn: int) -> None:
         "categories": [],
     }
     original = deepcopy(damaged)
-    assert len(repair(damaged, Wishes(tmp_path, exif="stored"))) == 1
+    assert len(repair(damaged, Wishes(tmp_path, exif="stored"))) == (turn > 1)
     [size] = [(one["height"], one["width"]) for one in damaged["images"]]
     assert size == upright.shape
     y, x = upright.nonzero()
