@@ -199,16 +199,16 @@ def _missing_files(entry: DatasetEntry, images: Images) -> list[Problem]:
     outside = set() if entry.paths_outside else {name for name in names if is_outside(root, name)}
     missing = [images[k] for k, name in enumerate(names) if name not in files or name in outside]
     found = other_spellings(root, names) if missing else {}
-    spelled = [one | {"found": found[one["file_name"]]} for one in missing if one["file_name"] in found]
-    led_out = [one for one in missing if one["file_name"] in outside - found.keys()]
-    absent = [one for one in missing if one["file_name"] not in outside | found.keys()]
-    problems = [
+    spelled, led_out, absent = problems = (
         fatal(f"images whose file_name is spelled in another way in {root}", "", "{id} ({file_name} is {found})",
-              mended=True).add(*spelled),
+              mended=True),
         fatal(f"images that an absolute file_name or '..' leads out of {root}", "correct the names, or set "
-              "'paths_outside: true' in the data set's catalog entry", "{id} ({file_name})").add(*led_out),
-        fatal(f"images that are not in {root}", "complete the folder", "{id} ({file_name})").add(*absent),
-    ]  # fmt: skip
+              "'paths_outside: true' in the data set's catalog entry", "{id} ({file_name})"),
+        fatal(f"images that are not in {root}", "complete the folder", "{id} ({file_name})"),
+    )  # fmt: skip
+    for one in missing:
+        name = one["file_name"]
+        (spelled if name in found else led_out if name in outside else absent).add(one | {"found": found.get(name)})
     return [one for one in problems if one.count]
 
 

@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
@@ -16,14 +17,17 @@ def other_spellings(root: Path, names: Iterable[str]) -> dict[str, str]:
     """
     names = set(names)
     exact = {name for name in names if not is_outside(root, name) and (root / name).is_file()}
-    wanted = {name: parts for name in names - exact if (parts := _parts(name))}
+    wanted = {name: _parts(name) for name in names - exact}
+    depth = max(map(len, wanted.values()), default=0) + 1  # no deeper: links may lead round in a circle
     on_disk = defaultdict(list)
-    for path in _files(root, depth=max(map(len, wanted.values()), default=0) + 1):
-        if path not in exact:
-            on_disk[(parts := _parts(path))[-1]].append((parts, path))
+    for file in chain.from_iterable(root.glob("/".join("*" * count)) for count in range(1, depth + 1)):
+        if (path := str(file.relative_to(root))) not in exact and file.is_file():
+            on_disk[_parts(path)[-1:]].append(path)
     found = {}
     for name, parts in wanted.items():
-        fitting = [(abs(len(parts) - len(other)), path) for other, path in on_disk[parts[-1]] if _alike(parts, other)]
+        others = [(_parts(path), path) for path in on_disk[parts[-1:]]]
+        fitting = [(abs(len(parts) - len(other)), path) for other, path in others
+                   if parts[-len(other) :] == other[-len(parts) :]]  # fmt: skip
         nearest, path = min(fitting, default=(0, ""))
         if [distance for distance, _ in fitting].count(nearest) == 1:
             found[name] = path
@@ -38,22 +42,7 @@ def is_outside(root: Path, name: str) -> bool:
     return not Path(os.path.abspath(root / name)).is_relative_to(os.path.abspath(root))
 
 
-def _parts(name: str) -> list[str]:
+def _parts(name: str) -> tuple[str, ...]:
     """Folders and file, the same for all spellings of a name."""
     plain = normalize("NFC", unquote(name.strip()).replace("\\", "/")).casefold()
-    return [part for part in plain.split("/") if part not in ("", ".")]
-
-
-def _alike(parts: list[str], others: list[str]) -> bool:
-    """Whether one path is the end of the other."""
-    shared = min(len(parts), len(others))
-    return parts[-shared:] == others[-shared:]
-
-
-def _files(root: Path, depth: int) -> Iterator[str]:
-    """Paths below ``root`` of at most ``depth`` parts: links may lead round in a circle."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        within = os.path.relpath(folder, root) if folder != str(root) else ""
-        yield from (os.path.join(within, file) for file in files)
-        if len(Path(within).parts) >= depth - 1:
-            folders.clear()
+    return tuple(part for part in plain.split("/") if part not in ("", "."))

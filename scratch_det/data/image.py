@@ -34,17 +34,14 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     """
     try:
         with Image.open(path) as opened:
-            stored, mode, is_16_bit = opened.size, opened.mode, opened.format in FORMATS_OF_16_BIT
+            stored, is_16_bit = opened.size, opened.mode.startswith("I;16")
+            is_16_bit |= opened.mode == "I" and opened.format in FORMATS_OF_16_BIT
+            if opened.mode in ("I", "F") and not is_16_bit:
+                what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
+                raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
             ImageOps.exif_transpose(opened, in_place=True)
-            if mode.startswith("I;16") or (mode == "I" and is_16_bit):
-                upright = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
-            elif mode in ("I", "F"):
-                raise DataError(
-                    f"{path}: floats or 32 bits a pixel (mode {mode}): which values are black and white is not known; "
-                    "save it with 8 or 16 bits"
-                )
-            else:
-                upright = opened if mode == "RGB" else opened.convert("RGB")
+            grey = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if is_16_bit else opened
+            upright = grey if grey.mode == "RGB" else grey.convert("RGB")
             data = bytearray(upright.tobytes("raw", order))  # writable
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
@@ -52,16 +49,14 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or leave the image out") from None
     if (width or height) and image.shape[:2] != (height, width):
-        found = f"{image.shape[1]} x {image.shape[0]}"
+        fix = "correct width and height in the json, or replace the file"
         if stored == (width, height):
-            raise DataError(
-                f"{path}: stored {width} x {height} px as the json says, its EXIF tag turns it to {found}: on which "
-                "were the boxes drawn? tools/fix_annotations.py --exif turned (or stored) corrects the json"
+            fix = (
+                "stored like that, its EXIF tag turns it: on which were the boxes drawn? tools/fix_annotations.py "
+                "--exif turned (or stored) corrects the json"
             )
-        raise DataError(
-            f"{path}: image is {found} px, the json says {width} x {height}; "
-            "correct width and height in the json, or replace the file"
-        )
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise DataError(f"{path}: image is {found} px, the json says {width} x {height}; {fix}")
     return image
 
 

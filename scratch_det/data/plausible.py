@@ -1,61 +1,56 @@
 """What a run can use but is likely a mistake: found in the arrays of a json, all at once. Needs no torch."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from scratch_det.data.checks import CHECKS, LEAST_IOU, OVERHANG, Problem, Record
 
-Arrays = dict[str, np.ndarray]
-LEAST_CORNERS = (
-    0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
-)
+LEAST_CORNERS = 0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
 
 
-def find_notices(arrays: Arrays, ids: Sequence[object], categories: Sequence[Record]) -> list[Problem]:
+def find_notices(
+    arrays: Mapping[str, np.ndarray], ids: Sequence[object], categories: Sequence[Record]
+) -> list[Problem]:
     """The notices of CHECKS on boxes, crowds and categories.
 
     arrays: see ``data/coco_json.py``; ids: of the N annotations; categories: in the order of the labels.
     """
-    names = Counter(str(one["name"]) for one in categories)
-    objects = np.bincount(arrays["label"], minlength=len(categories))
-    odd = _odd_annotations(arrays).items()
+    names, objects = Counter(str(one["name"]) for one in categories), set(arrays["label"].tolist())
     offenders = {
-        **{key: [{"id": ids[k]} for k in np.flatnonzero(is_odd).tolist()] for key, is_odd in odd},
+        **{key: [{"id": ids[k]} for k in np.flatnonzero(odd).tolist()] for key, odd in _odd_annotations(arrays)},
         "one name": [one for one in categories if names[str(one["name"])] > 1],
-        "no annotation": [one for k, one in enumerate(categories) if ids and not objects[k]],
+        "no annotation": [one for k, one in enumerate(categories) if objects and k not in objects],
     }
     return [replace(CHECKS[key], first=[]).add(*those) for key, those in offenders.items() if those]
 
 
-def _odd_annotations(arrays: Arrays) -> dict[str, np.ndarray]:
-    """bool [N] for each kind in CHECKS. A box is of the first kind that fits it only: one mistake is reported once."""
-    box, size = arrays["box"], np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"]]
-    low, sides, crowd = box[:, :2], box[:, 2:], arrays["iscrowd"]
+def _odd_annotations(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """Keys of CHECKS, and bool [N] for each. An annotation is of the first kind that fits: one mistake is reported once."""
+    low, sides, crowd = arrays["box"][:, :2], arrays["box"][:, 2:], arrays["iscrowd"]
+    size = np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"]]
     high, has_area = low + sides, (sides > 0).all(1)
     sticks_out = (high - size > OVERHANG).any(1)
-    fits_as_corners = (sides > low).all(1) & (sides - size <= OVERHANG).all(1)
-    is_of_corners = (fits_as_corners | ~has_area).all() and sticks_out.mean() > LEAST_CORNERS if len(box) else False
+    fits_as_corners = (sides > low).all(1) & (sides - size <= OVERHANG).all(1) | ~has_area
+    are_corners = fits_as_corners.all() and sticks_out.sum() > LEAST_CORNERS * len(low)
     start, end = mask_extents(arrays)
     shared = (np.minimum(high, end) - np.maximum(low, start)).clip(0).prod(1)
     union = sides.prod(1) + (end - start).prod(1) - shared
-    is_off = np.maximum(abs(start - low), abs(end - high)).max(1, initial=0) > OVERHANG
+    is_off = (np.maximum(abs(start - low), abs(end - high)) > OVERHANG).any(1)
     kinds = {
-        "shares": has_area & (box <= 1).all(1) & (size > 1).all(1),
-        "corners": sticks_out & is_of_corners,
+        "crowds": crowd & (2 * crowd.sum() > len(crowd)),
+        "shares": has_area & (arrays["box"] <= 1).all(1) & (size > 1).all(1),
+        "corners": sticks_out & are_corners,
         "box of mask": has_area & is_off & (shared < LEAST_IOU * union),
         "large area": arrays["area"] > (sides + OVERHANG).prod(1),
     }
-    taken = np.zeros(len(box), bool)
-    for is_odd in kinds.values():
-        is_odd &= ~taken
-        taken |= is_odd
-    return kinds | {"crowds": crowd & (2 * crowd.sum() > len(crowd))}
+    first = np.select(list(kinds.values()), list(range(len(kinds))), -1)
+    return [(key, first == k) for k, key in enumerate(kinds)]
 
 
-def mask_extents(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def mask_extents(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """x y of the upper left and of the lower right corner of each mask, float [N, 2]; NaN where there is none."""
     low, high = np.full((2, len(arrays["label"]), 2), np.nan)
     at = arrays["polygon_at"][arrays["polygons_at"]]  # where the numbers of an object begin

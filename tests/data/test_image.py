@@ -82,8 +82,11 @@ class TestImages:
         assert upright[5, 20].astype(int).sum() > 300  # the left half is on top now
         assert upright[55, 20].astype(int).sum() < 60
         message = rejection(read_image, path, 60, 40)
-        assert f"{path}: stored 60 x 40 px as the json says, its EXIF tag turns it to 40 x 60: on which were" in message
-        assert "image is 40 x 60 px, the json says 61 x 40" in rejection(read_image, path, 61, 40)
+        assert message.startswith(f"{path}: image is 40 x 60 px, the json says 60 x 40; stored like that, its EXIF tag")
+        assert "--exif turned (or stored)" in message
+        assert "image is 40 x 60 px, the json says 61 x 40; correct width and height" in rejection(
+            read_image, path, 61, 40
+        )
 
     def test_size_mismatch(self, tmp_path):
         path = self.save(tmp_path / "a.jpg")
