@@ -8,7 +8,9 @@ import numpy as np
 
 from scratch_det.data.checks import CHECKS, LEAST_IOU, OVERHANG, Problem, Record
 
-LEAST_CORNERS = 0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
+LEAST_CORNERS = (
+    0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
+)
 
 
 def find_notices(
@@ -28,7 +30,7 @@ def find_notices(
 
 
 def _odd_annotations(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    """Keys of CHECKS, and bool [N] for each. An annotation is of the first kind that fits: one mistake is reported once."""
+    """Keys of CHECKS, bool [N] for each. Of each annotation only the first kind that fits is reported."""
     low, sides, crowd = arrays["box"][:, :2], arrays["box"][:, 2:], arrays["iscrowd"]
     size = np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"]]
     high, has_area = low + sides, (sides > 0).all(1)
