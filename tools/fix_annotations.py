@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
-from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, enter, lookup
+from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, derived, enter, lookup
 from scratch_det.data.checks import explain
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import load_json
@@ -76,7 +76,7 @@ def main() -> None:
         if done:
             write_atomically(path, text)
             if is_listed:
-                enter(name, entry.name, path)
+                enter(name, derived(entry.name, path))
             entry = replace(entry, name=name, json_file=path)
             print(f"written: {path}" + (f", {name} in {datasets_root() / 'catalog.yaml'}" if is_listed else ""))
         left = [replace(one, mended=False) for one in inspect_coco(entry, has_masks, has_keypoints)[1]]

@@ -3,10 +3,10 @@
 Needs no torch.
 """
 
-import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -115,15 +115,35 @@ def catalog_entries() -> dict[str, tuple[Any, Path]]:
     return entries
 
 
-def enter(name: str, source: str, json_file: Path) -> None:
-    """Add a line to ``<root>/catalog.yaml``, that of ``source`` with a json beside its own, unless a catalog has it."""
+def enter(name: str, fields: Mapping[str, Any]) -> None:
+    """Add a line to ``<root>/catalog.yaml``, unless a catalog has one with this json.
+
+    Raises DataError where the file has the name for another json; a built-in entry is replaced by the line.
+    """
     entries, catalog = catalog_entries(), datasets_root() / "catalog.yaml"
-    if name not in entries:
-        fields, _ = entries[source]
-        line = {**fields, "json": str(Path(fields["json"]).with_name(json_file.name))}
-        written = catalog.read_text() if catalog.is_file() else ""
-        end = "\n" if written and not written.endswith("\n") else ""
-        write_atomically(catalog, f"{written}{end}{name}: {json.dumps(line)}\n")
+    known, where = entries.get(name, ({}, None))
+    if isinstance(known, dict) and known.get("json") == fields["json"]:
+        return
+    if where == catalog:
+        raise DataError(
+            f"{catalog}: '{name}' is {known} already, and would be {dict(fields)}; rename or remove it there"
+        )
+    written = catalog.read_text() if catalog.is_file() else ""
+    end = "\n" if written and not written.endswith("\n") else ""
+    line = yaml.safe_dump({name: dict(fields)}, default_flow_style=None, sort_keys=False, width=math.inf)
+    write_atomically(catalog, f"{written}{end}{line}")
+
+
+def from_root(path: Path) -> str:
+    """A path as the catalog has it: from the datasets root where it lies in there."""
+    path, root = path.absolute(), datasets_root().absolute()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def derived(source: str, json_file: Path) -> dict[str, Any]:
+    """The fields of ``source`` with a json beside its own."""
+    fields, _ = catalog_entries()[source]
+    return {**fields, "json": str(Path(fields["json"]).with_name(json_file.name))}
 
 
 def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> tuple[dict[str, Any], Path, list[Path]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratch_det.data.catalog import enter, lookup
+from scratch_det.data.catalog import derived, enter, lookup
 from scratch_det.data.checks import explain
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import load_json
@@ -92,7 +92,8 @@ def make_subsets(
                     f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
                     "with --allow-lost-classes"
                 )
-            if path.exists() and _digest_in(path) != subset.ids_sha256:
+            there: Any = load_json(path, path.read_bytes()).get("subset") or {} if path.exists() else None
+            if there is not None and there.get("ids_sha256") != subset.ids_sha256:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")
             subsets.append((subset, sorted(chosen), origin))
         for subset, places, origin in subsets:
@@ -103,8 +104,8 @@ def make_subsets(
                 "images": [content["images"][k] for k in places],
                 "annotations": [content["annotations"][n] for n in numbers],
             }
+            enter(subset.name, derived(source, subset.json_file))
             write_atomically(subset.json_file, json.dumps(parts))
-            enter(subset.name, source, subset.json_file)
     return [subset for subset, _, _ in subsets]
 
 
@@ -152,11 +153,3 @@ def draw_order(ids: Sequence[Any], seed: int) -> list[int]:
 
 def _rank(number: Any) -> tuple[bool, Any]:
     return isinstance(number, str), number  # ids that are text come last
-
-
-def _digest_in(path: Path) -> str | None:
-    """The digest of the ids of the subset in a file; None where it holds none."""
-    try:
-        return json.loads(path.read_bytes())["subset"]["ids_sha256"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

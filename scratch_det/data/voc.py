@@ -1,19 +1,21 @@
-"""Conversion of PASCAL VOC's devkit folders to json files in COCO's format, one for each year and split."""
+"""VOC's XML files as json files in COCO's format: the devkit's sets, and exports with classes of one's own."""
 
 import json
 import math
+import os
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from scratch_det.data.catalog import ROOT_VARIABLE, datasets_root
+from scratch_det.data.catalog import ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root
 from scratch_det.data.checks import Problem, explain
-from scratch_det.errors import DataError, did_you_mean
+from scratch_det.errors import DataError, did_you_mean, listed
 from scratch_det.files import write_atomically
 from scratch_det.log import track
 
@@ -24,118 +26,178 @@ CLASSES = (
 SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}  # splits with annotations
 NAMES = {f"voc_{year}_{split}": (f"VOC{year}", split) for year, splits in SPLITS.items() for split in splits}
 PAPER_NAMES = ("voc_2007_trainval", "voc_2012_train", "voc_2012_val")  # section 5.2
-FILES = ("Annotations/{}.xml", "JPEGImages/{}.jpg")  # of an image
 FIX = "complete the tree from VOC's archives"
+AUTO, OWN = "auto", "; or, if the classes are your own, give --classes auto"
+IMAGES = ("JPEGImages", "images", "Images")  # beside Annotations/
+SHARES = ("train", "trainval", "val", "valid", "test")  # folders whose name says nothing without that of the export
+ENDS = re.compile(rf"\.(xml|{'|'.join(end[1:] for end in SUFFIXES)})$", re.IGNORECASE)
+NEXT = """next: python tools/check.py --images --config-file configs/Digits/quickstart.yaml MODEL.MASK_ON False \\
+    DATASETS.TRAIN "('{}',)" DATASETS.TEST "('{}',)"
+then: docs/new_data.md, with MODEL: {{MASK_ON: False}}"""
+
+Object = tuple[str, list[float], int]  # class, VOC's corners, whether it is difficult
+Read = list[tuple[dict[str, Any], list[Object]]]  # file name and size of each image, and its objects
+
+
+class Source(NamedTuple):
+    """A set: the images ``images/NAME.jpg``, or of another format, with ``xmls/NAME.xml``, for each of ``names``."""
+
+    name: str
+    xmls: Path
+    images: Path
+    names: tuple[str, ...]
+    json_file: Path
 
 
 class _Fault(Exception):
-    """What is wrong with one image of a split: the kind, as in ``Problem``, and a detail of this image if needed."""
+    """What is wrong with one image of a set: the kind, as in ``Problem``, and a detail of this image if needed."""
 
 
-def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False) -> list[str]:
-    """Write ``<root>/VOC2007/instances_trainval.json`` and so on for ``names`` (see ``read_split``); a line for each.
+def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: str = "") -> list[str]:
+    """Write ``<root>/VOC2007/instances_trainval.json`` and so on for ``names``; a line for each.
 
-    Raises DataError, before anything is written, for a name that is none of NAMES, for a tree that is not complete and
+    names: of NAMES, or folders; sets in folders, see ``_sets_in``, get an entry in the catalog. classes: AUTO, all that
+    there are in alphabetical order, or their names with commas between; by default AUTO where there is a folder, else
+    VOC's. Raises DataError, before anything is written, for a name that is neither, for what ``read_set`` rejects and
     for a json that exists with other content (unless ``force``).
     """
-    if unknown := [name for name in names if name not in NAMES]:
-        raise DataError(
-            f"'{unknown[0]}' is none of VOC's sets{did_you_mean(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}"
-        )
-    texts: dict[Path, str] = {}
-    reports = []
-    for name in dict.fromkeys(names):
-        year, split = NAMES[name]
-        content, path = read_split(datasets_root() / year, split), datasets_root() / year / f"instances_{split}.json"
-        texts[path] = json.dumps(content)
-        objects, difficult = len(content["annotations"]), sum(one["ignore"] for one in content["annotations"])
-        counts = f"{len(content['images']):,} images, {objects:,} objects, {difficult:,} of them difficult"
-        reports.append(f"{name}: {counts}; {path}")
+    is_own = bool(classes) or not NAMES.keys() >= {*names}
+    known = [*CLASSES] if not is_own else [] if classes in ("", AUTO) else re.split(r"\s*,\s*", classes)
+    sets = {one: read_set(one, known, is_own) for name in dict.fromkeys(names) for one in _sets_of(name)}
+    every = [one for images in sets.values() for _, objects in images for one in objects]
+    if not every:
+        raise DataError(f"{', '.join(names)}: no XML file has an object")
+    known = known or sorted({name for name, _, _ in every})
+    # VOC's first pixel is 1; whoever writes 0 counts from there
+    origin = 0 if is_own and any(min(corners[:2]) < 1 for _, corners, _ in every) else 1
+    contents = {one: as_coco(one, images, known, origin) for one, images in sets.items()}
+    texts = {one.json_file: json.dumps(content) for one, content in contents.items()}
     other = [str(path) for path, text in texts.items() if path.exists() and path.read_text() != text]
     if other and not force:
         raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
-    for path, text in texts.items():
-        write_atomically(path, text)
-    return reports
+    for one in sets:
+        if one.name not in NAMES:
+            fields = {"json": from_root(one.json_file), "images": from_root(one.images)}
+            enter(one.name, {**fields, "drop_empty_boxes": True})
+        write_atomically(one.json_file, texts[one.json_file])
+    trained, *_, tested = 2 * sorted((one.name for one in sets), key=lambda name: ("train" not in name, name))
+    own = [f"{len(known)} classes: {listed(known, most=20)}", NEXT.format(trained, tested)]
+    return [f"{one.name}: {counts(content)}; {one.json_file}" for one, content in contents.items()] + own * is_own
 
 
-def read_split(folder: Path, split: str) -> dict[str, Any]:
-    """The images that ``ImageSets/Main/<split>.txt`` lists, in its order, as the content of a COCO json.
+def counts(content: dict[str, Any]) -> str:
+    """What a json holds, in words."""
+    objects, difficult = content["annotations"], sum(one["ignore"] for one in content["annotations"])
+    return f"{len(content['images']):,} images, {len(objects):,} objects, {difficult:,} of them difficult"
 
-    Ids count from 1, categories in VOC's order. VOC's corners are 1-based pixels that belong to the box, so x and y are
-    xmin - 1 and ymin - 1, and width and height reach to xmax and ymax (as in detectron2). Difficult objects have
-    ``ignore`` 1 and are no crowds. Raises DataError with every kind of fault in ``folder``: missing or broken files,
-    unknown classes, boxes without area, images of another size than their XML says.
+
+def _sets_of(name: str) -> list[Source]:
+    """The set of that name in NAMES, or those in a folder, or in the folders in it. Raises DataError for others."""
+    root, (year, split) = datasets_root(), NAMES.get(name, ("", ""))
+    needed = [root / year / part for part in ("Annotations", "JPEGImages", f"ImageSets/Main/{split}.txt")]
+    missing = [f"  missing {path}" for path in needed if not path.exists()]
+    if year and missing:
+        raise DataError(
+            f"{year} is not complete under {root} (set {ROOT_VARIABLE} to use another root): move or link "
+            f"VOCdevkit/{year} there, {FIX}; or name the folder of an export of your own\n" + "\n".join(missing)
+        )
+    if year:
+        xmls, images, listing = needed
+        return [Source(name, xmls, images, _listed(listing), root / year / f"instances_{split}.json")]
+    folder = next((path for path in (Path(name), root / name) if path.is_dir()), None)
+    for places in ([folder], sorted(folder.iterdir())) if folder else ():
+        if sets := [one for place in places for one in _sets_in(place)]:
+            return sets
+    raise DataError(
+        f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}, and folders with "
+        "XML files: Annotations/ beside JPEGImages/ or images/, or XML beside the images"
+    )
+
+
+def _sets_in(folder: Path) -> Iterator[Source]:
+    """One for each list in ImageSets/Main/, else one of all XML files, in Annotations/ or beside the images."""
+    xmls = next((path for path in (folder / "Annotations", folder) if path.is_dir()), folder)
+    images = next((folder / name for name in IMAGES if xmls != folder and (folder / name).is_dir()), folder)
+    stem = re.sub(r"[^\w.-]+", "_", "_".join(folder.resolve().parts[-1 - (folder.name in SHARES) :]))
+    lists = {f"_{path.stem}": found for path in sorted(folder.glob("ImageSets/Main/*.txt")) if (found := _listed(path))}
+    if every := sorted(str(path.relative_to(xmls))[:-4] for path in xmls.glob(f"{'**/' * (xmls != folder)}*.xml")):
+        for end, names in (lists or {"": tuple(every)}).items():
+            yield Source(stem + end, xmls, images, names, folder / f"instances{end}.json")
+
+
+def _listed(path: Path) -> tuple[str, ...]:
+    """The images in a list, without suffix; none of a list for one class, which says -1, 0 or 1 of each.
+
+    Raises DataError for an empty list, and where an image is there twice.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    faults: dict[str, list[dict[str, str]]] = defaultdict(list)
-    names = _image_names(folder, split)
-    for number, name in enumerate(track(names, f"reading {folder.name} {split}", len(names)), start=1):
+    names = [re.sub(ENDS, "", line.strip()) for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"{path}: {len(names)} ids, {len(set(names))} different; expected each image once; {FIX}")
+    return () if all(re.search(r"\s(-1|0|1)$", name) for name in names) else tuple(names)
+
+
+def read_set(source: Source, classes: Sequence[str], is_own: bool) -> Read:
+    """What the XML files say. classes: none are all. is_own: they need no size.
+
+    Raises DataError with every kind of fault: missing or broken files, unknown classes, boxes without area, images of
+    another size than their XML says.
+    """
+    images, faults = [], defaultdict[str, list[dict[str, str]]](list)
+    for name in track(source.names, f"reading {source.name}", len(source.names)):
         try:
-            image, objects = _read_image(folder, name)
+            images.append(_read_image(source, name, classes, is_own))
         except _Fault as fault:
             kind, *details = fault.args
             faults[kind].append({"id": " ".join([name, *(f"({detail})" for detail in details)])})
-            continue
-        images.append({"id": number, **image})
-        for one in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
     if faults:
         problems = [Problem("error", kind).add(*found) for kind, found in faults.items()]
-        raise DataError(f"{explain(folder, problems, most_lines=20)}\n  nothing was written; {FIX}")
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
-    info = {"description": f"PASCAL {folder.name} {split}"}
-    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+        fix = "mend these files" if is_own else FIX + OWN
+        raise DataError(f"{explain(source.xmls.parent, problems, most_lines=11)}\n  nothing was written; {fix}")
+    return images
 
 
-def _image_names(folder: Path, split: str) -> list[str]:
-    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-    missing = [str(path) for path in (folder / "Annotations", folder / "JPEGImages", listing) if not path.exists()]
-    if missing:
-        raise DataError(
-            f"{folder.name} is not complete under {folder.parent} (set {ROOT_VARIABLE} to use another root): move or "
-            f"link VOCdevkit/{folder.name} there, {FIX}\n" + "\n".join(f"  missing {path}" for path in missing)
-        )
-    names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{listing}: {len(names)} ids, {len(set(names))} different; expected each image once; {FIX}")
-    return names
-
-
-def _read_image(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The image entry without its id, and its annotations without ids."""
-    xml, jpeg = (folder / file.format(name) for file in FILES)
+def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool) -> tuple[dict[str, Any], list[Object]]:
+    xml = source.xmls / f"{name}.xml"
     try:
         tree = ElementTree.parse(xml).getroot()
-        with Image.open(jpeg) as opened:
-            size = opened.size
+        path = _image_of(source.images / name, tree.findtext("filename", ""))
+        with Image.open(path) as opened:
+            stored = opened.size
+            is_turned = is_own and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except FileNotFoundError as missing:
         raise _Fault(f"images without a file in {Path(missing.filename).parent.name}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as broken:
-        raise _Fault("broken XML files", broken) from None
-    except Image.UnidentifiedImageError:
-        raise _Fault("files that are no images") from None
-    except OSError as unreadable:
+        line = getattr(broken, "position", (1,))[0]
+        raise _Fault("broken XML files", f"{xml}:{line}: {broken}") from None
+    except OSError as unreadable:  # no image, or no leave
         raise _Fault("files that cannot be read", unreadable) from None
-    width, height = (int(_number(tree, f"size/{side}")) for side in ("width", "height"))
-    if size != (width, height):
-        raise _Fault("images of another size than their XML says", f"{size[0]} x {size[1]}, not {width} x {height}")
-    return {"file_name": jpeg.name, "width": width, "height": height}, [_object(one) for one in tree.findall("object")]
+    if tree.tag != "annotation":
+        raise _Fault("XML files in another format than VOC's", f"<{tree.tag}>, expected <annotation>")
+    size = upright = stored[::-1] if is_turned else stored
+    if not is_own or tree.findtext("size/width", "").strip(" 0"):
+        size = int(_number(tree, "size/width")), int(_number(tree, "size/height"))
+    if size not in (stored, upright):
+        raise _Fault("images of another size than their XML says", "{} x {}, not {} x {}".format(*stored, *size))
+    entry = {"file_name": os.path.relpath(path, source.images), "width": size[0], "height": size[1]}
+    return entry, [_object(one, classes) for one in tree.findall("object")]
 
 
-def _object(node: ElementTree.Element) -> dict[str, Any]:
+def _image_of(base: Path, file_name: str) -> Path:
+    """The image that an XML file is called after, of any format, else the one that it names, on whatever machine."""
+    named = base.with_name(re.split(r"[\\/]", file_name.strip())[-1] or base.name)
+    candidates = [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
+    return next((path for path in candidates if path.is_file()), Path(f"{base}.jpg"))
+
+
+def _object(node: ElementTree.Element, classes: Sequence[str]) -> Object:
     name = node.findtext("name", "").strip()
-    if name not in CLASSES:
-        raise _Fault("XML files with a class that VOC does not have", f"'{name}'{did_you_mean(name, list(CLASSES))}")
-    left, top, right, bottom = (_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-    x, y = left - 1, top - 1
-    width, height = right - x, bottom - y
-    if width <= 0 or height <= 0:
+    if not name or (classes and name not in classes):
+        raise _Fault("XML files with a class that is not expected", f"'{name}'{did_you_mean(name, [*classes])}")
+    left, top, right, bottom = corners = [_number(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    if right - left <= -1 or bottom - top <= -1:
         raise _Fault("XML files with a box without area", f"{name} from {left:g}, {top:g} to {right:g}, {bottom:g}")
-    ignore = int(node.find("difficult") is not None and _number(node, "difficult") != 0)  # may be left out
-    category, box = CLASSES.index(name) + 1, [x, y, width, height]
-    return {"category_id": category, "bbox": box, "area": width * height, "iscrowd": 0, "ignore": ignore}
+    is_difficult = bool(node.findtext("difficult", "").strip()) and _number(node, "difficult") != 0  # may be left out
+    return name, corners, int(is_difficult)
 
 
 def _number(node: ElementTree.Element, path: str) -> float:
@@ -145,3 +207,25 @@ def _number(node: ElementTree.Element, path: str) -> float:
         if math.isfinite(number := float(text or "")):
             return number
     raise _Fault("XML files without a number where one belongs", f"{node.tag}/{path}: {text}")
+
+
+def as_coco(source: Source, read: Read, classes: Sequence[str], origin: int) -> dict[str, Any]:
+    """The content of a COCO json, in the order of the set; ids count from 1.
+
+    VOC's corners are pixels that belong to the box, counted from ``origin``, 1, so x and y are xmin - 1 and ymin - 1,
+    and width and height reach to xmax and ymax (as in detectron2). Difficult objects have ``ignore`` 1 and are no
+    crowds.
+    """
+    annotations: list[dict[str, Any]] = []
+    for image, (_, objects) in enumerate(read, start=1):
+        for name, (left, top, right, bottom), ignore in objects:
+            x, y = left - origin, top - origin
+            width, height = right - x, bottom - y
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image, "category_id": classes.index(name) + 1,
+                "bbox": [x, y, width, height], "area": width * height, "iscrowd": 0, "ignore": ignore,
+            })  # fmt: skip
+    images = [{"id": number, **image} for number, (image, _) in enumerate(read, start=1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    info = {"description": "PASCAL {} {}".format(*NAMES[source.name]) if source.name in NAMES else source.name}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}

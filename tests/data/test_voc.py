@@ -112,7 +112,7 @@ class TestConversion:
         assert (dog["bbox"], person["bbox"]) == ([0, 0, 40, 30], [47, 20, 49, 44])
         assert (person["area"], CLASSES[cat["category_id"] - 1]) == (49 * 44, "cat")
         assert [(one["ignore"], one["iscrowd"]) for one in (dog, cat, person)] == [(0, 0), (1, 0), (0, 0)]
-        assert inspect_coco(data.entry, need_masks=False)[1] == []
+        assert [one.kind for one in inspect_coco(data.entry, False)[1]] == ["categories without an annotation"]
 
     def test_difficult_objects_are_not_trained_on(self, voc: Path, prepare: Callable) -> None:
         prepare("voc_2012_val")
@@ -172,14 +172,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda root: [remove(root / JPEG), edit(root / XML.replace("008.", "007."), "name", "dgo")],
         ["2 kinds of problems", "without a file in JPEGImages", "2008_000007 ('dgo'; did you mean 'dog'?)"],
     ),
-    "broken XML": (lambda root: (root / XML).write_text("<annotation>"), ["broken XML files: id 2008_000008 (no el"]),
+    "broken XML": (lambda root: (root / XML).write_text("<annotation>"), ["broken XML files: id", "008.xml:1: no el"]),
     "binary XML": (lambda root: (root / XML).write_bytes(b"\xff\xd8"), ["broken XML files: id 2008_000008"]),
     "class": (lambda root: edit(root / XML, "name", "sheeps"), ["('sheeps'; did you mean 'sheep'?)"]),
     "size": (lambda root: edit(root / XML, "width", "97"), ["another size", "2008_000008 (96 x 64, not 97 x 64)"]),
     "no size": (lambda root: edit(root / XML, "width", "wide"), ["size/width: wide"]),
     "nan": (lambda root: edit(root / XML, "xmin", "nan"), ["object/bndbox/xmin: nan"]),
     "no area": (lambda root: edit(root / XML, "xmin", "41"), ["area: id 2008_000008 (dog from 41, 1 to 40, 30)"]),
-    "no picture": (lambda root: (root / JPEG).write_text("<html>"), ["files that are no images: id 2008_000008"]),
+    "no picture": (lambda root: (root / JPEG).write_text("<html>"), ["cannot be read: id 2008_000008 (cannot"]),
     "twice": (lambda root: (root / f"{MAIN}val.txt").write_text("2008_000007\n" * 2), ["2 ids, 1 different"]),
     "empty": (lambda root: (root / f"{MAIN}train.txt").write_text("\n"), ["train.txt: 0 ids"]),
 }  # fmt: skip
