@@ -29,8 +29,8 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     """Decode one image to uint8 [H, W, 3] with channels in ``order``, RGB or BGR, rotated as its EXIF tag says.
 
     Of 16 bits the upper 8 are kept, of grey images as Pillow does it of coloured ones. Raises DataError when the file
-    is missing, truncated or no image, when its values have no range (floats, 32 bits), or when its size is not
-    ``width`` x ``height`` (if these are given).
+    is missing, truncated or no image, when its values have no range (floats, 32 bits) or use less than 1 % of 16 bits,
+    or when its size is not ``width`` x ``height`` (if these are given).
     """
     try:
         with Image.open(path) as opened:
@@ -39,6 +39,10 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
             if opened.mode in ("I", "F") and not is_16_bit:
                 what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
                 raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
+            if is_16_bit and 0 < np.max(opened) < 256:
+                raise DataError(
+                    f"{path}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8"
+                )
             ImageOps.exif_transpose(opened, in_place=True)
             grey = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if is_16_bit else opened
             upright = grey if grey.mode == "RGB" else grey.convert("RGB")

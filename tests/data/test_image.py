@@ -73,6 +73,14 @@ class TestImages:
         message = rejection(read_image, tmp_path / "a.tif", 6, 4)
         assert message.startswith(f"{tmp_path / 'a.tif'}: floats or 32 bits a pixel (mode {mode})")
 
+    @pytest.mark.parametrize(("brightest", "is_read"), [(0, True), (1, False), (255, False), (256, True)])
+    def test_values_of_8_bits_in_16(self, tmp_path, brightest, is_read):
+        Image.fromarray(np.array([[0, brightest]], np.uint16)).save(tmp_path / "a.png")
+        if is_read:
+            assert read_image(tmp_path / "a.png", 2, 1).max() == brightest // 256
+        else:
+            assert "16 bits a pixel, but none above 255" in rejection(read_image, tmp_path / "a.png", 2, 1)
+
     def test_exif_turns_the_image_upright(self, tmp_path):
         exif = Image.Exif()
         exif[EXIF_ORIENTATION] = 6  # stored lying; upright after a quarter turn clockwise
