@@ -1,8 +1,9 @@
 """What a run can use but is likely a mistake: found in the arrays of a json, all at once. Needs no torch."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,43 +14,42 @@ LEAST_CORNERS = (
 )
 
 
-def find_notices(
-    arrays: Mapping[str, np.ndarray], ids: Sequence[object], categories: Sequence[Record]
-) -> list[Problem]:
+def find_notices(arrays: Mapping[str, np.ndarray], ids: Sequence[Any], categories: Sequence[Record]) -> list[Problem]:
     """The notices of CHECKS on boxes, crowds and categories.
 
     arrays: see ``data/coco_json.py``; ids: of the N annotations; categories: in the order of the labels.
     """
-    names, objects = Counter(str(one["name"]) for one in categories), set(arrays["label"].tolist())
+    used = np.sort(arrays["order"])  # annotations of images that are listed
+    names, objects = Counter(str(one["name"]) for one in categories), set(arrays["label"][used].tolist())
     offenders = {
-        **{key: [{"id": ids[k]} for k in np.flatnonzero(odd).tolist()] for key, odd in _odd_annotations(arrays)},
+        **{key: [{"id": ids[k]} for k in used[is_odd].tolist()] for key, is_odd in _odd_annotations(arrays, used)},
         "one name": [one for one in categories if names[str(one["name"])] > 1],
         "no annotation": [one for k, one in enumerate(categories) if objects and k not in objects],
     }
     return [replace(CHECKS[key], first=[]).add(*those) for key, those in offenders.items() if those]
 
 
-def _odd_annotations(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    """Keys of CHECKS, bool [N] for each. Of each annotation only the first kind that fits is reported."""
-    low, sides, crowd = arrays["box"][:, :2], arrays["box"][:, 2:], arrays["iscrowd"]
-    size = np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"]]
+def _odd_annotations(arrays: Mapping[str, np.ndarray], used: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys of CHECKS, and bool for each of the ``used``: each of these is only of the first kind that fits it."""
+    box, area, crowd = (arrays[name][used] for name in ("box", "area", "iscrowd"))
+    low, sides, size = box[:, :2], box[:, 2:], np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"][used]]
     high, has_area = low + sides, (sides > 0).all(1)
     sticks_out = (high - size > OVERHANG).any(1)
     fits_as_corners = (sides > low).all(1) & (sides - size <= OVERHANG).all(1) | ~has_area
-    are_corners = fits_as_corners.all() and sticks_out.sum() > LEAST_CORNERS * len(low)
-    start, end = mask_extents(arrays)
+    are_corners = fits_as_corners.all() and sticks_out.sum() > LEAST_CORNERS * len(used)
+    start, end = (corner[used] for corner in mask_extents(arrays))
     shared = (np.minimum(high, end) - np.maximum(low, start)).clip(0).prod(1)
     union = sides.prod(1) + (end - start).prod(1) - shared
     is_off = (np.maximum(abs(start - low), abs(end - high)) > OVERHANG).any(1)
     kinds = {
-        "crowds": crowd & (2 * crowd.sum() > len(crowd)),
-        "shares": has_area & (arrays["box"] <= 1).all(1) & (size > 1).all(1),
+        "crowds": crowd & (2 * crowd.sum() > len(used)),
+        "shares": has_area & (box <= 1).all(1) & (size > 1).all(1),
         "corners": sticks_out & are_corners,
         "box of mask": has_area & is_off & (shared < LEAST_IOU * union),
-        "large area": arrays["area"] > (sides + OVERHANG).prod(1),
+        "large area": area > (sides + OVERHANG).prod(1),
     }
     first = np.select(list(kinds.values()), list(range(len(kinds))), -1)
-    return [(key, first == k) for k, key in enumerate(kinds)]
+    return ((key, first == k) for k, key in enumerate(kinds))
 
 
 def mask_extents(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
