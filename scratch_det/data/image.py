@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hotcoco import mask as mask_api
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.distributed.launch import usable_cores
@@ -34,18 +34,9 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     """
     try:
         with Image.open(path) as opened:
-            stored, is_16_bit = opened.size, opened.mode.startswith("I;16")
-            is_16_bit |= opened.mode == "I" and opened.format in FORMATS_OF_16_BIT
-            if opened.mode in ("I", "F") and not is_16_bit:
-                what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
-                raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
-            if is_16_bit and 0 < np.max(opened) < 256:
-                raise DataError(
-                    f"{path}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8"
-                )
+            stored = opened.size
             ImageOps.exif_transpose(opened, in_place=True)
-            grey = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if is_16_bit else opened
-            upright = grey if grey.mode == "RGB" else grey.convert("RGB")
+            upright = _rgb(path, opened)
             data = bytearray(upright.tobytes("raw", order))  # writable
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
@@ -62,6 +53,19 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
         found = f"{image.shape[1]} x {image.shape[0]}"
         raise DataError(f"{path}: image is {found} px, the json says {width} x {height}; {fix}")
     return image
+
+
+def _rgb(path: Path, opened: ImageFile.ImageFile) -> Image.Image:
+    """In RGB of 8 bits. Raises DataError as ``read_image``."""
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in FORMATS_OF_16_BIT):
+        values = np.asarray(opened)
+        if 0 < values.max() < 256:
+            raise DataError(f"{path}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if opened.mode in ("I", "F"):
+        what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
+        raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
+    return opened if opened.mode == "RGB" else opened.convert("RGB")
 
 
 def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:
