@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -117,6 +117,13 @@ class ToolParser(ArgumentParser):
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def seed(text: str) -> int:
+    """The type of a flag: a seed, as NumPy takes it."""
+    if (number := int(text)) < 0:
+        raise ArgumentTypeError(f"{number}, expected 0 or more")
+    return number
 
 
 GIVEN: list[str] = []  # the folders of --project, as they were given

@@ -14,7 +14,7 @@ import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.command_line import ToolParser, exit_on_user_error, seed
 from scratch_det.data.subsets import PAPER_SIZES, make_subsets
 from scratch_det.engine.command import numbers
 
@@ -31,7 +31,7 @@ def build_parser() -> ToolParser:
     )
     ids = "the images in FILE, a COCO json or a list of ids, as NAME_LABEL (several times: several subsets)"
     parser.add_argument("--ids", action="append", default=[], type=label_and_file, metavar="LABEL=FILE", help=ids)
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="another seed draws other images (%(default)s)")
     parser.add_argument("--allow-lost-classes", action="store_true", help="accept subsets without an object of a class")
     return parser
 

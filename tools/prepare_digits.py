@@ -11,14 +11,14 @@ import signal
 import sys
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.command_line import ToolParser, exit_on_user_error, seed
 
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     out = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "digits")
     parser.add_argument("--out", type=Path, default=out, help="folder; <out>_pretrain is made too (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="another seed gives other scenes (%(default)s)")
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="train scenes (%(default)s)")
     parser.add_argument("--val", type=int, default=250, metavar="N", help="validation scenes (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace both folders if a digits set is already there")

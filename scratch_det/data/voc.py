@@ -1,5 +1,6 @@
 """VOC's XML files as json files in COCO's format: the devkit's sets, and exports with classes of one's own."""
 
+import errno
 import json
 import math
 import os
@@ -70,25 +71,22 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
     known = known or sorted({name for name, _, _ in every})
     # VOC's first pixel is 1; whoever writes 0 counts from there
     origin = 0 if is_own and any(min(corners[:2]) < 1 for _, corners, _ in every) else 1
-    contents = {one: as_coco(one, images, known, origin) for one, images in sets.items()}
-    texts = {one.json_file: json.dumps(content) for one, content in contents.items()}
+    texts = {one.json_file: json.dumps(as_coco(one, images, known, origin)) for one, images in sets.items()}
     other = [str(path) for path, text in texts.items() if path.exists() and path.read_text() != text]
     if other and not force:
         raise DataError(f"exists with other content: {', '.join(other)}; remove it, or replace it with --force")
-    for one in sets:
+    reports = []
+    for one, images in sets.items():
         if one.name not in NAMES:
             fields = {"json": from_root(one.json_file), "images": from_root(one.images)}
             enter(one.name, {**fields, "drop_empty_boxes": True})
         write_atomically(one.json_file, texts[one.json_file])
+        difficult = [ignore for _, objects in images for *_, ignore in objects]
+        counts = f"{len(images):,} images, {len(difficult):,} objects, {sum(difficult):,} of them difficult"
+        reports.append(f"{one.name}: {counts}; {one.json_file}")
     trained, *_, tested = 2 * sorted((one.name for one in sets), key=lambda name: ("train" not in name, name))
     own = [f"{len(known)} classes: {listed(known, most=20)}", NEXT.format(trained, tested)]
-    return [f"{one.name}: {counts(content)}; {one.json_file}" for one, content in contents.items()] + own * is_own
-
-
-def counts(content: dict[str, Any]) -> str:
-    """What a json holds, in words."""
-    objects, difficult = content["annotations"], sum(one["ignore"] for one in content["annotations"])
-    return f"{len(content['images']):,} images, {len(objects):,} objects, {difficult:,} of them difficult"
+    return reports + own * is_own
 
 
 def _sets_of(name: str) -> list[Source]:
@@ -159,17 +157,16 @@ def read_set(source: Source, classes: Sequence[str], is_own: bool) -> Read:
 def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool) -> tuple[dict[str, Any], list[Object]]:
     xml = source.xmls / f"{name}.xml"
     try:
-        tree = ElementTree.parse(xml).getroot()
-        path = _image_of(source.images / name, tree.findtext("filename", ""))
+        tree = ElementTree.parse(_first_file(xml)).getroot()
+        path = _first_file(*_images_of(source.images / name, tree.findtext("filename", "")))
         with Image.open(path) as opened:
             stored = opened.size
             is_turned = is_own and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except FileNotFoundError as missing:
         raise _Fault(f"images without a file in {Path(missing.filename).parent.name}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as broken:
-        line = getattr(broken, "position", (1,))[0]
-        raise _Fault("broken XML files", f"{xml}:{line}: {broken}") from None
-    except OSError as unreadable:  # no image, or no leave
+        raise _Fault("broken XML files", f"{xml}:{getattr(broken, 'position', (1,))[0]}: {broken}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as unreadable:  # no image, a damaged one, or no leave
         raise _Fault("files that cannot be read", unreadable) from None
     if tree.tag != "annotation":
         raise _Fault("XML files in another format than VOC's", f"<{tree.tag}>, expected <annotation>")
@@ -182,11 +179,17 @@ def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool)
     return entry, [_object(one, classes) for one in tree.findall("object")]
 
 
-def _image_of(base: Path, file_name: str) -> Path:
+def _images_of(base: Path, file_name: str) -> list[Path]:
     """The image that an XML file is called after, of any format, else the one that it names, on whatever machine."""
     named = base.with_name(re.split(r"[\\/]", file_name.strip())[-1] or base.name)
-    candidates = [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
-    return next((path for path in candidates if path.is_file()), Path(f"{base}.jpg"))
+    return [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
+
+
+def _first_file(*paths: Path) -> Path:
+    """The first regular file: a pipe would keep its reader waiting. Raises FileNotFoundError where there is none."""
+    if found := next((path for path in paths if path.is_file()), None):
+        return found
+    raise FileNotFoundError(errno.ENOENT, "no such file", str(paths[0]))
 
 
 def _object(node: ElementTree.Element, classes: Sequence[str]) -> Object:

@@ -141,6 +141,7 @@ def test_thousands_are_k_in_a_name(source: Path) -> None:
         (["--dataset", "toy", "--sizes", "31"], "toy has 30 images: no subset of 31"),
         (["--dataset", "toy", "--sizes", "0"], "no subset of 0"),
         (["--dataset", "toy", "--ids", "a/b=x"], "expected LABEL=FILE, LABEL a part of a file's name"),
+        (["--dataset", "toy", "--seed", "-1"], "argument --seed: -1, expected 0 or more"),
         (["--dataset", "toyy"], "'toyy' is not in the catalog; did you mean 'toy'?"),
     ],
 )

@@ -1,5 +1,6 @@
 """VOC's XML with classes of one's own, as other tools export it: what becomes a data set, and what is rejected."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,14 @@ class TestRejections:
         with pytest.raises(DataError, match=message):
             make_voc(["my"])
         assert not list(datasets_root.glob("**/*.json"))
+
+    @pytest.mark.parametrize("file", ["Annotations/a.xml", "JPEGImages/a.jpg"])
+    def test_a_pipe_is_no_file(self, file: str, datasets_root: Path) -> None:
+        write(datasets_root / "my", "a", "dog 1 1 9 9")
+        (datasets_root / "my" / file).unlink()
+        os.mkfifo(datasets_root / "my" / file)
+        with pytest.raises(DataError, match=f"images without a file in {Path(file).parent}: id a"):
+            make_voc(["my"])
 
     def test_names(self, datasets_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         """Classes that were not named, an empty folder, a name that the catalog has; nothing is written."""
