@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -156,11 +156,21 @@ def nothing_to_train_on(cfg: CfgNode, datasets: Sequence[CocoDataset]) -> str:
     return f"{json_file}: data set is empty for training: none of its {images} images has {needed}{crowds}"
 
 
-def read_coco(entry: DatasetEntry, need_masks: bool, need_keypoints: bool = False) -> CocoDataset:
-    """Read and check an annotation file. Raises DataError (seven lines at most) with the errors of ``inspect_coco``."""
+def read_coco(
+    entry: DatasetEntry,
+    need_masks: bool,
+    need_keypoints: bool = False,
+    say: Callable[[str], object] = lambda notice: None,
+) -> CocoDataset:
+    """Read and check an annotation file. Raises DataError (seven lines at most) with the errors of ``inspect_coco``.
+
+    say: receives the notices.
+    """
     dataset, problems = inspect_coco(entry, need_masks, need_keypoints)
     if dataset is None:
         raise DataError(explain(entry.json_file, problems))
+    for one in problems:
+        say(f"{entry.name}: {one}" + f"; {one.fix}" * bool(one.fix))
     return dataset
 
 

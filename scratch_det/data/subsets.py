@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_det.data.catalog import derived, enter, lookup
-from scratch_det.data.checks import explain
-from scratch_det.data.coco import inspect_coco
+from scratch_det.data.coco import read_coco
 from scratch_det.data.coco_json import load_json
 from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
@@ -60,11 +59,7 @@ def make_subsets(
     that a subset would lose (unless ``keep_lost``), and when another subset already has the same file.
     """
     entry = lookup(source)
-    data, problems = inspect_coco(entry, need_masks=False)
-    if data is None:
-        raise DataError(explain(entry.json_file, problems))
-    for notice in problems:
-        say_now(f"{source}: {notice}" + f"; {notice.fix}" * bool(notice.fix))
+    data = read_coco(entry, need_masks=False, say=say_now)
     order, first = data.arrays["order"], data.arrays["first"]
     has_class = np.zeros((len(data.images), len(data.classes)), bool)
     has_class[data.arrays["image"][order], data.arrays["label"][order]] = True

@@ -14,11 +14,12 @@ from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
 
-from scratch_det.data.catalog import ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root
+from scratch_det.data.catalog import ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root, lookup
 from scratch_det.data.checks import Problem, explain
+from scratch_det.data.coco import read_coco
 from scratch_det.errors import DataError, did_you_mean, listed
 from scratch_det.files import write_atomically
-from scratch_det.log import track
+from scratch_det.log import say_now, track
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -59,8 +60,9 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
 
     names: of NAMES, or folders; sets in folders, see ``_sets_in``, get an entry in the catalog. classes: AUTO, all that
     there are in alphabetical order, or their names with commas between; by default AUTO where there is a folder, else
-    VOC's. Raises DataError, before anything is written, for a name that is neither, for what ``read_set`` rejects and
-    for a json that exists with other content (unless ``force``).
+    VOC's. What a run would notice is printed. Raises DataError, before anything is written, for a name that is neither,
+    for what ``read_set`` rejects and for a json that exists with other content (unless ``force``); and for a json that
+    no run can use, such as one with boxes outside their images.
     """
     is_own = bool(classes) or not NAMES.keys() >= {*names}
     known = [*CLASSES] if not is_own else [] if classes in ("", AUTO) else re.split(r"\s*,\s*", classes)
@@ -81,6 +83,7 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
             fields = {"json": from_root(one.json_file), "images": from_root(one.images)}
             enter(one.name, {**fields, "drop_empty_boxes": True})
         write_atomically(one.json_file, texts[one.json_file])
+        read_coco(lookup(one.name), need_masks=False, say=say_now)  # as a run will
         difficult = [ignore for _, objects in images for *_, ignore in objects]
         counts = f"{len(images):,} images, {len(difficult):,} objects, {sum(difficult):,} of them difficult"
         reports.append(f"{one.name}: {counts}; {one.json_file}")

@@ -163,6 +163,14 @@ class TestRejections:
             make_voc(["my"])
         assert not list(datasets_root.glob("**/*.json"))
 
+    def test_what_a_run_would_say(self, datasets_root: Path, capsys: pytest.CaptureFixture) -> None:
+        write(datasets_root / "my", "a", "dog 1 1 9 9", "dog 90 20 120 30")
+        make_voc(["my"])
+        assert "my: 1 annotations with a box that sticks out of its image" in capsys.readouterr().out
+        write(datasets_root / "my", "a", "dog 1 1 9 9", "dog 200 20 220 30")
+        with pytest.raises(DataError, match="1 annotations with a box that lies outside its image: id 2"):
+            make_voc(["my"], force=True)
+
     @pytest.mark.parametrize("file", ["Annotations/a.xml", "JPEGImages/a.jpg"])
     def test_a_pipe_is_no_file(self, file: str, datasets_root: Path) -> None:
         write(datasets_root / "my", "a", "dog 1 1 9 9")
