@@ -14,16 +14,13 @@ from pathlib import Path
 from shlex import quote
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
-from scratch_det.data.catalog import DatasetEntry, catalog_entries, datasets_root, derived, enter, lookup
+from scratch_det.data.catalog import CHECK, DatasetEntry, catalog_entries, datasets_root, derived, enter, lookup
 from scratch_det.data.checks import explain
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import load_json
 from scratch_det.data.repair import Wishes, encode, repair
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused, write_atomically
-
-CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
-    DATASETS.TRAIN "('{0}',)" DATASETS.TEST "('{0}',)" OUTPUT_DIR output/{0}"""
 
 
 def build_parser() -> ToolParser:
@@ -84,7 +81,7 @@ def main() -> None:
             raise DataError(f"what is left, in {explain(entry.json_file, left, most_lines=12)}")
         print(f"{entry.json_file} reads without errors")
         if is_listed:
-            print("next:", CHECK.format(entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
+            print("next:", CHECK.format(entry.name, entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
         else:
             line = f"{entry.name}: {{json: {entry.json_file.resolve()}, images: {entry.image_root.resolve()}}}"
             print(f"next: echo {quote(line)} >> {datasets_root() / 'catalog.yaml'}")

@@ -26,6 +26,8 @@ MAKERS = {  # how a name begins -> the tool that makes such a data set
     "voc_": "prepare_voc.py {name}",
 }
 SWITCHES = ("drop_empty_boxes", "paths_outside")  # fields of an entry that are true or false
+CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
+    DATASETS.TRAIN "('{0}',)" DATASETS.TEST "('{1}',)" OUTPUT_DIR output/{0}"""  # what to do with a new data set
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 

@@ -43,11 +43,7 @@ class Subset(NamedTuple):
 
 
 def make_subsets(
-    source: str,
-    sizes: Sequence[int],
-    seed: int = 0,
-    keep_lost: bool = False,
-    ids_of: Mapping[str, Path] | None = None,
+    source: str, sizes: Sequence[int], seed: int = 0, keep_lost: bool = False, ids_of: Mapping[str, Path] = {}
 ) -> list[Subset]:
     """Write subsets of data set ``source`` beside its json and enter them in the catalog; returns them, largest first.
 
@@ -69,11 +65,16 @@ def make_subsets(
         if wrong := [str(size) for size in sizes if not 0 < size <= len(ids)]:
             raise DataError(f"{source} has {len(ids):,} images: no subset of {', '.join(wrong)}; give other --sizes")
         every, subsets = has_class.any(0), []
-        chosen_by_label = choose_images(source, entry.json_file, ids, sizes, seed, ids_of or {})
-        for label, (chosen, origin) in sorted(chosen_by_label.items(), key=lambda item: -len(item[1][0])):
+        by_id = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+        drawn = {label_of(size): (draw_order(by_id, seed)[:size], {"seed": seed}) for size in sizes}
+        val2014 = entry.json_file.with_name(VAL2014)
+        files = {VAL35K: val2014} if source == COCO and VAL35K in drawn and val2014.is_file() else {}
+        given = {key: (read_ids(path, ids, source), {"ids": path.name}) for key, path in (files | {**ids_of}).items()}
+        for label, (chosen, origin) in sorted((drawn | given).items(), key=lambda item: -len(item[1][0])):
             path, classes = entry.json_file.with_name(f"{entry.json_file.stem}_{label}.json"), has_class[chosen].any(0)
             lost = [data.classes[k] for k in np.flatnonzero(every & ~classes)]
-            digest = sha256("".join(f"{number}\n" for number in sorted((ids[k] for k in chosen), key=_rank)).encode())
+            members = set(chosen)
+            digest = sha256("".join(f"{ids[k]}\n" for k in by_id if k in members).encode())
             words = ", ".join(f"{key} {value}" for key, value in origin.items())
             if (source, label) == (COCO, VAL35K) and "seed" in origin:
                 words += f", in the place of val35k: put COCO's {VAL2014} beside its json for the paper's images"
@@ -81,7 +82,7 @@ def make_subsets(
                             int(classes.sum()), lost, digest.hexdigest(), words)  # fmt: skip
             if lost and not keep_lost:
                 seeds = range(seed + 1, seed + 1 + MOST_SEEDS) if "seed" in origin else ()
-                better = (s for s in seeds if has_class[draw_order(ids, s)[: min(sizes)]].any(0).sum() == every.sum())
+                better = (s for s in seeds if has_class[draw_order(by_id, s)[: min(sizes)]].any(0).sum() == every.sum())
                 fix = next((f"--seed {one} keeps all" for one in better), "choose more images")
                 raise DataError(
                     f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
@@ -90,7 +91,7 @@ def make_subsets(
             there: Any = load_json(path, path.read_bytes()).get("subset") or {} if path.exists() else None
             if there is not None and there.get("ids_sha256") != subset.ids_sha256:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")
-            subsets.append((subset, sorted(chosen), origin))
+            subsets.append((subset, sorted(members), origin))
         for subset, places, origin in subsets:
             numbers = [n for k in places for n in order[first[k] : first[k + 1]]]
             parts = {
@@ -104,20 +105,9 @@ def make_subsets(
     return [subset for subset, _, _ in subsets]
 
 
-def choose_images(
-    source: str, json_file: Path, ids: Sequence[Any], sizes: Sequence[int], seed: int, ids_of: Mapping[str, Path]
-) -> dict[str, tuple[list[int], dict[str, Any]]]:
-    """Label -> the places in ``ids`` of a subset's images and its origin, for the arguments of ``make_subsets``."""
-    order = draw_order(ids, seed)
-    chosen: dict[str, tuple[list[int], dict[str, Any]]] = {}
-    for size in sizes:
-        label = f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)  # 35k, 3.5k, 250
-        chosen[label] = order[:size], {"seed": seed}
-    if source == COCO and VAL35K in chosen and (val2014 := json_file.with_name(VAL2014)).is_file():
-        ids_of = {VAL35K: val2014, **ids_of}
-    for label, path in ids_of.items():
-        chosen[label] = read_ids(path, ids, source), {"ids": path.name}
-    return chosen
+def label_of(size: int) -> str:
+    """35k, 3.5k, 250."""
+    return f"{size / 1000:g}k" if size >= 1000 and size % 100 == 0 else str(size)
 
 
 def read_ids(path: Path, ids: Sequence[Any], source: str) -> list[int]:
@@ -140,11 +130,6 @@ def read_ids(path: Path, ids: Sequence[Any], source: str) -> list[int]:
     return list(dict.fromkeys(places[number] for number in found if number in places))
 
 
-def draw_order(ids: Sequence[Any], seed: int) -> list[int]:
-    """The places of all images in the order that ``seed`` draws, whatever their order in the json."""
-    by_id = sorted(range(len(ids)), key=lambda place: _rank(ids[place]))
-    return [by_id[k] for k in np.random.default_rng(seed).permutation(len(ids))]
-
-
-def _rank(number: Any) -> tuple[bool, Any]:
-    return isinstance(number, str), number  # ids that are text come last
+def draw_order(by_id: Sequence[int], seed: int) -> list[int]:
+    """All images, given by rising id, in the order that ``seed`` draws."""
+    return np.random.default_rng(seed).permutation(by_id).tolist()

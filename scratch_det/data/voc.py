@@ -1,6 +1,5 @@
 """VOC's XML files as json files in COCO's format: the devkit's sets, and exports with classes of one's own."""
 
-import errno
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
 
-from scratch_det.data.catalog import ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root, lookup
+from scratch_det.data.catalog import CHECK, ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root, lookup
 from scratch_det.data.checks import Problem, explain
 from scratch_det.data.coco import read_coco
 from scratch_det.errors import DataError, did_you_mean, listed
@@ -33,9 +32,6 @@ AUTO, OWN = "auto", "; or, if the classes are your own, give --classes auto"
 IMAGES = ("JPEGImages", "images", "Images")  # beside Annotations/
 SHARES = ("train", "trainval", "val", "valid", "test")  # folders whose name says nothing without that of the export
 ENDS = re.compile(rf"\.(xml|{'|'.join(end[1:] for end in SUFFIXES)})$", re.IGNORECASE)
-NEXT = """next: python tools/check.py --images --config-file configs/Digits/quickstart.yaml MODEL.MASK_ON False \\
-    DATASETS.TRAIN "('{}',)" DATASETS.TEST "('{}',)"
-then: docs/new_data.md, with MODEL: {{MASK_ON: False}}"""
 
 Object = tuple[str, list[float], int]  # class, VOC's corners, whether it is difficult
 Read = list[tuple[dict[str, Any], list[Object]]]  # file name and size of each image, and its objects
@@ -88,8 +84,11 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
         counts = f"{len(images):,} images, {len(difficult):,} objects, {sum(difficult):,} of them difficult"
         reports.append(f"{one.name}: {counts}; {one.json_file}")
     trained, *_, tested = 2 * sorted((one.name for one in sets), key=lambda name: ("train" not in name, name))
-    own = [f"{len(known)} classes: {listed(known, most=20)}", NEXT.format(trained, tested)]
-    return reports + own * is_own
+    own = (
+        f"{len(known)} classes: {listed(known, most=20)}",
+        f"next: {CHECK.format(trained, tested)} MODEL.MASK_ON False",
+    )
+    return [*reports, *own * is_own]
 
 
 def _sets_of(name: str) -> list[Source]:
@@ -159,14 +158,16 @@ def read_set(source: Source, classes: Sequence[str], is_own: bool) -> Read:
 
 def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool) -> tuple[dict[str, Any], list[Object]]:
     xml = source.xmls / f"{name}.xml"
+    if not xml.is_file():  # a pipe would keep its reader waiting
+        raise _Fault(f"images without a file in {source.xmls.name}")
     try:
-        tree = ElementTree.parse(_first_file(xml)).getroot()
-        path = _first_file(*_images_of(source.images / name, tree.findtext("filename", "")))
+        tree = ElementTree.parse(xml).getroot()
+        images = _images_of(source.images / name, tree.findtext("filename", ""))
+        if not (path := next((path for path in images if path.is_file()), None)):
+            raise _Fault(f"images without a file in {source.images.name}")
         with Image.open(path) as opened:
             stored = opened.size
             is_turned = is_own and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except FileNotFoundError as missing:
-        raise _Fault(f"images without a file in {Path(missing.filename).parent.name}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as broken:
         raise _Fault("broken XML files", f"{xml}:{getattr(broken, 'position', (1,))[0]}: {broken}") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as unreadable:  # no image, a damaged one, or no leave
@@ -186,13 +187,6 @@ def _images_of(base: Path, file_name: str) -> list[Path]:
     """The image that an XML file is called after, of any format, else the one that it names, on whatever machine."""
     named = base.with_name(re.split(r"[\\/]", file_name.strip())[-1] or base.name)
     return [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
-
-
-def _first_file(*paths: Path) -> Path:
-    """The first regular file: a pipe would keep its reader waiting. Raises FileNotFoundError where there is none."""
-    if found := next((path for path in paths if path.is_file()), None):
-        return found
-    raise FileNotFoundError(errno.ENOENT, "no such file", str(paths[0]))
 
 
 def _object(node: ElementTree.Element, classes: Sequence[str]) -> Object:

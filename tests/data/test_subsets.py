@@ -113,8 +113,8 @@ def test_a_lost_class_is_rejected_with_a_seed_that_keeps_it(source: Path) -> Non
     content["categories"].append({"id": 99, "name": "rare"})
     content["annotations"][0]["category_id"] = 99
     source.write_text(json.dumps(content))
-    images, rare = range(1, 31), content["annotations"][0]["image_id"]
-    seed = next(s for s in range(99) if rare - 1 not in draw_order(images, s)[:3])
+    rare = content["annotations"][0]["image_id"]
+    seed = next(s for s in range(99) if rare - 1 not in draw_order(range(30), s)[:3])
     with pytest.raises(DataError, match=r"would lose \d classes: .*--seed (\d+) keeps all") as rejection:
         make_subsets("toy", [20, 3], seed=seed)
     assert not list(source.parent.glob("annotations_*"))
