@@ -122,10 +122,12 @@ CHECKS = {  # in the order in which problems are reported
     "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected"),
     "corners": notice("annotations with a box that fits its image as x0, y0, x1, y1, and sticks out as x, y, width, "
         "height"),
-    "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})"),
+    "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})",
+        "tools/fix_annotations.py --boxes-from-masks takes the boxes from the masks"),
     "large area": notice("annotations with an area larger than that of their box"),
     "crowds": notice("annotations that are crowds (iscrowd 1), most of all: crowds are not trained on"),
-    "one name": notice("categories with the name of another", shown="{id} ({name})"),
+    "one name": notice("categories with the name of another", "tools/fix_annotations.py merges them",
+        shown="{id} ({name})"),
     "no annotation": notice("categories without an annotation", shown="{id} ({name})"),
 }  # fmt: skip
 

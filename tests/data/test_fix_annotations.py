@@ -35,7 +35,8 @@ def fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def via(c: dict) -> None:
     for one in c["annotations"]:
-        one.update(image_id=str(one["image_id"]), segmentation=[1, 1, 9, 1, 9, 9])
+        x, y, w, h = one["bbox"]
+        one.update(image_id=str(one["image_id"]), segmentation=[x, y, x + w, y, x + w, y + h, x, y + h])
     c["categories"] *= 2
 
 
