@@ -173,8 +173,8 @@ def _turn(one: Record, size: np.ndarray, mirror: np.ndarray, swap: bool) -> None
 
 
 def _replace(new: dict[Any, Any], section: str, key: str) -> Mend:
-    """Values that ``new`` has become what it says; missing ones stay."""
-    return _each(lambda old, *_: old if old is None else new.get(old, old), (section, key))
+    """Texts and numbers that ``new`` has become what it says."""
+    return _each(lambda old, *_: new.get(old, old) if isinstance(old, str | int | float) else old, (section, key))
 
 
 def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:
@@ -211,9 +211,10 @@ def _nested(mask: Any, *_: Any) -> Any:
     return mask
 
 
-def _without_short_polygons(mask: Any, *_: Any) -> Any:
-    kept = [one for one in mask if not isinstance(one, list) or len(one) >= 6] if isinstance(mask, list) else mask
-    return kept if kept != mask else mask
+def _of_3_points(mask: Any, *_: Any) -> Any:
+    parts = mask if isinstance(mask, list) else []
+    kept = [one for one in parts if not isinstance(one, list) or (len(one) >= 6 and len(one) % 2 == 0)]
+    return kept if len(kept) < len(parts) else mask
 
 
 def _decoded(mask: Any, *_: Any) -> Any:
@@ -286,7 +287,7 @@ REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
     "images whose file_name is spelt otherwise on disk: renamed in the json": _find_files,
     "images without a size in pixels, or with --exif of the stored size: made that of the upright file": _settle_sizes,
     "annotations with a flat polygon, or one of points [x, y]: made [[x, y, ...]]": _each(_nested, MASK),
-    "annotations with polygons of under 3 points: these left out": _each(_without_short_polygons, MASK),
+    "annotations with polygons of under 3 points or of half a point: these left out": _each(_of_3_points, MASK),
     "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
     "annotations with iscrowd missing or neither 0 nor 1: made 0 or 1": _each(_crowd, ("annotations", "iscrowd")),
     "annotations whose box is not that around the mask: made so": _each(_box_of_mask, ("annotations", "bbox")),
