@@ -1,0 +1,146 @@
+"""The values that a key may have, whatever the other keys say: one table of numbers and lists, one of words."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scratch_det.config.choices import PROJECT_KEYS
+from scratch_det.config.load import flatten, get_cfg
+from scratch_det.errors import did_you_mean
+
+Test = Callable[[Any], object]
+
+LARGEST = 2**62  # sizes and seeds of torch are 64-bit numbers
+CHANNELS, LAYERS, CELLS, CLASSES = 16_384, 100, 112, 30_000  # far more than any detector has
+IMAGES, WORKERS = 65_536, 1024  # ... and any machine takes
+SMALLEST_VIEW = 32  # pixels: one cell of p5
+
+
+def within(low: float, high: float = LARGEST) -> Test:
+    """From ``low`` to ``high``; NaN is nowhere."""
+    return lambda n: low <= n <= high
+
+
+def above(low: float, high: float = LARGEST) -> Test:
+    """Above ``low`` and at most ``high``."""
+    return lambda n: low < n <= high
+
+
+def each(fits: Test, least: int = 1, most: int = LARGEST) -> Test:
+    """A list of ``least`` to ``most`` elements that all fit."""
+    return lambda items: least <= len(items) <= most and all(map(fits, items))
+
+
+def whole(low: int) -> Test:
+    """A number without a fraction from ``low`` on; yacs rejects fractions only outside of lists."""
+    return lambda n: isinstance(n, int) and low <= n <= LARGEST
+
+
+def rising(ious: Any) -> bool:
+    """IoUs between 0 and 1, none below the one before."""
+    return list(ious) == sorted(ious) and bool(each(lambda iou: 0 < iou < 1)(ious))
+
+
+def not_negative(value: Any) -> bool:
+    """What holds for keys without a row: no number in it is negative, infinite or NaN."""
+    if isinstance(value, list | tuple):
+        return all(map(not_negative, value))
+    return not isinstance(value, int | float) or 0 <= value <= LARGEST
+
+
+ONE, PART, FOUR = "1 or more", "from 0 to 1", "four numbers above 0"
+ROWS: tuple[tuple[str, str, Test, str], ...] = (  # section, keys, test, what is expected
+    ("", "VERSION", within(2, 2), "2, the layout of keys that detectron2 has had since 2019"),
+    ("", "SEED", within(-LARGEST), "a whole number of 62 bits"),
+    # An empty name is the current folder, which nobody wants filled with a run.
+    ("", "OUTPUT_DIR", str.strip, "a folder; set OUTPUT_DIR output/NAME"),
+    ("MODEL", "PIXEL_MEAN", each(within(-LARGEST), 3, 3), "three numbers, one a channel"),
+    ("MODEL", "PIXEL_STD", each(above(0), 3, 3), "three numbers above 0, one a channel"),
+    ("MODEL.BACKBONE", "FREEZE_AT", within(0, 5), "0, which freezes nothing, to 5"),
+    ("MODEL.RESNETS", "DEPTH", lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
+    ("MODEL.RESNETS", "RES5_DILATION", within(1, 2), "1 or 2"),
+    ("MODEL.RESNETS", "DEFORM_ON_PER_STAGE", lambda stages: len(stages) == 4, "True or False for each of four stages"),
+    ("MODEL", "RESNETS.NUM_GROUPS RESNETS.WIDTH_PER_GROUP RESNETS.RES2_OUT_CHANNELS RESNETS.STEM_OUT_CHANNELS "
+     "RESNETS.DEFORM_NUM_GROUPS FPN.OUT_CHANNELS ROI_BOX_HEAD.CONV_DIM ROI_BOX_HEAD.FC_DIM ROI_MASK_HEAD.CONV_DIM",
+     within(1, CHANNELS), f"from 1 to {CHANNELS}"),
+    ("MODEL", "ROI_BOX_HEAD.NUM_CONV ROI_BOX_HEAD.NUM_FC ROI_MASK_HEAD.NUM_CONV", within(0, LAYERS), f"0 to {LAYERS}"),
+    ("MODEL", "ROI_BOX_HEAD.POOLER_RESOLUTION ROI_MASK_HEAD.POOLER_RESOLUTION ROI_KEYPOINT_HEAD.POOLER_RESOLUTION",
+     within(1, CELLS), f"from 1 to {CELLS} cells a side"),
+    ("MODEL", "ROI_BOX_HEAD.POOLER_SAMPLING_RATIO ROI_MASK_HEAD.POOLER_SAMPLING_RATIO "
+     "ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", within(0, CELLS), f"0, which adapts to the box, to {CELLS}"),
+    ("MODEL.RPN", "CONV_DIMS", each(lambda n: n in (-1, *range(1, CHANNELS + 1)), 0, LAYERS),
+     f"for each convolution -1 or channels up to {CHANNELS}, such as [-1]"),
+    ("MODEL.ROI_KEYPOINT_HEAD", "CONV_DIMS", each(lambda n: n in range(1, CHANNELS + 1), 0, LAYERS),
+     f"channels up to {CHANNELS} for each convolution"),
+    ("MODEL.ANCHOR_GENERATOR", "SIZES", each(each(above(0, 1e6))), "lists of sides in pixels such as [[32, 64]]"),
+    ("MODEL.ANCHOR_GENERATOR", "ASPECT_RATIOS", each(each(within(1e-3, 1e3))), "lists such as [[0.5, 1.0, 2.0]]"),
+    ("MODEL.ANCHOR_GENERATOR", "ANGLES", each(each(within(-360, 360))), "lists of degrees such as [[0]]"),
+    ("MODEL.ANCHOR_GENERATOR", "OFFSET", lambda part: 0 <= part < 1, "a part of the stride, 0 or more and below 1"),
+    ("MODEL.RPN", "BOUNDARY_THRESH", within(-1), "pixels, 0 or more, or -1 to keep all anchors"),
+    ("MODEL.RPN", "IOU_THRESHOLDS", rising, "rising IoUs between 0 and 1 such as [0.3, 0.7]"),
+    ("MODEL.ROI_HEADS", "IOU_THRESHOLDS", rising, "IoUs between 0 and 1 such as [0.5]"),
+    ("MODEL", "RPN.IOU_LABELS ROI_HEADS.IOU_LABELS", each(lambda n: n in (-1, 0, 1)), "a list of 0, 1 and -1"),
+    ("MODEL", "RPN.BATCH_SIZE_PER_IMAGE RPN.PRE_NMS_TOPK_TRAIN RPN.PRE_NMS_TOPK_TEST RPN.POST_NMS_TOPK_TRAIN "
+     "RPN.POST_NMS_TOPK_TEST ROI_HEADS.BATCH_SIZE_PER_IMAGE", within(1), ONE),
+    ("MODEL", "ROI_HEADS.NUM_CLASSES ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", within(1, CLASSES), f"from 1 to {CLASSES}"),
+    ("MODEL", "RPN.POSITIVE_FRACTION ROI_HEADS.POSITIVE_FRACTION", above(0, 1), "above 0 and at most 1"),
+    ("MODEL", "RPN.NMS_THRESH ROI_HEADS.NMS_THRESH_TEST ROI_HEADS.SCORE_THRESH_TEST", within(0, 1), PART),
+    ("MODEL", "RPN.BBOX_REG_WEIGHTS ROI_BOX_HEAD.BBOX_REG_WEIGHTS", each(above(0), 4, 4), FOUR),
+    ("MODEL.ROI_BOX_CASCADE_HEAD", "BBOX_REG_WEIGHTS", each(each(above(0), 4, 4)), f"{FOUR} a stage"),
+    ("MODEL.ROI_BOX_CASCADE_HEAD", "IOUS", each(lambda iou: 0 < iou < 1), "an IoU between 0 and 1 a stage"),
+    ("INPUT", "MIN_SIZE_TRAIN", each(whole(1)), "one or more sides in pixels such as (800,)"),
+    ("INPUT", "MAX_SIZE_TRAIN", within(1), "pixels of the longer side, such as 1333"),
+    ("INPUT", "MAX_SIZE_TEST", within(1), ONE),
+    ("INPUT.CROP", "SIZE", each(above(0), 2, 2), "height and width, both above 0"),
+    ("DATASETS", "TRAIN", each(lambda name: isinstance(name, str)),
+     "at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""),
+    ("DATASETS", "TEST", each(lambda name: isinstance(name, str), 0), "names of data sets such as ('coco_2017_val',)"),
+    ("DATALOADER", "NUM_WORKERS", within(0, WORKERS), "0 or more; 0 reads images in the training process"),
+    ("SOLVER", "MAX_ITER CHECKPOINT_PERIOD", within(1), ONE),
+    ("SOLVER", "IMS_PER_BATCH", within(1, IMAGES), f"1 or more, at most {IMAGES}"),
+    ("SOLVER", "BASE_LR", above(0), "above 0; the paper's is 0.02 at batch 16"),
+    ("SOLVER", "STEPS", each(whole(-LARGEST), 0), "whole numbers of iterations"),
+    ("SOLVER", "MOMENTUM WEIGHT_DECAY WEIGHT_DECAY_NORM WEIGHT_DECAY_BIAS", lambda part: part is None or 0 <= part < 1,
+     "0 or more and below 1"),
+    ("SOLVER", "GAMMA", above(0, 1), "above 0 and at most 1; the paper's is 0.1"),
+    ("SOLVER", "WARMUP_FACTOR", within(0, 1), "a part of the learning rate from 0 to 1"),
+    ("SOLVER.CLIP_GRADIENTS", "CLIP_VALUE NORM_TYPE", above(0, math.inf), "above 0"),
+    ("TEST", "DETECTIONS_PER_IMAGE", within(1), "1 or more; a large number keeps all"),  # as -1 does in detectron2
+    ("TEST", "KEYPOINT_OKS_SIGMAS", each(lambda n: isinstance(n, int | float) and n > 0, 0), "numbers above 0"),
+    ("TEST.AUG", "VOTE_THRESH", within(0, 1), "an IoU above 0 and at most 1, or 0 for no vote"),
+    ("TEST.AUG", "MIN_SIZES", each(whole(SMALLEST_VIEW)), f"sides in whole pixels, {SMALLEST_VIEW} at least"),
+    ("TEST.AUG", "MAX_SIZE", within(SMALLEST_VIEW), f"pixels of the longer side, {SMALLEST_VIEW} at least"),
+)  # fmt: skip
+RANGES: dict[str, tuple[Test, str]] = {
+    f"{section}.{name}".lstrip("."): (fits, expected)
+    for section, names, fits, expected in ROWS
+    for name in names.split()
+}
+ALLOWED = {
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+}
+
+
+def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:
+    """Every value fits its row, or, but for a project's, ``not_negative``; of the keys that begin with ``section``."""
+    values = flatten(cfg)
+    for key in (key for key in flatten(get_cfg()) if key in RANGES or key not in PROJECT_KEYS):
+        fits, expected = RANGES.get(key, (not_negative, "0 or more"))
+        if key.startswith(section) and not fits(values[key]):
+            yield f"{key} is {values[key]!r}, expected {expected}"
+    for key, words in ALLOWED.items():
+        if key.startswith(section):
+            yield from is_one_of(key, values[key], words)
+
+
+def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
+    """A problem when the value ``word`` of ``key`` is none of ``words``."""
+    if word not in (words := list(words)):
+        yield f"{key} is '{word}', expected {' or '.join(map(repr, words))}{did_you_mean(word, words)}"
