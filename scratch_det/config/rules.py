@@ -113,7 +113,7 @@ def known_norms(cfg: CfgNode) -> Iterator[str]:
 def known_device(cfg: CfgNode) -> Iterator[str]:
     device = cfg.MODEL.DEVICE
     if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
-        hint = did_you_mean(device, list(DEVICES))
+        hint = did_you_mean(device.lower().replace("gpu", "cuda"), list(DEVICES))
         yield f"MODEL.DEVICE is {device!r}, expected {', '.join(DEVICES)} or a numbered one such as cuda:0{hint}"
 
 
@@ -216,7 +216,7 @@ def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator
         fix = f"--scale-to-batch {max(1, round(batch / parts)) * parts}"
     else:
         share = batch // num_processes
-        fix = f"--accumulate {max(k for k in range(1, accumulate) if share % k == 0)}"
+        fix = f"--accumulate {max(k for k in range(1, min(accumulate, share + 1)) if share % k == 0)}"
     yield (
         f"SOLVER.IMS_PER_BATCH is {batch} in total, which {processes}"
         f"{f' with --accumulate {accumulate}' if accumulate > 1 else ''} cannot share evenly; give {fix}"

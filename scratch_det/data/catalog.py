@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from scratch_det.errors import DataError, did_you_mean, listed, not_yaml
+from scratch_det.errors import DataError, did_you_mean, listed, not_yaml, quoted
 from scratch_det.files import write_atomically
 from scratch_det.log import track
 
@@ -174,7 +174,7 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         holds = f"holds: {listed(found, most=12) or 'nothing'}" if root.is_dir() else "does not exist"
         maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
-        hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
+        hint = f"; make it with: python tools/{maker.format(name=quoted(name))}" if maker else ""
         raise DataError(
             f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
             + "".join(
