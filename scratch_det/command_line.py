@@ -120,24 +120,18 @@ FOREIGN = {  # flags of other libraries -> what to write here, in tools that tak
     "-c --cfg --config --config-path --cfg-file": "--config-file FILE",
     "--cfg-options --opts --options --override --set": "KEY VALUE pairs without a flag, such as SOLVER.BASE_LR 0.01",
     "--work-dir --output-dir --out-dir --save-dir --name": "OUTPUT_DIR FOLDER",
-    "--local-rank": "nothing: torchrun, which has followed torch.distributed.launch, passes no flag; or --num-gpus N",
-    "--launcher --distributed": "nothing: torchrun, mpirun and srun are recognised",
+    "--local-rank --launcher": "nothing: what torchrun, mpirun or srun start is recognised; or write --num-gpus N",
     "--gpus --gpu-ids --ngpus --devices --nproc-per-node --num-processes": "--num-gpus N",
-    "--nnodes --num-nodes": "--num-machines N",
-    "--node-rank": "--machine-rank I",
-    "--master-addr --master-port --init-method": "--dist-url tcp://HOST:PORT",
+    "--nnodes --node-rank --master-addr --master-port":
+        "--num-machines N --machine-rank I --dist-url tcp://HOST:PORT",
     "--load-from --weights --pretrained --ckpt --checkpoint": "MODEL.WEIGHTS FILE",
     "--resume-from --auto-resume": "--resume and OUTPUT_DIR FOLDER of that run",
     "--eval --evaluate --test --test-only": "--eval-only",
-    "--lr --learning-rate": "SOLVER.BASE_LR RATE",
     "-b --batch --batch-size --auto-scale-lr": "--scale-to-batch N",
-    "--epochs --iterations --max-iter": "SOLVER.MAX_ITER N, in iterations",
-    "--device": "MODEL.DEVICE cpu, or cuda",
-    "--seed": "SEED N",
-    "--amp --fp16": "SOLVER.AMP.ENABLED True",
-    "-j --workers --num-workers": "DATALOADER.NUM_WORKERS N",
-    "--data --data-path --dataset": "DATASETS.TRAIN and DATASETS.TEST, names of the catalog (datasets/README.md)",
-}
+    "--lr --epochs --device --seed --amp --fp16 -j --workers --num-workers --data --dataset":
+        "a key: SOLVER.BASE_LR, SOLVER.MAX_ITER, MODEL.DEVICE, SEED, SOLVER.AMP.ENABLED, DATALOADER.NUM_WORKERS or "
+        "DATASETS.TRAIN, each with a value",
+}  # fmt: skip
 
 
 class ToolParser(ArgumentParser):

@@ -46,8 +46,6 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
     waived: names of rules in WAIVABLE whose problems become notices, to train in spite of them.
     Call ``settle_batch`` before: the batch is not rescaled here.
     """
-    if min(num_processes, accumulate) < 1:
-        raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
     found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
     found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
     raise_problems(problem for rule, problem in found if rule not in waived)

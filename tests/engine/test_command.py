@@ -50,9 +50,9 @@ class TestFlags:
             ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
             ("--config-file", "--config-file: expected one argument"),
             # what other libraries call it
-            ("--local_rank=0", "--local_rank=0; instead of --local_rank write nothing: torchrun"),
-            ("--local-rank 0", "instead of --local-rank write nothing: torchrun"),
-            ("--work-dir out", "--work-dir out; instead of --work-dir write OUTPUT_DIR FOLDER"),
+            ("--local_rank=0", "--local_rank=0; instead of --local_rank write nothing: what torchrun"),
+            ("--local-rank 0", "instead of --local-rank write nothing: what torchrun"),
+            ("--work-dir out", "--work-dir; instead of --work-dir write OUTPUT_DIR FOLDER"),
             ("--cfg-options a=1", "instead of --cfg-options write KEY VALUE pairs without a flag"),
             ("--batch_size 4", "instead of --batch_size write --scale-to-batch N"),
             ("--num_gpus 2", "unrecognized arguments: --num_gpus; did you mean '--num-gpus'?"),
