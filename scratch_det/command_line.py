@@ -151,12 +151,12 @@ class ToolParser(ArgumentParser):
         known, takes_keys = self._option_string_actions, any(one.dest == "overrides" for one in self._actions)
         for word in sys.argv[1:]:
             flag = word.partition("=")[0]
-            if flag.startswith("-") and flag not in known and (flag in message or "required:" in message):
+            if flag.startswith("-") and flag not in known and (flag in message or "required" in message):
                 alike = flag.replace("_", "-").lower()
                 answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
                 answer = next(answers, None)
                 return f"; instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
-            if "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
+            if "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 return f"; write --config-file {quoted(word)}"
         return ""
 
