@@ -11,7 +11,7 @@ from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
 from scratch_det.data.checks import MEND, Problem, explain
 from scratch_det.data.coco import CocoDataset, inspect_coco
-from scratch_det.errors import DataError, Section, listed, raise_problems
+from scratch_det.errors import DataError, Section, listed, quoted, raise_problems
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -68,7 +68,7 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
 def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
     """Add the problems of data set ``name``, each with its fix."""
     for one in problems:
-        fixes = [one.fix] * bool(one.fix) + [MEND.format(name)] * one.mended
+        fixes = [one.fix] * bool(one.fix) + [MEND.format(quoted(name))] * one.mended
         section.problem(one.severity, "\n  ".join([f"{name}: {one}", *fixes]))
 
 
