@@ -156,9 +156,7 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[E
 def read_source(path: Path, asked_by: str) -> list[Entry]:
     """The entries of one file, BASE_KEY's too; ``asked_by`` says who named it, for the message when it is missing."""
     if path.suffix == ".py":
-        raise ConfigError(
-            f"{asked_by}: {path} is Python, expected a recipe in YAML such as {EXAMPLE}; see docs/recipes.md"
-        )
+        raise ConfigError(f"{asked_by}: {path} is Python, expected a recipe in YAML such as {EXAMPLE}")
     if not path.is_file():
         what = "is a folder, not a recipe" if path.is_dir() else f"does not exist{_nearest(path)}"
         raise ConfigError(f"{asked_by}: {path} {what}")
@@ -177,10 +175,9 @@ def read_source(path: Path, asked_by: str) -> list[Entry]:
 def _nearest(path: Path) -> str:
     """``; did you mean ...?`` for a recipe of another spelling in the same folders, or of that name in another one."""
     near = next(folder for folder in (*path.parents, Path()) if folder.is_dir())
-    found = [
-        str(one) for folder in (near, Path("configs")) for depth in ("", "*/") for one in folder.glob(f"{depth}*.yaml")
-    ]
-    return did_you_mean(str(path), [one for one in found if Path(one).name == path.name] or found)
+    found = [*near.glob("*.yaml"), *near.glob("*/*.yaml"), *Path("configs").glob("*/*.yaml")]
+    namesakes = [one for one in found if one.name == path.name]
+    return did_you_mean(str(path), list(map(str, namesakes or found)))
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
