@@ -175,9 +175,9 @@ def read_source(path: Path, asked_by: str) -> list[Entry]:
 def _nearest(path: Path) -> str:
     """``; did you mean ...?`` for a recipe of another spelling in the same folders, or of that name in another one."""
     near = next(folder for folder in (*path.parents, Path()) if folder.is_dir())
-    found = [*near.glob("*.yaml"), *near.glob("*/*.yaml"), *Path("configs").glob("*/*.yaml")]
-    namesakes = [one for one in found if one.name == path.name]
-    return did_you_mean(str(path), list(map(str, namesakes or found)))
+    found = {one.stem: one for one in (*Path("configs").glob("*/*.yaml"), *near.glob("*/*.yaml"), *near.glob("*.yaml"))}
+    close = get_close_matches(path.stem, found, n=1)
+    return f"; did you mean '{found[close[0]]}'?" if close else ""
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
