@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from PIL import ExifTags, Image
 
-from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, mask_fault
+from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
 from scratch_det.data.file_names import other_spellings
 from scratch_det.data.image import decode_masks, encode_masks
 
@@ -27,7 +27,6 @@ NUMBERS = [
     *((section, "id") for section in REFERENCES), *(("images", side) for side in SIDES),
     *(("annotations", key) for key in REFERENCES.values() if key),
 ]  # fmt: skip
-NO_CROWD = (None, 0, "", "0", "0.0", "false", "no", "none", "null")
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
     5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
@@ -232,9 +231,7 @@ def _decoded(mask: Any, *_: Any) -> Any:
 
 
 def _crowd(value: Any, *_: Any) -> int:
-    if type(value) is int and value in (0, 1):
-        return value
-    return int((value.strip().lower() if isinstance(value, str) else value) not in NO_CROWD)
+    return value if type(value) is int and value in (0, 1) else int(is_set(value))
 
 
 def _has_area(box: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scratch_det.data.catalog import derived, enter, lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.data.coco_json import load_json
+from scratch_det.data.coco_json import load_json, rank
 from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
 from scratch_det.log import say_now
@@ -65,7 +65,7 @@ def make_subsets(
         if wrong := [str(size) for size in sizes if not 0 < size <= len(ids)]:
             raise DataError(f"{source} has {len(ids):,} images: no subset of {', '.join(wrong)}; give other --sizes")
         every, subsets = has_class.any(0), []
-        by_id = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+        by_id = sorted(range(len(ids)), key=lambda place: rank(ids[place]))
         drawn = {label_of(size): (draw_order(by_id, seed)[:size], {"seed": seed}) for size in sizes}
         val2014 = entry.json_file.with_name(VAL2014)
         files = {VAL35K: val2014} if source == COCO and VAL35K in drawn and val2014.is_file() else {}

@@ -180,18 +180,21 @@ class TestDataSets:
         ("change", "expected"),
         [
             (
-                lambda c: c["annotations"][1].update(image_id=77),
-                ["unknown image_id: id 102 (image_id 77)", "add images"],
+                lambda c: c["annotations"][1].update(image_id="1"),
+                ["image_id is text where the image's id is a number", "id 102 (image_id 1)", "write both alike"],
             ),
             (lambda c: c["annotations"][1].update(category_id=4), ["unknown category_id: id 102", "[2, 5, 9]"]),
             (
                 lambda c: c["annotations"][1].update(bbox=[1, 2, 0, 9]),
                 ["no width or height: id 102", "drop_empty_boxes"],
             ),
-            (lambda c: c["annotations"][1].pop("segmentation"), ["RLE: id 102", "MODEL.MASK_ON False"]),
+            (
+                lambda c: c["annotations"][1].pop("segmentation"),
+                ["3+ points: id 102", "drop_objects_without_mask: true", "MODEL.MASK_ON False"],
+            ),
             (lambda c: c.update(images=[], annotations=[]), ["is empty: 0 images, 3 categories"]),
         ],
-        ids=["unknown image id", "unknown category id", "zero-width box", "no mask", "no images"],
+        ids=["image id of another type", "unknown category id", "zero-width box", "no mask", "no images"],
     )
     def test_what_the_json_says(self, rejected, annotations, change, expected):
         edit(annotations, change)
