@@ -25,7 +25,7 @@ SIDES = ("width", "height")
 REFERENCES = {"images": "image_id", "annotations": "", "categories": "category_id"}
 NUMBERS = [
     *((section, "id") for section in REFERENCES), *(("images", side) for side in SIDES),
-    *(("annotations", key) for key in REFERENCES.values() if key),
+    ("annotations", "image_id"), ("annotations", "category_id"),
 ]  # fmt: skip
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
@@ -134,10 +134,11 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
     for image in content["images"]:
         before = image.get("width"), image.get("height")
         is_known = all(map(VALUES[PIXELS], before))
+        path = wishes.root / str(image.get("file_name"))
         with suppress(OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
-            if is_known and not wishes.exif:
+            if (is_known and not wishes.exif) or not path.is_file():
                 continue
-            with Image.open(wishes.root / str(image.get("file_name"))) as opened:
+            with Image.open(path) as opened:
                 size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
             if is_known and size != before:
                 continue
@@ -265,11 +266,9 @@ def _mask_of_box(mask: Any, one: Record, sizes: Sizes, wishes: Wishes) -> Any:
 
 
 def _drop_empty(content: Content, _: Wishes) -> int:
-    def is_empty(one: Record) -> bool:
-        box = one.get("bbox")
-        return not (one.get("iscrowd") or _has_area(box) or (box and not are_numbers(box, 4)))
-
-    return _drop(content, "annotations", filter(is_empty, content["annotations"]))
+    boxes = [(one.get("bbox"), one) for one in content["annotations"] if not one.get("iscrowd")]
+    empty = (one for box, one in boxes if not box or (are_numbers(box, 4) and not _has_area(box)))
+    return _drop(content, "annotations", empty)
 
 
 MASK = ("annotations", "segmentation")
