@@ -25,7 +25,6 @@ BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
 EXAMPLE = "configs/Digits/quickstart.yaml"
 NO_KEYS = (  # what others write where a key is expected, and what to write here
-    (r"--.*", "a flag must come before the first KEY VALUE pair"),
     (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
     (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
 )

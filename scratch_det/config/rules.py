@@ -7,7 +7,6 @@ A rule is a generator of problems, one line each: what was found, what is expect
 value are rows of RANGES and ALLOWED in ``ranges``; rules of one entry of a list stand with it in ``choices``.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator
 
 from fvcore.common.config import CfgNode
@@ -15,7 +14,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.config import choices
 from scratch_det.config.load import flatten, get_cfg, plain
 from scratch_det.config.ranges import is_one_of, known_values
-from scratch_det.errors import did_you_mean, raise_problems
+from scratch_det.errors import raise_problems
 
 NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
@@ -29,7 +28,6 @@ CHANNELS = {  # keys of the channels that a part's GN divides
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 Rule = Callable[[CfgNode], Iterator[str]]
 NO_CHOICE = choices.Choice("")  # a name that its list does not have
 LISTS = {
@@ -106,13 +104,6 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 def known_norms(cfg: CfgNode) -> Iterator[str]:
     for key, norm in norms(cfg).items():
         yield from is_one_of(key, norm, NORM_NAMES)
-
-
-def known_device(cfg: CfgNode) -> Iterator[str]:
-    device = cfg.MODEL.DEVICE
-    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
-        hint = did_you_mean(device.lower().replace("gpu", "cuda"), list(DEVICES))
-        yield f"MODEL.DEVICE is {device!r}, expected {', '.join(DEVICES)} or a numbered one such as cuda:0{hint}"
 
 
 def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
@@ -291,7 +282,7 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-MODEL_RULES: tuple[Rule, ...] = (known_device, known_norms, gn_channels_divide, backbone_keys, model_agrees)
+MODEL_RULES: tuple[Rule, ...] = (known_norms, gn_channels_divide, backbone_keys, model_agrees)
 RULES: tuple[Rule, ...] = (
     nothing_random_is_frozen, *MODEL_RULES, known_values, known_choices, keys_agree, reference_world_size,
     augmented_tests,
