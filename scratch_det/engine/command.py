@@ -33,7 +33,7 @@ def run_parser(description: str | None) -> ArgumentParser:
     add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
 
-    add_process_flags(parser)
+    add_process_flags(parser, " (torchrun, srun and mpirun need none of these)")
 
     add = parser.add_argument_group("another batch than the recipe's").add_argument
     scale = "train with N images per step: scales learning rate and schedule"
@@ -53,9 +53,9 @@ def run_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def add_process_flags(parser: ArgumentParser) -> None:
+def add_process_flags(parser: ArgumentParser, note: str = "") -> None:
     """detectron2's flags of several processes."""
-    add = parser.add_argument_group("several processes (torchrun, srun and mpirun need none of these)").add_argument
+    add = parser.add_argument_group(f"several processes{note}").add_argument
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
     add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
     add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
