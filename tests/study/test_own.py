@@ -188,7 +188,7 @@ class TestStudy:
         monkeypatch.setattr("sys.argv", ["study.py", *command.split(), *out])
         with pytest.raises(SystemExit, match="2"):
             load_tool("study").main()
-        assert "scratch needs the code in" in capsys.readouterr().err
+        assert "scratch needs its project's code: if you trust it, give --project" in capsys.readouterr().err
         assert not Path("ran").exists()
         if command == "status":
             monkeypatch.setattr("sys.argv", ["study.py", "status", "--out", "out", "--project", "my/their_code"])
