@@ -69,7 +69,7 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
     project = (folder / values["project"]).absolute() if "project" in values else None
     if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
         raise ConfigError(
-            f"{fields['project'].where}: {name} needs its project's code: if you trust it, give --project {quoted(project)}"
+            f"{fields['project'].where}: {name} needs a project: if you trust it, give --project {quoted(project)}"
         )
     try:
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
