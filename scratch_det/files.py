@@ -13,12 +13,35 @@ from typing import IO, Any
 from scratch_det.errors import UserError
 
 
+class Lenient:
+    """A stream of text that may fail: nobody reads it, its terminal is closed or its disk full. Its writer goes on."""
+
+    def __init__(self, stream: IO[str]):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.stream.close()
+
+
 def write_atomically(path: Path, content: str | bytes | list[Any]) -> None:
     """Write to a file beside ``path``, flush it to the disk, then rename it; a failure leaves no partial file.
 
     ``content`` may be a list of bytes and arrays, which follow each other.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of its own: others may write this path as well
     try:
         with open(partial, "wb") as file:
             file.writelines(

@@ -12,6 +12,8 @@ from typing import Any, Self, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from scratch_det.files import Lenient
+
 Item = TypeVar("Item")
 logger = logging.getLogger("scratch_det")
 CAPACITY = 10_000  # lines kept until the file exists; a start writes a few dozen
@@ -24,11 +26,6 @@ class ConsoleHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
         super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Keep quiet about a closed pipe, as by ``| head``: the run goes on, and log.txt has every line."""
-        if not isinstance(sys.exception(), BrokenPipeError):
-            super().handleError(record)
 
 
 def set_up_logging(prints: bool = True) -> None:
@@ -46,6 +43,7 @@ def log_to_file(path: Path) -> None:
     """Write all lines to ``path``, those that were logged before too."""
     memory = next(handler for handler in logger.handlers if isinstance(handler, MemoryHandler))
     file = logging.FileHandler(path)
+    file.stream = Lenient(file.stream)  # type: ignore[assignment, arg-type]
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     memory.setTarget(file)
     memory.flush()

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 import os
 import re
 import subprocess
@@ -14,9 +13,8 @@ from conftest import ROOT
 
 from scratch_det import command_line
 from scratch_det.command_line import UNREAD, exit_on_user_error
-from scratch_det.errors import ConfigError, DataError, Report, quoted
+from scratch_det.errors import ConfigError, DataError, Report
 from scratch_det.files import sha256_of
-from scratch_det.log import ConsoleHandler
 
 Capture = pytest.CaptureFixture
 
@@ -52,7 +50,7 @@ class TestExit:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(command_line, "REPORTS", [tmp_path / "study", tmp_path / "no folder"])
         (tmp_path / "study").mkdir()
-        with pytest.raises(SystemExit, match="70"), exit_on_user_error(prints, unread="not this"):
+        with pytest.raises(SystemExit, match="70"), exit_on_user_error(prints):
             fail(error)
         said, written = capsys.readouterr().err, tmp_path / "study/traceback.txt"
         assert said.startswith(f"error: nobody foresaw this: {type(error).__name__}:")
@@ -88,29 +86,36 @@ class TestExit:
             fail(DataError(print("a line", flush=True)))
 
     @pytest.mark.parametrize(
-        ("keywords", "code", "message"),
-        [
-            ({}, "2", "error: standard output was closed before the command had finished; start it again\n"),
-            ({"unread": "nobody reads this"}, "2", "error: nobody reads this\n"),
-            ({"unread": "nobody reads this", "reading_only": True}, "0", ""),
-        ],
+        ("keywords", "code", "message"), [({}, 2, f"error: {UNREAD}\n"), ({"reading_only": True}, 0, "")]
     )
     def test_closed_output(
-        self,
-        keywords: dict,
-        code: str,
-        message: str,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: Capture,
+        self, keywords: dict, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     ) -> None:
         """Only what does nothing but read may call it a success."""
         reading, writing = os.pipe()
         os.close(reading)
         with open(writing, "w") as closed, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", closed)
-            with pytest.raises(SystemExit, match=code), exit_on_user_error(**keywords):
+            with pytest.raises(SystemExit, match=str(code)), exit_on_user_error(**keywords):
                 print("a line")
         assert capsys.readouterr().err == message
+
+    @pytest.mark.parametrize(
+        ("redirection", "code"), [("| true", 3), (">/dev/full", 3), (">&-", 3), (">/dev/full 2>&1", 3)]
+    )
+    def test_a_run_goes_on_without_its_output(self, redirection: str, code: int, tmp_path: Path) -> None:
+        """To its own exit code, and what it had to say of an error goes where that still can be read."""
+        (tmp_path / "run.py").write_text(
+            "import sys\nfrom scratch_det.command_line import exit_on_user_error\n"
+            "with exit_on_user_error(is_run=True):\n"
+            "    for _ in range(3):\n        print('x' * 9000, flush=True)\n        print('said', file=sys.stderr)\n"
+            "    open('done', 'w').close()\nprint('more')\nsys.exit(3)\n"
+        )
+        piped = f"set -o pipefail; {sys.executable} run.py {redirection}"
+        done = subprocess.run(["bash", "-c", piped], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+        assert done.returncode == code
+        assert (tmp_path / "done").exists()
+        assert done.stderr in (b"said\n" * 3, b"")
 
 
 @pytest.mark.parametrize(
@@ -130,23 +135,6 @@ def test_a_tool_whose_output_is_closed(command: str, code: int, tmp_path: Path) 
             cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=closed, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (code, f"error: {UNREAD}\n" if code else "")
-
-
-def test_a_closed_pipe_is_no_error_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """Each line would print a traceback; other errors still do."""
-    handler, record = ConsoleHandler(), logging.LogRecord("a", logging.INFO, "a.py", 1, "a line", None, None)
-    reading, writing = os.pipe()
-    os.close(reading)
-    closed = open(writing, "w")  # noqa: SIM115 - closing it raises
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", closed)
-        handler.emit(record)
-    with pytest.raises(BrokenPipeError):
-        closed.close()
-    assert capsys.readouterr().err == ""
-    record.args = ("more",)
-    handler.emit(record)
-    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_a_report_raises_or_collects() -> None:
@@ -169,21 +157,3 @@ def test_a_report_raises_or_collects() -> None:
         "a.json: No such file",
     ]
     assert (report.messages("notice"), report.ok) == (["slow"], False)
-
-
-def test_a_message_has_a_length_that_is_read() -> None:
-    """The first ten lines and a count; a report that collects has all of them."""
-    twelve, sixty = ("\n".join(f"KEY_{k} is 0" for k in range(count)) for count in (12, 60))
-    assert str(ConfigError(twelve)) == twelve
-    assert str(ConfigError(sixty)).split("\n") == [*sixty.split("\n")[:10], "and 50 more"]
-    assert len(str(ConfigError("x" * 10**6))) < 1100
-    with Report(strict=False).section("recipe") as section:
-        section.attempt(fail, ConfigError(sixty))
-    assert len(section.problems) == 60
-
-
-@pytest.mark.parametrize("text", ["a", "a b", "('a', 1)", "it's", 'the "b"', "$HOME/a b", "a\\b", "`id`", "", "a;b"])
-def test_a_quoted_word_is_one_word_of_a_shell(text: str) -> None:
-    done = subprocess.run(["sh", "-c", f"printf %s {quoted(text)}"], capture_output=True, text=True, check=True)
-    assert done.stdout == text
-    assert quoted("('a',)") == """"('a',)\""""

@@ -18,7 +18,7 @@ changed for 35k images:
 Points are trained one after the other; a study (tools/study.py) spreads them over GPUs or a cluster. The same command
 again continues what was interrupted. Exit code 0: all points are finished; 1: some failed, best.yaml is the best of the
 others, and the same command tries the failed ones again; 2: a user error, the message says how to fix it; 75: stopped
-by SIGTERM or SIGUSR1, 130: by Ctrl-C; in both cases the same command continues.
+by SIGTERM, SIGUSR1 or SIGHUP, 130: by Ctrl-C; in both cases the same command continues.
 """
 
 import sys
@@ -57,7 +57,7 @@ def main() -> None:
     args = vars(build_parser().parse_intermixed_args())
     only_choose, search = args.pop("choose"), Search(**args)
     try:
-        with exit_on_user_error():
+        with exit_on_user_error(is_run=True):
             search.check()
             sys.exit(min(choose(search), 1) if only_choose else search_grid(search))
     except Stopped as stopped:

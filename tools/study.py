@@ -13,7 +13,7 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
 plan: runs, trunks and branches, iterations, GPU hours, disk. run: start or continue all runs that are not
-finished; exit code 0: all finished, 1: some failed, 2: a user error, 75: stopped by SIGTERM or SIGUSR1, 130: by
+finished; exit code 0: all finished, 1: some failed, 2: a user error, 75: stopped by SIGTERM, SIGUSR1 or SIGHUP, 130: by
 Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
 """
 
@@ -29,7 +29,6 @@ from scratch_det.command_line import REPORTS, ToolParser, add_project_flag, exit
 from scratch_det.distributed.stop import Stopped
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
-UNREAD = "what study.py run prints was read no further; its runs stop with a checkpoint: start it again"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "experiment": {"type": normpath, "metavar": "EXPERIMENT", "help": "see above; report: also a part of the study's"},
     "--experiment": {"type": normpath, "metavar": "EXPERIMENT", "default": "paper", "help": "(%(default)s)"},
@@ -82,7 +81,8 @@ def main() -> None:
         args["out"] = folder_of(experiment)
     REPORTS.extend(filter(None, [args.get("out")]))
     try:
-        with exit_on_user_error(unread=UNREAD, reading_only=command != "run" or args["dry_run"]):
+        is_run = command == "run" and not args["dry_run"]
+        with exit_on_user_error(reading_only=not is_run, is_run=is_run):
             code = COMMANDS[command][0](**args)
         if code:
             sys.exit(code)

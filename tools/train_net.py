@@ -10,8 +10,8 @@
 
 The first flags are detectron2's. KEY VALUE pairs change keys of the recipe. Exit code 0: finished; 2: a user error,
 the message says which and how to fix it; 70: a bug or a damaged file, traceback.txt in the run's folder has more; 75:
-stopped by SIGTERM or SIGUSR1, 130: by Ctrl-C; both after a checkpoint, from which the same command with --resume
-continues.
+stopped by SIGTERM, SIGUSR1 or SIGHUP, 130: by Ctrl-C; both after a checkpoint, from which the same command with
+--resume continues.
 """
 
 from scratch_det.engine.command import run_command, run_parser

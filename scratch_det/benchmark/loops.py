@@ -15,7 +15,8 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.benchmark.measure import Cost, Rounds, take_turns
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
-from scratch_det.data.dataset import Sample, TrainingSet, training_batches
+from scratch_det.data.dataset import Sample, TrainingSet
+from scratch_det.data.loading import training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag

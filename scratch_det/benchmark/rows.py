@@ -28,7 +28,8 @@ from scratch_det.benchmark.measure import in_fresh_process, take_turns
 from scratch_det.benchmark.report import IN_MS, IN_S, Figure, beside, figures
 from scratch_det.benchmark.scoring import scoring as scoring
 from scratch_det.data.catalog import ROOT_VARIABLE
-from scratch_det.data.dataset import TrainingSet, training_batches
+from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.loading import training_batches
 from scratch_det.data.packed import FOLDER
 from scratch_det.distributed.launch import ALONE
 from scratch_det.engine.plan import Plan, Request, make_plan

@@ -12,7 +12,7 @@ A sample is a dictionary of an image with N objects, in pixels of the (resized) 
 Boxes, masks and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -20,16 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
-from scratch_det.distributed.group import before_fork
-from scratch_det.distributed.launch import ALONE, World
-from scratch_det.distributed.stop import follow_parent
 from scratch_det.errors import DataError
 
 ORDER, AUGMENTATION = 0, 1  # part of the seed, so that the two generators are independent
@@ -185,50 +182,3 @@ def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -
     pixels = read_image(path, entry["width"], entry["height"], cfg.INPUT.FORMAT)
     image = torch.from_numpy(pixels).permute(2, 0, 1)  # a pixel's channels still lie together: resized in half the time
     return {"image": image, "image_id": entry["id"], "height": pixels.shape[0], "width": pixels.shape[1]}
-
-
-def training_batches(
-    dataset: SampleSet, cfg: CfgNode, start_iteration: int, world: World = ALONE, accumulate: int = 1
-) -> Iterator[list[Sample]]:
-    """This rank's micro-batches from ``start_iteration`` to MAX_ITER, ``accumulate`` per iteration.
-
-    Iteration i holds the IMS_PER_BATCH positions from i * IMS_PER_BATCH on, for any number of ranks: each rank takes a
-    consecutive share of them and splits it into consecutive micro-batches. Raises DataError for the first image that
-    cannot be read as the json describes it.
-    """
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    size = batch // (world.size * accumulate)
-    starts = (
-        iteration * batch + (world.rank * accumulate + part) * size
-        for iteration in range(start_iteration, cfg.SOLVER.MAX_ITER)
-        for part in range(accumulate)
-    )
-    return _load_batches(dataset, cfg, (range(start, start + size) for start in starts))
-
-
-def evaluation_batches(dataset: SampleSet, cfg: CfgNode, world: World = ALONE, size: int = 1) -> Iterator[list[Sample]]:
-    """This rank's share of the test images in batches of ``size``: image number rank, rank + world size, ...
-
-    Raises DataError as ``training_batches`` does.
-    """
-    own = range(world.rank, len(dataset), world.size)
-    return _load_batches(dataset, cfg, [own[i : i + size] for i in range(0, len(own), size)])
-
-
-def _load_batches(dataset: SampleSet, cfg: CfgNode, batches: Iterable[Sequence[int]]) -> Iterator[list[Sample]]:
-    """The samples of ``batches`` of indices. Raises the first DataError among them."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=list,
-        worker_init_fn=follow_parent,
-        generator=torch.Generator(),  # not torch's global generator, which the training uses
-        pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
-    )
-    if loader.num_workers:
-        before_fork()
-    for batch in loader:
-        if isinstance(batch[0], DataError):
-            raise batch[0]
-        yield batch

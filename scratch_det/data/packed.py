@@ -28,7 +28,7 @@ from scratch_det.files import cache_folder, locked, sha256_of, write_atomically
 
 FOLDER = ".packed"
 ALIGNED, READ = 64, 2**22  # bytes
-MAKERS = ("packed.py", "coco_json.py", "checks.py", "plausible.py", "rle.py")  # what they write depends on their code
+MAKERS = ("packed.py", "coco_json.py", "checks.py", "plausible.py")  # what they write depends on their code
 VERSION = sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in MAKERS)).hexdigest()[:16]
 
 
@@ -117,6 +117,8 @@ def _map(file: IO[bytes]) -> Packed | None:
 
 
 def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray], stat: os.stat_result) -> None:
+    for left in path.parent.glob(f"{path.name}.*.partial"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     listed = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     text = json.dumps({**header, "json_size": stat.st_size, "arrays": listed}).encode()
     parts: list[Any] = [text.ljust(_padded(len(text)))]

@@ -86,6 +86,8 @@ class Group:
 
     gloo carries tensors on the CPU and Python objects, NCCL tensors on GPUs. ``stop`` is set, within a second, in all
     processes when one of them is asked to stop. As a context manager it ends the processes together.
+
+    Raises UserError when the others do not come, Stopped when one is asked to stop before all have met.
     """
 
     def __init__(self, world: World, device: torch.device, stop: StopFlag):
@@ -97,10 +99,14 @@ class Group:
             return
         self.watch = Watch(self.rank, stop)
         self.watch.start()
-        store, _ = open_store(world.address, world.port, world.is_main and not world.served)
+        store, _ = open_store(world.address, world.port, world.is_main and not world.served, stop)
         self.watch.store = store.clone()  # a connection of its own: a collective may block this one
         here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
         while here < self.size:
+            if stop.requested:
+                store.set("stop", "")  # now: the watch looks less often
+                self.watch.ended.set()
+                raise Stopped(stop)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"only {here} of {self.size} processes started within {MEETING_SECONDS:.0f} seconds; "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: not finished, the same command again will continue
 STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)  # exit codes of a run that was asked to stop and can be continued
 END = b"\0"  # no signal has this number
@@ -17,7 +17,7 @@ SAME_REQUEST = 1.0  # seconds: a launcher and the cluster may both pass on the s
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGUSR1 (a cluster wants its machine back) and by SIGINT (Ctrl-C).
+    """Set by SIGTERM or SIGUSR1 (a cluster wants its machine back), SIGINT (Ctrl-C) and SIGHUP (a closed terminal).
 
     A thread takes the signals, so that the second one works also while the process is blocked in a collective.
     """
@@ -29,11 +29,11 @@ class StopFlag:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the three signals inside the block; only possible in the main thread."""
+        """Handle the signals inside the block; only possible in the main thread."""
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         # Python writes only signals that have a handler to the wakeup pipe, so each one gets an empty handler.
-        before = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
+        before = {number: signal.signal(number, lambda number, frame: None) for number in wanted_signals()}
         fd_before = signal.set_wakeup_fd(write_end)
         thread = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
         thread.start()
@@ -59,6 +59,11 @@ class StopFlag:
                 os._exit(128 + number)
 
 
+def wanted_signals() -> list[signal.Signals]:
+    """SIGNALS, but not the SIGHUP that ``nohup`` makes a process ignore."""
+    return [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+
+
 class Stopped(BaseException):
     """The run ended because it was asked to, which is no error; ``exit_code`` is 75, or 130 after Ctrl-C."""
 
@@ -69,8 +74,8 @@ class Stopped(BaseException):
 
 def follow_parent(_worker: int = 0) -> None:
     """For data loading workers: ignore signals, which the parent acts on, and end with the parent."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for ``_end_with_parent`` to take
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,9 +1,11 @@
 """The command line of a run: its flags, and the start in this process or in several."""
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser
 from contextlib import ExitStack, closing, redirect_stdout
+from multiprocessing import active_children
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS, library
@@ -33,7 +35,11 @@ def run_parser(description: str | None) -> ArgumentParser:
     add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
 
-    add_process_flags(parser, " (torchrun, srun and mpirun need none of these)")
+    add = parser.add_argument_group("several processes (torchrun and srun set these themselves)").add_argument
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
 
     add = parser.add_argument_group("another batch than the recipe's").add_argument
     scale = "train with N images per step: scales learning rate and schedule"
@@ -53,15 +59,6 @@ def run_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def add_process_flags(parser: ArgumentParser, note: str = "") -> None:
-    """detectron2's flags of several processes."""
-    add = parser.add_argument_group(f"several processes{note}").add_argument
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
-
-
 def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
     """The request of the command line, and the values of all other flags by name."""
     flags = vars(parser.parse_intermixed_args())
@@ -78,17 +75,21 @@ def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
     """Parse the command line and start what it asks for; exit codes as tools/train_net.py describes them."""
     (request, flags), world = read_request(parser), ALONE
     try:
-        with exit_on_user_error():
+        with exit_on_user_error(is_run=True):
             world = read_world(os.environ)
             if several_to_launch(world, flags["num_gpus"], flags["num_machines"], flags["machine_rank"]):
                 sys.exit(launch(**flags))
-            with exit_on_user_error(world.local_rank == 0, "standard output was closed; --resume continues the run"):
+            with exit_on_user_error(world.local_rank == 0):
                 start(request, world, task)
     except Stopped as stopped:
         end = "" if request.eval_only else "; the same command with --resume continues from its checkpoint"
         if world.is_main:
             print(f"{stopped}{end}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that they end is no error from here on
+        for worker in active_children():  # Python waits for them, and one may read from a disk that does not answer
+            worker.kill()
 
 
 def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:

@@ -2,20 +2,23 @@
 
 import json
 import math
+import platform
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from scratch_det.data.dataset import Sample, SampleSet, training_batches
+from scratch_det.data.dataset import Sample, SampleSet
+from scratch_det.data.loading import training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.engine.checkpointer import Checkpointer
@@ -23,9 +26,6 @@ from scratch_det.engine.run_dir import RunDir, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set_learning_rate
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, clock, logger
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 PERIOD = 20  # iterations per line of metrics.json, as in detectron2
 DIVERGENCE_REPORT = "nonfinite.json"
@@ -50,11 +50,19 @@ class Metrics:
             self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
 
     @cached_property
-    def board(self) -> "SummaryWriter":
-        """TensorBoard's file, opened by the first ``write``: its import takes 0.2 s, and iteration 1 needs none."""
-        from torch.utils.tensorboard import SummaryWriter
+    def board(self) -> Any:
+        """TensorBoard's file, opened by the first ``write``: its import takes 0.2 s, and iteration 1 needs none.
 
-        return SummaryWriter(str(self.run_dir.path / "tensorboard"), purge_step=self.start_iteration)
+        Not torch's SummaryWriter: on a full disk its thread ends, and whoever adds to its queue waits for ever.
+        """
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder = self.run_dir.path / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        board = RecordWriter(open(folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}", "wb"))  # noqa: SIM115
+        _add_event(board, file_version="brain.Event:2")
+        _add_event(board, step=self.start_iteration, session_log={"status": "START"})  # hides later steps of old files
+        return board
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
         """Add the scalars of one iteration; at the end of a window (and of training) write and return the medians."""
@@ -75,8 +83,13 @@ class Metrics:
         line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
         self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
         self.file.flush()
-        for key, value in scalars.items():
-            self.board.add_scalar(key, value, iteration)
+        try:
+            values = [{"tag": key, "simple_value": value} for key, value in scalars.items()]
+            _add_event(self.board, step=iteration, summary={"value": values})
+        except OSError as error:  # the next line begins another file: half a record ends this one
+            vars(self).pop("board", None)
+            self.start_iteration = iteration
+            logger.warning(f"TensorBoard misses iteration {iteration} ({error.strerror}); metrics.json has it")
 
     def close(self) -> None:
         """Flush and close metrics.json and TensorBoard."""
@@ -84,6 +97,13 @@ class Metrics:
             self.file.close()
         if "board" in vars(self):
             self.board.close()
+
+
+def _add_event(board: Any, **content: Any) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    board.write(Event(wall_time=time.time(), **content).SerializeToString())
+    board.flush()
 
 
 @dataclass
@@ -111,28 +131,33 @@ class Trainer:
         a loss is not finite; DataError when an image cannot be read.
         """
         cfg, state = self.cfg, self.state
-        max_iter, period = cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD
-        batches = training_batches(dataset, cfg, state.iteration, self.group.world, self.accumulate)
+        group, max_iter, period = self.group, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD
+        batches = training_batches(dataset, cfg, state.iteration, group.world, self.accumulate, group.stop)
         with Progress("training", max_iter, state.iteration, say=None) as progress:
             for iteration in range(state.iteration, until):
-                total_loss, stopping = self.run_iteration(iteration, batches)
+                total_loss = self.run_iteration(iteration, batches)
+                if total_loss is None:
+                    if iteration:
+                        self.save()
+                    raise Stopped(group.stop)
                 progress.advance(f"loss {total_loss:.3f}")
                 completed = state.iteration
-                if stopping or completed in {max_iter, *self.checkpoints.keep_at} or is_due(completed, period):
+                if completed in {max_iter, *self.checkpoints.keep_at} or is_due(completed, period):
                     self.save()
-                if stopping and completed < until:
-                    raise Stopped(self.group.stop)
                 # After the checkpoint: a run that resumes from it repeats an evaluation that was interrupted.
                 if is_due(completed, cfg.TEST.EVAL_PERIOD) and completed < max_iter:
                     evaluate(iteration)
 
-    def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> tuple[float, bool]:
-        """Run one iteration and add its metrics; returns the total loss and whether the run has to stop."""
+    def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> float | None:
+        """Run one iteration and add its metrics; returns the total loss, None when the run was asked to stop before."""
         began = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(self.accumulate)]
+        micro_batches = list(islice(batches, self.accumulate))  # fewer when it is asked to stop meanwhile
+        # The processes agree before one of them begins: from then on it would wait for the others in a collective.
+        if self.group.any(self.group.stop.requested):
+            return None
         data_seconds = time.perf_counter() - began
         lr = set_learning_rate(self.state.optimizer, self.cfg, iteration)
-        losses, stopping = self.step(iteration, lr, micro_batches)
+        losses = self.step(iteration, lr, micro_batches)
         seconds = time.perf_counter() - began
         self.state.iteration += 1
         self.state.seconds += seconds
@@ -142,13 +167,13 @@ class Trainer:
             max_iter, eta = self.cfg.SOLVER.MAX_ITER, medians["eta_seconds"]
             self.run_dir.set_status("training", iteration=self.state.iteration, max_iter=max_iter, eta=eta)
             logger.info(log_line(iteration, max_iter, medians))
-        return losses["total_loss"], stopping
+        return losses["total_loss"]
 
-    def step(self, iteration: int, lr: float, micro_batches: Sequence[list[Sample]]) -> tuple[dict[str, float], bool]:
+    def step(self, iteration: int, lr: float, micro_batches: Sequence[list[Sample]]) -> dict[str, float]:
         """One update of the weights, in all processes at once.
 
-        Returns every loss and ``total_loss``, averaged over micro-batches and processes, and whether one of the
-        processes was asked to stop. Raises UserError in all of them when a loss is not finite.
+        Returns every loss and ``total_loss``, averaged over micro-batches and processes. Raises UserError in all of
+        them when a loss is not finite.
         """
         state, group, parts = self.state, self.group, len(micro_batches)
         state.optimizer.zero_grad()
@@ -174,16 +199,14 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
 
-        # The losses are read after the update is queued, so the CPU waits for the GPU once per iteration. The stop
-        # request is part of the same all-reduce: no extra cost, and all ranks stop after the same iteration.
+        # The losses are read after the update is queued, so the CPU waits for the GPU once per iteration.
         own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
-        *means, stopping = group.mean(torch.cat([own, own.new_tensor([group.stop.requested])])).tolist()
-        losses = dict(zip(found[0], means, strict=True))  # over processes as well
+        losses = dict(zip(found[0], group.mean(own.clone()).tolist(), strict=True))  # over processes as well
         if not math.isfinite(losses["total_loss"]):
             own_losses = dict(zip(losses, own.tolist(), strict=True))
             raise self.divergence(iteration, lr, own_losses, [sample for batch in micro_batches for sample in batch])
         self.history.append(losses)
-        return losses, stopping > 0
+        return losses
 
     def checkpoint(self) -> dict[str, Any]:
         """The content of a checkpoint: the state, and the metrics that are not written yet."""

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from scratch_det.data.coco import CocoDataset
-from scratch_det.data.dataset import EvaluationSet, evaluation_batches
+from scratch_det.data.dataset import EvaluationSet
+from scratch_det.data.loading import evaluation_batches
 from scratch_det.data.transforms import Sample, flip, output_size, resize
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
@@ -86,9 +87,8 @@ def predict_share(
     """
     found: list[Any] = []
     total = -(-len(dataset) // (group.size * size))
-    for batch in track(evaluation_batches(dataset, dataset.cfg, group.world, size), described, total, say=logger.info):
-        if group.stop.requested:
-            break
+    batches = evaluation_batches(dataset, dataset.cfg, group.world, size, group.stop)
+    for batch in track(batches, described, total, say=logger.info):
         found += predict(batch)
     if group.any(group.stop.requested):
         raise Stopped(group.stop)
@@ -100,15 +100,11 @@ def score_and_write(
 ) -> dict[str, Any]:
     """Write the predictions into the folder ``out`` + ``suffix``; return and log the metrics of each task + ``suffix``.
 
-    There are none without annotations. A data set with ``ap`` has VOC's AP of boxes; masks and keypoints have COCO's
-    everywhere.
+    A data set with ``ap`` has VOC's AP of boxes; masks and keypoints have COCO's everywhere.
     """
     out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / RESULTS_FILE, predictions)
-    if not data.is_annotated:
-        logger.info(f"{data.entry.name}: no annotations to score by; the predictions are in {out / RESULTS_FILE}")
-        return {}
     truth, tasks, metrics = truth_of(data), detection_tasks(cfg), {}
     if data.entry.ap:
         metrics, tasks = evaluate_voc(truth, predictions, data.entry.ap), tasks[1:]

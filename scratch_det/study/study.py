@@ -128,7 +128,7 @@ class Study:
         path = self.out / DESCRIPTION
         self.out.mkdir(parents=True, exist_ok=True)
         # Listed before study.json is looked for: another study.py may begin this study, and its runs, in the meantime.
-        others = {file.name for file in self.out.iterdir()} - {LOCK, f"{DESCRIPTION}.partial", "jobs"}
+        others = {one.name for one in self.out.iterdir() if one.suffix != ".partial"} - {LOCK, "jobs"}
         if not path.exists():
             if others:
                 raise UserError(

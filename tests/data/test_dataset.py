@@ -11,6 +11,7 @@ from toy_data import config, extent, read_toy, rejection, same
 
 from scratch_det.data import dataset as samples
 from scratch_det.data.dataset import Stream
+from scratch_det.data.loading import evaluation_batches, training_batches
 from scratch_det.distributed.launch import ALONE, World
 
 
@@ -149,7 +150,7 @@ class TestSamples:
     def test_workers_change_nothing(self, coco_factory, workers):
         coco_factory(num_images=6)
         here, elsewhere = (
-            list(samples.training_batches(self.training_set(cfg), cfg, 0))
+            list(training_batches(self.training_set(cfg), cfg, 0))
             for cfg in (config(), config(DATALOADER__NUM_WORKERS=workers))
         )
         assert [len(batch) for batch in here] == [3] * 4
@@ -165,8 +166,8 @@ class TestSamples:
         coco_factory(num_images=6)
         cfg = config()
         dataset = self.training_set(cfg)
-        whole = list(samples.training_batches(dataset, cfg, 0))
-        resumed = list(samples.training_batches(self.training_set(cfg), cfg, 2))
+        whole = list(training_batches(dataset, cfg, 0))
+        resumed = list(training_batches(self.training_set(cfg), cfg, 2))
         assert len(resumed) == 2
         for batch, other in zip(whole[2:], resumed, strict=True):
             assert all(same(a, b) for a, b in zip(batch, other, strict=True))
@@ -177,10 +178,10 @@ class TestSamples:
         """Image, flip and size at every iteration: the processes' parts, in their order, are the whole batch."""
         coco_factory(num_images=6)
         cfg = config(SOLVER__IMS_PER_BATCH=4, SOLVER__MAX_ITER=3, INPUT__MIN_SIZE_TRAIN=(48, 64, 80))
-        whole = list(samples.training_batches(self.training_set(cfg), cfg, 0))
+        whole = list(training_batches(self.training_set(cfg), cfg, 0))
         assert len({tuple(sample["image"].shape) for batch in whole for sample in batch}) > 2
         worlds = [World(rank, size, rank, size) for rank in range(size)] if size > 1 else [ALONE]
-        feeds = [samples.training_batches(self.training_set(cfg), cfg, 0, world, accumulate) for world in worlds]
+        feeds = [training_batches(self.training_set(cfg), cfg, 0, world, accumulate) for world in worlds]
         for batch in whole:
             parts = [next(feed) for feed in feeds for _ in range(accumulate)]
             assert {len(part) for part in parts} == {4 // (size * accumulate)}
@@ -193,7 +194,7 @@ class TestSamples:
         flat = []
         for size in (2, 3):
             cfg = config(SOLVER__IMS_PER_BATCH=size, SOLVER__MAX_ITER=6 // size)
-            batches = samples.training_batches(self.training_set(cfg), cfg, 0)
+            batches = training_batches(self.training_set(cfg), cfg, 0)
             flat.append([sample for batch in batches for sample in batch])
         assert all(same(a, b) for a, b in zip(*flat, strict=True))
 
@@ -201,9 +202,7 @@ class TestSamples:
         coco_factory(num_images=4)
         cfg = config()
         found = [
-            sample
-            for batch in samples.evaluation_batches(samples.EvaluationSet(cfg, read_toy()), cfg)
-            for sample in batch
+            sample for batch in evaluation_batches(samples.EvaluationSet(cfg, read_toy()), cfg) for sample in batch
         ]
         assert [sample["image_id"] for sample in found] == [1, 2, 3, 4]
         assert [tuple(sample["image"].shape[1:]) for sample in found] == [(80, 120), (120, 80), (80, 120), (80, 120)]
@@ -216,9 +215,9 @@ class TestSamples:
         victim.write_bytes(victim.read_bytes()[:300])
         cfg = config(DATALOADER__NUM_WORKERS=workers)
         if kind == "training":
-            batches = samples.training_batches(self.training_set(cfg), cfg, 0)
+            batches = training_batches(self.training_set(cfg), cfg, 0)
         else:
-            batches = samples.evaluation_batches(samples.EvaluationSet(cfg, read_toy()), cfg)
+            batches = evaluation_batches(samples.EvaluationSet(cfg, read_toy()), cfg)
         message = rejection(list, batches)
         assert message.startswith(f"{victim}: cannot be decoded")
         assert "Traceback" not in message

@@ -19,7 +19,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 class TestStop:
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130),
+                                                  (signal.SIGHUP, 75)])  # fmt: skip
     def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
         before = signal.getsignal(number)
         flag = StopFlag()
@@ -31,6 +32,17 @@ class TestStop:
         assert signal.getsignal(number) == before
         assert Stopped(flag).exit_code == code
         assert number.name in str(Stopped(flag))
+
+    def test_nohup(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        flag = StopFlag()
+        with flag.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: flag.requested)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+        assert flag.signal == signal.SIGTERM
 
     def test_another_process_was_asked(self) -> None:
         flag = StopFlag()

@@ -166,6 +166,7 @@ class TestStopping:
             (signal.SIGINT, 130),
             pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
             pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+            pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
         ],
     )
     def test_one_process(self, number: int, code: int, shell: Shell, tmp_path: Path) -> None:
@@ -284,3 +285,62 @@ class TestFaults:
         assert message.count("error:") == 1
         assert "2 processes cannot share" in message
         assert not (tmp_path / "run").exists()
+
+
+class TestData:
+    """Data that do not come, and the workers that should bring them."""
+
+    WORKERS = ("DATALOADER.NUM_WORKERS", 1)
+
+    @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_a_stop_while_one_process_waits_for_data(self, processes: int, shell: Shell, tmp_path: Path) -> None:
+        """It leaves a checkpoint, from which the run goes on to the last bit."""
+        keys = ("--num-gpus", processes, "SOLVER.MAX_ITER", 5, *self.WORKERS, *NO_TEST)
+        driver = tmp_path / "driver.py"
+        driver.write_text(
+            "import sys, time\n"
+            "from scratch_det.data.dataset import TrainingSet\n"
+            "read = TrainingSet.__getitem__\n"
+            "def wait(data, position):\n"
+            "    if position == 7:\n        open('asleep', 'w').close()\n        time.sleep(600)\n"
+            "    return read(data, position)\n"
+            "TrainingSet.__getitem__ = wait\n"
+            f"exec(compile(open({str(TRAIN_NET)!r}).read(), {str(TRAIN_NET)!r}, 'exec'))\n"
+        )
+        process = shell(*keys, program=(driver,))
+        wait_for(is_asleep(tmp_path), process)
+        wait_for(lambda: state_of(tmp_path / "run") == "training", process)
+        process.terminate()
+        end(process, 75)
+        stopped_after = read(tmp_path / "run", "status.json")["iteration"]
+        assert stopped_after <= 3
+        assert_stopped(tmp_path / "run", stopped_after)
+        end(shell("--resume", *keys))
+        end(shell(*keys, name="whole"))
+        assert is_same(tmp_path / "run", tmp_path / "whole")
+
+    @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_a_killed_worker(self, processes: int, shell: Shell, tmp_path: Path) -> None:
+        """One message, and nothing is left behind."""
+        process = shell("--num-gpus", processes, *LONG, *self.WORKERS)
+        wait_for(is_training(tmp_path / "run"), process)
+        worker = children(read(tmp_path / "run", "status.json")["pid"])[0]
+        os.kill(worker, signal.SIGKILL)
+        message = end(process, 2)
+        assert message.count("error:") == len(message.splitlines()) == 1
+        assert f"worker (pid {worker}) is killed by signal: Killed: it was loading data" in message
+        assert "worker" in read(tmp_path / "run", "status.json")["error"]
+        deadline = time.monotonic() + 60
+        while left_in_session(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def left_in_session(leader: int) -> list[str]:
+    """Processes of a command that ``shell`` has started, in a session of its own."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", "--sid", str(leader)], capture_output=True, text=True).stdout
+    return [line for line in found.splitlines() if "Z" not in line]

@@ -1,9 +1,11 @@
 """A whole run and its folder, weights at random, evaluation only."""
 
+import errno
 import json
 import math
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from run_folder import CLOCK, NO_TEST, interrupted_after, lines, read, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scratch_det import backends
 from scratch_det.config.load import flatten, load_config
@@ -171,6 +175,52 @@ class TestRun:
         folder = train("SOLVER.AMP.ENABLED", True, "SOLVER.CLIP_GRADIENTS.ENABLED", True, *NO_TEST)
         assert all(math.isfinite(lines(folder)[0][key]) for key in LOSSES)
         assert {value.dtype for value in weights(folder).values()} == {torch.float32}
+
+
+class TestGoesOn:
+    """What is lost beside a run must not end it."""
+
+    def test_a_log_on_a_full_disk(self, train: Train, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/log.txt").symlink_to("/dev/full")
+        assert read(train(*NO_TEST), "result.json")["iteration"] == 2
+        assert capfd.readouterr().err == ""
+
+    def test_json_files_that_vanish_and_change(
+        self, train: Train, datasets_root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run is scored by what it has read."""
+        val, training = (datasets_root / f"{name}/annotations.json" for name in ("toy_val", "toy_train"))
+        assert val.exists()
+        assert training.exists()
+
+        def step(*arguments: Any) -> dict[str, float]:
+            training.unlink(missing_ok=True)
+            val.write_text("{}")
+            return original(*arguments)
+
+        original, expected = loop.Trainer.step, read(train(name="whole"), "result.json")
+        monkeypatch.setattr(loop.Trainer, "step", step)
+        assert read(train(), "result.json")["metrics"] == expected["metrics"]
+
+
+def test_tensorboard_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It misses what cannot be written; what follows is in another file, and hides nothing that came before."""
+
+    def write(writer: RecordWriter, data: bytes) -> None:
+        if next(calls) == 3:  # each file begins with two records
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(writer, data)
+
+    original, calls = RecordWriter.write, count()
+    monkeypatch.setattr(RecordWriter, "write", write)
+    metrics = loop.Metrics(RunDir(tmp_path), 0, 100, [])
+    for iteration in (19, 39, 59):
+        metrics.write(iteration, {"total_loss": iteration / 2})
+    metrics.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("total_loss")
+    assert [(one.step, one.value) for one in found] == [(19, 9.5), (59, 29.5)]
+    assert [line["iteration"] for line in lines(tmp_path)] == [19, 39, 59]
 
 
 class TestInitStd:
