@@ -271,5 +271,4 @@ def write_table(path: Path, backend: str) -> None:
             f"{large.total.flops / small.total.flops:.2f} times;\nthe paper says about 4 times."
         )
     write_atomically(path, "\n\n".join(texts) + "\n")
-    lines = (",".join(cell.replace(",", "") for cell in row) + "\n" for row in cells)
-    write_atomically(path.with_suffix(".csv"), "".join(lines))
+    write_atomically(path.with_suffix(".csv"), tables.as_csv([cell.replace(",", "") for cell in row] for row in cells))

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError
+from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError, did_you_mean, quoted
 from scratch_det.files import Lenient
 
 UNUSABLE = {  # what is wrong with a path, and the fix
@@ -115,11 +115,53 @@ def _is_output_closed() -> bool:
     return False
 
 
+RESUME = (
+    "--resume takes no value: it continues the run in OUTPUT_DIR, or starts it; a run that starts from a file is given "
+    "--branch-from FILE (the same training so far) or MODEL.WEIGHTS FILE (weights alone)"
+)
+FOREIGN = {  # flags of other libraries -> what to write here, in tools that take KEY VALUE pairs
+    "-c --cfg --config --config-path --cfg-file": "--config-file FILE",
+    "--cfg-options --opts --options --override --set": "KEY VALUE pairs without a flag, such as SOLVER.BASE_LR 0.01",
+    "--work-dir --output-dir --out-dir --save-dir --name": "OUTPUT_DIR FOLDER",
+    "--local-rank --launcher": "nothing: what torchrun, mpirun or srun start is recognised; or write --num-gpus N",
+    "--gpus --gpu-ids --ngpus --devices --nproc-per-node --num-processes": "--num-gpus N",
+    "--nnodes --node-rank --master-addr --master-port":
+        "--num-machines N --machine-rank I --dist-url tcp://HOST:PORT",
+    "--load-from --weights --pretrained --ckpt --checkpoint": "MODEL.WEIGHTS FILE",
+    "--resume-from --auto-resume": "--resume and OUTPUT_DIR FOLDER of that run",
+    "--eval --evaluate --test --test-only": "--eval-only",
+    "-b --batch --batch-size --auto-scale-lr": "--scale-to-batch N",
+    "--lr --epochs --device --seed --amp --fp16 -j --workers --num-workers --data --dataset":
+        "a key: SOLVER.BASE_LR, SOLVER.MAX_ITER, MODEL.DEVICE, SEED, SOLVER.AMP.ENABLED, DATALOADER.NUM_WORKERS or "
+        "DATASETS.TRAIN, each with a value",
+}  # fmt: skip
+
+
 class ToolParser(ArgumentParser):
     """Prints the description, a tool's docstring, with its line breaks; rejects abbreviated flags."""
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's, and what to write instead."""
+        super().error(f"{message}{self.hint(message)}")
+
+    def hint(self, message: str) -> str:
+        """For argparse's ``message``: what to write instead of a flag that is not known here, or of a mere recipe."""
+        if "--resume: ignored" in message:
+            return f"; {RESUME}"
+        known, takes_keys = self._option_string_actions, any(one.dest == "overrides" for one in self._actions)
+        for word in sys.argv[1:]:
+            flag = word.partition("=")[0]
+            if flag.startswith("-") and flag not in known and (flag in message or "required" in message):
+                alike = flag.replace("_", "-").lower()
+                answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
+                answer = next(answers, None)
+                return f"; instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
+            if "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
+                return f"; write --config-file {quoted(word)}"
+        return ""
 
 
 def seed(text: str) -> int:

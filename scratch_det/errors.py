@@ -1,6 +1,7 @@
 """User errors: one message, exit code 2, no partial output; and checks that raise the first error or collect all."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,17 @@ Result = TypeVar("Result")
 
 EXIT_CODE = 2
 EXIT_UNFORESEEN = 70  # sysexits.h's EX_SOFTWARE: a bug, or a damaged file that no check knows
+MOST_LINES, FIRST_LINES, LONGEST_LINE = 12, 10, 1000  # of a message; the first ones where it has more, characters
 
 
 class UserError(Exception):
-    """What was found, what was expected, where, and the fix."""
+    """What was found, what was expected, where, and the fix; ``args[0]`` is the message in full length."""
+
+    def __str__(self) -> str:
+        lines = [line[:LONGEST_LINE] + " ..." * (len(line) > LONGEST_LINE) for line in super().__str__().split("\n")]
+        if len(lines) > MOST_LINES:
+            lines[FIRST_LINES:] = [f"and {len(lines) - FIRST_LINES} more"]
+        return "\n".join(lines)
 
 
 class ConfigError(UserError):
@@ -68,7 +76,7 @@ class Section:
         except (UserError, OSError) as error:
             if self.strict:
                 raise
-            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error.args[0]
             for message in re.split(r"\n(?!\s)", text):
                 self.problem("error", message)
         return None
@@ -111,6 +119,12 @@ def not_yaml(path: Path, error: Exception) -> str:
 def listed(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
     """The first items, and ``...`` where there are more."""
     return separator.join([*map(str, items[:most]), *["..."] * (len(items) > most)])
+
+
+def quoted(text: object) -> str:
+    """``text`` as one word of a shell's command."""
+    word = str(text)
+    return f'"{word}"' if shlex.quote(word) != word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from scratch_det import command_line
 from scratch_det.command_line import UNREAD, exit_on_user_error
-from scratch_det.errors import ConfigError, DataError, Report
+from scratch_det.errors import ConfigError, DataError, Report, quoted
 from scratch_det.files import sha256_of
 
 Capture = pytest.CaptureFixture
@@ -157,3 +157,21 @@ def test_a_report_raises_or_collects() -> None:
         "a.json: No such file",
     ]
     assert (report.messages("notice"), report.ok) == (["slow"], False)
+
+
+def test_a_message_has_a_length_that_is_read() -> None:
+    """The first ten lines and a count; a report that collects has all of them."""
+    twelve, sixty = ("\n".join(f"KEY_{k} is 0" for k in range(count)) for count in (12, 60))
+    assert str(ConfigError(twelve)) == twelve
+    assert str(ConfigError(sixty)).split("\n") == [*sixty.split("\n")[:10], "and 50 more"]
+    assert len(str(ConfigError("x" * 10**6))) < 1100
+    with Report(strict=False).section("recipe") as section:
+        section.attempt(fail, ConfigError(sixty))
+    assert len(section.problems) == 60
+
+
+@pytest.mark.parametrize("text", ["a", "a b", "('a', 1)", "it's", 'the "b"', "$HOME/a b", "a\\b", "`id`", "", "a;b"])
+def test_a_quoted_word_is_one_word_of_a_shell(text: str) -> None:
+    done = subprocess.run(["sh", "-c", f"printf %s {quoted(text)}"], capture_output=True, text=True, check=True)
+    assert done.stdout == text
+    assert quoted("('a',)") == """"('a',)\""""

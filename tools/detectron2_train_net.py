@@ -14,6 +14,7 @@ from scratch_det import backends
 from scratch_det.command_line import GIVEN, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.config.load import flatten, load_config, set_key
 from scratch_det.config.rules import NOT_HONOURED, check_config
+from scratch_det.engine.command import add_process_flags
 from scratch_det.errors import raise_problems
 
 
@@ -24,11 +25,8 @@ def build_parser() -> ToolParser:
     add_project_flag(parser)
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
+    add_process_flags(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ The json itself stays as it is. A data set of the catalog gets an entry for its 
 a run. Exit code 0: it reads without errors, or nothing was to be mended; 2: errors are left, or a user error.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -71,9 +72,9 @@ def main() -> None:
         if args.dry_run:
             return
         if done:
-            write_atomically(path, text)
-            if is_listed:
+            if is_listed:  # first: an entry of that name may be another json's
                 enter(name, derived(entry.name, path))
+            write_atomically(path, text)
             entry = replace(entry, name=name, json_file=path)
             print(f"written: {path}" + (f", {name} in {datasets_root() / 'catalog.yaml'}" if is_listed else ""))
         left = [replace(one, mended=False) for one in inspect_coco(entry, has_masks, has_keypoints)[1]]
@@ -83,8 +84,9 @@ def main() -> None:
         if is_listed:
             print("next:", CHECK.format(entry.name, entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
         else:
-            line = f"{entry.name}: {{json: {entry.json_file.resolve()}, images: {entry.image_root.resolve()}}}"
-            print(f"next: echo {quote(line)} >> {datasets_root() / 'catalog.yaml'}")
+            fields = {"json": str(entry.json_file.resolve()), "images": str(entry.image_root.resolve())}
+            line, catalog = f"{entry.name}: {json.dumps(fields)}", datasets_root() / "catalog.yaml"
+            print(f"next: echo {quote(line)} >> {quote(str(catalog))}")
 
 
 if __name__ == "__main__":

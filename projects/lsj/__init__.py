@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.choices import AUGMENTATIONS, PROJECT_KEYS, RESIZE, Choice
-from scratch_det.config.rules import SMALLEST_VIEW
+from scratch_det.config.ranges import SMALLEST_VIEW
 
 KEYS = {
     "INPUT.AUGMENTATION": RESIZE,  # or LSJ

@@ -35,10 +35,6 @@ FIXED_BY_TORCHVISION = (
 FIXED_OF_RESNETS = (  # with the torchvision backend and a ResNet
     "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
 )  # fmt: skip
-FIXED_LENGTH = (  # lists as long as detectron2's default
-    "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RPN.IOU_THRESHOLDS", "MODEL.RPN.BBOX_REG_WEIGHTS",
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
-)  # fmt: skip
 
 
 @cache
@@ -64,7 +60,6 @@ def allowed_values(backend: str, cfg: CfgNode) -> dict[str, tuple[Any, ...]]:
         allowed |= {f"MODEL.ROI_{head}_HEAD.POOLER_TYPE": POOLERS for head in ("BOX", "MASK", "KEYPOINT")}
         allowed |= {
             "MODEL.BACKBONE.NAME": (RESNET, *backbone_names()),
-            "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
             "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads"),
             "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads",),
@@ -75,7 +70,6 @@ def allowed_values(backend: str, cfg: CfgNode) -> dict[str, tuple[Any, ...]]:
         if cfg.MODEL.BACKBONE.NAME == RESNET:
             allowed |= {key: (defaults[key],) for key in FIXED_OF_RESNETS}
             allowed |= {"MODEL.FPN.IN_FEATURES": (LEVELS,), "MODEL.RESNETS.OUT_FEATURES": (LEVELS,)}
-            allowed["MODEL.RESNETS.DEPTH"] = (18, 34, 50, 101, 152)
     heads = {"MODEL.ROI_MASK_HEAD": cfg.MODEL.MASK_ON, "MODEL.ROI_KEYPOINT_HEAD": cfg.MODEL.KEYPOINT_ON}
     unused = tuple(head for head, is_on in heads.items() if not is_on)
     return {key: values for key, values in allowed.items() if not key.startswith(unused)}
@@ -90,20 +84,16 @@ def check_keys(backend: str, cfg: CfgNode) -> None:
             fix += "; --project FOLDER adds a project's backbones" if key == "MODEL.BACKBONE.NAME" else ""
             lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
     if backend == "torchvision":
-        lines += _torchvision_problems(cfg, keys)
+        lines += _torchvision_problems(cfg)
     elif cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
         lines.append("MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', which has no keypoint head; use StandardROIHeads and FPN")
     if lines:
         raise ConfigError(f"the {backend} backend does not support this recipe:\n  " + "\n  ".join(lines))
 
 
-def _torchvision_problems(cfg: CfgNode, keys: dict[str, Any]) -> Iterator[str]:
+def _torchvision_problems(cfg: CfgNode) -> Iterator[str]:
     """Combinations of values that the torchvision backend does not support."""
     resnets, rpn = cfg.MODEL.RESNETS, cfg.MODEL.RPN
-    defaults = flatten(get_cfg())
-    for key in FIXED_LENGTH:
-        if len(keys[key]) != (length := len(defaults[key])):
-            yield f"{key} is {keys[key]!r}; it takes {length} value{'s' * (length > 1)}"
     if cfg.MODEL.BACKBONE.NAME == RESNET:
         basic = resnets.DEPTH in (18, 34)
         if not basic and resnets.RES2_OUT_CHANNELS != 256:
@@ -113,9 +103,3 @@ def _torchvision_problems(cfg: CfgNode, keys: dict[str, Any]) -> Iterator[str]:
     width = cfg.MODEL.FPN.OUT_CHANNELS if has_fpn(cfg) else -1  # without FPN no key says how wide the maps are
     if set(rpn.CONV_DIMS) - {-1, width}:
         yield f"MODEL.RPN.CONV_DIMS is {rpn.CONV_DIMS!r}; every hidden convolution has the maps' width: -1"
-    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
-        lists, levels = keys[key], len(rpn.IN_FEATURES)
-        if len(lists) not in (1, levels):
-            yield f"{key} has {len(lists)} lists; expected one for all levels or one for each of the {levels}"
-        if len({len(values) for values in lists}) > 1:
-            yield f"{key} is {lists!r}; every level needs the same number of values"

@@ -6,6 +6,7 @@ coerced by yacs's rules. Every error names file and line. Never imports torch.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -16,12 +17,17 @@ from typing import Any, NamedTuple
 import yaml
 from fvcore.common.config import CfgNode
 
-from scratch_det.command_line import missing_project
+from scratch_det.command_line import RESUME, missing_project
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
-from scratch_det.errors import ConfigError, did_you_mean, not_yaml, raise_problems
+from scratch_det.errors import ConfigError, did_you_mean, not_yaml, quoted, raise_problems
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
+EXAMPLE = "configs/Digits/quickstart.yaml"
+NO_KEYS = (  # what others write where a key is expected, and what to write here
+    (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
+    (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
+)
 OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")  # of detectron2's keys
 
 
@@ -114,7 +120,7 @@ def load_config(
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
     if problems and (project := missing_project(Path(config_file))):
-        problems.append(f"{config_file} is a recipe of a project; give --project {project}")
+        problems.append(f"{config_file} is a recipe of a project; give --project {quoted(project)}")
     raise_problems(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
     return LoadedConfig(cfg, explicit | overridden, overridden, file_cfg)
@@ -148,8 +154,11 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[E
 
 def read_source(path: Path, asked_by: str) -> list[Entry]:
     """The entries of one file, BASE_KEY's too; ``asked_by`` says who named it, for the message when it is missing."""
+    if path.suffix == ".py":
+        raise ConfigError(f"{asked_by}: {path} is Python, expected a recipe in YAML such as {EXAMPLE}")
     if not path.is_file():
-        raise ConfigError(f"{asked_by}: {path} {'is a folder, not a recipe' if path.is_dir() else 'does not exist'}")
+        what = "is a folder, not a recipe" if path.is_dir() else f"does not exist{_nearest(path)}"
+        raise ConfigError(f"{asked_by}: {path} {what}")
     try:
         loader = yaml.SafeLoader(path.read_bytes())
         root = loader.get_single_node()
@@ -160,6 +169,14 @@ def read_source(path: Path, asked_by: str) -> list[Entry]:
         is_object = isinstance(error, yaml.constructor.ConstructorError)
         hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
         raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
+
+
+def _nearest(path: Path) -> str:
+    """``; did you mean ...?`` for a recipe of another spelling in the same folders, or of that name in another one."""
+    near = next(folder for folder in (*path.parents, Path()) if folder.is_dir())
+    found = {one.stem: one for one in (*Path("configs").glob("*/*.yaml"), *near.glob("*/*.yaml"), *near.glob("*.yaml"))}
+    close = get_close_matches(path.stem, found, n=1)
+    return f"; did you mean '{found[close[0]]}'?" if close else ""
 
 
 def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
@@ -185,14 +202,13 @@ def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: s
 
 
 def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
-    for token in overrides:
-        if isinstance(token, str) and token.startswith("--"):
-            raise ConfigError(f"{COMMAND_LINE}: flag {token} must come before the first KEY VALUE pair")
     keys = [str(token) for token in overrides[::2]]
     for key in keys:
         if "=" in key:
             name, _, value = key.partition("=")
-            raise ConfigError(f"{COMMAND_LINE}: '{key}' joins key and value: write {name} {value}")
+            raise ConfigError(f"{COMMAND_LINE}: '{key}' joins key and value: write {name} {quoted(value)}")
+        if answer := next((answer for pattern, answer in NO_KEYS if re.fullmatch(pattern, key)), None):
+            raise ConfigError(f"{COMMAND_LINE}: '{key}' is no key; {answer}")
     if len(overrides) % 2:
         raise ConfigError(
             f"{COMMAND_LINE}: '{keys[-1]}' has no value: overrides come in pairs, KEY VALUE KEY VALUE ..."
@@ -217,7 +233,7 @@ def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list
             if _same_kind(probe.VALUE, defaults[key]):
                 set_key(cfg, key, probe.VALUE)
                 continue
-        problems.append(f"{where}: {key} is {_wrong_type(CfgNode._decode_cfg_value(raw), defaults[key])}")
+        problems.append(f"{where}: {key} is {_wrong_type(CfgNode._decode_cfg_value(raw), defaults[key], where)}")
     return problems
 
 
@@ -234,7 +250,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _wrong_type(found: Any, default: Any) -> str:
+def _wrong_type(found: Any, default: Any, where: str) -> str:
     """The value ``found``, the type of ``default``, and where it can be guessed the value that was meant."""
     expected, meant = type(default), None
     if found is None:
@@ -248,7 +264,7 @@ def _wrong_type(found: Any, default: Any) -> str:
     elif expected is int and isinstance(found, float) and found.is_integer():
         meant = repr(int(found))
     elif expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
-        meant = repr(expected([found]))
+        meant = (quoted if where == COMMAND_LINE else str)(expected([found]))
     fix = f": write {meant}" if meant else f": leave the key out to keep {default!r}" if found is None else ""
     kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]
     example = '""' if default == "" else repr(default)

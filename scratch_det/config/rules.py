@@ -4,25 +4,22 @@ detectron2's defaults (FrozenBN, FREEZE_AT 2) are made for fine-tuning; without 
 layers. In Detectron's released runs that mistake cost 3.3 box AP (R50, 3x: 36.2 against 39.5).
 
 A rule is a generator of problems, one line each: what was found, what is expected, the key, the fix. Rules on a single
-value are rows of RANGES and ALLOWED; rules of one entry of a list stand with it in ``choices``.
+value are rows of RANGES and ALLOWED in ``ranges``; rules of one entry of a list stand with it in ``choices``.
 """
 
-import math
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
 
 from fvcore.common.config import CfgNode
 
 from scratch_det.config import choices
 from scratch_det.config.load import flatten, get_cfg, plain
-from scratch_det.errors import did_you_mean, raise_problems
+from scratch_det.config.ranges import is_one_of, known_values
+from scratch_det.errors import raise_problems
 
 NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")
 GN_GROUPS = 32  # Wu & He, Group Normalization (2018); fixed in Detectron's and detectron2's recipes
 # In that paper's Fig. 1 BN's ImageNet error rises as images per GPU fall from 32 to 2, GN's stays; the knee is near 8.
 SMALLEST_BN_BATCH = 8  # images
-SMALLEST_VIEW = 32  # pixels: one cell of p5
 CHANNELS = {  # keys of the channels that a part's GN divides
     "RESNETS": ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"),
     "FPN": ("OUT_CHANNELS",),
@@ -31,39 +28,7 @@ CHANNELS = {  # keys of the channels that a part's GN divides
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
 NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # torch's names; what a machine has is seen when the run starts
 Rule = Callable[[CfgNode], Iterator[str]]
-RANGES: dict[str, tuple[Callable[[Any], object], str]] = {  # key -> test of its value, what is expected
-    "SOLVER.MAX_ITER": (lambda n: n >= 1, "1 or more"),
-    "SOLVER.IMS_PER_BATCH": (lambda n: n >= 1, "1 or more"),
-    "SOLVER.CHECKPOINT_PERIOD": (lambda n: n >= 1, "1 or more"),
-    "SOLVER.BASE_LR": (lambda rate: 0 < rate < math.inf, "above 0; the paper's is 0.02 at batch 16"),
-    "SOLVER.MOMENTUM": (lambda part: 0 <= part < 1, "0 or more and below 1"),
-    "SOLVER.WEIGHT_DECAY": (lambda part: 0 <= part < 1, "0 or more and below 1"),
-    "SOLVER.GAMMA": (lambda factor: 0 < factor <= 1, "above 0 and at most 1; the paper's is 0.1"),
-    "SOLVER.WARMUP_ITERS": (lambda n: n >= 0, "0 or more"),
-    "SOLVER.WARMUP_FACTOR": (lambda part: 0 <= part <= 1, "a part of the learning rate from 0 to 1"),
-    "MODEL.RESNETS.DEPTH": (lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS": (lambda x: x and 0 < min(x) <= max(x) < 1, "IoUs between 0 and 1 such as [0.5]"),
-    "DATALOADER.NUM_WORKERS": (lambda n: n >= 0, "0 or more; 0 reads images in the training process"),
-    "DATASETS.TRAIN": (len, "at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""),
-    "INPUT.MIN_SIZE_TRAIN": (lambda sides: sides and min(sides) >= 1, "one or more sides in pixels such as (800,)"),
-    "INPUT.MAX_SIZE_TRAIN": (lambda side: side >= 1, "pixels of the longer side, such as 1333"),
-    "INPUT.MIN_SIZE_TEST": (lambda side: side >= 0, "0 or more"),
-    "INPUT.MAX_SIZE_TEST": (lambda side: side >= 1, "1 or more"),
-    "TEST.AUG.VOTE_THRESH": (lambda iou: 0 <= iou <= 1, "an IoU above 0 and at most 1, or 0 for no vote"),
-    "TEST.DETECTIONS_PER_IMAGE": (lambda n: n >= 1, "1 or more; a large number keeps all"),  # as -1 does in detectron2
-    # An empty name is the current folder, which nobody wants filled with a run.
-    "OUTPUT_DIR": (lambda folder: folder.strip(), "a folder; set OUTPUT_DIR output/NAME"),
-}
-ALLOWED = {
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "INPUT.FORMAT": ("BGR", "RGB"),
-    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-}
 NO_CHOICE = choices.Choice("")  # a name that its list does not have
 LISTS = {
     "SOLVER.LR_SCHEDULER_NAME": choices.LR_SCHEDULES,
@@ -79,8 +44,6 @@ def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waiv
     waived: names of rules in WAIVABLE whose problems become notices, to train in spite of them.
     Call ``settle_batch`` before: the batch is not rescaled here.
     """
-    if min(num_processes, accumulate) < 1:
-        raise ValueError(f"num_processes {num_processes} and accumulate {accumulate} must be 1 or more")
     found = [(rule.__name__, problem) for rule in RULES for problem in rule(cfg)]
     found += [(rule.__name__, problem) for rule in PROCESS_RULES for problem in rule(cfg, num_processes, accumulate)]
     raise_problems(problem for rule, problem in found if rule not in waived)
@@ -96,22 +59,6 @@ def check_model(cfg: CfgNode) -> None:
 def check_schedule(cfg: CfgNode) -> None:
     """Raise one ConfigError when SOLVER describes no schedule."""
     raise_problems([*known_values(cfg, "SOLVER."), *known_choices(cfg, "SOLVER.LR_SCHEDULER_NAME")])
-
-
-def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:
-    """The values of RANGES and ALLOWED are valid; of those whose key begins with ``section``."""
-    values = flatten(cfg)
-    for key, (fits, expected) in RANGES.items():
-        if key.startswith(section) and not fits(values[key]):
-            yield f"{key} is {values[key]!r}, expected {expected}"
-    for key, words in ALLOWED.items():
-        if key.startswith(section):
-            yield from is_one_of(key, values[key], words)
-
-
-def is_one_of(key: str, word: str, words: Iterable[str]) -> Iterator[str]:
-    if word not in (words := list(words)):
-        yield f"{key} is '{word}', expected {' or '.join(map(repr, words))}{did_you_mean(word, words)}"
 
 
 def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
@@ -157,13 +104,6 @@ def norms(cfg: CfgNode) -> dict[str, str]:
 def known_norms(cfg: CfgNode) -> Iterator[str]:
     for key, norm in norms(cfg).items():
         yield from is_one_of(key, norm, NORM_NAMES)
-
-
-def known_device(cfg: CfgNode) -> Iterator[str]:
-    device = cfg.MODEL.DEVICE
-    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
-        hint = did_you_mean(device, list(DEVICES))
-        yield f"MODEL.DEVICE is {device!r}, expected {', '.join(DEVICES)} or a numbered one such as cuda:0{hint}"
 
 
 def nothing_random_is_frozen(cfg: CfgNode) -> Iterator[str]:
@@ -249,7 +189,7 @@ def keys_agree(cfg: CfgNode) -> Iterator[str]:
 
 def reference_world_size(cfg: CfgNode) -> Iterator[str]:
     reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if reference < 0 or (reference and batch % reference):
+    if reference > 0 and batch % reference:
         yield (
             f"SOLVER.REFERENCE_WORLD_SIZE is {reference}, expected a number of processes that share "
             f"SOLVER.IMS_PER_BATCH {batch} evenly; set SOLVER.REFERENCE_WORLD_SIZE 0 to keep the batch in any number"
@@ -265,7 +205,7 @@ def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator
         fix = f"--scale-to-batch {max(1, round(batch / parts)) * parts}"
     else:
         share = batch // num_processes
-        fix = f"--accumulate {max(k for k in range(1, accumulate) if share % k == 0)}"
+        fix = f"--accumulate {max(k for k in range(1, min(accumulate, share + 1)) if share % k == 0)}"
     yield (
         f"SOLVER.IMS_PER_BATCH is {batch} in total, which {processes}"
         f"{f' with --accumulate {accumulate}' if accumulate > 1 else ''} cannot share evenly; give {fix}"
@@ -278,41 +218,59 @@ def model_agrees(cfg: CfgNode) -> Iterator[str]:
     ResNet-18 and 34 have no bottlenecks, so their res2 is as narrow as the stem (He et al. 2016, Table 1). A cascade's
     stages regress one box for all classes, and the first one samples at ROI_HEADS' own IoU.
     """
-    resnets, thresholds = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS
+    resnets, thresholds = cfg.MODEL.RESNETS, list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)
     if resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != 64:
         yield (
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, but a ResNet of DEPTH {resnets.DEPTH} "
             "has 64; set MODEL.RESNETS.RES2_OUT_CHANNELS 64"
         )
+    yield from lists_agree(cfg)
+    box = cfg.MODEL.ROI_BOX_HEAD
+    if box.NAME == "FastRCNNConvFCHead" and not (box.NUM_CONV or box.NUM_FC):
+        yield "MODEL.ROI_BOX_HEAD has NUM_CONV 0 and NUM_FC 0, expected a layer; the paper's is NUM_CONV 4, NUM_FC 1"
     if cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
         return
     ious, weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+    if not box.CLS_AGNOSTIC_BBOX_REG:
         yield (
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but a stage of CascadeROIHeads passes one box on, not "
             "one for each class; set it to True"
         )
-    if len(ious) != len(weights) or not ious or any(len(four) != 4 for four in weights):
-        yield (
-            f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one IoU and four "
-            "weights a stage"
-        )
-    elif list(thresholds) != [ious[0]]:
+    if len(ious) != len(weights):
+        yield f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one of both a stage"
+    elif ious and thresholds != [ious[0]]:
         yield (
             f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, but the cascade's first stage "
             f"matches at IoU {ious[0]}; set it to [{ious[0]}]"
         )
 
 
-def augmented_tests(cfg: CfgNode) -> Iterator[str]:
-    """Whole sides in pixels for test-time augmentation; yacs checks only that they are numbers."""
-    sides, longest = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
-    whole = all(isinstance(side, int) for side in (*sides, longest))
-    if cfg.TEST.AUG.ENABLED and not (sides and whole and SMALLEST_VIEW <= min(sides) <= max(sides) <= longest):
-        yield (
-            f"TEST.AUG has MIN_SIZES {sides} and MAX_SIZE {longest}, expected one or more sides in whole pixels, "
-            f"{SMALLEST_VIEW} at least, and a longest one above them"
+def lists_agree(cfg: CfgNode) -> Iterator[str]:
+    """Lists of the model that belong together have lengths that do."""
+    for part in ("RPN", "ROI_HEADS"):
+        thresholds, labels = cfg.MODEL[part].IOU_THRESHOLDS, cfg.MODEL[part].IOU_LABELS
+        if len(labels) != len(thresholds) + 1:
+            yield (
+                f"MODEL.{part}.IOU_THRESHOLDS is {thresholds!r}, expected {len(labels) - 1} for IOU_LABELS {labels}, "
+                "one label more than thresholds"
+            )
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        key, lists, levels = (
+            f"MODEL.ANCHOR_GENERATOR.{name}",
+            cfg.MODEL.ANCHOR_GENERATOR[name],
+            len(cfg.MODEL.RPN.IN_FEATURES),
         )
+        if len(lists) not in (1, levels := len(cfg.MODEL.RPN.IN_FEATURES)):
+            yield f"{key} has {len(lists)} lists; expected one for all levels or one for each of the {levels}"
+        if len({len(values) for values in lists}) > 1:
+            yield f"{key} is {lists!r}; every level needs the same number of values"
+
+
+def augmented_tests(cfg: CfgNode) -> Iterator[str]:
+    """No view's shorter side is above the longest one."""
+    sides, longest = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE
+    if cfg.TEST.AUG.ENABLED and max(sides, default=0) > longest:
+        yield f"TEST.AUG has MIN_SIZES {sides} and MAX_SIZE {longest}, expected a longest side above the shorter ones"
 
 
 def mirrored_views(cfg: CfgNode) -> Iterator[str]:
@@ -324,7 +282,7 @@ def mirrored_views(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-MODEL_RULES: tuple[Rule, ...] = (known_device, known_norms, gn_channels_divide, backbone_keys, model_agrees)
+MODEL_RULES: tuple[Rule, ...] = (known_norms, gn_channels_divide, backbone_keys, model_agrees)
 RULES: tuple[Rule, ...] = (
     nothing_random_is_frozen, *MODEL_RULES, known_values, known_choices, keys_agree, reference_world_size,
     augmented_tests,

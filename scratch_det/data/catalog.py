@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
-from scratch_det.errors import DataError, did_you_mean, listed, not_yaml
+from scratch_det.errors import DataError, did_you_mean, listed, not_yaml, quoted
 from scratch_det.files import write_atomically
 from scratch_det.log import track
 
@@ -25,7 +25,7 @@ MAKERS = {  # how a name begins -> the tool that makes such a data set
     "coco_2017_train_": "prepare_coco_subsets.py",
     "voc_": "prepare_voc.py {name}",
 }
-SWITCHES = ("drop_empty_boxes", "paths_outside")  # fields of an entry that are true or false
+SWITCHES = ("drop_empty_boxes", "drop_objects_without_mask", "paths_outside")  # fields that are true or false
 CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
     DATASETS.TRAIN "('{0}',)" DATASETS.TEST "('{1}',)" OUTPUT_DIR output/{0}"""  # what to do with a new data set
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
@@ -37,6 +37,7 @@ class DatasetEntry:
     """A catalog entry of images with objects; its paths start at the datasets root.
 
     drop_empty_boxes: boxes without width or height are left out of training instead of being an error.
+    drop_objects_without_mask: where a run needs masks, they are left out instead of being an error.
     ap: one of VOC_AP, or None for COCO's AP.
     paths_outside: names of image files may be absolute or have "..", and so lead out of ``image_root``.
     """
@@ -47,6 +48,7 @@ class DatasetEntry:
     drop_empty_boxes: bool = False
     ap: str | None = None
     paths_outside: bool = False
+    drop_objects_without_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,14 @@ class ImageFolder:
     and label, in the order of classes and paths. digest: SHA-256 of the paths; the images themselves are not read.
     """
 
-    described_by: ClassVar[str] = "files"  # what ``digest`` is of
     entry: FolderEntry
     classes: list[str]
     images: list[tuple[str, int]]
     digest: str
+
+    def recorded(self) -> dict[str, Any]:
+        """What a run notes of it."""
+        return {"files_sha256": self.digest, "images": len(self.images)}
 
 
 def datasets_root() -> Path:
@@ -174,7 +179,7 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         holds = f"holds: {listed(found, most=12) or 'nothing'}" if root.is_dir() else "does not exist"
         maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
-        hint = f"; make it with: python tools/{maker.format(name=name)}" if maker else ""
+        hint = f"; make it with: python tools/{maker.format(name=quoted(name))}" if maker else ""
         raise DataError(
             f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
             + "".join(

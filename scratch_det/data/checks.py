@@ -12,6 +12,7 @@ from operator import mul
 from shlex import quote
 from typing import Any, Self
 
+from scratch_det.data.rle import run_lengths
 from scratch_det.errors import Severity, listed
 
 Record = dict[str, Any]  # an entry of the json
@@ -19,7 +20,8 @@ OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
 ROUNDING = 1e-6  # square pixels; coordinates below 10^4 leave a sum of products uncertain by less
 MOST_SHOWN, MOST_LETTERS = 5, 40
 LEAST_IOU = 0.5  # of a box and its mask's; in sound files none of 6,488 is below
-MASKS, KEYPOINTS, EMPTY_BOXES = "masks", "keypoints", "empty boxes"  # what a run needs, or does not accept
+# what a run needs, or does not accept
+MASKS, NO_MASK, KEYPOINTS, EMPTY_BOXES = "masks", "a mask of each", "keypoints", "empty boxes"
 UNKNOWN_SIZE = (math.inf, math.inf)
 WHOLE = "a whole number"
 PIXELS = "a whole number of pixels above 0"
@@ -29,17 +31,18 @@ ANYTHING = ""  # not checked, or checked below
 MEND = "python tools/fix_annotations.py {} writes a repaired copy"  # {}: the data set's name, or the file
 VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int | float) and value % 1 == 0 and -(2**63) <= value < 2**63,
-    PIXELS: lambda value: isinstance(value, int) and 0 < value < 2**63,
+    PIXELS: lambda value: isinstance(value, int | float) and value % 1 == 0 and 0 < value < 2**63,
     TEXT: lambda value: isinstance(value, str),
-    NAME: lambda value: isinstance(value, int | float | str),
+    NAME: lambda value: isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)),
     ANYTHING: lambda value: True,
 }
 FIELDS = {  # the lists of a COCO json, and what every entry needs
-    "images": {"id": WHOLE, "file_name": TEXT, "width": PIXELS, "height": PIXELS},
-    "annotations": {"id": NAME, "image_id": WHOLE, "category_id": WHOLE, "bbox": ANYTHING},
-    "categories": {"id": WHOLE, "name": ANYTHING},
+    "images": {"id": NAME, "file_name": TEXT, "width": PIXELS, "height": PIXELS},
+    "annotations": {"id": NAME, "image_id": NAME, "category_id": NAME, "bbox": ANYTHING},
+    "categories": {"id": NAME, "name": ANYTHING},
 }
 NUMBERING = {"id": "number them", "image_id": "number the images", "category_id": "number the categories"}
+IMAGE = "{id} (image_id {image_id})"
 
 
 @dataclass
@@ -80,11 +83,16 @@ mended = partial(fatal, mended=True)
 CHECKS = {  # in the order in which problems are reported
     **{f"{section} fields": mended(f"{section} without one of {', '.join(fields)}", shown="{id} (no {missing})")
        for section, fields in FIELDS.items()},
-    **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == WHOLE else "",
+    **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == NAME else "",
                                   "{found}" if name == "id" else f"{{id}} ({name} {{found}})", mended=value != TEXT)
        for section, fields in FIELDS.items() for name, value in fields.items() if value != ANYTHING},
     **{f"{section} twice": mended(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
-    "image_id": mended("annotations with an unknown image_id", "drop them or add images", "{id} (image_id {image_id})"),
+    **{f"{section} own id": notice(f"{section} whose id is not a whole number below 2^63",
+        "scoring numbers them; results files keep the ids of the json") for section in ("images", "categories")},
+    "size": notice("images whose width or height is not written as a whole number", "640.0 is read as 640"),
+    "image_id": notice("annotations of images that are not listed", "they are left out", IMAGE),
+    "image_id type": mended("annotations whose image_id is text where the image's id is a number, or a number where it "
+        "is text", "write both alike", IMAGE),
     "category_id": fatal("annotations with an unknown category_id", "known category ids: {category_ids}",
         "{id} (category_id {category_id})"),
     "bbox": mended("annotations whose bbox is not [x, y, width, height] of numbers"),
@@ -94,10 +102,16 @@ CHECKS = {  # in the order in which problems are reported
         "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
     "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
-    "mask": mended("annotations whose segmentation is neither polygons of 3+ points nor RLE",
-        "fix them, or train without masks (MODEL.MASK_ON False)", only=MASKS),
-    "RLE size": mended("annotations whose RLE does not fit the image: size [height, width], counts that add up to "
-        "height x width", "fix them, or the image's height and width", only=MASKS),
+    "no mask": mended("annotations without a mask: no segmentation, or no polygon of 3+ points",
+        "add them, set 'drop_objects_without_mask: true' in the data set's catalog entry, or train without masks "
+        "(MODEL.MASK_ON False)", IMAGE, only=NO_MASK),
+    "mask": mended("annotations whose segmentation is neither polygons, a list of [x, y, x, y, ...] each, nor RLE",
+        "fix them, or train without masks (MODEL.MASK_ON False)", IMAGE, only=MASKS),
+    "RLE": mended("annotations whose RLE is none of their image: size [height, width], counts from 0 on that add up to "
+        "height x width", "fix them, or the image's size; write bytes with counts.decode(), not str(counts)", IMAGE,
+        only=MASKS),
+    "stray polygon": notice("annotations with a polygon of less than 3 points, or of half a point, beside sound ones",
+        "that polygon is left out", only=MASKS),
     "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
         "crossing itself)", "such a part of a mask is empty", only=MASKS),
     "keypoint names": fatal("categories without keypoints, a list of different names",
@@ -117,15 +131,17 @@ CHECKS = {  # in the order in which problems are reported
     "area": notice("annotations whose area is missing or negative",
         "AP of small, medium and large objects goes by it; a missing one counts as the box's"),
     "iscrowd": notice("annotations whose iscrowd is missing or neither 0 nor 1",
-        "a missing one counts as 0, any other as 1"),
+        "a missing one, null, '0' and 'false' count as 0, any other as 1"),
     # of a whole json, see data/plausible.py
     "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected"),
     "corners": notice("annotations with a box that fits its image as x0, y0, x1, y1, and sticks out as x, y, width, "
         "height"),
-    "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})"),
+    "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})",
+        "tools/fix_annotations.py --boxes-from-masks takes the boxes from the masks"),
     "large area": notice("annotations with an area larger than that of their box"),
     "crowds": notice("annotations that are crowds (iscrowd 1), most of all: crowds are not trained on"),
-    "one name": notice("categories with the name of another", shown="{id} ({name})"),
+    "one name": notice("categories with the name of another", "tools/fix_annotations.py merges them",
+        shown="{id} ({name})"),
     "no annotation": notice("categories without an annotation", shown="{id} ({name})"),
 }  # fmt: skip
 
@@ -151,19 +167,27 @@ def find_problems(images: list[Any], categories: list[Any], annotations: Iterabl
     """
     found = {key: replace(check, first=[]) for key, check in CHECKS.items()}
     known = {  # of broken entries too
-        key: {one["id"] for one in entries if isinstance(one, dict) and VALUES[WHOLE](one.get("id"))}
+        key: {one["id"] for one in entries if isinstance(one, dict) and VALUES[NAME](one.get("id"))}
         for key, entries in (("image_id", images), ("category_id", categories))
     }
     images, categories = (list(_sound_entries(name, entries, found))
                           for name, entries in (("images", images), ("categories", categories)))  # fmt: skip
+    found["size"].add(*(one for one in images if not isinstance(one["width"] + one["height"], int)))
+    for section, entries in (("images", images), ("categories", categories)):
+        found[f"{section} own id"].add(*(one for one in entries if not VALUES[WHOLE](one["id"])))
     num_keypoints = _count_keypoints(categories, found) if categories else 0
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    texts = set(map(str, known["image_id"]))
     for one in _sound_entries("annotations", annotations, found):
+        if one["image_id"] not in known["image_id"]:
+            found["image_id type" if str(one["image_id"]) in texts else "image_id"].add(one)
+            continue
         size = sizes.get(one["image_id"], UNKNOWN_SIZE)
+        box_fault = _box_fault(one, *size)
         faults = [
-            *(key for key, ids in known.items() if one[key] not in ids),
-            _box_fault(one, *size),
-            mask_fault(one.get("segmentation"), *size),
+            None if one["category_id"] in known["category_id"] else "category_id",
+            box_fault,
+            mask_fault(one.get("segmentation"), *size) if box_fault != "empty box" else None,
             _keypoint_fault(one, num_keypoints) if num_keypoints else None,
             None if isinstance(one.get("area"), int | float) and one["area"] >= 0 else "area",
             None if one.get("iscrowd") in (0, 1) else "iscrowd",
@@ -223,26 +247,34 @@ def _box_fault(one: Record, image_width: float, image_height: float) -> str | No
         return "bbox"
     x, y, width, height = one["bbox"]
     if width <= 0 or height <= 0:
-        return None if one.get("iscrowd") else "empty box"
+        return None if is_set(one.get("iscrowd")) else "empty box"
     if x >= image_width or y >= image_height or x + width <= 0 or y + height <= 0:
         return "box outside"
     return "overhang" if max(-x, -y, x + width - image_width, y + height - image_height) > OVERHANG else None
 
 
+def is_set(flag: Any) -> bool:
+    """Whether an ``iscrowd`` or ``ignore`` means 1."""
+    return str(flag).strip().lower() not in ("", "0", "0.0", "false", "none", "null", "no")
+
+
 def mask_fault(mask: Any, width: float, height: float) -> str | None:
-    """The key in CHECKS of what is wrong with a segmentation, if anything; "mask" where it cannot be read."""
+    """The key in CHECKS of what is wrong with a segmentation, if anything."""
+    if not mask:
+        return "no mask"
     if isinstance(mask, dict):
         size, counts = mask.get("size"), mask.get("counts", ())
-        is_text = isinstance(counts, str)  # compressed; its content is not checked
-        if not _are_whole(size, 2) or not (is_text or _are_whole(counts)):
+        counts = run_lengths([counts])[0] if isinstance(counts, str) else counts
+        if not _are_whole(size, 2) or not _are_whole(counts):
             return "mask"
-        fits = size == [height, width] and (is_text or (sum(counts) == height * width and min(counts) >= 0))
-        return None if fits or (width, height) == UNKNOWN_SIZE else "RLE size"
-    if not isinstance(mask, list) or not mask:
+        fits = size == [height, width] and sum(counts) == height * width and min(counts) >= 0
+        return None if fits or (width, height) == UNKNOWN_SIZE else "RLE"
+    if not isinstance(mask, list) or not all(map(are_numbers, mask)):
         return "mask"
-    if not all(are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
-        return "mask"
-    return None if all(map(_encloses_area, mask)) else "flat polygon"
+    polygons = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if len(polygons) < len(mask):
+        return "stray polygon" if polygons else "no mask"
+    return None if all(map(_encloses_area, polygons)) else "flat polygon"
 
 
 def _are_whole(values: Any, count: int | None = None) -> bool:

@@ -1,19 +1,21 @@
 """COCO data sets: annotation files that passed their checks, as arrays. Needs no torch."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import pairwise
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, Problem, explain, fatal
-from scratch_det.data.coco_json import NONE, Arrays, read_json
+from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, NO_MASK, Problem, explain, fatal, notice
+from scratch_det.data.coco_json import NONE, Arrays, by_image, read_json
 from scratch_det.data.file_names import is_outside, other_spellings
 from scratch_det.data.packed import load
 from scratch_det.errors import DataError
@@ -41,7 +43,12 @@ class Images(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         own = {name: int(self.arrays[name][index]) for name in ("width", "height")}
-        return {"id": int(self.arrays["image_id"][index]), "file_name": _text(self.arrays, "file_name", index), **own}
+        return {"id": self.id(index), "file_name": _text(self.arrays, "file_name", index), **own}
+
+    def id(self, index: int) -> Any:
+        """The json's id of one."""
+        has_own = "id_text" in self.arrays
+        return json.loads(_text(self.arrays, "id_text", index)) if has_own else int(self.arrays["image_id"][index])
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,17 @@ class CocoDataset:
             0-based index into this list.
         arrays: what the json holds, see ``data/coco_json.py``; read-only, and shared by all processes.
         digest: SHA-256 of the annotation file's bytes.
+        is_annotated: whether it has a list of annotations; without one it can only be predicted on.
         keypoints: their names, where they were asked for.
         flip_indices: keypoint i of a flipped object is keypoint flip_indices[i] of the original; None where the json
             does not tell.
     """
 
-    described_by: ClassVar[str] = "json"  # what ``digest`` is of
     entry: DatasetEntry
     categories: list[dict[str, Any]]
     arrays: Arrays
     digest: str
+    is_annotated: bool = True
     keypoints: tuple[str, ...] = ()
     flip_indices: tuple[int, ...] | None = None
 
@@ -72,14 +80,21 @@ class CocoDataset:
         return [str(category["name"]) for category in self.categories]
 
     @cached_property
-    def category_ids(self) -> list[int]:
+    def category_ids(self) -> list[Any]:
         """The json's category id of each label."""
-        return [int(category["id"]) for category in self.categories]
+        return [category["id"] for category in self.categories]
 
     @property
     def images(self) -> Images:
         """The image entries in the json's order."""
         return Images(self.arrays)
+
+    def recorded(self) -> dict[str, Any]:
+        """What a run notes of it: digests of the json, and of images and categories with their order; and counts."""
+        listed = [self.arrays[name].tobytes() for name in ("image_id", "height", "width", "file_name", "file_name_at")]
+        listed.append(json.dumps([self.category_ids, self.classes]).encode())
+        counts = {"images": len(self.images), "objects": len(self.arrays["order"])}
+        return {"json_sha256": self.digest, "images_sha256": sha256(b"".join(listed)).hexdigest(), **counts}
 
     def objects(self, image: int) -> list[dict[str, Any]]:
         """The annotations of image number ``image``, in the json's order.
@@ -105,7 +120,8 @@ class CocoDataset:
         """How many objects to learn from each image has, int [images]."""
         arrays = self.arrays
         is_learned = ~(arrays["iscrowd"] | arrays["ignore"]) & (arrays["box"][:, 2:] > 0).all(1)
-        return np.bincount(arrays["image"][is_learned], minlength=len(self.images))
+        order = arrays["order"]
+        return np.bincount(arrays["image"][order[is_learned[order]]], minlength=len(self.images))
 
     def training_images(self, cfg: CfgNode) -> np.ndarray:
         """The numbers of the images to train on, ascending.
@@ -117,21 +133,21 @@ class CocoDataset:
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             is_usable = self.object_counts() > 0
         if cfg.MODEL.KEYPOINT_ON and (least := cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE) > 0:
-            visible = self.arrays["keypoints"].reshape(-1, 3 * len(self.keypoints))[:, 2::3] > 0
-            is_usable &= np.bincount(self.arrays["image"], visible.sum(1), len(self.images)) >= least
+            visible = (self.arrays["keypoints"].reshape(-1, 3 * len(self.keypoints))[:, 2::3] > 0).sum(1)
+            order = self.arrays["order"]
+            is_usable &= np.bincount(self.arrays["image"][order], visible[order], len(self.images)) >= least
         return np.flatnonzero(is_usable)
 
     def _object(self, k: int) -> dict[str, Any]:
         arrays, label = self.arrays, int(self.arrays["label"][k])
         bbox, area, points = arrays["box"][k].tolist(), float(arrays["area"][k]), _item(arrays, "keypoints", k).tolist()
         labelled = int(arrays["num_keypoints"][k])
-        height, width = arrays["rle_size"][k].tolist()
+        size = arrays["rle_size"][k].tolist()
         mask: Any = [_item(arrays, "polygon", j) for j in range(*arrays["polygons_at"][k : k + 2].tolist())] or None
-        if height:
-            counts = _item(arrays, "rle_counts", k).tolist() or _text(arrays, "rle_text", k)
-            mask = {"size": [height, width], "counts": counts}
+        if size[0]:
+            mask = {"size": size, "counts": _item(arrays, "rle_counts", k).tolist()}
         return {
-            "image_id": int(arrays["image_id"][arrays["image"][k]]),
+            "image_id": self.images.id(int(arrays["image"][k])),
             "category_id": self.category_ids[label],
             "label": label,
             "bbox": bbox,
@@ -183,22 +199,27 @@ def inspect_coco(
     needed. Raises DataError when the file is no json with COCO's three lists.
     """
     header, arrays, fault = load(entry.json_file, read_json)
-    num_images, num_categories = header["counts"]
+    num_images, num_categories, is_annotated = header["counts"]
     if not num_images or not num_categories:
         counts = f"{num_images} images, {num_categories} categories"
         return None, [Problem("error", f"data set '{entry.name}' is empty: {counts}")]
-    concerned = {"": True, MASKS: need_masks, KEYPOINTS: need_keypoints, EMPTY_BOXES: not entry.drop_empty_boxes}
+    concerned = {"": True, MASKS: need_masks, NO_MASK: need_masks and not entry.drop_objects_without_mask,
+                 KEYPOINTS: need_keypoints, EMPTY_BOXES: not entry.drop_empty_boxes}  # fmt: skip
     problems = [one for fields in header["problems"] if concerned[(one := Problem(**fields)).only]]
     problems += _missing_files(entry, Images(arrays))
+    if not is_annotated:
+        problems.append(notice("no list 'annotations': it is predicted on, but neither trained on nor scored"))
     if fault:
-        problems.append(
-            Problem("notice", f"each start reads the whole json, as its packed form cannot be kept: {fault}")
-        )
+        problems.append(notice(f"each start reads the whole json, as its packed form cannot be kept: {fault}"))
     if any(one.severity == "error" for one in problems):
         return None, problems
+    if need_masks:  # what has none is to be dropped, or an empty box, or was an error
+        has_mask = (np.diff(arrays["polygons_at"]) > 0) | (arrays["rle_size"][:, 0] > 0)
+        if not has_mask.all():
+            arrays |= by_image(arrays["image"], has_mask & (arrays["image"] >= 0), num_images)
     first = header["categories"][0]
     points = (tuple(first["keypoints"]), flip_indices_of(first)) if need_keypoints else ()
-    return CocoDataset(entry, header["categories"], arrays, header["digest"], *points), problems
+    return CocoDataset(entry, header["categories"], arrays, header["digest"], is_annotated, *points), problems
 
 
 def _missing_files(entry: DatasetEntry, images: Images) -> list[Problem]:

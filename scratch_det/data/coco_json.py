@@ -2,13 +2,15 @@
 
 The quick way decodes the annotations in chunks into typed structs and looks for suspects with numpy; only these become
 the dictionaries that ``find_problems`` judges. A json with other types than COCO's (ids as text, true for 1, NaN) goes
-the slow way: all of its entries are judged, and those that can be used are converted.
+the slow way: all of its entries are judged, and those that can be used are converted. Every mask is decoded here.
 
 The arrays, with I images, N annotations in the json's order, and P polygons; ``X_at`` says where each item of X begins:
-    image_id, height, width    int64 [I]; pixels
+    image_id, height, width    int64 [I]; pixels; where an id is no such number: the places of the ids in their order,
+                               and the ids as json in id_text (uint8, with id_text_at [I + 1])
     file_name                  uint8, UTF-8, with file_name_at [I + 1]
-    order, first               int32 [N]; int64 [I + 1]: the annotations of image i are order[first[i] : first[i + 1]]
-    image, label               int32 [N]: indices of the image and of the category, by ascending id
+    order, first               int32 [M]; int64 [I + 1]: the annotations of image i are order[first[i] : first[i + 1]];
+                               those of images that are not listed are not among them
+    image, label               int32 [N]: indices of the image (-1: not listed) and of the category, by ascending id
     box                        float64 [N, 4], x y width height in pixels
     area                       float64 [N], NaN where the json has none
     iscrowd, ignore            bool [N]
@@ -17,7 +19,7 @@ The arrays, with I images, N annotations in the json's order, and P polygons; ``
     polygon                    float64, x y of each corner, with polygon_at [P + 1]
     polygons_at                int64 [N + 1]: polygons_at[k] is the first polygon of annotation k
     rle_size                   int64 [N, 2], height and width; 0 0 where the segmentation is none
-    rle_text, rle_counts       uint8 and int64, compressed and plain, with rle_text_at and rle_counts_at [N + 1]
+    rle_counts                 int32, with rle_counts_at [N + 1]
 """
 
 import hashlib
@@ -40,11 +42,13 @@ from scratch_det.data.checks import (
     Record,
     are_numbers,
     find_problems,
+    is_set,
     mask_fault,
 )  # fmt: skip
 from scratch_det.data.forked import map_forked
 from scratch_det.data.other_formats import other_format
 from scratch_det.data.plausible import find_notices
+from scratch_det.data.rle import run_lengths
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
 
@@ -102,17 +106,17 @@ class Content(msgspec.Struct, gc=False):
     """A json whose annotations are not decoded yet."""
 
     images: list[Image]
-    annotations: list[msgspec.Raw]
     categories: list[Category]
+    annotations: list[msgspec.Raw] | None = None
 
 
 class Checked(NamedTuple):
     """A json that was read: ``sound`` are the images that can be used, ``parts`` the columns of each chunk.
 
-    ids: of the annotations.
+    counts: of images, categories, and lists of annotations, 0 or 1. ids: of the annotations.
     """
 
-    counts: tuple[int, int]
+    counts: tuple[int, int, bool]
     problems: list[Problem]
     sound: list[Record]
     ids: list[Any]
@@ -121,7 +125,7 @@ class Checked(NamedTuple):
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """The arrays; and digest, categories by id, problems, and counts of images and categories.
+    """The arrays; and digest, categories by id, problems, and counts of images, categories and lists of annotations.
 
     The annotations' arrays are missing where no run can use the json. Raises DataError when the file is no json with
     COCO's three lists.
@@ -131,18 +135,33 @@ def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
     with gc_paused():
         counts, problems, sound, ids, categories, parts = _read_quickly(data) or _read_slowly(path, data)
     del data  # before the arrays are copied together
-    names = [image["file_name"].encode("utf-8", "surrogatepass") for image in sound]
+    own = [image["id"] for image in sound]
     arrays: Arrays = {
-        **{key: np.array([image[name] for image in sound], np.int64)
-           for key, name in (("image_id", "id"), ("height", "height"), ("width", "width"))},
-        "file_name": np.frombuffer(b"".join(names), np.uint8), "file_name_at": _starts(_lengths(names)),
-    }  # fmt: skip
-    if all(counts) and _some_run_can_use_it(problems):
-        categories.sort(key=lambda category: category["id"])
-        arrays |= _annotations(parts, arrays["image_id"], np.array([one["id"] for one in categories], np.int64))
+        "image_id": np.array(list(map(numbers_of(own).get, own)), np.int64),
+        **{name: np.array([image[name] for image in sound], np.int64) for name in ("height", "width")},
+        **_texts("file_name", [image["file_name"] for image in sound]),
+    }
+    if not all(map(VALUES[WHOLE], own)):
+        arrays |= _texts("id_text", map(json.dumps, own))
+    if all(counts[:2]) and _some_run_can_use_it(problems):
+        numbers = numbers_of([one["id"] for one in categories])
+        categories.sort(key=lambda category: numbers[category["id"]])
+        arrays |= _annotations(parts, arrays["image_id"], np.array(sorted(numbers.values()), np.int64))
         problems += find_notices(arrays, ids, categories)
     header = {"problems": [asdict(one) for one in problems], "categories": categories, "counts": counts}
     return {"digest": digest, **header}, arrays
+
+
+def rank(number: Any) -> tuple[bool, Any]:
+    """By which ids are sorted: those that are text come last."""
+    return isinstance(number, str), number
+
+
+def numbers_of(ids: Sequence[Any]) -> dict[Any, int]:
+    """A number for each id: itself where all are whole numbers of 64 bits, else its place in their order."""
+    if all(map(VALUES[WHOLE], ids)):
+        return {one: int(one) for one in ids}
+    return {one: place for place, one in enumerate(sorted(ids, key=rank))}
 
 
 def _some_run_can_use_it(problems: list[Problem]) -> bool:
@@ -161,27 +180,26 @@ def _read_quickly(data: bytes) -> Checked | None:
         classes = np.array([one["id"] for one in content.categories], np.int64)
         names = content.categories[0].get("keypoints")
         num_keypoints = len(names) if isinstance(names, list) else 0
-        decoder = msgspec.json.Decoder(list[Annotation])
+        decoder, annotations = msgspec.json.Decoder(list[Annotation]), content.annotations or []
 
         def judge(start: int) -> tuple[Arrays, np.ndarray]:
-            chunk = decoder.decode(b"[" + b",".join(content.annotations[start : start + CHUNK]) + b"]")
+            chunk = decoder.decode(b"[" + b",".join(annotations[start : start + CHUNK]) + b"]")
             part = _columns(chunk)
             return part, start + np.flatnonzero(_are_suspect(part, known, of_known, classes, num_keypoints))
 
-        judged = map_forked(judge, range(0, len(content.annotations), CHUNK), LEAST)
-        parts, doubted = map(list, zip(*judged, strict=True)) if content.annotations else ([], [])
+        judged = map_forked(judge, range(0, len(annotations), CHUNK), LEAST)
+        parts, doubted = map(list, zip(*judged, strict=True)) if annotations else ([], [])
         ids = np.concatenate([np.empty(0, int), *(part["id"] for part in parts)])
         order = ids.argsort(kind="stable")
         again = np.flatnonzero(np.diff(ids[order]) == 0)
         doubted += [order[again], order[again + 1]]
         suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
-        entries = (msgspec.json.decode(content.annotations[k]) for k in suspects)
+        entries = (msgspec.json.decode(annotations[k]) for k in suspects)
         problems, sound = find_problems(content.images, content.categories, entries)
     except (msgspec.MsgspecError, OverflowError, UnicodeError):  # in fields that nobody reads, too
         return None
-    return Checked(
-        (len(content.images), len(content.categories)), problems, sound, ids.tolist(), content.categories, parts
-    )
+    counts = len(content.images), len(content.categories), content.annotations is not None
+    return Checked(counts, problems, sound, ids.tolist(), content.categories, parts)
 
 
 def _are_suspect(
@@ -199,7 +217,7 @@ def _are_suspect(
     sound &= (area >= 0) & ~part["is_odd"]
 
     length, points = part["polygon_at"], part["polygon"]
-    if (length < 6).any() or (length % 2).any() or np.abs(points).max(initial=0) > LARGEST:
+    if np.abs(points).max(initial=0) > LARGEST:
         return np.ones(count, bool)
     if part["rle_counts"].min(initial=0) < 0:
         return np.ones(count, bool)
@@ -210,12 +228,9 @@ def _are_suspect(
     is_flat = np.abs(np.add.reduceat(cross, start[:-1])) < SMALLEST
     sound[np.repeat(np.arange(count), part["polygons_at"])[is_flat]] = False
 
-    is_rle, is_plain = part["rle_size"][:, 0] > 0, part["rle_counts_at"] > 0
     fits = (part["rle_size"] == size[:, ::-1]).all(1)
-    fits &= np.where(
-        is_plain, _sums(part["rle_counts"], part["rle_counts_at"]) == size.prod(1), part["rle_text_at"] > 0
-    )
-    sound &= np.where(is_rle, fits, part["polygons_at"] > 0)
+    fits &= _sums(part["rle_counts"], part["rle_counts_at"]) == size.prod(1)
+    sound &= np.where(part["rle_size"][:, 0] > 0, fits, part["polygons_at"] > 0)
 
     if num_keypoints:
         if (part["keypoints_at"] != 3 * num_keypoints).any():
@@ -229,21 +244,26 @@ def _are_suspect(
 
 def _read_slowly(path: Path, data: bytes) -> Checked:
     """Every entry is judged, and converted where a run can use it. Raises DataError as ``read_json``."""
-    content = load_json(path, data)
-    images, annotations, categories = (content[name] for name in FIELDS)
-    counts = len(images), len(categories)
-    if not all(counts):
+    content = load_json(path, data, annotated=False)
+    images, categories, annotations = content["images"], content["categories"], content.get("annotations", [])
+    counts = len(images), len(categories), "annotations" in content
+    if not all(counts[:2]):
         return Checked(counts, [], [], [], [], [])
     problems, sound = find_problems(images, categories, annotations)
     if not _some_run_can_use_it(problems):
         return Checked(counts, problems, sound, [], [], [])
-    parts = [_columns(list(map(_converted, annotations[k : k + CHUNK]))) for k in range(0, len(annotations), CHUNK)]
+    numbers = [numbers_of([one["id"] for one in section]) for section in (sound, categories)]
+    chunks = (annotations[k : k + CHUNK] for k in range(0, len(annotations), CHUNK))
+    parts = [_columns([_converted(one, *numbers) for one in chunk]) for chunk in chunks]
     categories = [{name: one[name] for name in Category.__annotations__ if name in one} for one in categories]
     return Checked(counts, problems, sound, [one["id"] for one in annotations], categories, parts)
 
 
-def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
-    """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not."""
+def load_json(path: Path, data: bytes, annotated: bool = True) -> dict[str, list[Any]]:
+    """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not.
+
+    annotated: whether it has to have annotations.
+    """
     content: Any = None
     fault = ""
     try:
@@ -259,34 +279,39 @@ def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
         fault = f"{path} is {other}"
     if fault:
         raise DataError(fault)
-    missing = [key for key in FIELDS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    lists: Record = {} if annotated else {"annotations": []}
+    lists |= content if isinstance(content, dict) else {}
+    missing = [key for key in FIELDS if not isinstance(lists.get(key), list)]
     if missing:
         raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(FIELDS)}")
     return content
 
 
-def _converted(one: Record) -> Annotation:
-    """An annotation that some run can use; a segmentation or keypoints that are no numbers are left out."""
+def _converted(one: Record, images: dict[Any, int], categories: dict[Any, int]) -> Annotation:
+    """An annotation that some run can use; a segmentation or keypoints that are no numbers are left out.
+
+    images, categories: the number of each id.
+    """
     mask: Any = one.get("segmentation")
     points: Any = one.get("keypoints")
     if isinstance(mask, list):
         mask = mask if all(map(are_numbers, mask)) else None
-    elif mask_fault(mask, np.inf, np.inf):
+    elif mask_fault(mask, np.inf, np.inf) in ("no mask", "mask"):
         mask = None
     else:
         counts = mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
         mask = Rle((int(mask["size"][0]), int(mask["size"][1])), counts)
     return Annotation(
         id=0,
-        image_id=int(one["image_id"]),
-        category_id=int(one["category_id"]),
+        image_id=images.get(one["image_id"], NONE),
+        category_id=categories.get(one["category_id"], NONE),
         bbox=tuple(one["bbox"]),
         segmentation=mask,
         keypoints=points if are_numbers(points) else [],
         num_keypoints=int(one["num_keypoints"]) if VALUES[WHOLE](one.get("num_keypoints")) else NONE,
         area=one["area"] if are_numbers([one.get("area")]) else None,
-        iscrowd=bool(one.get("iscrowd")),
-        ignore=bool(one.get("ignore")),
+        iscrowd=is_set(one.get("iscrowd")),
+        ignore=is_set(one.get("ignore")),
     )
 
 
@@ -296,8 +321,11 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
     polygons = [mask if isinstance(mask, list) else [] for mask in masks]
     rles = [mask if isinstance(mask, Rle) else NO_RLE for mask in masks]
     every, keypoints = list(chain.from_iterable(polygons)), [one.keypoints for one in chunk]
-    texts = [rle.counts.encode() if isinstance(rle.counts, str) else b"" for rle in rles]
-    counts = [rle.counts if isinstance(rle.counts, list) else [] for rle in rles]
+    length, owner = _lengths(every), np.repeat(np.arange(len(chunk)), _lengths(polygons))
+    kept, is_odd = (length >= 6) & (length % 2 == 0), np.array([one.iscrowd not in (0, 1) for one in chunk], bool)
+    is_odd[owner[~kept]] = True
+    decoded = iter(run_lengths([rle.counts for rle in rles if isinstance(rle.counts, str)]))
+    counts = [next(decoded) if isinstance(rle.counts, str) else rle.counts for rle in rles]
     return {
         "id": np.array([one.id for one in chunk], np.int64),
         "image_id": np.array([one.image_id for one in chunk], np.int64),
@@ -305,15 +333,15 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
         "box": np.fromiter(chain.from_iterable(one.bbox for one in chunk), float).reshape(-1, 4),
         "area": np.array([one.area for one in chunk], float),
         "iscrowd": np.array([bool(one.iscrowd) for one in chunk], bool),
-        "is_odd": np.array([one.iscrowd not in (0, 1) for one in chunk], bool),
+        "is_odd": is_odd,
         "ignore": np.array([bool(one.ignore) for one in chunk], bool),
         "num_keypoints": np.array([one.num_keypoints for one in chunk], np.int64),
         "keypoints": np.fromiter(chain.from_iterable(keypoints), float), "keypoints_at": _lengths(keypoints),
-        "polygon": np.fromiter(chain.from_iterable(every), float), "polygon_at": _lengths(every),
-        "polygons_at": _lengths(polygons),
+        "polygon": np.fromiter(chain.from_iterable(every), float)[np.repeat(kept, length)],
+        "polygon_at": length[kept], "polygons_at": np.bincount(owner[kept], minlength=len(chunk)),
         "rle_size": np.array([rle.size for rle in rles], np.int64).reshape(-1, 2),
-        "rle_text": np.frombuffer(b"".join(texts), np.uint8), "rle_text_at": _lengths(texts),
-        "rle_counts": np.fromiter(chain.from_iterable(counts), np.int64), "rle_counts_at": _lengths(counts),
+        "rle_counts": np.fromiter(chain.from_iterable(counts), np.int64).clip(-1, 2**31 - 1).astype(np.int32),
+        "rle_counts_at": _lengths(counts),
     }  # fmt: skip
 
 
@@ -325,12 +353,24 @@ def _annotations(parts: list[Arrays], image_ids: np.ndarray, category_ids: np.nd
         values = np.concatenate([part.pop(name) for part in parts])
         arrays[name] = _starts(values) if name.endswith("_at") else values
     del arrays["id"], arrays["is_odd"]  # no longer asked for
-    by_id = image_ids.argsort()
-    image = by_id[np.searchsorted(image_ids, arrays.pop("image_id"), sorter=by_id)].astype(np.int32)
-    order = image.argsort(kind="stable").astype(np.int32)
-    first = np.searchsorted(image[order], np.arange(len(image_ids) + 1))
+    by_id, of_image = image_ids.argsort(), arrays.pop("image_id")
+    image = by_id[np.searchsorted(image_ids, of_image, sorter=by_id).clip(max=len(by_id) - 1)].astype(np.int32)
+    image[image_ids[image] != of_image] = -1
     label = np.searchsorted(category_ids, arrays.pop("category_id")).astype(np.int32)
-    return arrays | {"image": image, "order": order, "first": first, "label": label}
+    return arrays | {"image": image, "label": label} | by_image(image, image >= 0, len(image_ids))
+
+
+def by_image(image: np.ndarray, is_used: np.ndarray, num_images: int) -> Arrays:
+    """``order`` and ``first`` of the annotations that are used: those of an image in the order of the json."""
+    order = image.argsort(kind="stable")
+    order = order[is_used[order]].astype(np.int32)
+    return {"order": order, "first": np.searchsorted(image[order], np.arange(num_images + 1))}
+
+
+def _texts(name: str, texts: Iterable[str]) -> Arrays:
+    """Texts as an array and where each begins."""
+    written = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {name: np.frombuffer(b"".join(written), np.uint8), f"{name}_at": _starts(_lengths(written))}
 
 
 def _lengths(items: Iterable[Any]) -> np.ndarray:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scratch_det.data.rle import run_lengths
+
 MOST_PAIRS = 2**20  # of a box and an edge at a time: about 150 MB
 
 
@@ -121,9 +123,8 @@ def _polygon_edges(polygon: Any) -> np.ndarray:
 
 def _rle_edges(rle: dict[str, Any]) -> np.ndarray:
     """Float32 [n, 4]: the vertical borders between the pixels of a COCO RLE and those outside."""
-    (height, width), counts = rle["size"], rle["counts"]
-    # a damaged text, which no check finds, must not ask for terabytes
-    ends = np.cumsum(counts if isinstance(counts, list) else _run_lengths(counts)).clip(0, height * width)
+    height, counts = rle["size"][0], rle["counts"]
+    ends = np.cumsum(counts if isinstance(counts, list) else run_lengths([counts])[0])
     runs = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # of pixels inside, down the columns
     start, end = runs[runs[:, 0] < runs[:, 1]].T
     first = start // height
@@ -137,20 +138,3 @@ def _rle_edges(rle: dict[str, Any]) -> np.ndarray:
     borders = np.sort(np.concatenate([left + top, left + bottom, right + top, right + bottom])).reshape(-1, 2)
     borders = borders[borders[:, 0] < borders[:, 1]]
     return np.stack(np.divmod(borders, height + 1), axis=2).reshape(-1, 4).astype(np.float32)
-
-
-def _run_lengths(text: str | bytes) -> np.ndarray:
-    """The counts of a compressed RLE: little-endian numbers of 5 bits a character, the sixth bit of all but the last.
-
-    The last one's fifth bit is the sign; from the fourth on, numbers are differences to the one before the last
-    (pycocotools' rleFrString).
-    """
-    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.concatenate([[0], ends + 1])[: len(ends)]
-    lengths = ends + 1 - starts
-    shifts = 5 * (np.arange(lengths.sum()) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((codes[: len(shifts)] & 31) << shifts, starts)
-    numbers -= (codes[ends] >> 4 & 1) << (5 * lengths)
-    numbers[1::2], numbers[2::2] = numbers[1::2].cumsum(), numbers[2::2].cumsum()
-    return numbers

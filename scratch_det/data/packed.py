@@ -28,7 +28,7 @@ from scratch_det.files import cache_folder, locked, sha256_of, write_atomically
 
 FOLDER = ".packed"
 ALIGNED, READ = 64, 2**22  # bytes
-MAKERS = ("packed.py", "coco_json.py", "checks.py", "plausible.py")  # what they write depends on their code
+MAKERS = ("packed.py", "coco_json.py", "checks.py", "plausible.py", "rle.py")  # what they write depends on their code
 VERSION = sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in MAKERS)).hexdigest()[:16]
 
 

@@ -56,8 +56,7 @@ def mask_extents(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     """x y of the upper left and of the lower right corner of each mask, float [N, 2]; NaN where there is none."""
     low, high = np.full((2, len(arrays["label"]), 2), np.nan)
     at = arrays["polygon_at"][arrays["polygons_at"]]  # where the numbers of an object begin
-    if not (np.diff(arrays["polygon_at"]) % 2).any():
-        has = np.diff(at) > 0
-        corners, starts = arrays["polygon"].reshape(-1, 2), at[:-1][has] // 2
-        low[has], high[has] = (extreme.reduceat(corners, starts, axis=0) for extreme in (np.minimum, np.maximum))
+    has = np.diff(at) > 0
+    corners, starts = arrays["polygon"].reshape(-1, 2), at[:-1][has] // 2
+    low[has], high[has] = (extreme.reduceat(corners, starts, axis=0) for extreme in (np.minimum, np.maximum))
     return low, high

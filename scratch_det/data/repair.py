@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from PIL import ExifTags, Image
 
-from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, mask_fault
+from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
 from scratch_det.data.file_names import other_spellings
 from scratch_det.data.image import decode_masks, encode_masks
 
@@ -25,9 +25,8 @@ SIDES = ("width", "height")
 REFERENCES = {"images": "image_id", "annotations": "", "categories": "category_id"}
 NUMBERS = [
     *((section, "id") for section in REFERENCES), *(("images", side) for side in SIDES),
-    *(("annotations", key) for key in REFERENCES.values() if key),
+    ("annotations", "image_id"), ("annotations", "category_id"),
 ]  # fmt: skip
-NO_CROWD = (None, 0, "", "0", "0.0", "false", "no", "none", "null")
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
     5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
@@ -135,10 +134,11 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
     for image in content["images"]:
         before = image.get("width"), image.get("height")
         is_known = all(map(VALUES[PIXELS], before))
+        path = wishes.root / str(image.get("file_name"))
         with suppress(OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
-            if is_known and not wishes.exif:
+            if (is_known and not wishes.exif) or not path.is_file():
                 continue
-            with Image.open(wishes.root / str(image.get("file_name"))) as opened:
+            with Image.open(path) as opened:
                 size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
             if is_known and size != before:
                 continue
@@ -173,8 +173,8 @@ def _turn(one: Record, size: np.ndarray, mirror: np.ndarray, swap: bool) -> None
 
 
 def _replace(new: dict[Any, Any], section: str, key: str) -> Mend:
-    """Values that ``new`` has become what it says; missing ones stay."""
-    return _each(lambda old, *_: old if old is None else new.get(old, old), (section, key))
+    """Texts and numbers that ``new`` has become what it says."""
+    return _each(lambda old, *_: new.get(old, old) if isinstance(old, str | int | float) else old, (section, key))
 
 
 def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:
@@ -211,9 +211,10 @@ def _nested(mask: Any, *_: Any) -> Any:
     return mask
 
 
-def _without_short_polygons(mask: Any, *_: Any) -> Any:
-    kept = [one for one in mask if not isinstance(one, list) or len(one) >= 6] if isinstance(mask, list) else mask
-    return kept if kept != mask else mask
+def _of_3_points(mask: Any, *_: Any) -> Any:
+    parts = mask if isinstance(mask, list) else []
+    kept = [one for one in parts if not isinstance(one, list) or (len(one) >= 6 and len(one) % 2 == 0)]
+    return kept if len(kept) < len(parts) else mask
 
 
 def _decoded(mask: Any, *_: Any) -> Any:
@@ -231,9 +232,7 @@ def _decoded(mask: Any, *_: Any) -> Any:
 
 
 def _crowd(value: Any, *_: Any) -> int:
-    if type(value) is int and value in (0, 1):
-        return value
-    return int((value.strip().lower() if isinstance(value, str) else value) not in NO_CROWD)
+    return value if type(value) is int and value in (0, 1) else int(is_set(value))
 
 
 def _has_area(box: Any) -> bool:
@@ -267,11 +266,9 @@ def _mask_of_box(mask: Any, one: Record, sizes: Sizes, wishes: Wishes) -> Any:
 
 
 def _drop_empty(content: Content, _: Wishes) -> int:
-    def is_empty(one: Record) -> bool:
-        box = one.get("bbox")
-        return not (one.get("iscrowd") or _has_area(box) or (box and not are_numbers(box, 4)))
-
-    return _drop(content, "annotations", filter(is_empty, content["annotations"]))
+    boxes = [(one.get("bbox"), one) for one in content["annotations"] if not one.get("iscrowd")]
+    empty = (one for box, one in boxes if not box or (are_numbers(box, 4) and not _has_area(box)))
+    return _drop(content, "annotations", empty)
 
 
 MASK = ("annotations", "segmentation")
@@ -286,7 +283,7 @@ REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
     "images whose file_name is spelt otherwise on disk: renamed in the json": _find_files,
     "images without a size in pixels, or with --exif of the stored size: made that of the upright file": _settle_sizes,
     "annotations with a flat polygon, or one of points [x, y]: made [[x, y, ...]]": _each(_nested, MASK),
-    "annotations with polygons of under 3 points: these left out": _each(_without_short_polygons, MASK),
+    "annotations with polygons of under 3 points or of half a point: these left out": _each(_of_3_points, MASK),
     "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
     "annotations with iscrowd missing or neither 0 nor 1: made 0 or 1": _each(_crowd, ("annotations", "iscrowd")),
     "annotations whose box is not that around the mask: made so": _each(_box_of_mask, ("annotations", "bbox")),

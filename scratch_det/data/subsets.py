@@ -10,7 +10,7 @@ import numpy as np
 
 from scratch_det.data.catalog import derived, enter, lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.data.coco_json import load_json
+from scratch_det.data.coco_json import load_json, rank
 from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
 from scratch_det.log import say_now
@@ -60,12 +60,12 @@ def make_subsets(
     has_class = np.zeros((len(data.images), len(data.classes)), bool)
     has_class[data.arrays["image"][order], data.arrays["label"][order]] = True
     with gc_paused():
-        content = load_json(entry.json_file, entry.json_file.read_bytes())
+        content = load_json(entry.json_file, entry.json_file.read_bytes(), annotated=False)
         ids = [image["id"] for image in content["images"]]
         if wrong := [str(size) for size in sizes if not 0 < size <= len(ids)]:
             raise DataError(f"{source} has {len(ids):,} images: no subset of {', '.join(wrong)}; give other --sizes")
         every, subsets = has_class.any(0), []
-        by_id = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+        by_id = sorted(range(len(ids)), key=lambda place: rank(ids[place]))
         drawn = {label_of(size): (draw_order(by_id, seed)[:size], {"seed": seed}) for size in sizes}
         val2014 = entry.json_file.with_name(VAL2014)
         files = {VAL35K: val2014} if source == COCO and VAL35K in drawn and val2014.is_file() else {}
@@ -88,7 +88,7 @@ def make_subsets(
                     f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
                     "with --allow-lost-classes"
                 )
-            there: Any = load_json(path, path.read_bytes()).get("subset") or {} if path.exists() else None
+            there: Any = load_json(path, path.read_bytes(), False).get("subset") or {} if path.exists() else None
             if there is not None and there.get("ids_sha256") != subset.ids_sha256:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")
             subsets.append((subset, sorted(members), origin))
@@ -98,7 +98,7 @@ def make_subsets(
                 **content,
                 "subset": {"source": source, **origin, "images": subset.images, "ids_sha256": subset.ids_sha256},
                 "images": [content["images"][k] for k in places],
-                "annotations": [content["annotations"][n] for n in numbers],
+                **({"annotations": [content["annotations"][n] for n in numbers]} if "annotations" in content else {}),
             }
             enter(subset.name, derived(source, subset.json_file))
             write_atomically(subset.json_file, json.dumps(parts))

@@ -29,7 +29,7 @@ NAMES = {f"voc_{year}_{split}": (f"VOC{year}", split) for year, splits in SPLITS
 PAPER_NAMES = ("voc_2007_trainval", "voc_2012_train", "voc_2012_val")  # section 5.2
 FIX = "complete the tree from VOC's archives"
 AUTO, OWN = "auto", "; or, if the classes are your own, give --classes auto"
-IMAGES = ("JPEGImages", "images", "Images")  # beside Annotations/
+XMLS, IMAGES = ("Annotations", "annotations", "annots", "xmls", "labels"), ("JPEGImages", "images", "Images")
 SHARES = ("train", "trainval", "val", "valid", "test")  # folders whose name says nothing without that of the export
 ENDS = re.compile(rf"\.(xml|{'|'.join(end[1:] for end in SUFFIXES)})$", re.IGNORECASE)
 
@@ -110,13 +110,13 @@ def _sets_of(name: str) -> list[Source]:
             return sets
     raise DataError(
         f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}, and folders with "
-        "XML files: Annotations/ beside JPEGImages/ or images/, or XML beside the images"
+        "XML files: Annotations/ beside JPEGImages/ or images/, or XML files beside the images"
     )
 
 
 def _sets_in(folder: Path) -> Iterator[Source]:
     """One for each list in ImageSets/Main/, else one of all XML files, in Annotations/ or beside the images."""
-    xmls = next((path for path in (folder / "Annotations", folder) if path.is_dir()), folder)
+    xmls = next((folder / name for name in XMLS if (folder / name).is_dir()), folder)
     images = next((folder / name for name in IMAGES if xmls != folder and (folder / name).is_dir()), folder)
     stem = re.sub(r"[^\w.-]+", "_", "_".join(folder.resolve().parts[-1 - (folder.name in SHARES) :]))
     lists = {f"_{path.stem}": found for path in sorted(folder.glob("ImageSets/Main/*.txt")) if (found := _listed(path))}
@@ -162,7 +162,7 @@ def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool)
         raise _Fault(f"images without a file in {source.xmls.name}")
     try:
         tree = ElementTree.parse(xml).getroot()
-        images = _images_of(source.images / name, tree.findtext("filename", ""))
+        images = _images_of(source.images, name, tree.findtext("filename", ""))
         if not (path := next((path for path in images if path.is_file()), None)):
             raise _Fault(f"images without a file in {source.images.name}")
         with Image.open(path) as opened:
@@ -183,10 +183,11 @@ def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool)
     return entry, [_object(one, classes) for one in tree.findall("object")]
 
 
-def _images_of(base: Path, file_name: str) -> list[Path]:
+def _images_of(folder: Path, name: str, file_name: str) -> Iterator[Path]:
     """The image that an XML file is called after, of any format, else the one that it names, on whatever machine."""
-    named = base.with_name(re.split(r"[\\/]", file_name.strip())[-1] or base.name)
-    return [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
+    for base in (folder / name, folder / Path(name).name):  # XML files may lie in subfolders that images do not have
+        named = base.with_name(re.split(r"[\\/]", file_name.strip())[-1] or base.name)
+        yield from [*[named] * (named.stem == base.name), *(Path(f"{base}{end}") for end in SUFFIXES), named]
 
 
 def _object(node: ElementTree.Element, classes: Sequence[str]) -> Object:

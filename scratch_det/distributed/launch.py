@@ -1,4 +1,4 @@
-"""Rank and number of processes, from torchrun's and SLURM's environment variables; and starting several processes.
+"""Rank and number of processes, from the environment variables of a launcher; and starting several processes.
 
 No other module reads these variables.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from scratch_det.distributed.stop import StopFlag, Stopped, signal_name, wanted_signals
@@ -24,6 +24,7 @@ from scratch_det.errors import UserError
 if TYPE_CHECKING:  # torch is imported when processes meet: errors of the command line come before
     from torch.distributed import Store
 
+MOST_PROCESSES = 64  # of a machine; more would be a slip of the keyboard that starts them all
 FIRST_PORT, PORTS = 20_000, 12_000  # below Linux's ephemeral range, which begins at 32,768
 MEETING_SECONDS = 300.0  # until all processes have to be started; slow file systems delay imports
 SECONDS_TO_ANSWER = 2.0  # for a machine's port
@@ -63,58 +64,66 @@ class World:
 ALONE = World()
 
 
+VARIABLES = {  # torchrun's name -> also those of Open MPI, of MPICH and Intel MPI, of srun
+    "RANK": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    "WORLD_SIZE": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "LOCAL_RANK": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
+    "LOCAL_WORLD_SIZE": ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
+HERE = ("127.0.0.1", "localhost")
+
+
 def read_world(environment: Mapping[str, str]) -> World:
-    """What the variables of torchrun (or ``launch``) or srun say; a single process without them.
+    """What the variables of torchrun (or ``launch``), mpirun or srun say; a single process without them.
 
-    A SLURM batch script runs outside ``srun``: it is a single process, however many tasks the job has. Raises UserError
-    when variables are missing or contradict each other.
+    The first launcher that gives rank and size counts. What it leaves out is taken from the others, or follows where
+    all processes are on one machine. A SLURM batch script runs outside ``srun``: it is a single process, however many
+    tasks the job has. Raises UserError when variables are missing or contradict each other.
     """
+    pairs = zip(VARIABLES["RANK"], VARIABLES["WORLD_SIZE"], strict=True)
+    pair = next((pair for pair in pairs if environment.keys() >= {*pair}), ("RANK", "WORLD_SIZE"))
+    if environment.get(pair[1]) in ("0", "1") or not environment.keys() & {*pair}:
+        return ALONE
+    found: dict[str, Any] = {key: next((environment[name] for name in names if name in environment), None)
+                             for key, names in VARIABLES.items()}  # fmt: skip
+    found |= {"RANK": environment.get(pair[0]), "WORLD_SIZE": environment.get(pair[1])}
+    found |= {name: environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    by_srun = "SLURM_STEP_NUM_TASKS" in environment and not environment.keys() & {*VARIABLES["LOCAL_RANK"][:-1]}
     try:
-        if "RANK" in environment and "WORLD_SIZE" in environment:
-            world = _from_torchrun(environment) if int(environment["WORLD_SIZE"]) > 1 else ALONE
-        elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            world = _from_slurm(environment)
-        else:
-            return ALONE
-    except (LookupError, ValueError) as error:
+        if by_srun:
+            found["LOCAL_WORLD_SIZE"] = found["LOCAL_WORLD_SIZE"] or tasks_here(environment)
+            found["MASTER_ADDR"] = found["MASTER_ADDR"] or first_host(environment.get("SLURM_STEP_NODELIST", ""))
+        if found["WORLD_SIZE"] == found["LOCAL_WORLD_SIZE"] or found["MASTER_ADDR"] in HERE:
+            found["LOCAL_RANK"] = found["LOCAL_RANK"] or found["RANK"]
+            found["MASTER_ADDR"] = found["MASTER_ADDR"] or HERE[0]
+        if pair[0] != "RANK":  # two jobs on one machine do not collide
+            job = environment.get("SLURM_JOB_ID") or re.sub(r"\D", "", environment.get("PMIX_NAMESPACE", ""))
+            found["MASTER_PORT"] = found["MASTER_PORT"] or FIRST_PORT + int(job or 0) % PORTS
+        found["LOCAL_WORLD_SIZE"] = found["LOCAL_WORLD_SIZE"] or found["WORLD_SIZE"]
+        if missing := [name for name, value in found.items() if value is None]:
+            raise ValueError(f"{', '.join(missing)} missing")
+        numbers = [int(found[name]) for name in (*VARIABLES, "MASTER_PORT")]
+    except ValueError as error:
+        said = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
         raise UserError(
-            f"the launcher's environment is incomplete ({type(error).__name__}: {error}); expected RANK, WORLD_SIZE, "
-            "MASTER_ADDR and MASTER_PORT as torchrun sets them, or SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID "
-            "and SLURM_STEP_NODELIST as srun sets them"
+            f"the launcher's environment is incomplete ({error}): {said}; start with torchrun or srun, which set all, "
+            "or with --num-gpus N, or give what is missing, such as mpirun -x MASTER_ADDR=HOST"
         ) from None
-    if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
-        raise UserError(f"the launcher's environment contradicts itself: {world}")
-    return world
+    rank, size, local_rank, local_size, port = numbers
+    if not (0 <= rank < size and 0 <= local_rank < local_size <= size and 0 < port < 65_536):
+        raise UserError(f"the launcher's environment contradicts itself: {found}")
+    served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return World(rank, size, local_rank, local_size, found["MASTER_ADDR"], port, served, by_srun)
 
 
-def _from_torchrun(environment: Mapping[str, str]) -> World:
-    return World(
-        rank=int(environment["RANK"]),
-        size=int(environment["WORLD_SIZE"]),
-        local_rank=int(environment["LOCAL_RANK"]),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
-        address=environment["MASTER_ADDR"],
-        port=int(environment["MASTER_PORT"]),
-        served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-    )
-
-
-def _from_slurm(environment: Mapping[str, str]) -> World:
-    """srun starts one process per task. The port depends on the job, so that two jobs on one node do not collide."""
-    size = int(environment["SLURM_STEP_NUM_TASKS"])
-    tasks: list[int] = []  # of each node; written like 4(x2),3
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split(","):
+def tasks_here(environment: Mapping[str, str]) -> str | None:
+    """How many tasks of a SLURM step run on this node, of a list such as 4(x2),3; None where there is none."""
+    tasks: list[str] = []  # of each node
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         count, _, repeat = part.partition("(x")
-        tasks += [int(count)] * int(repeat.rstrip(")") or 1)
-    return World(
-        rank=int(environment["SLURM_PROCID"]),
-        size=size,
-        local_rank=int(environment["SLURM_LOCALID"]),
-        local_size=tasks[int(environment.get("SLURM_NODEID", 0))],
-        address=environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-        port=int(environment.get("MASTER_PORT", FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS)),
-        by_srun=True,
-    )
+        tasks += [count] * int(repeat.rstrip(")") or 1)
+    node = int(environment.get("SLURM_NODEID", 0))
+    return tasks[node] or None if node < len(tasks) else None
 
 
 def first_host(nodelist: str) -> str:
@@ -131,15 +140,16 @@ def several_to_launch(world: World, num_gpus: int, num_machines: int, machine_ra
     Raises UserError when flags contradict each other, or the launcher that started this process.
     """
     asked = max(num_gpus, 1) * num_machines
-    if num_gpus < 0 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+    if not (0 <= num_gpus <= MOST_PROCESSES and 0 <= machine_rank < num_machines):
         raise UserError(
             f"--num-gpus {num_gpus} --num-machines {num_machines} --machine-rank {machine_rank}: expected 1 or more "
-            "processes and machines, and a rank from 0 to the number of machines - 1"
+            f"processes and machines, at most {MOST_PROCESSES} processes a machine, and a rank from 0 to the number of "
+            "machines - 1"
         )
     if world.size > 1 and asked not in (1, world.size):
         raise UserError(
-            f"torchrun or srun has started {world.size} processes, --num-gpus x --num-machines asks for {asked}; "
-            "use one of both: leave out the flags, or the launcher"
+            f"torchrun, mpirun or srun has started {world.size} processes, --num-gpus x --num-machines asks for "
+            f"{asked}; use one of both: leave out the flags, or the launcher"
         )
     return asked > world.size
 
@@ -153,12 +163,14 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
     """
     num_processes, address, port = max(num_gpus, 1), "127.0.0.1", 0
     if dist_url != "auto" or num_machines > 1:
-        url = urlparse(dist_url)
-        if url.scheme != "tcp" or not url.hostname or not url.port:
+        url, port = urlparse(dist_url), 0
+        with suppress(ValueError):  # above 65,535
+            port = url.port or 0
+        if url.scheme != "tcp" or not url.hostname or not port:
             raise UserError(
                 f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
             )
-        address, port = url.hostname, url.port
+        address = url.hostname
     # served by the launcher, so it outlives each of the processes
     stop = StopFlag()
     with stop.listening():
@@ -169,7 +181,7 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": True,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // num_processes)),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, usable_cores() // num_processes)),
     }
     processes: list[subprocess.Popen] = []
 

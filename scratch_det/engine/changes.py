@@ -107,15 +107,22 @@ def first_other_rate(earlier: CfgNode, now: CfgNode, completed: int) -> int | No
 
 
 def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Change]:
-    """Differences of two environment.json: data, backend, number of processes, versions."""
+    """Differences of two environment.json: data, backend, number of processes, versions.
+
+    A json may change whose images and categories are the same in the same order: one that was repaired.
+    """
     changes = []
     for name in sorted(earlier["datasets"].keys() & now["datasets"].keys()):
         is_trained = name in earlier["trained_on"]
-        effect = "other images from now on" if is_trained else EVALUATION
-        for key in (key for key in now["datasets"][name] if key.endswith("_sha256")):
-            old, new = (content["datasets"][name].get(key, "none")[:12] for content in (earlier, now))
+        old, new = (content["datasets"][name] for content in (earlier, now))
+        is_repaired = old.get("images_sha256") == new.get("images_sha256") is not None
+        effect = "other annotations of the same images from now on" if is_repaired else "other images from now on"
+        effect = effect if is_trained else EVALUATION
+        for key in (key for key in new if key.endswith("_sha256") and key in old):
             what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
-            changes.append(Change(what, old, new, effect, rejected=is_trained))
+            changes.append(Change(what, old[key][:12], new[key][:12], effect, rejected=is_trained and not is_repaired))
+        if "objects" in old:
+            changes.append(Change(f"the objects of {name}", old["objects"], new.get("objects"), effect))
     hint = f"another model; give --backend {earlier['backend']}"
     changes.append(Change("the backend", earlier["backend"], now["backend"], hint, rejected=True))
     effects = {"processes x accumulate": "the same images; other sampled proposals, another order of sums"}

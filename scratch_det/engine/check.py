@@ -72,7 +72,7 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
         with report.section("memory") as section:
             check_memory(section, plan, world, available)
     with report.section("model") as section:
-        check_model(section, plan.backend, plan.cfg, world.local_size)
+        check_model(section, plan.backend, plan.cfg, world)
         size = section.values
     with report.section("disk") as section:
         folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
@@ -171,14 +171,14 @@ def free_shared_memory() -> int | None:
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
-def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> None:
-    """Report the model's size, whether MODEL.WEIGHTS fit it and whether the GPUs are visible.
+def check_model(section: Section, backend: str, cfg: CfgNode, world: World) -> None:
+    """Report the model's size, whether MODEL.WEIGHTS fit it and whether MODEL.DEVICE is there.
 
     ``cfg`` has passed every check and has NUM_CLASSES. The model is built on the meta device.
     """
     import torch  # here, so that errors of the checks above come at once
 
-    from scratch_det.engine.state import size_of
+    from scratch_det.engine.state import NO_GPU, pick_device, size_of
     from scratch_det.weights.load import load_weights
 
     with torch.device("meta"):
@@ -194,12 +194,10 @@ def check_model(section: Section, backend: str, cfg: CfgNode, num_gpus: int) -> 
             section.add(loaded)
     elif cfg.MODEL.WEIGHTS:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
-    visible = torch.cuda.device_count()
-    if cfg.MODEL.DEVICE == "cuda" and visible < num_gpus:
-        section.problem(
-            "notice", f"MODEL.DEVICE is cuda and {num_gpus} GPUs are asked for, but {visible} are visible here"
-            if visible else "MODEL.DEVICE is cuda, but no GPU is visible here: training would use the CPU",
-        )  # fmt: skip
+    if cfg.MODEL.DEVICE == "cuda" and world.size == 1 and not torch.cuda.is_available():
+        section.problem("notice", NO_GPU)
+    else:
+        section.attempt(pick_device, cfg.MODEL.DEVICE, world)
 
 
 def check_images(section: Section, data: CocoDataset) -> None:

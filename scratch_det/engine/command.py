@@ -35,11 +35,7 @@ def run_parser(description: str | None) -> ArgumentParser:
     add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
 
-    add = parser.add_argument_group("several processes (torchrun and srun set these themselves)").add_argument
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
+    add_process_flags(parser, " (torchrun, srun and mpirun need none of these)")
 
     add = parser.add_argument_group("another batch than the recipe's").add_argument
     scale = "train with N images per step: scales learning rate and schedule"
@@ -57,6 +53,15 @@ def run_parser(description: str | None) -> ArgumentParser:
     )
     add("--stop-at", type=int, metavar="N", help=pause)
     return parser
+
+
+def add_process_flags(parser: ArgumentParser, note: str = "") -> None:
+    """detectron2's flags of several processes."""
+    add = parser.add_argument_group(f"several processes{note}").add_argument
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines (%(default)s)")
+    add("--machine-rank", type=int, default=0, metavar="I", help="rank of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0 (a free port)")
 
 
 def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:

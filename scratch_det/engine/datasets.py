@@ -11,7 +11,8 @@ from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
 from scratch_det.data.checks import MEND, Problem, explain
 from scratch_det.data.coco import CocoDataset, inspect_coco
-from scratch_det.errors import DataError, Section, listed, raise_problems
+from scratch_det.data.coco_json import rank
+from scratch_det.errors import DataError, Section, listed, quoted, raise_problems
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -50,8 +51,9 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
     entry = lookup(name)
     data, problems = inspect_coco(entry, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON)
     if data:
-        objects, crowds = len(data.arrays["label"]), int(data.arrays["iscrowd"].sum())
-        facts = {"images": len(data.images), "objects": objects, "crowds": crowds, "classes": len(data.classes)}
+        objects = data.arrays["order"]
+        crowds = int(data.arrays["iscrowd"][objects].sum())
+        facts = {"images": len(data.images), "objects": len(objects), "crowds": crowds, "classes": len(data.classes)}
         section.add(
             f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items() if crowds or what != 'crowds')}; "
             f"{entry.json_file} (sha256 {data.digest[:12]})",
@@ -68,7 +70,7 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
 def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
     """Add the problems of data set ``name``, each with its fix."""
     for one in problems:
-        fixes = [one.fix] * bool(one.fix) + [MEND.format(name)] * one.mended
+        fixes = [one.fix] * bool(one.fix) + [MEND.format(quoted(name))] * one.mended
         section.problem(one.severity, "\n  ".join([f"{name}: {one}", *fixes]))
 
 
@@ -81,11 +83,14 @@ def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: li
 
 def coco_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test: list[CocoDataset]) -> Iterator[str]:
     """COCO data sets of a detection: their categories and keypoints, and what the recipe says about these."""
+    for data in training:
+        if not data.is_annotated:
+            yield f"{data.entry.json_file}: no list 'annotations', so it cannot be trained on; name it in DATASETS.TEST"
     first, *others = training + test
     path, theirs = first.entry.json_file, dict(zip(first.category_ids, first.classes, strict=True))
     for other in others:
         ours = dict(zip(other.category_ids, other.classes, strict=True))
-        differing = [number for number in sorted(ours.keys() | theirs.keys()) if ours.get(number) != theirs.get(number)]
+        differing = [k for k in sorted(ours.keys() | theirs.keys(), key=rank) if ours.get(k) != theirs.get(k)]
         if differing:
             pairs = [f"id {k}: {ours.get(k, 'none')} here, {theirs.get(k, 'none')} there" for k in differing]
             one, another = (
@@ -149,5 +154,3 @@ def _keypoint_conflicts(recipe: LoadedConfig, training: list[CocoDataset], test:
             f'such as "{[0.1] * min(count, 4)}"{" (here 4)" if count > 4 else ""}: how far off, as a share of '
             "the object's size, a point may be"
         )
-    elif test and not all(isinstance(sigma, int | float) and sigma > 0 for sigma in sigmas):
-        yield f"{SIGMAS} is {sigmas}, expected numbers above 0"

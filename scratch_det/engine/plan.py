@@ -60,7 +60,7 @@ class Request:
 class Plan:
     """A request that passed the checks, with its resolved config, the data sets that were read, and the run folder.
 
-    A data set has an ``entry`` with its name, ``images``, ``digest``, and ``described_by``: what the digest is of.
+    A data set has an ``entry`` with its name, ``images``, and ``recorded()``, digests and counts for environment.json.
     """
 
     task: str

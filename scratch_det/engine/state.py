@@ -20,6 +20,8 @@ from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.origin import Pixels
 
+NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
+
 
 class TrainingBackend(Protocol):
     """The part of ``scratch_det.backends.Backend`` that training needs; all that classification implements."""
@@ -128,12 +130,15 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
 
 
 def pick_device(name: str, world: World) -> torch.device:
-    """MODEL.DEVICE; "cuda" is this process's GPU, or the CPU on a machine without any.
+    """MODEL.DEVICE; "cuda" is this process's GPU, or, for a single process, the CPU on a machine without any.
 
     Raises ConfigError for a device that this machine does not have, UserError for more processes than GPUs.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is cuda, but no GPU is visible: using the CPU")
+        if name != "cuda" or world.size > 1:
+            asked = f"MODEL.DEVICE is {name}" + f" in {world.size} processes" * (world.size > 1)
+            raise ConfigError(f"{asked}, but no GPU is visible here; to train on the CPU give MODEL.DEVICE cpu")
+        logger.warning(NO_GPU)
         return torch.device("cpu")
     if name.startswith("cuda:") and world.size > 1:
         raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")

@@ -225,7 +225,8 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
         raise
     if found:
         kind, name = task.best
-        score = (found if len(test) == 1 else found[test[0].entry.name])[kind][name]
+        first = found if len(test) == 1 else found[test[0].entry.name]
+        score = first[kind][name] if first else math.nan  # nothing to score by
         best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
         if not math.isnan(score) and score > best:
             trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
@@ -323,8 +324,7 @@ def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": git_state(), "trained_on": [data.entry.name for data in plan.training],
-        "datasets": {data.entry.name: {f"{data.described_by}_sha256": data.digest, "images": len(data.images)}
-                     for data in plan.training + plan.test},
+        "datasets": {data.entry.name: data.recorded() for data in plan.training + plan.test},
     }  # fmt: skip
 
 

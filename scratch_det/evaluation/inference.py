@@ -100,11 +100,15 @@ def score_and_write(
 ) -> dict[str, Any]:
     """Write the predictions into the folder ``out`` + ``suffix``; return and log the metrics of each task + ``suffix``.
 
-    A data set with ``ap`` has VOC's AP of boxes; masks and keypoints have COCO's everywhere.
+    There are none without annotations. A data set with ``ap`` has VOC's AP of boxes; masks and keypoints have COCO's
+    everywhere.
     """
     out = out.with_name(out.name + suffix)
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / RESULTS_FILE, predictions)
+    if not data.is_annotated:
+        logger.info(f"{data.entry.name}: no annotations to score by; the predictions are in {out / RESULTS_FILE}")
+        return {}
     truth, tasks, metrics = truth_of(data), detection_tasks(cfg), {}
     if data.entry.ap:
         metrics, tasks = evaluate_voc(truth, predictions, data.entry.ap), tasks[1:]

@@ -1,7 +1,7 @@
 """Predictions as columns, and the file of COCO results that they are written to and read from.
 
 Predictions are a dictionary of one array per field of COCO's results, a row for each detection:
-    image_id, category_id   int64 [N], the ids of the json, not contiguous labels
+    image_id, category_id   int64 [N], the ids of the json, not contiguous labels; objects where one is no such number
     score                   float64 [N]
     bbox                    float64 [N, 4], x, y, width and height in px of the original image
     segmentation            object [N], compressed RLE with text counts (where masks are predicted)
@@ -10,12 +10,14 @@ The file is detectron2's. No number is rounded: the file holds the numbers that 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from scratch_det.data.checks import VALUES, WHOLE
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
 
@@ -30,17 +32,24 @@ class Rle(msgspec.Struct, gc=False):
     counts: str
 
 
-REQUIRED: dict[str, Any] = {"image_id": int, "category_id": int, "score": float}
-TYPES: dict[str, type] = {"image_id": int, "category_id": int, "segmentation": object}  # of columns; others: float
+Id = int | float | str
+
+
+def _ids(values: Sequence[Id]) -> np.ndarray:
+    return np.array(values, np.int64 if all(map(VALUES[WHOLE], values)) else object)
+
+
+REQUIRED: dict[str, Any] = {"image_id": Id, "category_id": Id, "score": float}
+TYPES: dict[str, Any] = {"image_id": _ids, "category_id": _ids, "segmentation": partial(np.array, dtype=object)}
 FIELDS = REQUIRED | {"bbox": tuple[float, float, float, float], "segmentation": Rle, "keypoints": list[float]}
 
 
-def detections_of(image_id: int, found: dict[str, Any], category_ids: Sequence[int]) -> Predictions:
+def detections_of(image_id: Id, found: dict[str, Any], category_ids: Sequence[Id]) -> Predictions:
     """The predictions of one image, ``found`` as from ``backend.predict``; label k stands for ``category_ids[k]``."""
     corners = found["boxes"].numpy()
     rows = {
-        "image_id": np.full(len(corners), image_id),
-        "category_id": np.array(category_ids)[found["labels"].numpy()],
+        "image_id": _ids([image_id] * len(corners)),
+        "category_id": _ids(category_ids)[found["labels"].numpy()],
         "score": found["scores"].numpy().astype(float),
         "bbox": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(float),
     }
@@ -54,7 +63,7 @@ def detections_of(image_id: int, found: dict[str, Any], category_ids: Sequence[i
 
 def as_columns(values: Mapping[str, Sequence[Any]]) -> Predictions:
     """One sequence of N values per field as arrays."""
-    columns: Predictions = {name: np.array(column, dtype=TYPES.get(name, float)) for name, column in values.items()}
+    columns = {name: TYPES.get(name, partial(np.array, dtype=float))(column) for name, column in values.items()}
     return columns | {"bbox": columns["bbox"].reshape(-1, 4)} if "bbox" in columns else columns
 
 

@@ -59,9 +59,11 @@ class Truth(NamedTuple):
 
     def objects(self) -> Objects:
         """All of them, as columns."""
-        arrays, places = self.data.arrays, np.argsort(self.numbers)
-        crowd, ignore = arrays["iscrowd"], arrays["ignore"]
-        return Objects(places[arrays["image"]], arrays["label"], arrays["box"], crowd, crowd | ignore)
+        arrays, places, used = self.data.arrays, np.argsort(self.numbers), self.data.arrays["order"]
+        image, label, box, crowd, ignore = (
+            arrays[name][used] for name in ("image", "label", "box", "iscrowd", "ignore")
+        )
+        return Objects(places[image], label, box, crowd, crowd | ignore)
 
 
 def load_truth(json_file: str | Path) -> Truth:
@@ -72,7 +74,7 @@ def load_truth(json_file: str | Path) -> Truth:
         problems = [Problem(**fields) for fields in header["problems"] if not fields["only"]]
         raise DataError(explain(path, problems) if problems else f"{path} has no images, or no categories")
     entry = DatasetEntry(path.stem, path, path.parent)
-    return truth_of(CocoDataset(entry, header["categories"], arrays, header["digest"]))
+    return truth_of(CocoDataset(entry, header["categories"], arrays, header["digest"], header["counts"][2]))
 
 
 def truth_of(data: CocoDataset) -> Truth:
@@ -104,7 +106,6 @@ def grouped(keys: np.ndarray) -> dict[int, np.ndarray]:
 
 def _places(records: list[dict[str, Any]], ids: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """The index of each of ``ids`` [N] among the records, whose ids ascend, and the ids that none of them has."""
-    known = np.array([record["id"] for record in records])
-    places = np.searchsorted(known, ids)
-    missing = ids[known[np.minimum(places, len(known) - 1)] != ids] if len(known) else ids
-    return places, np.unique(missing).tolist()
+    known = {record["id"]: place for place, record in enumerate(records)}
+    places = np.array([known.get(one, -1) for one in ids.tolist()], np.int64)
+    return places, list(dict.fromkeys(ids[places < 0].tolist()))

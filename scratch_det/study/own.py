@@ -20,7 +20,7 @@ import yaml
 from scratch_det import backends
 from scratch_det.command_line import LOADED
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, load_config, read_source
-from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.errors import ConfigError, did_you_mean, quoted
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 
 PLACE = "runs"  # of all of them: their table and their figure are called so
@@ -69,7 +69,7 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
     project = (folder / values["project"]).absolute() if "project" in values else None
     if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
         raise ConfigError(
-            f"{fields['project'].where}: {name} needs the code in {project}: if you trust it, give --project {project}"
+            f"{fields['project'].where}: {name} needs a project: if you trust it, give --project {quoted(project)}"
         )
     try:
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg

@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scratch_det.config.choices import is_resnet
-from scratch_det.errors import UserError
+from scratch_det.errors import UserError, quoted
 from scratch_det.weights.locate import fetch
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
 from scratch_det.weights.origin import Pixels, Weights, read_weights
@@ -62,7 +62,7 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
     if weights.is_detector and weights.library != library:
         raise UserError(
             f"weights file {weights.path} is a {weights.library} checkpoint, the backend is {library}; "
-            f"convert it: python tools/convert_checkpoint.py {weights.path} converted.pth --to {library}\n"
+            f"convert it: python tools/convert_checkpoint.py {quoted(weights.path)} converted.pth --to {library}\n"
             f"  or use --backend {weights.library}"
         )
     resnets, has = cfg.MODEL.RESNETS, f"weights file {weights.path} is a {weights.kind}"

@@ -140,11 +140,6 @@ class TestRules:
             check_config(scratch_cfg, num_processes, accumulate)
         assert str(error.value) == f"SOLVER.IMS_PER_BATCH is 16 in total, {expected}"
 
-    @pytest.mark.parametrize(("num_processes", "accumulate"), [(0, 1), (1, 0)])
-    def test_no_processes_or_parts(self, scratch_cfg: CfgNode, num_processes: int, accumulate: int) -> None:
-        with pytest.raises(ValueError, match="must be 1 or more"):
-            check_config(scratch_cfg, num_processes, accumulate)
-
     def test_clipping_type(self, scratch_cfg: CfgNode) -> None:
         scratch_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "global"
         assert check_config(scratch_cfg) == []

@@ -78,7 +78,10 @@ class TestCatalog:
                 "entry 'own' is {'json': 'a.json'}; expected images with objects, {json: PATH, images: FOLDER}",
             ),
             ("own: a.json", "entry 'own' is 'a.json'"),
-            ("own: {json: a.json, images: b, mask: c}", "known fields: ap, drop_empty_boxes, images, json"),
+            (
+                "own: {json: a.json, images: b, mask: c}",
+                "known fields: ap, drop_empty_boxes, drop_objects_without_mask, images, json",
+            ),
             ("own:\n  json: [\n", "catalog.yaml:3: not valid YAML"),
             ("- own\n", "expected 'name: {json: PATH, images: FOLDER}' entries"),
         ],

@@ -64,7 +64,6 @@ class TestCoco:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            (lambda c: c["annotations"][1].update(image_id=77), "unknown image_id: id 102 (image_id 77)"),
             (lambda c: c["annotations"][3].update(category_id=4), "unknown category_id: id 104 (category_id 4)"),
             (lambda c: c["annotations"][3].update(category_id=4), "known category ids: [2, 5, 9]"),
             (lambda c: c["annotations"][0]["bbox"].__setitem__(2, 0), "no width or height: id 101"),
@@ -75,17 +74,20 @@ class TestCoco:
             (lambda c: c["annotations"][0].pop("bbox"), "without one of id, image_id, category_id, bbox: id 101"),
             (lambda c: c["annotations"][0].pop("id"), "id (entry 0)"),
             (lambda c: c["annotations"][1].update(id=101), "1 annotations with a duplicate id: id 101"),
-            (lambda c: c["annotations"][1].update(segmentation=[]), "3+ points nor RLE: id 102"),
-            (lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3, 4]]), "3+ points nor RLE: id 102"),
-            (lambda c: c["annotations"][1].update(segmentation={"counts": "x"}), "3+ points nor RLE: id 102"),
+            (
+                lambda c: c["annotations"][1].update(segmentation=[]),
+                "no segmentation, or no polygon of 3+ points: id 102 (image_id 1)",
+            ),
+            (lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3, 4]]), "no polygon of 3+ points: id 102"),
+            (lambda c: c["annotations"][1].update(segmentation={"counts": "x"}), "nor RLE: id 102"),
             (lambda c: c["annotations"][1].pop("segmentation"), "MODEL.MASK_ON False"),
             (
                 lambda c: c["annotations"][1].update(segmentation={"size": [96, 64], "counts": [96 * 64]}),
-                "RLE does not fit the image: size [height, width], counts that add up to height x width: id 102",
+                "RLE is none of their image: size [height, width], counts from 0 on that add up to height x width",
             ),
             (
                 lambda c: c["annotations"][1].update(segmentation={"size": [64, 96], "counts": [5, 6000]}),
-                "counts that add up to height x width: id 102",
+                "counts from 0 on that add up to height x width: id 102",
             ),
             (lambda c: c["images"].append(dict(c["images"][2])), "1 images with a duplicate id: id 3"),
             (lambda c: c["images"][1].pop("height"), "without one of id, file_name, width, height: id 2"),
@@ -106,10 +108,10 @@ class TestCoco:
         assert len(message.splitlines()) <= 3
 
     def test_many_offenders_are_counted(self, coco_factory):
-        coco_factory(num_images=8, change=lambda c: [entry.update(image_id=77) for entry in c["annotations"]])
+        coco_factory(num_images=8, change=lambda c: [entry.update(category_id=77) for entry in c["annotations"]])
         message = rejection(read_toy)
-        assert "15 annotations with an unknown image_id: id 101 (image_id 77), 102" in message
-        assert "105 (image_id 77), ..." in message
+        assert "15 annotations with an unknown category_id: id 101 (category_id 77), 102" in message
+        assert "105 (category_id 77), ..." in message
         assert "106" not in message
 
     def test_masks_are_not_asked_for_without_need(self, coco_factory):

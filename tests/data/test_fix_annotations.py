@@ -35,7 +35,8 @@ def fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def via(c: dict) -> None:
     for one in c["annotations"]:
-        one.update(image_id=str(one["image_id"]), segmentation=[1, 1, 9, 1, 9, 9])
+        x, y, w, h = one["bbox"]
+        one.update(image_id=str(one["image_id"]), segmentation=[x, y, x + w, y, x + w, y + h, x, y + h])
     c["categories"] *= 2
 
 
@@ -130,6 +131,15 @@ def test_a_copy_that_is_there_stays(fix: Callable, coco_factory: Callable[..., P
     assert json.loads(copy.read_bytes())["images"]
 
 
+def test_another_json_of_that_name(fix: Callable, coco_factory: Callable[..., Path]) -> None:
+    path = coco_factory("toy", change=via)
+    coco_factory("toy_fixed")
+    code, _, error = fix("toy")
+    assert code == EXIT_CODE
+    assert "'toy_fixed' is {" in error
+    assert not path.with_name("annotations_fixed.json").exists()
+
+
 def test_what_is_left_is_listed(fix: Callable, coco_factory: Callable[..., Path]) -> None:
     coco_factory("toy", change=lambda c: (via(c), c["annotations"][0].update(category_id=77)))
     code, said, error = fix("toy")
@@ -153,5 +163,8 @@ def test_a_file_that_no_catalog_has(fix: Callable, coco_factory: Callable[..., P
     _, echo, line, *_ = shlex.split(said.splitlines()[-1])
     assert echo == "echo"
     assert yaml.safe_load(line) == {"annotations_fixed": {"json": str(fixed), "images": str(path.parent / "images")}}
+    again = fix(str(fixed), "--images", str(path.parent / "images"))[1]
+    assert again.splitlines()[0] == f"{fixed}: nothing is to be mended"
+    assert str({"json": str(fixed)})[1:-1].replace("'", '"') in again
     assert fix("toys")[0] == EXIT_CODE
     assert fix("digits_val", "--images", "x")[0] == EXIT_CODE

@@ -101,10 +101,6 @@ class TestTargets:
         if polygon is STAR:
             assert not expected[32 * 18, 32 * 30]
 
-    def test_runs_beyond_the_image_are_cut(self) -> None:
-        long = {"size": [4, 5], "counts": "0" + "P" * 8 + "1"}  # 2^40 pixels inside from the first one on
-        assert Masks.read([long]).edges.equal(Masks.read([{"size": [4, 5], "counts": [0, 20]}]).edges)
-
     def test_parts_are_united(self) -> None:
         """Where two polygons of an object overlap it is inside, unlike in a polygon that crosses itself."""
         other = [10, 10, 30, 10, 30, 30, 10, 30]

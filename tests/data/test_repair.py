@@ -95,7 +95,8 @@ MASK, BOX, CROWD = (("annotations", key) for key in ("segmentation", "bbox", "is
             [5, 6]),
         (set_of(*IMAGES_OF, 77, None), "2 annotations of images that are not", ("annotations", "id"), [13]),
         (set_of(*MASK, SQUARE, POINTS, [SQUARE]), "2 annotations with a flat polygon", MASK, [[SQUARE]] * 3),
-        (set_of(*MASK, [SQUARE, [1, 1, 5, 5], []]), "1 annotations with polygons of under", MASK, [[SQUARE]] * 3),
+        (set_of(*MASK, [SQUARE, [1, 1, 5, 5], [], [1, 2, 3, 4, 5, 6, 7]]), "1 annotations with polygons of under", MASK,
+            [[SQUARE]] * 3),
         (set_of(*MASK, [[1, 1, 5, 5]]), "1 annotations with polygons of under", MASK, [[], [SQUARE], [SQUARE]]),
         (set_of(*MASK, {"size": [64.0, "96"], "counts": [100.0, 20, 6024.0]}), "1 annotations with RLE counts", MASK,
             [RLE, [SQUARE], [SQUARE]]),
@@ -122,24 +123,20 @@ def test_kind(damage: Callable, said: str, field: tuple[str, str], expected: lis
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda c: c["images"][1].update(id=1),  # two files of one id, which objects name
+        every(set_of(*IMAGE_IDS, 1, 1), set_of(*IMAGES_OF, 1, 1, 1)),  # two files of one id, which objects name
         lambda c: c["images"].append({"id": 1, "file_name": "3.jpg", "width": 9, "height": 9}),
         lambda c: c["categories"][1].update(id=5),
         set_of(*IMAGES_OF, "a.jpg", "a.jpg", "b.jpg"),  # not one annotation has an image
-        set_of(*BOX, [1, 2, float("inf"), 4], ["a"] * 4, [1, 2, 3]) and set_of("annotations", "category_id", 77),
+        every(set_of("annotations", "category_id", 77), set_of("images", "file_name", ["a"], {})),
+        every(set_of(*BOX, [1, 2, float("inf"), 4], ["a"] * 4, [1, 2, 3]), set_of(*MASK, [], [], [])),
         set_of(
-            *MASK, {"size": [64, 96], "counts": "b'"}, {"size": [64, 96], "counts": [5, -5]}, [[1, 2, 3, 4, 5, 6, 7]]
+            *MASK, {"size": [64, 96], "counts": "b'"}, {"size": [64, 96], "counts": [5, -5]}, [[1, 2, 3, 4, 5, "6"]]
         ),
     ],
 )
 def test_what_cannot_be_told_stays(damage: Callable) -> None:
     damage(before := content())
-    kept = {one["id"]: one for one in before["annotations"]}
-    lines, after = mended(damage)
-    if before["images"][1]["id"] != 1:
-        assert (lines, after) == ([], before)
-    assert {one["id"]: one for one in after["annotations"]}.keys() <= kept.keys()
-    assert [one["id"] for one in after["images"]] == [one["id"] for one in before["images"]]
+    assert mended(damage) == ([], before)
 
 
 def test_an_id_that_is_no_value_counts_as_missing() -> None:

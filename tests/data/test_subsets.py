@@ -203,3 +203,32 @@ def test_entries_are_copied_as_they_are(source: Path) -> None:
     assert written.pop("subset")["images"] == 30
     content["annotations"].sort(key=lambda one: one["image_id"])  # stable
     assert json.dumps(written, sort_keys=True) == json.dumps(content, sort_keys=True)
+
+
+def test_the_readers_notices(source: Path, capsys: pytest.CaptureFixture) -> None:
+    """An export that was split by images alone still has all annotations, and ids may be text."""
+    content = json.loads(source.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 9999, "image_id": 31})
+    for entry in content["images"]:
+        entry["id"] = f"{entry['id']:03d}"
+    for entry in content["annotations"]:
+        entry["image_id"] = f"{entry['image_id']:03d}"
+    source.write_text(json.dumps(content))
+    (made,) = make_subsets("toy", [30])
+    assert "toy: 1 annotations of images that are not listed: id 9999" in capsys.readouterr().out
+    assert made.objects == len(content["annotations"]) - 1
+    assert sorted(ids(made.json_file)) == [f"{number:03d}" for number in range(1, 31)]
+    (source.parent / "some.txt").write_text("007\n003")
+    (some,) = make_subsets("toy", [], keep_lost=True, ids_of={"some": source.parent / "some.txt"})
+    assert ids(some.json_file) == ["003", "007"]
+
+
+def test_a_source_without_annotations(source: Path) -> None:
+    """As COCO's test-dev: a subset is one to be predicted on, too."""
+    content = json.loads(source.read_text())
+    del content["annotations"]
+    source.write_text(json.dumps(content))
+    (made,) = make_subsets("toy", [10])
+    assert (made.images, made.objects, len(ids(made.json_file))) == (10, 0, 10)
+    assert "annotations" not in json.loads(made.json_file.read_text())
+    make_subsets("toy", [10])

@@ -228,7 +228,9 @@ class TestRejections:
 
     def test_masks(self, voc: Path, prepare: Callable, train: Callable) -> None:
         prepare("voc_2012_val")
-        with pytest.raises(DataError, match=r"segmentation is neither(?s:.)*without masks \(MODEL.MASK_ON False\)"):
+        with pytest.raises(
+            DataError, match=r"annotations without a mask(?s:.)*train without masks \(MODEL.MASK_ON False\)"
+        ):
             train("DATASETS.TRAIN", "('voc_2012_val',)", "DATASETS.TEST", "()")
 
 

@@ -96,11 +96,14 @@ class TestLayouts:
         make_voc([str(datasets_root / "rf/train"), str(datasets_root / "rf/valid")])
         assert opened("rf_train").classes == ["cat", "dog"]
 
-    @pytest.mark.parametrize("images", ["images", "Images", ""])
-    def test_without_lists(self, images: str, datasets_root: Path) -> None:
+    @pytest.mark.parametrize(
+        ("xmls", "images"),
+        [("Annotations", "images"), ("annotations/xmls", "images"), ("annots", "Images"), ("Annotations", "")],
+    )
+    def test_without_lists(self, xmls: str, images: str, datasets_root: Path) -> None:
         """As Label Studio and labelImg write: all XML files in Annotations/ are one set."""
-        write(datasets_root / "ls", "b", "dog 1 1 9 9", images=images)
-        write(datasets_root / "ls", "a", images=images)
+        write(datasets_root / "ls", "b", "dog 1 1 9 9", images=images, xmls=xmls)
+        write(datasets_root / "ls", "a", images=images, xmls=xmls)
         make_voc(["ls"])
         data = opened("ls")
         assert (names(data), len(data.objects(0)), len(data.objects(1))) == (["a.jpg", "b.jpg"], 0, 1)

@@ -18,6 +18,11 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1", 
         "SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
         "SLURM_JOB_ID": "4012345"}  # fmt: skip
 
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "2345664513"}  # fmt: skip
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "4"}  # MPICH, Intel MPI
+MEETING = {"MASTER_ADDR": "head", "MASTER_PORT": "29500"}
+
 
 class TestWorld:
     def test_nothing_set_is_a_single_process(self) -> None:
@@ -47,12 +52,43 @@ class TestWorld:
     def test_torchrun_inside_srun_counts(self) -> None:
         assert read_world({**SRUN, **TORCHRUN}).size == 8
 
-    @pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+    @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
     def test_incomplete(self, missing: str) -> None:
-        with pytest.raises(UserError, match=rf"incomplete .*{missing}"):
+        with pytest.raises(UserError, match=rf"incomplete \({missing} missing\): .*_") as caught:
             read_world({key: value for key, value in TORCHRUN.items() if key != missing})
+        assert f" {missing}=" not in str(caught.value).split(";")[0]
 
-    @pytest.mark.parametrize("change", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"LOCAL_WORLD_SIZE": "9"}, {"RANK": "x"}])
+    @pytest.mark.parametrize(
+        ("environment", "world"),
+        [
+            (OPEN_MPI, World(1, 2, 1, 2, "127.0.0.1", 20_000 + 2345664513 % 12_000)),
+            ({**OPEN_MPI, "MASTER_ADDR": "head", "MASTER_PORT": "7"}, World(1, 2, 1, 2, "head", 7)),
+            (HYDRA, World(3, 4, 3, 4, "127.0.0.1", 20_000)),
+            ({**HYDRA, **MEETING, "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, World(3, 4, 1, 2, "head", 29500)),
+            # a wrapper that sets torchrun's names without LOCAL_RANK: on one machine it is RANK
+            ({"RANK": "1", "WORLD_SIZE": "2", **MEETING, "MASTER_ADDR": "127.0.0.1"}, World(1, 2, 1, 2, port=29500)),
+            ({"RANK": "1", "WORLD_SIZE": "2", **MEETING, "LOCAL_WORLD_SIZE": "2"}, World(1, 2, 1, 2, "head", 29500)),
+            # the launcher's own variable tells it
+            ({"RANK": "1", "WORLD_SIZE": "2", **MEETING, **OPEN_MPI}, World(1, 2, 1, 2, "head", 29500)),
+            ({**SRUN, "RANK": "5", "WORLD_SIZE": "6", **MEETING}, World(5, 6, 1, 2, "head", 29500, by_srun=True)),
+            # srun --mpi=pmi2, and mpirun in a job, whose daemons srun starts
+            ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "6"}, read_world(SRUN)),
+            ({**SRUN, "SLURM_PROCID": "0", **OPEN_MPI}, World(1, 2, 1, 2, "127.0.0.1", 20_000 + 4012345 % 12_000)),
+        ],
+    )  # fmt: skip
+    def test_mpirun(self, environment: dict[str, str], world: World) -> None:
+        assert read_world(environment) == world
+
+    def test_mpirun_on_several_machines_needs_a_meeting_point(self) -> None:
+        with pytest.raises(UserError, match=r"\(MASTER_ADDR missing\): RANK=1, WORLD_SIZE=2, .* -x MASTER_ADDR=HOST"):
+            read_world({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"})
+
+    def test_one_process_of_mpirun_is_alone(self) -> None:
+        assert read_world({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}) == World()
+        assert read_world({"WORLD_SIZE": "1"}) == World()
+
+    @pytest.mark.parametrize("change", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"LOCAL_WORLD_SIZE": "9"}, {"RANK": "x"},
+                                        {"MASTER_PORT": "99999"}])  # fmt: skip
     def test_contradiction(self, change: dict[str, str]) -> None:
         with pytest.raises(UserError, match="environment"):
             read_world({**TORCHRUN, **change})
@@ -88,6 +124,7 @@ class TestFlags:
         ("world", "change", "message"),
         [
             (World(), {"num_gpus": -1}, "--num-gpus -1"),
+            (World(), {"num_gpus": 10**9}, "at most 64 processes a machine"),
             (World(), {"num_machines": 0}, "--num-machines 0"),
             (World(), {"num_machines": 2, "machine_rank": 2}, "--machine-rank 2"),
             (World(0, 4, 0, 4), {"num_gpus": 8}, "started 4 processes, .* asks for 8"),
@@ -97,10 +134,20 @@ class TestFlags:
         with pytest.raises(UserError, match=message):
             launch.several_to_launch(world, **{**FLAGS, **change})
 
-    @pytest.mark.parametrize("url", ["auto", "tcp://host", "env://", "host:1"])
+    @pytest.mark.parametrize("url", ["auto", "tcp://host", "tcp://host:99999", "env://", "host:1"])
     def test_several_machines_need_a_meeting_point(self, url: str) -> None:
         with pytest.raises(UserError, match="expected tcp://HOST:PORT"):
             launch.launch(2, 2, 0, url)
+
+    def test_processes_share_the_cores_that_may_be_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = []
+        monkeypatch.setattr(launch, "usable_cores", lambda: 6)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(launch, "open_store", lambda *_: (None, 1))
+        monkeypatch.setattr(launch, "_wait", lambda *_: 0)
+        monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: started.append(env))
+        assert launch.launch(2, 1, 0, "auto") == 0
+        assert [env["OMP_NUM_THREADS"] for env in started] == ["3", "3"]
 
     def test_a_port_that_is_taken(self) -> None:
         with socket.socket() as taken:

@@ -28,10 +28,18 @@ OVERRIDES = [
     (["SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
     (["SEED", 1, "SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
     (["SOLVER.BASE_LR=0.1"], ["write SOLVER.BASE_LR 0.1"]),
+    # what is no key
+    (["--resume", "auto"], ["'auto' is no key; --resume takes no value: it continues the run in OUTPUT_DIR"]),
+    (["--resume", "output/a/model_final.pth"], ["model_final.pth' is no key; --resume takes no value", "WEIGHTS FILE"]),
+    (["other.yaml", "SEED", 1], ["'other.yaml' is no key; a recipe is given as --config-file FILE"]),
+    (["SOLVER.STEPS=(1, 2)"], ['write SOLVER.STEPS "(1, 2)"']),
     # types
     (["SOLVER.MAX_ITER", "many"], ["command line: SOLVER.MAX_ITER is 'many' (str), expected int such as 40000"]),
     (["SOLVER.MAX_ITER", "2.0"], ["SOLVER.MAX_ITER is 2.0 (float), expected int", "write 2"]),
-    (["DATASETS.TRAIN", "toy_train"], ["DATASETS.TRAIN is 'toy_train' (str), expected tuple", "write ('toy_train',)"]),
+    (
+        ["DATASETS.TRAIN", "toy_train"],
+        ["DATASETS.TRAIN is 'toy_train' (str), expected tuple", """write "('toy_train',)\""""],
+    ),
     # values
     (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["NUM_CLASSES is 80, but", "toy_train/annotations.json has 3 categories"]),
     (["MODEL.ROI_HEADS.NUM_CLASSES", 80], ["leave the key out: the data decides"]),
@@ -43,9 +51,9 @@ OVERRIDES = [
     (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, as long as the run of SOLVER.MAX_ITER 2"]),
     (["SOLVER.BASE_LR", -0.1], ["SOLVER.BASE_LR is -0.1, expected above 0"]),
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
-    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, cuda, mps, xpu or a numbered one"]),
-    (["MODEL.DEVICE", "coda"], ["such as cuda:0; did you mean 'cuda'?"]),
-    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "such as cuda:0"]),
+    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, or for a GPU cuda"]),
+    (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cpu, or for a GPU cuda"]),
+    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "or cuda:1"]),
     (
         ["INPUT.CROP.ENABLED", True],
         ["the torchvision backend does not support", "INPUT.CROP.ENABLED is True; allowed: False"],
@@ -114,7 +122,8 @@ class TestRecipes:
         toy_recipe.write_text(text.replace("init/scratch.yaml", "init/scrtch.yaml"))
         line = text[: text.index("_BASE_")].count("\n") + 1
         missing = ROOT / "configs/_base_/init/scrtch.yaml"
-        assert rejected() == f"error: {toy_recipe}:{line}: {missing} does not exist\n"
+        meant = f"; did you mean '{missing.with_name('scratch.yaml')}'?"
+        assert rejected() == f"error: {toy_recipe}:{line}: {missing} does not exist{meant}\n"
 
     @pytest.mark.parametrize("text", ["", "# nothing yet\n", "- a list\n", "words\n"])
     def test_no_recipe_at_all(self, rejected, toy_recipe, text):
@@ -123,7 +132,19 @@ class TestRecipes:
 
     def test_missing_recipe(self, stopped, tmp_path):
         path = tmp_path / "a.yaml"
-        assert f"{path} does not exist" in stopped("--config-file", path)
+        assert f"{path} does not exist\n" in stopped("--config-file", path)
+
+    @pytest.mark.parametrize(
+        "path", ["configs/Digits/quikstart.yaml", "configs/Digit/quickstart.yaml", "quickstart.yaml"]
+    )
+    def test_misspelt_recipe(self, stopped, path, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        assert f"{path} does not exist; did you mean 'configs/Digits/quickstart.yaml'?" in stopped(
+            "--config-file", path
+        )
+
+    def test_a_recipe_in_python(self, stopped):
+        assert "a.py is Python, expected a recipe in YAML such as configs/" in stopped("--config-file", "configs/a.py")
 
 
 class TestDataSets:
@@ -159,18 +180,21 @@ class TestDataSets:
         ("change", "expected"),
         [
             (
-                lambda c: c["annotations"][1].update(image_id=77),
-                ["unknown image_id: id 102 (image_id 77)", "add images"],
+                lambda c: c["annotations"][1].update(image_id="1"),
+                ["image_id is text where the image's id is a number", "id 102 (image_id 1)", "write both alike"],
             ),
             (lambda c: c["annotations"][1].update(category_id=4), ["unknown category_id: id 102", "[2, 5, 9]"]),
             (
                 lambda c: c["annotations"][1].update(bbox=[1, 2, 0, 9]),
                 ["no width or height: id 102", "drop_empty_boxes"],
             ),
-            (lambda c: c["annotations"][1].pop("segmentation"), ["RLE: id 102", "MODEL.MASK_ON False"]),
+            (
+                lambda c: c["annotations"][1].pop("segmentation"),
+                ["3+ points: id 102", "drop_objects_without_mask: true", "MODEL.MASK_ON False"],
+            ),
             (lambda c: c.update(images=[], annotations=[]), ["is empty: 0 images, 3 categories"]),
         ],
-        ids=["unknown image id", "unknown category id", "zero-width box", "no mask", "no images"],
+        ids=["image id of another type", "unknown category id", "zero-width box", "no mask", "no images"],
     )
     def test_what_the_json_says(self, rejected, annotations, change, expected):
         edit(annotations, change)

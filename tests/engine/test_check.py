@@ -18,6 +18,7 @@ from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.packed import FOLDER
+from scratch_det.distributed.launch import World
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
 from scratch_det.engine.check import check, check_model
@@ -167,6 +168,14 @@ class TestReport:
         (tmp_path / "run" / "metrics.json").write_text('{"iteration": 19}\n')
         assert self.errors(run, "--resume") == []
 
+    def test_gpus_that_are_not_there(self, run, monkeypatch):
+        """As at the start: an error where they were asked for, a notice where the CPU takes their place."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        [message] = self.errors(run, "--num-gpus", 2, "MODEL.DEVICE", "cuda")
+        assert message.startswith("MODEL.DEVICE is cuda in 2 processes, but no GPU is visible here")
+        done = run("MODEL.DEVICE", "cuda")
+        assert (done.code, "notice: MODEL.DEVICE is cuda, but no GPU is visible" in done.out) == (0, True)
+
     def test_a_recipe_that_is_not_there(self, run, tmp_path, toy_recipe):
         toy_recipe.unlink()
         assert self.errors(run, "SEED", 1) == [f"command line: {toy_recipe} does not exist"]
@@ -248,7 +257,7 @@ def test_the_size_is_that_of_the_model(toy_recipe):
     """Found without memory for the weights, and later models get theirs."""
     cfg = load_config(toy_recipe).cfg
     section = Section("model")
-    check_model(section, "torchvision", cfg, num_gpus=1)
+    check_model(section, "torchvision", cfg, World())
     size = SimpleNamespace(**section.values)
     model = backends.load("torchvision").build(cfg)
     assert size.parameters == size.trainable == sum(parameter.numel() for parameter in model.parameters())

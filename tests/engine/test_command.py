@@ -49,6 +49,14 @@ class TestFlags:
             ("--num-gpus two", "--num-gpus: invalid int value: 'two'"),
             ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
             ("--config-file", "--config-file: expected one argument"),
+            # what other libraries call it
+            ("--local_rank=0", "--local_rank=0; instead of --local_rank write nothing: what torchrun"),
+            ("--local-rank 0", "instead of --local-rank write nothing: what torchrun"),
+            ("--work-dir out", "--work-dir; instead of --work-dir write OUTPUT_DIR FOLDER"),
+            ("--cfg-options a=1", "instead of --cfg-options write KEY VALUE pairs without a flag"),
+            ("--batch_size 4", "instead of --batch_size write --scale-to-batch N"),
+            ("--num_gpus 2", "unrecognized arguments: --num_gpus; did you mean '--num-gpus'?"),
+            ("--resume=last.pth", "--resume takes no value: it continues the run in OUTPUT_DIR"),
         ],
     )
     def test_unknown_flags_and_values(self, train_net, capsys, toy_recipe, tmp_path, arguments, expected):
@@ -66,6 +74,24 @@ class TestFlags:
             train_net("SOLVER.BASE_LR", "0.01")
         assert caught.value.code == 2
         assert "required: --config-file" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "answer"),
+        [
+            (["a (1).yaml", "--resume"], '; write --config-file "a (1).yaml"'),
+            (["--resume", "configs/a.py"], "; write --config-file configs/a.py"),
+            (["--config", "a.yaml"], "; instead of --config write --config-file FILE"),
+            (["-c", "a.yaml"], "; instead of -c write --config-file FILE"),
+        ],
+    )
+    def test_a_recipe_without_its_flag(self, train_net, capsys, arguments, answer):
+        with pytest.raises(SystemExit, match="2"):
+            train_net(*arguments)
+        assert capsys.readouterr().err.splitlines()[-1].endswith(answer)
+
+    def test_tools_without_keys_give_no_answer_on_keys(self, study_tool):
+        code, said = study_tool("list", "--work-dir", "out")
+        assert (code, said.splitlines()[-1].split(": ", 2)[2]) == (2, "unrecognized arguments: --work-dir out")
 
 
 class TestProcess:

@@ -49,11 +49,11 @@ class TestAgreement:
 
 def test_an_error_names_the_command_that_mends_it(coco_factory):
     coco_factory(
-        "toy", change=lambda c: (c["annotations"][0].update(image_id=77), c["images"][0].update(file_name="x"))
+        "toy", change=lambda c: (c["annotations"][0].update(image_id="1"), c["images"][0].update(file_name="x"))
     )
     section = Section()
     add_problems(section, "toy", inspect_coco(lookup("toy"), need_masks=True)[1])
     hint = "\n  python tools/fix_annotations.py toy writes a repaired copy"
     texts = [text for _, text in section.problems]
-    assert [text.endswith(hint) for text in texts if "unknown image_id" in text] == [True]
+    assert [text.endswith(hint) for text in texts if "image_id is text" in text] == [True]
     assert [hint in text for text in texts if "images that are not in" in text] == [False]

@@ -225,6 +225,11 @@ class TestBranch:
         content = json.loads(path.read_text())
         content["annotations"].pop(0)
         path.write_text(json.dumps(content))
+        repaired = train(*self.SHORT, name="repaired", branch_from=str(trunk / "model_0000002.pth"))
+        said = (repaired / "log.txt").read_text()
+        assert "the objects of toy_train was 7, now 6: other annotations of the same images from now on" in said
+        content["images"].reverse()
+        path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"the json of toy_train .* other images from now on"):
             train(*self.SHORT, name="branch", branch_from=str(trunk / "model_0000002.pth"))
 
@@ -349,5 +354,12 @@ class TestChanges:
         folder = environment("x", datasets={"a": {"files_sha256": "x"}})
         (change,) = environment_changes(environment("x", datasets={"a": {"files_sha256": "y"}}), folder)
         assert (change.what, change.rejected) == ("the files of a (sha256)", True)
+        repaired = [environment("", datasets={"a": {"json_sha256": json, "images_sha256": images, "objects": count}})
+                    for json, images, count in (("x", "i", 7), ("y", "i", 6), ("y", "j", 6))]  # fmt: skip
+        found = [[(change.what, change.earlier, change.rejected) for change in environment_changes(repaired[0], other)]
+                 for other in repaired[1:]]  # fmt: skip
+        assert found[0] == [("the json of a (sha256)", "x", False), ("the objects of a", 7, False)]
+        assert [what for what, _, rejected in found[1] if rejected] == ["the json of a (sha256)",
+                                                                       "the images of a (sha256)"]  # fmt: skip
         (change,) = environment_changes(environment("x"), environment("x", backend="detectron2"))
         assert change.rejected

@@ -220,10 +220,10 @@ class TestRules:
     @pytest.mark.parametrize(
         ("keys", "said"),
         [
-            (("TEST.AUG.MIN_SIZES", "()"), "expected one or more sides"),
+            (("TEST.AUG.MIN_SIZES", "()"), "expected sides in whole pixels"),
             (("TEST.AUG.MIN_SIZES", "(1,)"), "32 at least"),
             (("TEST.AUG.MIN_SIZES", "(128.5,)"), "in whole pixels"),
-            (("TEST.AUG.MAX_SIZE", "50"), "a longest one above them"),
+            (("TEST.AUG.MAX_SIZE", "50"), "a longest side above the shorter"),
         ],
     )
     def test_rejected(self, keys: tuple[str, str], said: str, config: Config) -> None:

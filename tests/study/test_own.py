@@ -122,7 +122,7 @@ class TestRuns:
                 "a: {recipe: scratch.yaml, pretraining: b, changes: {MODEL.WEIGHTS: x.pth}}\nb: {recipe: scratch.yaml}",
                 ":1: a changes MODEL.WEIGHTS, which pretraining sets",
             ),
-            ("a: {recipe: scratch.yaml, project: none}", "/none: if you trust it, give --project "),
+            ("a: {recipe: scratch.yaml, project: none}", ": a needs a project: if you trust it, give --project /"),
             ("a: {recipe: scratch.yaml, pretraining: a}", ":1: a starts from a, expected a run of this file that"),
             ("a: {recipe: none.yaml}", "/none.yaml does not exist"),
             (
@@ -188,7 +188,7 @@ class TestStudy:
         monkeypatch.setattr("sys.argv", ["study.py", *command.split(), *out])
         with pytest.raises(SystemExit, match="2"):
             load_tool("study").main()
-        assert "scratch needs the code in" in capsys.readouterr().err
+        assert "scratch needs a project: if you trust it, give --project" in capsys.readouterr().err
         assert not Path("ran").exists()
         if command == "status":
             monkeypatch.setattr("sys.argv", ["study.py", "status", "--out", "out", "--project", "my/their_code"])

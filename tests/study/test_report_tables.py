@@ -9,7 +9,7 @@ import pytest
 
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
-from scratch_det.study.report.tables import Table, as_csv, as_latex, as_markdown, tables_of
+from scratch_det.study.report.tables import FORMATS, Table, as_latex, as_markdown, tables_of
 from scratch_det.tables import from_csv
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
@@ -83,14 +83,14 @@ class TestTable1:
         assert (paper["2x"], paper["6x"]) == ("-3.5", "+0.2")
 
     def test_the_papers_numbers_are_no_columns_on_digits(self) -> None:
-        assert " / " not in as_csv(table("digits/table1", outcome(R18.format("scratch", 6), 40)))
+        assert " / " not in FORMATS["csv"](table("digits/table1", outcome(R18.format("scratch", 6), 40)))
 
     def test_a_spreadsheet_computes_nothing(self) -> None:
         """A text that would be a formula begins with '; numbers, and numbers with a deviation, do not."""
         texts = ["=1+1", "+ cascade", "-2+3+cmd|' /C calc'!A0", "@SUM(1)", "\t=1"]
         numbers = ["-9.0", "+1.4 ± 0.5", "-", "-4.0 ± 2.2 (n = 2)", "-0.5 / - / -", "-1e-05"]
         rows = tuple((text,) for text in (*texts, *numbers))
-        written = list(csv.reader(io.StringIO(as_csv(Table("", "", ("a",), rows)))))
+        written = list(csv.reader(io.StringIO(FORMATS["csv"](Table("", "", ("a",), rows)))))
         assert written == [["a"], *([f"'{text}"] for text in texts), *([number] for number in numbers)]
         assert [from_csv(cell) for (cell,) in written[1:]] == [*texts, *numbers]
 
@@ -275,7 +275,7 @@ class TestFormats:
         assert text.startswith("**a &amp; b**\n\n")
 
     def test_csv(self) -> None:
-        assert as_csv(Table("x", "", ("", "a"), (("b, c", "1"),))) == ',a\n"b, c",1\n'
+        assert FORMATS["csv"](Table("x", "", ("", "a"), (("b, c", "1"),))) == ',a\n"b, c",1\n'
 
     def test_control_characters_are_left_out(self) -> None:
         assert "\x1b" not in as_latex(replace(self.NASTY, notes=("\x1b[31mred",)))

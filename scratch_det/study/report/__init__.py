@@ -143,7 +143,8 @@ def write_results(
     }
     datasets: dict[str, Any] = {}
     for name, about in (pair for one in made.values() for pair in one["environment"]["datasets"].items()):
-        if datasets.setdefault(name, about) != about:
+        known = datasets.setdefault(name, about)
+        if any(known[key] != about[key] for key in known.keys() & about.keys()):  # earlier versions noted less
             problem = f"some runs were made with another {name} than others: {datasets[name]}, {about}"
             raise UserError(f"--results {folder}: {problem}; name another folder")
     stored.save(records, folder)

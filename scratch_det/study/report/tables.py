@@ -282,11 +282,6 @@ def as_markdown(table: Table) -> str:
     return "\n\n".join([f"**{title}**", tables.markdown(header, rows), *notes]) + "\n"
 
 
-def as_csv(table: Table) -> str:
-    """Header and rows."""
-    return tables.as_csv([table.header, *table.rows])
-
-
 def as_latex(table: Table) -> str:
     """A table environment for the booktabs package. Not tabulate's, which escapes fewer signs, and no caption."""
     header, *rows = [f"{' & '.join(map(latex_text, row))} \\\\" for row in (table.header, *table.rows)]
@@ -297,4 +292,4 @@ def as_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-FORMATS = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
+FORMATS = {"md": as_markdown, "csv": lambda table: tables.as_csv([table.header, *table.rows]), "tex": as_latex}
