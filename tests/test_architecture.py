@@ -18,7 +18,8 @@ PACKAGE = Path(str(scratch_det.__file__)).parent
 # A module imports from the layers above its own in this table, and from its own package; see docs/architecture.md.
 LAYERS = (
     ("errors",),
-    ("files", "log", "tables", "command_line"),
+    ("files", "tables"),
+    ("log", "command_line"),
     ("config", "distributed"),  # recipes and their rules; processes
     ("data", "modeling", "weights"),
     ("backends", "evaluation"),  # the two detectors; metrics
