@@ -56,8 +56,8 @@ def main() -> None:
         names = list(ROWS) if args.rows == "all" else args.rows.split(",")
         if unknown := [name for name in names if name not in ROWS]:
             raise UserError(f"{unknown[0]} is not a row; expected all, or some of {','.join(ROWS)}")
-        if min(args.pairs, args.repeats) < 1 or args.scale <= 0:
-            raise UserError("--pairs and --repeats are 1 or more, --scale is above 0")
+        if min(args.pairs, args.repeats) < 1 or not (0 < args.scale <= 100 and args.seconds >= 0):
+            raise UserError("--pairs and --repeats are 1 or more, --scale is above 0, at most 100, --seconds 0 or more")
         pairs = Rounds(args.pairs, WARMUP, args.seconds)
         recipes = [(file, overrides) for file, *overrides in args.config_file or RECIPES]
         options = Options(recipes, args.backend, pairs, Rounds(args.repeats), args.scale, args.script)

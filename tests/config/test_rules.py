@@ -130,6 +130,7 @@ class TestRules:
         ("num_processes", "accumulate", "expected"),
         [
             (1, 3, "which 1 process with --accumulate 3 cannot share evenly; give --accumulate 2"),
+            (1, 10**12, f"which 1 process with --accumulate {10**12} cannot share evenly; give --accumulate 16"),
             (2, 32, "which 2 processes with --accumulate 32 cannot share evenly; give --accumulate 8"),
             (3, 2, "which 3 processes with --accumulate 2 cannot share evenly; give --scale-to-batch 18"),
             (64, 1, "which 64 processes cannot share evenly; give --scale-to-batch 64"),
