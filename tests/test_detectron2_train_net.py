@@ -126,6 +126,26 @@ def test_what_detectron2s_trainer_lacks(words: tuple[str, ...], said: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--num-gpus", "2", "MODEL.DEVICE", "cuda"),
+            "MODEL.DEVICE is cuda in 2 processes, but no GPU is visible here",
+        ),
+        (("MODEL.DEVICE", "cuda:1"), "MODEL.DEVICE is cuda:1, but no GPU is visible here"),
+        (("--num-gpus", "-1"), "--num-gpus -1 "),
+    ],
+)
+def test_gpus_that_are_not_there(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = run(*words, "OUTPUT_DIR", tmp_path / "run")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.splitlines()[-1].startswith(f"error: {said}")
+
+
 class TestProject:
     """A folder whose add() registers data sets, as in docs/detectron2.md."""
 

@@ -14,6 +14,7 @@ from scratch_det import backends
 from scratch_det.command_line import GIVEN, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.config.load import flatten, load_config, set_key
 from scratch_det.config.rules import NOT_HONOURED, check_config
+from scratch_det.distributed.launch import ALONE, World, several_to_launch
 from scratch_det.engine.command import add_process_flags
 from scratch_det.errors import raise_problems
 
@@ -33,6 +34,7 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_intermixed_args()
     with exit_on_user_error():
+        several_to_launch(ALONE, args.num_gpus, args.num_machines, args.machine_rank)
         defaults = backends.defaults(backends.choose("detectron2"))
         cfg = load_config(args.config_file, args.overrides, defaults).cfg
         checked, keys, processes = cfg.clone(), flatten(defaults), max(args.num_gpus, 1) * args.num_machines
@@ -53,8 +55,11 @@ def main() -> None:
             print(f"notice: {notice}", file=sys.stderr)
         backends.load("detectron2")
         from scratch_det.backends.detectron2_trainer import run
+        from scratch_det.engine.state import pick_device
 
-    run(cfg, args, GIVEN)
+        if pick_device(cfg.MODEL.DEVICE, World(size=processes, local_size=max(args.num_gpus, 1))).type == "cpu":
+            cfg.MODEL.DEVICE = "cpu"
+        run(cfg, args, GIVEN)
 
 
 if __name__ == "__main__":
