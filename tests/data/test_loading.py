@@ -49,6 +49,7 @@ def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in active_children():
         worker.kill()
+    loading.ABANDONED.clear()
 
 
 def kill(number: int) -> None:

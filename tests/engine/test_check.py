@@ -241,7 +241,7 @@ class TestReport:
             ["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 2
-        assert done.stderr == "error: standard output was closed before the check had told everything\n"
+        assert done.stderr == "error: standard output was closed before the command had finished; start it again\n"
 
     def test_answers_without_torch_until_the_model_is_built(self, toy_recipe):
         code = (
