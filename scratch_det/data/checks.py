@@ -102,9 +102,9 @@ CHECKS = {  # in the order in which problems are reported
         "boxes are [x, y, width, height] in pixels from the upper left corner; fix them or drop the annotations"),
     "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
-    "no mask": mended("annotations without a mask: no segmentation, or no polygon of 3+ points",
-        "add them, set 'drop_objects_without_mask: true' in the data set's catalog entry, or train without masks "
-        "(MODEL.MASK_ON False)", IMAGE, only=NO_MASK),
+    "no mask": fatal("annotations without a mask: no segmentation, or no polygon of 3+ points",
+        "add them, take their boxes (tools/fix_annotations.py --boxes-as-masks), set 'drop_objects_without_mask: true' "
+        "in the data set's catalog entry, or train without masks (MODEL.MASK_ON False)", IMAGE, only=NO_MASK),
     "mask": mended("annotations whose segmentation is neither polygons, a list of [x, y, x, y, ...] each, nor RLE",
         "fix them, or train without masks (MODEL.MASK_ON False)", IMAGE, only=MASKS),
     "RLE": mended("annotations whose RLE is none of their image: size [height, width], counts from 0 on that add up to "
