@@ -71,9 +71,12 @@ def exit_on_user_error(
 
 
 def explained(error: BaseException) -> str | None:
-    """The message of an error that the user can mend: a UserError, or a file that may not be read or written."""
+    """The message of an error that the user can mend: a UserError, an unusable file, or no memory left."""
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         return f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's
+        reason = (str(error).splitlines() or ["by Python"])[0]
+        return f"no more memory ({reason}); make batches or images smaller, see --scale-to-batch, or end other programs"
     return str(error) if isinstance(error, UserError) else None
 
 
@@ -94,15 +97,16 @@ def unforeseen(error: BaseException) -> str:
     if frames:
         code, line = frames[-1][0].f_code, frames[-1][1]
         at = f" in {code.co_qualname} (scratch_det{code.co_filename.removeprefix(package)}:{line}){at}"
+    where = ""
     for folder in (*reversed(REPORTS), Path(), Path(tempfile.gettempdir())):
         with suppress(OSError):
-            (written := folder / TRACEBACK).write_text(f"{shlex.join(sys.argv)}\n{text}", errors="replace")
+            path = (folder / TRACEBACK).absolute()
+            path.write_text(f"{shlex.join(sys.argv)}\n{text}", errors="replace")
+            where = f"the traceback is in {path}, and "
             break
-    what = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_LETTERS]
-    return (
-        f"nobody foresaw this{at}: {what}\n  this is a bug, or a file is damaged; the traceback is in "
-        f"{written.absolute()}, and {SHOW_TRACEBACK}=1 shows it"
-    )
+    *_, last = said = str(error).strip().splitlines() or [""]  # that of a data worker holds its traceback
+    what = f"{type(error).__name__}: {last if 'Traceback' in str(error) else ' '.join(said)}"[:MOST_LETTERS]
+    return f"nobody foresaw this{at}: {what}\n  this is a bug, or a file is damaged; {where}{SHOW_TRACEBACK}=1 shows it"
 
 
 def _is_output_closed() -> bool:

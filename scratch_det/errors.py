@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Result = TypeVar("Result")
@@ -107,13 +106,6 @@ class Report:
     def messages(self, severity: Severity) -> list[str]:
         """The problems of this kind in all sections."""
         return [message for section in self.sections for found, message in section.problems if found == severity]
-
-
-def not_yaml(path: Path, error: Exception) -> str:
-    """``file:line: not valid YAML: ...`` for PyYAML's error."""
-    mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    return f"{where}: not valid YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
 
 
 def listed(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:

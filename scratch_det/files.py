@@ -1,12 +1,11 @@
-"""Files that processes share: written in one step, SHA-256, JSON lines (the last may be cut off), locks, the cache."""
+"""Files that processes share: written in one step, SHA-256, locks, the cache."""
 
 import fcntl
 import gc
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,23 +60,6 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, as ``sha256sum`` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics.json, those in its last ``most`` bytes; an incomplete line is left out.
-
-    Empty when there is no file.
-    """
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        if most is not None:
-            file.seek(max(0, path.stat().st_size - most))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in lines:
-        with suppress(ValueError):
-            if isinstance(row := json.loads(line), dict):
-                yield row
 
 
 def completed(line: Mapping[str, Any], last: int) -> int:

@@ -1,7 +1,8 @@
-"""Reading a run folder in tests."""
+"""Reading a run folder in tests, and damaging it."""
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from scratch_det.command_line import explained
 from scratch_det.data.packed import FOLDER
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.loop import Trainer
@@ -67,3 +69,38 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     """Every path below ``folder``, packed data sets left out; files with their bytes."""
     paths = [path for path in folder.rglob("*") if FOLDER not in path.parts]
     return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {  # None: a folder is there instead
+    "empty": lambda _: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "noise": lambda content: random.Random(0).randbytes(len(content)),
+    "another type": lambda _: b"[1]",
+    "null": lambda _: b"null",
+    "no keys": lambda _: b"{}",
+    "null keys": lambda content: nulls(content),
+    "a folder": lambda _: None,
+}
+
+
+def nulls(content: bytes) -> bytes:
+    """The first object with null for each value; of YAML the first section."""
+    if content.startswith(b"{"):
+        return json.dumps(dict.fromkeys(json.JSONDecoder().raw_decode(content.decode())[0])).encode()
+    return b"SOLVER: {MAX_ITER: null}\nSEED: null\n"
+
+
+def damage(path: Path, kind: str) -> None:
+    """One of DAMAGES to the file at ``path``."""
+    content = DAMAGES[kind](path.read_bytes())
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+
+
+def attempt(action: Callable[[], object]) -> str:
+    """The message of what a user can mend; empty where all is well."""
+    try:
+        action()
+    except Exception as error:  # what the net would catch
+        return explained(error) or f"UNFORESEEN {type(error).__name__}: {error}"
+    return ""

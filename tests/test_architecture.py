@@ -19,7 +19,8 @@ PACKAGE = Path(str(scratch_det.__file__)).parent
 LAYERS = (
     ("errors",),
     ("files", "tables"),
-    ("log", "command_line"),
+    ("log",),
+    ("reading", "command_line"),
     ("config", "distributed"),  # recipes and their rules; processes
     ("data", "modeling", "weights"),
     ("backends", "evaluation"),  # the two detectors; metrics

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from scratch_det import command_line
@@ -16,6 +17,7 @@ from scratch_det.command_line import UNREAD, exit_on_user_error
 from scratch_det.errors import ConfigError, DataError, Report, quoted
 from scratch_det.files import sha256_of
 
+IN_A_WORKER = RuntimeError("a worker.\nOriginal Traceback (most recent call last):\n  File a\nKeyError: 3")
 Capture = pytest.CaptureFixture
 
 
@@ -29,6 +31,11 @@ class TestExit:
         [
             (ConfigError("SEED is 'one'"), "error: SEED is 'one'\n"),
             (
+                torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+                "error: no more memory (CUDA out of memory.); make batches or images smaller, see --scale-to-batch, or "
+                "end other programs\n",
+            ),
+            (
                 PermissionError(errno.EACCES, "Permission denied", "a.json"),
                 "error: a.json: Permission denied; change its permissions, or name another\n",
             ),
@@ -41,7 +48,7 @@ class TestExit:
             assert capsys.readouterr().err == (message if prints else "")
 
     @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EACCES, "no file is named"), BrokenPipeError(),
-                                       RecursionError("too deep"), MemoryError()])  # fmt: skip
+                                       RecursionError("too deep"), IN_A_WORKER])  # fmt: skip
     @pytest.mark.parametrize("prints", [True, False])
     def test_what_nobody_foresaw(
         self, error: Exception, prints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -56,6 +63,7 @@ class TestExit:
         assert said.startswith(f"error: nobody foresaw this: {type(error).__name__}:")
         assert f"this is a bug, or a file is damaged; the traceback is in {written}" in said
         assert "Traceback" not in said
+        assert ("RuntimeError: KeyError: 3" in said) == ("worker" in str(error))
         assert len(said.splitlines()) == 2
         assert f"in fail\n    raise error\n{type(error).__name__}" in written.read_text()
 

@@ -7,7 +7,7 @@ coerced by yacs's rules. Every error names file and line. Never imports torch.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
@@ -19,7 +19,8 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import RESUME, missing_project
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
-from scratch_det.errors import ConfigError, did_you_mean, not_yaml, quoted, raise_problems
+from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
+from scratch_det.reading import RESTORE, PlainLoader, read_yaml, yaml_loader
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
 COMMAND_LINE = "command line"  # the place of overrides, in messages
@@ -60,7 +61,7 @@ def get_cfg() -> CfgNode:
 
 @cache
 def _defaults() -> CfgNode:
-    cfg = CfgNode(yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8")))
+    cfg = CfgNode(read_yaml(Path(__file__).with_name("defaults.yaml")))
     for key, value in flatten(cfg).items():
         set_key(cfg, key, CfgNode._decode_cfg_value(value))  # a text may spell a tuple, as in a recipe
     return cfg
@@ -152,23 +153,34 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[E
     yield from (entry for entry in entries if entry.key != BASE_KEY)
 
 
+def read_resolved(path: Path, needed: Collection[str] = ()) -> CfgNode:
+    """The config.yaml of a run; tuples are lists. It has the keys ``needed`` and may have any other.
+
+    Raises ConfigError for damage, and when a value has another type than the key's default.
+    """
+    content, known = read_yaml(path), flatten(get_cfg())
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no sections of keys, as a run's config does; {RESTORE}")
+    found = flatten(content)
+    for key in (key for key in known if key in found or key in needed):
+        if key not in found or not same_kind(found[key], known[key]):
+            what = f"{key} {found[key]!r}" if key in found else f"no {key}"
+            raise ConfigError(f"{path} has {what}, expected a value such as {plain(known[key])!r}; {RESTORE}")
+    return CfgNode(content)
+
+
 def read_source(path: Path, asked_by: str) -> list[Entry]:
     """The entries of one file, BASE_KEY's too; ``asked_by`` says who named it, for the message when it is missing."""
     if path.suffix == ".py":
         raise ConfigError(f"{asked_by}: {path} is Python, expected a recipe in YAML such as {EXAMPLE}")
     if not path.is_file():
-        what = "is a folder, not a recipe" if path.is_dir() else f"does not exist{_nearest(path)}"
+        what = "is a folder or a pipe, not a recipe" if path.exists() else f"does not exist{_nearest(path)}"
         raise ConfigError(f"{asked_by}: {path} {what}")
-    try:
-        loader = yaml.SafeLoader(path.read_bytes())
+    with yaml_loader(path) as loader:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}: expected lines such as 'SOLVER:' and '  BASE_LR: 0.02', found no keys at all")
         return list(_walk(loader, root, path, prefix=""))
-    except yaml.YAMLError as error:
-        is_object = isinstance(error, yaml.constructor.ConstructorError)
-        hint = "; a recipe holds plain values only, no Python objects" if is_object else ""
-        raise ConfigError(f"{not_yaml(path, error)}{hint}") from None
 
 
 def _nearest(path: Path) -> str:
@@ -179,18 +191,8 @@ def _nearest(path: Path) -> str:
     return f"; did you mean '{found[close[0]]}'?" if close else ""
 
 
-def _walk(loader: yaml.SafeLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
-    """Every leaf below ``node``; an empty section has none.
-
-    Raises ConfigError for two equal keys, of which PyYAML would keep the last one.
-    """
-    lines: dict[str, int] = {}
-    for key_node, _ in node.value:
-        name, line = str(key_node.value), key_node.start_mark.line + 1
-        if name in lines:
-            first = lines[name]
-            raise ConfigError(f"{path}:{line}: {prefix}{name} is already in line {first} of this file: merge the two")
-        lines[name] = line
+def _walk(loader: PlainLoader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Entry]:
+    """Every leaf below ``node``; an empty section has none."""
     loader.flatten_mapping(node)  # resolves YAML's own "<<" merges
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
@@ -230,19 +232,19 @@ def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list
         probe = CfgNode({"VALUE": defaults[key]})
         with suppress(ValueError):
             probe.merge_from_list(["VALUE", raw])
-            if _same_kind(probe.VALUE, defaults[key]):
+            if same_kind(probe.VALUE, defaults[key]):
                 set_key(cfg, key, probe.VALUE)
                 continue
         problems.append(f"{where}: {key} is {_wrong_type(CfgNode._decode_cfg_value(raw), defaults[key], where)}")
     return problems
 
 
-def _same_kind(value: Any, default: Any) -> bool:
+def same_kind(value: Any, default: Any) -> bool:
     """Whether elements are numbers where the default's are, and so on; empty defaults say nothing about elements."""
     if default is None:
         return value is None or _is_number(value)
     if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and all(_same_kind(v, d) for v in value for d in default[:1])
+        return isinstance(value, (list, tuple)) and all(same_kind(v, d) for v in value for d in default[:1])
     return _is_number(value) if _is_number(default) else type(value) is type(default)
 
 
@@ -263,7 +265,7 @@ def _wrong_type(found: Any, default: Any, where: str) -> str:
         meant = repr(float(found))
     elif expected is int and isinstance(found, float) and found.is_integer():
         meant = repr(int(found))
-    elif expected in (list, tuple) and isinstance(found, (int, float, str)) and _same_kind([found], default):
+    elif expected in (list, tuple) and isinstance(found, (int, float, str)) and same_kind([found], default):
         meant = (quoted if where == COMMAND_LINE else str)(expected([found]))
     fix = f": write {meant}" if meant else f": leave the key out to keep {default!r}" if found is None else ""
     kinds = ["null" if value is None else type(value).__name__ for value in (found, default)]

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from scratch_det.errors import DataError, did_you_mean, listed, not_yaml, quoted
+from scratch_det.errors import DataError, did_you_mean, listed, quoted
 from scratch_det.files import write_atomically
 from scratch_det.log import track
+from scratch_det.reading import read_yaml
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
@@ -112,10 +113,7 @@ def catalog_entries() -> dict[str, tuple[Any, Path]]:
     """Every name in the catalogs, whether on disk or not -> its fields as written, and the catalog's file."""
     entries: dict[str, tuple[Any, Path]] = {}
     for path in (BUILT_IN, datasets_root() / "catalog.yaml"):
-        try:
-            content = yaml.safe_load(path.read_text()) if path.is_file() else None
-        except yaml.YAMLError as error:
-            raise DataError(not_yaml(path, error)) from None
+        content = read_yaml(path) if path.exists() else None
         if not isinstance(content or {}, dict):
             raise DataError(f"{path}: expected 'name: {{json: PATH, images: FOLDER}}' entries, found {content!r}")
         entries |= {name: (fields, path) for name, fields in (content or {}).items()}

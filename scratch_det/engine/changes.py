@@ -4,7 +4,6 @@ A continued run has to end as if it had been one run from the beginning. So a ch
 change that would have altered the completed iterations is a UserError.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,10 +12,11 @@ from fvcore.common.config import CfgNode
 from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.load import flatten, plain, set_key
 from scratch_det.config.schedule import is_multi_step, learning_rate
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import ANEW, RunDir, Told
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import format_table
 from scratch_det.log import logger
+from scratch_det.reading import read_json
 
 PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # the values without --project
 EVALUATION = "evaluations from now on"
@@ -41,6 +41,7 @@ SWITCH = dict.fromkeys(  # further keys that a switch to a cascade may change
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_ITERS",
             "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.LR_SCHEDULER_NAME",
             "SOLVER.BASE_LR_END")  # fmt: skip
+NEEDED = (*SCHEDULE, "SEED")  # of a run that continues
 MOST_CHANGES = 4  # named in an error
 BRANCH_HINT = ", and branch off a checkpoint before its first drop of the learning rate: --branch-from FILE"
 
@@ -151,10 +152,10 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
 
     A SEED of -1 becomes the seed of the run.
     """
-    earlier = run_dir.read_config()
+    earlier = run_dir.read_config(NEEDED)
     cfg.SEED = earlier.SEED if cfg.SEED < 0 else cfg.SEED
-    result = json.loads(run_dir.result.read_text())
-    completed = result["iteration"]
+    result = read_json(run_dir.result, Told, ANEW)
+    completed = result.get("iteration")
     if completed != cfg.SOLVER.MAX_ITER:
         raise UserError(
             f"{run_dir.path} holds a finished run of {completed} iterations, SOLVER.MAX_ITER is "
@@ -165,5 +166,5 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     for change in changes:
         logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect, the run is finished")
     logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")
-    if "bbox" in result["metrics"]:
+    if "bbox" in result.get("metrics", ()):
         logger.info("\n" + format_table(result["metrics"]))

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,11 +20,12 @@ from typing import Any
 
 import torch
 
-from scratch_det.engine.run_dir import DISK_FULL, check_free_space, free_bytes, most_checkpoints, size
-from scratch_det.errors import UserError
+from scratch_det.engine.run_dir import DISK_FULL, Index, check_free_space, free_bytes, most_checkpoints, size
+from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import logger
-from scratch_det.weights.read import DAMAGE, read_checkpoint
+from scratch_det.reading import read_json
+from scratch_det.weights.read import read_checkpoint
 
 FINAL, BEST, LAST = "model_final.pth", "model_best.pth", "last_checkpoint"
 REGULAR = re.compile(r"model_(\d{7})\.pth")
@@ -92,7 +92,7 @@ class Checkpointer:
     def best_ap(self) -> float:
         """AP of model_best.pth, of this and earlier starts of the run; -inf when there is none or it is damaged."""
         best = self._read_index().get("best")
-        return best["ap"] if best and not self.damage(BEST) else -math.inf
+        return best.get("ap", -math.inf) if best and not self.damage(BEST) else -math.inf
 
     def holds(self, completed: int) -> bool:
         """Whether an undamaged checkpoint of exactly ``completed`` iterations exists, except model_best.pth."""
@@ -165,8 +165,11 @@ class Checkpointer:
         except (OSError, RuntimeError) as error:
             self._remove_unfinished()
             cause = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the first error
-            if not isinstance(cause, OSError) or cause.errno not in DISK_FULL:
+            if not isinstance(cause, OSError):
                 raise
+            if cause.errno not in DISK_FULL:
+                cause.filename = cause.filename or str(path)
+                raise cause from None
             last = next(iter(self._newest_first()), "none")
             raise UserError(
                 f"disk full at {path} ({cause.strerror}): it needs about {size(tensor_bytes(state))}, "
@@ -180,11 +183,9 @@ class Checkpointer:
 
     def _read_index(self) -> dict[str, Any]:
         try:
-            return json.loads(self.index.read_text()) if self.index.exists() else {}
-        except ValueError:
-            logger.warning(
-                f"{self.index} is damaged: best AP and checksums are lost; repeat --keep-at, if there was one"
-            )
+            return read_json(self.index, Index, "best AP and checksums are lost; repeat --keep-at, if there was one")
+        except DataError as error:
+            logger.warning(error)
             return {}
 
     def _write_index(self, **changes: Any) -> None:
@@ -194,21 +195,14 @@ class Checkpointer:
 def damage(path: Path, digests: Collection[str] = ()) -> str | None:
     """Why ``path`` is no complete, unchanged checkpoint; None when it is one.
 
-    Its SHA-256 has to be one of ``digests``. Without digests, the file has to load, and the CRC-32 of each part of the
-    file (a zip archive) has to be right, which torch.load does not check.
+    Its SHA-256 has to be one of ``digests``; without digests ``read_checkpoint`` has to accept it.
     """
     try:
         if digests:
             return None if sha256_of(path) in digests else "its SHA-256 is not the recorded one"
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-        if wrong:
-            return f"the CRC-32 of its part {wrong} is wrong"
         read_checkpoint(path)
-    except DAMAGE as error:
-        return f"{type(error).__name__}: {error}"
-    except UserError:
-        return "it holds something else than plain tensors"
+    except (OSError, UserError) as error:
+        return str(error)
     return None
 
 
@@ -218,7 +212,7 @@ def completed_iterations(path: Path) -> int | None:
         return int(match[1]) + 1
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"] + 1
-    except DAMAGE:
+    except Exception:  # a damaged file may raise anything
         return None
 
 

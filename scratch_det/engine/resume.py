@@ -4,15 +4,16 @@ A run starts at its own newest checkpoint (--resume), at a checkpoint of another
 given weights, or at random. What may then differ from the earlier run stands in ``changes``.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.schedule import learning_rate
 from scratch_det.engine.changes import (
+    NEEDED,
     SCHEDULE,
     config_changes,
     environment_changes,
@@ -22,10 +23,11 @@ from scratch_det.engine.changes import (
 )
 from scratch_det.engine.checkpointer import REGULAR, Checkpointer, completed_iterations
 from scratch_det.engine.plan import Plan, Request
-from scratch_det.engine.run_dir import RunDir
-from scratch_det.engine.state import State
+from scratch_det.engine.run_dir import ANEW, Parent, RunDir
+from scratch_det.engine.state import Saved, State
 from scratch_det.errors import UserError
 from scratch_det.log import logger
+from scratch_det.reading import read_json
 from scratch_det.weights.convert import to_cascade
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import find_checkpoint
@@ -59,7 +61,9 @@ def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any
     if cfg.SEED < 0:
         source = origin.run if origin else run_dir
         is_known = (origin or run_dir.holds_run()) and source.config.exists()
-        cfg.SEED = source.read_config().SEED if is_known else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        cfg.SEED = (
+            source.read_config(NEEDED).SEED if is_known else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        )
     return origin is not None and check_origin(plan, checkpoints, origin, environment), origin, cfg.SEED
 
 
@@ -72,7 +76,7 @@ def find_origin(run_dir: RunDir, checkpoints: Checkpointer, request: Request) ->
     given, is_switch = request.branch_from or request.switch_from, bool(request.switch_from)
     parent = Path(given) if given else None
     if request.resume and (run_dir.holds_run() or (parent is None and run_dir.parent.exists())):
-        recorded = json.loads(run_dir.parent.read_text()) if run_dir.parent.exists() else {}
+        recorded = read_json(run_dir.parent, Parent, ANEW) if run_dir.parent.exists() else {}
         began = Path(recorded["checkpoint"]) if recorded else None
         if parent and began not in (parent.resolve(), (parent.parent / "checkpoints" / parent.name).resolve()):
             raise UserError(
@@ -123,8 +127,8 @@ def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environm
             f"{name} is {limit}, but {checkpoint} has {completed} completed iterations, so nothing would be trained; "
             "give a larger number, or an earlier checkpoint (--keep-at keeps it) and another folder: OUTPUT_DIR PATH"
         )
-    earlier = origin.run.read_config()
-    changes = environment_changes(json.loads(origin.run.environment.read_text()), environment)
+    earlier = origin.run.read_config(NEEDED)
+    changes = environment_changes(origin.run.read_environment(), environment)
     changes += config_changes(earlier, cfg, completed, origin.is_switch)
     hint = ""
     if origin.is_branch:
@@ -173,6 +177,7 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
     checkpoint = origin.checkpoint
     saved = read_checkpoint(checkpoint)
     try:
+        msgspec.convert(saved, Saved)
         if REGULAR.fullmatch(checkpoint.name) and (completed := saved["iteration"] + 1) != origin.completed:
             raise UserError(
                 f"it was saved after {completed} iterations, not {origin.completed} as its name says; rename it"
@@ -187,7 +192,7 @@ def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> 
         state.load_state_dict(saved)
     except UserError as error:
         raise UserError(f"checkpoint {checkpoint}: {error}") from None
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint {checkpoint} does not fit this recipe ({str(error).splitlines()[0]}); "
             "resume with the MODEL.* and SOLVER.* keys that the run was started with"

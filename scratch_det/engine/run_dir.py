@@ -24,16 +24,68 @@ import tempfile
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
+import msgspec
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.load import read_resolved
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
-from scratch_det.files import read_lines, try_lock, write_atomically
+from scratch_det.files import try_lock, write_atomically
 from scratch_det.log import logger
+from scratch_det.reading import RESTORE, read_json, read_lines
 
 FLOAT32 = 4  # bytes
+ANEW = f"{RESTORE}, or make the run anew in another folder: OUTPUT_DIR PATH"
+
+Score = float | None | dict[str, float | None]  # a dict: of one of several data sets
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e10)]
+
+
+class Told(msgspec.Struct):
+    """What a study reads of status.json, result.json and environment.json; ``best``: of a search."""
+
+    iteration: Count | None = None
+    seconds: Seconds | None = None
+    eta: Seconds | None = None
+    metrics: dict[str, dict[str, Score]] = {}
+    weights_sha256: str | None = None
+    best: dict[str, Any] = {}
+    git: dict[str, str] | None = None
+    packages: dict[str, str | None] | None = None
+    datasets: dict[str, dict[str, Any]] | None = None
+
+
+class Parent(msgspec.Struct):
+    """What is read of a parent.json."""
+
+    checkpoint: str
+    switch: bool = False
+
+
+class Environment(msgspec.Struct):
+    """What a run that continues reads of an environment.json."""
+
+    backend: str
+    datasets: dict[str, dict[str, Any]]
+    trained_on: list[str]
+    packages: dict[str, str | None]
+    processes: int
+    accumulate: int
+    threads: int
+    earlier_starts: list[dict[str, Any]] = []
+
+
+class Index(msgspec.Struct):
+    """The index.json of checkpoints."""
+
+    sha256: dict[str, list[str]] = {}
+    keep_at: list[int] = []
+    best: dict[str, float] | None = None
+
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -120,11 +172,15 @@ class RunDir:
         """An entry of the run's environment.json, such as "backend"; None when there is no run or no such entry."""
         if not (self.holds_run() and self.environment.exists()):
             return None
-        return json.loads(self.environment.read_text()).get(name)
+        return self.read_environment().get(name)
 
-    def read_config(self) -> CfgNode:
-        """The config with which the run was started; tuples are lists."""
-        return CfgNode.load_cfg(self.config.read_text())
+    def read_environment(self) -> dict[str, Any]:
+        """The environment.json of the run. Raises DataError as ``read_json``."""
+        return read_json(self.environment, Environment, ANEW)
+
+    def read_config(self, needed: Collection[str] = ()) -> CfgNode:
+        """The config with which the run was started, see ``read_resolved``."""
+        return read_resolved(self.config, needed)
 
     def check(self, allow_existing: bool) -> None:
         """Raise UserError, without writing anything, when the folder cannot be written to or already holds a run.

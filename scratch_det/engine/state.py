@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -14,11 +15,27 @@ from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
+from scratch_det.engine.run_dir import Count, Seconds
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.origin import Pixels
+from scratch_det.weights.read import require_numbers
+
+MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of torch's optimizers: as the parameter is
+
+
+class Saved(msgspec.Struct):
+    """The types in a ``state_dict``; ``window``: the loop adds it."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    scaler: dict[str, float]
+    iteration: Count
+    seconds: Seconds
+    window: list[dict[str, float]] = []
+
 
 NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
 
@@ -105,10 +122,26 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a ``state_dict``; if it has no optimizer state, the optimizer starts with an empty state."""
+        """Restore a ``state_dict``; if it has no optimizer state, the optimizer starts with an empty state.
+
+        Raises UserError, ValueError, KeyError or RuntimeError for one of another model or optimizer, or damaged.
+        """
+        require_numbers(state["model"], "the model")
         self.model.load_state_dict(state["model"])
         if state["optimizer"]:
-            self.optimizer.load_state_dict(state["optimizer"])
+            own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
+            if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
+                raise ValueError("its optimizer has other groups of parameters")
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            parameters = dict(enumerate(one for group in self.optimizer.param_groups for one in group["params"]))
+            for number, moments in saved["state"].items():
+                parameter = parameters[number]
+                for moment in (name for name in MOMENTS if moments.get(name) is not None):
+                    what, found = f"{moment} of {names[parameter]}", moments[moment]
+                    require_numbers({what: found}, "the optimizer")
+                    if found.shape != parameter.shape:  # a fused optimizer would read past its end
+                        raise ValueError(f"{what} is {tuple(found.shape)}, expected {tuple(parameter.shape)}")
+            self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
         if state["scaler"]:  # empty without loss scaling: bfloat16 or float32
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]

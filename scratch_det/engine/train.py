@@ -1,6 +1,5 @@
 """One run from its plan to result.json: build, train, evaluate, draw, report."""
 
-import json
 import math
 import os
 import platform
@@ -256,7 +255,7 @@ def open_folder(
         for path in (run_dir.parent, run_dir.path / DIVERGENCE_REPORT):  # from a failed start
             path.unlink(missing_ok=True)
     write_atomically(run_dir.config, cfg.dump())
-    earlier = json.loads(run_dir.environment.read_text()) if run_dir.environment.exists() else {}
+    earlier = run_dir.read_environment() if run_dir.environment.exists() else {}
     starts = [*earlier.pop("earlier_starts", []), earlier] if earlier else []
     begun_with = earlier.get("weights_sha256")
     if not completed:
@@ -281,9 +280,13 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
     except BaseException as error:
         group.wait_for_cause(error)  # record the first failure, not the ones it caused
         run_dir.record_failure(state.iteration, error)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            place = error.filename or run_dir.path
-            raise UserError(f"disk full at {place} ({error.strerror}); free space and continue with --resume") from None
+        if isinstance(error, OSError):
+            place = error.filename = error.filename or str(run_dir.path)  # a stream's error has no name
+            cause = f"disk full at {place} ({error.strerror}); free space" if error.errno in DISK_FULL else ""
+            if run_dir.writes and not run_dir.path.is_dir():
+                cause = f"OUTPUT_DIR {run_dir.path} is gone, or its disk is; restore it"
+            if cause:
+                raise UserError(f"{cause} and continue with --resume") from None
         raise
     finally:
         trainer.metrics.close()

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from scratch_det.distributed.stop import STOPPED, StopFlag, Stopped
+from scratch_det.engine.run_dir import Told
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import try_lock, write_atomically
 from scratch_det.log import say_now
-from scratch_det.study.records import START_OF_LOG, read_json
+from scratch_det.reading import read_json
+from scratch_det.study.records import START_OF_LOG
 from scratch_det.study.run import Step, jobs_folder
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -228,7 +230,7 @@ class Local:
         status, state = self.out / process.step.run / "status.json", None
         if status.exists() and status.stat().st_mtime >= process.began:
             with suppress(DataError):  # a damaged file: the record says so
-                state = read_json(status).get("state")
+                state = read_json(status, Told).get("state")
         return code in STOPPED or (self.has_passed_on and code == -signal.SIGTERM) or state == "stopped"
 
 

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scratch_det import backends
 from scratch_det.command_line import LOADED
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, load_config, read_source
 from scratch_det.errors import ConfigError, did_you_mean, quoted
+from scratch_det.reading import read_yaml
 from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 
 PLACE = "runs"  # of all of them: their table and their figure are called so
@@ -47,7 +46,7 @@ def runs(path: Path) -> list[Run]:
     entries = read_source(path, "study.py")
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
-    names = [str(key.value) for key, _ in yaml.compose(path.read_text()).value]
+    names = list(read_yaml(path))
     sections: dict[str, Fields] = {
         name: {entry.key[len(name) + 1 :]: entry for entry in entries if f"{entry.key}.".startswith(f"{name}.")}
         for name in names

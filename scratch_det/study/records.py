@@ -7,12 +7,10 @@ A results folder also has study.json: with what and by which commands it was mad
 """
 
 import csv
-import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import flatten, plain
 from scratch_det.distributed.stop import signal_name
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import RunDir, Told
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
-from scratch_det.files import completed, read_lines, write_atomically
+from scratch_det.files import completed, write_atomically
+from scratch_det.reading import read_json, read_lines, regular
 from scratch_det.study.experiments import find
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run, jobs_folder
 from scratch_det.tables import as_csv, from_csv
@@ -38,7 +37,6 @@ DECIMALS = 4  # in results/ and from run folders alike, so that both give the sa
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
 FIX = "move the folder away, and study.py run trains it again"
-NUMBERS = ("iteration", "seconds", "eta", "time")  # in the files of a run folder
 # Keys that a run sets itself, from its data and its machine, or that do not change its numbers.
 NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
                 "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
@@ -93,13 +91,13 @@ class Record:
 def failure_of(jobs: Path, step: str) -> str:
     """Why a step failed: its exit code and the last error in its log since it was started; empty if it did not fail."""
     try:
-        code = int((jobs / f"{step}.exit").read_text())
-    except (OSError, ValueError):
+        code = int(regular(jobs / f"{step}.exit").read_text())
+    except (OSError, ValueError, DataError):
         return ""
     if code < 0 or 128 < code < 128 + signal.NSIG:  # ended by a signal, as Python and as a shell say it
         return f"ended by {signal_name(-code if code < 0 else code - 128)}"
     log = jobs / f"{step}.log"
-    text = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.exists() else ""
+    text = log.read_bytes()[-TAIL:].decode(errors="replace").rpartition(START_OF_LOG)[2] if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip() and not line.startswith("srun: ")]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     last_words = errors or lines or ["it said nothing"]
@@ -120,17 +118,17 @@ def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Re
 
 def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     """The record of ``job``; ``needed``: those of the runs that it needs. Raises DataError for a damaged file."""
-    run, folder, result = job.run, out / job.name, read_json(job.result(out))
+    run, folder, result = job.run, out / job.name, read_json(job.result(out), Told, FIX)
     known = Record(run, READY, job.start, metrics=newest_metrics(folder, result))
     if result:  # whatever status.json says
         iteration = run.iterations if run.kind == SEARCH else result.get("iteration")
-        digest = result.get("weights_sha256", "") if run.kind in (TRAIN, PRETRAIN) else ""
+        digest = (result.get("weights_sha256") or "") if run.kind in (TRAIN, PRETRAIN) else ""
         found = ", ".join(f"{key} {value}" for key, value in result.get("best", {}).items())
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
                        weights_sha256=digest, found=found)  # fmt: skip
     fix = "remove this file, and study.py run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
-    reports = [read_json(part / "status.json", fix) for part in parts]
+    reports = [read_json(part / "status.json", Told, fix) for part in parts]
     status = {} if run.kind == SEARCH else reports[0]
     known = replace(known, iteration=sum(int(report.get("iteration") or 0) for report in reports))
     if state:
@@ -158,8 +156,8 @@ def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
         return
     try:
         made_with = flatten(run_dir.read_config())
-    except Exception as error:  # missing, unreadable, or no YAML: whatever yacs makes of it
-        yield f"{run_dir.config} is no run's config ({str(error).splitlines()[0]})"
+    except (OSError, UserError) as error:
+        yield str(error)
         return
     ignored = NOT_COMPARED | ({"SEED"} if wanted.SEED < 0 else set())
     for key, value in flatten(wanted).items():
@@ -213,43 +211,10 @@ def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
     """Curves of a run of ``last`` iterations by name; after a resume the last of two values of one iteration counts."""
     points: dict[str, dict[int, float]] = {}
-    for row in read_rows(path):
+    for row in read_lines(path):
         for name, value in _scores(row, LOSS).items():
             points.setdefault(name, {})[completed(row, last)] = value
     return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.json that have an iteration. Raises DataError when one of NUMBERS is no number."""
-    for row in read_lines(path):
-        if row.get("iteration") is not None:
-            yield _with_numbers(row, path, FIX)
-
-
-def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
-    """The object in a file; empty where there is no file.
-
-    Raises DataError when something else is in it, or when one of NUMBERS is no number.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is no JSON ({error})"
-        raise DataError(f"{path} {reason}; {fix}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds {type(content).__name__}, expected an object; {fix}")
-    return _with_numbers(content, path, fix)
-
-
-def _with_numbers(content: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
-    """``content``, whose NUMBERS are finite, missing or null; raises DataError for another value."""
-    for key in NUMBERS:
-        value = content.get(key)
-        if value is not None and (type(value) not in (int, float) or not isfinite(value)):
-            raise DataError(f"{path} has {key} {value!r}, expected a number; {fix}")
-    return content
 
 
 # Results folders -------------------------------------------------------------------------------------------------

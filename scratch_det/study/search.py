@@ -29,13 +29,14 @@ from scratch_det.command_line import project_flags
 from scratch_det.config.load import BASE_KEY, Entry, flatten, plain, read_source
 from scratch_det.config.rules import check_config
 from scratch_det.engine.plan import DETECTION, Request, check_recipe, choose_backend
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import RunDir, Told
 from scratch_det.errors import ConfigError, Section, UserError, did_you_mean
 from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
+from scratch_det.reading import read_json
 from scratch_det.study.local import Local, alone_in, require_gpus
-from scratch_det.study.records import failure_of, other_recipe, read_json
+from scratch_det.study.records import FIX, failure_of, other_recipe
 from scratch_det.study.run import Step, from_here, jobs_folder
 from scratch_det.tables import markdown
 
@@ -159,7 +160,7 @@ class Search:
 
     def read(self, point: Point) -> Point:
         """``point`` with what its run has reached by now."""
-        result = read_json(self.out / point.name / "result.json")
+        result = read_json(self.out / point.name / "result.json", Told, FIX)
         if not result:
             return replace(point, error=failure_of(jobs_folder(self.out), point.name))
         score = flatten(result.get("metrics") or {}, "/").get(self.metric)

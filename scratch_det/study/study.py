@@ -7,14 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from scratch_det import backends
 from scratch_det.data.catalog import lookup, lookup_folder
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import Index, RunDir
 from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.files import sha256_of, write_atomically
+from scratch_det.reading import read_json
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.local import alone_in
-from scratch_det.study.records import other_recipe, read_json
+from scratch_det.study.records import FIX, other_recipe
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TOOLS, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
 
@@ -161,15 +164,9 @@ def study_in(out: Path) -> Study:
     path = out / DESCRIPTION
     if not path.exists():
         raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
-    content = read_json(path, RESTORE)
-    kinds: dict[str, Any] = {one.name: str if one.type is Path else one.type for one in fields(Study)}
-    for key, value in content.items():
-        if key in kinds and type(value) is not kinds[key]:  # isinstance takes true for a number
-            raise UserError(f"{path} has {key} {value!r}, expected {kinds[key].__name__}; {RESTORE}")
-    try:
-        study = Study(**{**content, "out": Path(content["out"])})
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is not as study.py run wrote it; {RESTORE}") from None
+    kinds: Any = [(one.name, str if one.type is Path else one.type) for one in fields(Study)]
+    content = read_json(path, msgspec.defstruct("Study", kinds, forbid_unknown_fields=True), RESTORE)
+    study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(
             f"--out {out} was begun as {study.out}, the path by which its runs refer to each other; start study.py in "
@@ -191,8 +188,8 @@ def disagreements(job: Job, out: Path, backend: str) -> Iterator[str]:
             yield from other_recipe(run_dir, job.recipe(out, backend))
         notes, key = (run_dir.parent, "sha256") if job.start else (run_dir.environment, key)
     source = job.parent(out) if job.start else job.weights(out)
-    if source and (began_with := read_json(notes).get(key)):
-        known = read_json(source.with_name("index.json")).get("sha256", {}).get(source.name)
+    if source and (began_with := read_json(notes, fix=FIX).get(key)):
+        known = read_json(source.with_name("index.json"), Index, FIX).get("sha256", {}).get(source.name)
         known = known or ([sha256_of(source)] if source.exists() else [began_with])  # backbone.pth has no index
         if began_with not in known:
             yield f"{notes} names another {source.name} than {source.relative_to(out).parts[0]} has now"

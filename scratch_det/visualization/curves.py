@@ -9,16 +9,17 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from fvcore.common.config import CfgNode
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from scratch_det.config.load import read_resolved
 from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
-from scratch_det.files import completed, read_lines, write_atomically
+from scratch_det.files import completed, write_atomically
+from scratch_det.reading import read_lines
 
 Curve = Sequence[tuple[float, float]]  # completed iterations and value, sorted
 Series = dict[str, Curve]  # by key of metrics.json
@@ -74,11 +75,7 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
         if missing := [file for file in files if not file.is_file()]:
             raise UserError(f"{word}: there is no {missing[0]}; name the folder of a run that has written metrics")
-        try:
-            last = int(CfgNode.load_cfg(config.read_text()).SOLVER.MAX_ITER)
-        except Exception as error:  # whatever yaml and yacs raise for a file that was edited
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{config} is not as the run wrote it ({reason}); restore it") from None
+        last = read_resolved(config, ["SOLVER.MAX_ITER"]).SOLVER.MAX_ITER
         found[label] = read_series(metrics_file, last)
     known = sorted({key for series in found.values() for key in series})
     if unknown := [key for key in keys if key not in known]:
@@ -109,7 +106,7 @@ def read_series(metrics_file: str | Path, last: int) -> Series:
     values: dict[str, dict[int, float]] = {}
     for row in read_lines(Path(metrics_file)):
         for key, value in row.items():
-            if "iteration" in row and isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(key, {})[completed(row, last)] = value
     if not values:
         raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")

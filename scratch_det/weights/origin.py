@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scratch_det.errors import UserError
 from scratch_det.weights.names import from_caffe2
-from scratch_det.weights.read import read_checkpoint
+from scratch_det.weights.read import read_checkpoint, require_numbers
 
 SIGNS = (  # the first prefix that a name begins with: the library, and whether the file holds a whole detector
     ("backbone.body.", "torchvision", True),
@@ -114,6 +114,7 @@ def read_weights(path: Path, bottom_up: Any = None) -> Weights:
     }
     if not tensors:
         raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")
+    require_numbers(tensors, f"weights file {path}")
     library, is_detector = origin_of(tensors) or ("", False)
     if hasattr(bottom_up, "from_classifier") and not is_detector:
         return Weights(path, bottom_up.from_classifier(tensors), "", False, bottom_up.pixels)

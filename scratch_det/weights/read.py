@@ -3,10 +3,9 @@
 import io
 import pickle
 import re
-import struct
 import zipfile
-import zlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,20 @@ from scratch_det.errors import UserError
 from scratch_det.log import logger
 from scratch_det.weights.locate import find_checkpoint
 
-DAMAGE = (  # what reading a damaged file may raise: every byte of one was changed in turn
-    zipfile.BadZipFile, pickle.UnpicklingError, struct.error, zlib.error, OSError, EOFError, RuntimeError,
-    ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError,
-)  # fmt: skip
 STORAGES = {  # what torch.save calls the storage of each type, in a model's digest
     torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
     torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
     torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
 }  # fmt: skip
+LEARNED = ("weight", "bias", "running_mean", "running_var")  # how the names of a layer's numbers end
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a file of torch.save onto the CPU, or a pickled dictionary of NumPy arrays (.pkl).
 
-    Raises UserError when it is missing or holds anything but plain tensors or arrays. NumPy's own unpickling trusts the
-    file; here the file's bytes are only ever read as numbers.
+    Raises UserError when it is missing or damaged, or holds anything but plain tensors or arrays. NumPy's own
+    unpickling trusts the file; here the file's bytes are only ever read as numbers.
     """
     path, pickled = find_checkpoint(path), path.suffix == ".pkl"
     if not path.is_file():
@@ -43,10 +39,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if pickled:
             state = _with_arrays(_ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
         else:
+            if zipfile.is_zipfile(path):  # of which torch.load does not check the CRC-32
+                with zipfile.ZipFile(path) as archive:
+                    if wrong := archive.testzip():
+                        raise UserError(f"is damaged: the CRC-32 of its part {wrong} is wrong; restore it from a copy")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"weights file {path} {error}") from None
-    except Exception if pickled else DAMAGE as error:  # noqa: B030 - a damaged pickle may raise anything
+    except Exception as error:  # a damaged file may raise anything
         raise UserError(  # not torch's own words, which advise to load it unsafely
             f"weights file {path} is damaged or no pickle ({type(error).__name__}: {error})"
             if pickled
@@ -56,6 +56,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a checkpoint or tensors by name")
     return state
+
+
+def require_numbers(tensors: Mapping[str, Any], what: str) -> None:
+    """Raise UserError, after ``what``, for a tensor that is nan or inf somewhere, or integers; int64 may be a count."""
+    for name, value in tensors.items():
+        found = getattr(value, "dtype", type(value).__name__)
+        if getattr(found, "is_floating_point", False):
+            found = "finite" if value.float().isfinite().all() else "nan or inf"
+        if found != "finite" and (found != torch.int64 or name.endswith(LEARNED)):
+            raise UserError(f"{what} has {found} in {name}, expected finite numbers of a float type; get another file")
 
 
 def weights_sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ import yaml
 from toy_data import rejection
 
 from scratch_det.data.catalog import lookup
+from scratch_det.errors import ConfigError
 
 
 class TestCatalog:
@@ -63,6 +64,11 @@ class TestCatalog:
         assert "other" in message
         assert "DETECTRON2_DATASETS" in message
 
+    def test_a_catalog_that_is_no_yaml(self, datasets_root):
+        self.write(datasets_root, "own:\n  json: [\n")
+        with pytest.raises(ConfigError, match=r"catalog.yaml:3: not valid YAML"):
+            lookup("own")
+
     def test_missing_root(self, tmp_path, monkeypatch):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
         assert f"{tmp_path / 'nowhere'} does not exist" in rejection(lookup, "coco_2017_val")
@@ -82,10 +88,9 @@ class TestCatalog:
                 "own: {json: a.json, images: b, mask: c}",
                 "known fields: ap, drop_empty_boxes, drop_objects_without_mask, images, json",
             ),
-            ("own:\n  json: [\n", "catalog.yaml:3: not valid YAML"),
             ("- own\n", "expected 'name: {json: PATH, images: FOLDER}' entries"),
         ],
-        ids=["no images", "a string", "unknown field", "no YAML", "a list"],
+        ids=["no images", "a string", "unknown field", "a list"],
     )
     def test_malformed_entry(self, datasets_root, text, expected):
         self.write(datasets_root, text)

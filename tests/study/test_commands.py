@@ -84,16 +84,16 @@ class TestBadInput:
         path.write_text(path.read_text().replace('"gpus": 1', '"gpu": 1'))
         code, said = study_tool("status", "--out", study.out)
         assert code == 2
-        assert "study.json is not as study.py run wrote it" in said
+        assert "study.json is damaged: Object contains unknown field `gpu`; restore it from a copy" in said
         (study.out / TRUNK).mkdir()
         path.write_text("")
         said = study_tool("status", "--out", study.out)[1]
-        assert "study.json is no JSON" in said
-        for key, value, kind in (("experiment", 5, "str"), ("gpus", "2", "int"), ("gpus", True, "int")):
+        assert "study.json is damaged: Input data was truncated; restore it from a copy" in said
+        for key, value, kind in (("experiment", 5, "int"), ("gpus", "2", "str"), ("gpus", True, "bool")):
             path.write_text(json.dumps({**content, key: value}))
             code, said = study_tool("status", "--out", study.out)
             assert (code, said.count("\n")) == (2, 1)
-            assert f"study.json has {key} {value!r}, expected {kind}; restore it from a copy" in said
+            assert f"got `{kind}` - at `$.{key}`; restore it from a copy" in said
         path.write_text(json.dumps({**content, "out": None}))
         code, said = study_tool("status", "--out", study.out)
         assert (code, said.count("\n")) == (2, 1)

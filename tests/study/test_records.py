@@ -9,6 +9,7 @@ import pytest
 import torch
 from study.player import BRANCH, TRUNK, play, states
 
+from scratch_det import reading
 from scratch_det.errors import DataError
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import (
@@ -106,13 +107,13 @@ class TestDamagedFolders:
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
-            ("result.json", '{"iter', "result.json is no JSON"),
-            ("status.json", "[1]", "status.json holds list, expected an object"),
-            ("status.json", '{"iter', "status.json is no JSON"),
-            ("status.json", '{"iteration": "abc"}', "status.json has iteration 'abc', expected a number"),
-            ("status.json", '{"eta": "1:00:00"}', "status.json has eta '1:00:00', expected a number"),
-            ("result.json", '{"iteration": [27]}', "result.json has iteration [27], expected a number"),
-            ("result.json", '{"seconds": NaN}', "result.json has seconds nan, expected a number"),
+            ("result.json", '{"iter', "result.json is damaged: Input data was truncated"),
+            ("status.json", "[1]", "status.json is damaged: Expected `object`, got `array`"),
+            ("status.json", '{"iter', "status.json is damaged: Input data was truncated"),
+            ("status.json", '{"iteration": "abc"}', "Expected `int | null`, got `str` - at `$.iteration`"),
+            ("status.json", '{"eta": "1:00:00"}', "Expected `float | null`, got `str` - at `$.eta`"),
+            ("result.json", '{"iteration": [27]}', "Expected `int | null`, got `array` - at `$.iteration`"),
+            ("result.json", '{"seconds": NaN}', "result.json is damaged: JSON is malformed"),
         ],
     )
     def test_it_counts_as_failed(self, study: Study, study_tool: Callable, name: str, text: str, message: str) -> None:
@@ -125,18 +126,20 @@ class TestDamagedFolders:
         assert message in said
         assert ("remove this file" if name == "status.json" else "move the folder away") in said
 
-    def test_a_damaged_line_of_metrics(self, tmp_path: Path) -> None:
+    def test_a_damaged_line_of_metrics(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "metrics.json"
-        path.write_text('{"iteration": 8, "bbox/AP": 12.5}\n{"bbox/AP": 13.5}\n')
-        assert read_curves(path, 27) == {"bbox/AP": ((9, 12.5),)}
-        path.write_text('{"iteration": "abc", "bbox/AP": 12.5}\n')
-        with pytest.raises(DataError, match=r"metrics.json has iteration 'abc', expected a number; move the folder"):
-            read_curves(path, 27)
+        said: list[str] = []
+        monkeypatch.setattr(reading.logger, "warning", said.append)
+        good = '{"iteration": 8, "bbox/AP": 12.5}\n'
+        for bad in ('{"bbox/AP": 13.5}\n', '{"iteration": "abc"}\n', "[8]\n", "[" * 9999 + "\n", "\0\n"):
+            path.write_text(bad + good + '{"iter')
+            assert read_curves(path, 27) == {"bbox/AP": ((9, 12.5),)}
+        assert said == [f"{path}: 1 damaged lines are left out"] * 5
 
     def test_scores_are_read_again_after_a_change(self, tmp_path: Path) -> None:
         """Also where the clock of the file system is too coarse to tell the change."""
         path = tmp_path / "metrics.json"
-        for text, value in (('{"bbox/AP": 1.5}\n', 1.5), ('{"bbox/AP": 10.5}\n', 10.5)):
+        for text, value in (('{"iteration": 1, "bbox/AP": 1.5}\n', 1.5), ('{"iteration": 1, "bbox/AP": 10.5}\n', 10.5)):
             path.write_text(text)
             os.utime(path, ns=(1, 1))
             assert newest_metrics(tmp_path, {}) == {"bbox/AP": value}

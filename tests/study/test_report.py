@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, load_tool
+from run_folder import attempt, damage
 
 from scratch_det.errors import DataError, UserError
+from scratch_det.study import commands, report
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, READY, Curve, Record, load, save
 from scratch_det.study.report import describe, kept_of, made_by, render, write_report
 from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.study import Study, study_in
+from scratch_det.visualization import curves
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
 
@@ -176,7 +179,7 @@ class TestReport:
                 DataError,
                 "does not say how [a-z]+_mask_rcnn_R_18_FPN_[2-6]x_gn was made; restore",
             ),
-            ("study.json", "{", DataError, "no JSON .* restore the folder"),
+            ("study.json", "{", DataError, "truncated; restore the folder"),
             ("study.json", None, DataError, "study.json is missing beside runs.csv; restore"),
             ("runs.csv", "run\n", DataError, "there is no column state; restore"),
             ("curves.csv", "run,metric,iterations,value\n", DataError, "are not those that study.json describes"),
@@ -222,12 +225,35 @@ class TestReport:
             self.report(out, tmp_path / "results")
         assert not [*(out / "report").iterdir()]
 
+    @pytest.mark.parametrize("kind", ["noise", "another type", "null keys", "a folder"])
+    def test_a_damaged_run_folder(self, out: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A message that names it, or what can be read of the study; also of its state, and of curves."""
+        monkeypatch.setattr(report, "draw", lambda *_: [])
+        monkeypatch.setattr(curves, "save_figure", lambda *_: tmp_path)
+        folder = out / R18.format("scratch", 6)
+        (folder / "config.yaml").write_text(Study("digits/table1", out).jobs[0].recipe(out, "torchvision").dump())
+        (folder / "status.json").write_text('{"state": "finished", "iteration": 3, "eta": 1.0}')
+        good = shutil.copytree(folder, tmp_path / "good")
+        wrong = []
+        for file in ("config.yaml", "environment.json", "metrics.json", "result.json", "status.json"):
+            damage(folder / file, kind)
+            for action in (
+                lambda: self.report(out),
+                lambda: commands.status(out),
+                lambda: curves.compare_runs([f"a={folder}"], ["total_loss"], tmp_path / "a.png"),
+            ):
+                said = attempt(action)
+                wrong += [f"{file}: {said}"] * ("UNFORESEEN" in said or (said != "" and str(folder) not in said))
+            shutil.rmtree(folder)
+            shutil.copytree(good, folder)
+        assert wrong == []
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ({"git": "abc"}, "has git 'abc', expected an object"),
-            ({"git": {"diff": ""}}, "has git without a commit"),
-            ({"packages": [1]}, r"has packages \[1\], expected an object"),
+            ({"git": "abc"}, r"Expected `object \| null`, got `str` - at `\$\.git"),
+            ({"git": {"commit": 5}}, r"got `int` - at `\$\.git"),
+            ({"packages": [1]}, r"got `array` - at `\$\.packages`"),
         ],
     )
     def test_an_edited_environment(self, out: Path, content: dict, message: str) -> None:

@@ -59,7 +59,7 @@ def test_another_recipe(study: Study, study_tool: Callable) -> None:
     assert code == 2
     assert "move such a folder away" in said
     (folder / "config.yaml").write_text("- no\n- configuration\n")
-    assert "is no run's config" in next(disagreements(study.jobs[0], study.out, study.backend))
+    assert "config.yaml holds no sections of keys" in next(disagreements(study.jobs[0], study.out, study.backend))
 
 
 @pytest.mark.parametrize(

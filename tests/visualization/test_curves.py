@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scratch_det.errors import DataError, UserError
+from scratch_det.errors import ConfigError, DataError, UserError
 from scratch_det.evaluation.metrics import BLACK, BLUE, COLORS, VERMILION
 from scratch_det.study.records import read_curves
 from scratch_det.visualization import curves
@@ -206,7 +206,9 @@ class TestComparison:
     @pytest.mark.parametrize("config", ["SOLVER: {}", "", "- 1", "SOLVER: {MAX_ITER: x}", "a: ["])
     def test_a_damaged_recipe(self, config, runs, tmp_path):
         (tmp_path / "long/config.yaml").write_text(config)
-        with pytest.raises(DataError, match=r"long/config.yaml is not as the run wrote it \(.+\); restore it"):
+        with pytest.raises(
+            ConfigError, match=r"long/config.yaml(:2: not valid YAML| has .*; restore it| holds no sec)"
+        ):
             compare_runs(runs, ["lr"], tmp_path / "a.png")
 
 

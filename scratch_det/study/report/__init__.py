@@ -28,12 +28,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from scratch_det.engine.run_dir import Told
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import say_now
+from scratch_det.reading import read_json, read_lines
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
-from scratch_det.study.records import CURVES, FINISHED, RESTORE, RUNS, Record, read_json
+from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
 from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown, has_something_to_show, tables_of
@@ -221,7 +223,7 @@ def made_by(record: Record, study: Study) -> dict[str, Any]:
         "environment": {
             "study": threads + shlex.join(whole),
             **{key: common([content.get(key) for content in found]) for key in (*MADE_WITH, "packages")},
-            "commit": common([git["commit"] for git in checkouts]),
+            "commit": common([git.get("commit") for git in checkouts]),
             "changed": any(git.get("changes") or git.get("diff") for git in checkouts),
             "datasets": {name: about for content in found for name, about in content["datasets"].items()},
         },
@@ -233,10 +235,11 @@ def own_seconds(folder: Path, start: int) -> float:
 
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
-    seconds = float(read_json(folder / "result.json").get("seconds") or 0.0)
-    rows = [row for row in stored.read_rows(folder / "metrics.json") if row.get("time")]
-    ends = [0, *(row["iteration"] + 1 for row in rows)]
-    spent = [(row["time"] * (end - begin), end) for row, begin, end in zip(rows, ends, ends[1:], strict=False)]
+    seconds = float(read_json(folder / "result.json", Told, FIX).get("seconds") or 0.0)
+    times = [(line["iteration"] + 1, line.get("time")) for line in read_lines(folder / "metrics.json")]
+    rows = [(end, time) for end, time in times if isinstance(time, int | float) and time > 0]
+    ends = [0, *(end for end, _ in rows)]
+    spent = [(time * (end - begin), end) for (end, time), begin in zip(rows, ends, strict=False)]
     if not (start and spent):
         return seconds
     return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)

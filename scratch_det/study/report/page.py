@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from scratch_det.config.load import flatten
-from scratch_det.errors import DataError
+from scratch_det.engine.run_dir import Told
+from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
-from scratch_det.study.records import FIX, LOSS, Record, read_json
+from scratch_det.reading import read_json, read_yaml
+from scratch_det.study.records import FIX, LOSS, Record
 from scratch_det.study.report.figures import INITS, own_part
 from scratch_det.study.report.tables import BOX, Table
 from scratch_det.study.run import PRETRAIN
@@ -153,8 +154,8 @@ def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]
 def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Every key but OUTPUT_DIR; a path into a run folder begins with the run's name. Empty without a valid file."""
     try:
-        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+        content = read_yaml(path)
+    except (OSError, UserError):
         return {}
     flat = flatten(content) if isinstance(content, dict) else {}
     folders = re.compile(rf"^.*?(?<![^/])(?=({'|'.join(map(re.escape, names))})/)")
@@ -168,19 +169,14 @@ def _read_environment(path: Path) -> dict[str, str]:
     found = {key: content.get(key) for key in MADE_WITH} | content["packages"]
     if git:
         is_changed = git.get("changes") or git.get("diff")  # the latter of older versions' runs
-        found["git commit"] = f"{git['commit'][:12]}{' with changes' if is_changed else ''}"
+        found["git commit"] = f"{git.get('commit', 'unknown')[:12]}{' with changes' if is_changed else ''}"
     return {key: _text(value) for key, value in found.items() if value not in (None, [])}
 
 
 def load_environment(path: Path) -> dict[str, Any]:
     """An environment.json; what is missing is empty. Raises DataError when a section is damaged."""
-    content = read_json(path)
-    for key in ("git", "packages", "datasets"):
-        content[key] = content.get(key) or {}
-        if not isinstance(content[key], dict):
-            raise DataError(f"{path} has {key} {content[key]!r}, expected an object; {FIX}")
-    if content["git"] and not isinstance(content["git"].get("commit"), str):
-        raise DataError(f"{path} has git without a commit; {FIX}")
+    content = read_json(path, Told, FIX)
+    content |= {key: content.get(key) or {} for key in ("git", "packages", "datasets")}
     return content
 
 
