@@ -174,13 +174,15 @@ def find_problems(images: list[Any], categories: list[Any], annotations: Iterabl
                           for name, entries in (("images", images), ("categories", categories)))  # fmt: skip
     found["size"].add(*(one for one in images if not isinstance(one["width"] + one["height"], int)))
     for section, entries in (("images", images), ("categories", categories)):
-        found[f"{section} own id"].add(*(one for one in entries if not VALUES[WHOLE](one["id"])))
+        own = (one["id"] for one in entries if not VALUES[WHOLE](one["id"]))
+        found[f"{section} own id"].add(*({"id": _as_found(number)} for number in own))
     num_keypoints = _count_keypoints(categories, found) if categories else 0
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     texts = set(map(str, known["image_id"]))
     for one in _sound_entries("annotations", annotations, found):
         if one["image_id"] not in known["image_id"]:
-            found["image_id type" if str(one["image_id"]) in texts else "image_id"].add(one)
+            key = "image_id type" if str(one["image_id"]) in texts else "image_id"
+            found[key].add(one | {"image_id": _as_found(one["image_id"])})
             continue
         size = sizes.get(one["image_id"], UNKNOWN_SIZE)
         box_fault = _box_fault(one, *size)

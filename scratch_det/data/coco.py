@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
 from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, NO_MASK, Problem, explain, fatal, notice
-from scratch_det.data.coco_json import NONE, Arrays, by_image, read_json
+from scratch_det.data.coco_json import Arrays, by_image, read_json
 from scratch_det.data.file_names import is_outside, other_spellings
 from scratch_det.data.packed import load
 from scratch_det.errors import DataError
@@ -153,7 +153,7 @@ class CocoDataset:
             "bbox": bbox,
             "segmentation": mask,
             "keypoints": points,
-            "num_keypoints": sum(v > 0 for v in points[2::3]) if labelled == NONE else labelled,
+            "num_keypoints": sum(v > 0 for v in points[2::3]) if labelled < 0 else labelled,
             "area": bbox[2] * bbox[3] if math.isnan(area) else area,
             "iscrowd": int(arrays["iscrowd"][k]),
             "ignore": int(arrays["ignore"][k]),

@@ -253,6 +253,7 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     if not _some_run_can_use_it(problems):
         return Checked(counts, problems, sound, [], [], [])
     numbers = [numbers_of([one["id"] for one in section]) for section in (sound, categories)]
+    annotations = [one for one in annotations if one["image_id"] in numbers[0]]
     chunks = (annotations[k : k + CHUNK] for k in range(0, len(annotations), CHUNK))
     parts = [_columns([_converted(one, *numbers) for one in chunk]) for chunk in chunks]
     categories = [{name: one[name] for name in Category.__annotations__ if name in one} for one in categories]
@@ -303,8 +304,8 @@ def _converted(one: Record, images: dict[Any, int], categories: dict[Any, int]) 
         mask = Rle((int(mask["size"][0]), int(mask["size"][1])), counts)
     return Annotation(
         id=0,
-        image_id=images.get(one["image_id"], NONE),
-        category_id=categories.get(one["category_id"], NONE),
+        image_id=images[one["image_id"]],
+        category_id=categories[one["category_id"]],
         bbox=tuple(one["bbox"]),
         segmentation=mask,
         keypoints=points if are_numbers(points) else [],

@@ -66,7 +66,7 @@ def run_cocoeval(
     parameters = Params(task)
     if oks_sigmas:
         parameters.kpt_oks_sigmas = list(oks_sigmas)
-    scorer = StreamingEval([{"id": k, "name": truth.categories[k]["name"]} for k in scored], task, params=parameters)
+    scorer = StreamingEval([{"id": k, "name": str(k)} for k in scored], task, params=parameters)
     order = np.argsort(images, kind="stable")
     order = order[np.isin(classes[order], scored)]
     with gc_paused():

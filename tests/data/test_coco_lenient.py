@@ -173,15 +173,21 @@ class TestIds:
         again = evaluate_predictions(truth_of(data), read_predictions(path), ["bbox", "segm"])
         assert again == metrics
 
+    def test_names_of_classes_of_any_kind(self, coco_factory) -> None:
+        coco_factory(change=lambda c: [one.update(name=[one["id"]]) for one in c["categories"]])
+        metrics = evaluate_predictions(truth_of(read_toy()), perfect(read_toy()), ["bbox"])
+        assert metrics["bbox"]["AP-[5]"] == pytest.approx(100)
+
     def test_sizes_may_be_floats(self, coco_factory) -> None:
         coco_factory(change=lambda c: c["images"][0].update(width=96.0))
         [(severity, text)] = found()
         assert (severity, text) == ("notice", "1 images whose width or height is not written as a whole number: id 1")
         assert read_toy().images[0]["width"] == 96
 
-    def test_orphans_are_left_out(self, coco_factory) -> None:
+    @pytest.mark.parametrize("box", [[0, 0, 0, 0], "none"])
+    def test_orphans_are_left_out(self, coco_factory, box: Any) -> None:
         def change(content: dict[str, Any]) -> None:
-            content["annotations"].insert(0, {"id": 1, "image_id": 999, "category_id": 2, "bbox": [0, 0, 0, 0]})
+            content["annotations"].insert(0, {"id": 1, "image_id": 999, "category_id": 2, "bbox": box})
             content["annotations"].append({"id": 2, "image_id": -999, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 1,
                                            "iscrowd": 0, "segmentation": SQUARE})  # fmt: skip
 

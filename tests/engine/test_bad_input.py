@@ -181,7 +181,11 @@ class TestDataSets:
         [
             (
                 lambda c: c["annotations"][1].update(image_id="1"),
-                ["image_id is text where the image's id is a number", "id 102 (image_id 1)", "write both alike"],
+                [
+                    "image_id is text where the image's id is a number",
+                    "id 102 (image_id '1' (text))",
+                    "write both alike",
+                ],
             ),
             (lambda c: c["annotations"][1].update(category_id=4), ["unknown category_id: id 102", "[2, 5, 9]"]),
             (
