@@ -47,7 +47,7 @@ from scratch_det.data.checks import (
 )  # fmt: skip
 from scratch_det.data.forked import map_forked
 from scratch_det.data.other_formats import other_format
-from scratch_det.data.plausible import find_notices
+from scratch_det.data.plausible import find_notices, mask_extents
 from scratch_det.data.rle import run_lengths
 from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
@@ -148,6 +148,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
         categories.sort(key=lambda category: numbers[category["id"]])
         arrays |= _annotations(parts, arrays["image_id"], np.array(sorted(numbers.values()), np.int64))
         problems += find_notices(arrays, ids, categories)
+        del arrays["extent"]
     header = {"problems": [asdict(one) for one in problems], "categories": categories, "counts": counts}
     return {"digest": digest, **header}, arrays
 
@@ -327,7 +328,7 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
     is_odd[owner[~kept]] = True
     decoded = iter(run_lengths([rle.counts for rle in rles if isinstance(rle.counts, str)]))
     counts = [next(decoded) if isinstance(rle.counts, str) else rle.counts for rle in rles]
-    return {
+    columns = {
         "id": np.array([one.id for one in chunk], np.int64),
         "image_id": np.array([one.image_id for one in chunk], np.int64),
         "category_id": np.array([one.category_id for one in chunk], np.int64),
@@ -344,6 +345,7 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
         "rle_counts": np.fromiter(chain.from_iterable(counts), np.int64).clip(-1, 2**31 - 1).astype(np.int32),
         "rle_counts_at": _lengths(counts),
     }  # fmt: skip
+    return columns | {"extent": mask_extents(columns)}
 
 
 def _annotations(parts: list[Arrays], image_ids: np.ndarray, category_ids: np.ndarray) -> Arrays:

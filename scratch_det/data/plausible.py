@@ -9,54 +9,70 @@ import numpy as np
 
 from scratch_det.data.checks import CHECKS, LEAST_IOU, OVERHANG, Problem, Record
 
-LEAST_CORNERS = (
-    0.25  # share of boxes x0, y0, x1, y1 that stick out when read as x, y, width, height; of random ones 3/4
-)
+Arrays = Mapping[str, np.ndarray]
+LEAST_CORNERS = 0.25  # share of boxes x0, y0, x1, y1 that stick out as x, y, width, height: 3/4 of random ones do
 
 
-def find_notices(arrays: Mapping[str, np.ndarray], ids: Sequence[Any], categories: Sequence[Record]) -> list[Problem]:
+def find_notices(arrays: Arrays, ids: Sequence[Any], categories: Sequence[Record]) -> list[Problem]:
     """The notices of CHECKS on boxes, crowds and categories.
 
-    arrays: see ``data/coco_json.py``; ids: of the N annotations; categories: in the order of the labels.
+    arrays: see ``data/coco_json.py``, and ``extent`` of the masks; ids: of the annotations; categories: in the order of
+    the labels.
     """
     used = np.sort(arrays["order"])  # annotations of images that are listed
-    names, objects = Counter(str(one["name"]) for one in categories), set(arrays["label"][used].tolist())
+    names = Counter(str(one["name"]) for one in categories)
+    objects = np.bincount(arrays["label"][used], minlength=len(categories))
     offenders = {
         **{key: [{"id": ids[k]} for k in used[is_odd].tolist()] for key, is_odd in _odd_annotations(arrays, used)},
         "one name": [one for one in categories if names[str(one["name"])] > 1],
-        "no annotation": [one for k, one in enumerate(categories) if objects and k not in objects],
+        "no annotation": [one for k, one in enumerate(categories) if len(used) and not objects[k]],
     }
     return [replace(CHECKS[key], first=[]).add(*those) for key, those in offenders.items() if those]
 
 
-def _odd_annotations(arrays: Mapping[str, np.ndarray], used: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _odd_annotations(arrays: Arrays, used: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Keys of CHECKS, and bool for each of the ``used``: each of these is only of the first kind that fits it."""
-    box, area, crowd = (arrays[name][used] for name in ("box", "area", "iscrowd"))
-    low, sides, size = box[:, :2], box[:, 2:], np.stack([arrays["width"], arrays["height"]], 1)[arrays["image"][used]]
-    high, has_area = low + sides, (sides > 0).all(1)
-    sticks_out = (high - size > OVERHANG).any(1)
-    fits_as_corners = (sides > low).all(1) & (sides - size <= OVERHANG).all(1) | ~has_area
+    image, area, crowd = (arrays[name][used] for name in ("image", "area", "iscrowd"))
+    size = np.stack([arrays["width"][image], arrays["height"][image]])
+    # x and y as rows: numpy is quick along the longer axis
+    low, sides = np.ascontiguousarray(arrays["box"][used].T).reshape(2, 2, -1)
+    start, end = np.ascontiguousarray(arrays["extent"][used].T).reshape(2, 2, -1)
+    high, has_area = low + sides, (sides > 0).all(0)
+    sticks_out = (high - size > OVERHANG).any(0)
+    fits_as_corners = (sides > low).all(0) & (sides - size <= OVERHANG).all(0) | ~has_area
     are_corners = fits_as_corners.all() and sticks_out.sum() > LEAST_CORNERS * len(used)
-    start, end = (corner[used] for corner in mask_extents(arrays))
-    shared = (np.minimum(high, end) - np.maximum(low, start)).clip(0).prod(1)
-    union = sides.prod(1) + (end - start).prod(1) - shared
-    is_off = (np.maximum(abs(start - low), abs(end - high)) > OVERHANG).any(1)
+    shared = (np.minimum(high, end) - np.maximum(low, start)).clip(0).prod(0)
+    union = sides.prod(0) + (end - start).prod(0) - shared
+    is_off = (np.maximum(abs(start - low), abs(end - high)) > OVERHANG).any(0)
     kinds = {
         "crowds": crowd & (2 * crowd.sum() > len(used)),
-        "shares": has_area & (box <= 1).all(1) & (size > 1).all(1),
+        "shares": has_area & (low <= 1).all(0) & (sides <= 1).all(0) & (size > 1).all(0),
         "corners": sticks_out & are_corners,
         "box of mask": has_area & is_off & (shared < LEAST_IOU * union),
-        "large area": area > (sides + OVERHANG).prod(1),
+        "large area": area > (sides + OVERHANG).prod(0),
     }
     first = np.select(list(kinds.values()), list(range(len(kinds))), -1)
     return ((key, first == k) for k, key in enumerate(kinds))
 
 
-def mask_extents(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """x y of the upper left and of the lower right corner of each mask, float [N, 2]; NaN where there is none."""
-    low, high = np.full((2, len(arrays["label"]), 2), np.nan)
-    at = arrays["polygon_at"][arrays["polygons_at"]]  # where the numbers of an object begin
-    has = np.diff(at) > 0
-    corners, starts = arrays["polygon"].reshape(-1, 2), at[:-1][has] // 2
-    low[has], high[has] = (extreme.reduceat(corners, starts, axis=0) for extreme in (np.minimum, np.maximum))
-    return low, high
+def mask_extents(part: Arrays) -> np.ndarray:
+    """x0 y0 x1 y1 of each mask in a chunk's columns, float [n, 4]; NaN where there is none."""
+    count = len(part["polygons_at"])
+    of_corner = np.repeat(np.repeat(np.arange(count), part["polygons_at"]), part["polygon_at"] // 2)
+    corners = part["polygon"].reshape(-1, 2)
+    of_run = np.repeat(np.arange(count), part["rle_counts_at"])
+    runs, first = part["rle_counts"].astype(np.int64), np.flatnonzero(np.diff(of_run, prepend=-1))
+    sizes = np.diff(first, append=len(runs))
+    end = runs.cumsum()
+    end -= np.repeat((end - runs)[first], sizes)
+    ink = np.flatnonzero(((np.arange(len(runs)) - np.repeat(first, sizes)) % 2 == 1) & (runs > 0))
+    height = part["rle_size"][of_run[ink], 0].clip(min=1)
+    (x, y), (last_x, last_y) = np.divmod((end - runs)[ink], height), np.divmod(end[ink] - 1, height)
+    is_tall = x < last_x  # a run that goes on in another column has pixels in all rows
+    upper = np.stack([x, np.where(is_tall, 0, y)], 1)
+    lower = np.stack([last_x, np.where(is_tall, height - 1, last_y)], 1) + 1
+    extents = np.full((count, 4), np.nan)
+    for low, high, of_one in ((corners, corners, of_corner), (upper, lower, of_run[ink])):
+        first = np.flatnonzero(np.diff(of_one, prepend=-1))
+        extents[of_one[first]] = np.hstack([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)])
+    return extents
