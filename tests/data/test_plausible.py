@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import MASK_KINDS, rectangle_mask
 from toy_data import config, read_toy, rejection
@@ -10,6 +11,7 @@ from toy_data import config, read_toy, rejection
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.plausible import mask_extents
 
 SIZE = (96, 64)
 BOXES = [(40, 18, 30, 24), (18, 11, 30, 24), (6, 2, 30, 24), (56, 30, 30, 24)]
@@ -66,6 +68,32 @@ def test_none_in_a_sound_file(notices, kind) -> None:
 )  # fmt: skip
 def test_of_every_annotation(notices, change, expected) -> None:
     assert notices(update(change)) == expected
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+def test_boxes_of_other_masks(notices, kind) -> None:
+    def swap(content: dict) -> None:
+        first, second, *_ = content["annotations"]
+        first["segmentation"], second["segmentation"] = second["segmentation"], first["segmentation"]
+
+    assert notices(whole=swap, kind=kind) == [f"2 {MASK}: id 0, 1"]
+
+
+def test_extents_of_runs() -> None:
+    rng, height, width = np.random.default_rng(0), 7, 5
+    masks = rng.random((200, height, width)) < rng.uniform(0, 1, (200, 1, 1)) ** 4
+    counts, expected = [], []
+    for mask in masks:
+        cuts = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False, append=not mask[-1, -1]))
+        counts.append(np.diff(cuts, prepend=0))
+        y, x = np.nonzero(mask)
+        expected.append([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [np.nan] * 4)
+    empty = np.zeros(0, int)
+    part = {
+        "polygon": empty, "polygon_at": empty, "polygons_at": np.zeros(200, int), "rle_counts": np.concatenate(counts),
+        "rle_counts_at": np.array(list(map(len, counts))), "rle_size": np.tile([height, width], (200, 1)),
+    }  # fmt: skip
+    np.testing.assert_array_equal(mask_extents(part), expected)
 
 
 def test_corners(notices) -> None:
