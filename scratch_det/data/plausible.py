@@ -56,7 +56,7 @@ def _odd_annotations(arrays: Arrays, used: np.ndarray) -> Iterator[tuple[str, np
 
 
 def mask_extents(part: Arrays) -> np.ndarray:
-    """x0 y0 x1 y1 of each mask in a chunk's columns, float [n, 4]; NaN where there is none."""
+    """x0 y0 x1 y1 of each mask in a chunk's columns, float [n, 4]; NaN where there is no sound one."""
     count = len(part["polygons_at"])
     of_corner = np.repeat(np.repeat(np.arange(count), part["polygons_at"]), part["polygon_at"] // 2)
     corners = part["polygon"].reshape(-1, 2)
@@ -65,7 +65,9 @@ def mask_extents(part: Arrays) -> np.ndarray:
     sizes = np.diff(first, append=len(runs))
     end = runs.cumsum()
     end -= np.repeat((end - runs)[first], sizes)
-    ink = np.flatnonzero(((np.arange(len(runs)) - np.repeat(first, sizes)) % 2 == 1) & (runs > 0))
+    is_sound = np.add.reduceat(runs, first) == part["rle_size"].prod(1)[of_run[first]]
+    is_odd = (np.arange(len(runs)) - np.repeat(first, sizes)) % 2 == 1
+    ink = np.flatnonzero(is_odd & (runs > 0) & np.repeat(is_sound, sizes))
     height = part["rle_size"][of_run[ink], 0].clip(min=1)
     (x, y), (last_x, last_y) = np.divmod((end - runs)[ink], height), np.divmod(end[ink] - 1, height)
     is_tall = x < last_x  # a run that goes on in another column has pixels in all rows

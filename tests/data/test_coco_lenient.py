@@ -73,7 +73,8 @@ class TestMasks:
         assert found(need_masks=False) == []
 
     def test_whole_numbers_may_be_floats(self, coco_factory) -> None:
-        coco_factory(change=edited(segmentation={"size": [64.0, 96.0], "counts": [100.0, 44.0, 6000.0]}))
+        mask = {"size": [64.0, 96.0], "counts": [100.0, 44.0, 6000.0]}
+        coco_factory(change=edited(segmentation=mask, bbox=[1, 0, 2, 64], area=44))
         assert found() == []
         assert read_toy().objects(0)[0]["segmentation"] == {"size": [64, 96], "counts": [100, 44, 6000]}
 
