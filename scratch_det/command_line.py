@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError, did_you_mean, quoted
+from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError, did_you_mean, quoted
 from scratch_det.files import Lenient
 
 UNUSABLE = {  # what is wrong with a path, and the fix
@@ -31,7 +31,7 @@ EXIT_INTERRUPTED = 130  # as a shell has it for SIGINT
 SHOW_TRACEBACK = "SCRATCH_DET_TRACEBACK"  # an environment variable
 TRACEBACK = "traceback.txt"
 REPORTS: list[Path] = []  # folders for it, the last one first; else the current one
-MOST_LETTERS = 300  # of an error that nobody foresaw
+MOST_LETTERS = 300  # of an unexpected error
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def exit_on_user_error(
 ) -> Iterator[None]:
     """Turn every error into ``error: message`` on stderr and an exit code; no tool ends in a traceback.
 
-    Code 2: an error that the user can mend, see ``explained``; 70: any other, see ``unforeseen``; 130: Ctrl-C.
+    Code 2: an error that the user can mend, see ``explained``; 70: any other, see ``unexpected``; 130: Ctrl-C.
 
     prints: False in the ranks that leave the user's errors to another one; only the exit code is set.
     reading_only: the block only prints what it found, so an output that is closed early, as by ``| head``, is no error:
@@ -66,8 +66,8 @@ def exit_on_user_error(
             if prints:
                 print(f"error: {message}", file=sys.stderr)
             raise SystemExit(EXIT_CODE) from None
-        print(f"error: {unforeseen(error)}", file=sys.stderr)
-        raise SystemExit(EXIT_UNFORESEEN) from None
+        print(f"error: {unexpected(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_UNEXPECTED) from None
 
 
 def explained(error: BaseException) -> str | None:
@@ -80,7 +80,7 @@ def explained(error: BaseException) -> str | None:
     return str(error) if isinstance(error, UserError) else None
 
 
-def unforeseen(error: BaseException) -> str:
+def unexpected(error: BaseException) -> str:
     """Where an error of any other kind arose, at which file, and what it says; its traceback is written into a file.
 
     The file is found among the variables of our functions, the innermost first.
@@ -106,7 +106,7 @@ def unforeseen(error: BaseException) -> str:
             break
     *_, last = said = str(error).strip().splitlines() or [""]  # that of a data worker holds its traceback
     what = f"{type(error).__name__}: {last if 'Traceback' in str(error) else ' '.join(said)}"[:MOST_LETTERS]
-    return f"nobody foresaw this{at}: {what}\n  this is a bug, or a file is damaged; {where}{SHOW_TRACEBACK}=1 shows it"
+    return f"unexpected error{at}: {what}\n  this is a bug, or a file is damaged; {where}{SHOW_TRACEBACK}=1 shows it"
 
 
 def _is_output_closed() -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 Result = TypeVar("Result")
 
 EXIT_CODE = 2
-EXIT_UNFORESEEN = 70  # sysexits.h's EX_SOFTWARE: a bug, or a damaged file that no check knows
+EXIT_UNEXPECTED = 70  # sysexits.h's EX_SOFTWARE: a bug, or a damaged file that no check knows
 MOST_LINES, FIRST_LINES, LONGEST_LINE = 12, 10, 1000  # of a message; the first ones where it has more, characters
 
 

@@ -102,5 +102,5 @@ def attempt(action: Callable[[], object]) -> str:
     try:
         action()
     except Exception as error:  # what the net would catch
-        return explained(error) or f"UNFORESEEN {type(error).__name__}: {error}"
+        return explained(error) or f"UNEXPECTED {type(error).__name__}: {error}"
     return ""

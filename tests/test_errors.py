@@ -50,7 +50,7 @@ class TestExit:
     @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EACCES, "no file is named"), BrokenPipeError(),
                                        RecursionError("too deep"), IN_A_WORKER])  # fmt: skip
     @pytest.mark.parametrize("prints", [True, False])
-    def test_what_nobody_foresaw(
+    def test_an_unexpected_error(
         self, error: Exception, prints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     ) -> None:
         """One message from any rank; a pipe to a worker that broke counts too, where standard output can be written."""
@@ -60,7 +60,7 @@ class TestExit:
         with pytest.raises(SystemExit, match="70"), exit_on_user_error(prints):
             fail(error)
         said, written = capsys.readouterr().err, tmp_path / "study/traceback.txt"
-        assert said.startswith(f"error: nobody foresaw this: {type(error).__name__}:")
+        assert said.startswith(f"error: unexpected error: {type(error).__name__}:")
         assert f"this is a bug, or a file is damaged; the traceback is in {written}" in said
         assert "Traceback" not in said
         assert ("RuntimeError: KeyError: 3" in said) == ("worker" in str(error))

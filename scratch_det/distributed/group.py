@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scratch_det.command_line import explained, unforeseen
+from scratch_det.command_line import explained, unexpected
 from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
-from scratch_det.errors import EXIT_CODE, EXIT_UNFORESEEN, UserError
+from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError
 
 SECONDS_TO_STOP = 30.0  # for a run that was asked to stop, and whose launcher is gone, to write its checkpoint
 SECONDS_TO_LEARN = 3.0  # for a launcher to see that a process died, and to write it into the store
@@ -184,7 +184,7 @@ class Group:
             return
         self.wait_for_cause(error)
         told, is_lost, store = explained(error), is_lost_connection(error), self.watch.store
-        code = EXIT_CODE if told else 1 if is_lost else EXIT_UNFORESEEN
+        code = EXIT_CODE if told else 1 if is_lost else EXIT_UNEXPECTED
         assert store, "the processes have met"
         try:
             is_first = store.add("failures", 1) == 1
@@ -200,7 +200,7 @@ class Group:
                 f"({str(error).splitlines()[0]})"
             )
         if is_first:
-            print(f"error: {told or f'{who}: {unforeseen(error)}'}", file=sys.stderr, flush=True)
+            print(f"error: {told or f'{who}: {unexpected(error)}'}", file=sys.stderr, flush=True)
         os._exit(code)
 
 

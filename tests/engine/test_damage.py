@@ -71,7 +71,7 @@ def test_a_damaged_run_folder(flag: str, begun: Path, toy_recipe: Path, tmp_path
         damage(folder / file, kind)
         before = contents(folder)
         said = attempt(partial(begin, folder))
-        if not (str(folder) in said or (said == "" and FILES[file])) or "UNFORESEEN" in said:
+        if not (str(folder) in said or (said == "" and FILES[file])) or "UNEXPECTED" in said:
             wrong.append(f"{kind} {file}: {said or 'goes on'}")
         assert contents(folder) == before, file
     assert wrong == []
@@ -115,7 +115,7 @@ def test_a_checkpoint_that_does_not_fit(begun: Path, toy_recipe: Path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(resume, "read_checkpoint", lambda path, content=content: content)
             said = attempt(partial(restore, cfg, backend, state, origin))
-        if not re.search(message, said) or str(begun / MODEL) not in said or "UNFORESEEN" in said:
+        if not re.search(message, said) or str(begun / MODEL) not in said or "UNEXPECTED" in said:
             wrong.append(f"{kind}: {said}")
     assert wrong == []
     assert restore(cfg, backend, state, origin) == []

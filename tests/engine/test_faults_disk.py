@@ -44,7 +44,7 @@ def test_an_error_of_the_disk(call: str, train: Train, monkeypatch: pytest.Monke
             said = attempt(lambda: train(*KEYS, name=f"{kind}{at}"))  # noqa: B023 - called at once
         assert os.strerror(number) in said, (kind, at)
         assert str(whole.with_name(f"{kind}{at}")) in said, said
-        assert "UNFORESEEN" not in said
+        assert "UNEXPECTED" not in said
         assert is_same(train(*KEYS, name=f"{kind}{at}", resume=True), whole), (kind, at)
 
 

@@ -243,7 +243,7 @@ class TestReport:
                 lambda: curves.compare_runs([f"a={folder}"], ["total_loss"], tmp_path / "a.png"),
             ):
                 said = attempt(action)
-                wrong += [f"{file}: {said}"] * ("UNFORESEEN" in said or (said != "" and str(folder) not in said))
+                wrong += [f"{file}: {said}"] * ("UNEXPECTED" in said or (said != "" and str(folder) not in said))
             shutil.rmtree(folder)
             shutil.copytree(good, folder)
         assert wrong == []
