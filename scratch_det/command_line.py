@@ -74,7 +74,8 @@ def explained(error: BaseException) -> str | None:
     """The message of an error that the user can mend: a UserError, an unusable file, or no memory left."""
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         return f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's
+    full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # the latter is torch's, on the CPU
+    if full or type(error).__name__ == "OutOfMemoryError":  # ... and on a GPU
         reason = (str(error).splitlines() or ["by Python"])[0]
         return f"no more memory ({reason}); make batches or images smaller, see --scale-to-batch, or end other programs"
     return str(error) if isinstance(error, UserError) else None
@@ -162,7 +163,8 @@ class ToolParser(ArgumentParser):
                 alike = flag.replace("_", "-").lower()
                 answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
                 answer = next(answers, None)
-                return f"; instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
+                if hint := f"; instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known)):
+                    return hint
             if "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 return f"; write --config-file {quoted(word)}"
         return ""

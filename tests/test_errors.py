@@ -36,6 +36,11 @@ class TestExit:
                 "end other programs\n",
             ),
             (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 TB"),
+                "error: no more memory (DefaultCPUAllocator: can't allocate memory: 4 TB); make batches or images "
+                "smaller, see --scale-to-batch, or end other programs\n",
+            ),
+            (
                 PermissionError(errno.EACCES, "Permission denied", "a.json"),
                 "error: a.json: Permission denied; change its permissions, or name another\n",
             ),

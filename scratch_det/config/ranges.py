@@ -54,7 +54,7 @@ def not_negative(value: Any) -> bool:
 
 
 ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first row that matches counts
-    ("SEED", within(-LARGEST), "a whole number of 62 bits"),
+    ("SEED", within(-LARGEST), "a whole number"),
     # An empty name is the current folder, which nobody wants filled with a run.
     ("OUTPUT_DIR", str.strip, "a folder; set OUTPUT_DIR output/NAME"),
     # torch's names; what a machine has is seen when the run starts
@@ -62,7 +62,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r"MODEL\.PIXEL_MEAN", each(within(-LARGEST), 3, 3), "three numbers, one a channel"),
     (r"MODEL\.PIXEL_STD", each(above(0), 3, 3), "three numbers above 0, one a channel"),
     (r".*\.FREEZE_AT", within(0, 5), "0, which freezes nothing, to 5"),
-    (r".*\.DEPTH", lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
+    (r"MODEL\.RESNETS\.DEPTH", lambda depth: depth in (18, 34, 50, 101, 152), "18, 34, 50, 101 or 152"),
     (r".*\.RES5_DILATION", within(1, 2), "1 or 2"),
     (r".*\.DEFORM_ON_PER_STAGE", lambda stages: len(stages) == 4, "True or False for each of four stages"),
     (r".*\.(\w*NUM_GROUPS|WIDTH_PER_GROUP|\w*OUT_CHANNELS|CONV_DIM|FC_DIM)", within(1, CHANNELS), f"1 to {CHANNELS}"),
@@ -75,7 +75,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r".*ANCHOR_GENERATOR\.SIZES", each(each(above(0, 1e6))), "lists of sides in pixels such as [[32, 64]]"),
     (r".*\.ASPECT_RATIOS", each(each(within(1e-3, 1e3))), "lists such as [[0.5, 1.0, 2.0]]"),
     (r".*\.ANGLES", each(each(within(-360, 360))), "lists of degrees such as [[0]]"),
-    (r".*\.OFFSET", lambda part: 0 <= part < 1, "a part of the stride, 0 or more and below 1"),
+    (r".*GENERATOR\.OFFSET", lambda part: 0 <= part < 1, "a part of the stride, 0 or more and below 1"),
     (r".*\.BOUNDARY_THRESH", within(-1), "pixels, 0 or more, or -1 to keep all anchors"),
     (r".*\.IOU_THRESHOLDS", rising, "rising IoUs between 0 and 1 such as [0.5] or [0.3, 0.7]"),
     (r".*\.IOU_LABELS", each(lambda n: n in (-1, 0, 1)), "a list of 0, 1 and -1"),
@@ -126,8 +126,9 @@ def known_values(cfg: CfgNode, section: str = "") -> Iterator[str]:
     """The values of the keys that begin with ``section`` fit their rows, and are one of their words in ALLOWED."""
     values = flatten(cfg)
     for key in flatten(get_cfg()):
-        if key.startswith(section) and (row := row_of(key)) and not row[1](values[key]):
-            yield f"{key} is {values[key]!r}, expected {row[2]}"
+        if key.startswith(section) and (row := row_of(key)) and not row[1](value := values[key]):
+            limit = ", which is too large" if isinstance(value, int | float) and value > LARGEST else ""
+            yield f"{key} is {value!r}{limit}, expected {row[2]}"
     for key, words in ALLOWED.items():
         if key.startswith(section):
             yield from is_one_of(key, values[key], words)

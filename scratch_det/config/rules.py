@@ -4,7 +4,7 @@ detectron2's defaults (FrozenBN, FREEZE_AT 2) are made for fine-tuning; without 
 layers. In Detectron's released runs that mistake cost 3.3 box AP (R50, 3x: 36.2 against 39.5).
 
 A rule is a generator of problems, one line each: what was found, what is expected, the key, the fix. Rules on a single
-value are rows of RANGES and ALLOWED in ``ranges``; rules of one entry of a list stand with it in ``choices``.
+value are rows of ROWS and ALLOWED in ``ranges``; rules of one entry of a list stand with it in ``choices``.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config import choices
 from scratch_det.config.load import flatten, get_cfg, plain
-from scratch_det.config.ranges import is_one_of, known_values
+from scratch_det.config.ranges import IMAGES, is_one_of, known_values
 from scratch_det.errors import raise_problems
 
 NORM_NAMES = ("", "BN", "SyncBN", "FrozenBN", "GN")
@@ -198,7 +198,7 @@ def reference_world_size(cfg: CfgNode) -> Iterator[str]:
 
 def batch_divides(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator[str]:
     batch, parts = cfg.SOLVER.IMS_PER_BATCH, num_processes * accumulate
-    if batch < 1 or batch % parts == 0:
+    if not 1 <= batch <= IMAGES or batch % parts == 0:
         return
     processes = f"{num_processes} process{'es' if num_processes > 1 else ''}"
     if batch % num_processes:
@@ -237,7 +237,7 @@ def model_agrees(cfg: CfgNode) -> Iterator[str]:
             "one for each class; set it to True"
         )
     if len(ious) != len(weights):
-        yield f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one of both a stage"
+        yield f"MODEL.ROI_BOX_CASCADE_HEAD has IOUS {ious} and BBOX_REG_WEIGHTS {weights}, expected one of each a stage"
     elif ious and thresholds != [ious[0]]:
         yield (
             f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {thresholds}, but the cascade's first stage "
@@ -255,11 +255,7 @@ def lists_agree(cfg: CfgNode) -> Iterator[str]:
                 "one label more than thresholds"
             )
     for name in ("SIZES", "ASPECT_RATIOS"):
-        key, lists, levels = (
-            f"MODEL.ANCHOR_GENERATOR.{name}",
-            cfg.MODEL.ANCHOR_GENERATOR[name],
-            len(cfg.MODEL.RPN.IN_FEATURES),
-        )
+        key, lists = f"MODEL.ANCHOR_GENERATOR.{name}", cfg.MODEL.ANCHOR_GENERATOR[name]
         if len(lists) not in (1, levels := len(cfg.MODEL.RPN.IN_FEATURES)):
             yield f"{key} has {len(lists)} lists; expected one for all levels or one for each of the {levels}"
         if len({len(values) for values in lists}) > 1:

@@ -161,20 +161,21 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
     passed on. When one process fails, the others end too. Raises UserError for an invalid ``dist_url`` or a taken port,
     Stopped when a signal comes before there are processes.
     """
-    num_processes, address, port = max(num_gpus, 1), "127.0.0.1", 0
+    num_processes, scheme, address, port = max(num_gpus, 1), "", "127.0.0.1", 0
     if dist_url != "auto" or num_machines > 1:
-        url, port = urlparse(dist_url), 0
-        with suppress(ValueError):  # above 65,535
-            port = url.port or 0
-        if url.scheme != "tcp" or not url.hostname or not port:
+        with suppress(ValueError):  # no URL, or a port above 65,535
+            url = urlparse(dist_url)
+            scheme, address, port = url.scheme, url.hostname or "", url.port or 0
+        if scheme != "tcp" or not address or not port:
             raise UserError(
                 f"--dist-url is {dist_url}, expected tcp://HOST:PORT of the first of the {num_machines} machines"
             )
-        address = url.hostname
     # served by the launcher, so it outlives each of the processes
     stop = StopFlag()
     with stop.listening():
         store, port = open_store(address, port, machine_rank == 0, stop)
+    if stop.requested:
+        raise Stopped(stop)
     shared = {
         "WORLD_SIZE": num_processes * num_machines,
         "LOCAL_WORLD_SIZE": num_processes,
@@ -249,7 +250,7 @@ def open_store(address: str, port: int, opens_it: bool, stop: StopFlag) -> tuple
             time.sleep(SECONDS_BETWEEN_LOOKS)
         timeout = timedelta(seconds=MEETING_SECONDS)
         store = TCPStore(address, port, is_master=opens_it, wait_for_workers=False, timeout=timeout)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeError) as error:  # the last: of a host's name with an empty or long part
         raise UserError(
             f"cannot {'open' if opens_it else 'reach'} {address}:{port} for the processes to meet "
             f"({str(error).splitlines()[0]}); give another: --dist-url tcp://HOST:PORT, MASTER_PORT, or torchrun's "

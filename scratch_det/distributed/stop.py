@@ -24,6 +24,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
+        self.raises = False  # whether a signal raises Stopped in the main thread: while nothing would be lost
         self.signal: signal.Signals | None = None  # None when another process got it
         self.received = 0.0
 
@@ -32,8 +33,8 @@ class StopFlag:
         """Handle the signals inside the block; only possible in the main thread."""
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
-        # Python writes only signals that have a handler to the wakeup pipe, so each one gets an empty handler.
-        before = {number: signal.signal(number, lambda number, frame: None) for number in wanted_signals()}
+        # Python writes only signals that have a handler to the wakeup pipe.
+        before = {number: signal.signal(number, self._handle) for number in wanted_signals()}
         fd_before = signal.set_wakeup_fd(write_end)
         thread = threading.Thread(target=self._listen, args=(read_end,), daemon=True)
         thread.start()
@@ -48,15 +49,23 @@ class StopFlag:
             os.close(write_end)
             os.close(read_end)
 
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.raises:
+            self.raises = False  # once: not in what cleans up behind it
+            self._take(number)  # the thread may not have seen it yet
+            raise Stopped(self)
+
     def _listen(self, read_end: int) -> None:
         """Read one byte for each signal; it may also be a signal that another library handles."""
         while (byte := os.read(read_end, 1)) != END:
             number = byte[0]
             if number in SIGNALS and self.signal is None:
-                self.signal, self.received = signal.Signals(number), time.monotonic()
-                self.requested = True
+                self._take(number)
             elif number in SIGNALS and time.monotonic() - self.received > SAME_REQUEST:
                 os._exit(128 + number)
+
+    def _take(self, number: int) -> None:
+        self.received, self.signal, self.requested = time.monotonic(), signal.Signals(number), True
 
 
 def wanted_signals() -> list[signal.Signals]:

@@ -109,6 +109,7 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
         stack.callback(sys.stdout.flush)
         if not world.is_main:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stop.raises = True  # nothing is written yet, and a large json takes its time
         plan = make_plan(request, world, task, report)
         REPORTS.append(plan.run_dir.path)
         built_by = library(plan.backend)
@@ -117,8 +118,7 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
             logger.info(line)
         for notice in report.messages("notice"):
             logger.warning(notice)
-        if stop.requested:
-            raise Stopped(stop)
+        stop.raises = False
         if plan.is_finished and world.size == 1:  # answered without torch; of several processes rank 0 decides
             with closing(plan.run_dir):
                 plan.run_dir.lock()

@@ -96,6 +96,12 @@ def test_what_must_be_rejected(key: str, value: Any) -> None:
     assert repr(value).strip("[]()") in problem
 
 
+@pytest.mark.parametrize("value", [1e20, math.inf])
+def test_a_number_that_is_too_large_is_called_so(value: float) -> None:
+    [problem] = problems_of("SOLVER.BASE_LR", value)
+    assert problem.startswith(f"SOLVER.BASE_LR is {value}, which is too large, expected above 0")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

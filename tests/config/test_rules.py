@@ -141,6 +141,12 @@ class TestRules:
             check_config(scratch_cfg, num_processes, accumulate)
         assert str(error.value) == f"SOLVER.IMS_PER_BATCH is 16 in total, {expected}"
 
+    def test_a_batch_beyond_its_range(self, scratch_cfg: CfgNode) -> None:
+        """No share of it is looked for: that would take for ever."""
+        scratch_cfg.SOLVER.IMS_PER_BATCH = 10**12 + 1
+        with pytest.raises(ConfigError, match=r"^SOLVER.IMS_PER_BATCH is 1000000000001, expected 1 or more, at most"):
+            check_config(scratch_cfg, accumulate=10**12)
+
     def test_clipping_type(self, scratch_cfg: CfgNode) -> None:
         scratch_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "global"
         assert check_config(scratch_cfg) == []

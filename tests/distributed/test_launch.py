@@ -1,5 +1,7 @@
 """Several processes: who is who, and how they are started."""
 
+import os
+import signal
 import socket
 from typing import Any
 
@@ -134,7 +136,7 @@ class TestFlags:
         with pytest.raises(UserError, match=message):
             launch.several_to_launch(world, **{**FLAGS, **change})
 
-    @pytest.mark.parametrize("url", ["auto", "tcp://host", "tcp://host:99999", "env://", "host:1"])
+    @pytest.mark.parametrize("url", ["auto", "tcp://host", "tcp://host:99999", "tcp://[::1", "env://", "host:1"])
     def test_several_machines_need_a_meeting_point(self, url: str) -> None:
         with pytest.raises(UserError, match="expected tcp://HOST:PORT"):
             launch.launch(2, 2, 0, url)
@@ -169,7 +171,15 @@ def test_a_stop_while_waiting_for_the_others(rank: int) -> None:
         Group(World(rank, 2, rank, 2, port=port), torch.device("cpu"), stop)
 
 
-@pytest.mark.parametrize("machine_rank", [0, 1])
-def test_a_host_that_does_not_resolve(machine_rank: int) -> None:
-    with pytest.raises(UserError, match=r"cannot (open|reach) no\.invalid:1234 .*; give another: --dist-url"):
-        launch.launch(2, 2, machine_rank, "tcp://no.invalid:1234")
+def test_a_stop_while_the_meeting_point_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is imported there, which takes seconds."""
+    monkeypatch.setattr(launch, "open_store", lambda *_: (os.kill(os.getpid(), signal.SIGTERM), 1))
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launch.launch(2, 1, 0, "auto")
+
+
+@pytest.mark.parametrize(("machine_rank", "host"), [(0, "no.invalid"), (1, "no.invalid"), (0, "a..b"), (1, "a" * 80)])
+def test_a_host_that_does_not_resolve(machine_rank: int, host: str) -> None:
+    with pytest.raises(UserError, match=rf"cannot (open|reach) {host}:1234 .*; give another: --dist-url"):
+        launch.launch(2, 2, machine_rank, f"tcp://{host}:1234")

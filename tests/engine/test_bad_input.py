@@ -53,7 +53,7 @@ OVERRIDES = [
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
     (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, or for a GPU cuda"]),
     (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cpu, or for a GPU cuda"]),
-    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "or cuda:1"]),
+    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "xpu, cuda:1"]),
     (
         ["INPUT.CROP.ENABLED", True],
         ["the torchvision backend does not support", "INPUT.CROP.ENABLED is True; allowed: False"],

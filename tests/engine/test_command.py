@@ -1,8 +1,11 @@
 """The command line of a run: its flags, and how it ends in a process of its own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -55,6 +58,7 @@ class TestFlags:
             ("--work-dir out", "--work-dir; instead of --work-dir write OUTPUT_DIR FOLDER"),
             ("--cfg-options a=1", "instead of --cfg-options write KEY VALUE pairs without a flag"),
             ("--batch_size 4", "instead of --batch_size write --scale-to-batch N"),
+            ("-1 --cfg_options a=1", "instead of --cfg_options write KEY VALUE pairs without a flag"),
             ("--num_gpus 2", "unrecognized arguments: --num_gpus; did you mean '--num-gpus'?"),
             ("--resume=last.pth", "--resume takes no value: it continues the run in OUTPUT_DIR"),
         ],
@@ -88,6 +92,18 @@ class TestFlags:
         with pytest.raises(SystemExit, match="2"):
             train_net(*arguments)
         assert capsys.readouterr().err.splitlines()[-1].endswith(answer)
+
+    def test_a_stop_during_the_checks_is_obeyed_at_once(self, train_net, capsys, monkeypatch):
+        """A json of COCO's size takes 10 s, and nothing is lost."""
+
+        def check_for_long(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+        monkeypatch.setattr("scratch_det.engine.command.make_plan", check_for_long)
+        with pytest.raises(SystemExit, match="75"):
+            train_net("--config-file", "a.yaml")
+        assert capsys.readouterr().err.startswith("stopped by SIGTERM; the same command")
 
     def test_tools_without_keys_give_no_answer_on_keys(self, study_tool):
         code, said = study_tool("list", "--work-dir", "out")

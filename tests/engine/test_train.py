@@ -147,7 +147,7 @@ class TestRun:
 
     def test_divergence_is_said_and_recorded(self, train: Train, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"loss is not finite at iteration 1 .*nan(?s:.)*lower SOLVER.BASE_LR"):
-            train("SOLVER.BASE_LR", "1e20", "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1)
+            train("SOLVER.BASE_LR", "1e18", "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1)
         status = read(tmp_path / "run", "status.json")
         assert (status["state"], status["iteration"]) == ("failed", 1)
         assert "not finite" in status["error"]
