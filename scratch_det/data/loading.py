@@ -143,12 +143,10 @@ class _Pickler(ForkingPickler):
     """Leaves large tensors in /dev/shm, where there is room: Docker gives a container 64 MB. Others become bytes."""
 
     def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or (value.nbytes >= LARGE and _is_shared(value)):
+        if not isinstance(value, Tensor):
             return NotImplemented
+        if value.nbytes >= LARGE:
+            with suppress(RuntimeError):  # no room, or too many open files
+                value.share_memory_()
+                return NotImplemented
         return torch.from_numpy, (value.numpy(),)
-
-
-def _is_shared(tensor: Tensor) -> bool:
-    with suppress(RuntimeError):  # /dev/shm is full, or too many files are open
-        return tensor.share_memory_().is_shared()
-    return False
