@@ -229,13 +229,14 @@ def _apply(cfg: CfgNode, entries: list[Entry], defaults: dict[str, Any]) -> list
         if key not in defaults:
             problems.append(f"{where}: {_explain_unknown(key, list(defaults))}")
             continue
-        probe = CfgNode({"VALUE": defaults[key]})
-        with suppress(ValueError):
+        probe, found = CfgNode({"VALUE": defaults[key]}), raw
+        with suppress(ValueError, RecursionError, MemoryError):  # the last two: ((( without end, for Python's parser
+            found = CfgNode._decode_cfg_value(raw)
             probe.merge_from_list(["VALUE", raw])
             if same_kind(probe.VALUE, defaults[key]):
                 set_key(cfg, key, probe.VALUE)
                 continue
-        problems.append(f"{where}: {key} is {_wrong_type(CfgNode._decode_cfg_value(raw), defaults[key], where)}")
+        problems.append(f"{where}: {key} is {_wrong_type(found, defaults[key], where)}")
     return problems
 
 

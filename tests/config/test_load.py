@@ -74,6 +74,7 @@ class TestLoading:
             ),
             ("MODEL:\n  MASK_ON: 1\n", 2, "expected bool such as False: write True"),
             ("MODEL:\n  WEIGHTS:\n", 2, 'MODEL.WEIGHTS is None (null), expected str such as "": write ""'),
+            (f"SEED: '{'-' * 5000}1'\n", 1, "SEED is '------"),  # too deep for Python's parser
             ("SEED: null\n", 1, "SEED is None (null), expected int such as -1: leave the key out to keep -1"),
             ("OUTPUT_DIR: 7\n", 1, """write "'7'\""""),
             ("SEED: 1\nVERSION: 2\nSEED: 2\n", 3, "SEED is already in line 1 of this file"),
