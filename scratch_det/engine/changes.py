@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.config.load import flatten, plain, set_key
 from scratch_det.config.schedule import is_multi_step, learning_rate
-from scratch_det.engine.run_dir import ANEW, RunDir, Told
+from scratch_det.engine.run_dir import ANEW, Facts, RunDir
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import format_table
 from scratch_det.log import logger
@@ -154,7 +154,7 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     """
     earlier = run_dir.read_config(NEEDED)
     cfg.SEED = earlier.SEED if cfg.SEED < 0 else cfg.SEED
-    result = read_json(run_dir.result, Told, ANEW)
+    result = read_json(run_dir.result, Facts, ANEW)
     completed = result.get("iteration")
     if completed != cfg.SOLVER.MAX_ITER:
         raise UserError(

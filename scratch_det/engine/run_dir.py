@@ -37,6 +37,7 @@ from scratch_det.log import logger
 from scratch_det.reading import RESTORE, read_json, read_lines
 
 FLOAT32 = 4  # bytes
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANEW = f"{RESTORE}, or make the run anew in another folder: OUTPUT_DIR PATH"
 
 Score = float | None | dict[str, float | None]  # a dict: of one of several data sets
@@ -44,7 +45,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e10)]
 
 
-class Told(msgspec.Struct):
+class Facts(msgspec.Struct):
     """What a study reads of status.json, result.json and environment.json; ``best``: of a search."""
 
     iteration: Count | None = None
@@ -84,9 +85,6 @@ class Index(msgspec.Struct):
     sha256: dict[str, list[str]] = {}
     keep_at: list[int] = []
     best: dict[str, float] | None = None
-
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:

@@ -23,6 +23,7 @@ from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.origin import Pixels
 from scratch_det.weights.read import require_numbers
 
+NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
 MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of torch's optimizers: as the parameter is
 
 
@@ -35,9 +36,6 @@ class Saved(msgspec.Struct):
     iteration: Count
     seconds: Seconds
     window: list[dict[str, float]] = []
-
-
-NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
 
 
 class TrainingBackend(Protocol):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scratch_det.distributed.stop import STOPPED, StopFlag, Stopped
-from scratch_det.engine.run_dir import Told
+from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import try_lock, write_atomically
 from scratch_det.log import say_now
@@ -230,7 +230,7 @@ class Local:
         status, state = self.out / process.step.run / "status.json", None
         if status.exists() and status.stat().st_mtime >= process.began:
             with suppress(DataError):  # a damaged file: the record says so
-                state = read_json(status, Told).get("state")
+                state = read_json(status, Facts).get("state")
         return code in STOPPED or (self.has_passed_on and code == -signal.SIGTERM) or state == "stopped"
 
 

@@ -18,7 +18,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import flatten, plain
 from scratch_det.distributed.stop import signal_name
-from scratch_det.engine.run_dir import RunDir, Told
+from scratch_det.engine.run_dir import Facts, RunDir
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
 from scratch_det.files import completed, write_atomically
@@ -118,7 +118,7 @@ def survey(jobs: Sequence[Job], out: Path, states: Mapping[str, str]) -> list[Re
 
 def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     """The record of ``job``; ``needed``: those of the runs that it needs. Raises DataError for a damaged file."""
-    run, folder, result = job.run, out / job.name, read_json(job.result(out), Told, FIX)
+    run, folder, result = job.run, out / job.name, read_json(job.result(out), Facts, FIX)
     known = Record(run, READY, job.start, metrics=newest_metrics(folder, result))
     if result:  # whatever status.json says
         iteration = run.iterations if run.kind == SEARCH else result.get("iteration")
@@ -128,7 +128,7 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
                        weights_sha256=digest, found=found)  # fmt: skip
     fix = "remove this file, and study.py run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
-    reports = [read_json(part / "status.json", Told, fix) for part in parts]
+    reports = [read_json(part / "status.json", Facts, fix) for part in parts]
     status = {} if run.kind == SEARCH else reports[0]
     known = replace(known, iteration=sum(int(report.get("iteration") or 0) for report in reports))
     if state:

@@ -29,7 +29,7 @@ from scratch_det.command_line import project_flags
 from scratch_det.config.load import BASE_KEY, Entry, flatten, plain, read_source
 from scratch_det.config.rules import check_config
 from scratch_det.engine.plan import DETECTION, Request, check_recipe, choose_backend
-from scratch_det.engine.run_dir import RunDir, Told
+from scratch_det.engine.run_dir import Facts, RunDir
 from scratch_det.errors import ConfigError, Section, UserError, did_you_mean
 from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
 from scratch_det.files import write_atomically
@@ -160,7 +160,7 @@ class Search:
 
     def read(self, point: Point) -> Point:
         """``point`` with what its run has reached by now."""
-        result = read_json(self.out / point.name / "result.json", Told, FIX)
+        result = read_json(self.out / point.name / "result.json", Facts, FIX)
         if not result:
             return replace(point, error=failure_of(jobs_folder(self.out), point.name))
         score = flatten(result.get("metrics") or {}, "/").get(self.metric)

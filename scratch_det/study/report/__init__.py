@@ -28,7 +28,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from scratch_det.engine.run_dir import Told
+from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import say_now
@@ -235,7 +235,7 @@ def own_seconds(folder: Path, start: int) -> float:
 
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
-    seconds = float(read_json(folder / "result.json", Told, FIX).get("seconds") or 0.0)
+    seconds = float(read_json(folder / "result.json", Facts, FIX).get("seconds") or 0.0)
     times = [(line["iteration"] + 1, line.get("time")) for line in read_lines(folder / "metrics.json")]
     rows = [(end, time) for end, time in times if isinstance(time, int | float) and time > 0]
     ends = [0, *(end for end, _ in rows)]

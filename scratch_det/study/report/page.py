@@ -22,7 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from scratch_det.config.load import flatten
-from scratch_det.engine.run_dir import Told
+from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
 from scratch_det.files import write_atomically
@@ -175,7 +175,7 @@ def _read_environment(path: Path) -> dict[str, str]:
 
 def load_environment(path: Path) -> dict[str, Any]:
     """An environment.json; what is missing is empty. Raises DataError when a section is damaged."""
-    content = read_json(path, Told, FIX)
+    content = read_json(path, Facts, FIX)
     content |= {key: content.get(key) or {} for key in ("git", "packages", "datasets")}
     return content
 
