@@ -64,7 +64,7 @@ def main() -> None:
             content = load_json(entry.json_file, entry.json_file.read_bytes())
             wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks)
             done = repair(content, wishes)
-            has_masks = any(one.get("segmentation") for one in content["annotations"])
+            has_masks = any(one.get("segmentation") for one in content.get("annotations", ()))
             has_keypoints = any(one.get("keypoints") for one in content["categories"])
             text = encode(content) if done and not args.dry_run else b""
             del content

@@ -33,7 +33,7 @@ VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int | float) and value % 1 == 0 and -(2**63) <= value < 2**63,
     PIXELS: lambda value: isinstance(value, int | float) and value % 1 == 0 and 0 < value < 2**63,
     TEXT: lambda value: isinstance(value, str),
-    NAME: lambda value: isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)),
+    NAME: lambda value: isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)),
     ANYTHING: lambda value: True,
 }
 FIELDS = {  # the lists of a COCO json, and what every entry needs
@@ -203,11 +203,6 @@ def find_problems(images: list[Any], categories: list[Any], annotations: Iterabl
     return [one for one in problems if one.count], images
 
 
-def count_visible(annotation: Record) -> int:
-    """How many keypoints are labelled, hidden ones included."""
-    return sum(v > 0 for v in annotation["keypoints"][2::3])
-
-
 def _sound_entries(section: str, entries: Iterable[Any], found: dict[str, Problem]) -> Iterator[Record]:
     """The entries whose ids and sizes can be used; the others, and duplicates, are added to ``found``."""
     seen, fields = set(), FIELDS[section]
@@ -269,8 +264,8 @@ def mask_fault(mask: Any, width: float, height: float) -> str | None:
         counts = run_lengths([counts])[0] if isinstance(counts, str) else counts
         if not _are_whole(size, 2) or not _are_whole(counts):
             return "mask"
-        fits = size == [height, width] and sum(counts) == height * width and min(counts) >= 0
-        return None if fits or (width, height) == UNKNOWN_SIZE else "RLE"
+        fits = sum(counts) == math.prod(size) and min(counts, default=-1) >= 0
+        return None if fits and (size == [height, width] or (width, height) == UNKNOWN_SIZE) else "RLE"
     if not isinstance(mask, list) or not all(map(are_numbers, mask)):
         return "mask"
     polygons = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
@@ -295,7 +290,8 @@ def _keypoint_fault(one: Record, count: int) -> str | None:
         return "keypoints"
     if not set(one["keypoints"][2::3]) <= {0, 1, 2}:
         return "v"
-    return None if one.get("num_keypoints", count_visible(one)) == count_visible(one) else "num_keypoints"
+    labelled = sum(v > 0 for v in one["keypoints"][2::3])
+    return None if one.get("num_keypoints", labelled) == labelled else "num_keypoints"
 
 
 def _are_names(names: Any) -> bool:

@@ -149,8 +149,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
         arrays |= _annotations(parts, arrays["image_id"], np.array(sorted(numbers.values()), np.int64))
         problems += find_notices(arrays, ids, categories)
         del arrays["extent"]
-    header = {"problems": [asdict(one) for one in problems], "categories": categories, "counts": counts}
-    return {"digest": digest, **header}, arrays
+    found = [asdict(one) for one in problems]
+    return {"digest": digest, "problems": found, "categories": categories, "counts": counts}, arrays
 
 
 def rank(number: Any) -> tuple[bool, Any]:
@@ -203,6 +203,7 @@ def _read_quickly(data: bytes) -> Checked | None:
     return Checked(counts, problems, sound, ids.tolist(), content.categories, parts)
 
 
+@np.errstate(over="ignore")  # a number near the largest is a suspect, not a warning
 def _are_suspect(
     part: Arrays, known: np.ndarray, sizes: np.ndarray, classes: np.ndarray, num_keypoints: int
 ) -> np.ndarray:
@@ -245,7 +246,7 @@ def _are_suspect(
 
 def _read_slowly(path: Path, data: bytes) -> Checked:
     """Every entry is judged, and converted where a run can use it. Raises DataError as ``read_json``."""
-    content = load_json(path, data, annotated=False)
+    content = load_json(path, data)
     images, categories, annotations = content["images"], content["categories"], content.get("annotations", [])
     counts = len(images), len(categories), "annotations" in content
     if not all(counts[:2]):
@@ -261,11 +262,8 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     return Checked(counts, problems, sound, [one["id"] for one in annotations], categories, parts)
 
 
-def load_json(path: Path, data: bytes, annotated: bool = True) -> dict[str, list[Any]]:
-    """The json of these bytes of ``path``, with COCO's three lists. Raises DataError where it has not.
-
-    annotated: whether it has to have annotations.
-    """
+def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
+    """The json of these bytes of ``path``, with COCO's three lists, or without annotations. Raises DataError if not."""
     content: Any = None
     fault = ""
     try:
@@ -281,8 +279,7 @@ def load_json(path: Path, data: bytes, annotated: bool = True) -> dict[str, list
         fault = f"{path} is {other}"
     if fault:
         raise DataError(fault)
-    lists: Record = {} if annotated else {"annotations": []}
-    lists |= content if isinstance(content, dict) else {}
+    lists: Record = {"annotations": []} | (content if isinstance(content, dict) else {})
     missing = [key for key in FIELDS if not isinstance(lists.get(key), list)]
     if missing:
         raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(FIELDS)}")

@@ -16,7 +16,9 @@ def other_spellings(root: Path, names: Iterable[str]) -> dict[str, str]:
     front. Names that fit several files are left out, and files that fit several names or have their own exactly.
     """
     names = set(names)
-    exact = {name for name in names if not is_outside(root, name) and (root / name).is_file()}
+    exact = {
+        name for name in names if not is_outside(root, name) and os.path.isfile(root / name)
+    }  # False for one that is too long
     wanted = {name: _parts(name) for name in names - exact}
     depth = max(map(len, wanted.values()), default=0) + 1  # no deeper: links may lead round in a circle
     on_disk = defaultdict(list)

@@ -20,6 +20,7 @@ from scratch_det.errors import DataError
 from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 
+UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # what Pillow raises
 FORMATS_OF_16_BIT = ("PNG", "PPM")  # whose grey images Pillow may open as 32 bits, in mode I
 CHUNK = 32  # images that a process takes at a time
 State = list[int]  # size of a file in bytes, time of its last change in ns; width and height in the json, pixels
@@ -41,7 +42,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or leave the image out") from None
     if (width or height) and image.shape[:2] != (height, width):
         fix = "correct width and height in the json, or replace the file"

@@ -1,8 +1,7 @@
 """Repairs of a COCO json. REPAIRS lists them in their order; each changes the plain json in memory. Needs no torch."""
 
 import json
-import struct
-from ast import literal_eval
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,16 +14,15 @@ import msgspec
 import numpy as np
 from PIL import ExifTags, Image
 
-from scratch_det.data.checks import PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
+from scratch_det.data.checks import FIELDS, PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
 from scratch_det.data.file_names import other_spellings
-from scratch_det.data.image import decode_masks, encode_masks
+from scratch_det.data.image import UNREADABLE, decode_masks, encode_masks
 
 Content = dict[str, Any]
 Sizes = dict[Any, Any]  # id of an image -> width, height
-SIDES = ("width", "height")
 REFERENCES = {"images": "image_id", "annotations": "", "categories": "category_id"}
 NUMBERS = [
-    *((section, "id") for section in REFERENCES), *(("images", side) for side in SIDES),
+    *((section, "id") for section in REFERENCES), ("images", "width"), ("images", "height"),
     ("annotations", "image_id"), ("annotations", "category_id"),
 ]  # fmt: skip
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
@@ -52,7 +50,9 @@ Mend = Callable[[Content, Wishes], int]  # changes the content, and tells how ma
 
 def repair(content: Content, wishes: Wishes) -> list[str]:
     """Change the lists of a COCO json in place; a line for each kind of repair that had something to mend."""
-    done = ((mend(content, wishes), said) for said, mend in REPAIRS.items())
+    lists = {"annotations": [], **content}  # test-dev has none
+    done = [(mend(lists, wishes), said) for said, mend in REPAIRS.items()]
+    content |= {name: lists[name] for name in content}
     return [f"{number:,} {said}" for number, said in done if number]
 
 
@@ -135,7 +135,7 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
         before = image.get("width"), image.get("height")
         is_known = all(map(VALUES[PIXELS], before))
         path = wishes.root / str(image.get("file_name"))
-        with suppress(OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        with suppress(*UNREADABLE):
             if (is_known and not wishes.exif) or not path.is_file():
                 continue
             with Image.open(path) as opened:
@@ -181,7 +181,8 @@ def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:
     """Every value of these fields (section, key) becomes ``mend(value, its entry, sizes of the images, wishes)``."""
 
     def mend_all(content: Content, wishes: Wishes) -> int:
-        known = [one for one in content["images"] if all(VALUES[PIXELS](one.get(key)) for key in ("id", *SIDES))]
+        kinds = FIELDS["images"].items()
+        known = [one for one in content["images"] if all(VALUES[kind](one.get(key)) for key, kind in kinds)]
         sizes = {one["id"]: (one["width"], one["height"]) for one in known}
         changed = 0
         for one, key in ((one, key) for section, key in fields for one in content[section]):
@@ -198,7 +199,7 @@ def _whole(value: Any, *_: Any) -> Any:
     if isinstance(value, list | dict):
         return None
     if isinstance(value, str):  # "007" is a name
-        return int(value) if value.isdecimal() and str(int(value)) == value else value
+        return int(value) if re.fullmatch(r"0|[1-9]\d{0,18}", value, re.ASCII) else value
     return int(value) if isinstance(value, float | bool) and value % 1 == 0 else value
 
 
@@ -225,9 +226,8 @@ def _decoded(mask: Any, *_: Any) -> Any:
     for key, value in mask.items():
         if isinstance(value, list):
             new[key] = list(map(_whole, value))
-        elif isinstance(value, str) and value[:2] in ("b'", 'b"'):
-            with suppress(ValueError, SyntaxError):
-                new[key] = literal_eval(value).decode()
+        elif isinstance(value, str) and re.fullmatch(r"b(['\"]).+\1", value):
+            new[key] = value[2:-1].replace(r"\\", "\\")
     return new if repr(new) != repr(mask) else mask
 
 
@@ -281,10 +281,10 @@ REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
     **{f"{section} with an id that is missing, text, negative or another's: renumbered": partial(_renumber, section)
        for section in REFERENCES},
     "images whose file_name is spelt otherwise on disk: renamed in the json": _find_files,
-    "images without a size in pixels, or with --exif of the stored size: made that of the upright file": _settle_sizes,
     "annotations with a flat polygon, or one of points [x, y]: made [[x, y, ...]]": _each(_nested, MASK),
     "annotations with polygons of under 3 points or of half a point: these left out": _each(_of_3_points, MASK),
     "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
+    "images without a size in pixels, or with --exif of the stored size: made that of the upright file": _settle_sizes,
     "annotations with iscrowd missing or neither 0 nor 1: made 0 or 1": _each(_crowd, ("annotations", "iscrowd")),
     "annotations whose box is not that around the mask: made so": _each(_box_of_mask, ("annotations", "bbox")),
     "annotations without a mask that can be read: their box made the mask": _each(_mask_of_box, MASK),

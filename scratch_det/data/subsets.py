@@ -60,7 +60,7 @@ def make_subsets(
     has_class = np.zeros((len(data.images), len(data.classes)), bool)
     has_class[data.arrays["image"][order], data.arrays["label"][order]] = True
     with gc_paused():
-        content = load_json(entry.json_file, entry.json_file.read_bytes(), annotated=False)
+        content = load_json(entry.json_file, entry.json_file.read_bytes())
         ids = [image["id"] for image in content["images"]]
         if wrong := [str(size) for size in sizes if not 0 < size <= len(ids)]:
             raise DataError(f"{source} has {len(ids):,} images: no subset of {', '.join(wrong)}; give other --sizes")
@@ -88,7 +88,7 @@ def make_subsets(
                     f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
                     "with --allow-lost-classes"
                 )
-            there: Any = load_json(path, path.read_bytes(), False).get("subset") or {} if path.exists() else None
+            there: Any = load_json(path, path.read_bytes()).get("subset") or {} if path.exists() else None
             if there is not None and there.get("ids_sha256") != subset.ids_sha256:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")
             subsets.append((subset, sorted(members), origin))

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from scratch_det.data.catalog import CHECK, ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root, lookup
 from scratch_det.data.checks import Problem, explain
 from scratch_det.data.coco import read_coco
+from scratch_det.data.image import UNREADABLE
 from scratch_det.errors import DataError, did_you_mean, listed
 from scratch_det.files import write_atomically
 from scratch_det.log import say_now, track
@@ -168,9 +169,9 @@ def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool)
         with Image.open(path) as opened:
             stored = opened.size
             is_turned = is_own and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except (ElementTree.ParseError, LookupError, ValueError) as broken:
+    except (ElementTree.ParseError, LookupError) as broken:
         raise _Fault("broken XML files", f"{xml}:{getattr(broken, 'position', (1,))[0]}: {broken}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as unreadable:  # no image, a damaged one, or no leave
+    except UNREADABLE as unreadable:  # no image, a damaged one, or no leave
         raise _Fault("files that cannot be read", unreadable) from None
     if tree.tag != "annotation":
         raise _Fault("XML files in another format than VOC's", f"<{tree.tag}>, expected <annotation>")

@@ -110,7 +110,7 @@ def read_weights(path: Path, bottom_up: Any = None) -> Weights:
     tensors = {
         name.removeprefix("module."): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in (inner or content).items()
-        if isinstance(value, np.ndarray | Tensor) and not NO_WEIGHTS.fullmatch(name)
+        if isinstance(value, np.ndarray | Tensor) and isinstance(name, str) and not NO_WEIGHTS.fullmatch(name)
     }
     if not tensors:
         raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")

@@ -179,6 +179,10 @@ class TestIds:
         metrics = evaluate_predictions(truth_of(read_toy()), perfect(read_toy()), ["bbox"])
         assert metrics["bbox"]["AP-[5]"] == pytest.approx(100)
 
+    def test_of_annotations(self, coco_factory) -> None:
+        coco_factory(change=edited(id=10**400))
+        assert found() == []
+
     def test_sizes_may_be_floats(self, coco_factory) -> None:
         coco_factory(change=lambda c: c["images"][0].update(width=96.0))
         [(severity, text)] = found()

@@ -91,6 +91,14 @@ def test_the_copy_can_be_trained_on(
     assert not list(path.parent.glob("*_fixed_fixed*"))
 
 
+def test_a_json_without_annotations(fix: Callable, coco_factory: Callable[..., Path]) -> None:
+    """As of COCO's test-dev: the copy has none either."""
+    path = coco_factory("toy", change=lambda c: (CASES["backslash"](c), c.pop("annotations")))
+    code, said, error = fix("toy")
+    assert (code, error, said.split()[1]) == (0, "", "images")
+    assert "annotations" not in json.loads(path.with_name("annotations_fixed.json").read_bytes())
+
+
 def test_exif(fix: Callable, coco_factory: Callable[..., Path]) -> None:
     """A size as stored is settled on request only."""
     path = coco_factory("toy", size=(96, 96))
