@@ -110,8 +110,8 @@ CHECKS = {  # in the order in which problems are reported
     "RLE": mended("annotations whose RLE is none of their image: size [height, width], counts from 0 on that add up to "
         "height x width", "fix them, or the image's size; write bytes with counts.decode(), not str(counts)", IMAGE,
         only=MASKS),
-    "stray polygon": notice("annotations with a polygon of less than 3 points, or of half a point, beside sound ones",
-        "that polygon is left out", only=MASKS),
+    "stray polygon": notice("annotations with a polygon of less than 3 points, or of an odd number of values, beside "
+        "sound ones", "that polygon is left out", only=MASKS),
     "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
         "crossing itself)", "such a part of a mask is empty", only=MASKS),
     "keypoint names": fatal("categories without keypoints, a list of different names",
@@ -260,7 +260,7 @@ def mask_fault(mask: Any, width: float, height: float) -> str | None:
     if not mask:
         return "no mask"
     if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts", ())
+        size, counts = mask.get("size", ()), mask.get("counts", ())
         counts = run_lengths([counts])[0] if isinstance(counts, str) else counts
         if not _are_whole(size, 2) or not _are_whole(counts):
             return "mask"

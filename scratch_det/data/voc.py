@@ -62,7 +62,8 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
     no run can use, such as one with boxes outside their images.
     """
     is_own = bool(classes) or not NAMES.keys() >= {*names}
-    known = [*CLASSES] if not is_own else [] if classes in ("", AUTO) else re.split(r"\s*,\s*", classes)
+    listed_once = dict.fromkeys(re.findall(r"[^,\s](?:[^,]*[^,\s])?", classes))
+    known = [*CLASSES] if not is_own else [] if classes == AUTO else [*listed_once]
     sets = {one: read_set(one, known, is_own) for name in dict.fromkeys(names) for one in _sets_of(name)}
     every = [one for images in sets.values() for _, objects in images for one in objects]
     if not every:

@@ -60,7 +60,7 @@ class TestProblems:
             (lambda a: a.update(image_id=None), "error", "whose image_id is not a number or a string: id 101"),
             (lambda a: a.update(image_id=77), "notice", "images that are not listed: id 101 (image_id 77)"),
             (lambda a: a["segmentation"].append([2, 2, 5, 5]), "notice", "less than 3 points"),
-            (lambda a: a["segmentation"].append([2, 2, 5, 5, 9, 2, 1]), "notice", "half a point"),
+            (lambda a: a["segmentation"].append([2, 2, 5, 5, 9, 2, 1]), "notice", "an odd number of values"),
         ],
     )
     def test_one_annotation(self, coco_factory, change, severity, text):

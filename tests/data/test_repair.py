@@ -94,7 +94,7 @@ MASK, BOX, CROWD = (("annotations", key) for key in ("segmentation", "bbox", "is
         (lambda c: c["categories"].append({"id": 6, "name": "dog"}), "1 categories of a name", ("categories", "id"),
             [5, 6]),
         (set_of(*IMAGES_OF, 77, None), "2 annotations of images that are not", ("annotations", "id"), [13]),
-        (set_of(*MASK, SQUARE, POINTS, [SQUARE]), "2 annotations with a flat polygon", MASK, [[SQUARE]] * 3),
+        (set_of(*MASK, SQUARE, POINTS, [SQUARE]), "2 annotations with a mask [x, y, ...]", MASK, [[SQUARE]] * 3),
         (set_of(*MASK, [SQUARE, [1, 1, 5, 5], [], [1, 2, 3, 4, 5, 6, 7]]), "1 annotations with polygons of under", MASK,
             [[SQUARE]] * 3),
         (set_of(*MASK, [[1, 1, 5, 5]]), "1 annotations with polygons of under", MASK, [[], [SQUARE], [SQUARE]]),

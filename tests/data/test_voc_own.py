@@ -58,6 +58,7 @@ class TestLayouts:
         assert "voc_2007_train: 1 images, 2 objects, 1 of them difficult; " in report
         assert classes == "2 classes: fox, raccoon"
         data = opened("voc_2007_train")
+        assert make_voc(["voc_2007_train"], True, "raccoon, fox,raccoon,")[1] == "2 classes: raccoon, fox"
         assert (data.classes, [one["bbox"] for one in data.objects(0)]) == (
             ["fox", "raccoon"], [[9, 11, 31, 39], [0, 0, 9, 9]],
         )  # fmt: skip
