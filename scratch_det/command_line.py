@@ -30,7 +30,7 @@ UNREAD = "standard output was closed before the command had finished; start it a
 EXIT_INTERRUPTED = 130  # as a shell has it for SIGINT
 SHOW_TRACEBACK = "SCRATCH_DET_TRACEBACK"  # an environment variable
 TRACEBACK = "traceback.txt"
-REPORTS: list[Path] = []  # folders for it, the last one first; else the current one
+TRACEBACK_FOLDERS: list[Path] = []  # the last one first; else the current one
 MOST_LETTERS = 300  # of an unexpected error
 
 
@@ -99,7 +99,7 @@ def unexpected(error: BaseException) -> str:
         code, line = frames[-1][0].f_code, frames[-1][1]
         at = f" in {code.co_qualname} (scratch_det{code.co_filename.removeprefix(package)}:{line}){at}"
     where = ""
-    for folder in (*reversed(REPORTS), Path(), Path(tempfile.gettempdir())):
+    for folder in (*reversed(TRACEBACK_FOLDERS), Path(), Path(tempfile.gettempdir())):
         with suppress(OSError):
             path = (folder / TRACEBACK).absolute()
             path.write_text(f"{shlex.join(sys.argv)}\n{text}", errors="replace")

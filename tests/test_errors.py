@@ -60,7 +60,7 @@ class TestExit:
     ) -> None:
         """One message from any rank; a pipe to a worker that broke counts too, where standard output can be written."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(command_line, "REPORTS", [tmp_path / "study", tmp_path / "no folder"])
+        monkeypatch.setattr(command_line, "TRACEBACK_FOLDERS", [tmp_path / "study", tmp_path / "no folder"])
         (tmp_path / "study").mkdir()
         with pytest.raises(SystemExit, match="70"), exit_on_user_error(prints):
             fail(error)
@@ -75,7 +75,7 @@ class TestExit:
     def test_where_and_at_which_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         """And on the screen for developers; without a run's folder the traceback goes into the current one."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(command_line, "REPORTS", [])
+        monkeypatch.setattr(command_line, "TRACEBACK_FOLDERS", [])
         monkeypatch.setenv("SCRATCH_DET_TRACEBACK", "1")
         monkeypatch.setattr(hashlib, "file_digest", lambda *_: 1 / 0)
         (tmp_path / "a.json").write_text("{}")

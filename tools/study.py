@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS
-from scratch_det.command_line import REPORTS, ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
 from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
@@ -79,7 +79,7 @@ def main() -> None:
         if not experiment:
             parser.error("status: give EXPERIMENT or --out DIR")
         args["out"] = folder_of(experiment)
-    REPORTS.extend(filter(None, [args.get("out")]))
+    TRACEBACK_FOLDERS.extend(filter(None, [args.get("out")]))
     try:
         is_run = command == "run" and not args["dry_run"]
         with exit_on_user_error(reading_only=not is_run, is_run=is_run):

@@ -121,7 +121,8 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
         effect = effect if is_trained else EVALUATION
         for key in (key for key in new if key.endswith("_sha256") and key in old):
             what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
-            changes.append(Change(what, old[key][:12], new[key][:12], effect, rejected=is_trained and not is_repaired))
+            was, now_is = (str(content[key])[:12] for content in (old, new))
+            changes.append(Change(what, was, now_is, effect, rejected=is_trained and not is_repaired))
         if "objects" in old:
             changes.append(Change(f"the objects of {name}", old["objects"], new.get("objects"), effect))
     hint = f"another model; give --backend {earlier['backend']}"

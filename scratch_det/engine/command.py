@@ -9,7 +9,7 @@ from multiprocessing import active_children
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS, library
-from scratch_det.command_line import REPORTS, ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -111,7 +111,7 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stop.raises = True  # nothing is written yet, and a large json takes its time
         plan = make_plan(request, world, task, report)
-        REPORTS.append(plan.run_dir.path)
+        TRACEBACK_FOLDERS.append(plan.run_dir.path)
         built_by = library(plan.backend)
         logger.info(f"recipe {request.config_file}, backend {built_by}, writing to {plan.run_dir.path}/")
         for line in (line for section in report.sections if section.name == "batch" for line in section.lines):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from scratch_det import backends
+from scratch_det.command_line import TRACEBACK
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.engine.run_dir import Index, RunDir
 from scratch_det.errors import DataError, UserError, did_you_mean
@@ -131,7 +132,7 @@ class Study:
         path = self.out / DESCRIPTION
         self.out.mkdir(parents=True, exist_ok=True)
         # Listed before study.json is looked for: another study.py may begin this study, and its runs, in the meantime.
-        others = {one.name for one in self.out.iterdir() if one.suffix != ".partial"} - {LOCK, "jobs"}
+        others = {one.name for one in self.out.iterdir() if one.suffix != ".partial"} - {LOCK, TRACEBACK, "jobs"}
         if not path.exists():
             if others:
                 raise UserError(

@@ -29,6 +29,12 @@ def test_begun_by_another_in_the_meantime(digits: Path, tmp_path: Path, monkeypa
     assert study.begin().threads == 3
 
 
+def test_the_traceback_of_an_earlier_start_is_not_in_the_way(study: Study) -> None:
+    (study.out / "study.json").unlink()
+    (study.out / "traceback.txt").touch()  # of an unexpected error before it had begun
+    assert study.begin() == study
+
+
 def test_processes_that_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--gpus does not change them."""
     study = Study("digits/figure4", tmp_path / "study", backend="torchvision")
