@@ -23,6 +23,7 @@ from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
 from scratch_det.reading import RESTORE, PlainLoader, read_yaml, yaml_loader
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
+MOST_FILES = 100  # of one recipe; the most here are 11
 COMMAND_LINE = "command line"  # the place of overrides, in messages
 EXAMPLE = "configs/Digits/quickstart.yaml"
 NO_KEYS = (  # what others write where a key is expected, and what to write here
@@ -113,7 +114,7 @@ def load_config(
     defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
     every unknown key and every wrong type with file and line, and keys that a project's choice lists without adding.
     """
-    in_files = list(_chain(Path(config_file), COMMAND_LINE, ()))
+    in_files = list(_chain(Path(config_file), COMMAND_LINE, (), []))
     in_command = _override_entries(overrides)
     cfg = defaults.clone() if defaults else get_cfg()
     known = flatten(cfg)
@@ -139,8 +140,11 @@ def _choices_without_keys() -> Iterator[str]:
                 )
 
 
-def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[Entry]:
-    """The entries in merging order: those of all bases of a file before its own."""
+def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...], files: list[Path]) -> Iterator[Entry]:
+    """The entries in merging order: those of all bases of a file before its own; ``files`` has all that were read."""
+    files.append(path)
+    if len(files) > MOST_FILES:
+        raise ConfigError(f"{asked_by}: {BASE_KEY} leads to more than {MOST_FILES} files: name each in one place")
     if path.resolve() in ancestors:
         raise ConfigError(f"{asked_by}: {BASE_KEY} {path} leads back to itself: remove it from one of the files")
     entries = read_source(path, asked_by)
@@ -149,7 +153,7 @@ def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...]) -> Iterator[E
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"{where}: {BASE_KEY} is {name!r}, expected a file name or a list of file names")
             base = os.path.normpath(path.parent / os.path.expanduser(name))  # as in fvcore: ~ is the home folder
-            yield from _chain(Path(base), where, (*ancestors, path.resolve()))
+            yield from _chain(Path(base), where, (*ancestors, path.resolve()), files)
     yield from (entry for entry in entries if entry.key != BASE_KEY)
 
 

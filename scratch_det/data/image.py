@@ -19,6 +19,7 @@ from scratch_det.distributed.launch import usable_cores
 from scratch_det.errors import DataError
 from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
+from scratch_det.reading import regular
 
 UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # what Pillow raises
 FORMATS_OF_16_BIT = ("PNG", "PPM")  # whose grey images Pillow may open as 32 bits, in mode I
@@ -34,7 +35,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     or when its size is not ``width`` x ``height`` (if these are given).
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(regular(path)) as opened:
             stored = opened.size
             ImageOps.exif_transpose(opened, in_place=True)
             upright = _rgb(path, opened)

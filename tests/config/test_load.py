@@ -85,6 +85,7 @@ class TestLoading:
             ("SEED: 1\n_BASE_: nowhere.yaml\n", 2, "nowhere.yaml does not exist"),
             ("_BASE_: 3\n", 1, "_BASE_ is 3, expected a file name"),
             ("_BASE_: recipe.yaml\n", 1, "leads back to itself"),
+            (f"_BASE_: {[f'{ROOT}/configs/_base_/init/scratch.yaml'] * 100}\n", 1, "leads to more than 100 files"),
         ],
     )
     def test_mistakes_name_their_line(self, tmp_path: Path, text: str, line: int, expected: str) -> None:

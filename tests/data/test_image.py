@@ -109,8 +109,12 @@ class TestImages:
         assert message.startswith(f"{path}: cannot be decoded (")
         assert "fetch the file again" in message
 
-    def test_missing_file(self, tmp_path):
-        assert rejection(read_image, tmp_path / "a.jpg", 60, 40) == f"{tmp_path / 'a.jpg'}: image file is missing"
+    @pytest.mark.parametrize(
+        ("make", "why"), [(lambda _: None, ": image file is missing"), (os.mkfifo, " is a folder, a pipe or a device")]
+    )
+    def test_no_file(self, tmp_path, make, why):
+        make(tmp_path / "a.jpg")
+        assert rejection(read_image, tmp_path / "a.jpg", 60, 40).startswith(f"{tmp_path / 'a.jpg'}{why}")
 
 
 class TestScan:
