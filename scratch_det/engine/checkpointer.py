@@ -24,7 +24,7 @@ from scratch_det.engine.run_dir import DISK_FULL, Index, check_free_space, free_
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import logger
-from scratch_det.reading import read_json
+from scratch_det.reading import read_json, regular
 from scratch_det.weights.read import read_checkpoint
 
 FINAL, BEST, LAST = "model_final.pth", "model_best.pth", "last_checkpoint"
@@ -199,7 +199,7 @@ def damage(path: Path, digests: Collection[str] = ()) -> str | None:
     """
     try:
         if digests:
-            return None if sha256_of(path) in digests else "its SHA-256 is not the recorded one"
+            return None if sha256_of(regular(path)) in digests else "its SHA-256 is not the recorded one"
         read_checkpoint(path)
     except (OSError, UserError) as error:
         return str(error)

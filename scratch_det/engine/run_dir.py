@@ -192,6 +192,8 @@ class RunDir:
                     f"OUTPUT_DIR {self.path} already holds a run; continue it with --resume, "
                     "or name another folder: OUTPUT_DIR PATH"
                 )
+            if pipe := next((path for path in self.path.glob("*") if path.is_fifo()), None):
+                raise UserError(f"{pipe} is a pipe, which has no end; move it away, or name another: OUTPUT_DIR PATH")
             existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass

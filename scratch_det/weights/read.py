@@ -59,11 +59,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def require_numbers(tensors: Mapping[str, Any], what: str) -> None:
-    """Raise UserError, after ``what``, for a tensor that is nan or inf somewhere, or integers; int64 may be a count."""
+    """Raise UserError, after ``what``, for a tensor that is empty, nan or inf somewhere, or integers but a count."""
     for name, value in tensors.items():
         found = getattr(value, "dtype", type(value).__name__)
         if getattr(found, "is_floating_point", False):
-            found = "finite" if value.float().isfinite().all() else "nan or inf"
+            found = ("finite" if value.float().isfinite().all() else "nan or inf") if value.numel() else "nothing"
         if found != "finite" and (found != torch.int64 or name.endswith(LEARNED)):
             raise UserError(f"{what} has {found} in {name}, expected finite numbers of a float type; get another file")
 

@@ -10,6 +10,9 @@ import torchvision
 from conftest import ROOT
 from PIL import Image
 
+from scratch_det.engine.run_dir import RunDir
+from scratch_det.errors import UserError
+
 
 def edit(path: Path, change) -> None:
     """Change a json file in place."""
@@ -262,6 +265,11 @@ class TestRunFolder:
     def test_read_only_folder(self, rejected, tmp_path):
         (tmp_path / "locked").mkdir(mode=0o555)
         assert f"({tmp_path / 'locked'}: Permission denied)" in rejected("OUTPUT_DIR", tmp_path / "locked" / "run")
+
+    def test_a_pipe_in_it(self, tmp_path):
+        os.mkfifo(tmp_path / "log.txt")
+        with pytest.raises(UserError, match=r"log\.txt is a pipe, which has no end; move it away, or name another"):
+            RunDir(tmp_path).check(allow_existing=True)
 
     def test_holds_a_run(self, rejected, tmp_path):
         (tmp_path / "run").mkdir()

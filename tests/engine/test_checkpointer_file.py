@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import pickle
 import resource
 import subprocess
@@ -78,6 +79,9 @@ class TestFile:
         assert damage(path, digests) is None
         flip(path)
         assert ("not the recorded one" if known else "data/0 is wrong; restore it") in str(damage(path, digests))
+        path.unlink()
+        os.mkfifo(path)
+        assert ("is a folder, a pipe" if known else "is missing") in str(damage(path, digests))
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch, of a damaged file
     def test_damage_never_passes_for_another_error(self, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {  # of a c
     "scaler": (lambda all_: all_.update(scaler={"scale": "big"}), r"\$\.scaler"),
     "no model": (lambda all_: all_.pop("model"), "`model`"),
     "nan": (lambda all_: next(iter(all_["model"].values())).view(-1)[0].fill_(math.nan), "has nan or inf in"),
+    "empty": (lambda all_: all_["model"].update({next(iter(all_["model"])): torch.zeros(0)}), "has nothing in"),
     "int8": (lambda all_: all_["model"].update({n: v.to(torch.int8) for n, v in all_["model"].items()}), "torch.int8"),
 }
 

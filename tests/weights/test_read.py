@@ -81,8 +81,9 @@ class TestFiles:
         with pytest.raises(UserError, match="holds a list; expected a checkpoint or tensors by name"):
             read_checkpoint(tmp_path / "a.pkl")
 
-    def test_nothing_that_is_a_tensor(self, tmp_path: Path) -> None:
-        torch.save({"epoch": 3}, tmp_path / "a.pth")
+    @pytest.mark.parametrize("content", [{"epoch": 3}, {0: torch.ones(3)}], ids=["numbers", "no names"])
+    def test_no_tensor_by_name(self, content: dict, tmp_path: Path) -> None:
+        torch.save(content, tmp_path / "a.pth")
         with pytest.raises(UserError, match="holds no tensors by name"):
             read_weights(tmp_path / "a.pth")
 
