@@ -74,6 +74,7 @@ def mask_extents(part: Arrays) -> np.ndarray:
     upper = np.stack([x, np.where(is_tall, 0, y)], 1)
     lower = np.stack([last_x, np.where(is_tall, height - 1, last_y)], 1) + 1
     extents = np.full((count, 4), np.nan)
+    extents[of_run[first[is_sound]]] = 0  # of those without a pixel
     for low, high, of_one in ((corners, corners, of_corner), (upper, lower, of_run[ink])):
         first = np.flatnonzero(np.diff(of_one, prepend=-1))
         extents[of_one[first]] = np.hstack([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)])

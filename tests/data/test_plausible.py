@@ -63,6 +63,7 @@ def test_none_in_a_sound_file(notices, kind) -> None:
         (lambda x, y, w, h: {"area": (w + 0.9) * (h + 0.9)}, []),  # rounded
         (lambda x, y, w, h: {"bbox": [x, y, w * 0.7, h * 0.72], "area": 9}, []),
         (lambda x, y, w, h: {"bbox": [x, y, w * 0.7, h * 0.71], "area": 9}, [f"4 {MASK}: id 0, 1, 2, 3"]),
+        (lambda x, y, w, h: {"segmentation": {"size": [64, 96], "counts": [64 * 96]}}, [f"4 {MASK}: id 0, 1, 2, 3"]),
         (lambda x, y, w, h: {"bbox": [x, y, 1, 1], "segmentation": [[x, y, x + 0.5, y, x, y + 0.5]], "area": 0.1}, []),
     ],
 )  # fmt: skip
@@ -87,7 +88,7 @@ def test_extents_of_runs() -> None:
         cuts = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False, append=not mask[-1, -1]))
         counts.append(np.diff(cuts, prepend=0))
         y, x = np.nonzero(mask)
-        expected.append([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [np.nan] * 4)
+        expected.append([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4)
     empty = np.zeros(0, int)
     part = {
         "polygon": empty, "polygon_at": empty, "polygons_at": np.zeros(200, int), "rle_counts": np.concatenate(counts),
