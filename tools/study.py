@@ -12,9 +12,10 @@ EXPERIMENT is a table or figure (table1, figure4, voc, ...), "paper" for all of 
 (digits/table1, ..., "digits" for all), the name of one run, or a YAML file with runs of your own: docs/new_data.md.
 
 list: a table of the runs. samples: images, instances and pixels that trainings see, pre-training included (Figure 2).
-plan: runs, trunks and branches, iterations, GPU hours, disk. run: start or continue all runs that are not
-finished; exit code 0: all finished, 1: some failed, 2: a user error, 75: stopped by SIGTERM, SIGUSR1 or SIGHUP, 130: by
-Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what there is so far.
+plan: runs, trunks and branches, iterations, GPU hours, disk. run: start or continue all runs that are not finished;
+exit code 0: all finished, 1: some failed, 2: a user error, 70: a bug or a damaged file, 75: stopped by SIGTERM,
+SIGUSR1 or SIGHUP, 130: by Ctrl-C; the same command goes on. report: tables, figures and a page in DIR/report, of what
+there is so far.
 """
 
 import sys
