@@ -16,7 +16,7 @@ from shlex import quote
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.data.catalog import CHECK, DatasetEntry, catalog_entries, datasets_root, derived, enter, lookup
-from scratch_det.data.checks import explain
+from scratch_det.data.checks import explain, how_to_mend
 from scratch_det.data.coco import inspect_coco
 from scratch_det.data.coco_json import load_json
 from scratch_det.data.repair import Wishes, encode, repair
@@ -34,6 +34,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--exif", choices=("turned", "stored"), default="", help=drawn)
     parser.add_argument("--boxes-as-masks", action="store_true", help="objects without a mask get their box as mask")
     parser.add_argument("--boxes-from-masks", action="store_true", help="all boxes are computed from the masks")
+    parser.add_argument("--no-crowds", action="store_true", help="iscrowd becomes 0: crowds are not trained on")
     return parser
 
 
@@ -58,17 +59,17 @@ def main() -> None:
     with exit_on_user_error():
         entry, is_listed = find(args.source, args.images)
         name, path = f"{entry.name}_fixed", entry.json_file.with_name(f"{entry.json_file.stem}_fixed.json")
-        if path.exists() and not (args.force or args.dry_run):
-            raise DataError(f"{path} exists; --force replaces it")
         with gc_paused():
             content = load_json(entry.json_file, entry.json_file.read_bytes())
-            wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks)
+            if path.exists() and not (args.force or args.dry_run):
+                raise DataError(f"{path} exists; --force replaces it")
+            wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks, args.no_crowds)
             done = repair(content, wishes)
             has_masks = any(one.get("segmentation") for one in content.get("annotations", ()))
             has_keypoints = any(one.get("keypoints") for one in content["categories"])
             text = encode(content) if done and not args.dry_run else b""
             del content
-        print(*done or [f"{entry.json_file}: nothing is to be mended"], sep="\n")
+        print(*done or [f"{entry.json_file}: nothing is to be mended without a flag; --help lists them"], sep="\n")
         if args.dry_run:
             return
         if done:
@@ -77,10 +78,13 @@ def main() -> None:
             write_atomically(path, text)
             entry = replace(entry, name=name, json_file=path)
             print(f"written: {path}" + (f", {name} in {datasets_root() / 'catalog.yaml'}" if is_listed else ""))
-        left = [replace(one, mended=False) for one in inspect_coco(entry, has_masks, has_keypoints)[1]]
+        left = inspect_coco(entry, has_masks, has_keypoints)[1]
+        left = [one if one.mend else replace(one, mend=None) for one in left]  # what needs a flag can still be mended
         if any(one.severity == "error" for one in left):
             raise DataError(f"what is left, in {explain(entry.json_file, left, most_lines=12)}")
-        print(f"{entry.json_file} reads without errors")
+        print(f"{entry.json_file} reads without errors", *(f"  notice: {one}" for one in left), sep="\n")
+        for line in how_to_mend(entry.name if is_listed else str(entry.json_file), left):
+            print(f"  {line}")
         if is_listed:
             print("next:", CHECK.format(entry.name, entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
         else:

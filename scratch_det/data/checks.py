@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import mul
-from shlex import quote
 from typing import Any, Self
 
 from scratch_det.data.rle import run_lengths
-from scratch_det.errors import Severity, listed
+from scratch_det.errors import Severity, listed, quoted
 
 Record = dict[str, Any]  # an entry of the json
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
@@ -54,7 +53,7 @@ class Problem:
         fix: the change that helps; empty where ``kind`` says enough.
         shown: how a message names an offender, its keys in braces.
         only: the runs that it concerns, one of MASKS, KEYPOINTS and EMPTY_BOXES; all runs where empty.
-        mended: the command of MEND can mend it, in most files at least.
+        mend: the flags with which the command of MEND mends it, in most files at least; None where it cannot.
         count: offenders.
         first: the names of the first ones, one more than a message shows.
     """
@@ -64,7 +63,7 @@ class Problem:
     fix: str = ""
     shown: str = "{id}"
     only: str = ""
-    mended: bool = False
+    mend: str | None = None
     count: int = 0
     first: list[str] = field(default_factory=list)
 
@@ -79,12 +78,13 @@ class Problem:
 
 
 fatal, notice = partial(Problem, "error"), partial(Problem, "notice")
-mended = partial(fatal, mended=True)
+mended = partial(fatal, mend="")
 CHECKS = {  # in the order in which problems are reported
     **{f"{section} fields": mended(f"{section} without one of {', '.join(fields)}", shown="{id} (no {missing})")
        for section, fields in FIELDS.items()},
     **{f"{section} {name}": fatal(f"{section} whose {name} is not {value}", NUMBERING[name] if value == NAME else "",
-                                  "{found}" if name == "id" else f"{{id}} ({name} {{found}})", mended=value != TEXT)
+                                  "{found}" if name == "id" else f"{{id}} ({name} {{found}})",
+                                  mend=None if value == TEXT else "")
        for section, fields in FIELDS.items() for name, value in fields.items() if value != ANYTHING},
     **{f"{section} twice": mended(f"{section} with a duplicate id", "number them uniquely") for section in FIELDS},
     **{f"{section} own id": notice(f"{section} whose id is not a whole number below 2^63",
@@ -103,13 +103,13 @@ CHECKS = {  # in the order in which problems are reported
     "overhang": notice(f"annotations with a box that sticks out of its image by more than {OVERHANG:g} pixel",
         "training clips them to the image"),
     "no mask": fatal("annotations without a mask: no segmentation, or no polygon of 3+ points",
-        "add them, take their boxes (tools/fix_annotations.py --boxes-as-masks), set 'drop_objects_without_mask: true' "
-        "in the data set's catalog entry, or train without masks (MODEL.MASK_ON False)", IMAGE, only=NO_MASK),
+        "add them, take their boxes as masks, set 'drop_objects_without_mask: true' in the data set's catalog entry, "
+        "or train without masks (MODEL.MASK_ON False)", IMAGE, only=NO_MASK, mend="--boxes-as-masks"),
     "mask": mended("annotations whose segmentation is neither polygons, a list of [x, y, x, y, ...] each, nor RLE",
         "fix them, or train without masks (MODEL.MASK_ON False)", IMAGE, only=MASKS),
-    "RLE": mended("annotations whose RLE is none of their image: size [height, width], counts from 0 on that add up to "
-        "height x width", "fix them, or the image's size; write bytes with counts.decode(), not str(counts)", IMAGE,
-        only=MASKS),
+    "RLE": mended("annotations whose RLE does not fit their image: size [height, width], counts that "
+        "are not negative and add up to height x width",
+        "fix them, or the image's size; write bytes with counts.decode(), not str(counts)", IMAGE, only=MASKS),
     "stray polygon": notice("annotations with a polygon of less than 3 points, or of an odd number of values, beside "
         "sound ones", "that polygon is left out", only=MASKS),
     "flat polygon": notice("annotations with a polygon that encloses no area (two corners, all on one line, or "
@@ -133,23 +133,30 @@ CHECKS = {  # in the order in which problems are reported
     "iscrowd": notice("annotations whose iscrowd is missing or neither 0 nor 1",
         "a missing one, null, '0' and 'false' count as 0, any other as 1"),
     # of a whole json, see data/plausible.py
-    "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected"),
+    "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected",
+        mend=""),
     "corners": notice("annotations with a box that fits its image as x0, y0, x1, y1, and sticks out as x, y, width, "
         "height"),
     "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})",
-        "tools/fix_annotations.py --boxes-from-masks takes the boxes from the masks"),
+        "one of them is wrong; to take the boxes from the masks:", mend="--boxes-from-masks"),
     "large area": notice("annotations with an area larger than that of their box"),
-    "crowds": notice("annotations that are crowds (iscrowd 1), most of all: crowds are not trained on"),
-    "one name": notice("categories with the name of another", "tools/fix_annotations.py merges them",
-        shown="{id} ({name})"),
+    "crowds": notice("annotations that are crowds (iscrowd 1), most of all: crowds are not trained on",
+        mend="--no-crowds"),
+    "one name": notice("categories with the name of another", shown="{id} ({name})", mend=""),
     "no annotation": notice("categories without an annotation", shown="{id} ({name})"),
 }  # fmt: skip
+
+
+def how_to_mend(name: str, problems: Iterable[Problem]) -> list[str]:
+    """The command that mends what can be mended of these problems of data set, or file, ``name``, if any can."""
+    flags = {one.mend: None for one in problems if one.mend is not None}
+    return [MEND.format(" ".join([quoted(name), *filter(None, flags)]))] if flags else []
 
 
 def explain(path: Any, problems: Sequence[Problem], most_lines: int = 7) -> str:
     """The errors among ``problems`` of the file ``path``, as a message of at most ``most_lines`` lines."""
     errors = [one for one in problems if one.severity == "error"]
-    hint = [f"  {MEND.format(quote(str(path)))}"] if any(one.mended for one in errors) else []
+    hint = [f"  {line}" for line in how_to_mend(str(path), errors)]
     if len(errors) == 1:
         return "\n".join([f"{path}: {errors[0]}", *([f"  {errors[0].fix}"] if errors[0].fix else []), *hint])
     lines = [f"  {one}" + (f"; {one.fix}" if one.fix else "") for one in errors]

@@ -14,7 +14,18 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.checks import EMPTY_BOXES, KEYPOINTS, MASKS, NO_MASK, Problem, explain, fatal, notice
+from scratch_det.data.checks import (
+    CHECKS,
+    EMPTY_BOXES,
+    KEYPOINTS,
+    MASKS,
+    NO_MASK,
+    Problem,
+    explain,
+    fatal,
+    how_to_mend,
+    notice,
+)  # fmt: skip
 from scratch_det.data.coco_json import Arrays, by_image, read_json
 from scratch_det.data.file_names import is_outside, other_spellings
 from scratch_det.data.packed import load
@@ -167,9 +178,12 @@ def nothing_to_train_on(cfg: CfgNode, datasets: Sequence[CocoDataset]) -> str:
     needed = "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
     if cfg.MODEL.KEYPOINT_ON and least > 0:
         needed = f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
-    crowds = f"\n  {is_crowd.sum()} of {len(is_crowd)} annotations are crowds (iscrowd 1)" if is_crowd.any() else ""
-    json_file = datasets[0].entry.json_file
-    return f"{json_file}: data set is empty for training: none of its {images} images has {needed}{crowds}"
+    if len(is_crowd) and is_crowd.all():
+        needed = f"an object: all {len(is_crowd)} annotations are crowds (iscrowd 1); are they?"
+    entry = datasets[0].entry
+    hint = how_to_mend(entry.name, [CHECKS["crowds"]]) if is_crowd.any() else []
+    message = f"{entry.json_file}: data set is empty for training: none of its {images} images has {needed}"
+    return "\n  ".join([message, *hint])
 
 
 def read_coco(
@@ -232,7 +246,7 @@ def _missing_files(entry: DatasetEntry, images: Images) -> list[Problem]:
     found = other_spellings(root, names) if missing else {}
     spelled, led_out, absent = problems = (
         fatal(f"images whose file_name is spelled in another way in {root}", "", "{id} ({file_name} is {found})",
-              mended=True),
+              mend=""),
         fatal(f"images that an absolute file_name or '..' leads out of {root}", "correct the names, or set "
               "'paths_outside: true' in the data set's catalog entry", "{id} ({file_name})"),
         fatal(f"images that are not in {root}", "complete the folder", "{id} ({file_name})"),

@@ -14,6 +14,7 @@ import numpy as np
 from hotcoco import mask as mask_api
 from PIL import Image, ImageFile, ImageOps
 
+from scratch_det.data.checks import MEND
 from scratch_det.data.coco import CocoDataset
 from scratch_det.distributed.launch import usable_cores
 from scratch_det.errors import DataError
@@ -48,9 +49,8 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     if (width or height) and image.shape[:2] != (height, width):
         fix = "correct width and height in the json, or replace the file"
         if stored == (width, height):
-            fix = (
-                "stored like that, its EXIF tag turns it: on which were the boxes drawn? tools/fix_annotations.py "
-                "--exif turned (or stored) corrects the json"
+            fix = "stored like that, its EXIF tag turns it: on which were the boxes drawn? " + MEND.format(
+                "NAME --exif turned (or stored)"
             )
         found = f"{image.shape[1]} x {image.shape[0]}"
         raise DataError(f"{path}: image is {found} px, the json says {width} x {height}; {fix}")

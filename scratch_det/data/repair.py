@@ -36,13 +36,14 @@ class Wishes(NamedTuple):
 
     root: the images' folder. exif: the objects were drawn on the images as "stored", or as "turned" by their EXIF tags;
     empty where sizes and objects stay as they are. boxes_as_masks: an object without a mask that can be read gets its
-    box as mask. boxes_from_masks: every object with a mask gets the box around it.
+    box as mask. boxes_from_masks: every object with a mask gets the box around it. no_crowds: no object is a crowd.
     """
 
     root: Path
     exif: str = ""
     boxes_as_masks: bool = False
     boxes_from_masks: bool = False
+    no_crowds: bool = False
 
 
 Mend = Callable[[Content, Wishes], int]  # changes the content, and tells how many entries it has mended
@@ -177,14 +178,17 @@ def _replace(new: dict[Any, Any], section: str, key: str) -> Mend:
     return _each(lambda old, *_: new.get(old, old) if isinstance(old, str | int | float) else old, (section, key))
 
 
+def _sizes(content: Content) -> Sizes:
+    kinds = FIELDS["images"].items()
+    known = [one for one in content["images"] if all(VALUES[kind](one.get(key)) for key, kind in kinds)]
+    return {one["id"]: (one["width"], one["height"]) for one in known}
+
+
 def _each(mend: Callable[..., Any], *fields: tuple[str, str]) -> Mend:
     """Every value of these fields (section, key) becomes ``mend(value, its entry, sizes of the images, wishes)``."""
 
     def mend_all(content: Content, wishes: Wishes) -> int:
-        kinds = FIELDS["images"].items()
-        known = [one for one in content["images"] if all(VALUES[kind](one.get(key)) for key, kind in kinds)]
-        sizes = {one["id"]: (one["width"], one["height"]) for one in known}
-        changed = 0
+        sizes, changed = _sizes(content), 0
         for one, key in ((one, key) for section, key in fields for one in content[section]):
             if (value := mend(before := one.get(key), one, sizes, wishes)) is not before:
                 one[key] = value
@@ -231,8 +235,26 @@ def _decoded(mask: Any, *_: Any) -> Any:
     return new if repr(new) != repr(mask) else mask
 
 
-def _crowd(value: Any, *_: Any) -> int:
-    return value if type(value) is int and value in (0, 1) else int(is_set(value))
+def _crowd(value: Any, _one: Record, _sizes: Sizes, wishes: Wishes) -> int:
+    new = 0 if wishes.no_crowds else int(is_set(value))
+    return value if type(value) is int and value == new else new
+
+
+def _to_pixels(content: Content, _: Wishes) -> int:
+    """Boxes that are shares of their image's sides, where all of the json are; their areas and polygons too."""
+    sizes = _sizes(content)
+    boxes = [one for one in content["annotations"] if _has_area(one.get("bbox")) and one.get("image_id") in sizes]
+    if not boxes or any(not 0 <= min(one["bbox"]) <= max(one["bbox"]) <= 1 for one in boxes):
+        return 0
+    for one in boxes:
+        sides, mask = sizes[one["image_id"]], one.get("segmentation")
+        one["bbox"] = (np.reshape(one["bbox"], (2, 2)) * sides).ravel().tolist()
+        if are_numbers([one.get("area")]) and one["area"] <= 1:
+            one["area"] *= float(np.prod(sides))
+        is_read = isinstance(mask, list) and all(are_numbers(part) and len(part) % 2 == 0 for part in mask)
+        if is_read and max(chain(*mask), default=2) <= 1:
+            one["segmentation"] = [(np.reshape(part, (-1, 2)) * sides).ravel().tolist() for part in mask]
+    return len(boxes)
 
 
 def _has_area(box: Any) -> bool:
@@ -285,7 +307,9 @@ REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
     "annotations with polygons of under 3 points or an odd number of values: these left out": _each(_of_3_points, MASK),
     "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
     "images without a size, or with --exif of the stored size: the upright image's size taken": _settle_sizes,
-    "annotations with iscrowd missing or neither 0 nor 1: made 0 or 1": _each(_crowd, ("annotations", "iscrowd")),
+    "annotations with a box in shares of the image, from 0 to 1: made pixels": _to_pixels,
+    "annotations with iscrowd missing or neither 0 nor 1, or with --no-crowds 1: made 0 or 1":
+        _each(_crowd, ("annotations", "iscrowd")),
     "annotations whose box is not that around the mask: made so": _each(_box_of_mask, ("annotations", "bbox")),
     "annotations without a mask that can be read: their box made the mask": _each(_mask_of_box, MASK),
     "annotations without a box of an area: dropped": _drop_empty,

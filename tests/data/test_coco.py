@@ -83,11 +83,11 @@ class TestCoco:
             (lambda c: c["annotations"][1].pop("segmentation"), "MODEL.MASK_ON False"),
             (
                 lambda c: c["annotations"][1].update(segmentation={"size": [96, 64], "counts": [96 * 64]}),
-                "RLE is none of their image: size [height, width], counts from 0 on that add up to height x width",
+                "RLE does not fit their image: size [height, width], counts that are not negative",
             ),
             (
                 lambda c: c["annotations"][1].update(segmentation={"size": [64, 96], "counts": [5, 6000]}),
-                "counts from 0 on that add up to height x width: id 102",
+                "are not negative and add up to height x width: id 102",
             ),
             (lambda c: c["images"].append(dict(c["images"][2])), "1 images with a duplicate id: id 3"),
             (lambda c: c["images"][1].pop("height"), "without one of id, file_name, width, height: id 2"),

@@ -59,8 +59,8 @@ class TestMasks:
     @pytest.mark.parametrize(
         ("counts", "said"),
         [
-            *((text, "RLE is none of their image") for text in ("b'ZX1d0'", "", "P", "o" * 20 + "0", "ü1", "12")),
-            *((runs, "RLE is none of their image") for runs in ([96 * 64 + 5, -5], [9], [2**31, 2**33])),
+            *((text, "RLE does not fit their image") for text in ("b'ZX1d0'", "", "P", "o" * 20 + "0", "ü1", "12")),
+            *((runs, "RLE does not fit their image") for runs in ([96 * 64 + 5, -5], [9], [2**31, 2**33])),
             *((other, "nor RLE") for other in ([0.5, 96 * 64 - 0.5], [None], None)),
         ],
     )  # fmt: skip

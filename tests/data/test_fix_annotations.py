@@ -172,7 +172,7 @@ def test_a_file_that_no_catalog_has(fix: Callable, coco_factory: Callable[..., P
     assert echo == "echo"
     assert yaml.safe_load(line) == {"annotations_fixed": {"json": str(fixed), "images": str(path.parent / "images")}}
     again = fix(str(fixed), "--images", str(path.parent / "images"))[1]
-    assert again.splitlines()[0] == f"{fixed}: nothing is to be mended"
+    assert again.splitlines()[0] == f"{fixed}: nothing is to be mended without a flag; --help lists them"
     assert str({"json": str(fixed)})[1:-1].replace("'", '"') in again
     assert fix("toys")[0] == EXIT_CODE
     assert fix("digits_val", "--images", "x")[0] == EXIT_CODE

@@ -52,6 +52,26 @@ def test_nothing_in_a_sound_json() -> None:
     assert mended(lambda c: c["annotations"].clear(), boxes_as_masks=True, boxes_from_masks=True)[0] == []
 
 
+@pytest.mark.parametrize("iscrowd", [1, "true", True])
+def test_no_crowds(iscrowd: Any) -> None:
+    said, after = mended(set_of(*CROWD, iscrowd, 0), no_crowds=True)
+    assert (said[0][:26], len(said)) == ("1 annotations with iscrowd", 1)
+    assert [one["iscrowd"] for one in after["annotations"]] == [0, 0, 0]
+
+
+def test_shares_of_the_image() -> None:
+    """Only where all boxes are: a box of a pixel is not one. The images have 96 x 64 pixels."""
+    boxes, before = [[0.25, 0.5, 0.125, 0.25], [0, 0, 1, 1], [0.5, 0, 0.5, 0.5]], content()
+    masks = [[[0.25, 0.5, 0.375, 0.5, 0.375, 0.75]], [SQUARE], []]
+    damage = every(set_of(*BOX, *boxes), set_of(*MASK, *masks), set_of("annotations", "area", 0.03125))
+    said, after = mended(damage)
+    assert said == ["3 annotations with a box in shares of the image, from 0 to 1: made pixels"]
+    assert [one["bbox"] for one in after["annotations"]] == [[24, 32, 12, 16], [0, 0, 96, 64], [48, 0, 48, 32]]
+    assert [one["segmentation"] for one in after["annotations"]] == [[[24, 32, 36, 32, 36, 48]], [SQUARE], []]
+    assert [one["area"] for one in after["annotations"]] == [192, *(one["area"] for one in before["annotations"][1:])]
+    assert mended(set_of(*BOX, *boxes[:2]))[0] == []
+
+
 def set_of(section: str, key: str, *values: Any) -> Callable[[dict], None]:
     """A change of the first entries' ``key``; None removes it."""
 
