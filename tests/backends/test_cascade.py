@@ -100,7 +100,7 @@ class TestRules:
         ("keys", "said"),
         [
             (("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"), "CLS_AGNOSTIC_BBOX_REG is False, but a stage"),
-            (("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"), "expected one of both a stage"),
+            (("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"), "expected one of each a stage"),
             (("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.6]"), r"first stage matches at IoU 0\.5; set it to \[0\.5\]"),
         ],
     )
