@@ -22,7 +22,8 @@ class TestStop:
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130),
                                                   (signal.SIGHUP, 75)])  # fmt: skip
     def test_a_signal_sets_the_flag(self, number: signal.Signals, code: int) -> None:
-        ours = signal.signal(number, before := signal.default_int_handler)  # SIGHUP is ignored where nohup runs the tests
+        before = signal.default_int_handler
+        ours = signal.signal(number, before)  # SIGHUP is ignored where nohup runs the tests
         flag = StopFlag()
         with flag.listening():
             assert not flag.requested
