@@ -1,5 +1,6 @@
 """Batches of samples, read by this process or by workers (DATALOADER.NUM_WORKERS); waiting for one always ends."""
 
+import atexit
 import pickle
 import signal
 import threading
@@ -80,6 +81,7 @@ def _load_batches(dataset: SampleSet, cfg: CfgNode, batches: Iterable[Any], stop
         ) from None
     if workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, _raise_if_worker_died)  # in the place of torch's handler
+        atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)  # Python ends the workers that are left then
     while not stop.requested and (batch := _next_batch(iterator, stop)):
         if isinstance(batch[0], DataError):
             raise batch[0]

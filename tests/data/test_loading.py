@@ -95,6 +95,16 @@ def test_a_worker_that_dies_while_the_main_process_computes(first) -> None:
     del batches
 
 
+def test_a_worker_that_python_ends_at_its_own_end_is_no_error(first, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("atexit.register", lambda *call: calls.append(call))
+    first(lambda: None)
+    handler = signal.getsignal(signal.SIGCHLD)
+    for function, *arguments in (call for call in calls if call[0] is signal.signal):
+        function(*arguments)
+    assert [handler, signal.getsignal(signal.SIGCHLD)] == [loading._raise_if_worker_died, signal.SIG_DFL]
+
+
 def test_what_a_workers_code_raises_is_no_death(first) -> None:
     with pytest.raises(RuntimeError, match=r"Caught RuntimeError in DataLoader worker process 0.(?s:.)*a bug"):
         next(first(bug))
