@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
 from fvcore.common.config import CfgNode
 from samples import sample
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
@@ -24,6 +27,25 @@ SMALL = ROOT / "configs/Digits/quickstart.yaml"
 LEAVES = sorted(
     path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits", "Pretraining")
 )
+
+
+def overflow_in_rank_1(rank: int, folder: Path, cfg: CfgNode) -> None:
+    """One of two processes, as on two GPUs: DistributedDataParallel, and an iteration in which rank 1 overflows."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    backend = backends.load("detectron2")
+    model = DistributedDataParallel(backend.build(cfg))
+    if rank:
+        with torch.no_grad():
+            model.module.proposal_generator.rpn_head.anchor_deltas.weight.fill_(math.inf)
+    losses = backend.losses(model, [sample(seed=rank)])
+    sum(losses.values()).backward()
+    means = torch.stack([loss.detach() for loss in losses.values()])
+    dist.all_reduce(means)  # the loop's next collective
+    trained = [one for one in model.parameters() if one.requires_grad]
+    assert all(one.grad.isnan().any() for one in trained), "not the other rank's gradients"
+    assert means.isnan().all()
+    dist.destroy_process_group()
 
 
 @pytest.fixture
@@ -135,6 +157,9 @@ class TestModel:
         assert list(broken) == list(sound)
         assert all(loss.isnan() for loss in broken.values())
         sum(broken.values()).backward()
+
+    def test_an_overflow_in_one_of_two_processes_reaches_both(self, config: Callable, tmp_path: Path) -> None:
+        torch.multiprocessing.spawn(overflow_in_rank_1, (tmp_path, config()), nprocs=2)
 
     def test_sync_bn_works_without_proposals_and_gpu(self, config: Callable) -> None:
         backend = backends.load("detectron2")
