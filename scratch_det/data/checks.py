@@ -153,6 +153,11 @@ def how_to_mend(name: str, problems: Iterable[Problem]) -> list[str]:
     return [MEND.format(" ".join([quoted(name), *filter(None, flags)]))] if flags else []
 
 
+def told(name: str, problem: Problem) -> str:
+    """A problem of data set ``name``, each way to mend it on a line of its own."""
+    return "\n  ".join([f"{name}: {problem}", *filter(None, [problem.fix]), *how_to_mend(name, [problem])])
+
+
 def explain(path: Any, problems: Sequence[Problem], most_lines: int = 7) -> str:
     """The errors among ``problems`` of the file ``path``, as a message of at most ``most_lines`` lines."""
     errors = [one for one in problems if one.severity == "error"]

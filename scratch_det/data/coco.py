@@ -25,6 +25,7 @@ from scratch_det.data.checks import (
     fatal,
     how_to_mend,
     notice,
+    told,
 )  # fmt: skip
 from scratch_det.data.coco_json import Arrays, by_image, read_json
 from scratch_det.data.file_names import is_outside, other_spellings
@@ -178,12 +179,14 @@ def nothing_to_train_on(cfg: CfgNode, datasets: Sequence[CocoDataset]) -> str:
     needed = "an object; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
     if cfg.MODEL.KEYPOINT_ON and least > 0:
         needed = f"an object and {least} labelled keypoints (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)"
-    if len(is_crowd) and is_crowd.all():
-        needed = f"an object: all {len(is_crowd)} annotations are crowds (iscrowd 1); are they?"
-    entry = datasets[0].entry
-    hint = how_to_mend(entry.name, [CHECKS["crowds"]]) if is_crowd.any() else []
-    message = f"{entry.json_file}: data set is empty for training: none of its {images} images has {needed}"
-    return "\n  ".join([message, *hint])
+    entry, crowds = datasets[0].entry, int(is_crowd.sum())
+    if crowds and crowds == len(is_crowd):
+        needed = "an object"
+    lines = [f"{entry.json_file}: data set is empty for training: none of its {images} images has {needed}"]
+    if crowds:
+        lines += [f"{crowds} of {len(is_crowd)} annotations are crowds (iscrowd 1), which are not trained on",
+                  *how_to_mend(entry.name, [CHECKS["crowds"]])]  # fmt: skip
+    return "\n  ".join(lines)
 
 
 def read_coco(
@@ -200,7 +203,7 @@ def read_coco(
     if dataset is None:
         raise DataError(explain(entry.json_file, problems))
     for one in problems:
-        say(f"{entry.name}: {one}" + f"; {one.fix}" * bool(one.fix))
+        say(told(entry.name, one))
     return dataset
 
 

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import LoadedConfig, flatten
 from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup_folder, read_image_folder
-from scratch_det.data.checks import Problem, explain, how_to_mend
+from scratch_det.data.checks import Problem, explain, told
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.data.coco_json import rank
 from scratch_det.errors import DataError, Section, listed, raise_problems
@@ -70,8 +70,7 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
 def add_problems(section: Section, name: str, problems: Iterable[Problem]) -> None:
     """Add the problems of data set ``name``, each with its fix."""
     for one in problems:
-        fixes = [one.fix] * bool(one.fix) + how_to_mend(name, [one])
-        section.problem(one.severity, "\n  ".join([f"{name}: {one}", *fixes]))
+        section.problem(one.severity, told(name, one))
 
 
 def folder_conflicts(recipe: LoadedConfig, training: list[ImageFolder], test: list[ImageFolder]) -> Iterator[str]:

@@ -120,7 +120,7 @@ def test_crowds(notices, crowds, expected) -> None:
 def test_nothing_but_crowds(notices) -> None:
     assert notices(lambda one: one.update(iscrowd=1)) == [f"4 {CROWDS}: id 0, 1, 2, 3"]
     message = rejection(TrainingSet, config(), [read_toy()])
-    assert "all 4 annotations are crowds (iscrowd 1)" in message
+    assert "images has an object\n  4 of 4 annotations are crowds (iscrowd 1)" in message
     assert message.endswith("python tools/fix_annotations.py toy_train --no-crowds writes a repaired copy")
 
 
