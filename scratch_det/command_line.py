@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError, did_you_mean, quoted
+from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError, did_you_mean, quoted, shortened
 from scratch_det.files import Lenient
 
 UNUSABLE = {  # what is wrong with a path, and the fix
@@ -27,7 +27,7 @@ UNUSABLE = {  # what is wrong with a path, and the fix
     errno.ELOOP: "fix its links, which form a circle",
 }
 UNREAD = "standard output was closed before the command had finished; start it again"
-EXIT_INTERRUPTED = 130  # as a shell has it for SIGINT
+EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141  # as a shell has it for SIGINT and SIGPIPE
 SHOW_TRACEBACK = "SCRATCH_DET_TRACEBACK"  # an environment variable
 TRACEBACK = "traceback.txt"
 TRACEBACK_FOLDERS: list[Path] = []  # the last one first; else the current one
@@ -40,11 +40,12 @@ def exit_on_user_error(
 ) -> Iterator[None]:
     """Turn every error into ``error: message`` on stderr and an exit code; no tool ends in a traceback.
 
-    Code 2: an error that the user can mend, see ``explained``; 70: any other, see ``unexpected``; 130: Ctrl-C.
+    Code 2: an error that the user can mend, see ``explained``; 70: any other, see ``unexpected``; 130: Ctrl-C; 141: see
+    reading_only.
 
     prints: False in the ranks that leave the user's errors to another one; only the exit code is set.
-    reading_only: the block only prints what it found, so an output that is closed early, as by ``| head``, is no error:
-        exit code 0. Otherwise work may be unfinished.
+    reading_only: the block only prints what it found, so an output that is closed early, as by ``| head``, ends it
+        without a message. Otherwise work may be unfinished.
     is_run: what counts are files, so the work goes on, with its exit code, when standard output fails in any way.
     interrupted: the message after Ctrl-C.
     """
@@ -61,7 +62,7 @@ def exit_on_user_error(
     except Exception as error:
         is_unread = isinstance(error, BrokenPipeError) and _is_output_closed()
         if is_unread and reading_only:
-            raise SystemExit(0) from None
+            raise SystemExit(EXIT_UNREAD) from None
         if message := UNREAD if is_unread else explained(error):
             if prints:
                 print(f"error: {message}", file=sys.stderr)
@@ -73,7 +74,7 @@ def exit_on_user_error(
 def explained(error: BaseException) -> str | None:
     """The message of an error that the user can mend: a UserError, an unusable file, or no memory left."""
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
-        return f"{error.filename}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
+        return f"{shortened(str(error.filename))}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
     full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # the latter is torch's, on the CPU
     if full or type(error).__name__ == "OutOfMemoryError":  # ... and on a GPU
         reason = (str(error).splitlines() or ["by Python"])[0]
@@ -132,13 +133,19 @@ FOREIGN = {  # flags of other libraries -> what to write here, in tools that tak
     "--gpus --gpu-ids --ngpus --devices --nproc-per-node --num-processes": "--num-gpus N",
     "--nnodes --node-rank --master-addr --master-port":
         "--num-machines N --machine-rank I --dist-url tcp://HOST:PORT",
-    "--load-from --weights --pretrained --ckpt --checkpoint": "MODEL.WEIGHTS FILE",
+    "--load-from --weights --pretrained --pretrained-weights --ckpt --checkpoint": "MODEL.WEIGHTS FILE",
     "--resume-from --auto-resume": "--resume and OUTPUT_DIR FOLDER of that run",
     "--eval --evaluate --test --test-only": "--eval-only",
-    "-b --batch --batch-size --auto-scale-lr": "--scale-to-batch N",
-    "--lr --epochs --device --seed --amp --fp16 -j --workers --num-workers --data --dataset":
-        "a key: SOLVER.BASE_LR, SOLVER.MAX_ITER, MODEL.DEVICE, SEED, SOLVER.AMP.ENABLED, DATALOADER.NUM_WORKERS or "
-        "DATASETS.TRAIN, each with a value",
+    "-b --batch --batch-size --samples-per-gpu --auto-scale-lr":
+        "--scale-to-batch N, which scales rate and schedule, or SOLVER.IMS_PER_BATCH N SOLVER.BASE_LR X",
+    "--epochs --num-epochs --max-epochs --max-iters": "SOLVER.MAX_ITER N: epochs x images / SOLVER.IMS_PER_BATCH",
+    "--lr --learning-rate": "SOLVER.BASE_LR X",
+    "--device": "MODEL.DEVICE cuda or cpu",
+    "-j --workers --num-workers": "DATALOADER.NUM_WORKERS N: of each process",
+    "--seed": "SEED N",
+    "--amp --fp16": "SOLVER.AMP.ENABLED True",
+    "--imgsz --img-size": "INPUT.MIN_SIZE_TRAIN \"(N,)\" INPUT.MIN_SIZE_TEST N",
+    "--data --dataset --data-path": "DATASETS.TRAIN \"('NAME',)\" DATASETS.TEST \"('NAME',)\", see datasets/README.md",
 }  # fmt: skip
 
 
@@ -150,24 +157,24 @@ class ToolParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """argparse's, and what to write instead."""
-        super().error(f"{message}{self.hint(message)}")
+        super().error(f"{shortened(message)}{self.hint(message)}")
 
     def hint(self, message: str) -> str:
-        """For argparse's ``message``: what to write instead of a flag that is not known here, or of a mere recipe."""
+        """For argparse's ``message``: what to write instead of flags that are not known here, or of a mere recipe."""
         if "--resume: ignored" in message:
             return f"; {RESUME}"
         known, takes_keys = self._option_string_actions, any(one.dest == "overrides" for one in self._actions)
+        hints = {}
         for word in sys.argv[1:]:
             flag = word.partition("=")[0]
             if flag.startswith("-") and flag not in known and (flag in message or "required" in message):
                 alike = flag.replace("_", "-").lower()
                 answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
                 answer = next(answers, None)
-                if hint := f"; instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known)):
-                    return hint
-            if "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
-                return f"; write --config-file {quoted(word)}"
-        return ""
+                hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
+            elif "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
+                hints["--config-file"] = f"; write --config-file {quoted(word)}"
+        return "".join(hints.values())
 
 
 def seed(text: str) -> int:
@@ -203,7 +210,10 @@ def load_project(folder: Path) -> None:
         raise UserError(f"--project {folder}: {folder.name} is no name for a Python package; rename the folder")
     if str(folder.parent) not in sys.path:
         sys.path.append(str(folder.parent))
-    package = import_module(folder.name)
+    try:
+        package = import_module(folder.name)
+    except Exception as error:  # of anybody's code, or a library that it needs
+        raise UserError(f"--project {folder} cannot be imported ({type(error).__name__}: {error}); mend it") from error
     if Path(str(package.__file__)).resolve().parent != folder:
         raise UserError(f"--project {folder}: {package.__file__} has the same name; rename the folder")
     if not hasattr(package, "add"):

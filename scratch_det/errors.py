@@ -12,14 +12,15 @@ Result = TypeVar("Result")
 
 EXIT_CODE = 2
 EXIT_UNEXPECTED = 70  # sysexits.h's EX_SOFTWARE: a bug, or a damaged file that no check knows
-MOST_LINES, FIRST_LINES, LONGEST_LINE = 12, 10, 1000  # of a message; the first ones where it has more, characters
+MOST_LINES, FIRST_LINES = 12, 10  # of a message; the first ones where it has more
+LONGEST_LINE = 1000  # characters
 
 
 class UserError(Exception):
     """What was found, what was expected, where, and the fix; ``args[0]`` is the message in full length."""
 
     def __str__(self) -> str:
-        lines = [line[:LONGEST_LINE] + " ..." * (len(line) > LONGEST_LINE) for line in super().__str__().split("\n")]
+        lines = [shortened(line) for line in super().__str__().split("\n")]
         if len(lines) > MOST_LINES:
             lines[FIRST_LINES:] = [f"and {len(lines) - FIRST_LINES} more"]
         return "\n".join(lines)
@@ -76,7 +77,7 @@ class Section:
             if self.strict:
                 raise
             text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error.args[0]
-            for message in re.split(r"\n(?!\s)", text):
+            for message in re.split(r"\n(?!\s)", "\n".join(map(shortened, text.split("\n")))):
                 self.problem("error", message)
         return None
 
@@ -111,6 +112,16 @@ class Report:
 def listed(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
     """The first items, and ``...`` where there are more."""
     return separator.join([*map(str, items[:most]), *["..."] * (len(items) > most)])
+
+
+def shortened(text: str, most: int = LONGEST_LINE) -> str:
+    """``text``, cut after ``most`` characters."""
+    return f"{text[:most]} ..." if len(text) > most else text
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 class``, ``2 classes``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def quoted(text: object) -> str:

@@ -104,7 +104,7 @@ class TestSamples:
         edit(datasets_root / "toy_train/annotations.json", change)
         key = "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
         dataset = training_set(points_recipe, key, least)
-        assert (len(dataset), dataset.num_dropped) == (left, 4 - left)
+        assert dataset.description == f"{left} training images; {4 - left} without objects or keypoints left out"
         with pytest.raises(DataError, match=f"none of its 4 images has an object and 10 labelled keypoints .*{key}"):
             training_set(points_recipe, key, 10)
 

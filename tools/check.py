@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one json object instead of text")
     request, flags = read_request(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that processes that read images end too
-    with exit_on_user_error(interrupted="interrupted; images that were read need not be read again"):
+    with exit_on_user_error(reading_only=True, interrupted="interrupted; images that were read need not be read again"):
         with redirect_stdout(sys.stderr if flags["json"] else sys.stdout):
             say = (lambda text: None) if flags["json"] else print
             report = check(request, flags["num_gpus"], flags["num_machines"], flags["images"], say)

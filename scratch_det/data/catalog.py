@@ -73,7 +73,7 @@ class ImageFolder:
     images: list[tuple[str, int]]
     digest: str
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, _: Any) -> dict[str, Any]:
         """What a run notes of it."""
         return {"files_sha256": self.digest, "images": len(self.images)}
 

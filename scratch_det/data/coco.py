@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,8 +89,10 @@ class CocoDataset:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The name of each label."""
-        return [str(category["name"]) for category in self.categories]
+        """The name of each label, with its id where another has the same name."""
+        times = Counter(str(category["name"]) for category in self.categories)
+        return [str(category["name"]) + f" (id {category['id']})" * (times[str(category["name"])] > 1)
+                for category in self.categories]  # fmt: skip
 
     @cached_property
     def category_ids(self) -> list[Any]:
@@ -101,12 +104,19 @@ class CocoDataset:
         """The image entries in the json's order."""
         return Images(self.arrays)
 
-    def recorded(self) -> dict[str, Any]:
-        """What a run notes of it: digests of the json, and of images and categories with their order; and counts."""
+    def recorded(self, cfg: CfgNode) -> dict[str, Any]:
+        """What a run notes of it: counts; digests of the json, of images and categories with their order, and of the
+        numbers of the images that are trained on.
+        """
         listed = [self.arrays[name].tobytes() for name in ("image_id", "height", "width", "file_name", "file_name_at")]
-        listed.append(json.dumps([self.category_ids, self.classes]).encode())
-        counts = {"images": len(self.images), "objects": len(self.arrays["order"])}
-        return {"json_sha256": self.digest, "images_sha256": sha256(b"".join(listed)).hexdigest(), **counts}
+        listed.append(json.dumps([self.category_ids, [str(one["name"]) for one in self.categories]]).encode())
+        return {
+            "images": len(self.images),
+            "objects": len(self.arrays["order"]),
+            "json_sha256": self.digest,
+            "images_sha256": sha256(b"".join(listed)).hexdigest(),
+            "used_images_sha256": sha256(self.training_images(cfg).tobytes()).hexdigest(),
+        }
 
     def objects(self, image: int) -> list[dict[str, Any]]:
         """The annotations of image number ``image``, in the json's order.

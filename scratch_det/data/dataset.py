@@ -85,10 +85,16 @@ def _pair_up(order: np.ndarray, portrait: np.ndarray, rng: np.random.Generator, 
 
 
 class SampleSet(Dataset):
-    """Samples of images, read by a DataLoader."""
+    """Samples, read by a DataLoader.
+
+    items: a record of each image, an array where workers share it; description: for the log, what is trained on.
+    """
+
+    items: Sequence[Any] | np.ndarray
+    description = ""
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.items)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample] | list[DataError]:
         """A batch; a DataError is its only item, not raised: DataLoader would put a traceback into the message."""
@@ -96,10 +102,6 @@ class SampleSet(Dataset):
             return [self[index] for index in indices]
         except DataError as error:
             return [error]
-
-    def describe(self) -> str:
-        """The line for the log: what is trained on."""
-        raise NotImplementedError
 
 
 class TrainingSet(SampleSet):
@@ -110,23 +112,20 @@ class TrainingSet(SampleSet):
         self.flip_indices, self.num_keypoints = datasets[0].flip_indices, len(datasets[0].keypoints)
         self.datasets = list(datasets)
         chosen = [data.training_images(cfg) for data in datasets]
-        # number of the data set, number of its image: an array, which forked workers share
-        self.usable = np.concatenate(
-            [np.stack([np.full_like(of_one, k), of_one], 1) for k, of_one in enumerate(chosen)]
-        )
+        # number of the data set, number of its image
+        self.items = np.concatenate([np.stack([np.full_like(of_one, k), of_one], 1) for k, of_one in enumerate(chosen)])
         if not len(self):
             raise DataError(nothing_to_train_on(cfg, datasets))
-        self.num_dropped = sum(len(data.images) for data in datasets) - len(self)
+        lacking = "objects or keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
+        left_out = sum(len(data.images) for data in datasets) - len(self)
+        self.description = f"{len(self):,} training images; {left_out:,} without {lacking} left out"
         portrait = np.concatenate([data.arrays["height"][of_one] > data.arrays["width"][of_one]
                                    for data, of_one in zip(datasets, chosen, strict=True)])  # fmt: skip
         self.stream = Stream(cfg.SEED, len(self), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
 
-    def __len__(self) -> int:
-        return len(self.usable)
-
     def __getitem__(self, position: int) -> Sample:
         index, rng = self.stream.at(position)
-        number, place = self.usable[index].tolist()
+        number, place = self.items[index].tolist()
         data = self.datasets[number]
         image, annotations = data.images[place], data.training_objects(place)
         sample = load_sample(data.entry.image_root / image["file_name"], self.cfg, image)
@@ -145,14 +144,9 @@ class TrainingSet(SampleSet):
             sample = flip(sample, self.cfg.INPUT.RANDOM_FLIP, self.flip_indices)
         return {"position": position, **keep_inside(sample)}
 
-    def describe(self) -> str:
-        """The line for the log: how many images are used and how many are left out."""
-        lacking = "objects or keypoints" if self.cfg.MODEL.KEYPOINT_ON else "objects"
-        return f"{len(self):,} training images; {self.num_dropped:,} without {lacking} left out"
-
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""
-        number, place = self.usable[self.stream.at(position)[0]].tolist()
+        number, place = self.items[self.stream.at(position)[0]].tolist()
         return self.datasets[number].images[place]["id"]
 
 
@@ -161,13 +155,10 @@ class EvaluationSet(SampleSet):
 
     def __init__(self, cfg: CfgNode, data: CocoDataset, resized: bool = True):
         self.cfg, self.image_root, self.resized = cfg, data.entry.image_root, resized
-        self.images = data.images
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self.items = data.images
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.images[index]
+        image = self.items[index]
         sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
         size = output_size(image["height"], image["width"], self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         return resize(sample, size) if self.resized else sample

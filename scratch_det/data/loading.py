@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -81,7 +82,7 @@ def _load_batches(dataset: SampleSet, cfg: CfgNode, batches: Iterable[Any], stop
         ) from None
     if workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, _raise_if_worker_died)  # in the place of torch's handler
-        atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)  # Python ends the workers that are left then
+        atexit.register(_end_workers)
     while not stop.requested and (batch := _next_batch(iterator, stop)):
         if isinstance(batch[0], DataError):
             raise batch[0]
@@ -112,6 +113,13 @@ def _raise_if_worker_died(_number: int, _frame: object) -> None:
         _error_if_any_worker_fails()
     except RuntimeError as error:
         raise _explained(error) from None
+
+
+def _end_workers() -> None:
+    """At the end of Python, which would wait for them: one may read from a disk that does not answer."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that they end is no error from here on
+    for worker in active_children():
+        worker.kill()
 
 
 def _explained(error: RuntimeError) -> Exception:

@@ -20,6 +20,7 @@ from scratch_det.reading import read_json
 
 PROJECTS = {"INPUT.AUGMENTATION": RESIZE, "SOLVER.OPTIMIZER": SGD}  # the values without --project
 EVALUATION = "evaluations from now on"
+OTHER_ORDER = "some have gained their first object or lost their last one, so other images come from now on"
 ROUNDING = "the same computation, last digits may differ"
 EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights of completed iterations
     "OUTPUT_DIR": "the folder has moved",
@@ -119,10 +120,12 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
         is_repaired = old.get("images_sha256") == new.get("images_sha256") is not None
         effect = "other annotations of the same images from now on" if is_repaired else "other images from now on"
         effect = effect if is_trained else EVALUATION
+        effects = {"used_images_sha256": OTHER_ORDER} if is_trained and is_repaired else {}
         for key in (key for key in new if key.endswith("_sha256") and key in old):
-            what = f"the {key.removesuffix('_sha256')} of {name} (sha256)"
+            what = f"the {key.removesuffix('_sha256').replace('_', ' ')} of {name} (sha256)"
             was, now_is = (str(content[key])[:12] for content in (old, new))
-            changes.append(Change(what, was, now_is, effect, rejected=is_trained and not is_repaired))
+            rejected = is_trained and not is_repaired
+            changes.append(Change(what, was, now_is, effects.get(key, effect), rejected))
         if "objects" in old:
             changes.append(Change(f"the objects of {name}", old["objects"], new.get("objects"), effect))
     hint = f"another model; give --backend {earlier['backend']}"

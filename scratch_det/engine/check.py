@@ -17,7 +17,7 @@ from scratch_det.data.image import scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
-from scratch_det.errors import Report, Section, UserError, listed
+from scratch_det.errors import Report, Section, UserError, counted, listed
 from scratch_det.weights.locate import place_of
 
 NAME_WIDTH = 11  # columns for the name of a section
@@ -96,8 +96,7 @@ def as_text(section: Section) -> str:
 
 def verdict(report: Report) -> str:
     """The last line: whether a run would start."""
-    counts = [(len(report.messages(severity)), severity) for severity in ("error", "notice")]
-    named = " and ".join(f"{count} {noun}{'s' if count > 1 else ''}" for count, noun in counts if count)
+    named = " and ".join(counted(len(found), kind) for kind in ("error", "notice") if (found := report.messages(kind)))
     return f"{'ready to train' if report.ok else 'not ready to train'}: {named or 'nothing to fix'}"
 
 

@@ -103,16 +103,14 @@ class FolderSet(SampleSet):
         self.cfg = cfg
         self.roots = [data.entry.root for data in datasets]
         images = [(k, os.fsencode(path), label) for k, data in enumerate(datasets) for path, label in data.images]
-        # an array, which forked workers share: they would copy a list page by page, as reading an object writes to it
-        self.records = np.rec.fromrecords(images, names=("root", "path", "label"))
+        # workers would copy a list page by page, as reading an object writes to it
+        self.items = np.rec.fromrecords(images, names=("root", "path", "label"))
+        self.description = f"{len(self):,} training images"
         self.stream = Stream(cfg.SEED, len(self)) if is_training else None
-
-    def __len__(self) -> int:
-        return len(self.records)
 
     def __getitem__(self, item: int) -> Sample:
         index, rng = self.stream.at(item) if self.stream else (item, None)
-        root, path, label = self.records[index].item()
+        root, path, label = self.items[index].item()
         path = os.fsdecode(path)
         sample = {**load_sample(self.roots[root] / path, self.cfg), "image_id": path, "label": label}
         if rng:
@@ -120,10 +118,6 @@ class FolderSet(SampleSet):
         else:
             sample = middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
         return {**sample, "image": contiguous(sample["image"])}
-
-    def describe(self) -> str:
-        """The line for the log: the number of images."""
-        return f"{len(self):,} training images"
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:

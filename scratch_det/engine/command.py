@@ -1,11 +1,9 @@
 """The command line of a run: its flags, and the start in this process or in several."""
 
 import os
-import signal
 import sys
 from argparse import ArgumentParser
 from contextlib import ExitStack, closing, redirect_stdout
-from multiprocessing import active_children
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS, library
@@ -15,8 +13,11 @@ from scratch_det.distributed.launch import ALONE, World, launch, read_world, sev
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.changes import report_finished
 from scratch_det.engine.plan import DETECTION, Request, make_plan
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import Report
 from scratch_det.log import close_logging, logger, set_up_logging
+
+NOT_BEGUN = "nothing was trained in this start, the same command starts again"
 
 
 def run_parser(description: str | None) -> ArgumentParser:
@@ -78,7 +79,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
     """Parse the command line and start what it asks for; exit codes as tools/train_net.py describes them."""
-    (request, flags), world = read_request(parser), ALONE
+    (request, flags), world, known = read_request(parser), ALONE, len(TRACEBACK_FOLDERS)
     try:
         with exit_on_user_error(is_run=True):
             world = read_world(os.environ)
@@ -87,14 +88,11 @@ def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
             with exit_on_user_error(world.local_rank == 0):
                 start(request, world, task)
     except Stopped as stopped:
-        end = "" if request.eval_only else "; the same command with --resume continues from its checkpoint"
+        began = any(RunDir(path).holds_run() for path in TRACEBACK_FOLDERS[known:])
+        end = "the same command with --resume continues from its checkpoint" if began else NOT_BEGUN
         if world.is_main:
-            print(f"{stopped}{end}", file=sys.stderr)
+            print(f"{stopped}{'' if request.eval_only else f'; {end}'}", file=sys.stderr)
         sys.exit(stopped.exit_code)
-    finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that they end is no error from here on
-        for worker in active_children():  # Python waits for them, and one may read from a disk that does not answer
-            worker.kill()
 
 
 def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None:

@@ -12,11 +12,12 @@ from scratch_det.data.catalog import ImageFolder, class_mismatch, lookup, lookup
 from scratch_det.data.checks import Problem, explain, told
 from scratch_det.data.coco import CocoDataset, inspect_coco
 from scratch_det.data.coco_json import rank
-from scratch_det.errors import DataError, Section, listed, raise_problems
+from scratch_det.errors import DataError, Section, counted, listed, raise_problems, shortened
 
 NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 SIGMAS = "TEST.KEYPOINT_OKS_SIGMAS"
+MOST_NAMES, LONGEST_NAME = 10, 40  # of the classes that are shown
 PERSON = 17  # number of keypoints in COCO, which has sigmas only for these
 
 
@@ -53,12 +54,14 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
     if data:
         objects = data.arrays["order"]
         crowds = int(data.arrays["iscrowd"][objects].sum())
-        facts = {"images": len(data.images), "objects": len(objects), "crowds": crowds, "classes": len(data.classes)}
-        section.add(
-            f"{name}: {', '.join(f'{count:,} {what}' for what, count in facts.items() if crowds or what != 'crowds')}; "
-            f"{entry.json_file} (sha256 {data.digest[:12]})",
-            **{name: {**facts, "json": str(entry.json_file), "sha256": data.digest}},
-        )
+        facts = {"image": len(data.images), "object": len(objects), "crowd": crowds, "class": len(data.classes)}
+        counts = [counted(number, what) for what, number in facts.items() if crowds or what != "crowd"]
+        classes = listed([shortened(one, LONGEST_NAME) for one in data.classes], MOST_NAMES)
+        section.add(f"{name}: {', '.join(counts)} ({classes}); {entry.json_file} (sha256 {data.digest[:12]})")
+        section.values[name] = {
+            "images": len(data.images), "objects": len(objects), "crowds": crowds, "classes": len(data.classes),
+            "names": data.classes, "json": str(entry.json_file), "sha256": data.digest,
+        }  # fmt: skip
     elif section.strict:
         raise DataError(explain(entry.json_file, problems))
     else:

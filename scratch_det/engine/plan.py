@@ -60,7 +60,8 @@ class Request:
 class Plan:
     """A request that passed the checks, with its resolved config, the data sets that were read, and the run folder.
 
-    A data set has an ``entry`` with its name, ``images``, and ``recorded()``, digests and counts for environment.json.
+    A data set has an ``entry`` with its name, ``images``, and ``recorded(cfg)``, what environment.json
+    has of it.
     """
 
     task: str
@@ -162,12 +163,11 @@ def check_recipe(
 
 
 def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
-    """With --eval-only: training flags, no test data, and random weights that would overwrite a run's predictions."""
-    if not (cfg.MODEL.WEIGHTS or request.resume) and RunDir(cfg.OUTPUT_DIR).holds_run():
-        yield (
-            f'MODEL.WEIGHTS is "" and OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run; evaluating random weights would '
-            "overwrite its predictions; give --resume to evaluate its last checkpoint, or MODEL.WEIGHTS FILE"
-        )
+    """With --eval-only: training flags, no test data, no weights."""
+    checkpoints = RunDir(cfg.OUTPUT_DIR).checkpoints
+    if not cfg.MODEL.WEIGHTS and not (request.resume and any(checkpoints.glob("*.pth"))):
+        own = f"there is no checkpoint in {checkpoints}: give" if request.resume else "give --resume, or"
+        yield f'--eval-only: MODEL.WEIGHTS is "", and random weights are not worth it; {own} MODEL.WEIGHTS FILE'
     given = [name for name in TRAINING_FLAGS if getattr(request, name) != getattr(Request, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -212,15 +212,18 @@ def flag_problems(request: Request, cfg: CfgNode, run_dir: RunDir) -> Iterator[s
             f"--switch-from starts a cascade, but MODEL.ROI_HEADS.NAME is {heads}; give a recipe "
             "with configs/_base_/head/cascade.yaml, or use --branch-from"
         )
-    goes_on = request.resume and not request.eval_only and run_dir.holds_run()
-    if goes_on and request.init_std != (began := run_dir.recorded("init_std")):
+    parent, goes_on = request.branch_from or request.switch_from, request.resume and run_dir.holds_run()
+    if parent and not goes_on and not find_checkpoint(Path(parent)).is_file():
+        flag = "--branch-from" if request.branch_from else "--switch-from"
+        yield f"{flag} {parent}: no such file; expected a checkpoint in the folder of its run"
+    if goes_on and not request.eval_only and request.init_std != (began := run_dir.recorded("init_std")):
         yield (
             f"--init-std is {request.init_std}, but {run_dir.path} holds a run that began with {began}; keep "
             "that value, or name another folder: OUTPUT_DIR PATH"
         )
     if request.init_std is None:
         return
-    if source := request.branch_from or request.switch_from or cfg.MODEL.WEIGHTS:
+    if source := parent or cfg.MODEL.WEIGHTS:
         yield f"--init-std initialises random weights, but this run starts from {source}; leave one out"
     if not 0 < request.init_std < 1:
         yield f"--init-std is {request.init_std:g}, expected above 0 and below 1, such as 0.01"
@@ -233,11 +236,6 @@ def note_start(section: Section, request: Request, cfg: CfgNode, run_dir: RunDir
     if task == DETECTION and cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not goes_on:
         fix = "the paper switches to it: --switch-from FILE"
         section.problem("notice", f"this trains a cascade from its first iteration on; {fix}")
-    if section.strict:
-        return
-    if parent and not find_checkpoint(Path(parent)).is_file():
-        flag = "--branch-from" if request.branch_from else "--switch-from"
-        section.problem("error", f"{flag} {parent}: no such file")
-    elif parent or (request.resume and run_dir.holds_run()):
+    if not section.strict and (parent or (request.resume and run_dir.holds_run())):
         what = "the checkpoint given by --resume, --branch-from or --switch-from"
         section.problem("notice", f"{what} is compared only when the run starts")

@@ -157,7 +157,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
             + (f"continuing after {state.iteration} iterations" if state.iteration else source)
         )
-        logger.info(dataset.describe())
+        logger.info(dataset.description)
         logger.info(learning_rate_line(cfg, len(dataset)))
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, max_iter, window)
@@ -188,20 +188,12 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     with Group(world, device, stop) as group:
         own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
-        if plan.request.resume and not weights:
-            raise UserError(
-                f"--resume: there is no checkpoint in {run_dir.checkpoints} to evaluate; give MODEL.WEIGHTS FILE"
-            )
         model = build_state(cfg, backend, device).model
-        if weights:
-            logger.info(load_weights(model, weights, plan.backend, cfg))
-        else:
-            logger.warning("MODEL.WEIGHTS is empty: this evaluates random weights")
+        logger.info(load_weights(model, weights, plan.backend, cfg))
         out = run_dir.path / "inference"
         metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, out, group)
         if group.is_main:
-            digest = sha256_of(fetch(weights)) if weights else None
-            result = {"backend": plan.backend, "weights": weights, "weights_sha256": digest}
+            result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights))}
             run_dir.write_json("inference/result.json", {**result, "metrics": to_json_numbers(metrics)})
             logger.info(f"wrote {out}/result.json")
 
@@ -327,7 +319,7 @@ def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": git_state(), "trained_on": [data.entry.name for data in plan.training],
-        "datasets": {data.entry.name: data.recorded() for data in plan.training + plan.test},
+        "datasets": {data.entry.name: data.recorded(plan.cfg) for data in plan.training + plan.test},
     }  # fmt: skip
 
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
@@ -28,13 +29,15 @@ CLASSIFIER = re.compile(r"(stem\.)?(fc|linear|classifier\.6)\..*")  # an ImageNe
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000)_[wb]|lr|model_iter")
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
 
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
 
 class Pixels(NamedTuple):
     """Input is (grey value 0 to 255 - mean) / std, per channel in the order of ``format``, "BGR" or "RGB"."""
 
-    format: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    format: Literal["BGR", "RGB"]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "Pixels":
@@ -44,6 +47,17 @@ class Pixels(NamedTuple):
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{self.format}, PIXEL_MEAN {mean}, PIXEL_STD {std}"
+
+    @classmethod
+    def read(cls, recorded: Any, path: Path) -> "Pixels":
+        """Those that ``as_dict`` gave. Raises UserError, which names the file, for others."""
+        try:
+            return msgspec.convert([recorded[name] for name in cls._fields], cls)
+        except (msgspec.ValidationError, LookupError, TypeError):
+            raise UserError(
+                f"weights file {path} has pixels {recorded!r:.100}, expected format RGB or BGR, mean and std, three "
+                "numbers each, std above 0; get another file"
+            ) from None
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint: plain text and numbers."""
@@ -131,8 +145,8 @@ def read_weights(path: Path, bottom_up: Any = None) -> Weights:
     from_imagenet = (library, is_detector) == ("torchvision", False) or content.get("__author__") == "torchvision"
     stock_detector = "roi_heads.box_head.fc6.weight" in tensors and library == "torchvision"
     pixels = IMAGENET if from_imagenet or stock_detector else None  # what is known of files of this kind
-    if isinstance(recorded := content.get("pixels"), dict) and "format" in recorded:
-        pixels = Pixels(recorded["format"], tuple(recorded["mean"]), tuple(recorded["std"]))
+    if inner and (recorded := content.get("pixels")) is not None:
+        pixels = Pixels.read(recorded, path)
     stride_in_1x1 = content.get("stride_in_1x1", False if from_imagenet else None)
     return Weights(path, tensors, library, is_detector, pixels, content.get("fused_norm") is True, stride_in_1x1)
 

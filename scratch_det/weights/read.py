@@ -59,10 +59,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def require_numbers(tensors: Mapping[str, Any], what: str) -> None:
-    """Raise UserError, after ``what``, for a tensor that is empty, nan or inf somewhere, or integers but a count."""
+    """Raise UserError, after ``what``, for what is no dense tensor of finite numbers; a count may be integers."""
     for name, value in tensors.items():
         found = getattr(value, "dtype", type(value).__name__)
-        if getattr(found, "is_floating_point", False):
+        if isinstance(value, torch.Tensor) and (value.is_meta or value.layout != torch.strided):
+            found = "no numbers (a meta tensor)" if value.is_meta else f"a tensor of layout {value.layout}"
+        elif getattr(found, "is_floating_point", False):
             found = ("finite" if value.float().isfinite().all() else "nan or inf") if value.numel() else "nothing"
         if found != "finite" and (found != torch.int64 or name.endswith(LEARNED)):
             raise UserError(f"{what} has {found} in {name}, expected finite numbers of a float type; get another file")

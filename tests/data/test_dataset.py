@@ -108,7 +108,7 @@ class TestSamples:
     def test_images_without_objects(self, coco_factory, filtered, length, dropped):
         coco_factory(num_images=4)
         dataset = self.training_set(config(DATALOADER__FILTER_EMPTY_ANNOTATIONS=filtered))
-        assert (len(dataset), dataset.num_dropped) == (length, dropped)
+        assert dataset.description == f"{length} training images; {dropped} without objects left out"
         objects = {dataset[position]["image_id"]: len(dataset[position]["boxes"]) for position in range(length)}
         assert objects == {1: 2, 2: 2, 3: 2} | ({} if filtered else {4: 0})
         assert all(dataset[position]["boxes"].shape[1] == 4 for position in range(length))

@@ -25,10 +25,7 @@ class Faulty(SampleSet):
     """``fault`` is called for the image at position 3, in the second batch."""
 
     def __init__(self, fault: Callable[[], object]):
-        self.fault = fault
-
-    def __len__(self) -> int:
-        return 99
+        self.fault, self.items = fault, range(99)
 
     def __getitem__(self, position: int) -> Any:
         if position == 3:
@@ -100,9 +97,12 @@ def test_a_worker_that_python_ends_at_its_own_end_is_no_error(first, monkeypatch
     monkeypatch.setattr("atexit.register", lambda *call: calls.append(call))
     first(lambda: None)
     handler = signal.getsignal(signal.SIGCHLD)
-    for function, *arguments in (call for call in calls if call[0] is signal.signal):
-        function(*arguments)
+    assert (loading._end_workers,) in calls
+    loading._end_workers()
     assert [handler, signal.getsignal(signal.SIGCHLD)] == [loading._raise_if_worker_died, signal.SIG_DFL]
+    for worker in active_children():
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
 
 
 def test_what_a_workers_code_raises_is_no_death(first) -> None:

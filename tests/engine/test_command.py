@@ -53,11 +53,14 @@ class TestFlags:
             ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
             ("--config-file", "--config-file: expected one argument"),
             # what other libraries call it
-            ("--local_rank=0", "--local_rank=0; instead of --local_rank write nothing: what torchrun"),
+            ("--local_rank=0", "instead of --local_rank write nothing: what torchrun"),
             ("--local-rank 0", "instead of --local-rank write nothing: what torchrun"),
-            ("--work-dir out", "--work-dir; instead of --work-dir write OUTPUT_DIR FOLDER"),
+            ("--work-dir out", "instead of --work-dir write OUTPUT_DIR FOLDER"),
             ("--cfg-options a=1", "instead of --cfg-options write KEY VALUE pairs without a flag"),
             ("--batch_size 4", "instead of --batch_size write --scale-to-batch N"),
+            ("--epochs 12 --lr 0.1 -j 2", "instead of -j write DATALOADER.NUM_WORKERS N"),
+            ("--epochs 12 --lr 0.1", "instead of --lr write SOLVER.BASE_LR X"),
+            ("--device cpu --epochs 9", "instead of --epochs write SOLVER.MAX_ITER N: epochs x images"),
             ("-1 --cfg_options a=1", "instead of --cfg_options write KEY VALUE pairs without a flag"),
             ("--num_gpus 2", "unrecognized arguments: --num_gpus; did you mean '--num-gpus'?"),
             ("--resume=last.pth", "--resume takes no value: it continues the run in OUTPUT_DIR"),
@@ -84,8 +87,8 @@ class TestFlags:
         [
             (["a (1).yaml", "--resume"], '; write --config-file "a (1).yaml"'),
             (["--resume", "configs/a.py"], "; write --config-file configs/a.py"),
-            (["--config", "a.yaml"], "; instead of --config write --config-file FILE"),
-            (["-c", "a.yaml"], "; instead of -c write --config-file FILE"),
+            (["--config", "a.yaml"], "  instead of --config write --config-file FILE"),
+            (["-c", "a.yaml"], "  instead of -c write --config-file FILE"),
         ],
     )
     def test_a_recipe_without_its_flag(self, train_net, capsys, arguments, answer):
@@ -103,7 +106,10 @@ class TestFlags:
         monkeypatch.setattr("scratch_det.engine.command.make_plan", check_for_long)
         with pytest.raises(SystemExit, match="75"):
             train_net("--config-file", "a.yaml")
-        assert capsys.readouterr().err.startswith("stopped by SIGTERM; the same command")
+        assert (
+            capsys.readouterr().err
+            == "stopped by SIGTERM; nothing was trained in this start, the same command starts again\n"
+        )
 
     def test_tools_without_keys_give_no_answer_on_keys(self, study_tool):
         code, said = study_tool("list", "--work-dir", "out")

@@ -267,20 +267,15 @@ class TestEvalOnly:
         train(eval_only=True, resume=True)
         assert (folder / "inference/coco_instances_results.json").read_bytes() == expected
 
-    def test_untrained_model(self, train: Train, capsys: pytest.CaptureFixture) -> None:
-        folder = train(eval_only=True)
-        assert 0 <= read(folder, "inference/result.json")["metrics"]["bbox"]["AP"] < 50
-        assert "evaluates random weights" in capsys.readouterr().out
+    @pytest.mark.parametrize(("resume", "why"), [(False, "--resume"), (True, "there is no checkpoint in ")])
+    def test_random_weights(self, train: Train, tmp_path: Path, resume: bool, why: str) -> None:
+        with pytest.raises(ConfigError, match=rf'--eval-only: MODEL.WEIGHTS is "", .*{why}.* MODEL.WEIGHTS FILE'):
+            train(eval_only=True, resume=resume)
+        assert not (tmp_path / "run").exists()
 
-    def test_random_weights_do_not_replace_a_runs_predictions(self, train: Train) -> None:
+    def test_a_model_that_finds_nothing(self, train: Train) -> None:
         train()
-        with pytest.raises(
-            ConfigError, match="already holds a run; evaluating random weights would overwrite its predictions"
-        ):
-            train(eval_only=True)
-
-    def test_untrained_model_that_finds_nothing(self, train: Train) -> None:
-        folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99, eval_only=True)
+        folder = train("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99, eval_only=True, resume=True)
         assert read(folder, "inference/coco_instances_results.json") == []
         assert read(folder, "inference/result.json")["metrics"]["segm"]["AP"] == 0
 

@@ -1,8 +1,18 @@
-"""Whose names a file of weights has."""
+"""Whose names a file of weights has, and what it says of itself."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 from torchvision.models import resnet18
 
-from scratch_det.weights.origin import origin_of
+from scratch_det.errors import UserError
+from scratch_det.weights.origin import Pixels, origin_of, read_weights
+
+MODEL = {"layer1.0.conv1.weight": torch.ones(2, 2)}
+PIXELS = {"format": "BGR", "mean": [1.0, 2.0, 3.0], "std": [1, 1, 1]}
 
 
 def test_libraries_are_told_by_names() -> None:
@@ -10,3 +20,22 @@ def test_libraries_are_told_by_names() -> None:
     assert origin_of(["proposal_generator.x", "backbone.fpn_output2.bias"]) == ("detectron2", True)
     assert origin_of(["conv1_w", "res2_0_branch1_w"]) == ("Detectron", False)
     assert origin_of(["encoder.weight"]) is None
+
+
+@pytest.mark.parametrize("change", [{"format": "GBR"}, {"mean": [1.0, 2.0]}, {"std": [1, 1, 0]}, {"mean": "abc"}, {}])
+def test_pixels_that_are_none(change: dict[str, Any], tmp_path: Path) -> None:
+    """A malformed statement is an error, not the recipe's pixels in silence."""
+    path = tmp_path / "a.pth"
+    torch.save({"model": MODEL, "pixels": PIXELS}, path)
+    assert read_weights(path).pixels == Pixels("BGR", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0))
+    torch.save({"model": MODEL, "pixels": PIXELS | change if change else "BGR"}, path)
+    with pytest.raises(UserError, match=r"a\.pth has pixels .*, expected format RGB or BGR, mean and std, three"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(("change", "found"), [(torch.Tensor.to_sparse, "layout torch.sparse_coo"),
+                                               (lambda tensor: tensor.to("meta"), "a meta tensor")])  # fmt: skip
+def test_tensors_without_all_their_numbers(change: Callable, found: str, tmp_path: Path) -> None:
+    torch.save({"model": {name: change(tensor) for name, tensor in MODEL.items()}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=rf"a\.pth has .*{found}.* in layer1\.0\.conv1\.weight, expected finite"):
+        read_weights(tmp_path / "a.pth")
