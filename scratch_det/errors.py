@@ -115,8 +115,8 @@ def listed(items: Sequence[object], most: int = 5, separator: str = ", ") -> str
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:
-    """``text``, cut after ``most`` characters."""
-    return f"{text[:most]} ..." if len(text) > most else text
+    """``text`` of at most ``most`` characters, else its beginning and, as the fix is there, its end."""
+    return f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}" if len(text) > most else text
 
 
 def counted(number: int, noun: str) -> str:

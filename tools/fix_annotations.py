@@ -40,8 +40,11 @@ def build_parser() -> ToolParser:
 
 def find(source: str, images: Path | None) -> tuple[DatasetEntry, bool]:
     """The data set, and whether a catalog has it."""
-    entries, file = catalog_entries(), Path(source)
-    if source not in entries and file.is_file():
+    entries, places = catalog_entries(), [Path(source), datasets_root() / source]
+    file = next((path for path in places if path.is_file()), None)
+    if source not in entries and not file and Path(source).suffix:
+        raise DataError(f"no file {source}: tried {' and '.join(str(path.absolute()) for path in places)}")
+    if source not in entries and file:
         if images or not (names := [name for name, (fields, _) in entries.items() if _is_of(fields, file)]):
             return DatasetEntry(file.stem, file, images or file.parent), False
         source = names[0]

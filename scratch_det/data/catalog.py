@@ -21,10 +21,12 @@ from scratch_det.reading import read_yaml
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
-MAKERS = {  # how a name begins -> the tool that makes such a data set
-    "digits_": "prepare_digits.py",
-    "coco_2017_train_": "prepare_coco_subsets.py",
-    "voc_": "prepare_voc.py {name}",
+DOWNLOAD = "download it as datasets/README.md shows"
+MAKERS = {  # how a name begins -> how to get such a data set
+    "digits_": "make it with: python tools/prepare_digits.py",
+    "coco_2017_train_": "make it with: python tools/prepare_coco_subsets.py",
+    "voc_": "make it with: python tools/prepare_voc.py {name}",
+    **dict.fromkeys(("coco_", "keypoints_coco_", "imagenet_"), DOWNLOAD),
 }
 SWITCHES = ("drop_empty_boxes", "drop_objects_without_mask", "paths_outside")  # fields that are true or false
 CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
@@ -177,7 +179,7 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
         found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
         holds = f"holds: {listed(found, most=12) or 'nothing'}" if root.is_dir() else "does not exist"
         maker = next((tool for start, tool in MAKERS.items() if name.startswith(start)), None)
-        hint = f"; make it with: python tools/{maker.format(name=quoted(name))}" if maker else ""
+        hint = f"; {maker.format(name=quoted(name))}" if maker else ""
         raise DataError(
             f"data set '{name}' is not complete under {root} (set {ROOT_VARIABLE} to use another root){hint}\n"
             + "".join(

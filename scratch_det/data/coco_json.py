@@ -197,7 +197,7 @@ def _read_quickly(data: bytes) -> Checked | None:
         suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
         entries = (msgspec.json.decode(annotations[k]) for k in suspects)
         problems, sound = find_problems(content.images, content.categories, entries)
-    except (msgspec.MsgspecError, OverflowError, UnicodeError):  # in fields that nobody reads, too
+    except (msgspec.MsgspecError, OverflowError, UnicodeError, RecursionError):  # in fields that nobody reads, too
         return None
     counts = len(content.images), len(content.categories), content.annotations is not None
     return Checked(counts, problems, sound, ids.tolist(), content.categories, parts)
@@ -273,6 +273,8 @@ def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
             content = json.loads(data.decode(json.detect_encoding(data)))
     except json.JSONDecodeError as error:
         fault = f"{path}:{error.lineno}:{error.colno}: broken json ({error.msg})"
+    except RecursionError:
+        fault = f"{path}: broken json (lists in lists, too many to read); export it again"
     except UnicodeDecodeError as error:
         fault = f"{path}: not a json text file ({error.reason} at byte {error.start})"
     if other := other_format(data, content):

@@ -23,8 +23,9 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset
 
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
+from scratch_det.data.checks import told
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
-from scratch_det.data.image import read_image
+from scratch_det.data.image import find_dark_images, read_image
 from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
 from scratch_det.errors import DataError
@@ -118,7 +119,8 @@ class TrainingSet(SampleSet):
             raise DataError(nothing_to_train_on(cfg, datasets))
         lacking = "objects or keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
         left_out = sum(len(data.images) for data in datasets) - len(self)
-        self.description = f"{len(self):,} training images; {left_out:,} without {lacking} left out"
+        dark = [told(data.entry.name, one) for data in datasets for one in find_dark_images(data)]
+        self.description = "\n".join([f"{len(self):,} training images; {left_out:,} without {lacking} left out", *dark])
         portrait = np.concatenate([data.arrays["height"][of_one] > data.arrays["width"][of_one]
                                    for data, of_one in zip(datasets, chosen, strict=True)])  # fmt: skip
         self.stream = Stream(cfg.SEED, len(self), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)

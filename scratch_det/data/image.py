@@ -14,7 +14,7 @@ import numpy as np
 from hotcoco import mask as mask_api
 from PIL import Image, ImageFile, ImageOps
 
-from scratch_det.data.checks import MEND
+from scratch_det.data.checks import MEND, Problem, notice
 from scratch_det.data.coco import CocoDataset
 from scratch_det.distributed.launch import usable_cores
 from scratch_det.errors import DataError
@@ -24,6 +24,7 @@ from scratch_det.reading import regular
 
 UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # what Pillow raises
 FORMATS_OF_16_BIT = ("PNG", "PPM")  # whose grey images Pillow may open as 32 bits, in mode I
+LOOKED_AT, MOST_OF_12_BITS = 8, 4095  # images; a value
 CHUNK = 32  # images that a process takes at a time
 State = list[int]  # size of a file in bytes, time of its last change in ns; width and height in the json, pixels
 
@@ -57,9 +58,13 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     return image
 
 
+def _has_16_bits(opened: ImageFile.ImageFile) -> bool:
+    return opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in FORMATS_OF_16_BIT)
+
+
 def _rgb(path: Path, opened: ImageFile.ImageFile) -> Image.Image:
     """In RGB of 8 bits. Raises DataError as ``read_image``."""
-    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in FORMATS_OF_16_BIT):
+    if _has_16_bits(opened):
         values = np.asarray(opened)
         if 0 < values.max() < 256:
             raise DataError(f"{path}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8")
@@ -68,6 +73,22 @@ def _rgb(path: Path, opened: ImageFile.ImageFile) -> Image.Image:
         what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
         raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
     return opened if opened.mode == "RGB" else opened.convert("RGB")
+
+
+def find_dark_images(data: CocoDataset) -> list[Problem]:
+    """A notice where the first images have 16 bits a pixel and are read nearly black, as their values fill 12 or fewer.
+
+    One such image may be dark: there is no notice where another one is brighter, or of 8 bits.
+    """
+    dark = notice("of the first images have 16 bits a pixel, none above 4095 of 65535: they are read nearly black",
+                  "if they are of 12 bits, multiply them by 16, or save them with 8", "{id} ({file_name})")  # fmt: skip
+    for image in data.images[:LOOKED_AT]:
+        path = data.entry.image_root / image["file_name"]
+        with suppress(*UNREADABLE, DataError), Image.open(regular(path)) as opened:
+            if not _has_16_bits(opened) or np.asarray(opened).max() > MOST_OF_12_BITS:
+                return []
+            dark.add(image)
+    return [dark] if dark.count else []
 
 
 def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scratch_det.data.catalog import derived, enter, lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.data.coco_json import load_json, rank
+from scratch_det.data.coco_json import Arrays, load_json, rank
 from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
 from scratch_det.log import say_now
@@ -23,23 +23,38 @@ MOST_SEEDS = 1000  # tried to find one that keeps every class
 
 
 class Subset(NamedTuple):
-    """One subset; ``lost`` has the names of classes without an object, ``ids_sha256`` is over its sorted image ids.
+    """One subset: the places of its images in the source, ascending, and numbers of objects and of classes with any.
 
-    origin: the seed, or the file with the ids.
+    lost: names of the source's classes that have none here. ids_sha256: over the image ids, ascending. origin: the
+    seed, or the file with the ids.
     """
 
     name: str
     json_file: Path
-    images: int
+    places: list[int]
     objects: int
     classes: int
     lost: list[str]
     ids_sha256: str
-    origin: str
+    origin: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        return len(self.places)
+
+    @property
+    def chosen(self) -> str:
+        """What chose the images, in words."""
+        [(key, value)] = self.origin.items()
+        is_stand_in = key == "seed" and self.name == f"{COCO}_{VAL35K}"
+        return f"{key} {value}" + is_stand_in * (
+            f", in the place of val35k: put COCO's {VAL2014} beside its json for the paper's images"
+        )
 
     def __str__(self) -> str:
         counts = f"{self.images:,} images, {self.objects:,} objects, {self.classes} classes"
-        return f"{self.name}: {counts}, of {self.origin}; {self.json_file} (ids sha256 {self.ids_sha256[:12]})"
+        return f"{self.name}: {counts}, of {self.chosen}; {self.json_file} (ids sha256 {self.ids_sha256[:12]})"
 
 
 def make_subsets(
@@ -56,53 +71,59 @@ def make_subsets(
     """
     entry = lookup(source)
     data = read_coco(entry, need_masks=False, say=say_now)
-    order, first = data.arrays["order"], data.arrays["first"]
     has_class = np.zeros((len(data.images), len(data.classes)), bool)
-    has_class[data.arrays["image"][order], data.arrays["label"][order]] = True
+    has_class[data.arrays["image"][data.arrays["order"]], data.arrays["label"][data.arrays["order"]]] = True
     with gc_paused():
         content = load_json(entry.json_file, entry.json_file.read_bytes())
         ids = [image["id"] for image in content["images"]]
         if wrong := [str(size) for size in sizes if not 0 < size <= len(ids)]:
             raise DataError(f"{source} has {len(ids):,} images: no subset of {', '.join(wrong)}; give other --sizes")
-        every, subsets = has_class.any(0), []
         by_id = sorted(range(len(ids)), key=lambda place: rank(ids[place]))
-        drawn = {label_of(size): (draw_order(by_id, seed)[:size], {"seed": seed}) for size in sizes}
+        seeded: dict[str, Any] = {"seed": seed}
+        chosen = {label_of(size): (draw_order(by_id, seed)[:size], seeded) for size in sizes}
         val2014 = entry.json_file.with_name(VAL2014)
-        files = {VAL35K: val2014} if source == COCO and VAL35K in drawn and val2014.is_file() else {}
-        given = {key: (read_ids(path, ids, source), {"ids": path.name}) for key, path in (files | {**ids_of}).items()}
-        for label, (chosen, origin) in sorted((drawn | given).items(), key=lambda item: -len(item[1][0])):
-            path, classes = entry.json_file.with_name(f"{entry.json_file.stem}_{label}.json"), has_class[chosen].any(0)
-            lost = [data.classes[k] for k in np.flatnonzero(every & ~classes)]
-            members = set(chosen)
-            digest = sha256("".join(f"{ids[k]}\n" for k in by_id if k in members).encode())
-            words = ", ".join(f"{key} {value}" for key, value in origin.items())
-            if (source, label) == (COCO, VAL35K) and "seed" in origin:
-                words += f", in the place of val35k: put COCO's {VAL2014} beside its json for the paper's images"
-            subset = Subset(f"{source}_{label}", path, len(chosen), int(np.diff(first)[chosen].sum()),
-                            int(classes.sum()), lost, digest.hexdigest(), words)  # fmt: skip
+        files = {VAL35K: val2014} if source == COCO and VAL35K in chosen and val2014.is_file() else {}
+        chosen |= {key: (read_ids(path, ids, source), {"ids": path.name}) for key, path in (files | {**ids_of}).items()}
+        subsets = []
+        for label, (places, origin) in sorted(chosen.items(), key=lambda item: -len(item[1][0])):
+            path, is_there = entry.json_file.with_name(f"{entry.json_file.stem}_{label}.json"), has_class[places].any(0)
+            lost = [data.classes[k] for k in np.flatnonzero(has_class.any(0) & ~is_there)]
+            members = {*places}
+            digest = sha256("".join(f"{ids[k]}\n" for k in by_id if k in members).encode()).hexdigest()
+            objects = int(np.diff(data.arrays["first"])[places].sum())
+            subset = Subset(f"{source}_{label}", path, sorted(members), objects, is_there.sum(), lost, digest, origin)
             if lost and not keep_lost:
-                seeds = range(seed + 1, seed + 1 + MOST_SEEDS) if "seed" in origin else ()
-                better = (s for s in seeds if has_class[draw_order(by_id, s)[: min(sizes)]].any(0).sum() == every.sum())
-                fix = next((f"--seed {one} keeps all" for one in better), "choose more images")
-                raise DataError(
-                    f"{subset.name} of {words} would lose {len(lost)} classes: {listed(lost)}; {fix}, or accept it "
-                    "with --allow-lost-classes"
-                )
+                raise DataError(_lost_classes(subset, has_class, by_id, min(sizes, default=0)))
             there: Any = load_json(path, path.read_bytes()).get("subset") or {} if path.exists() else None
-            if there is not None and there.get("ids_sha256") != subset.ids_sha256:
+            if there is not None and there.get("ids_sha256") != digest:
                 raise DataError(f"{path} exists and holds other images; remove it, or make it as it was made before")
-            subsets.append((subset, sorted(members), origin))
-        for subset, places, origin in subsets:
-            numbers = [n for k in places for n in order[first[k] : first[k + 1]]]
-            parts = {
-                **content,
-                "subset": {"source": source, **origin, "images": subset.images, "ids_sha256": subset.ids_sha256},
-                "images": [content["images"][k] for k in places],
-                **({"annotations": [content["annotations"][n] for n in numbers]} if "annotations" in content else {}),
-            }
+            subsets.append(subset)
+        for subset in subsets:
             enter(subset.name, derived(source, subset.json_file))
-            write_atomically(subset.json_file, json.dumps(parts))
-    return [subset for subset, _, _ in subsets]
+            write_atomically(subset.json_file, json.dumps(_content(subset, source, content, data.arrays)))
+    return subsets
+
+
+def _lost_classes(subset: Subset, has_class: np.ndarray, by_id: Sequence[int], smallest: int) -> str:
+    """The message, with the next seed whose ``smallest`` subset keeps every class, if there is one."""
+    seeds = range(seed + 1, seed + 1 + MOST_SEEDS) if (seed := subset.origin.get("seed")) is not None else ()
+    needed = has_class.any(0).sum()
+    better = (one for one in seeds if has_class[draw_order(by_id, one)[:smallest]].any(0).sum() == needed)
+    fix = next((f"--seed {one} keeps all" for one in better), "choose more images")
+    return (
+        f"{subset.name} of {subset.chosen} would lose {len(subset.lost)} classes: {listed(subset.lost)}; {fix}, or "
+        "accept it with --allow-lost-classes"
+    )
+
+
+def _content(subset: Subset, source: str, content: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """The json: that of the source, with what belongs to these images."""
+    about = {"source": source, **subset.origin, "images": subset.images, "ids_sha256": subset.ids_sha256}
+    own = {**content, "subset": about, "images": [content["images"][k] for k in subset.places]}
+    if "annotations" in content:
+        order, first = arrays["order"], arrays["first"]
+        own["annotations"] = [content["annotations"][n] for k in subset.places for n in order[first[k] : first[k + 1]]]
+    return own
 
 
 def label_of(size: int) -> str:

@@ -67,7 +67,9 @@ def make_voc(names: Sequence[str] = PAPER_NAMES, force: bool = False, classes: s
     sets = {one: read_set(one, known, is_own) for name in dict.fromkeys(names) for one in _sets_of(name)}
     every = [one for images in sets.values() for _, objects in images for one in objects]
     if not every:
-        raise DataError(f"{', '.join(names)}: no XML file has an object")
+        raise DataError(
+            f"{', '.join(str(one.xmls) for one in sets)}: none of the XML files that the sets list has an object"
+        )
     known = known or sorted({name for name, _, _ in every})
     # VOC's first pixel is 1; whoever writes 0 counts from there
     origin = 0 if is_own and any(min(corners[:2]) < 1 for _, corners, _ in every) else 1
@@ -111,9 +113,10 @@ def _sets_of(name: str) -> list[Source]:
         if sets := [one for place in places for one in _sets_in(place)]:
             return sets
     raise DataError(
-        f"'{name}' is none of VOC's sets{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}, and folders with "
-        "XML files: Annotations/ beside JPEGImages/ or images/, or XML files beside the images"
-    )
+        (f"{folder} has no XML files" if folder else f"there is no folder '{name}', neither here nor in {root}, and no "
+         f"set of VOC's of that name{did_you_mean(name, list(NAMES))}; known: {', '.join(NAMES)}")
+        + "; expected a folder with Annotations/ beside JPEGImages/ or images/, or with XML files beside their images"
+    )  # fmt: skip
 
 
 def _sets_in(folder: Path) -> Iterator[Source]:

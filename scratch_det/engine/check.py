@@ -13,9 +13,10 @@ from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
-from scratch_det.data.image import scan_images
+from scratch_det.data.image import find_dark_images, scan_images
 from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
+from scratch_det.engine.datasets import add_problems
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
 from scratch_det.errors import Report, Section, UserError, counted, listed
 from scratch_det.weights.locate import place_of
@@ -68,6 +69,8 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
         section.add(learning_rate_line(plan.cfg, images), training_images=images)
         if plan.training and not images:
             section.problem("error", nothing_to_train_on(plan.cfg, plan.training))
+        for data in plan.training:
+            add_problems(section, data.entry.name, find_dark_images(data))
     if plan.training:
         with report.section("memory") as section:
             check_memory(section, plan, world, available)

@@ -73,8 +73,16 @@ class TestCatalog:
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
         assert f"{tmp_path / 'nowhere'} does not exist" in rejection(lookup, "coco_2017_val")
 
-    def test_missing_digits_name_the_command(self, datasets_root):
-        assert "python tools/prepare_digits.py" in rejection(lookup, "digits_train")
+    @pytest.mark.parametrize(
+        ("name", "fix"),
+        [
+            ("digits_train", "make it with: python tools/prepare_digits.py"),
+            ("coco_2017_train_1k", "make it with: python tools/prepare_coco_subsets.py"),
+            ("coco_2017_val", "download it as datasets/README.md shows"),
+        ],
+    )
+    def test_missing_data_name_what_to_do(self, datasets_root, name, fix):
+        assert f"(set DETECTRON2_DATASETS to use another root); {fix}\n  missing " in rejection(lookup, name)
 
     @pytest.mark.parametrize(
         ("text", "expected"),

@@ -10,6 +10,8 @@ class TestCoco:
         coco_factory(category_ids=(9, 2, 5))
         data = read_toy()
         assert (data.classes, data.category_ids) == (["class2", "class5", "class9"], [2, 5, 9])
+        coco_factory("alike", change=lambda c: c["categories"][2].update(name="class2"))
+        assert read_toy("alike").classes == ["class2 (id 2)", "class5", "class2 (id 9)"]
         for entry in all_objects(data):
             assert data.category_ids[entry["label"]] == entry["category_id"]
 

@@ -91,6 +91,18 @@ def test_the_copy_can_be_trained_on(
     assert not list(path.parent.glob("*_fixed_fixed*"))
 
 
+def test_a_file_below_the_datasets_root(fix: Callable, coco_factory: Callable[..., Path], datasets_root: Path) -> None:
+    path = coco_factory("toy", change=CASES["orphan"])
+    code, said, _ = fix("toy/annotations.json", "--dry-run")
+    assert (code, said.split()[1]) == (0, "annotations")
+    code, _, error = fix("toy/annotation.json")
+    assert (code, error) == (
+        2,
+        f"error: no file toy/annotation.json: tried {Path('toy/annotation.json').absolute()} and "
+        f"{path.with_name('annotation.json')}\n",
+    )
+
+
 def test_a_json_without_annotations(fix: Callable, coco_factory: Callable[..., Path]) -> None:
     """As of COCO's test-dev: the copy has none either."""
     path = coco_factory("toy", change=lambda c: (CASES["backslash"](c), c.pop("annotations")))

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import MASK_KINDS, rectangle_mask
 from PIL import Image
 from toy_data import read_toy, rejection
 
-from scratch_det.data.image import decode_masks, encode_masks, read_image, scan_images
+from scratch_det.data.image import decode_masks, encode_masks, find_dark_images, read_image, scan_images
 from scratch_det.files import cache_folder
 
 EXIF_ORIENTATION = 0x0112
@@ -80,6 +81,22 @@ class TestImages:
             assert read_image(tmp_path / "a.png", 2, 1).max() == brightest // 256
         else:
             assert "16 bits a pixel, but none above 255" in rejection(read_image, tmp_path / "a.png", 2, 1)
+
+    @pytest.mark.parametrize(
+        ("brightest", "is_dark"), [((300, 4095), True), ((4096, 300), False), ((300, None), False)]
+    )
+    def test_values_of_12_bits_in_16(self, tmp_path, brightest, is_dark):
+        """They are read nearly black, which a run and the check say of the set; one image may be dark."""
+        images = []
+        for number, most in enumerate(brightest):
+            values = np.array([[0, 99]], np.uint8) if most is None else np.array([[0, most]], np.uint16)
+            Image.fromarray(values).save(tmp_path / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png"})
+        found = find_dark_images(SimpleNamespace(images=images, entry=SimpleNamespace(image_root=tmp_path)))
+        assert [str(one) for one in found] == is_dark * [
+            "2 of the first images have 16 bits a pixel, none above 4095 of 65535: they are read nearly black: "
+            "id 0 (0.png), 1 (1.png)"
+        ]
 
     def test_exif_turns_the_image_upright(self, tmp_path):
         exif = Image.Exif()

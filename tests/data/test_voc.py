@@ -201,7 +201,9 @@ class TestRejections:
     def test_unknown_name(self, voc: Path, prepare: Callable, capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit, match="2"):
             prepare("voc_2012_val", "voc_2012_test")
-        assert "'voc_2012_test' is none of VOC's sets; did you mean 'voc_20" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "no folder 'voc_2012_test', neither here nor in " in said
+        assert "no set of VOC's of that name; did you mean 'voc_20" in said
         assert written(voc) == []
 
     def test_a_write_that_fails_leaves_nothing(self, voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

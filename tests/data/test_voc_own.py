@@ -157,7 +157,7 @@ class TestRejections:
             ("<annotations><image/></annotations>", r"id a \(<annotations>, expected <annotation>\)"),
             (f"<annotation>{OBJECT.format('', '', '')}</annotation>", r"not expected: id a \(''\)"),
             (f"<annotation>{OBJECT.format('dog', '', '')}</annotation>", "object/bndbox/xmin: None"),
-            ("<annotation/>", "no XML file has an object"),
+            ("<annotation/>", "my/Annotations: none of the XML files that the sets list has an object"),
         ],
     )
     def test_xml(self, text: str, message: str, datasets_root: Path) -> None:
@@ -190,7 +190,8 @@ class TestRejections:
         (datasets_root / "catalog.yaml").write_text("my: {json: other.json, images: other}\n")
         for arguments, message in (
             (["my", "--classes", "dog, cat"], "id a ('dgo'; did you mean 'dog'?)\n  nothing was written; mend these"),
-            (["empty"], "'empty' is none of VOC's sets"),
+            (["empty"], "/empty has no XML files; expected a folder with Annotations/"),
+            (["my/exprot"], "there is no folder 'my/exprot', neither here nor in "),
             (["my"], "catalog.yaml: 'my' is {'json': 'other.json', 'images': 'other'} already"),
         ):
             monkeypatch.setattr("sys.argv", ["prepare_voc.py", *arguments])

@@ -135,7 +135,7 @@ class TestReport:
         assert done.code == 0
         names = re.findall(r"^(\w+) {2,}", done.out, re.MULTILINE)
         assert names == ["recipe", "batch", "output", "data", "schedule", "memory", "model", "disk", "images"]
-        assert "toy_train: 4 images, 7 objects, 1 crowds, 3 classes" in done.out
+        assert "toy_train: 4 images, 7 objects, 1 crowd, 3 classes (class2, class5, class9); " in done.out
         assert "learning rate 0.01, end 2 (1.3 epochs)" in done.out
         assert "toy_val: 4 read now, 0 unchanged" in done.out
         assert f"{tmp_path / 'run'}/: config.yaml" in done.out
