@@ -172,8 +172,10 @@ class ToolParser(ArgumentParser):
                 answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
                 answer = next(answers, None)
                 hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
-            elif "required" in message and "--config-file" in message and word.endswith((".yaml", ".yml", ".py")):
-                hints["--config-file"] = f"; write --config-file {quoted(word)}"
+            elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
+                hints[""] = (
+                    "" if "--config-file" in "".join(hints.values()) else f"; write --config-file {quoted(word)}"
+                )
         return "".join(hints.values())
 
 

@@ -14,20 +14,9 @@ from typing import Any, overload
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from scratch_det.data import checks
 from scratch_det.data.catalog import DatasetEntry
-from scratch_det.data.checks import (
-    CHECKS,
-    EMPTY_BOXES,
-    KEYPOINTS,
-    MASKS,
-    NO_MASK,
-    Problem,
-    explain,
-    fatal,
-    how_to_mend,
-    notice,
-    told,
-)  # fmt: skip
+from scratch_det.data.checks import Problem, fatal, notice
 from scratch_det.data.coco_json import Arrays, by_image, read_json
 from scratch_det.data.file_names import is_outside, other_spellings
 from scratch_det.data.packed import load
@@ -195,7 +184,7 @@ def nothing_to_train_on(cfg: CfgNode, datasets: Sequence[CocoDataset]) -> str:
     lines = [f"{entry.json_file}: data set is empty for training: none of its {images} images has {needed}"]
     if crowds:
         lines += [f"{crowds} of {len(is_crowd)} annotations are crowds (iscrowd 1), which are not trained on",
-                  *how_to_mend(entry.name, [CHECKS["crowds"]])]  # fmt: skip
+                  *checks.how_to_mend(entry.name, [checks.CHECKS["crowds"]])]  # fmt: skip
     return "\n  ".join(lines)
 
 
@@ -211,9 +200,9 @@ def read_coco(
     """
     dataset, problems = inspect_coco(entry, need_masks, need_keypoints)
     if dataset is None:
-        raise DataError(explain(entry.json_file, problems))
+        raise DataError(checks.explain(entry.json_file, problems))
     for one in problems:
-        say(told(entry.name, one))
+        say(checks.told(entry.name, one))
     return dataset
 
 
@@ -222,7 +211,7 @@ def inspect_coco(
 ) -> tuple[CocoDataset | None, list[Problem]]:
     """Read one annotation file: the data set (None when its problems include an error), and every kind of problem.
 
-    The kinds are those of CHECKS, and images that are not on disk; masks and keypoints count only where they are
+    The kinds are those of checks.CHECKS, and images that are not on disk; masks and keypoints count only where they are
     needed. Raises DataError when the file is no json with COCO's three lists.
     """
     header, arrays, fault = load(entry.json_file, read_json)
@@ -230,8 +219,8 @@ def inspect_coco(
     if not num_images or not num_categories:
         counts = f"{num_images} images, {num_categories} categories"
         return None, [Problem("error", f"data set '{entry.name}' is empty: {counts}")]
-    concerned = {"": True, MASKS: need_masks, NO_MASK: need_masks and not entry.drop_objects_without_mask,
-                 KEYPOINTS: need_keypoints, EMPTY_BOXES: not entry.drop_empty_boxes}  # fmt: skip
+    concerned = {"": True, checks.MASKS: need_masks, checks.NO_MASK: need_masks and not entry.drop_objects_without_mask,
+                 checks.KEYPOINTS: need_keypoints, checks.EMPTY_BOXES: not entry.drop_empty_boxes}  # fmt: skip
     problems = [one for fields in header["problems"] if concerned[(one := Problem(**fields)).only]]
     problems += _missing_files(entry, Images(arrays))
     if not is_annotated:

@@ -33,18 +33,8 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
-from scratch_det.data.checks import (
-    FIELDS,
-    OVERHANG,
-    VALUES,
-    WHOLE,
-    Problem,
-    Record,
-    are_numbers,
-    find_problems,
-    is_set,
-    mask_fault,
-)  # fmt: skip
+from scratch_det.data import checks
+from scratch_det.data.checks import OVERHANG, VALUES, WHOLE, Problem, Record
 from scratch_det.data.forked import map_forked
 from scratch_det.data.other_formats import other_format
 from scratch_det.data.plausible import find_notices, mask_extents
@@ -196,7 +186,7 @@ def _read_quickly(data: bytes) -> Checked | None:
         doubted += [order[again], order[again + 1]]
         suspects = np.unique(np.concatenate([np.empty(0, int), *doubted])).tolist()
         entries = (msgspec.json.decode(annotations[k]) for k in suspects)
-        problems, sound = find_problems(content.images, content.categories, entries)
+        problems, sound = checks.find_problems(content.images, content.categories, entries)
     except (msgspec.MsgspecError, OverflowError, UnicodeError, RecursionError):  # in fields that nobody reads, too
         return None
     counts = len(content.images), len(content.categories), content.annotations is not None
@@ -251,7 +241,7 @@ def _read_slowly(path: Path, data: bytes) -> Checked:
     counts = len(images), len(categories), "annotations" in content
     if not all(counts[:2]):
         return Checked(counts, [], [], [], [], [])
-    problems, sound = find_problems(images, categories, annotations)
+    problems, sound = checks.find_problems(images, categories, annotations)
     if not _some_run_can_use_it(problems):
         return Checked(counts, problems, sound, [], [], [])
     numbers = [numbers_of([one["id"] for one in section]) for section in (sound, categories)]
@@ -282,9 +272,9 @@ def load_json(path: Path, data: bytes) -> dict[str, list[Any]]:
     if fault:
         raise DataError(fault)
     lists: Record = {"annotations": []} | (content if isinstance(content, dict) else {})
-    missing = [key for key in FIELDS if not isinstance(lists.get(key), list)]
+    missing = [key for key in checks.FIELDS if not isinstance(lists.get(key), list)]
     if missing:
-        raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(FIELDS)}")
+        raise DataError(f"{path}: no list '{missing[0]}'; COCO format has {', '.join(checks.FIELDS)}")
     return content
 
 
@@ -296,8 +286,8 @@ def _converted(one: Record, images: dict[Any, int], categories: dict[Any, int]) 
     mask: Any = one.get("segmentation")
     points: Any = one.get("keypoints")
     if isinstance(mask, list):
-        mask = mask if all(map(are_numbers, mask)) else None
-    elif mask_fault(mask, np.inf, np.inf) in ("no mask", "mask"):
+        mask = mask if all(map(checks.are_numbers, mask)) else None
+    elif checks.mask_fault(mask, np.inf, np.inf) in ("no mask", "mask"):
         mask = None
     else:
         counts = mask["counts"] if isinstance(mask["counts"], str) else list(map(int, mask["counts"]))
@@ -308,11 +298,11 @@ def _converted(one: Record, images: dict[Any, int], categories: dict[Any, int]) 
         category_id=categories[one["category_id"]],
         bbox=tuple(one["bbox"]),
         segmentation=mask,
-        keypoints=points if are_numbers(points) else [],
+        keypoints=points if checks.are_numbers(points) else [],
         num_keypoints=int(one["num_keypoints"]) if VALUES[WHOLE](one.get("num_keypoints")) else NONE,
-        area=one["area"] if are_numbers([one.get("area")]) else None,
-        iscrowd=is_set(one.get("iscrowd")),
-        ignore=is_set(one.get("ignore")),
+        area=one["area"] if checks.are_numbers([one.get("area")]) else None,
+        iscrowd=checks.is_set(one.get("iscrowd")),
+        ignore=checks.is_set(one.get("ignore")),
     )
 
 
@@ -344,7 +334,7 @@ def _columns(chunk: Sequence[Annotation]) -> Arrays:
         "rle_counts": np.fromiter(chain.from_iterable(counts), np.int64).clip(-1, 2**31 - 1).astype(np.int32),
         "rle_counts_at": _lengths(counts),
     }  # fmt: skip
-    return columns | {"extent": mask_extents(columns)}
+    return columns | {"extent": mask_extents(columns, counts)}
 
 
 def _annotations(parts: list[Arrays], image_ids: np.ndarray, category_ids: np.ndarray) -> Arrays:

@@ -95,11 +95,8 @@ def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarra
     """Rasterise COCO's three kinds of masks (polygons, uncompressed and compressed RLE) to uint8 [N, H, W], 0 and 1."""
     if not segmentations:
         return np.zeros((0, height, width), dtype=np.uint8)
-    rles = []
-    for mask in segmentations:
-        is_compressed = isinstance(mask, dict) and not isinstance(mask["counts"], list)
-        rle = mask if is_compressed else mask_api.frPyObjects(mask, height, width)
-        rles.append(mask_api.merge(rle) if isinstance(mask, list) else rle)  # an object's polygons are one mask
+    rles = [mask_api.merge(mask_api.frPyObjects(mask, height, width)) if isinstance(mask, list) else mask
+            for mask in segmentations]  # an object's polygons are one mask  # fmt: skip
     return np.ascontiguousarray(mask_api.decode(rles).transpose(2, 0, 1))
 
 

@@ -1,15 +1,18 @@
 """What a run can use but is likely a mistake: found in the arrays of a json, all at once. Needs no torch."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from hotcoco import mask as mask_api
 
 from scratch_det.data.checks import CHECKS, LEAST_IOU, OVERHANG, Problem, Record
 
 Arrays = Mapping[str, np.ndarray]
+LARGEST = 2**31  # pixels of a mask that can be looked at
 LEAST_CORNERS = 0.25  # share of boxes x0, y0, x1, y1 that stick out as x, y, width, height: 3/4 of random ones do
 
 
@@ -55,27 +58,20 @@ def _odd_annotations(arrays: Arrays, used: np.ndarray) -> Iterator[tuple[str, np
     return ((key, first == k) for k, key in enumerate(kinds))
 
 
-def mask_extents(part: Arrays) -> np.ndarray:
-    """x0 y0 x1 y1 of each mask in a chunk's columns, float [n, 4]; NaN where there is no sound one."""
-    count = len(part["polygons_at"])
-    of_corner = np.repeat(np.repeat(np.arange(count), part["polygons_at"]), part["polygon_at"] // 2)
+def mask_extents(part: Arrays, counts: Sequence[list[int]]) -> np.ndarray:
+    """x0 y0 x1 y1 of each mask in a chunk's columns, float [n, 4]; NaN where there is no sound one.
+
+    counts: those of each RLE, none of what is no RLE.
+    """
+    extents, sizes = np.full((len(counts), 4), np.nan), part["rle_size"].tolist()
+    sound = [
+        k for k, runs in enumerate(counts) if runs and sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0
+    ]
+    if sound:
+        extents[sound] = mask_api.to_bbox([{"size": sizes[k], "counts": counts[k]} for k in sound])
+        extents[sound, 2:] += extents[sound, :2]
     corners = part["polygon"].reshape(-1, 2)
-    of_run = np.repeat(np.arange(count), part["rle_counts_at"])
-    runs, first = part["rle_counts"].astype(np.int64), np.flatnonzero(np.diff(of_run, prepend=-1))
-    sizes = np.diff(first, append=len(runs))
-    end = runs.cumsum()
-    end -= np.repeat((end - runs)[first], sizes)
-    is_sound = np.add.reduceat(runs, first) == part["rle_size"].prod(1)[of_run[first]]
-    is_odd = (np.arange(len(runs)) - np.repeat(first, sizes)) % 2 == 1
-    ink = np.flatnonzero(is_odd & (runs > 0) & np.repeat(is_sound, sizes))
-    height = part["rle_size"][of_run[ink], 0].clip(min=1)
-    (x, y), (last_x, last_y) = np.divmod((end - runs)[ink], height), np.divmod(end[ink] - 1, height)
-    is_tall = x < last_x  # a run that goes on in another column has pixels in all rows
-    upper = np.stack([x, np.where(is_tall, 0, y)], 1)
-    lower = np.stack([last_x, np.where(is_tall, height - 1, last_y)], 1) + 1
-    extents = np.full((count, 4), np.nan)
-    extents[of_run[first[is_sound]]] = 0  # of those without a pixel
-    for low, high, of_one in ((corners, corners, of_corner), (upper, lower, of_run[ink])):
-        first = np.flatnonzero(np.diff(of_one, prepend=-1))
-        extents[of_one[first]] = np.hstack([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)])
+    owner = np.repeat(np.repeat(np.arange(len(counts)), part["polygons_at"]), part["polygon_at"] // 2)
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    extents[owner[first]] = np.hstack([np.minimum.reduceat(corners, first), np.maximum.reduceat(corners, first)])
     return extents

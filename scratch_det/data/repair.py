@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from hotcoco import mask as mask_api
 from PIL import ExifTags, Image
 
 from scratch_det.data.checks import FIELDS, PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
@@ -273,9 +274,9 @@ def _box_of_mask(box: Any, one: Record, sizes: Sizes, wishes: Wishes) -> Any:
     if isinstance(mask, list):
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
     else:
-        pixels = np.argwhere(decode_masks([mask], *mask["size"])[0])[:, ::-1]
-        points = np.concatenate([pixels, pixels + 1, np.empty((0, 2), int)])
-    low, high = (points.min(0), points.max(0)) if len(points) else np.zeros((2, 2))
+        x, y, w, h = mask_api.to_bbox(mask)
+        points = np.array([[x, y], [x + w, y + h]])
+    low, high = points.min(0), points.max(0)
     found = [*low.tolist(), *(high - low).tolist()]
     return found if min(found[2:]) > 0 and found != box else box
 
