@@ -22,7 +22,8 @@ from scratch_det.files import sha256_of
 from scratch_det.weights.convert import convert, num_classes
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
-from scratch_det.weights.origin import Pixels, Weights, read_weights
+from scratch_det.weights.origin import Weights, read_weights
+from scratch_det.weights.pixels import Pixels
 
 KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
 MODULE = re.compile(r"backbone\.fpn|[^.]+(\.[^.]+)?")  # roi_heads.box_head, ...; the levels of a pyramid count as one

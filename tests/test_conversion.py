@@ -17,7 +17,8 @@ from scratch_det import backends, conversion
 from scratch_det.conversion import agreement
 from scratch_det.data.image import encode_masks
 from scratch_det.weights.convert import convert
-from scratch_det.weights.origin import IMAGENET, Weights, read_weights
+from scratch_det.weights.origin import Weights, read_weights
+from scratch_det.weights.pixels import IMAGENET
 from scratch_det.weights.read import read_checkpoint
 
 

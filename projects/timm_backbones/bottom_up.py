@@ -3,7 +3,6 @@
 AdamW is Loshchilov & Hutter's (2019), with learning rates that fall from layer to layer towards the pixels.
 """
 
-from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from scratch_det.engine.state import parameter_groups
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.norm import NORMS, batch_norms, frozen, replace_norm
-from scratch_det.weights.origin import Pixels
+from scratch_det.weights.pixels import Pixels
 
 MAPS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # by stride, by detectron2's names
 ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}  # where a model has them
@@ -52,17 +51,6 @@ class TimmBottomUp(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> maps by name; H and W are multiples of 32."""
         return dict(zip(self.strides, self.net(images), strict=True))
-
-    def from_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """timm's own names as this network's, without the layers behind the last map.
-
-        Only whole layers are left out: the statistics of a batch norm that is GN here stay, and find no place.
-        """
-        with torch.device("meta"):
-            whole = timm.create_model(self.name).state_dict()
-        own = {layer_of(name) for name in self.net.model.state_dict()}
-        behind = {name for name in whole if layer_of(name) not in own}
-        return {PREFIX + name: value for name, value in tensors.items() if name not in behind}
 
 
 def check_name(name: str) -> None:

@@ -13,7 +13,17 @@ from fvcore.common.config import CfgNode
 
 # Dotted keys with their defaults that detectron2 does not have: this repository's own, and those that projects add.
 PROJECT_KEYS: dict[str, Any] = {
+    "MODEL.WEIGHTS_PIXELS": "",  # one of PIXELS: those that the file of MODEL.WEIGHTS was trained on
     "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote
+}
+
+RECIPES = "recipe"  # PIXEL_MEAN and PIXEL_STD of the recipe itself
+# Order of the channels, mean and standard deviation of grey values from 0 to 255, by the names of MODEL.WEIGHTS_PIXELS.
+PIXELS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # torchvision, timm, most self-supervised
+    "caffe": ("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),  # Detectron, MSRA, mmdetection's caffe ResNets
+    "0-1": ("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+    "-1-1": ("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),  # Inception's, and some of timm's
 }
 
 

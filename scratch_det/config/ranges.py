@@ -8,7 +8,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import PROJECT_KEYS
+from scratch_det.config.choices import PIXELS, PROJECT_KEYS, RECIPES
 from scratch_det.config.load import flatten, get_cfg
 from scratch_det.errors import did_you_mean
 
@@ -103,6 +103,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r"TEST\.AUG\.MAX_SIZE", within(SMALLEST_VIEW), f"pixels of the longer side, {SMALLEST_VIEW} at least"),
 )  # fmt: skip
 ALLOWED = {
+    "MODEL.WEIGHTS_PIXELS": ("", *PIXELS, RECIPES),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
     "INPUT.FORMAT": ("BGR", "RGB"),

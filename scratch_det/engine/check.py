@@ -5,9 +5,9 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-
-from fvcore.common.config import CfgNode
+from typing import TYPE_CHECKING
 
 from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
@@ -18,8 +18,11 @@ from scratch_det.distributed.launch import World, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.datasets import add_problems
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
-from scratch_det.errors import Report, Section, UserError, counted, listed
+from scratch_det.errors import DataError, Report, Section, UserError, counted, listed
 from scratch_det.weights.locate import place_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME_WIDTH = 11  # columns for the name of a section
 PREFETCHED = 2  # batches that a worker holds ready: PyTorch's default
@@ -75,7 +78,7 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
         with report.section("memory") as section:
             check_memory(section, plan, world, available)
     with report.section("model") as section:
-        check_model(section, plan.backend, plan.cfg, world)
+        check_model(section, plan, world)
         size = section.values
     with report.section("disk") as section:
         folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
@@ -173,17 +176,19 @@ def free_shared_memory() -> int | None:
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
-def check_model(section: Section, backend: str, cfg: CfgNode, world: World) -> None:
-    """Report the model's size, whether MODEL.WEIGHTS fit it and whether MODEL.DEVICE is there.
+def check_model(section: Section, plan: Plan, world: World) -> None:
+    """Report the model's size, whether MODEL.WEIGHTS fit it and the data's pixels, and whether MODEL.DEVICE is there.
 
-    ``cfg`` has passed every check and has NUM_CLASSES. The model is built on the meta device.
+    The recipe has passed every check and has NUM_CLASSES. Without weights the model is built on the meta device.
     """
     import torch  # here, so that errors of the checks above come at once
 
     from scratch_det.engine.state import NO_GPU, pick_device, size_of
     from scratch_det.weights.load import load_weights
 
-    with torch.device("meta"):
+    cfg, backend = plan.cfg, plan.backend
+    has_weights = bool(cfg.MODEL.WEIGHTS) and place_of(cfg.MODEL.WEIGHTS).is_file()
+    with torch.device("cpu" if has_weights else "meta"):
         model = backends.load(backend).build(cfg)
     size = size_of(model)
     section.add(
@@ -191,8 +196,8 @@ def check_model(section: Section, backend: str, cfg: CfgNode, world: World) -> N
         f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes",
         **size._asdict(),
     )
-    if cfg.MODEL.WEIGHTS and place_of(cfg.MODEL.WEIGHTS).is_file():
-        if loaded := section.attempt(load_weights, model, cfg.MODEL.WEIGHTS, backend, cfg):
+    if has_weights:
+        if loaded := section.attempt(load_weights, model, cfg.MODEL.WEIGHTS, backend, cfg, first_image(plan)):
             section.add(loaded)
     elif cfg.MODEL.WEIGHTS:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
@@ -200,6 +205,17 @@ def check_model(section: Section, backend: str, cfg: CfgNode, world: World) -> N
         section.problem("notice", NO_GPU)
     else:
         section.attempt(pick_device, cfg.MODEL.DEVICE, world)
+
+
+def first_image(plan: Plan) -> "Tensor | None":
+    """The first image to train on, [3, H, W]; None where none can be read, which --images tells."""
+    from scratch_det.data.dataset import load_sample  # imports torch
+
+    for data in plan.training:
+        for image in (data.images[place] for place in data.training_images(plan.cfg)[:1]):
+            with suppress(DataError):
+                return load_sample(data.entry.image_root / image["file_name"], plan.cfg, image)["image"]
+    return None
 
 
 def check_images(section: Section, data: CocoDataset) -> None:

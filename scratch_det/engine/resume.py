@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from scratch_det.config.schedule import learning_rate
 from scratch_det.engine.changes import (
@@ -165,14 +166,18 @@ def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
     )
 
 
-def restore(cfg: CfgNode, backend: str, state: State, origin: Origin | None) -> list[dict[str, float]]:
+def restore(
+    cfg: CfgNode, backend: str, state: State, origin: Origin | None, image: Tensor | None
+) -> list[dict[str, float]]:
     """Load the weights or the checkpoint into ``state``; returns the checkpoint's unfinished window of metrics.
+
+    image: one to train on, for ``load_weights``.
 
     Raises UserError for a checkpoint that does not fit the recipe.
     """
     if origin is None:
         if cfg.MODEL.WEIGHTS:
-            logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg))
+            logger.info(load_weights(state.model, cfg.MODEL.WEIGHTS, backend, cfg, image))
         return []
     checkpoint = origin.checkpoint
     saved = read_checkpoint(checkpoint)

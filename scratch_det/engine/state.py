@@ -20,7 +20,7 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
-from scratch_det.weights.origin import Pixels
+from scratch_det.weights.pixels import Pixels
 from scratch_det.weights.read import require_numbers
 
 NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"

@@ -144,7 +144,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         dataset = task.training_set(cfg, plan.training)
         plan.training.clear()  # lists of images; the data set keeps arrays
         state = build_state(cfg, backend, device, request.init_std)
-        window = restore(cfg, plan.backend, state, origin)
+        image = dataset[0]["image"] if cfg.MODEL.WEIGHTS and not origin else None
+        window = restore(cfg, plan.backend, state, origin, image)
         size = size_of(state.model)
         each = checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
         checkpoints.check_space(each, max_iter, cfg.SOLVER.CHECKPOINT_PERIOD)

@@ -10,8 +10,8 @@ A bottom-up network is a module built from the config, from images [N, 3, H, W] 
     has drawn its own weights, by the rules of its family; all others get He's.
 ``first_layer``, if weights can be adapted to other pixel statistics
     the name of the weight that sees the pixels, a convolution's.
-``from_classifier(tensors)``, ``pixels``, if an ImageNet model with other names can be loaded
-    its tensors by the network's names, without those that the network does not have; the pixels it was trained on.
+``pixels``, if files of its family's ImageNet models are trained on known ones
+    those pixels. A file has the network's names, or the ends of them behind a prefix that all of them have.
 
 A line of ``scratch_det.config.choices.BACKBONES`` adds a network under two values of MODEL.BACKBONE.NAME, for both
 backends: ``net`` as build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as

@@ -1,34 +1,42 @@
 """Filling a model from a weights file, all of it or its backbone, so that nothing stays random unnoticed."""
 
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from scratch_det.config.choices import is_resnet
+from scratch_det.config.choices import PIXELS, backbone_names, is_resnet
 from scratch_det.errors import UserError, quoted
-from scratch_det.weights.locate import fetch
+from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
-from scratch_det.weights.origin import Pixels, Weights, read_weights
+from scratch_det.weights.origin import Weights, read_weights
+from scratch_det.weights.pixels import Pixels, adapt_first_layer, check_pixels, stated_pixels
 
 VGG_LAYERS = {  # become the box head's (Faster R-CNN, Ren et al. 2015)
     "torchvision": {"classifier.0": "1", "classifier.3": "3"},  # after flattening
     "detectron2": {"classifier.0": "fc1", "classifier.3": "fc2"},
 }
 FIRST_LAYER = "stem.conv1.weight"  # of detectron2's ResNets; other networks say it
+BLOCK = re.compile(r"\b(?:layer|res)(\d)\.(\d+)\.")  # stage and block
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 
 
-def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode) -> str:
+def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode, image: Tensor | None = None) -> str:
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
     source: a file or an address, see ``locate.fetch``. A detector's weights have to be ``library``'s and cover the
     whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
-    The first layer is adapted to the pixels of ``cfg`` where the file says on which pixels it was trained.
+    The first layer is adapted to the pixels of ``cfg`` where it is known on which pixels it was trained. image: one to
+    train on, [3, H, W] of grey values, to see whether those were the pixels, see ``check_pixels``.
     """
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
-    weights = read_weights(fetch(str(source)), bottom_up)
+    registered = bottom_up if cfg.MODEL.BACKBONE.NAME in backbone_names() else None
+    weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1])
+    if stated := stated_pixels(cfg):  # with other pixels than its kind has, the stride may be another, too
+        weights = replace(weights, pixels=stated, stride_in_1x1=None)
     check_fits(weights, library, cfg)
     place = next(name for name, module in model.named_modules() if module is bottom_up)
     values, prefix, wanted, notes = weights.tensors, "", model.state_dict(), []
@@ -38,12 +46,15 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
         if hasattr(model.roi_heads, "res5"):  # detectron2's models without a pyramid have the last stage there
             values = {name.replace(f"{prefix}res5.", "roi_heads.res5."): value for name, value in values.items()}
     heads = [name for name in values if prefix and name.startswith(BOX_HEAD)]
+    if weights.left_out:
+        notes.append("left out " + ", ".join(f"{name} ({count})" for name, count in weights.left_out.items()))
     if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
         values = {name: value for name, value in values.items() if name not in heads}
-        notes, heads = ["VGG's fully connected layers do not fit the box head, which stays random"], []
+        heads = []
+        notes.append("VGG's fully connected layers do not fit the box head, which stays random")
     first, used = f"{place}.{getattr(bottom_up, 'first_layer', FIRST_LAYER)}", Pixels.of(cfg)
-    if weights.pixels and first in values:
-        adapted, note = adapt_first_layer(values[first], weights.pixels, used)
+    if (raw := values.get(first)) is not None and weights.pixels:
+        adapted, note = adapt_first_layer(raw, weights.pixels, used)
         values, notes = {**values, first: adapted}, [*notes, *[note] * bool(note)]
     elif weights.pixels and weights.pixels != used:
         notes.append(
@@ -51,9 +62,15 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
             "backbone does not name its first layer; state `first_layer` in the backbone"
         )
     elif prefix:
-        notes.append("the file does not say which pixels it was trained on: the recipe's are assumed")
+        notes.append(
+            "the file does not say which pixels it was trained on: the recipe's are assumed; state them with "
+            f"MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}"
+        )
     covered, total = fill(model, values, prefix, weights)
+    if image is not None and raw is not None and not weights.fused_norm:
+        check_pixels(bottom_up, model.get_parameter(first), raw, image, weights.pixels or used, used, str(source))
     part = f", the backbone{' and the box head' if heads else ''}, from a {weights.kind}" if prefix else ""
+    part += f", {weights.prefix.rstrip('.')}" if weights.prefix not in ("", "model.", "state_dict.", "blobs.") else ""
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
 
 
@@ -94,26 +111,12 @@ def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     return full | fcs
 
 
-def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -> tuple[Tensor, str]:
-    """The first convolution [C, 3, h, w] for pixels as in ``used_with``, and what was done, in words.
-
-    The weights can make up for another order or division exactly. For another mean they cannot: the border is padded
-    with zeros.
-    """
-    done = []
-    if trained_with.format != used_with.format:
-        weight = weight.flip(1)
-        done.append(f"channels {trained_with.format} to {used_with.format}")
-    there = trained_with.reordered(used_with.format)
-    if there.std != used_with.std:
-        ratio = (torch.tensor(used_with.std) / torch.tensor(there.std)).view(1, -1, 1, 1)
-        weight = weight.float() * ratio
-        now, then = (" ".join(f"{value:g}" for value in pixels.std) for pixels in (used_with, there))
-        done.append(f"divided by PIXEL_STD {now} instead of {then}")
-    apart = max(abs(one - other) for one, other in zip(there.mean, used_with.mean, strict=True))
-    if apart:
-        done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.2g} of 255 from the weights' own")
-    return weight, "; ".join(done)
+def blocks_of(names: Iterable[str]) -> list[int]:
+    """How many blocks each stage of a ResNet has; empty for other networks. 3, 4, 6, 3 is a ResNet-34 or 50."""
+    found: dict[str, int] = {}
+    for match in filter(None, map(BLOCK.search, names)):
+        found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+    return [found[stage] for stage in sorted(found)]
 
 
 def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weights) -> tuple[int, int]:
@@ -131,6 +134,12 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     if missing or misshaped or unused:
         problems = {"missing": missing, "of another shape": misshaped, "without a place": unused}
         reasons = [f"{len(names)} {what}, the first is {names[0]}" for what, names in problems.items() if names]
+        if misshaped:
+            shapes = [tuple(side[misshaped[0]].shape) for side in (values, wanted)]
+            reasons.append(f"{misshaped[0]} is {shapes[0]} in the file, {shapes[1]} in the model")
+        there, here = (", ".join(map(str, blocks_of(names))) for names in (values, covered))
+        if there != here:
+            reasons.append(f"blocks of the stages are {there} in the file, {here} in the model")
         of_bn = any(name.endswith("running_mean") for name in unused)
         raise UserError(
             f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "

@@ -23,10 +23,16 @@ IMAGENET = {
     "MSRA/R-101": "MSRA/R-101.pkl",
 }
 ZOO, FILE = "detectron2://", "file://"
-SUFFIXES = (".pth", ".pt", ".pkl")
+SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 SECONDS_TO_ANSWER, LEAST_SPEED = 30.0, 10_000  # the latter in bytes a second, over all the time
 DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.")  # resnet50-0676ba61.pth: its SHA-256 begins so; no date
 BLOCK = 1 << 20  # bytes
+
+
+def split_part(weights: str) -> tuple[str, str]:
+    """MODEL.WEIGHTS as file or address, and which of several networks in it: what is behind a #."""
+    source, _, part = weights.rpartition("#")
+    return (weights, "") if not source or Path(weights).is_file() else (source, part)
 
 
 def check_weights(weights: str) -> None:
@@ -44,6 +50,7 @@ def check_weights(weights: str) -> None:
 
 def place_of(weights: str) -> Path:
     """Where the file that MODEL.WEIGHTS names is, or will be when it has been fetched."""
+    weights, _ = split_part(weights)
     url = url_of(weights)
     if not url:
         return find_checkpoint(Path(url2pathname(weights.removeprefix(FILE)) if weights.startswith(FILE) else weights))
@@ -56,6 +63,7 @@ def fetch(weights: str) -> Path:
 
     Raises UserError when it cannot be fetched, or what came is no checkpoint; then nothing is kept.
     """
+    weights, _ = split_part(weights)
     url, file = url_of(weights), place_of(weights)
     if not url or file.is_file():
         return file

@@ -1,75 +1,33 @@
 """What a weights file is: whose names its tensors have, and the pixels, norm and stride they were trained with."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
-import msgspec
-import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from scratch_det.errors import UserError
+from scratch_det.errors import UserError, listed, quoted
 from scratch_det.weights.names import from_caffe2
-from scratch_det.weights.read import read_checkpoint, require_numbers
+from scratch_det.weights.networks import Network, networks_in, tensors_by_name
+from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
+from scratch_det.weights.read import described, read_checkpoint, require_numbers
 
-SIGNS = (  # the first prefix that a name begins with: the library, and whether the file holds a whole detector
-    ("backbone.body.", "torchvision", True),
-    ("backbone.", "detectron2", True),
-    ("layer1.", "torchvision", False),
-    ("features.", "torchvision", False),
-    ("res2.", "detectron2", False),
-    ("res2_", "Detectron", False),
-)
-NO_WEIGHTS = re.compile(r"(module\.)?(pixel_(mean|std)|.*\.anchor_generator\.cell_anchors\.\d+)")  # of old detectron2
-CLASSIFIER = re.compile(r"(stem\.)?(fc|linear|classifier\.6)\..*")  # an ImageNet model's last layer
+NO_WEIGHTS = re.compile(r"(.*\.)?(pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+)")  # of old detectron2
+BODY = {  # layers of a classifier that a detector has a use for; VGG's fully connected ones become its box head
+    "torchvision": re.compile(r"(conv1|bn1|layer\d|features|classifier\.[03])\..*"),
+    "detectron2": re.compile(r"(stem\.(?!fc\.)|res\d\.).*"),
+}
+AUTHORS = ("torchvision", "MOCO")  # as converted files for detectron2 name them: those whose pixels are IMAGENET's
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000)_[wb]|lr|model_iter")
+EXPECTED = (
+    "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
+    "names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
+)
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
-
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Pixels(NamedTuple):
-    """Input is (grey value 0 to 255 - mean) / std, per channel in the order of ``format``, "BGR" or "RGB"."""
-
-    format: Literal["BGR", "RGB"]
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-
-    @classmethod
-    def of(cls, cfg: CfgNode) -> "Pixels":
-        """The pixel statistics of a recipe."""
-        return cls(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-
-    def __str__(self) -> str:
-        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{self.format}, PIXEL_MEAN {mean}, PIXEL_STD {std}"
-
-    @classmethod
-    def read(cls, recorded: Any, path: Path) -> "Pixels":
-        """Those that ``as_dict`` gave. Raises UserError, which names the file, for others."""
-        try:
-            return msgspec.convert([recorded[name] for name in cls._fields], cls)
-        except (msgspec.ValidationError, LookupError, TypeError):
-            raise UserError(
-                f"weights file {path} has pixels {recorded!r:.100}, expected format RGB or BGR, mean and std, three "
-                "numbers each, std above 0; get another file"
-            ) from None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint: plain text and numbers."""
-        return {"format": self.format, "mean": list(self.mean), "std": list(self.std)}
-
-    def reordered(self, order: str) -> "Pixels":
-        """The same with the channels in the order of ``order``."""
-        return self if order == self.format else Pixels(order, self.mean[::-1], self.std[::-1])
-
-
-IMAGENET = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # torchvision's and timm's, times 255
-DETECTRON = Pixels("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))  # detectron/core/config.py, PIXEL_MEANS
 
 
 @dataclass(frozen=True)
@@ -82,6 +40,7 @@ class Weights:
     fused_norm: batch norm is folded into scale and shift, without statistics of its own.
     stride_in_1x1: which convolution of its bottlenecks has the stride; None when the file does not say.
     trained_by: another library than ``library``, whose names have been translated.
+    prefix: what the names have in the file before them. left_out: how many tensors of which layers are of no use.
     """
 
     path: Path
@@ -92,6 +51,8 @@ class Weights:
     fused_norm: bool = False
     stride_in_1x1: bool | None = None
     trained_by: str = ""
+    prefix: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -106,49 +67,61 @@ class Weights:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def origin_of(names: Iterable[str]) -> tuple[str, bool] | None:
-    """The library that has these names, and whether they name a whole detector; None when they are unknown."""
-    names = list(names)
-    return next(((library, whole) for sign, library, whole in SIGNS if any(n.startswith(sign) for n in names)), None)
+def read_weights(path: Path, bottom_up: Any = None, part: str = "") -> Weights:
+    """Read the network that a file holds. Raises UserError where it holds none that is known, or several.
 
-
-def read_weights(path: Path, bottom_up: Any = None) -> Weights:
-    """Read a file of a kind that is known. Raises UserError for any other.
-
-    bottom_up: the model's network, see ``scratch_det.modeling.backbones``; a classifier whose names it knows is
-    accepted too. Detectron's names become those of a classifier of detectron2, and fused batch norm gets statistics
-    that change nothing.
+    bottom_up: the model's network, see ``scratch_det.modeling.backbones``, where it may be no ResNet; a classifier with
+    its names is accepted too. part: one of the parts of the network's prefix, where the file holds several networks.
+    Detectron's names become those of a classifier of detectron2, and fused batch norm gets statistics that change
+    nothing.
     """
-    content = read_checkpoint(path)
-    inner = next((content[key] for key in ("model", "blobs", "state_dict") if isinstance(content.get(key), dict)), None)
-    tensors = {
-        name.removeprefix("module."): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in (inner or content).items()
-        if isinstance(value, np.ndarray | Tensor) and isinstance(name, str) and not NO_WEIGHTS.fullmatch(name)
-    }
-    if not tensors:
-        raise UserError(f"weights file {path} holds no tensors by name; expected a checkpoint or state dict")
-    require_numbers(tensors, f"weights file {path}")
-    library, is_detector = origin_of(tensors) or ("", False)
-    if hasattr(bottom_up, "from_classifier") and not is_detector:
-        return Weights(path, bottom_up.from_classifier(tensors), "", False, bottom_up.pixels)
-    if not library:
-        raise UserError(
-            f"weights file {path} has names such as {', '.join(list(tensors)[:3])}; expected a checkpoint of this "
-            "repository, an ImageNet ResNet of torchvision or timm, torchvision's VGG-16, one of Detectron's (.pkl), "
-            "or a model of detectron2's"
-        )
+    content = read_checkpoint(path, foreign=True)
+    whole = {name: value for name, value in tensors_by_name(content).items() if not NO_WEIGHTS.fullmatch(name)}
+    if not whole:
+        raise UserError(f"weights file {path} holds no tensors by name, but {_summary(content)}; {EXPECTED}")
+    prefix, library, is_detector, own = _chosen(path, content, networks_in(whole, bottom_up), part)
+    tensors = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
+    left_out: Counter[str] = Counter()
     if library == "Detectron":
+        require_numbers(tensors, f"weights file {path}")
         return _from_detectron(path, tensors)
     if not is_detector:
-        tensors = {name: value for name, value in tensors.items() if not CLASSIFIER.fullmatch(name)}
-    from_imagenet = (library, is_detector) == ("torchvision", False) or content.get("__author__") == "torchvision"
+        tops = {name.removeprefix(own).split(".")[0] for name in bottom_up.state_dict()} if not library else set()
+        used = {name: BODY[library].fullmatch(name) if library else name.split(".")[0] in tops for name in tensors}
+        left_out = Counter(name.split(".")[0] for name in tensors if not used[name])
+        tensors = {own + name: value for name, value in tensors.items() if used[name]}
+    require_numbers(tensors, f"weights file {path}")
+    from_imagenet = (library, is_detector) == ("torchvision", False) or content.get("__author__") in AUTHORS
     stock_detector = "roi_heads.box_head.fc6.weight" in tensors and library == "torchvision"
     pixels = IMAGENET if from_imagenet or stock_detector else None  # what is known of files of this kind
-    if inner and (recorded := content.get("pixels")) is not None:
+    if not library:
+        pixels = getattr(bottom_up, "pixels", None)
+    if prefix and (recorded := content.get("pixels")) is not None:
         pixels = Pixels.read(recorded, path)
     stride_in_1x1 = content.get("stride_in_1x1", False if from_imagenet else None)
-    return Weights(path, tensors, library, is_detector, pixels, content.get("fused_norm") is True, stride_in_1x1)
+    fused = content.get("fused_norm") is True
+    return Weights(path, tensors, library, is_detector, pixels, fused, stride_in_1x1, prefix=prefix, left_out=left_out)
+
+
+def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str) -> Network:
+    """The one of ``found`` that ``part`` names, or the only one."""
+    chosen = [network for network in found if not part or f".{part}." in f".{network.prefix}"]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not found:
+        raise UserError(f"weights file {path} holds no network that is known, but {_summary(content)}; {EXPECTED}")
+    prefixes = ", ".join(network.prefix.rstrip(".") or "one without a prefix" for network in found)
+    last = found[-1].prefix.rstrip(".").rpartition(".")[2]
+    raise UserError(
+        f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {prefixes}; "
+        + (f"{len(chosen)} of them have '{part}' in their name; " if part else "")
+        + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{last}')}"
+    )
+
+
+def _summary(content: dict[str, Any]) -> str:
+    """The first keys of a checkpoint with what they are."""
+    return listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ")
 
 
 def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:

@@ -8,14 +8,16 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from scratch_det.errors import UserError
 from scratch_det.log import logger
-from scratch_det.weights.locate import find_checkpoint
+from scratch_det.weights.locate import SUFFIXES, find_checkpoint
 
 STORAGES = {  # what torch.save calls the storage of each type, in a model's digest
     torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
@@ -26,36 +28,66 @@ LEARNED = ("weight", "bias", "running_mean", "running_var")  # how the names of 
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a file of torch.save onto the CPU, or a pickled dictionary of NumPy arrays (.pkl).
+def read_checkpoint(path: Path, foreign: bool = False) -> dict[str, Any]:
+    """Load a file of torch.save onto the CPU, tensors of safetensors, or a pickled dictionary of NumPy arrays (.pkl).
 
-    Raises UserError when it is missing or damaged, or holds anything but plain tensors or arrays. NumPy's own
-    unpickling trusts the file; here the file's bytes are only ever read as numbers.
+    foreign: also a file with objects of other classes beside its tensors, such as ``argparse.Namespace``; each becomes
+    a ``StandIn``. No code of the file runs: of a pickle only tensors, arrays and plain values are made.
+    Raises UserError when the file is missing or damaged, or holds anything else.
     """
-    path, pickled = find_checkpoint(path), path.suffix == ".pkl"
+    path = find_checkpoint(path)
     if not path.is_file():
-        raise UserError(f"weights file {path} is missing; expected an existing .pth or .pkl file")
+        raise UserError(f"weights file {path} is missing; expected an existing {', '.join(SUFFIXES)} file")
     try:
-        if pickled:
-            state = _with_arrays(_ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        elif path.suffix == ".pkl":
+            state = _with_arrays(_Unpickler(io.BytesIO(path.read_bytes()), foreign, encoding="latin1").load())
         else:
             if zipfile.is_zipfile(path):  # of which torch.load does not check the CRC-32
                 with zipfile.ZipFile(path) as archive:
                     if wrong := archive.testzip():
                         raise UserError(f"is damaged: the CRC-32 of its part {wrong} is wrong; restore it from a copy")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+                    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                        raise UserError("is a TorchScript archive; give the model's state_dict()")
+            state = _load_plain(path, foreign)
     except UserError as error:
         raise UserError(f"weights file {path} {error}") from None
     except Exception as error:  # a damaged file may raise anything
+        kinds = {".pkl": f"pickle ({type(error).__name__}: {error})", ".safetensors": f"safetensors file ({error})"}
+        kind = kinds.get(path.suffix, f"PyTorch file of plain tensors ({type(error).__name__})")
         raise UserError(  # not torch's own words, which advise to load it unsafely
-            f"weights file {path} is damaged or no pickle ({type(error).__name__}: {error})"
-            if pickled
-            else f"weights file {path} is damaged or not a PyTorch file of plain tensors ({type(error).__name__}); "
-            "expected a checkpoint of this repository, or torch.save(model.state_dict(), PATH)"
+            f"weights file {path} is damaged or no {kind}; expected a checkpoint of this repository, or "
+            "torch.save(model.state_dict(), PATH)"
         ) from None
     if not isinstance(state, dict):
-        raise UserError(f"weights file {path} holds a {type(state).__name__}; expected a checkpoint or tensors by name")
+        raise UserError(
+            f"weights file {path} holds {described(state)}; expected a checkpoint or tensors by name, such as "
+            "torch.save(model.state_dict(), PATH) writes"
+        )
     return state
+
+
+def _load_plain(path: Path, foreign: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # which also names classes that weights_only does not know
+        if not foreign:
+            raise
+    reader = SimpleNamespace(
+        __name__="stand_ins", Unpickler=_Unpickler, load=lambda *a, **k: _Unpickler(*a, **k).load()
+    )
+    return _with_arrays(torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False))
+
+
+def described(value: Any) -> str:
+    """A value of a checkpoint in a few words: its class, and of tensors by name the number and the first names."""
+    if isinstance(value, StandIn):
+        return f"an object of {type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, dict):
+        names = [str(name) for name, one in value.items() if isinstance(one, torch.Tensor | np.ndarray)]
+        return f"{len(names)} tensors ({', '.join(names[:2])}, ...)" if len(names) > 2 else f"a dict of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def require_numbers(tensors: Mapping[str, Any], what: str) -> None:
@@ -120,7 +152,23 @@ class _Array:
         self.value = kind.array(content, tuple(shape), "F" if is_fortran else "C")
 
 
-ARRAYS_ONLY: dict[str, Any] = {  # what a pickle of NumPy arrays consists of, and what is built in its place
+class StandIn:
+    """In the place of an object of another class: takes everything that a pickle does to it, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
+        return object.__new__(cls)
+
+    def nothing(self, *_: Any, **__: Any) -> "StandIn":
+        """What a pickle may call."""
+        return self
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    __call__ = __setstate__ = __setitem__ = append = extend = add = nothing  # type: ignore[misc, assignment]
+
+
+PLAIN: dict[str, Any] = {  # what a pickle of tensors or arrays consists of, and what is built in its place
     "numpy.ndarray": _Array,
     "numpy.dtype": _Type,
     "_codecs.encode": lambda text, _: text.encode("latin1"),
@@ -129,17 +177,34 @@ ARRAYS_ONLY: dict[str, Any] = {  # what a pickle of NumPy arrays consists of, an
     "numpy.core.multiarray.scalar": lambda kind, content: kind.array(content, (), "C"),
     "numpy.core.numeric._frombuffer": lambda content, kind, shape, order: kind.array(content, tuple(shape), order),
 }
+TORCH: dict[str, Any] = {  # the same for torch.save; torch itself makes the storages
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch.Size": tuple,
+    "collections.defaultdict": lambda *_: {},
+}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
+    """Makes what PLAIN names, and with ``foreign`` also tensors, and a StandIn for all else."""
+
+    def __init__(self, file: Any, foreign: bool = True, **arguments: Any):
+        super().__init__(file, **arguments)
+        self.foreign = foreign
+
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if (known := full.replace("numpy._core.", "numpy.core.")) not in ARRAYS_ONLY:  # numpy._core since NumPy 2
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy._core since NumPy 2
+        if full in PLAIN:
+            return PLAIN[full]
+        if not self.foreign:
             raise UserError(
-                f"holds {full}, expected only NumPy arrays: unpickling anything else could run code of the "
+                f"holds {module}.{name}, expected only NumPy arrays: unpickling anything else could run code of the "
                 "file; get the weights from their source again, or as a state dict of tensors"
             )
-        return ARRAYS_ONLY[known]
+        if module == "torch" and isinstance(kind := getattr(torch, name, None), torch.dtype):
+            return kind
+        return TORCH.get(full) or type(name, (StandIn,), {"__module__": module})
 
 
 def _with_arrays(state: Any) -> Any:

@@ -297,7 +297,7 @@ class TestWeights:
     def test_not_a_checkpoint(self, rejected, tmp_path, kind, flags):
         path = self.write(tmp_path / "a.pth", kind)
         message = rejected(*flags, "MODEL.WEIGHTS", path)
-        assert f"weights file {path} is damaged or not a PyTorch file of plain tensors" in message
+        assert f"weights file {path} is damaged or no PyTorch file of plain tensors" in message
         assert "expected a checkpoint of this repository" in message
 
     def test_not_a_dictionary(self, rejected, tmp_path):

@@ -38,7 +38,7 @@ class TestFile:
     @pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
     def test_code_in_a_checkpoint_is_not_run(self, write: Callable, tmp_path: Path) -> None:
         write({"model": Bomb(tmp_path / "exploded")}, tmp_path / "evil.pth")
-        with pytest.raises(UserError, match=r"evil\.pth is damaged or not a PyTorch file"):
+        with pytest.raises(UserError, match=r"evil\.pth is damaged or no PyTorch file"):
             read_checkpoint(tmp_path / "evil.pth")
         assert damage(tmp_path / "evil.pth")
         assert not (tmp_path / "exploded").exists()
@@ -46,7 +46,7 @@ class TestFile:
     @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off", b"<html>404</html>"])
     def test_garbage(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "weights.pth").write_bytes(content)
-        with pytest.raises(UserError, match=r"weights\.pth is damaged or not a PyTorch file"):
+        with pytest.raises(UserError, match=r"weights\.pth is damaged or no PyTorch file"):
             read_checkpoint(tmp_path / "weights.pth")
 
     def test_truncated(self, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from scratch_det.engine.plan import CLASSIFICATION, Request
 from scratch_det.errors import UserError
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import BOTTOM_UP, renamed
-from scratch_det.weights.origin import Pixels, read_weights
+from scratch_det.weights.origin import read_weights
+from scratch_det.weights.pixels import Pixels
 
 RECIPES = sorted((ROOT / "configs/Pretraining").glob("*.yaml"))
 DIGITS = ROOT / "configs/Pretraining/digits_R_18_gn.yaml"

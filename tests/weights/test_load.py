@@ -27,9 +27,10 @@ from scratch_det.config.choices import BACKBONES, Choice
 from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.errors import UserError
-from scratch_det.weights.load import adapt_first_layer, load_weights
+from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import renamed
-from scratch_det.weights.origin import DETECTRON, IMAGENET, Pixels, read_weights
+from scratch_det.weights.origin import read_weights
+from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels, adapt_first_layer
 from scratch_det.weights.read import read_checkpoint
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
@@ -128,7 +129,7 @@ class TestLoading:
         assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
     def test_strangers_weights_are_rejected(self, model: nn.Module, load: Callable[..., str]) -> None:
-        with pytest.raises(UserError, match=r"has names such as encoder\.weight; expected a checkpoint of this repo"):
+        with pytest.raises(UserError, match=r"encoder\.weight: a Tensor; expected a checkpoint of this repo"):
             load(model, {"encoder.weight": torch.zeros(3)})
 
     def test_the_stride_of_bottlenecks(self, toy_recipe: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class TestFiles:
     def test_a_pickle_of_anything_else_is_rejected_unread(self, wrap: Callable, tmp_path: Path) -> None:
         (tmp_path / "evil.pkl").write_bytes(pickle.dumps(wrap(Bomb(tmp_path / "touched"))))
         with pytest.raises(UserError, match=r"evil\.pkl holds pathlib\S* expected only NumPy arrays"):
+            read_checkpoint(tmp_path / "evil.pkl")
+        with pytest.raises(UserError, match=r"evil\.pkl holds"):
             read_weights(tmp_path / "evil.pkl")
         assert not (tmp_path / "touched").exists()
 

@@ -1,0 +1,186 @@
+"""Finding the backbone in checkpoints of other projects, whose layouts are made here of one random ResNet."""
+
+import argparse
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from scratch_det.backends import torchvision as backend
+from scratch_det.config.load import load_config
+from scratch_det.errors import UserError
+from scratch_det.weights.load import load_weights
+from scratch_det.weights.networks import networks_in
+from scratch_det.weights.origin import read_weights
+
+Tensors = dict[str, Tensor]
+
+
+class Bomb:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+class Phase(enum.Enum):
+    """An object of a class that no reader of weights knows."""
+
+    TRAIN = 1
+
+
+def under(prefix: str, net: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in net.items()}
+
+
+def projector(prefix: str) -> Tensors:
+    return {f"{prefix}.0.weight": torch.ones(4, 512), f"{prefix}.0.bias": torch.ones(4)}
+
+
+LAYOUTS: dict[str, Callable[[Tensors], dict[str, Any]]] = {  # of a ResNet's tensors; each holds that one network
+    "torchvision": lambda net: net,
+    "torchvision's reference script": lambda net: {
+        "model": net, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(1)}}}, "epoch": 3,
+        "args": argparse.Namespace(lr=0.1)},
+    "MoCo": lambda net: {"epoch": 200, "arch": "resnet18", "state_dict": {
+        **under("module.encoder_q.", net), **projector("module.encoder_q.fc"), "module.queue": torch.ones(4, 8)}},
+    "DenseCL": lambda net: {"state_dict": net, "author": "x"},
+    "SwAV": lambda net: under("module.", net) | projector("module.projection_head") | projector("module.prototypes"),
+    "DINO": lambda net: under("backbone.", net) | projector("head.mlp"),
+    "Barlow Twins": lambda net: {"model": under("module.backbone.", net) | projector("module.projector")},
+    "VISSL": lambda net: {"phase_idx": 1, "phase": Phase.TRAIN, "classy_state_dict": {"base_model": {"model": {
+        "trunk": under("_feature_blocks.", net), "heads": projector("0.clf")}}}},
+    "lightly": lambda net: {"state_dict": under("backbone.", net) | projector("projection_head.layers")},
+    "mmpretrain": lambda net: {"meta": {"epoch": 1}, "state_dict": under("backbone.", net) | projector("head.fc")},
+    "compiled": lambda net: {"model": under("_orig_mod.", net)},
+}  # fmt: skip
+
+
+@pytest.fixture
+def cfg(toy_recipe: Path) -> CfgNode:
+    return load_config(toy_recipe, ["MODEL.RESNETS.NORM", "BN"]).cfg
+
+
+@pytest.fixture(scope="module")
+def net() -> Tensors:
+    torch.manual_seed(1)
+    return resnet18().state_dict()
+
+
+@pytest.fixture
+def model(cfg: CfgNode) -> nn.Module:
+    torch.manual_seed(0)
+    return backend.build(cfg)
+
+
+def is_filled(model: nn.Module, net: Tensors) -> bool:
+    loaded = model.backbone.body.state_dict()
+    return all(loaded[name].equal(value) for name, value in net.items() if not name.startswith(("fc.", "conv1.")))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_with_one_network(layout: str, net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path) -> None:
+    torch.save(LAYOUTS[layout](net), tmp_path / "a.pth")
+    said = load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
+    assert is_filled(model, net)
+    assert "channels RGB to BGR; divided by PIXEL_STD" in said
+    assert "fc (" in said  # what a detector has no use for is told
+
+
+def test_no_code_of_a_file_runs(net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path) -> None:
+    for old in (False, True):  # both of torch.save's formats
+        content = {"state_dict": net, "args": [Bomb(tmp_path / "touched")], "n": np.float64(1), "type": torch.float32}
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+        load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
+        assert is_filled(model, net)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_safetensors(net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path) -> None:
+    save_file(net, tmp_path / "a.safetensors")
+    load_weights(model, tmp_path / "a.safetensors", "torchvision", cfg)
+    assert is_filled(model, net)
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"a\.safetensors is damaged or no safetensors file"):
+        load_weights(model, tmp_path / "a.safetensors", "torchvision", cfg)
+
+
+@pytest.mark.parametrize(("one", "other"), [("student.module.", "teacher."), ("encoder_q.", "encoder_k.")])
+def test_of_several_networks_one_is_named(
+    one: str, other: str, net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path
+) -> None:
+    file, second = tmp_path / "a.pth", {name: value + 1 for name, value in net.items()}
+    torch.save({"state_dict": under(one, net) | under(other, second)}, file)
+    both = f"{'state_dict.' + one.rstrip('.')}, {'state_dict.' + other.rstrip('.')}"
+    with pytest.raises(UserError, match=rf"holds 2 networks: {both}; name one: MODEL\.WEIGHTS \S+#{other[:-1]}"):
+        load_weights(model, file, "torchvision", cfg)
+    with pytest.raises(UserError, match="0 of them have 'ema' in their name"):
+        load_weights(model, f"{file}#ema", "torchvision", cfg)
+    assert f"classifier, state_dict.{other[:-1]}" in load_weights(model, f"{file}#{other[:-1]}", "torchvision", cfg)
+    assert is_filled(model, second)
+    load_weights(model, f"{file}#{one.split('.')[0]}", "torchvision", cfg)
+    assert is_filled(model, net)
+
+
+def test_a_detector_and_its_average(model: nn.Module, cfg: CfgNode, tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"model": state, "model_ema": {name: value + 1 for name, value in state.items()}}, tmp_path / "a.pth")
+    assert [network.prefix for network in networks_in(under("model.", state) | under("model_ema.", state))] == [
+        "model.", "model_ema.",
+    ]  # fmt: skip
+    load_weights(model, f"{tmp_path / 'a.pth'}#model_ema", "torchvision", cfg)
+    assert all(value.equal(state[name] + 1) for name, value in model.state_dict().items())
+
+
+class TestRejected:
+    def rejected(self, content: Any, tmp_path: Path) -> str:
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(UserError) as caught:
+            read_weights(tmp_path / "a.pth")
+        return str(caught.value)
+
+    def test_unknown_names(self, tmp_path: Path) -> None:
+        content = {
+            "net": {f"encoder.{i}.weight": torch.ones(1) for i in range(3)},
+            "args": argparse.Namespace(),
+            "n": 3,
+        }
+        said = self.rejected(content, tmp_path)
+        assert "net: 3 tensors (encoder.0.weight, encoder.1.weight, ...); args: an object of argparse.Namespace" in said
+
+    def test_a_whole_module(self, tmp_path: Path) -> None:
+        said = self.rejected(nn.Linear(2, 2), tmp_path)
+        assert "holds an object of torch.nn.modules.linear.Linear; expected a checkpoint or tensors by name" in said
+
+    def test_a_torchscript_archive(self, tmp_path: Path) -> None:
+        torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"is a TorchScript archive; give the model's state_dict\(\)"):
+            read_weights(tmp_path / "a.pth")
+
+    def test_another_depth_is_told_by_the_blocks(
+        self, net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path
+    ) -> None:
+        deeper = {name.replace("layer3.1.", "layer3.2."): value for name, value in net.items() if "layer3.1." in name}
+        torch.save(net | deeper, tmp_path / "a.pth")
+        with pytest.raises(
+            UserError, match=r"blocks of the stages are 2, 2, 3, 2 in the file, 2, 2, 2, 2 in the model"
+        ):
+            load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
+
+    def test_another_width_is_told_by_the_shapes(
+        self, net: Tensors, model: nn.Module, cfg: CfgNode, tmp_path: Path
+    ) -> None:
+        torch.save(net | {"layer1.0.conv1.weight": torch.zeros(32, 64, 3, 3)}, tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight is \(32, 64, 3, 3\) in the file, \(64, "):
+            load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
