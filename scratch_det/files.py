@@ -4,7 +4,7 @@ import fcntl
 import gc
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -60,14 +60,6 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, as ``sha256sum`` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def completed(line: Mapping[str, Any], last: int) -> int:
-    """Completed iterations at a line of metrics.json, in a run of ``last`` iterations.
-
-    A line holds the 0-based iteration after which it was written, that of the last evaluation the number of iterations.
-    """
-    return min(int(line["iteration"]) + 1, last)
 
 
 def try_lock(path: Path) -> IO[str] | None:

@@ -1,6 +1,7 @@
 """Reading YAML, JSON and JSON lines that a person wrote or a crash has damaged: plain values, of the expected types."""
 
 import json
+import math
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -137,3 +138,17 @@ def read_lines(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
             damaged += line not in (lines[-1], lines[0] if most else "")
     if damaged:
         logger.warning(f"{path}: {damaged} damaged lines are left out")
+
+
+def read_series(path: Path, last: int) -> dict[str, list[tuple[int, float]]]:
+    """The numbers in the metrics.json of a run of ``last`` iterations by key: (completed iterations, value), in order.
+
+    A line holds the 0-based iteration after which it was written, that of the last evaluation the number of iterations.
+    After a resume an iteration may occur twice: the last one counts. Null, nan and text are left out.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for row in read_lines(path):
+        for key, value in row.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault(key, {})[min(row["iteration"] + 1, last)] = value
+    return {key: sorted(points.items()) for key, points in values.items()}

@@ -292,9 +292,9 @@ class TestTool:
     @pytest.mark.parametrize(
         ("arguments", "answer"),
         [
-            (["--size", "800"], "--size is '800', expected HEIGHTxWIDTH in pixels, such as 800x1333"),
-            (["--size", "0x800"], "--size is '0x800'"),
-            (["--size=-1x800"], "--size is '-1x800'"),
+            (["--size", "800"], "--size: '800', expected HEIGHTxWIDTH in pixels, such as 800x1333"),
+            (["--size", "0x800"], "--size: '0x800'"),
+            (["--size=-1x800"], "--size: '-1x800'"),
             (["INPUT.MIN_SIZE_TEST", "0"], "images stay as they are stored: give a size, --size 800x1333"),
             (["MODEL.DEPTH", "50"], "unknown key MODEL.DEPTH"),
             (["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH is 51, expected 18, 34, 50, 101 or 152"),
@@ -307,7 +307,7 @@ class TestTool:
             tool("--config-file", QUICKSTART, *arguments)
         assert end.value.code == 2
         said = capsys.readouterr().err
-        assert said.startswith("error: ")
+        assert "error: " in said
         assert answer in said
 
     def test_nothing_is_ignored(self, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

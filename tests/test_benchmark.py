@@ -11,7 +11,7 @@ import pytest
 from conftest import load_tool
 
 from scratch_det.benchmark import Options, data, report, rows, scoring
-from scratch_det.benchmark.loops import Stepwise, in_both_orders, plan_training
+from scratch_det.benchmark.loops import in_both_orders, plan_training
 from scratch_det.benchmark.measure import LEAST, Cost, Rounds, in_fresh_process, take_turns, timed
 from scratch_det.benchmark.report import Figure, document
 from scratch_det.benchmark.scoring import SCORERS
@@ -213,23 +213,3 @@ class TestTool:
         with pytest.raises(SystemExit, match="2"):
             load_tool("benchmark").main()
         assert message in capsys.readouterr().err
-
-
-class TestStepwise:
-    def test_one_iteration_at_a_time(self) -> None:
-        done: list[int] = []
-
-        def loop(gate: Callable) -> None:
-            for number in gate(range(9)):
-                done.append(number)
-
-        stepwise = Stepwise(loop)
-        for expected in ([0], [0, 1], [0, 1, 2]):
-            stepwise.step()
-            assert done == expected
-
-    def test_an_error_comes_back(self) -> None:
-        loop = Stepwise(lambda gate: [1 // x for x in gate([1, 0])])
-        loop.step()
-        with pytest.raises(ZeroDivisionError):
-            loop.step()

@@ -11,14 +11,20 @@ model finds. --table writes one row for each model below configs/. Weights are n
 """
 
 import re
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS, choose, model_config
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
-from scratch_det.errors import UserError
 
 
-def build_parser() -> ToolParser:
+def height_and_width(text: str) -> tuple[int, int]:
+    if not (sides := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise ArgumentTypeError(f"{text!r}, expected HEIGHTxWIDTH in pixels, such as 800x1333")
+    return int(sides[1]), int(sides[2])
+
+
+def main() -> None:
     parser = ToolParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-file", metavar="FILE", help="the recipe, a YAML file")
@@ -26,28 +32,15 @@ def build_parser() -> ToolParser:
     parser.add_argument(
         "--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="the library that builds it (%(default)s)"
     )
-    parser.add_argument("--size", metavar="HxW", help="height and width of the image (the recipe's test size)")
+    size = "height and width of the image (the recipe's test size)"
+    parser.add_argument("--size", type=height_and_width, metavar="HxW", help=size)
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="changes to the recipe")
     add_project_flag(parser)
-    return parser
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width in pixels of ``HEIGHTxWIDTH``. Raises UserError."""
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not sides:
-        raise UserError(f"--size is {text!r}, expected HEIGHTxWIDTH in pixels, such as 800x1333")
-    return int(sides[1]), int(sides[2])
-
-
-def main() -> None:
-    parser = build_parser()
     args = parser.parse_intermixed_args()
     if args.table and (args.size or args.markdown or args.overrides):
         parser.error("--table takes models and sizes from configs/: leave out --size, --markdown and KEY VALUE pairs")
     with exit_on_user_error(reading_only=True):
-        size = parse_size(args.size) if args.size else None
         backend = choose(args.backend)
         cfg = None if args.table else model_config(args.config_file, args.overrides, backend)
         # Imports torch, which a request that is rejected need not wait for.
@@ -56,7 +49,7 @@ def main() -> None:
         if args.table:
             write_table(args.table, backend)
         else:
-            print(describe_model(args.config_file, cfg, backend, size, args.markdown))
+            print(describe_model(args.config_file, cfg, backend, args.size, args.markdown))
 
 
 if __name__ == "__main__":

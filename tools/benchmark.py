@@ -32,7 +32,7 @@ RECIPES = [
 ]  # fmt: skip
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     rows = "\n".join(f"  {name:<8} {what}" for name, what in ROWS.items())
     parser = ToolParser(description=(__doc__ or "") % rows)
     add = parser.add_argument
@@ -47,11 +47,7 @@ def build_parser() -> ToolParser:
     add("--script", type=Path, metavar="FILE", help="step: detectron2's tools/plain_train_net.py")
     add("--out", type=Path, metavar="FILE", help="write the table into this Markdown file after every row")
     add_project_flag(parser)
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_args()
+    args = parser.parse_args()
     with exit_on_user_error():
         names = list(ROWS) if args.rows == "all" else args.rows.split(",")
         if unknown := [name for name in names if name not in ROWS]:

@@ -15,7 +15,7 @@ from scratch_det.backends import BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("source", metavar="SRC", help="a file or an address")
     parser.add_argument("destination", type=Path, metavar="DST", help="the file to write, .pth")
@@ -24,11 +24,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--verify", type=Path, metavar="IMAGE", help="compare detections of both backends in it")
     parser.add_argument("--partial", action="store_true", help="leave out weights that have no place")
     add_project_flag(parser)
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_args()
+    args = parser.parse_args()
     with exit_on_user_error():
         from scratch_det.conversion import convert_file  # heavy: not for --help
 

@@ -19,7 +19,7 @@ from scratch_det.engine.command import add_process_flags
 from scratch_det.errors import raise_problems
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the recipe, a YAML config")
@@ -28,11 +28,7 @@ def build_parser() -> ToolParser:
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
     add_process_flags(parser)
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_intermixed_args()
+    args = parser.parse_intermixed_args()
     with exit_on_user_error():
         several_to_launch(ALONE, args.num_gpus, args.num_machines, args.machine_rank)
         defaults = backends.defaults(backends.choose("detectron2"))

@@ -24,20 +24,6 @@ from scratch_det.errors import DataError
 from scratch_det.files import gc_paused, write_atomically
 
 
-def build_parser() -> ToolParser:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument("source", metavar="NAME|FILE", help="a data set of the catalog, or a COCO json")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of FILE (the folder that it lies in)")
-    parser.add_argument("--dry-run", action="store_true", help="only count what would be mended")
-    parser.add_argument("--force", action="store_true", help="replace a copy that is there")
-    drawn = "images that their EXIF tag turns: were the objects drawn on them as turned, or as stored in the file?"
-    parser.add_argument("--exif", choices=("turned", "stored"), default="", help=drawn)
-    parser.add_argument("--boxes-as-masks", action="store_true", help="objects without a mask get their box as mask")
-    parser.add_argument("--boxes-from-masks", action="store_true", help="all boxes are computed from the masks")
-    parser.add_argument("--no-crowds", action="store_true", help="iscrowd becomes 0: crowds are not trained on")
-    return parser
-
-
 def find(source: str, images: Path | None) -> tuple[DatasetEntry, bool]:
     """The data set, and whether a catalog has it."""
     entries, places = catalog_entries(), [Path(source), datasets_root() / source]
@@ -58,7 +44,17 @@ def _is_of(fields: object, file: Path) -> bool:
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("source", metavar="NAME|FILE", help="a data set of the catalog, or a COCO json")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of FILE (the folder that it lies in)")
+    parser.add_argument("--dry-run", action="store_true", help="only count what would be mended")
+    parser.add_argument("--force", action="store_true", help="replace a copy that is there")
+    drawn = "images that their EXIF tag turns: were the objects drawn on them as turned, or as stored in the file?"
+    parser.add_argument("--exif", choices=("turned", "stored"), default="", help=drawn)
+    parser.add_argument("--boxes-as-masks", action="store_true", help="objects without a mask get their box as mask")
+    parser.add_argument("--boxes-from-masks", action="store_true", help="all boxes are computed from the masks")
+    parser.add_argument("--no-crowds", action="store_true", help="iscrowd becomes 0: crowds are not trained on")
+    args = parser.parse_args()
     with exit_on_user_error():
         entry, is_listed = find(args.source, args.images)
         name, path = f"{entry.name}_fixed", entry.json_file.with_name(f"{entry.json_file.stem}_fixed.json")

@@ -12,16 +12,12 @@ from pathlib import Path
 from scratch_det.command_line import ToolParser, exit_on_user_error
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="a run's folder and what to call it")
     parser.add_argument("--metric", action="append", metavar="KEY", help="total_loss and bbox/AP, unless given")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG")
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_args()
+    args = parser.parse_args()
     with exit_on_user_error():
         from scratch_det.visualization.curves import compare_runs  # after --help: matplotlib takes 0.4 s
 

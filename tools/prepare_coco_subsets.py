@@ -19,23 +19,6 @@ from scratch_det.data.subsets import PAPER_SIZES, make_subsets
 from scratch_det.engine.command import numbers
 
 
-def build_parser() -> ToolParser:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
-    parser.add_argument(
-        "--sizes",
-        type=numbers,
-        default=PAPER_SIZES,
-        metavar="N,M",
-        help="numbers of images (the paper's: 35000,10000,3500,1000)",
-    )
-    ids = "the images in FILE, a COCO json or a list of ids, as NAME_LABEL (several times: several subsets)"
-    parser.add_argument("--ids", action="append", default=[], type=label_and_file, metavar="LABEL=FILE", help=ids)
-    parser.add_argument("--seed", type=seed, default=0, help="another seed draws other images (%(default)s)")
-    parser.add_argument("--allow-lost-classes", action="store_true", help="accept subsets without an object of a class")
-    return parser
-
-
 def label_and_file(text: str) -> tuple[str, Path]:
     label, equals, file = text.partition("=")
     if not (re.fullmatch(r"[\w.-]+", label) and equals and file):
@@ -44,7 +27,15 @@ def label_and_file(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
+    sizes = "numbers of images (the paper's: 35000,10000,3500,1000)"
+    parser.add_argument("--sizes", type=numbers, default=PAPER_SIZES, metavar="N,M", help=sizes)
+    ids = "the images in FILE, a COCO json or a list of ids, as NAME_LABEL (several times: several subsets)"
+    parser.add_argument("--ids", action="append", default=[], type=label_and_file, metavar="LABEL=FILE", help=ids)
+    parser.add_argument("--seed", type=seed, default=0, help="another seed draws other images (%(default)s)")
+    parser.add_argument("--allow-lost-classes", action="store_true", help="accept subsets without an object of a class")
+    args = parser.parse_args()
     with exit_on_user_error():
         print(*make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes, dict(args.ids)), sep="\n")
 

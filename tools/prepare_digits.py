@@ -14,7 +14,7 @@ from pathlib import Path
 from scratch_det.command_line import ToolParser, exit_on_user_error, seed
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     out = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "digits")
     parser.add_argument("--out", type=Path, default=out, help="folder; <out>_pretrain is made too (%(default)s)")
@@ -22,11 +22,7 @@ def build_parser() -> ToolParser:
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="train scenes (%(default)s)")
     parser.add_argument("--val", type=int, default=250, metavar="N", help="validation scenes (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace both folders if a digits set is already there")
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, which removes the half-made folder
     with exit_on_user_error(interrupted="interrupted: nothing half-made is left"):
         from scratch_det.data.digits import make_digits  # slow to import, and --help does not need it

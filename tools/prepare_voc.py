@@ -18,18 +18,14 @@ from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument(
         "names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"a folder, or one of {', '.join(NAMES)}"
     )
     parser.add_argument("--classes", default="", metavar="A,B", help="your own; auto: all that the files name")
     parser.add_argument("--force", action="store_true", help="replace json files of other content")
-    return parser
-
-
-def main() -> None:
-    args = build_parser().parse_args()
+    args = parser.parse_args()
     with exit_on_user_error():
         print(*make_voc(args.names, args.force, args.classes), sep="\n")
 

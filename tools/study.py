@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # what does
 }  # fmt: skip
 
 
-def build_parser() -> ToolParser:
+def main() -> None:
     parser = ToolParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (_, what, arguments) in COMMANDS.items():
@@ -68,11 +68,6 @@ def build_parser() -> ToolParser:
             is_optional = {"nargs": "?"} if (name, argument) == ("status", "experiment") else {}  # --out names it too
             command.add_argument(argument, **ARGUMENTS[argument], **is_optional)
     commands.choices["plan"].set_defaults(gpus=8)
-    return parser
-
-
-def main() -> None:
-    parser = build_parser()
     args = vars(parser.parse_args())
     command = args.pop("command")
     experiment = args.pop("experiment") if command == "status" else args.get("experiment")

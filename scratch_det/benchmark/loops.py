@@ -3,7 +3,6 @@
 import itertools
 import logging
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.benchmark.measure import Cost, Rounds, take_turns
+from scratch_det.benchmark.measure import Cost, Rounds, now, since, take_turns, timed
 from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
 from scratch_det.data.dataset import Sample, TrainingSet
 from scratch_det.data.loading import training_batches
@@ -105,52 +104,14 @@ def bare_steps(backend: Any, state: State, batches: list[list[Sample]]) -> Calla
         state.scaler.scale(sum(losses.values())).backward()
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for_gpu()
 
     return step
 
 
-Gate = Callable[[Iterable[Any]], Iterator[Any]]  # passes batches on
-Loop = Callable[[Gate], object]  # passes its batches through the gate
-
-
-class Stepwise:
-    """A training loop in a thread that does one iteration per ``step``, which ends when the loop asks for a batch.
-
-    So loading a batch counts as part of its iteration.
-    """
-
-    def __init__(self, loop: Loop):
-        self.may_go, self.has_come = threading.Semaphore(0), threading.Semaphore(0)
-        self.error: BaseException | None = None
-        threading.Thread(target=self._run, args=(loop,), daemon=True).start()
-        self.step()  # up to the first batch
-
-    def step(self) -> None:
-        """One iteration; raises what the loop raised."""
-        self.may_go.release()
-        self.has_come.acquire()
-        if self.error:
-            raise self.error
-
-    def _gate(self, batches: Iterable[Any]) -> Iterator[Any]:
-        source = iter(batches)
-        while True:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.has_come.release()
-            self.may_go.acquire()
-            yield next(source)
-
-    def _run(self, loop: Loop) -> None:
-        self.may_go.acquire()
-        try:
-            loop(self._gate)
-            self.error = RuntimeError("the loop has ended")
-        except BaseException as error:
-            self.error = error
-        self.has_come.release()
+def wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -> list[list[Cost]]:
@@ -173,19 +134,31 @@ def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -
     logging.getLogger("detectron2").setLevel(logging.WARNING)
 
     def time_half(rounds: Rounds, ours_first: bool) -> list[list[Cost]]:
+        costs: list[list[Cost]] = [[], []]
         with two_trainers(cfg, plan.backend) as (trainer, _):
             cfg.OUTPUT_DIR = str(trainer.run_dir.path / "plain")
             Path(cfg.OUTPUT_DIR).mkdir()
-            ids = (dataset.image_id(position) for position in itertools.count())
+            numbers, batches = itertools.count(), training_batches(dataset, cfg, 0)
 
-            def our_loop(gate: Gate) -> None:  # without checkpoints and evaluations
-                batches = gate(training_batches(dataset, cfg, 0))
-                for iteration in itertools.count():
-                    trainer.run_iteration(iteration, batches)
+            def ours() -> None:  # without checkpoints and evaluations
+                trainer.run_iteration(next(numbers), batches)
+                wait_for_gpu()
 
-            loops: list[Loop] = [our_loop, lambda gate: train_plainly(cfg, path, ids, gate)]
-            begun = [Stepwise(loop) for loop in (loops if ours_first else reversed(loops))]
-            ours, theirs = begun if ours_first else reversed(begun)
-            return take_turns([ours.step, theirs.step], rounds)
+            def gate(their_batches: Iterable[Any]) -> Iterator[Any]:
+                """Their loop asks for a batch when an iteration is over; before or after each of theirs comes ours."""
+                source = iter(their_batches)
+                for in_reverse, counts in rounds.turns():
+                    own = None if in_reverse else timed(ours)
+                    began = now()
+                    yield next(source)
+                    wait_for_gpu()
+                    pair = since(began), own or timed(ours)
+                    for cost, found in zip(reversed(pair), costs, strict=True):
+                        found += [cost] * counts
+
+            if ours_first:
+                ours()
+            train_plainly(cfg, path, map(dataset.image_id, itertools.count()), gate)
+        return costs
 
     return in_both_orders(time_half, rounds)

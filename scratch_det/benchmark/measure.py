@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -32,9 +32,17 @@ class Cost(NamedTuple):
 
 def timed(call: Callable[[], Any]) -> Cost:
     """The cost of one call in this process."""
-    began, cpu = time.perf_counter(), time.process_time()
-    value = call()
-    return Cost(time.perf_counter() - began, time.process_time() - cpu, value=value)
+    began = now()
+    return since(began, call())
+
+
+def now() -> Cost:
+    return Cost(time.perf_counter(), time.process_time())
+
+
+def since(began: Cost, value: Any = None) -> Cost:
+    """The cost of what has been done ``since`` that moment."""
+    return Cost(time.perf_counter() - began.seconds, time.process_time() - began.cpu_seconds, value=value)
 
 
 class Rounds(NamedTuple):
@@ -47,23 +55,28 @@ class Rounds(NamedTuple):
     warmup: int = 0
     seconds: float = math.inf
 
+    def turns(self) -> Iterator[tuple[bool, bool]]:
+        """For each round whether it goes in reverse, as every other one, and whether it counts.
+
+        In reverse: so that a slow moment affects all.
+        """
+        began, warming, number = time.perf_counter(), self.warmup, 0
+        while number < self.times and (number < LEAST or time.perf_counter() - began < self.seconds):
+            yield (number + warming) % 2 == 0, not warming
+            number += not warming
+            warming = warming and (warming - 1 if time.perf_counter() - began < self.seconds / 4 else 0)
+
 
 def take_turns(
     ways: Sequence[Callable[[], Any]], rounds: Rounds, measure: Callable[[Callable[[], Any]], Any] = timed
 ) -> list[list[Any]]:
-    """``measure`` each of ``ways`` once a round, every other round in reverse: a slow moment affects all.
-
-    Returns what was measured, by way.
-    """
+    """``measure`` each of ``ways`` once a round; returns what was measured, by way."""
     found: list[list[Any]] = [[] for _ in ways]
-    began, warming, number = time.perf_counter(), rounds.warmup, 0
-    while number < rounds.times and (number < LEAST or time.perf_counter() - began < rounds.seconds):
-        for which in range(len(ways)) if (number + warming) % 2 else reversed(range(len(ways))):
+    for in_reverse, counts in rounds.turns():
+        for which in reversed(range(len(ways))) if in_reverse else range(len(ways)):
             result = measure(ways[which])
-            if not warming:
+            if counts:
                 found[which].append(result)
-        number += not warming
-        warming = warming and (warming - 1 if time.perf_counter() - began < rounds.seconds / 4 else 0)
     return found
 
 

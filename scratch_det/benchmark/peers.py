@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import Sampler
 
 from scratch_det.backends.detectron2 import register_backbones, stock_cfg
+from scratch_det.benchmark.loops import wait_for_gpu
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.detectron2_catalog import register_data_sets
@@ -74,8 +75,7 @@ def model_steps(cfg: CfgNode, device: torch.device, batches: list[list[dict[str,
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for_gpu()
 
     return step
 

@@ -130,12 +130,12 @@ class Local:
                     needs = [by_name[name] for name in step.needs if name in by_name]
                     is_ready = all(need.is_done or (step.also_after_failures and need.name not in to_come)
                                    for need in needs) and all(path.exists() for path in step.inputs)  # fmt: skip
-                    if is_ready and not self.fits(step):
-                        self.warn_about_gpus(step)
+                    if not is_ready:
+                        continue
+                    if (devices := self.room_for(step)) is None:
                         break  # if smaller steps could overtake, this one might wait forever
-                    if is_ready:
-                        waiting.remove(step)
-                        self.start(step)
+                    waiting.remove(step)
+                    self.start(step, devices)
                 look({process.step.run for process in self.processes})
                 if not self.processes and self.stop.requested:
                     raise Stopped(self.stop)
@@ -144,37 +144,35 @@ class Local:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 waiting = [*self.ended(), *waiting]
 
-    def fits(self, step: Step) -> bool:
-        """Whether ``step`` can start now; a step that needs more than all places starts when no other step runs."""
-        return self.has_place(step) and self.free_devices(step) is not None
+    def room_for(self, step: Step) -> list[str] | None:
+        """The GPUs for ``step``, none where the CPU does the work; None when it has to wait.
 
-    def has_place(self, step: Step) -> bool:
-        return self.places_of(step) <= self.places - sum(self.places_of(process.step) for process in self.processes)
-
-    def places_of(self, step: Step) -> int:
-        return min(ceil(step.processes / self.gpus), self.places)
-
-    def warn_about_gpus(self, step: Step) -> None:
-        """Print, once, that ``step``, which does not fit, has a place and only lacks GPUs."""
-        if self.has_place(step) and not self.has_warned:
+        A step that needs more than all places starts when no other step runs. It is told, once, that only GPUs lack.
+        """
+        taken = sum(self.places_of(process.step) for process in self.processes)
+        if self.places_of(step) > self.places - taken:
+            return None
+        needed = step.processes if self.devices and step.on_gpu else 0
+        in_use = {device for process in self.processes for device in process.devices}
+        free = [device for device in self.devices if device not in in_use]
+        if len(free) >= needed:
+            return free[:needed]
+        if not self.has_warned:
             self.has_warned = True
             say_now(f"fewer runs at once than --max-parallel {self.places}: {step.name} waits until enough of the "
                     f"{len(self.devices)} GPUs are free")  # fmt: skip
+        return None
 
-    def free_devices(self, step: Step) -> list[str] | None:
-        """GPUs for ``step``; None when too few are free."""
-        needed = step.processes if self.devices and step.on_gpu else 0
-        taken = {device for process in self.processes for device in process.devices}
-        free = [device for device in self.devices if device not in taken]
-        return free[:needed] if len(free) >= needed else None
+    def places_of(self, step: Step) -> int:
+        return min(ceil(step.processes / self.gpus), self.places)
 
     def environment(self, step: Step, devices: Sequence[str]) -> dict[str, str]:
         own = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.devices else {}
         threads = {"OMP_NUM_THREADS": str(step.threads)} if step.threads and not devices else {}
         return {**os.environ, **own, **threads}
 
-    def start(self, step: Step) -> None:
-        devices, command = self.free_devices(step) or [], self.command(step)
+    def start(self, step: Step, devices: list[str]) -> None:
+        command = self.command(step)
         jobs_folder(self.out).mkdir(parents=True, exist_ok=True)
         for suffix in (".exit", ".sh"):  # of an earlier start, here or by SLURM
             step.file(self.out, suffix).unlink(missing_ok=True)
@@ -208,12 +206,9 @@ class Local:
         if ended:
             self.processes = [process for process in self.processes if process not in ended]
             sign(self.lock, [process.step.run for process in self.processes])
-        stopped = []
-        for process in (process for process in ended if not process.step.is_done):
-            step, code = process.step, process.popen.returncode
-            if self.was_stopped(process, code):
-                stopped.append(step)
-                continue
+        left = [process for process in ended if not process.step.is_done]
+        stopped = [process.step for process in left if self.was_stopped(process)]
+        for step, code in ((one.step, one.popen.returncode) for one in left if one.step not in stopped):
             path = step.file(self.out, ".exit")
             try:
                 write_atomically(path, f"{code}\n")
@@ -222,12 +217,12 @@ class Local:
                         f"({error.strerror}); make room there, and give the same command again")  # fmt: skip
         return stopped
 
-    def was_stopped(self, process: Process, code: int) -> bool:
+    def was_stopped(self, process: Process) -> bool:
         """Whether a run was asked to stop, if only before it listened, and can be continued.
 
         torchrun has an exit code of its own, so the state that the run has left since its start counts too.
         """
-        status, state = self.out / process.step.run / "status.json", None
+        status, code, state = self.out / process.step.run / "status.json", process.popen.returncode, None
         if status.exists() and status.stat().st_mtime >= process.began:
             with suppress(DataError):  # a damaged file: the record says so
                 state = read_json(status, Facts).get("state")

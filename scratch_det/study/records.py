@@ -8,12 +8,13 @@ A results folder also has study.json: with what and by which commands it was mad
 
 import csv
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import flatten, plain
@@ -21,8 +22,8 @@ from scratch_det.distributed.stop import signal_name
 from scratch_det.engine.run_dir import Facts, RunDir
 from scratch_det.errors import DataError, UserError
 from scratch_det.evaluation.metrics import METRICS
-from scratch_det.files import completed, write_atomically
-from scratch_det.reading import read_json, read_lines, regular
+from scratch_det.files import write_atomically
+from scratch_det.reading import read_json, read_lines, read_series, regular
 from scratch_det.study.experiments import find
 from scratch_det.study.run import PRETRAIN, SEARCH, TRAIN, Job, Run, jobs_folder
 from scratch_det.tables import as_csv, from_csv
@@ -43,8 +44,6 @@ NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYP
                 "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
 
 RUNS, CURVES = "runs.csv", "curves.csv"
-FIELDS = ("run", "state", "start", "iteration", "error", "weights_sha256", "found")  # of Record; then its metrics
-POINT = {"run": str, "metric": str, "iterations": int, "value": float}
 RESTORE = "restore the folder's files as report --results wrote them, from version control or a copy"
 
 Curve = tuple[tuple[int, float], ...]
@@ -65,6 +64,7 @@ class Record:
         weights_sha256: digest of the final weights of a finished training, see ``weights.read``.
         found: by a finished search, as "KEY VALUE, KEY VALUE".
         seconds: spent on training so far; eta: seconds left by the run's own estimate. Not saved.
+        made: with which "command", "seconds" and "environment", in a results folder's study.json.
     """
 
     run: Run
@@ -78,6 +78,11 @@ class Record:
     found: str = ""
     seconds: float | None = None
     eta: float | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_begun(self) -> bool:
+        return bool(self.iteration or self.state == FINISHED)
 
     @property
     def iterations_done(self) -> int:
@@ -169,18 +174,9 @@ def other_recipe(run_dir: RunDir, wanted: CfgNode) -> Iterator[str]:
 
 
 def collect(records: Sequence[Record], out: Path) -> list[Record]:
-    """``records`` with curves, from the run folders in ``out``, and with digests of weights of older versions' runs."""
-    collected = []
-    for record in records:
-        folder, digest = out / record.run.name, record.weights_sha256
-        final = folder / "checkpoints/model_final.pth"
-        if record.state == FINISHED and not digest and final.is_file():
-            from scratch_det.weights.read import weights_sha256  # an older version's run; imports torch
-
-            digest = weights_sha256(final)
-        curves = read_curves(folder / "metrics.json", record.run.iterations)
-        collected.append(replace(record, curves=curves, weights_sha256=digest))
-    return collected
+    """``records`` with curves, from the run folders in ``out``."""
+    paths = [(one, out / one.run.name / "metrics.json") for one in records]
+    return [replace(one, curves=read_curves(path, one.run.iterations)) for one, path in paths]
 
 
 def newest_metrics(folder: Path, result: Mapping[str, Any]) -> dict[str, float]:
@@ -199,36 +195,38 @@ def _newest_in(path: Path, _changed: int, _size: int) -> dict[str, float]:
     return {name: value for row in read_lines(path, TAIL) for name, value in _scores(row).items()}
 
 
-def _scores(values: Mapping[str, Any], *others: str) -> dict[str, float]:
-    """Scores that are numbers, by "task/score", and ``others``."""
-    return {
-        name: round(float(value), DECIMALS)
-        for name, value in flatten(values, "/").items()
-        if (name.partition("/")[2] in SCORES or name in others) and isinstance(value, int | float)
-    }
+def _scores(values: Mapping[str, Any]) -> dict[str, float]:
+    """Scores that are numbers, by "task/score"."""
+    found = {name: value for name, value in flatten(values, "/").items() if name.partition("/")[2] in SCORES}
+    return {name: round(float(value), DECIMALS) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def read_curves(path: Path, last: int) -> dict[str, Curve]:
-    """Curves of a run of ``last`` iterations by name; after a resume the last of two values of one iteration counts."""
-    points: dict[str, dict[int, float]] = {}
-    for row in read_lines(path):
-        for name, value in _scores(row, LOSS).items():
-            points.setdefault(name, {})[completed(row, last)] = value
-    return {name: tuple(sorted(found.items())) for name, found in sorted(points.items())}
+    """Curves of a run of ``last`` iterations by name."""
+    series = sorted(read_series(path, last).items())
+    return {name: tuple((at, round(value, DECIMALS)) for at, value in points)
+            for name, points in series if name == LOSS or name.partition("/")[2] in SCORES}  # fmt: skip
 
 
 # Results folders -------------------------------------------------------------------------------------------------
+
+
+STATE = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATES)})$")]
+# Columns, of RUNS as the fields of Record are called; its others are metrics.
+LINE = {**dict.fromkeys(("run", "state", "start", "iteration", "error", "weights_sha256", "found"), str),
+        "state": STATE, "start": int, "iteration": int}  # fmt: skip
+POINT = {"run": str, "metric": str, "iterations": int, "value": float}
 
 
 def save(records: Sequence[Record], folder: Path) -> None:
     """Write runs.csv, a line a run, and curves.csv, a line a point."""
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted({name for record in records for name in record.metrics})
-    runs: list[Sequence[object]] = [(*FIELDS, *names)]
+    runs: list[Sequence[object]] = [(*LINE, *names)]
     points: list[Sequence[object]] = [[*POINT]]
     for one in records:
         numbers = [f"{one.metrics[name]:.{DECIMALS}f}" if name in one.metrics else "" for name in names]
-        runs.append([one.run.name, *(getattr(one, name) for name in FIELDS[1:]), *numbers])
+        runs.append([one.run.name, *(getattr(one, name) for name in [*LINE][1:]), *numbers])
         for name, curve in one.curves.items():
             points += [(one.run.name, name, iteration, f"{value:.{DECIMALS}f}") for iteration, value in curve]
     for file, lines in ((RUNS, runs), (CURVES, points)):
@@ -240,58 +238,38 @@ def load(folder: Path, own_runs: Sequence[Run] = ()) -> list[Record]:
 
     Raises DataError when a file is missing or damaged: where, and what.
     """
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in _read_csv(folder / CURVES, POINT):
-        curves.setdefault(line["run"], {}).setdefault(line["metric"], []).append((line["iterations"], line["value"]))
-    seen = set[str]()
-
-    def run(name: str) -> Run:
-        if name in seen:
-            raise UserError(f"run {name} is listed twice")
-        seen.add(name)
-        return find(name, own_runs)
-
-    kinds: dict[str, Callable[[str], Any]] = {**dict.fromkeys(FIELDS, str), "run": run, "start": int, "iteration": int}
-    return [
-        Record(
-            metrics={name: value for name, value in line.items() if name not in FIELDS},
-            curves={name: tuple(points) for name, points in curves.get(line["run"].name, {}).items()},
-            **{name: line[name] for name in FIELDS},
-        )
-        for line in _read_csv(folder / RUNS, kinds)
-    ]
+        points.setdefault(line["run"], {}).setdefault(line["metric"], []).append((line["iterations"], line["value"]))
+    records: dict[str, Record] = {}
+    for line in _read_csv(folder / RUNS, LINE):
+        name = line["run"]
+        curves = {metric: tuple(curve) for metric, curve in points.get(name, {}).items()}
+        try:
+            found = Record(**{**line, "run": find(name, own_runs), "curves": curves})
+        except UserError as error:
+            raise DataError(f"{folder / RUNS}: {error}; {RESTORE}") from None
+        if records.setdefault(name, found) is not found:
+            raise DataError(f"{folder / RUNS}: run {name} is listed twice; {RESTORE}")
+    return list(records.values())
 
 
-def _read_csv(path: Path, kinds: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
-    """The cells of each line by column: what its kind makes of them, a number in other columns, where it may be empty.
+def _read_csv(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of each line by column, as ``kinds`` has them; those of other columns, if not empty, as "metrics".
 
     Raises DataError, with the line, for damage.
     """
-    rows = []
+    kind: Any = TypedDict("kind", {**kinds, "metrics": dict[str, float]})  # type: ignore[misc]
+    lines: list[dict[str, Any]] = []
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or ()
-            if missing := [column for column in kinds if column not in header]:
-                raise ValueError(f"there is no column {missing[0]}")
-            for line in reader:
-                if None in line or None in line.values():
-                    raise ValueError(f"expected {len(header)} cells, as in line 1")
-                cells = {column: from_csv(text) for column, text in line.items() if text or column in kinds}
-                rows.append({column: _cell(column, text, kinds.get(column, float)) for column, text in cells.items()})
+            for row in reader:
+                cells = {column: cell and from_csv(cell) for column, cell in row.items()}
+                metrics = {column: cell for column, cell in cells.items() if cell != "" and column not in kinds}
+                lines.append(msgspec.convert({**cells, "metrics": metrics}, kind, strict=False))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num + 1}: {error}; {RESTORE}") from None
-    except (ValueError, UserError) as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}; {RESTORE}") from None
-    return rows
-
-
-def _cell(column: str, text: str, kind: Callable[[str], Any]) -> Any:
-    if column == "state" and text not in STATES:
-        raise ValueError(f"state is {text!r}, expected one of {', '.join(STATES)}")
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{column} is {text!r}, expected {'an integer' if kind is int else 'a number'}") from None
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"{path}:{reader.line_num + isinstance(error, csv.Error)}: {error}; {RESTORE}") from None
+    return lines

@@ -1,7 +1,6 @@
 """Learning curves of one run or of several, the heat map of a grid search, and the style that all figures share."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -18,11 +17,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scratch_det.config.load import read_resolved
 from scratch_det.errors import DataError, UserError, did_you_mean
 from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
-from scratch_det.files import completed, write_atomically
-from scratch_det.reading import read_lines
+from scratch_det.files import write_atomically
+from scratch_det.reading import read_series
 
 Curve = Sequence[tuple[float, float]]  # completed iterations and value, sorted
-Series = dict[str, Curve]  # by key of metrics.json
+Series = Mapping[str, Curve]  # by key of metrics.json
 
 NO_MATH: Any = {"text.parse_math": False}  # names may hold a $
 STYLE: Any = NO_MATH | {
@@ -50,7 +49,9 @@ def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title:
 
     ``last``: the run's number of iterations. Raises DataError when the file holds no row at all.
     """
-    series = read_series(metrics_file, last)
+    series = read_series(Path(metrics_file), last)
+    if not series:
+        raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
     figure, panels = _panels((9, 8.4), (3, 1.3, 2.2))
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     for axes, draw in zip(panels, (draw_losses, draw_rate, draw_scores), strict=True):
@@ -79,7 +80,9 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         found[label] = read_series(metrics_file, last)
     known = sorted({key for series in found.values() for key in series})
     if unknown := [key for key in keys if key not in known]:
-        raise DataError(f"no run has {unknown[0]} in its metrics.json{did_you_mean(unknown[0], known)}")
+        raise DataError(
+            f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{did_you_mean(unknown[0], known)}"
+        )
     return save_figure(comparison(found, keys), out)
 
 
@@ -95,22 +98,6 @@ def comparison(runs: Mapping[str, Series], keys: Sequence[str]) -> Figure:
         axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
     _finish(panels)
     return figure
-
-
-def read_series(metrics_file: str | Path, last: int) -> Series:
-    """The numbers of a run of ``last`` iterations, in the order of iterations.
-
-    After a resume an iteration may occur twice: the last one counts. Null, nan and text are left out, and so is a line
-    that was cut off when the run was killed. Raises DataError when no row is left.
-    """
-    values: dict[str, dict[int, float]] = {}
-    for row in read_lines(Path(metrics_file)):
-        for key, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                values.setdefault(key, {})[completed(row, last)] = value
-    if not values:
-        raise DataError(f"{metrics_file} holds no row with an 'iteration': expected JSON lines written by a run")
-    return {key: sorted(points.items()) for key, points in values.items()}
 
 
 def draw_losses(axes: Axes, series: Series) -> None:

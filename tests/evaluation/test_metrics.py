@@ -22,8 +22,9 @@ from scratch_det.evaluation.metrics import (
     metrics_of,
     to_json_numbers,
 )
+from scratch_det.reading import read_series
 from scratch_det.study.search import _check_metric
-from scratch_det.visualization.curves import draw_scores, read_series
+from scratch_det.visualization.curves import draw_scores
 
 
 def test_a_new_metric_is_everywhere(train, toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

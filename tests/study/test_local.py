@@ -185,10 +185,10 @@ class TestFailures:
         first = study.steps()[0]
         with alone_in(study.out, LOCK) as lock:
             launcher = Players(study.out, lock)
-            launcher.start(first)
+            launcher.start(first, [])
             until(lambda: launcher.processes[0].popen.poll() is not None)
             (study.out / TRUNK / "status.json").write_text("[1]")
-            assert not launcher.was_stopped(launcher.processes[0], code=1)
+            assert not launcher.was_stopped(launcher.processes[0])
 
 
 class TestEnding:
@@ -266,19 +266,19 @@ class TestPlaces:
         small, large = self.launcher(study, 1, 1), self.launcher(study, 8, 8)
         assert (small.places_of(two), small.places_of(one), large.places_of(two)) == (1, 1, 1)
         assert self.launcher(study, 8, 1).places_of(two) == 2
-        assert small.fits(two)
+        assert small.room_for(two) == []
 
     def test_two_places_are_waited_for(self, study: Study) -> None:
         (study.out / f"{PART}.wait").touch()
         first, second = (replace(study.steps()[0], name=name, needs=()) for name in (PART, TRUNK))
         with alone_in(study.out, LOCK) as lock:
             launcher = Players(study.out, lock, places=2)
-            launcher.start(first)
-            assert launcher.fits(second)
-            assert not launcher.fits(replace(second, processes=2))
+            launcher.start(first, [])
+            assert launcher.room_for(second) == []
+            assert launcher.room_for(replace(second, processes=2)) is None
             (study.out / f"{PART}.wait").unlink()
             until(lambda: launcher.ended() or not launcher.processes)
-            assert launcher.fits(replace(second, processes=2))
+            assert launcher.room_for(replace(second, processes=2)) == []
 
     def test_gpus_are_shared_out(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those that are free, by the names of CUDA_VISIBLE_DEVICES; where too few are free, nothing is started."""
@@ -287,13 +287,13 @@ class TestPlaces:
         with alone_in(study.out, LOCK) as lock:
             launcher = Players(study.out, lock, places=8, gpus=1)
             first = replace(study.steps()[0], on_gpu=True)
-            launcher.start(first)
+            launcher.start(first, launcher.room_for(first))
             assert launcher.processes[0].devices == ["4"]
-            assert launcher.free_devices(step("two", 2)) == ["5", "6"]
-            assert launcher.free_devices(step("three", 3)) is None
+            assert launcher.room_for(step("two", 2)) == ["5", "6"]
+            assert launcher.room_for(step("three", 3)) is None
             (study.out / f"{PART}.wait").unlink()
             until(lambda: launcher.ended() or not launcher.processes)
-            assert launcher.free_devices(step("three", 3)) == ["4", "5", "6"]
+            assert launcher.room_for(step("three", 3)) == ["4", "5", "6"]
 
     def test_fewer_at_once_than_asked_for(
         self, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -314,7 +314,7 @@ class TestPlaces:
         monkeypatch.setenv("OMP_NUM_THREADS", "7")
         launcher = self.launcher(study, 1, 1)
         (first, *_) = study.steps()
-        assert (first.on_gpu, launcher.free_devices(first)) == (False, [])
+        assert (first.on_gpu, launcher.room_for(first)) == (False, [])
         environment = launcher.environment(first, [])
         assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == ("", "1")
 

@@ -17,7 +17,7 @@ from scratch_det.errors import DataError, UserError
 from scratch_det.study import commands, report
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, READY, Curve, Record, load, save
-from scratch_det.study.report import describe, kept_of, made_by, render, write_report
+from scratch_det.study.report import describe, kept_of, render, with_made, write_report
 from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.study import Study, study_in
 from scratch_det.visualization import curves
@@ -81,7 +81,7 @@ class TestReport:
                 ("scratch_cascade_mask_rcnn_R_18_FPN_9x_gn_train_aug", 1080, 1620),
             ]
         )
-        about = describe([branch, switch], {})
+        about = describe([branch, switch])
         assert (about["iterations"], about["iterations_saved_by_sharing"]) == (120 + 540, 780)
 
     def test_depends_on_the_numbers_alone(self, out: Path) -> None:
@@ -164,7 +164,7 @@ class TestReport:
 
     def test_the_command_of_a_study_without_shared_prefixes(self, tmp_path: Path) -> None:
         study = Study("digits/table1", tmp_path / "x", share_prefix=False, backend="torchvision", gpus=2).begin()
-        about = made_by(Record(find(R18.format("scratch", 5)), FINISHED, 0, 900), study)
+        about = with_made(Record(find(R18.format("scratch", 5)), FINISHED, 0, 900), study).made
         words = "digits/table1 --out DIR --backend torchvision --gpus 2 --no-share-prefix"
         assert about["environment"]["study"] == f"python tools/study.py run {words}"
         assert "--num-gpus 2" in about["command"]

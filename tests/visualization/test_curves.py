@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from scratch_det.errors import ConfigError, DataError, UserError
 from scratch_det.evaluation.metrics import BLACK, BLUE, COLORS, VERMILION
+from scratch_det.reading import read_series
 from scratch_det.study.records import read_curves
 from scratch_det.visualization import curves
 from scratch_det.visualization.curves import (
@@ -22,7 +23,6 @@ from scratch_det.visualization.curves import (
     draw_losses,
     draw_rate,
     draw_scores,
-    read_series,
     thin,
 )
 
@@ -195,7 +195,7 @@ class TestComparison:
         [
             (["short"], ["lr"], "a.png", "short: expected LABEL=FOLDER"),
             (["a=absent"], ["lr"], "a.png", "a=absent: there is no absent/metrics.json"),
-            ([], ["total_los"], "a.png", "no run has total_los in its metrics.json; did you mean 'total_loss'?"),
+            ([], ["total_los"], "a.png", " has total_los in its metrics.json; did you mean 'total_loss'?"),
             ([], ["lr"], "a.jpg", "the picture is a PNG"),
         ],
     )

@@ -42,7 +42,6 @@ from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown
 from scratch_det.study.run import ROOT, SEARCH, TOOLS
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
-Made = Mapping[str, dict[str, Any]]  # by the run's name: "command", "seconds" and "environment"
 MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
 
 
@@ -52,7 +51,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     Raises UserError, before anything is written, when the study has no such runs, when none of them has anything to
     show, or when ``results`` is another experiment's or of other data; DataError for damaged files.
     """
-    earlier = read_results(results, experiment) if results else ({}, {})
+    earlier = read_results(results, experiment) if results else {}
     runs = of_place(experiment)  # and those that they need:
     shown, names = {run.name for run in runs}, {job.name for job in jobs_of(runs)}
     if names - {job.name for job in study.jobs}:
@@ -96,8 +95,8 @@ def _without_machine(record: Record, out: Path) -> Record:
 # Results folders -------------------------------------------------------------------------------------------------
 
 
-def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made]:
-    """Records by the run's name, and how each was made; nothing where the folder is new.
+def read_results(folder: Path, experiment: str) -> dict[str, Record]:
+    """Records by the run's name; none where the folder is new.
 
     Raises UserError when it is no results folder of ``experiment``, DataError when its files are missing or damaged.
     """
@@ -109,48 +108,42 @@ def read_results(folder: Path, experiment: str) -> tuple[dict[str, Record], Made
     if not path.exists():
         if there := [name for name in (RUNS, CURVES) if (folder / name).exists()]:
             raise DataError(f"{path} is missing beside {there[0]}; {RESTORE}")
-        return {}, {}
+        return {}
     content = read_json(path, fix=RESTORE)
     if (other := content.get("experiment")) != experiment:
         raise UserError(f"--results {folder} holds {other}, not {experiment}; name another folder")
     records = {one.run.name: one for one in stored.load(folder, of_place(experiment))}
     try:
         environments = [{**one, "datasets": {**one["datasets"]}} for one in content["environments"]]
-        made = {
-            name: {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
-            for name, about in content["runs"].items()
-        }
+        for name, about in content["runs"].items():
+            made = {**about, "seconds": float(about["seconds"]), "environment": environments[about["environment"]]}
+            records[name] = replace(records[name], made=made)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
-    begun = {name for name, one in records.items() if one.iteration or one.state == FINISHED}
-    if missing := begun - made.keys():
+    if missing := [name for name, one in records.items() if one.is_begun and not one.made]:
         raise DataError(f"{path} does not say how {min(missing)} was made; {RESTORE}")
     require_unedited(folder)
-    return records, made
+    return records
 
 
 def write_results(
-    records: Sequence[Record], earlier: tuple[Mapping[str, Record], Made], study: Study, experiment: str, folder: Path
+    records: Sequence[Record], earlier: Mapping[str, Record], study: Study, experiment: str, folder: Path
 ) -> list[Path]:
     """Write ``records`` of ``study``, or those of ``read_results`` that got ``earlier`` further; returns the files.
 
     Raises UserError when some were made with other data than others.
     """
-    kept = kept_of(records, earlier[0], folder)
-    records = [earlier[0][one.run.name] if one.run.name in kept else one for one in records]
-    made = {
-        one.run.name: earlier[1][one.run.name] if one.run.name in kept else made_by(one, study)
-        for one in records
-        if one.iteration or one.state == FINISHED
-    }
+    kept = kept_of(records, earlier, folder)
+    records = [earlier[one.run.name] if one.run.name in kept else with_made(one, study) for one in records]
     datasets: dict[str, Any] = {}
-    for name, about in (pair for one in made.values() for pair in one["environment"]["datasets"].items()):
+    made = [one.made for one in records if one.made]
+    for name, about in (pair for one in made for pair in one["environment"]["datasets"].items()):
         known = datasets.setdefault(name, about)
         if any(known[key] != about[key] for key in known.keys() & about.keys()):  # earlier versions noted less
             problem = f"some runs were made with another {name} than others: {datasets[name]}, {about}"
             raise UserError(f"--results {folder}: {problem}; name another folder")
     stored.save(records, folder)
-    content = {"experiment": experiment, **describe(records, made), "sha256": _digests(folder)}
+    content = {"experiment": experiment, **describe(records), "sha256": _digests(folder)}
     write_atomically(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
     return [folder / name for name in (RUNS, CURVES, DESCRIPTION)]
 
@@ -186,12 +179,13 @@ def _digests(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in (RUNS, CURVES)}
 
 
-def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
+def describe(records: Sequence[Record]) -> dict[str, Any]:
     """How much was trained, and how each run was made; equal environments are listed once.
 
     Iterations include those of unfinished runs. A cascade that goes on from another run saves nothing: it always does.
     ``run_hours`` is the sum over the runs: run folders do not tell which of them ran at the same time.
     """
+    made = {one.run.name: one.made for one in records if one.made}
     environments = _different([about["environment"] for about in made.values()])
     return {
         "iterations": sum(one.iterations_done for one in records),
@@ -202,8 +196,10 @@ def describe(records: Sequence[Record], made: Made) -> dict[str, Any]:
     }
 
 
-def made_by(record: Record, study: Study) -> dict[str, Any]:
-    """Command, seconds and environment of a run; of a search of all of its trainings."""
+def with_made(record: Record, study: Study) -> Record:
+    """``record`` with its run's command, seconds and environment; of a search of all of its trainings."""
+    if not record.is_begun:
+        return record
     job = next(job for job in study.jobs if job.name == record.run.name)
     command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
     whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
@@ -217,7 +213,7 @@ def made_by(record: Record, study: Study) -> dict[str, Any]:
     def common(values: Sequence[Any]) -> Any:  # where all agree, else a list of the different ones
         return different[0] if len(different := _different(values)) == 1 else different
 
-    return {
+    made = {
         "command": shlex.join(command).replace(f"{ROOT}/", "").replace(f"{Path.cwd()}/", ""),
         "seconds": round(sum(own_seconds(one, job.start) for one in folders), 1),
         "environment": {
@@ -228,6 +224,7 @@ def made_by(record: Record, study: Study) -> dict[str, Any]:
             "datasets": {name: about for content in found for name, about in content["datasets"].items()},
         },
     }
+    return replace(record, made=made)
 
 
 def own_seconds(folder: Path, start: int) -> float:

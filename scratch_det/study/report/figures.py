@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from scratch_det.config.load import load_config
-from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, VERMILION
+from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, TTA, VERMILION
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
@@ -34,6 +34,7 @@ INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-t
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
+TASKS = {"bbox": "box AP", "segm": "mask AP"}
 HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs"}  # of figures without a number
 # An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
@@ -113,43 +114,36 @@ def _seen(records: Sequence[Record]) -> Figure | None:
 
 def _enhanced(records: Sequence[Record]) -> Figure | None:
     """Figure 5: a row for each model, box AP beside mask AP; each step comes on top of those before."""
-    bars: dict[str, dict[tuple[str, str, str], float]] = {}
-    paper: dict[str, dict[tuple[str, str, str], float]] = {}
+    ours: dict[tuple[str, ...], float] = {}  # by model, task, step and initialisation
+    paper: dict[tuple[str, ...], float] = {}
     for one in records:
         step = next(step for step in reversed(STEPS) if step in one.run.name)
-        measured = one.metrics if one.state == FINISHED else {}
-        for target, source in ((bars, measured), (paper, one.run.expected)):
-            for task in ("bbox", "segm"):
-                if (value := source.get(f"{task}{'_TTA' if one.run.evaluates else ''}/AP")) is not None:
-                    target.setdefault(_model(one), {})[task, step, one.run.init] = value
-    if not bars:
+        for values, source in ((ours, one.metrics if one.state == FINISHED else {}), (paper, one.run.expected)):
+            for task in TASKS:
+                if (value := source.get(f"{task}{TTA * bool(one.run.evaluates)}/AP")) is not None:
+                    values[_model(one), task, step, one.run.init] = value
+    if not ours:
         return None
-    figure, rows = _figure("enhanced baselines", 0.5 + 2.7 * len(bars), len(bars), 2, squeeze=False)
-    numbers = {
-        (model, task): [value for key, value in (*values.items(), *paper.get(model, {}).items()) if key[0] == task]
-        for model, values in bars.items()
-        for task in ("bbox", "segm")
-    }
+    panels = list(product(dict.fromkeys(model for model, *_ in ours), TASKS))
+    height = 0.5 + 2.7 * len(panels) / len(TASKS)
+    figure, rows = _figure("enhanced baselines", height, len(panels) // len(TASKS), len(TASKS), squeeze=False)
+    found = {panel: [y for key, y in (*ours.items(), *paper.items()) if key[:2] == panel] for panel in panels}
     # Bars do not begin at 0, as the paper's differences are 0.2 to 0.7 AP; all panels have one scale.
-    span = 4 + max(max(found) - min(found) for found in numbers.values() if found)
-    panels = [(*bar, task, shown) for bar in bars.items() for task, shown in (("bbox", "box AP"), ("segm", "mask AP"))]
-    for axes, (model, values, task, shown) in zip(rows.flat, panels, strict=True):
-        bottom = math.floor(min(numbers[model, task], default=0)) - 2
+    span = 4 + max(max(values) - min(values) for values in found.values() if values)
+    for axes, (model, task) in zip(rows.flat, panels, strict=True):
+        bottom = math.floor(min(found[model, task], default=0)) - 2
         for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
-            heights = {x: values[task, step, init] for x, step in enumerate(STEPS) if (task, step, init) in values}
-            axes.bar([x + shift for x in heights], list(heights.values()), 0.38, color=color, label=label)
-            for x, height in heights.items():
-                axes.text(x + shift, bottom + 0.02 * span, f"{height:.1f}", fontsize=7.5, ha="center", color="white")
-            reported = {x: paper[model][task, step, init] for x, step in enumerate(STEPS)
-                        if (task, step, init) in paper.get(model, {})}  # fmt: skip
-            if reported:
-                axes.plot(
-                    [x + shift for x in reported], list(reported.values()), marker="D", label="the paper", **REPORTED
-                )
+            bars, marks = ({x + shift: values[key] for x, step in enumerate(STEPS)
+                            if (key := (model, task, step, init)) in values} for values in (ours, paper))  # fmt: skip
+            axes.bar(list(bars), list(bars.values()), 0.38, color=color, label=label)
+            for x, height in bars.items():
+                axes.text(x, bottom + 0.02 * span, f"{height:.1f}", fontsize=7.5, ha="center", color="white")
+            if marks:
+                plot(axes, list(marks.items()), marker="D", label="the paper", **REPORTED)
         axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
         axes.set_xlim(-0.6, len(STEPS) - 0.4)
         axes.set_ylim(bottom, bottom + span)
-        axes.set_title(f"{model}, {shown}")
+        axes.set_title(f"{model}, {TASKS[task]}")
     _legend_below(figure)
     return figure
 
