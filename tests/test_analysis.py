@@ -239,6 +239,20 @@ class TestDetectron2:
 
 
 class TestTable:
+    def test_some_rows_of_the_committed_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those of a few recipes; of all of them in the slow test below."""
+        (tmp_path / "configs").mkdir()
+        for folder in ("_base_", "Digits", "COCO-Keypoints", "PascalVOC-Detection"):
+            (tmp_path / "configs" / folder).symlink_to(ROOT / "configs" / folder)
+        monkeypatch.chdir(tmp_path)
+        write_table(tmp_path / "models.md", "torchvision")
+        rows, committed = ({row["model"]: row for row in csv.DictReader((root / "models.csv").read_text().splitlines())}
+                           for root in (tmp_path, ROOT / "results"))  # fmt: skip
+        assert {"mask_rcnn_R_18_FPN_gn_fc256", "keypoint_rcnn_R_50_FPN_gn", "faster_rcnn_R_101_FPN_gn"} <= rows.keys()
+        for name, row in rows.items():
+            assert row | {"recipes": "-"} == {column: committed[name][column] for column in row} | {"recipes": "-"}
+
+    @pytest.mark.slow
     def test_the_committed_one_is_what_the_models_are(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """If not: python tools/analyze_model.py --table results/models.md --backend torchvision."""
         monkeypatch.chdir(ROOT)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,14 +153,8 @@ def run(
     study.check(jobs)
     if dry_run and (out / DESCRIPTION).exists():
         study = study.as_begun()
-    commands = []
-    for step in study.steps(jobs):  # a job template may reject a step: before anything is written
-        if cluster:
-            options = cluster.options(step, {name: name for name in step.needs})
-            commands.append(f"# sbatch {shlex.join(options)}\n{cluster.script(step)}")
-        else:
-            threads = f"OMP_NUM_THREADS={step.threads} " * bool(step.threads and not (gpus_here() and step.on_gpu))
-            commands.append(threads + shlex.join(LAUNCHERS[launcher].command(step)))
+    shown = cluster.shown if cluster else LAUNCHERS[launcher].shown
+    commands = [shown(step) for step in study.steps(jobs)]  # a template may reject one: before anything is written
     if dry_run:
         print("\n".join(commands))
         return 0

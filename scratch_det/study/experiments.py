@@ -5,6 +5,7 @@ Also what their trainings see (Figure 2): images, instances and pixels, each cou
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +26,10 @@ IMAGENET_WEIGHTS = ("ImageNetPretrained/", "pytorch.org/models/vgg16-", "pytorch
 COCO_INSTANCES = 860_001 / 118_287  # of an image, in train2017: 7.3
 
 
-def experiments() -> list[Run]:
+@cache
+def experiments() -> tuple[Run, ...]:
     """All runs that are listed here, each after those that it needs, a trunk before its branches."""
-    return [*paper.runs(), *digits.runs(), *digits.smoke()]
+    return (*paper.runs(), *digits.runs(), *digits.smoke())
 
 
 def find(name: str, own_runs: Sequence[Run] = ()) -> Run:
@@ -62,7 +64,7 @@ def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
 
     ``share_prefix``: a run whose trunk is among them branches off it; otherwise it trains all of its iterations.
     """
-    given, everything, jobs = {run.name: run for run in runs}, dict[str, Run](), list[Job]()
+    given, everything = {run.name: run for run in runs}, dict[str, Run]()
 
     def needs(run: Run, from_trunk: bool) -> tuple[str, ...]:
         asked = (run.trunk if from_trunk else None, run.evaluates, run.pretraining, run.found_by)
@@ -79,10 +81,9 @@ def jobs_of(runs: Sequence[Run], share_prefix: bool = True) -> list[Job]:
         name: run.branch_at(everything.get(run.trunk or "")) if share_prefix or run.is_switch else 0
         for name, run in everything.items()
     }
-    for name, run in everything.items():
-        keep_at = {starts[branch.name] for branch in everything.values() if branch.trunk == name}
-        jobs.append(Job(run, starts[name], tuple(sorted(keep_at - {0})), needs(run, starts[name] > 0)))
-    return jobs
+    kept = {name: {starts[branch.name] for branch in everything.values() if branch.trunk == name} for name in starts}
+    return [Job(run, starts[name], tuple(sorted(kept[name] - {0})), needs(run, starts[name] > 0))
+            for name, run in everything.items()]  # fmt: skip
 
 
 # Figure 2

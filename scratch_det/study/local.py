@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,6 +113,12 @@ class Local:
     def command(step: Step) -> list[str]:
         """The command line that starts a step's processes."""
         return step.command()
+
+    @classmethod
+    def shown(cls, step: Step) -> str:
+        """``command`` as it is typed."""
+        threads = f"OMP_NUM_THREADS={step.threads} " * bool(step.threads and not (gpus_here() and step.on_gpu))
+        return threads + shlex.join(cls.command(step))
 
     def run(self, steps: Sequence[Step], look: Callable[[set[str]], object]) -> None:
         """Start ``steps`` until no more can be started; the run folders hold the results.

@@ -264,6 +264,8 @@ def _read_csv(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            if missing := [column for column in kinds if column not in (reader.fieldnames or ())]:
+                raise ValueError(f"there is no column {missing[0]}")
             for row in reader:
                 cells = {column: cell and from_csv(cell) for column, cell in row.items()}
                 metrics = {column: cell for column, cell in cells.items() if cell != "" and column not in kinds}

@@ -85,6 +85,10 @@ class Slurm:
             "--open-mode=append",
         ]
 
+    def shown(self, step: Step) -> str:
+        """What would be submitted, with names in the place of numbers."""
+        return f"# sbatch {shlex.join(self.options(step, {name: name for name in step.needs}))}\n{self.script(step)}"
+
     def submit(self, steps: Sequence[Step]) -> list[str]:
         """Submit those of ``steps`` that are neither done nor queued nor running; SLURM's numbers of the new jobs.
 

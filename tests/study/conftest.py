@@ -1,5 +1,6 @@
 """A study of two short runs whose data set seems to be there."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,29 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         script(folder, name, SUBMITTED.format(folder) if name == "sbatch" else "exit 0")
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A study of digits/table1 with a finished trunk and a branch; the branch's seconds count the trunk's."""
+    out = tmp_path / "study"
+    Study("digits/table1", out, backend="torchvision", threads=1).begin()
+    trunk, branch = (out / f"scratch_mask_rcnn_R_18_FPN_{k}x_gn" for k in (6, 5))
+    for folder, length, seconds in ((trunk, 1080, 540.0), (branch, 900, 600.0)):
+        folder.mkdir()
+        lines = [
+            {"iteration": at - 1, "time": 0.5 if at <= 780 else 1.0, "total_loss": 1.0}
+            for at in range(20, length + 1, 20)
+        ]
+        (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = {"iteration": length, "seconds": seconds, "metrics": {"bbox": {"AP": 30.0, "AP-cat": 1.0}}}
+        (folder / "result.json").write_text(json.dumps(result))
+        environment = {"python": "3.11", "command": f"{out}/x", "git": {"commit": "c0ffee", "diff": ""}}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    return out
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without figures, which take most of its time."""
+    monkeypatch.setattr("scratch_det.study.report.draw", lambda *_: [])

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from study.player import BRANCH, PART, TRUNK, play
 
+from scratch_det.study import digits
 from scratch_det.study.commands import Screen, status, status_text
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import BLOCKED, RUNNING, WAITING, survey
@@ -66,7 +67,8 @@ class TestBadInput:
     ) -> None:
         """Its points are checked before the runs that it needs are started."""
         (tmp_path / "grid.yaml").write_text("SOLVER: {GAMA: [0.1, 0.2]}")
-        monkeypatch.setattr("scratch_det.study.digits.GRID", str(tmp_path / "grid.yaml"))
+        monkeypatch.setattr(digits, "GRID", str(tmp_path / "grid.yaml"))
+        monkeypatch.setattr("scratch_det.study.experiments.experiments", digits.runs)
         code, said = study_tool("run", "search_third", "--out", tmp_path / "x", *TORCHVISION)
         assert code == 2
         assert "at the grid point GAMA 0.1: " in said

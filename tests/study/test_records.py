@@ -51,7 +51,7 @@ class TestDamage:
             ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: Expected `float`, got `str` - at `$.value`"),
             ("curves.csv", "1080,30.0000", "1.5,30", "curves.csv:3: Expected `int`, got `str` - at `$.iterations`"),
             ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: Expected `float`, got `null` - at `$.value`"),
-            ("curves.csv", ",value", ",worth", "curves.csv:2: Object missing required field `value`"),
+            ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
             ("runs.csv", RUN, f"{RUN}x", f"runs.csv: there is no experiment {RUN}x; did you mean"),
             ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: Expected `int`, got `str` - at `$.start`"),
             (
@@ -64,7 +64,7 @@ class TestDamage:
             ("runs.csv", SEARCH, RUN, f"runs.csv: run {RUN} is listed twice"),
             ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: Expected"),
             ("runs.csv", "run,state", '"run,state', "runs.csv:1: .*expected after"),
-            ("runs.csv", "weights_sha256", "weights", "runs.csv:2: Expected `float`, got `str` - at `$.metrics"),
+            ("runs.csv", "weights_sha256", "weights", "runs.csv:1: there is no column weights_sha256"),
         ],
     )
     def test_said_where(self, results: Path, file: str, old: str, new: str, message: str) -> None:

@@ -14,7 +14,8 @@ from run_folder import is_same
 
 from scratch_det.data.digits import make_digits
 from scratch_det.files import try_lock
-from scratch_det.study.study import LOCK
+from scratch_det.study.report import write_report
+from scratch_det.study.study import LOCK, study_in
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +27,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(ROOT), **threads}
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "tools/study.py", *map(str, words)]
-
-
 def smoke(out: Path, environment: dict[str, str]) -> subprocess.Popen:
-    words = (
-        "run",
-        "digits/smoke",
-        "--out",
-        out,
-        "--launcher",
-        "local",
-        "--backend",
-        "torchvision",
-        "--max-parallel",
-        2,
-    )
-    return subprocess.Popen(command(*words), cwd=ROOT, env=environment)
+    words = ("run", "digits/smoke", "--out", out, "--backend", "torchvision", "--max-parallel", 2)
+    return subprocess.Popen([sys.executable, "tools/study.py", *map(str, words)], cwd=ROOT, env=environment)
 
 
-def report(out: Path, environment: dict[str, str]) -> dict[str, bytes]:
+def report(out: Path) -> dict[str, bytes]:
     """The report's files by name."""
-    subprocess.run(command("report", "digits/smoke", "--out", out), cwd=ROOT, env=environment, check=True)
+    write_report(study_in(out), "digits/smoke")
     return {str(path.relative_to(out)): path.read_bytes() for path in (out / "report").rglob("*") if path.is_file()}
 
 
@@ -59,12 +45,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
     return out
 
 
-def test_from_nothing_to_the_report(finished: Path, environment: dict[str, str]) -> None:
-    files = report(finished, environment)
+def test_from_nothing_to_the_report(finished: Path) -> None:
+    files = report(finished)
     assert {"report/smoke.md", "report/smoke.csv", "report/smoke.tex"} <= files.keys()
     assert "scratch, 2x" in files["report/smoke.md"].decode()
     assert (finished / "smoke_2x" / "parent.json").exists()
-    assert report(finished, environment) == files
 
 
 @pytest.mark.slow
@@ -86,7 +71,7 @@ def test_killed_again_and_again(finished: Path, environment: dict[str, str], tmp
         lock.close()
     assert smoke(out, environment).wait(300) == 0
     assert all(is_same(out / name, finished / name) for name in ("smoke_3x", "smoke_2x"))
-    assert report(out, environment) == report(finished, environment)
+    assert report(out) == report(finished)
 
 
 def trainers(out: Path) -> list[int]:

@@ -62,11 +62,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
     report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
     for folder in filter(None, (report, results)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"{error.strerror}; move away what is there, or name another"
-            raise UserError(f"{folder} cannot be used: {reason}") from None
+        folder.mkdir(parents=True, exist_ok=True)
     data = write_results(records, earlier, study, experiment, results) if results else ()
     tables, page = tables_of(experiment, records), report / "index.html"
     files = {report / f"{table.name}.{suffix}": text(table) for table in tables for suffix, text in FORMATS.items()}
