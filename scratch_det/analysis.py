@@ -173,10 +173,8 @@ def _heads(roi_heads: nn.Module, cfg: CfgNode, channels: int) -> dict[str, Cost]
     kinds = [name.removesuffix("_head") for name in children if name.endswith("_head")]
     known = {f"{kind}_{part}" for kind in kinds for part in ("head", "predictor")}
     if others := [name for name, part in children.items() if name not in known and size_of(part).parameters]:
-        raise UserError(
-            f"{type(roi_heads).__name__} has weights in {', '.join(others)}; only heads that are called KIND_head and "
-            "KIND_predictor can be counted"
-        )
+        where = f"{type(roi_heads).__name__} has weights in {', '.join(others)}"
+        raise UserError(f"{where}; only those of parts called KIND_head and KIND_predictor can be counted")
     parts = {}
     for kind in kinds:
         boxes = cfg.MODEL.RPN.POST_NMS_TOPK_TEST if kind == "box" else cfg.TEST.DETECTIONS_PER_IMAGE

@@ -124,9 +124,7 @@ def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # only iterations
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
     if augmentation_name(cfg) != RESIZE or optimizer_of(cfg) != OPTIMIZERS[SGD]:
-        raise UserError(
-            "detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: leave both at their defaults"
-        )
+        raise UserError("detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: keep the defaults of both")
     backends.load(plan.backend)  # explains a detectron2 that does not work
     from scratch_det.benchmark.peers import find_script, train_plainly
 

@@ -84,10 +84,7 @@ def find_script(path: Path | None) -> Path:
     """``path``, or the script in the checkout that detectron2 was installed from. Raises UserError for neither."""
     script = path or Path(detectron2.__file__).parents[1] / PLAIN_SCRIPT
     if not script.is_file():
-        raise UserError(
-            f"detectron2's script {script} is missing, it is not part of the installed package; "
-            f"give its path in a checkout of detectron2: --script PATH/{PLAIN_SCRIPT}"
-        )
+        raise UserError(f"detectron2's script {script} is missing; name a checkout's: --script PATH/{PLAIN_SCRIPT}")
     return script
 
 

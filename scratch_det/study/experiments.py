@@ -53,9 +53,8 @@ def of_place(place: str) -> list[Run]:
     found = groups | {run.name: [run] for run in known}
     if place not in found:
         fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, list(found))
-        raise UserError(
-            f"no experiment {place}{fix}; there are {', '.join(groups)}, names that list prints, and files, *.yaml"
-        )
+        others = f"{', '.join(groups)}, names that list prints, and files, *.yaml"
+        raise UserError(f"no experiment {place}{fix}; there are {others}")
     return found[place]
 
 
@@ -146,10 +145,8 @@ def samples_table(config_files: list[str]) -> str:
     for file in config_files:
         cfg = load_config(file).cfg
         if cfg.INPUT.CROP.ENABLED:  # which no detector has
-            raise ConfigError(
-                f"{file} is a classifier's recipe, of tools/pretrain_net.py; expected a detector's, in which "
-                "the pre-training of MODEL.WEIGHTS is counted too"
-            )
+            expected = "expected a detector's, whose pre-training is counted too"
+            raise ConfigError(f"{file} is a classifier's recipe, of tools/pretrain_net.py; {expected}")
         own, source = seen_in_training(cfg)
         before, name = seen_before(cfg.MODEL.WEIGHTS)
         total, label = map(sum, zip(own, before, strict=True)), Path(file).stem + (f" + {name}" if name else "")

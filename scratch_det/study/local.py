@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from itertools import takewhile
 from math import ceil
 from pathlib import Path
 from typing import IO, Any
@@ -47,10 +49,8 @@ def alone_in(out: Path, name: str) -> Iterator[IO[str]]:
             return
         time.sleep(0.1)
     if holder := holder_of(out / name):
-        raise UserError(
-            f"--out {out} is in use: process {holder['pid']} on {holder['host']} works on it, or the runs that it "
-            "started are still ending; wait for it, or stop it"
-        )
+        by = f"process {holder['pid']} on {holder['host']} works on it, or its runs are still ending"
+        raise UserError(f"--out {out} is in use: {by}; wait for it, or stop it")
     raise UserError(f"--out {out} was in use until now, and its runs are ending; give the same command again")
 
 
@@ -76,9 +76,12 @@ def holder_of(path: Path) -> dict[str, Any]:
 
 
 def gpus_here() -> list[str]:
-    """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine."""
+    """CUDA_VISIBLE_DEVICES where it is set, else 0 to n - 1 for the n NVIDIA devices of this machine.
+
+    As CUDA has it, what follows a word that names no device, such as -1 or SLURM's NoDevFiles, is not visible.
+    """
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [word for word in visible.split(",") if word.strip()]
+        return list(takewhile(re.compile(r"\s*(\d|GPU-|MIG-)").match, visible.split(",")))
     # A container may have only /dev/nvidia5: CUDA counts from 0, whatever the files are called.
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 

@@ -67,18 +67,15 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str) -> Iterator[Ru
     changes = tuple(str(word) for pair in pairs for word in pair)
     project = (folder / values["project"]).absolute() if "project" in values else None
     if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
-        raise ConfigError(
-            f"{fields['project'].where}: {name} needs a project: if you trust it, give --project {quoted(project)}"
-        )
+        needed = f"needs a project: if you trust it, give --project {quoted(project)}"
+        raise ConfigError(f"{fields['project'].where}: {name} {needed}")
     try:
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
     if len(cfg.DATASETS.TEST) > 1:
-        raise ConfigError(
-            f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but a study has one number of each kind for a "
-            f"run: name one data set in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
-        )
+        one = f"a study takes one: name it in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
+        raise ConfigError(f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but {one}")
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
     run = Run(name, (PLACE,), name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind, pretraining=pretraining,
               folder=str(recipe.parent), recipe=recipe.stem, changes=changes,
@@ -110,10 +107,8 @@ def _check(path: Path, name: str, sections: Mapping[str, Fields]) -> None:
         raise ConfigError(f"{where}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
     sources = [other for other, theirs in sections.items() if "pretraining" not in theirs]
     if "pretraining" in fields and (source := fields["pretraining"].value) not in sources:
-        raise ConfigError(
-            f"{fields['pretraining'].where}: {name} starts from {source}, expected a run of this file that itself "
-            f"starts from none{did_you_mean(source, sources)}"
-        )
+        expected = f"expected a run of this file that itself starts from none{did_you_mean(source, sources)}"
+        raise ConfigError(f"{fields['pretraining'].where}: {name} starts from {source}, {expected}")
 
 
 def _are_seeds(value: Any) -> bool:

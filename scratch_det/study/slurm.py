@@ -24,6 +24,7 @@ from scratch_det.study.run import Step
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 TEMPLATE = Path(__file__).with_name("slurm.sh")
 SECONDS_FOR_AN_ANSWER = 60
+ELSEWHERE = "start it on a login node of the cluster, or use --launcher local"
 
 
 class Slurm:
@@ -42,10 +43,7 @@ class Slurm:
         self.template.globals["fail"] = self.fail
         example = Step("NAME", "NAME", ("tools/train_net.py",))
         if not text.startswith("#!") or shlex.join(example.command(launches=False)) not in self.script(example):
-            raise ConfigError(
-                f"--slurm {template}: expected a job script that begins with #!, in which {{{{ command }}}} is the "
-                "run, such as docs/slurm.sh; a YAML file of sbatch's options is no longer read"
-            )
+            raise ConfigError(f"--slurm {template}: expected #! and {{{{ command }}}}, the run, as in docs/slurm.sh")
 
     def fail(self, message: str) -> None:
         """For a template that cannot have a step's number of processes."""
@@ -137,19 +135,13 @@ class QueuedJob(NamedTuple):
 def squeue() -> list[QueuedJob]:
     """The user's jobs, of all studies. Raises UserError when there is no SLURM, or it does not answer."""
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
-        raise UserError(
-            f"--launcher slurm: there is no {missing[0]} in PATH; start it on a login node of the cluster, or use "
-            "--launcher local"
-        )
+        raise UserError(f"--launcher slurm: there is no {missing[0]} in PATH; {ELSEWHERE}")
     command = ["squeue", "--me", "--noheader", "--format=%i %T %j %k"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_AN_ANSWER)
     except (OSError, subprocess.SubprocessError) as error:
         reason = last_line(getattr(error, "stderr", None) or "", str(error))
-        raise UserError(
-            f"--launcher slurm: squeue does not answer ({reason}); start it on a login node when it does, or use "
-            "--launcher local"
-        ) from None
+        raise UserError(f"--launcher slurm: squeue does not answer ({reason}); {ELSEWHERE}") from None
     return [QueuedJob(*row) for line in done.stdout.splitlines() if len(row := line.split(maxsplit=3)) > 2]
 
 

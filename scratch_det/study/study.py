@@ -101,10 +101,8 @@ class Study:
                 fix = f"give --gpus a number that divides {solver.IMS_PER_BATCH}"
                 if job.run.processes:
                     fix = f"change SOLVER.IMS_PER_BATCH in its recipe (it needs {processes} processes)"
-                raise UserError(
-                    f"{job.name} has {solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot "
-                    f"share evenly; {fix}"
-                )
+                images = f"{solver.IMS_PER_BATCH} images an iteration, which {processes} processes cannot share evenly"
+                raise UserError(f"{job.name} has {images}; {fix}")
             if job.run.kind == SEARCH:
                 self.search(job).check()
 
@@ -133,11 +131,9 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
         # Listed before study.json is looked for: another study.py may begin this study, and its runs, in the meantime.
         others = {one.name for one in self.out.iterdir() if one.suffix != ".partial"} - {LOCK, TRACEBACK, "jobs"}
+        if others and not path.exists():
+            raise UserError(f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if it is lost, {RESTORE}")
         if not path.exists():
-            if others:
-                raise UserError(
-                    f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if that is lost, {RESTORE}"
-                )
             with alone_in(self.out, LOCK):
                 if not path.exists():  # another study.py may have begun one in the meantime
                     write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
@@ -148,10 +144,9 @@ class Study:
         """The study in study.json. Raises UserError when that is another one, or when there is none."""
         study = study_in(self.out)
         pairs = {key: (getattr(study, key), getattr(self, key)) for key in SAME}
-        if changes := [f"{key} was {was}, now {now}" for key, (was, now) in pairs.items() if was != now]:
+        if other := "; ".join(f"{key} was {was}, now {now}" for key, (was, now) in pairs.items() if was != now):
             raise UserError(
-                f"--out {self.out} holds another study: {'; '.join(changes)}; give the command as it was, or name "
-                "another folder"
+                f"--out {self.out} holds another study: {other}; repeat its command, or name another folder"
             )
         return study
 

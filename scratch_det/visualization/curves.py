@@ -80,9 +80,8 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         found[label] = read_series(metrics_file, last)
     known = sorted({key for series in found.values() for key in series})
     if unknown := [key for key in keys if key not in known]:
-        raise DataError(
-            f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{did_you_mean(unknown[0], known)}"
-        )
+        hint = did_you_mean(unknown[0], known)
+        raise DataError(f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{hint}")
     return save_figure(comparison(found, keys), out)
 
 

@@ -102,7 +102,7 @@ class TestBadInput:
         assert "restore it from a copy, or name another folder" in said
         path.unlink()
         said = study_tool("run", "digits/smoke", "--out", study.out)[1]
-        assert f"has {TRUNK} in it, but no study.json; if that is lost, restore it from a copy" in said
+        assert f"has {TRUNK} in it, but no study.json; if it is lost, restore it from a copy" in said
 
     def test_moved_study(self, study: Study, study_tool: Callable, tmp_path: Path) -> None:
         study.out.rename(tmp_path / "elsewhere")

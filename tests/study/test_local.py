@@ -353,6 +353,14 @@ class TestGpus:
         with pytest.raises(UserError, match="other needs 8 GPUs, and CUDA_VISIBLE_DEVICES names 3; give fewer"):
             require_gpus([step("one", 9, on_gpu=False), step("other", 8)], "give fewer")
 
+    @pytest.mark.parametrize(
+        ("visible", "found"),
+        [("4,5", ["4", "5"]), ("", []), ("-1", []), ("NoDevFiles", []), ("0,-1,2", ["0"]), ("GPU-8932", ["GPU-8932"])],
+    )
+    def test_devices_that_are_named(self, monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str]) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus_here() == found
+
     def test_devices_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A container with /dev/nvidia5 and /dev/nvidia7 has GPUs 0 and 1."""
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -131,7 +131,7 @@ class TestRuns:
             ),
             (
                 "a: {recipe: scratch.yaml, changes: {DATASETS.TEST: [one, two]}}",
-                ":1: a has DATASETS.TEST ('one', 'two'), but a study has one number of each kind for a run: name one",
+                ":1: a has DATASETS.TEST ('one', 'two'), but a study takes one: name it",
             ),
             ("a: {recipe: scratch.yaml", ": not valid YAML"),
             ("a: {recipe: scratch.yaml}\na: {recipe: scratch.yaml}", ":2: a is already in line 1"),

@@ -86,10 +86,13 @@ class TestTemplate:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("partition: gpu\ntime: 1-00:00:00\n", "a YAML file of sbatch's options is no longer read"),
+            ("partition: gpu\ntime: 1-00:00:00\n", "expected #! and {{ command }}, the run"),
             ("#!/bin/bash\nsrun {{ comand }}\n", "'comand' is undefined; placeholders are name, command, processes"),
             ("#!/bin/bash\nsrun {{ command }\n", "unexpected '}'"),
-            ("#!/bin/bash\nsrun python tools/train_net.py\n", "expected a job script that begins with #!, in which"),
+            (
+                "#!/bin/bash\nsrun python tools/train_net.py\n",
+                "expected #! and {{ command }}, the run",
+            ),
             (b"#!/bin/bash\n# \xe9\n", "invalid continuation byte"),
         ],
     )
