@@ -21,10 +21,11 @@ import hashlib
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import say_now
-from scratch_det.reading import read_json, read_lines
+from scratch_det.reading import read_json, read_series
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
@@ -229,10 +230,8 @@ def own_seconds(folder: Path, start: int) -> float:
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
     seconds = float(read_json(folder / "result.json", Facts, FIX).get("seconds") or 0.0)
-    times = [(line["iteration"] + 1, line.get("time")) for line in read_lines(folder / "metrics.json")]
-    rows = [(end, time) for end, time in times if isinstance(time, int | float) and time > 0]
-    ends = [0, *(end for end, _ in rows)]
-    spent = [(time * (end - begin), end) for (end, time), begin in zip(rows, ends, strict=False)]
+    times = [(end, time) for end, time in read_series(folder / "metrics.json", sys.maxsize).get("time", ()) if time > 0]
+    spent = [(time * (end - begin), end) for (begin, _), (end, time) in pairwise([(0, 0.0), *times])]
     if not (start and spent):
         return seconds
     return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
