@@ -54,7 +54,26 @@ CAFFE2_LEAVES = {
     "bn_s": "norm.weight", "bn_b": "norm.bias", "bn_rm": "norm.running_mean", "bn_riv": "norm.running_var",
     "gn_s": "norm.weight", "gn_b": "norm.bias", "w": "weight", "b": "bias",
 }  # fmt: skip
-CAFFE2 = re.compile(rf"(?:(?:res_)?conv1|res(\d)_(\d+)_branch(1|2[abc]))_({'|'.join(CAFFE2_LEAVES)})")
+CAFFE2_LEAF = re.compile(rf"(.+?)_({'|'.join(CAFFE2_LEAVES)})")
+CAFFE2_LAYERS = (  # Detectron's blobs without their ends; detectron2's layers, those of a backbone without BOTTOM_UP
+    (r"(?:res_)?conv1", "stem.conv1"),
+    (r"res(\d)_(\d+)_branch1", r"res\1.\2.shortcut"),
+    *((rf"res(\d)_(\d+)_branch2{letter}", rf"res\1.\2.conv{k}") for k, letter in enumerate("abc", start=1)),
+    (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?", r"backbone.fpn_lateral\1"),
+    (r"fpn_res(\d)_\d+_sum", r"backbone.fpn_output\1"),
+    (r"conv_rpn(?:_fpn2)?", "proposal_generator.rpn_head.conv"),  # made for p2, used for all levels
+    (r"rpn_cls_logits(?:_fpn2)?", "proposal_generator.rpn_head.objectness_logits"),
+    (r"rpn_bbox_pred(?:_fpn2)?", "proposal_generator.rpn_head.anchor_deltas"),
+    (r"head_conv(\d+)", r"roi_heads.box_head.conv\1"),
+    ("fc6", "roi_heads.box_head.fc1"),
+    ("fc7", "roi_heads.box_head.fc2"),
+    (r"(cls_score|bbox_pred)", r"roi_heads.box_predictor.\1"),
+    (r"_(?:mask|\[mask\])_fcn(\d+)", r"roi_heads.mask_head.mask_fcn\1"),
+    ("conv5_mask", "roi_heads.mask_head.deconv"),
+    ("mask_fcn_logits", "roi_heads.mask_head.predictor"),
+    (r"conv_fcn(\d+)", r"roi_heads.keypoint_head.conv_fcn\1"),
+    ("kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
+)
 
 
 def _all_layers() -> Iterator[tuple[str, str]]:
@@ -126,13 +145,11 @@ def in_stage(name: str, stage: str, library: str) -> str:
     return re.sub(r"(box_head|box_predictor)\.", rf"\1.{stage}.", name)
 
 
-def from_caffe2(name: str) -> str | None:
-    """detectron2's backbone name of one of Detectron's blobs; None for what a detector does not use."""
-    match = CAFFE2.fullmatch(name)
-    if not match:
+def from_caffe2(blob: str) -> str | None:
+    """detectron2's name of one of Detectron's blobs, a backbone's without prefix; None for what a detector lacks."""
+    if not (match := CAFFE2_LEAF.fullmatch(blob)):
         return None
-    stage, block, branch, leaf = match.groups()
-    layer = "stem.conv1" if stage is None else f"res{stage}.{block}."
-    if stage:
-        layer += "shortcut" if branch == "1" else f"conv{'abc'.index(branch[1]) + 1}"
-    return f"{layer}.{CAFFE2_LEAVES[leaf]}"
+    for pattern, layer in CAFFE2_LAYERS:
+        if found := re.fullmatch(pattern, match[1]):
+            return f"{found.expand(layer)}.{CAFFE2_LEAVES[match[2]]}"
+    return None

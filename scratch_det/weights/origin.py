@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scratch_det.errors import UserError, listed, quoted
-from scratch_det.weights.names import from_caffe2
+from scratch_det.weights.names import BOTTOM_UP, from_caffe2
 from scratch_det.weights.networks import Network, networks_in, tensors_by_name
 from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
 from scratch_det.weights.read import described, read_checkpoint, require_numbers
@@ -22,7 +22,14 @@ BODY = {  # layers of a classifier that a detector has a use for; VGG's fully co
     "detectron2": re.compile(r"(stem\.(?!fc\.)|res\d\.).*"),
 }
 AUTHORS = ("torchvision", "MOCO")  # as converted files for detectron2 name them: those whose pixels are IMAGENET's
-CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000)_[wb]|lr|model_iter")
+CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000|kps_score)_[wb]|lr|model_iter|weight_order")
+PARTS = ("backbone.", "proposal_generator.", "roi_heads.")  # of a detector of detectron2's
+LEAVES = ("weight", "bias")
+FROM_BACKGROUND_FIRST: dict[str, Callable[[Tensor], Tensor]] = {  # Detectron's background is class 0 of every layer
+    "roi_heads.box_predictor.cls_score": lambda rows: rows.roll(-1, 0),
+    "roi_heads.box_predictor.bbox_pred": lambda rows: rows[4:],
+    "roi_heads.mask_head.predictor": lambda rows: rows[1:],
+}
 EXPECTED = (
     "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
     "names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
@@ -127,18 +134,24 @@ def _summary(content: dict[str, Any]) -> str:
 def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:
     """The tensors by detectron2's names, without biases of convolutions before a norm, which has its own.
 
-    Raises UserError for layers beyond a backbone's.
+    Of a detector, the background's class comes last and has neither box nor mask, as in detectron2. Raises UserError
+    for layers that no detector here has.
     """
     names = {blob: from_caffe2(blob) for blob in blobs if not CAFFE2_LEFTOVERS.fullmatch(blob)}
     if unknown := [blob for blob, name in names.items() if not name]:
         raise UserError(
-            f"weights file {path} is one of Detectron's with {len(unknown)} blobs that no ImageNet ResNet has, such as "
-            f"{unknown[0]}; expected a backbone's: detectors of Detectron are not converted"
+            f"weights file {path} is one of Detectron's with {len(unknown)} blobs that no ResNet and no Faster, Mask "
+            f"or Keypoint R-CNN has, such as {unknown[0]}; expected one of these"
         )
     named = {str(name): blobs[blob] for blob, name in names.items()}
+    is_detector = any(name.startswith("proposal_generator.") for name in named)
+    if is_detector:
+        named = {n if n.startswith(PARTS) else BOTTOM_UP["detectron2"] + n: value for n, value in named.items()}
+    for layer, change in FROM_BACKGROUND_FIRST.items():
+        named |= {f"{layer}.{leaf}": change(named[f"{layer}.{leaf}"]) for leaf in LEAVES if f"{layer}.{leaf}" in named}
     tensors = {n: v for n, v in named.items() if f"{n.removesuffix('.bias')}.norm.weight" not in named}
     fused = any(blob.endswith("_bn_s") for blob in blobs) and not any(n.endswith("running_var") for n in tensors)
     for name in [name for name in tensors if fused and name.endswith("norm.weight")]:  # statistics that change nothing
         tensors[name.replace("weight", "running_mean")] = torch.zeros_like(tensors[name])
         tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
-    return Weights(path, tensors, "detectron2", False, DETECTRON, fused, trained_by="Detectron")
+    return Weights(path, tensors, "detectron2", is_detector, DETECTRON, fused, trained_by="Detectron")

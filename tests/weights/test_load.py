@@ -55,6 +55,29 @@ def blobs_of(classifier: dict[str, Tensor], norm: str) -> dict[str, np.ndarray]:
     return found
 
 
+def detector_blobs(norm: str) -> dict[str, tuple[int, ...]]:
+    """Names and small shapes of a Mask R-CNN of Detectron, ResNet-50 with FPN.
+
+    Its box head has four convolutions with ``norm`` gn, two fully connected layers with bn.
+    """
+    blocks = [f"res{stage}_{block}" for stage, count in zip((2, 3, 4, 5), (3, 4, 6, 3), strict=True)
+              for block in range(count)]  # fmt: skip
+    normed = ["conv1", *(f"{block}_branch2{letter}" for block in blocks for letter in "abc")]
+    normed += [f"res{stage}_0_branch1" for stage in (2, 3, 4, 5)]
+    tops = ["res2_2", "res3_3", "res4_5", "res5_2"]
+    others = [f"fpn_inner_{top}_sum{'_lateral' * (top != 'res5_2')}" for top in tops]
+    others += [f"fpn_{top}_sum" for top in tops] + [f"_[mask]_fcn{k}" for k in range(1, 5)]
+    heads = ["conv_rpn_fpn2", "rpn_cls_logits_fpn2", "rpn_bbox_pred_fpn2", "fc6", "cls_score", "bbox_pred",
+             "conv5_mask", "mask_fcn_logits"]  # fmt: skip
+    if norm == "gn":
+        normed, others = normed + others + [f"head_conv{k}" for k in range(1, 5)], []
+    else:
+        heads.append("fc7")
+    names = [f"{layer}_{end}" for layer in normed for end in ("w", f"{norm}_s", f"{norm}_b")]
+    names += [f"{layer}_{end}" for layer in others + heads for end in "wb"]
+    return {name: (12, 2) if name.startswith("bbox_pred") else (3, 2) for name in names}
+
+
 class TestLoading:
     @pytest.fixture
     def model(self, toy_recipe: Path) -> nn.Module:
@@ -186,11 +209,39 @@ class TestDetectron:
                 name = f"backbone.body.{key}"
                 assert loaded[name if library == "torchvision" else names[name]].equal(value), key
 
-    def test_a_detector_does_not_pass_for_a_backbone(self, tmp_path: Path) -> None:
-        blobs = blobs_of(resnet18(norm_layer=lambda channels: nn.GroupNorm(32, channels)).state_dict(), "gn")
-        blobs["conv_rpn_fpn2_w"] = np.zeros((256, 256, 3, 3))
+    @pytest.mark.parametrize("norm", ["gn", "bn"])
+    def test_a_detector(self, norm: str, tmp_path: Path) -> None:
+        """Every layer of a Mask R-CNN, as the released models of the paper's authors name it."""
+        numbers = detector_blobs(norm)
+        blobs = {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(numbers.items())}
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": {**blobs, "kps_score_w": np.ones(1)}, "cfg": ""}))
+        found = read_weights(tmp_path / "a.pkl")
+        assert (found.kind, found.is_detector, found.pixels) == ("Detectron detector", True, DETECTRON)
+        keys = [] if norm == "gn" else [
+            "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "MODEL.ROI_BOX_HEAD.NAME",
+            "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_CONV", 0, "MODEL.ROI_BOX_HEAD.NUM_FC", 2,
+            "MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""]  # fmt: skip
+        with torch.device("meta"):
+            model = backend.build(load_config(R50, keys).cfg)
+        assert set(found.tensors) == set(renamed(model.state_dict(), "torchvision", "detectron2").values())
+        first = "res2_0_branch2a_w"
+        assert found.tensors["backbone.bottom_up.res2.0.conv1.weight"].flatten()[0] == list(blobs).index(first)
+
+    def test_the_background_of_a_detector_is_its_first_class(self, tmp_path: Path) -> None:
+        rows = {name: np.arange(count * 2, dtype=np.float32).reshape(count, 2)
+                for name, count in (("cls_score_w", 3), ("bbox_pred_w", 12), ("mask_fcn_logits_w", 3))}  # fmt: skip
+        blobs = {name: np.ones(shape, np.float32) for name, shape in detector_blobs("gn").items()} | rows
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
-        with pytest.raises(UserError, match="1 blobs that no ImageNet ResNet has, such as conv_rpn_fpn2_w"):
+        found = read_weights(tmp_path / "a.pkl").tensors
+        assert found["roi_heads.box_predictor.cls_score.weight"][:, 0].tolist() == [2, 4, 0]
+        assert found["roi_heads.box_predictor.bbox_pred.weight"][:, 0].tolist() == list(range(8, 24, 2))
+        assert found["roi_heads.mask_head.predictor.weight"][:, 0].tolist() == [2, 4]
+
+    def test_a_layer_that_no_detector_here_has(self, tmp_path: Path) -> None:
+        blobs = blobs_of(resnet18(norm_layer=lambda channels: nn.GroupNorm(32, channels)).state_dict(), "gn")
+        blobs["retnet_cls_pred_fpn3_w"] = np.zeros((256, 256, 3, 3))
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+        with pytest.raises(UserError, match=r"1 blobs that no ResNet and no Faster.*, such as retnet_cls_pred_fpn3_w"):
             read_weights(tmp_path / "a.pkl")
 
     @pytest.mark.detectron2

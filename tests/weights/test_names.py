@@ -1,5 +1,6 @@
 """Names of weights in three libraries, there and back."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,23 @@ CAFFE2 = [
     ("res4_22_branch2c_w", "res4.22.conv3.weight"),
     ("res5_2_branch2a_bn_s", "res5.2.conv1.norm.weight"),
     ("res3_1_branch2b_bn_riv", "res3.1.conv2.norm.running_var"),
+    ("fpn_inner_res5_2_sum_gn_s", "backbone.fpn_lateral5.norm.weight"),
+    ("fpn_inner_res3_3_sum_lateral_w", "backbone.fpn_lateral3.weight"),
+    ("fpn_res2_2_sum_b", "backbone.fpn_output2.bias"),
+    ("conv_rpn_fpn2_w", "proposal_generator.rpn_head.conv.weight"),
+    ("rpn_cls_logits_fpn2_b", "proposal_generator.rpn_head.objectness_logits.bias"),
+    ("rpn_bbox_pred_fpn2_w", "proposal_generator.rpn_head.anchor_deltas.weight"),
+    ("head_conv4_gn_b", "roi_heads.box_head.conv4.norm.bias"),
+    ("fc6_w", "roi_heads.box_head.fc1.weight"),
+    ("fc7_b", "roi_heads.box_head.fc2.bias"),
+    ("cls_score_w", "roi_heads.box_predictor.cls_score.weight"),
+    ("bbox_pred_b", "roi_heads.box_predictor.bbox_pred.bias"),
+    ("_[mask]_fcn1_w", "roi_heads.mask_head.mask_fcn1.weight"),
+    ("_mask_fcn2_gn_s", "roi_heads.mask_head.mask_fcn2.norm.weight"),
+    ("conv5_mask_b", "roi_heads.mask_head.deconv.bias"),
+    ("mask_fcn_logits_w", "roi_heads.mask_head.predictor.weight"),
+    ("conv_fcn8_w", "roi_heads.keypoint_head.conv_fcn8.weight"),
+    ("kps_score_lowres_b", "roi_heads.keypoint_head.score_lowres.bias"),
     ("pred_w", None),
     ("conv1_w_momentum", None),
 ]
@@ -108,7 +126,10 @@ class TestNames:
 
     @pytest.mark.detectron2
     def test_detectrons_as_detectron2_reads_them(self) -> None:
-        from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+        from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
         blobs = [blob for blob, name in CAFFE2 if name]
-        assert [from_caffe2(blob) for blob in blobs] == convert_basic_c2_names(blobs)
+        theirs = convert_c2_detectron_names({blob: torch.zeros(8, 1) for blob in blobs})[1]
+        ours = {from_caffe2(blob): blob for blob in blobs}
+        assert {re.sub(r"^(backbone|roi_heads(\.box_predictor)?)\.", "", str(name)): b for name, b in ours.items()} == {
+            re.sub(r"^roi_heads\.", "", name): blob for name, blob in theirs.items()}  # fmt: skip
