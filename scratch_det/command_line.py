@@ -73,8 +73,10 @@ def exit_on_user_error(
 
 def explained(error: BaseException) -> str | None:
     """The message of an error that the user can mend: a UserError, an unusable file, or no memory left."""
-    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
-        return f"{shortened(str(error.filename))}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)  # that of a stream has no name
+    if isinstance(error, OSError) and error.errno in UNUSABLE and (error.filename or is_full):
+        name = shortened(str(error.filename or "standard output, or a file"))
+        return f"{name}: {error.strerror}; {UNUSABLE[error.errno]}, or name another"
     full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # the latter is torch's, on the CPU
     if full or type(error).__name__ == "OutOfMemoryError":  # ... and on a GPU
         reason = (str(error).splitlines() or ["by Python"])[0]
@@ -215,7 +217,9 @@ def load_project(folder: Path) -> None:
     try:
         package = import_module(folder.name)
     except Exception as error:  # of anybody's code, or a library that it needs
-        raise UserError(f"--project {folder} cannot be imported ({type(error).__name__}: {error}); mend it") from error
+        raise UserError(
+            f"--project {folder} cannot be imported ({type(error).__name__}: {error}); correct it"
+        ) from error
     if Path(str(package.__file__)).resolve().parent != folder:
         raise UserError(f"--project {folder}: {package.__file__} has the same name; rename the folder")
     if not hasattr(package, "add"):

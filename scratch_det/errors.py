@@ -119,9 +119,9 @@ def shortened(text: str, most: int = LONGEST_LINE) -> str:
     return f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}" if len(text) > most else text
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 class``, ``2 classes``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+def counted(number: int, nouns: str) -> str:
+    """``2 classes``, ``1 class``."""
+    return f"{number:,} {nouns}" if number != 1 else f"1 {nouns.removesuffix('es' if nouns.endswith('sses') else 's')}"
 
 
 def quoted(text: object) -> str:

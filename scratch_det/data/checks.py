@@ -12,7 +12,7 @@ from operator import mul
 from typing import Any, Self
 
 from scratch_det.data.rle import run_lengths
-from scratch_det.errors import Severity, listed, quoted
+from scratch_det.errors import Severity, listed, quoted, shortened
 
 Record = dict[str, Any]  # an entry of the json
 OVERHANG = 1.0  # pixels; COCO's own boxes and sizes are rounded
@@ -234,8 +234,7 @@ def _sound_entries(section: str, entries: Iterable[Any], found: dict[str, Proble
 
 def _as_found(value: Any) -> str:
     """A value of the json, so that text differs from a number."""
-    text = f"'{value}' (text)" if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}..."
+    return shortened(f"'{value}' (text)" if isinstance(value, str) else json.dumps(value), MOST_LETTERS)
 
 
 def _count_keypoints(categories: list[Record], found: dict[str, Problem]) -> int:

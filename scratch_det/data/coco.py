@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -37,11 +37,7 @@ class Images(Sequence[dict[str, Any]]):
         text, at = self.arrays["file_name"].tobytes(), self.arrays["file_name_at"].tolist()
         return [text[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(at)]
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         own = {name: int(self.arrays[name][index]) for name in ("width", "height")}

@@ -209,9 +209,8 @@ def _are_suspect(
     sound &= (area >= 0) & ~part["is_odd"]
 
     length, points = part["polygon_at"], part["polygon"]
-    if np.abs(points).max(initial=0) > LARGEST:
-        return np.ones(count, bool)
-    if part["rle_counts"].min(initial=0) < 0:
+    has_other_keypoints = num_keypoints and (part["keypoints_at"] != 3 * num_keypoints).any()
+    if has_other_keypoints or np.abs(points).max(initial=0) > LARGEST:
         return np.ones(count, bool)
     corner, start = points.reshape(-1, 2), _starts(length // 2)
     following = np.roll(corner, -1, axis=0)
@@ -220,13 +219,9 @@ def _are_suspect(
     is_flat = np.abs(np.add.reduceat(cross, start[:-1])) < SMALLEST
     sound[np.repeat(np.arange(count), part["polygons_at"])[is_flat]] = False
 
-    fits = (part["rle_size"] == size[:, ::-1]).all(1)
-    fits &= _sums(part["rle_counts"], part["rle_counts_at"]) == size.prod(1)
-    sound &= np.where(part["rle_size"][:, 0] > 0, fits, part["polygons_at"] > 0)
+    sound &= ((part["rle_size"] == size[:, ::-1]) | (part["rle_size"] == 0)).all(1) & ~np.isnan(part["extent"][:, 0])
 
     if num_keypoints:
-        if (part["keypoints_at"] != 3 * num_keypoints).any():
-            return np.ones(count, bool)
         points = part["keypoints"].reshape(count, num_keypoints, 3)
         visible = (points[..., 2] > 0).sum(1)
         sound &= (np.isin(points[..., 2], (0, 1, 2)) & (np.abs(points) <= LARGEST).all(2)).all(1)
@@ -372,8 +367,3 @@ def _lengths(items: Iterable[Any]) -> np.ndarray:
 def _starts(lengths: np.ndarray) -> np.ndarray:
     """int64 [n + 1]: where each item begins, and where the last one ends."""
     return np.concatenate([[0], lengths.cumsum()])
-
-
-def _sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The sum of each item's values."""
-    return np.diff(np.concatenate([np.zeros(1, values.dtype), values.cumsum()])[_starts(lengths)])

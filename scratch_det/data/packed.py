@@ -15,7 +15,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from scratch_det.errors import UserError
+from scratch_det.errors import DataError, UserError
 from scratch_det.files import cache_folder, locked, sha256_of, write_atomically
 
 FOLDER = ".packed"
@@ -73,26 +73,22 @@ def load(json_file: Path, make: Callable[[Path], Made]) -> Packed:
     made: Made | None = None
     faults: list[str] = []
     for place in places:
-        with ExitStack() as stack:
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(place.with_name(f"{place.name}.lock")))
-            except (OSError, UserError) as error:
-                faults.append(str(error))
-                continue
-            if found := find(place):  # another process has made it meanwhile
-                return found
-            made = made or make(json_file)
-            try:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with locked(place.with_name(f"{place.name}.lock")):
+                if found := find(place):  # another process has made it meanwhile
+                    return found
+                made = made or make(json_file)
                 _write(place, *made, stat)
-            except OSError as error:
-                faults.append(str(error))
-                continue
-            if found := find(place):
-                del made
-                _trim()
-                return found
-            faults.append(f"{place} cannot be mapped")
+                if found := find(place):
+                    del made
+                    _trim()
+                    return found
+                faults.append(f"{place} cannot be mapped")
+        except DataError:  # of the json
+            raise
+        except (OSError, UserError) as error:
+            faults.append(str(error))
     return Packed(*(made or make(json_file)), "; ".join(faults))
 
 

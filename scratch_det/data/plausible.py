@@ -65,7 +65,9 @@ def mask_extents(part: Arrays, counts: Sequence[list[int]]) -> np.ndarray:
     """
     extents, sizes = np.full((len(counts), 4), np.nan), part["rle_size"].tolist()
     sound = [
-        k for k, runs in enumerate(counts) if runs and sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0
+        k
+        for k, runs in enumerate(counts)
+        if runs and 0 < sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0
     ]
     if sound:
         extents[sound] = mask_api.to_bbox([{"size": sizes[k], "counts": counts[k]} for k in sound])

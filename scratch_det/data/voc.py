@@ -156,7 +156,7 @@ def read_set(source: Source, classes: Sequence[str], is_own: bool) -> Read:
             faults[kind].append({"id": " ".join([name, *(f"({detail})" for detail in details)])})
     if faults:
         problems = [Problem("error", kind).add(*found) for kind, found in faults.items()]
-        fix = "mend these files" if is_own else FIX + OWN
+        fix = "correct these files" if is_own else FIX + OWN
         raise DataError(f"{explain(source.xmls.parent, problems, most_lines=11)}\n  nothing was written; {fix}")
     return images
 

@@ -102,7 +102,9 @@ def as_text(section: Section) -> str:
 
 def verdict(report: Report) -> str:
     """The last line: whether a run would start."""
-    named = " and ".join(counted(len(found), kind) for kind in ("error", "notice") if (found := report.messages(kind)))
+    named = " and ".join(
+        counted(len(found), f"{kind}s") for kind in ("error", "notice") if (found := report.messages(kind))
+    )
     return f"{'ready to train' if report.ok else 'not ready to train'}: {named or 'nothing to fix'}"
 
 

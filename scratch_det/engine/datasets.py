@@ -54,14 +54,13 @@ def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset
     if data:
         objects = data.arrays["order"]
         crowds = int(data.arrays["iscrowd"][objects].sum())
-        facts = {"image": len(data.images), "object": len(objects), "crowd": crowds, "class": len(data.classes)}
-        counts = [counted(number, what) for what, number in facts.items() if crowds or what != "crowd"]
+        facts = {"images": len(data.images), "objects": len(objects), "crowds": crowds, "classes": len(data.classes)}
+        counts = [counted(number, what) for what, number in facts.items() if crowds or what != "crowds"]
         classes = listed([shortened(one, LONGEST_NAME) for one in data.classes], MOST_NAMES)
-        section.add(f"{name}: {', '.join(counts)} ({classes}); {entry.json_file} (sha256 {data.digest[:12]})")
-        section.values[name] = {
-            "images": len(data.images), "objects": len(objects), "crowds": crowds, "classes": len(data.classes),
-            "names": data.classes, "json": str(entry.json_file), "sha256": data.digest,
-        }  # fmt: skip
+        section.add(
+            f"{name}: {', '.join(counts)} ({classes}); {entry.json_file} (sha256 {data.digest[:12]})",
+            **{name: {**facts, "names": data.classes, "json": str(entry.json_file), "sha256": data.digest}},
+        )
     elif section.strict:
         raise DataError(explain(entry.json_file, problems))
     else:

@@ -25,6 +25,7 @@ STORAGES = {  # what torch.save calls the storage of each type, in a model's dig
     torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
 }  # fmt: skip
 LEARNED = ("weight", "bias", "running_mean", "running_var")  # how the names of a layer's numbers end
+IS_FOLDER = 0x10  # of a zip's file attributes, as MS-DOS has them
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
 
 
@@ -44,10 +45,11 @@ def read_checkpoint(path: Path, foreign: bool = False) -> dict[str, Any]:
         elif path.suffix == ".pkl":
             state = _with_arrays(_Unpickler(io.BytesIO(path.read_bytes()), foreign, encoding="latin1").load())
         else:
-            if zipfile.is_zipfile(path):  # of which torch.load does not check the CRC-32
+            if zipfile.is_zipfile(path):  # of which torch.load does not check the CRC-32, and reads nothing of a folder
                 with zipfile.ZipFile(path) as archive:
-                    if wrong := archive.testzip():
-                        raise UserError(f"is damaged: the CRC-32 of its part {wrong} is wrong; restore it from a copy")
+                    folders = (one.filename for one in archive.infolist() if one.external_attr & IS_FOLDER)
+                    if wrong := archive.testzip() or next(folders, None):
+                        raise UserError(f"is damaged: its part {wrong} is not as it was saved; restore it from a copy")
                     if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                         raise UserError("is a TorchScript archive; give the model's state_dict()")
             state = _load_plain(path, foreign)

@@ -189,7 +189,10 @@ class TestRejections:
         (datasets_root / "empty/more").mkdir(parents=True)
         (datasets_root / "catalog.yaml").write_text("my: {json: other.json, images: other}\n")
         for arguments, message in (
-            (["my", "--classes", "dog, cat"], "id a ('dgo'; did you mean 'dog'?)\n  nothing was written; mend these"),
+            (
+                ["my", "--classes", "dog, cat"],
+                "id a ('dgo'; did you mean 'dog'?)\n  nothing was written; correct these",
+            ),
             (["empty"], "/empty has no XML files; expected a folder with Annotations/"),
             (["my/exprot"], "there is no folder 'my/exprot', neither here nor in "),
             (["my"], "catalog.yaml: 'my' is {'json': 'other.json', 'images': 'other'} already"),

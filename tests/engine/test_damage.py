@@ -127,7 +127,7 @@ def test_weights_with_a_flipped_byte_or_numbers_that_are_none(begun: Path, train
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
     torch.load(path)
-    for kind, message in (("", "CRC-32 of its part"), ("nan", "has nan or inf in"), ("int8", "has torch.int8 in")):
+    for kind, message in (("", "is damaged: its part"), ("nan", "has nan or inf in"), ("int8", "has torch.int8 in")):
         if kind:
             weights = torch.load(begun / MODEL)
             CHANGES[kind][0](weights)

@@ -64,6 +64,21 @@ class TestFiles:
         with pytest.raises(UserError, match="expected arrays of numbers"):
             read_checkpoint(tmp_path / "a.pkl")
 
+    def test_a_changed_bit_of_a_zips_directory(self, tmp_path: Path) -> None:
+        """It is an error, or changes nothing: torch would take a part for a folder, and leave its tensor as it is."""
+        path = tmp_path / "a.pth"
+        torch.save({"a": torch.arange(4.0)}, path)
+        content, errors = path.read_bytes(), []
+        start = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
+        for place in range(start, content.index(b"PK\x01\x02", start + 4)):
+            for bit in range(8):
+                path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+                try:
+                    assert read_checkpoint(path)["a"].tolist() == [0, 1, 2, 3]
+                except UserError:
+                    errors.append((place - start, bit))
+        assert (38, 4) in errors
+
     def test_every_changed_byte_is_survived(self, tmp_path: Path) -> None:
         content = pickle.dumps({"a": np.arange(4, dtype=np.float32), "b": np.float32(1)}, protocol=2)
         for place in range(len(content)):
