@@ -44,7 +44,7 @@ def evaluate_predictions(
             for score, metric in metrics_of(task).items()
         }
         if len(classes) > 1:
-            names = [truth.categories[place]["name"] for place in classes]
+            names = [truth.data.classes[place] for place in classes]
             metrics[task] |= {f"AP-{name}": _mean(precision[:, :, k, 0]) for k, name in enumerate(names)}
     return metrics
 

@@ -30,7 +30,7 @@ def evaluate_voc(truth: Truth, predictions: Predictions, ap: str) -> Metrics:
     except for rounding: it writes scores to 0.001 and corners to 0.1 px before it reads them again.
     """
     images, classes = truth.places(predictions)
-    boxes, objects, names = predictions["bbox"], truth.objects(), [one["name"] for one in truth.categories]
+    boxes, objects, names = predictions["bbox"], truth.objects(), truth.data.classes
     falling = np.argsort(-predictions["score"], kind="stable")
     aps = np.zeros((len(names), len(IOU_THRESHOLDS)))
     for label in range(len(names)):

@@ -98,7 +98,7 @@ class TestProblems:
             (
                 "images",
                 {"file_name": [list(range(99))]},
-                "id 3 (file_name [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...)",
+                "id 3 (file_name [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9 ... , 97, 98]])",
             ),
             ("categories", {"id": [3]}, "1 categories whose id is not a number or a string: id [3]"),
         ],

@@ -49,6 +49,13 @@ def test_truth_scores_100(truth_file):
     assert not any(math.isnan(value) for values in metrics.values() for value in values.values())
 
 
+def test_two_classes_of_one_name_have_a_row_each(tmp_path):
+    coco = small_coco()
+    coco["categories"][2]["name"] = "cat"
+    metrics = evaluate(write(tmp_path, coco), results_of(small_coco()), ("bbox",))
+    assert [name for name in metrics["bbox"] if "-" in name] == ["AP-cat (id 2)", "AP-dog", "AP-cat (id 9)"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_truth_in_other_encodings(tmp_path, encoding):
     """What the validation of a data set reads, the evaluation at the end of a run reads too."""
