@@ -64,14 +64,11 @@ def mask_extents(part: Arrays, counts: Sequence[list[int]]) -> np.ndarray:
     counts: those of each RLE, none of what is no RLE.
     """
     extents, sizes = np.full((len(counts), 4), np.nan), part["rle_size"].tolist()
-    sound = [
-        k
-        for k, runs in enumerate(counts)
-        if runs and 0 < sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0
-    ]
-    if sound:
-        extents[sound] = mask_api.to_bbox([{"size": sizes[k], "counts": counts[k]} for k in sound])
-        extents[sound, 2:] += extents[sound, :2]
+    for k, runs in enumerate(counts):
+        if runs and 0 < sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0:
+            # one by one: hotcoco shares a list among threads, which a forked process does not have
+            extents[k] = mask_api.to_bbox({"size": sizes[k], "counts": runs})
+            extents[k, 2:] += extents[k, :2]
     corners = part["polygon"].reshape(-1, 2)
     owner = np.repeat(np.repeat(np.arange(len(counts)), part["polygons_at"]), part["polygon_at"] // 2)
     first = np.flatnonzero(np.diff(owner, prepend=-1))

@@ -1,11 +1,14 @@
 """Notices on data that can be used but is likely a mistake; none in a sound file."""
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import MASK_KINDS, rectangle_mask
+from hotcoco import mask as mask_api
 from toy_data import config, read_toy, rejection
 
 from scratch_det.data.catalog import lookup
@@ -95,6 +98,17 @@ def test_extents_of_runs() -> None:
         "rle_size": np.tile([height, width], (200, 1)),
     }  # fmt: skip
     np.testing.assert_array_equal(mask_extents(part, [runs.tolist() for runs in counts]), expected)
+
+
+def test_extents_in_a_forked_process() -> None:
+    """hotcoco's threads, which this one has started, are missing there."""
+    empty = np.zeros(0, int)
+    part = {"polygon": empty, "polygon_at": empty, "polygons_at": np.zeros(99, int), "rle_size": np.full((99, 2), 3)}
+    mask_api.to_bbox([{"size": [3, 3], "counts": [4, 5]}] * 5000)
+    if not (child := os.fork()):
+        signal.alarm(20)  # ends it with a signal
+        os._exit(mask_extents(part, [[4, 5]] * 99).shape[0])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
 
 
 def test_corners(notices) -> None:
