@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint docs
+.PHONY: help quickstart test test-slow gpu-check lint docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,10 +16,13 @@ quickstart: $(INSTALLED)  ## install, make a demo data set, train a small Mask R
 	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
 
 test: $(INSTALLED)-dev  ## the tests but for those that take minutes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)-dev  ## the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+gpu-check: $(INSTALLED)-dev  ## ten minutes on a GPU: is training right there, and how fast; docs/gpu.md has the results
+	timeout -k 10 660 $(RUN) -m pytest -q -m gpu tests/gpu --tb=short --show-capture=no --gpu-results results/gpu
 
 lint: $(INSTALLED)-dev  ## format, style and types
 	$(RUN) -m ruff format --check .
