@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, load_tool
 
+from scratch_det.command_line import EXIT_UNREAD
 from scratch_det.config.load import flatten, load_config
 from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import Schedule, kx_schedule
@@ -328,7 +329,7 @@ class TestTool:
     def test_into_head(self) -> None:
         piped = f"set -o pipefail; {sys.executable} tools/study.py list | true"
         done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
 
     def test_a_run_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
         """It goes on, and its exit code is that of its runs."""
