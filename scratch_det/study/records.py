@@ -212,9 +212,8 @@ def read_curves(path: Path, last: int) -> dict[str, Curve]:
 
 
 STATE = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATES)})$")]
-# Columns, of RUNS as the fields of Record are called; its others are metrics.
-LINE = {**dict.fromkeys(("run", "state", "start", "iteration", "error", "weights_sha256", "found"), str),
-        "state": STATE, "start": int, "iteration": int}  # fmt: skip
+# The columns and what is in them; of RUNS they are called as the fields of Record, and its others are metrics.
+LINE = {"run": str, "state": STATE, "start": int, "iteration": int, "error": str, "weights_sha256": str, "found": str}
 POINT = {"run": str, "metric": str, "iterations": int, "value": float}
 
 
