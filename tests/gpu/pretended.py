@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor
@@ -248,7 +248,7 @@ def pretended_card(bfloat16: bool = True) -> Iterator[OnCard]:
     torch._C._ensureCUDADeviceGuardSet()  # streams that do nothing; FakeTensorMode does this too
     answers = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "a pretended card",
-        "is_bf16_supported": bfloat16, "max_memory_allocated": 0,
+        "is_bf16_supported": bfloat16, "max_memory_allocated": 0, "current_stream": MagicMock(),
         "manual_seed_all": None, "set_device": None, "reset_peak_memory_stats": None, "_lazy_init": None,
     }  # fmt: skip
     before = torch.__future__.get_overwrite_module_params_on_conversion()
