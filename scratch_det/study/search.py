@@ -119,12 +119,10 @@ def points_of(axes: Axes) -> list[Point]:
     """Every combination, the last axis changing fastest; a key's last word names its axis where that is unique."""
     short = [axis.rpartition(".")[2] for axis in axes]
     names = [name if short.count(name) == 1 else axis for name, axis in zip(short, axes, strict=True)]
+    chosen = (zip(*choice, strict=True) for choice in product(*(choices.items() for choices in axes.values())))
     return [
-        Point(
-            {name: label for name, (label, _) in zip(names, chosen, strict=True)},
-            {key: value for _, values in chosen for key, value in values.items()},
-        )
-        for chosen in product(*(choices.items() for choices in axes.values()))
+        Point(dict(zip(names, labels, strict=True)), dict(pair for values in keys for pair in values.items()))
+        for labels, keys in chosen
     ]
 
 
