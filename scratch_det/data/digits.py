@@ -22,18 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from scratch_det.data.digits_scene import (
-    LICENSES,
-    NUM_CLASSES,
-    PHOTOGRAPHS,
-    SEEN,
-    STREAMS,
-    Scene,
-    annotation_entries,
-    compose,
-    load_material,
-    photograph_names,
-)
+from scratch_det.data import digits_scene as drawing
+from scratch_det.data.digits_scene import LICENSES, NUM_CLASSES, PHOTOGRAPHS, SEEN, STREAMS, Scene
 from scratch_det.errors import DataError, UserError
 from scratch_det.log import track
 
@@ -121,20 +111,20 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
         (folder / split).mkdir()
         images, annotations, count = [], [], parameters[split]
         for index in track(range(count), f"{split} scenes", count):
-            scene, number = compose(seed, split, index), 1_000_000 * STREAMS[split] + index + 1
+            scene, number = drawing.compose(seed, split, index), 1_000_000 * STREAMS[split] + index + 1
             license_id = 1 + list(LICENSES).index(PHOTOGRAPHS[scene.photograph].license)
             height, width = scene.image.shape[:2]
             images.append({
                 "id": number, "file_name": f"{number:07d}.jpg", "height": height, "width": width,
                 "license": license_id, "photograph": scene.photograph,
             })  # fmt: skip
-            annotations += annotation_entries(scene, number)
+            annotations += drawing.annotation_entries(scene, number)
             _write_image(folder / split / images[-1]["file_name"], scene.image)
         content = coco_json(split, seed, images, annotations)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         (folder / "annotations" / f"instances_{split}.json").write_text(text)
     shown = range(min(parameters["val"], PREVIEW_SCENES))
-    _write_image(folder / "preview.png", _draw_preview([compose(seed, "val", index) for index in shown]))
+    _write_image(folder / "preview.png", _draw_preview([drawing.compose(seed, "val", index) for index in shown]))
 
 
 def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,8 +135,8 @@ def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: 
             "version": VERSION,
             "seed": seed,
             "split": split,
-            "photographs": {side: photograph_names(side) for side in ("train", "val")},
-            "scans": {side: sorted(chain(*load_material().splits[side])) for side in ("train", "val")},
+            "photographs": {side: drawing.photograph_names(side) for side in ("train", "val")},
+            "scans": {side: sorted(chain(*drawing.load_material().splits[side])) for side in ("train", "val")},
             "attribution": {name: f"{p.author}, {p.license}" for name, p in PHOTOGRAPHS.items()},
         },
         "licenses": [{"id": i, "name": name, "url": url} for i, (name, url) in enumerate(LICENSES.items(), start=1)],
@@ -163,7 +153,7 @@ def _write_singles(folder: Path, parameters: dict[str, Any]) -> None:
         for label in range(NUM_CLASSES):
             (folder / split / str(label)).mkdir(parents=True)
         for index in track(range(count), f"pre-training {split} images", count):
-            image = compose(parameters["seed"], f"pretrain_{split}", index).image
+            image = drawing.compose(parameters["seed"], f"pretrain_{split}", index).image
             _write_image(folder / split / str(index % NUM_CLASSES) / f"{index + 1:07d}.jpg", image)
 
 
@@ -178,7 +168,7 @@ def _draw_preview(scenes: list[Scene]) -> np.ndarray:
     cells = []
     for scene in scenes:  # each enlarged and centred in a black square
         big = cv2.resize(scene.image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
-        for annotation, colour in zip(annotation_entries(scene, 0), PALETTE, strict=False):
+        for annotation, colour in zip(drawing.annotation_entries(scene, 0), PALETTE, strict=False):
             _draw_annotation(big, annotation, colour)
         y, x = CELL - big.shape[0], CELL - big.shape[1]
         cells.append(np.pad(big, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0))))

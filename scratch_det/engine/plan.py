@@ -167,7 +167,7 @@ def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
     checkpoints = RunDir(cfg.OUTPUT_DIR).checkpoints
     if not cfg.MODEL.WEIGHTS and not (request.resume and any(checkpoints.glob("*.pth"))):
         own = f"there is no checkpoint in {checkpoints}: give" if request.resume else "give --resume, or"
-        yield f'--eval-only: MODEL.WEIGHTS is "", and random weights are not worth it; {own} MODEL.WEIGHTS FILE'
+        yield f'--eval-only: MODEL.WEIGHTS is "", so there is nothing to evaluate; {own} MODEL.WEIGHTS FILE'
     given = [name for name in TRAINING_FLAGS if getattr(request, name) != getattr(Request, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
