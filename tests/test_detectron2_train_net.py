@@ -131,9 +131,9 @@ def test_what_detectron2s_trainer_lacks(words: tuple[str, ...], said: str, tmp_p
     [
         (
             ("--num-gpus", "2", "MODEL.DEVICE", "cuda"),
-            "MODEL.DEVICE is cuda in 2 processes, but no GPU is visible here",
+            "MODEL.DEVICE is cuda in 2 processes, but no GPU is visible",
         ),
-        (("MODEL.DEVICE", "cuda:1"), "MODEL.DEVICE is cuda:1, but no GPU is visible here"),
+        (("MODEL.DEVICE", "cuda:1"), "MODEL.DEVICE is cuda:1, but no GPU is visible"),
         (("--num-gpus", "-1"), "--num-gpus -1 "),
     ],
 )

@@ -23,7 +23,7 @@ from scratch_det.engine.checkpointer import Checkpointer
 from scratch_det.engine.loop import Metrics, Trainer
 from scratch_det.engine.plan import Plan, Request, make_plan
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.engine.state import State, build_state, pick_device
+from scratch_det.engine.state import State, build_state
 from scratch_det.errors import UserError
 
 BATCHES = 20  # loaded before steps on them are timed
@@ -60,13 +60,13 @@ def loaded_batches(plan: Plan) -> list[list[Sample]]:
 @contextmanager
 def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
     """Two trainers with the same weights, drawn from SEED, in temporary run folders."""
-    backend, device, trainers = backends.load(backend_name), pick_device(cfg.MODEL.DEVICE, ALONE), []
+    backend, group, trainers = backends.load(backend_name), Group(ALONE, cfg.MODEL.DEVICE, StopFlag()), []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name in ("first", "second"):
                 run_dir = RunDir(Path(folder) / name)
                 run_dir.create()
-                group, state = Group(ALONE, device, StopFlag()), build_state(cfg, backend, device)
+                state = build_state(cfg, backend, group.device)
                 metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
                 checkpoints = Checkpointer(run_dir.checkpoints)
                 trainers.append(Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics))

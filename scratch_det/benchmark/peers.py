@@ -21,8 +21,7 @@ from scratch_det.benchmark.loops import wait_for_gpu
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.detectron2_catalog import register_data_sets
-from scratch_det.distributed.launch import ALONE
-from scratch_det.engine.state import pick_device
+from scratch_det.distributed.devices import pick_device
 from scratch_det.errors import UserError
 
 PLAIN_SCRIPT = Path("tools/plain_train_net.py")
@@ -101,7 +100,7 @@ def train_plainly(cfg: CfgNode, script: Path, image_ids: Iterable[int], gate: Ca
     data.stock.DATALOADER.ASPECT_RATIO_GROUPING = False  # the order is given
     order = _Order(data.places[image_id] for image_id in image_ids)
     module.build_detection_train_loader = lambda stock: gate(data.batches(sampler=order))
-    data.stock.MODEL.DEVICE = str(pick_device(cfg.MODEL.DEVICE, ALONE))
+    data.stock.MODEL.DEVICE = str(pick_device(cfg.MODEL.DEVICE))
     register_backbones()
     module.do_train(data.stock, build_model(data.stock))
 

@@ -31,9 +31,9 @@ from scratch_det.data.catalog import ROOT_VARIABLE
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.loading import training_batches
 from scratch_det.data.packed import FOLDER
-from scratch_det.distributed.launch import ALONE
+from scratch_det.distributed.devices import pick_device
 from scratch_det.engine.plan import Plan, Request, make_plan
-from scratch_det.engine.state import build_state, pick_device
+from scratch_det.engine.state import build_state
 from scratch_det.files import write_atomically
 
 ENDLESS = 10**9  # iterations
@@ -142,7 +142,7 @@ def loop(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
 @for_each_recipe
 def step(options: Options, name: str, plan: Plan) -> Iterator[Figure]:
     """The bare work of both models on the same images, unflipped and of one size; then whole iterations."""
-    cfg, device = plan.cfg, pick_device(plan.cfg.MODEL.DEVICE, ALONE)
+    cfg, device = plan.cfg, pick_device(plan.cfg.MODEL.DEVICE)
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "none", "choice"
     cfg.INPUT.MIN_SIZE_TRAIN = cfg.INPUT.MIN_SIZE_TRAIN[-1:]
     backend, batches, ways = load(plan.backend), loaded_batches(plan), []
@@ -184,7 +184,7 @@ def peer_run(plan: Plan, folder: Path) -> tuple[Path, dict[str, tuple[str, str]]
     """The recipe as detectron2's own config file, and the json and images of its data sets."""
     from scratch_det.backends.detectron2 import stock_cfg
 
-    stock, path = stock_cfg(plan.cfg, str(pick_device(plan.cfg.MODEL.DEVICE, ALONE))), folder / "detectron2.yaml"
+    stock, path = stock_cfg(plan.cfg, str(pick_device(plan.cfg.MODEL.DEVICE))), folder / "detectron2.yaml"
     stock.OUTPUT_DIR = str(folder / "detectron2")
     write_atomically(path, stock.dump())
     return path, {data.entry.name: (str(data.entry.json_file), str(data.entry.image_root)) for data in plan.training}

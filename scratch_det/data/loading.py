@@ -66,7 +66,8 @@ def _load_batches(dataset: SampleSet, cfg: CfgNode, batches: Iterable[Any], stop
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=Message if workers else list,
-        worker_init_fn=follow_parent,
+        worker_init_fn=follow_parent,  # a worker of a fork server, the default from Python 3.14 on, has another parent
+        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # not torch's global generator, which the training uses
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
         timeout=SECONDS_BETWEEN_LOOKS if workers else 0,

@@ -6,18 +6,20 @@ for it that another process has failed or was asked to stop, or that the launche
 
 import json
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from scratch_det.command_line import explained, unexpected
+from scratch_det.distributed.devices import SHARE_GPUS, Claim, check_claims, claim, pick_device
 from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
 from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError
@@ -87,20 +89,35 @@ class Group:
     gloo carries tensors on the CPU and Python objects, NCCL tensors on GPUs. ``stop`` is set, within a second, in all
     processes when one of them is asked to stop. As a context manager it ends the processes together.
 
-    Raises UserError when the others do not come, Stopped when one is asked to stop before all have met.
+    ``device`` is that of this process. When the devices of all do not fit together (``check_claims``), the processes
+    end with one message.
+
+    Args:
+        name: MODEL.DEVICE.
+
+    Raises UserError when the others do not come, and in a single process that has no such device; Stopped when one is
+    asked to stop before all have met.
     """
 
-    def __init__(self, world: World, device: torch.device, stop: StopFlag):
+    def __init__(self, world: World, name: str, stop: StopFlag):
         self.world, self.stop = world, stop
         self.rank, self.size, self.is_main = world.rank, world.size, world.is_main
         self.watch: Watch | None = None
         self.has_waited = False
         if self.size == 1:
+            self.device = pick_device(name)
             return
+        try:
+            self.device = pick_device(name, world)
+            own = claim(self.device)
+        except UserError as error:  # the others have to hear of it: they would wait
+            own = Claim(platform.node(), "", str(error))
         self.watch = Watch(self.rank, stop)
         self.watch.start()
         store, _ = open_store(world.address, world.port, world.is_main and not world.served, stop)
-        self.watch.store = store.clone()  # a connection of its own: a collective may block this one
+        # a connection of its own: a collective may block the other one
+        self.watch.store, _ = open_store(world.address, world.port, False, stop)
+        store.set(f"claim {self.rank}", json.dumps(own))
         here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
         while here < self.size:
             if stop.requested:
@@ -114,10 +131,16 @@ class Group:
                 )
             time.sleep(0.05)
             here = store.add("here", 0)
+        try:
+            check_claims([Claim(*json.loads(store.get(f"claim {rank}"))) for rank in range(self.size)])
+        except UserError as error:
+            store.add("heard", 1)
+            while self.is_main and store.add("heard", 0) < self.size and time.monotonic() < deadline:
+                time.sleep(0.05)  # this process may serve the store
+            self.fail(error)
         backend, timeout = "gloo", timedelta(seconds=COLLECTIVE_SECONDS)
-        if device.type == "cuda":
-            backend = "cpu:gloo,cuda:nccl"
-            torch.cuda.set_device(device)
+        if self.device.type == "cuda":
+            backend = "cpu:gloo,cuda:gloo" if os.environ.get(SHARE_GPUS) else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -168,11 +191,7 @@ class Group:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """End together. After an error tell the others, which end at once: their errors only follow from this one.
-
-        Only the process that failed first prints its error. After an error no process waits for another one, which may
-        never answer. A run that was asked to stop has not failed.
-        """
+        """End together, after an error as ``fail`` describes it; a run that was asked to stop has not failed."""
         if not self.watch:
             return
         if error is None or isinstance(error, Stopped):
@@ -181,8 +200,16 @@ class Group:
             self.watch.join()
             dist.barrier()  # from here on no watch reads the store, which ends with one of the processes
             dist.destroy_process_group()
-            return
+        else:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Tell the others of ``error`` and end; they end at once too, as their errors only follow from this one.
+
+        Only the process that failed first prints its error. No process waits for another one, which may never answer.
+        """
         self.wait_for_cause(error)
+        assert self.watch
         told, is_lost, store = explained(error), is_lost_connection(error), self.watch.store
         code = EXIT_CODE if told else 1 if is_lost else EXIT_UNEXPECTED
         assert store, "the processes have met"

@@ -42,8 +42,7 @@ class World:
     """This process among all processes of a run.
 
     rank, size: of all machines; local_rank, local_size: of this machine. address, port: of the store where the
-    processes meet. served: a launcher serves this store; otherwise rank 0 does. by_srun: SLURM started the processes,
-    perhaps each with a GPU of its own.
+    processes meet. served: a launcher serves this store; otherwise rank 0 does.
     """
 
     rank: int = 0
@@ -53,7 +52,6 @@ class World:
     address: str = "127.0.0.1"
     port: int = 0
     served: bool = False
-    by_srun: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -113,7 +111,7 @@ def read_world(environment: Mapping[str, str]) -> World:
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size and 0 < port < 65_536):
         raise UserError(f"the launcher's environment contradicts itself: {found}")
     served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return World(rank, size, local_rank, local_size, found["MASTER_ADDR"], port, served, by_srun)
+    return World(rank, size, local_rank, local_size, found["MASTER_ADDR"], port, served)
 
 
 def tasks_here(environment: Mapping[str, str]) -> str | None:

@@ -185,7 +185,8 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     """
     import torch  # here, so that errors of the checks above come at once
 
-    from scratch_det.engine.state import NO_GPU, pick_device, size_of
+    from scratch_det.distributed.devices import NO_GPU, check_machine
+    from scratch_det.engine.state import size_of
     from scratch_det.weights.load import load_weights
 
     cfg, backend = plan.cfg, plan.backend
@@ -206,7 +207,7 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     if cfg.MODEL.DEVICE == "cuda" and world.size == 1 and not torch.cuda.is_available():
         section.problem("notice", NO_GPU)
     else:
-        section.attempt(pick_device, cfg.MODEL.DEVICE, world)
+        section.attempt(check_machine, cfg.MODEL.DEVICE, world)
 
 
 def first_image(plan: Plan) -> "Tensor | None":

@@ -14,16 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate
 from scratch_det.distributed.group import Group
-from scratch_det.distributed.launch import World
 from scratch_det.engine.run_dir import Count, Seconds
-from scratch_det.errors import ConfigError, UserError
-from scratch_det.log import logger
 from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
 from scratch_det.weights.pixels import Pixels
 from scratch_det.weights.read import require_numbers
 
-NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
 MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of torch's optimizers: as the parameter is
 
 
@@ -158,36 +154,6 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
     if init_std is not None:
         fill_alike(model, init_std)
     return State(cfg, model.to(device), device)
-
-
-def pick_device(name: str, world: World) -> torch.device:
-    """MODEL.DEVICE; "cuda" is this process's GPU, or, for a single process, the CPU on a machine without any.
-
-    Raises ConfigError for a device that this machine does not have, UserError for more processes than GPUs.
-    """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        if name != "cuda" or world.size > 1:
-            asked = f"MODEL.DEVICE is {name}" + f" in {world.size} processes" * (world.size > 1)
-            raise ConfigError(f"{asked}, but no GPU is visible here; to train on the CPU give MODEL.DEVICE cpu")
-        logger.warning(NO_GPU)
-        return torch.device("cpu")
-    if name.startswith("cuda:") and world.size > 1:
-        raise ConfigError(f"MODEL.DEVICE is {name} in {world.size} processes, which need a GPU each; set it to cuda")
-    if name == "cuda" and world.size > 1:
-        visible = torch.cuda.device_count()
-        if visible == 1 and world.by_srun:  # SLURM shows every task only its own GPU
-            return torch.device("cuda", 0)
-        if world.local_size > visible:
-            raise UserError(
-                f"{world.local_size} processes on this machine, but {visible} visible GPUs; start one process a GPU, "
-                "or train on the CPU: MODEL.DEVICE cpu"
-            )
-        return torch.device("cuda", world.local_rank)
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"MODEL.DEVICE is {name}, which this machine does not have ({reason})") from None
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -35,7 +35,7 @@ from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
-from scratch_det.engine.state import State, TrainingBackend, build_state, pick_device, size_of
+from scratch_det.engine.state import State, TrainingBackend, build_state, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
@@ -129,12 +129,12 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     max_iter, task = cfg.SOLVER.MAX_ITER, TASKS[plan.task]
     run_dir.lock()
     backend = task.load(plan.backend)
-    device = pick_device(cfg.MODEL.DEVICE, world)
-    if device.type == "cpu":
-        keep_freed_memory()
-        for notice in cpu_notices(world.local_size, cfg.SOLVER.AMP.ENABLED):
-            logger.warning(notice)
-    with closing(run_dir), Group(world, device, stop) as group:
+    with closing(run_dir), Group(world, cfg.MODEL.DEVICE, stop) as group:
+        device = group.device
+        if device.type == "cpu":
+            keep_freed_memory()
+            for notice in cpu_notices(world.local_size, cfg.SOLVER.AMP.ENABLED):
+                logger.warning(notice)
         checkpoints = Checkpointer(run_dir.checkpoints, request.keep_last, request.kept)
         environment = describe_environment(plan, group.size)
         start = find_start(plan, checkpoints, environment) if group.is_main else None
@@ -185,11 +185,10 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder; writes only inference/."""
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
-    device = pick_device(cfg.MODEL.DEVICE, world)
-    with Group(world, device, stop) as group:
+    with Group(world, cfg.MODEL.DEVICE, stop) as group:
         own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
-        model = build_state(cfg, backend, device).model
+        model = build_state(cfg, backend, group.device).model
         logger.info(load_weights(model, weights, plan.backend, cfg))
         out = run_dir.path / "inference"
         metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, out, group)

@@ -1,5 +1,7 @@
 """Waiting for a batch ends: with the batch, with a request to stop, or with a message that names the fix."""
 
+import itertools
+import multiprocessing
 import os
 import resource
 import signal
@@ -63,6 +65,16 @@ def test_a_stop_is_obeyed_while_waiting(first) -> None:
     batches = first(lambda: time.sleep(600), stop)
     Timer(0.2, lambda: setattr(stop, "requested", True)).start()
     assert list(batches) == []
+
+
+def test_workers_are_forked_where_python_would_not(first) -> None:
+    """Python 3.14 starts processes by a server on Linux, which would be the parent that a worker ends with."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        assert len(list(itertools.islice(first(int), 2))) == 2
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_waiting_has_an_end(first, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import socket
 from typing import Any
 
 import pytest
-import torch
 
 from scratch_det.distributed import launch
 from scratch_det.distributed.group import Group
@@ -41,7 +40,7 @@ class TestWorld:
         assert read_world({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) == World()
 
     def test_srun(self) -> None:
-        assert read_world(SRUN) == World(5, 6, 1, 2, "gpu07", 20_000 + 4012345 % 12_000, by_srun=True)
+        assert read_world(SRUN) == World(5, 6, 1, 2, "gpu07", 20_000 + 4012345 % 12_000)
 
     def test_srun_with_uneven_nodes_and_given_meeting_point(self) -> None:
         environment = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1,2(x2),1", "MASTER_ADDR": "head", "MASTER_PORT": "7"}
@@ -72,7 +71,7 @@ class TestWorld:
             ({"RANK": "1", "WORLD_SIZE": "2", **MEETING, "LOCAL_WORLD_SIZE": "2"}, World(1, 2, 1, 2, "head", 29500)),
             # the launcher's own variable tells it
             ({"RANK": "1", "WORLD_SIZE": "2", **MEETING, **OPEN_MPI}, World(1, 2, 1, 2, "head", 29500)),
-            ({**SRUN, "RANK": "5", "WORLD_SIZE": "6", **MEETING}, World(5, 6, 1, 2, "head", 29500, by_srun=True)),
+            ({**SRUN, "RANK": "5", "WORLD_SIZE": "6", **MEETING}, World(5, 6, 1, 2, "head", 29500)),
             # srun --mpi=pmi2, and mpirun in a job, whose daemons srun starts
             ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "6"}, read_world(SRUN)),
             ({**SRUN, "SLURM_PROCID": "0", **OPEN_MPI}, World(1, 2, 1, 2, "127.0.0.1", 20_000 + 4012345 % 12_000)),
@@ -168,7 +167,7 @@ def test_a_stop_while_waiting_for_the_others(rank: int) -> None:
     stop = StopFlag()
     stop.requested = True
     with pytest.raises(Stopped):
-        Group(World(rank, 2, rank, 2, port=port), torch.device("cpu"), stop)
+        Group(World(rank, 2, rank, 2, port=port), "cpu", stop)
 
 
 def test_a_stop_while_the_meeting_point_opens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ class TestReport:
         """As at the start: an error where they were asked for, a notice where the CPU takes their place."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         [message] = self.errors(run, "--num-gpus", 2, "MODEL.DEVICE", "cuda")
-        assert message.startswith("MODEL.DEVICE is cuda in 2 processes, but no GPU is visible here")
+        assert message.startswith("MODEL.DEVICE is cuda in 2 processes, but no GPU is visible")
         done = run("MODEL.DEVICE", "cuda")
         assert (done.code, "notice: MODEL.DEVICE is cuda, but no GPU is visible" in done.out) == (0, True)
 

@@ -1,6 +1,4 @@
-"""The device, parameter groups, the learning rate of an iteration, clipping."""
-
-from collections.abc import Callable
+"""Parameter groups, the learning rate of an iteration, clipping."""
 
 import pytest
 import torch
@@ -9,9 +7,7 @@ from torch import nn
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import get_cfg, load_config
-from scratch_det.distributed.launch import World
-from scratch_det.engine.state import build_optimizer, clip_gradients, pick_device, set_learning_rate
-from scratch_det.errors import ConfigError
+from scratch_det.engine.state import build_optimizer, clip_gradients, set_learning_rate
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
@@ -96,25 +92,3 @@ class TestOptimizer:
         torch.testing.assert_close(model[0].grad, torch.tensor(expected[0]))
         torch.testing.assert_close(model[1].grad, torch.tensor(expected[1]))
         assert model[2].grad is None
-
-
-class TestDevice:
-    @pytest.fixture(autouse=True)
-    def no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def test_one_process_trains_on_the_cpu(self, warnings: Callable[[], str]) -> None:
-        assert pick_device("cuda", World()).type == "cpu"
-        assert "no GPU is visible: using the CPU" in warnings()
-
-    @pytest.mark.parametrize(
-        ("name", "processes", "asked"),
-        [
-            ("cuda:1", 1, "MODEL.DEVICE is cuda:1"),
-            ("cuda", 2, "MODEL.DEVICE is cuda in 2 processes"),
-            ("cuda:0", 2, "MODEL.DEVICE is cuda:0 in 2 processes"),
-        ],
-    )
-    def test_what_was_asked_for_by_name_or_number_is_an_error(self, name: str, processes: int, asked: str) -> None:
-        with pytest.raises(ConfigError, match=f"^{asked}, but no GPU is visible here; to train on the CPU give "):
-            pick_device(name, World(size=processes, local_size=processes))

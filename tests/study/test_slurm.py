@@ -237,8 +237,8 @@ def test_two_tasks_and_a_failure(study: Study) -> None:
     Slurm(study.out).submit([first, second, bad, never])
     wait_for(lambda: not said("squeue", "--noheader"), "all jobs")
     worlds = [read_world(read(study.out, f"{name}.{rank}")) for name in ("first", "second") for rank in (0, 1)]
-    assert [(world.rank, world.size, world.local_rank, world.by_srun) for world in worlds] == [
-        (0, 2, 0, True), (1, 2, 1, True), (0, 2, 0, True), (1, 2, 1, True),
+    assert [(world.rank, world.size, world.local_rank, world.local_size) for world in worlds] == [
+        (0, 2, 0, 2), (1, 2, 1, 2), (0, 2, 0, 2), (1, 2, 1, 2),
     ]  # fmt: skip
     assert len({world.port for world in worlds}) == 2
     assert read(study.out, "first.0")["OMP_NUM_THREADS"] == "1"
