@@ -96,16 +96,10 @@ class Progress:
             self.last_line = time.monotonic()
             self.say(f"{self.description}: {self.done}/{self.total}, {self.eta()}".removesuffix(", "))
 
-    def eta_seconds(self) -> float | None:
-        """Seconds that the rest will take at the mean speed so far; None before the first new step."""
-        if self.done <= self.start:
-            return None
-        return (time.monotonic() - self.began) / (self.done - self.start) * max(self.total - self.done, 0)
-
     def eta(self) -> str:
-        """``eta h:mm:ss``; empty before the first new step."""
-        seconds = self.eta_seconds()
-        return "" if seconds is None else f"eta {clock(seconds)}"
+        """``eta h:mm:ss`` at the mean speed so far; empty before the first new step."""
+        seconds = (time.monotonic() - self.began) * max(self.total - self.done, 0)
+        return f"eta {clock(seconds / (self.done - self.start))}" if self.done > self.start else ""
 
 
 def track(

@@ -5,7 +5,6 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
@@ -15,14 +14,6 @@ from scratch_det.log import logger
 
 NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
 SHARE_GPUS = "SCRATCH_DET_SHARE_GPUS"  # processes may have the same GPU: for tests, with gloo, as NCCL refuses it
-
-
-class Claim(NamedTuple):
-    """What a process tells the others: its host, and the type of its device, with a GPU's UUID; or why it has none."""
-
-    host: str
-    device: str
-    problem: str = ""
 
 
 def pick_device(name: str, world: World = ALONE) -> torch.device:
@@ -50,36 +41,30 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     return device
 
 
-def claim(device: torch.device) -> Claim:
-    """The claim of a process that has ``device``."""
+def identity(device: torch.device) -> str:
+    """The type of ``device`` or, of a GPU, its UUID, which tells whether two processes have the same one."""
     if device.type != "cuda":
-        return Claim(platform.node(), device.type)
+        return device.type
     unknown = f"{device.index} of process {os.getpid()}"  # of AMD's, in older versions of torch
-    return Claim(platform.node(), f"GPU {getattr(torch.cuda.get_device_properties(device), 'uuid', unknown)}")
+    return f"GPU {getattr(torch.cuda.get_device_properties(device), 'uuid', unknown)}"
 
 
-def check_claims(claims: Sequence[Claim]) -> None:
-    """Raise UserError, the same in every process, unless all compute on the CPU or each one has a GPU of its own."""
-    counts, kinds = Counter(one.device for one in claims), {one.device.partition(" ")[0] for one in claims}
-    if problem := next((one.problem for one in claims if one.problem), ""):
-        wrong = [one.problem == problem for one in claims]
-    elif len(kinds) > 1:
-        problem = "the processes compute on different devices; give all of them the same MODEL.DEVICE"
-        wrong = [True] * len(claims)
-    elif kinds == {"GPU"} and max(counts.values()) > 1 and not os.environ.get(SHARE_GPUS):
-        problem = (
-            f"{len(claims)} processes, but {len(counts)} GPUs: start one process a GPU, or train on the CPU: "
-            "MODEL.DEVICE cpu"
+def check_devices(found: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError, the same in every process, unless all compute on the CPU or each one has a GPU of its own.
+
+    found: of each process its host, and its device's ``identity`` or why it has none.
+    """
+    counts, may_share = Counter(device for _, device in found), os.environ.get(SHARE_GPUS)
+    wrong = [f"process {rank} on {host}: {device}" for rank, (host, device) in enumerate(found)
+             if not device.startswith("GPU") or (counts[device] > 1 and not may_share)]  # fmt: skip
+    if wrong and counts.keys() != {"cpu"}:
+        raise UserError(
+            f"{len(found)} processes need a GPU each, or all of them MODEL.DEVICE cpu:\n  "
+            + listed(wrong, separator="\n  ")
         )
-        wrong = [counts[one.device] > 1 for one in claims]
-    else:
-        return
-    places = [f"process {rank} on {one.host}" + f": {one.device}" * bool(one.device)
-              for rank, (one, is_wrong) in enumerate(zip(claims, wrong, strict=True)) if is_wrong]  # fmt: skip
-    raise UserError("\n  ".join([problem, listed(places, separator="\n  ")]))
 
 
 def check_machine(name: str, world: World) -> None:
     """Raise UserError for what the processes of this machine would find when they meet."""
-    ranks = range(world.local_size)
-    check_claims([claim(pick_device(name, replace(world, local_rank=rank))) for rank in ranks])
+    own = [identity(pick_device(name, replace(world, local_rank=rank))) for rank in range(world.local_size)]
+    check_devices([(platform.node(), device) for device in own])

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scratch_det.command_line import explained, unexpected
-from scratch_det.distributed.devices import SHARE_GPUS, Claim, check_claims, claim, pick_device
+from scratch_det.distributed.devices import SHARE_GPUS, check_devices, identity, pick_device
 from scratch_det.distributed.launch import MEETING_SECONDS, World, announce_failure, open_store
 from scratch_det.distributed.stop import SECONDS_BETWEEN_LOOKS, StopFlag, Stopped
 from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError
@@ -89,7 +89,7 @@ class Group:
     gloo carries tensors on the CPU and Python objects, NCCL tensors on GPUs. ``stop`` is set, within a second, in all
     processes when one of them is asked to stop. As a context manager it ends the processes together.
 
-    ``device`` is that of this process. When the devices of all do not fit together (``check_claims``), the processes
+    ``device`` is that of this process. When the devices of all do not fit together (``check_devices``), the processes
     end with one message.
 
     Args:
@@ -109,15 +109,15 @@ class Group:
             return
         try:
             self.device = pick_device(name, world)
-            own = claim(self.device)
+            own = identity(self.device)
         except UserError as error:  # the others have to hear of it: they would wait
-            own = Claim(platform.node(), "", str(error))
+            own = str(error)
         self.watch = Watch(self.rank, stop)
         self.watch.start()
         store, _ = open_store(world.address, world.port, world.is_main and not world.served, stop)
         # a connection of its own: a collective may block the other one
         self.watch.store, _ = open_store(world.address, world.port, False, stop)
-        store.set(f"claim {self.rank}", json.dumps(own))
+        store.set(f"device {self.rank}", json.dumps((platform.node(), own)))
         here, deadline = store.add("here", 1), time.monotonic() + MEETING_SECONDS
         while here < self.size:
             if stop.requested:
@@ -132,7 +132,7 @@ class Group:
             time.sleep(0.05)
             here = store.add("here", 0)
         try:
-            check_claims([Claim(*json.loads(store.get(f"claim {rank}"))) for rank in range(self.size)])
+            check_devices([json.loads(store.get(f"device {rank}")) for rank in range(self.size)])
         except UserError as error:
             store.add("heard", 1)
             while self.is_main and store.add("heard", 0) < self.size and time.monotonic() < deadline:

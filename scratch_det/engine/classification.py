@@ -161,7 +161,9 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
     return {**sample, "image": transforms.center_crop(image, [side, side])}
 
 
-def evaluate(backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, group: Group) -> dict[str, Any]:
+def evaluate(
+    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _folder: Path, group: Group
+) -> dict[str, Any]:
     """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
 
     The ranks of ``group`` share the images. Raises Stopped when the run was asked to stop.

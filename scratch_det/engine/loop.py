@@ -72,6 +72,8 @@ class Metrics:
         medians = {key: statistics.median(one[key] for one in self.window) for key in scalars}
         self.window.clear()
         medians["lr"] = scalars["lr"]
+        if most := torch.cuda.max_memory_allocated():  # 0 where no GPU is used
+            medians["max_mem"] = most / 2**20
         medians["eta_seconds"] = medians["time"] * (self.max_iter - iteration - 1)
         self.write(iteration, medians)
         return medians
@@ -299,4 +301,5 @@ def log_line(iteration: int, max_iter: int, medians: dict[str, float]) -> str:
     return (
         f"iter {iteration + 1}/{max_iter}  eta {clock(medians['eta_seconds'])}  total_loss {medians['total_loss']:.4f}"
         f"  {losses}  lr {medians['lr']:.6f}  {medians['time']:.3f} s/iter  data {medians['data_time']:.3f} s"
+        + (f"  max_mem: {medians['max_mem']:.0f}M" if "max_mem" in medians else "")
     )

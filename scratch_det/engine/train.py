@@ -6,13 +6,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
@@ -22,8 +22,7 @@ from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
-from scratch_det.data.catalog import ImageFolder, datasets_root
-from scratch_det.data.coco import CocoDataset
+from scratch_det.data.catalog import datasets_root
 from scratch_det.data.dataset import SampleSet, TrainingSet
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
@@ -49,74 +48,22 @@ PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "nump
 SAVE_DIFF, MOST_DIFF = "SCRATCH_DET_SAVE_DIFF", 1_000_000  # characters
 
 
-class Task(Protocol):
+class Task(NamedTuple):
     """What differs between the detection and the classification that pre-trains a backbone.
 
     best: the task and name of the metric that selects model_best.pth.
+    load: what builds the model and computes losses, by the backend's name.
+    training_set: samples by stream position, of the config and the data sets.
+    evaluate: metrics in percent by task and name on one test set, on rank 0; empty elsewhere. May write into its
+        folder. Raises Stopped when the run was asked to stop.
+    conclude: writes what a complete run leaves beside its checkpoints, metrics and result.json; on rank 0.
     """
 
     best: tuple[str, str]
-
-    def load(self, backend: str) -> TrainingBackend:
-        """What builds the model and computes losses."""
-
-    def training_set(self, cfg: CfgNode, data: list[Any]) -> SampleSet:
-        """Samples by stream position."""
-
-    def evaluate(
-        self, backend: Any, model: nn.Module, cfg: CfgNode, data: Any, folder: Path, group: Group
-    ) -> dict[str, dict[str, float]]:
-        """Metrics in percent by task and name on one test set, on rank 0; empty elsewhere. May write into ``folder``.
-
-        Raises Stopped when the run was asked to stop.
-        """
-
-    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[Any]) -> None:
-        """Write what a complete run leaves beside its checkpoints, metrics and result.json; on rank 0."""
-
-
-class Detection:
-    """Boxes, and masks or keypoints where the recipe has them."""
-
-    best = main_score("bbox")
-
-    def load(self, backend: str) -> TrainingBackend:
-        return backends.load(backend)
-
-    def training_set(self, cfg: CfgNode, data: list[CocoDataset]) -> SampleSet:
-        return TrainingSet(cfg, data)
-
-    def evaluate(
-        self, backend: Any, model: nn.Module, cfg: CfgNode, data: CocoDataset, folder: Path, group: Group
-    ) -> dict[str, dict[str, float]]:
-        return inference.evaluate(backend, model, cfg, data, folder, group)
-
-    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[CocoDataset]) -> None:
-        draw_pictures(cfg, run_dir, test)
-
-
-class Classification:
-    """The class of an image; leaves the backbone's weights."""
-
-    best = main_score("classification")
-
-    def load(self, backend: str) -> TrainingBackend:
-        return classification
-
-    def training_set(self, cfg: CfgNode, data: list[ImageFolder]) -> SampleSet:
-        return classification.FolderSet(cfg, data)
-
-    def evaluate(
-        self, backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, folder: Path, group: Group
-    ) -> dict[str, dict[str, float]]:
-        return classification.evaluate(backend, model, cfg, data, group)
-
-    def conclude(self, cfg: CfgNode, run_dir: RunDir, state: State, test: list[ImageFolder]) -> None:
-        classification.save_backbone(run_dir.path, state)
-        draw_pictures(cfg, run_dir, [])
-
-
-TASKS: dict[str, Task] = {DETECTION: Detection(), CLASSIFICATION: Classification()}
+    load: Callable[[str], TrainingBackend]
+    training_set: Callable[[CfgNode, list[Any]], SampleSet]
+    evaluate: Callable[[Any, nn.Module, CfgNode, Any, Path, Group], dict[str, dict[str, float]]]
+    conclude: Callable[[CfgNode, RunDir, State, list[Any]], None]
 
 
 def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -298,7 +245,7 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
 
 
-def draw_pictures(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
+def draw_pictures(cfg: CfgNode, run_dir: RunDir, _state: State, test: list[Any]) -> None:
     """Draw curves.png and predictions.png. An error in drawing is only logged: the run is still complete."""
     try:
         from scratch_det.engine.pictures import draw  # here: matplotlib takes 0.4 s, and no iteration needs it
@@ -306,6 +253,19 @@ def draw_pictures(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> Non
         draw(cfg, run_dir, test)
     except Exception:
         logger.exception("the pictures could not be drawn")
+
+
+def leave_backbone(cfg: CfgNode, run_dir: RunDir, state: State, _test: list[Any]) -> None:
+    """Write backbone.pth and draw curves.png."""
+    classification.save_backbone(run_dir.path, state)
+    draw_pictures(cfg, run_dir, state, [])
+
+
+TASKS = {
+    DETECTION: Task(main_score("bbox"), backends.load, TrainingSet, inference.evaluate, draw_pictures),
+    CLASSIFICATION: Task(main_score("classification"), lambda _: classification, classification.FolderSet,
+                         classification.evaluate, leave_backbone),
+}  # fmt: skip
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:

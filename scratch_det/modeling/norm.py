@@ -16,6 +16,8 @@ from scratch_det.config.rules import GN_GROUPS
 from scratch_det.errors import ConfigError
 
 OVER_VALUES = (0, 2, 3)  # all axes of [N, C, H, W] but the channels
+HAVE_KERNELS = ("cuda",)  # devices with torch's kernels for nn.SyncBatchNorm, batch_norm_stats and others
+NOTHING = 1e-30  # as a number of values: added to a real one it changes nothing
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -49,40 +51,88 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, H, W] in its own type; N may be 0."""
-        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
-            self._check_input_dim(x)
-            count, mean, var = global_statistics(x)
-            if self.track_running_stats:
-                with torch.no_grad():  # count is a tensor, 0 or not: reading its value would wait for the GPU
-                    self.num_batches_tracked += count > 0
-                    seen = (count > 0).to(mean.dtype)
-                    tracked = self.num_batches_tracked.clamp(min=1)
-                    share = seen / tracked if self.momentum is None else seen * self.momentum
-                    self.running_mean.lerp_(mean, share)
-                    self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
-            return _GlobalBatchNorm.apply(x, self.weight, self.bias, count, mean, var, self.eps)
-        if self.training and not x.numel():  # nothing to take statistics of
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            if self.training and not x.numel():  # nothing to take statistics of
+                return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return super().forward(x)
+        self._check_input_dim(x)
+        # A cumulative average (no momentum) has a share that only the GPU knows, and the kernel takes a number.
+        by_kernels = x.device.type in HAVE_KERNELS and self.track_running_stats and self.momentum is not None
+        counts, means, spreads = all_statistics(x, self.eps, by_kernels)
+        if by_kernels and x.numel():
+            self.num_batches_tracked += 1
+            running = (self.running_mean, self.running_var, self.momentum, self.eps)
+            return _KernelBatchNorm.apply(x, self.weight, self.bias, means, spreads, *running, counts[:, 0])
+        variances = spreads**-2 - self.eps if by_kernels else spreads
+        shares = counts / counts.sum().clamp(min=1)
+        count, mean = counts.sum(), (shares * means).sum(0)
+        var = (shares * (variances + (means - mean) ** 2)).sum(0)
+        if self.track_running_stats:
+            with torch.no_grad():  # count is a tensor, 0 or not: reading its value would wait for the GPU
+                self.num_batches_tracked += count >= 1
+                seen = (count >= 1).to(mean.dtype)
+                tracked = self.num_batches_tracked.clamp(min=1)
+                share = seen / tracked if self.momentum is None else seen * self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
+        return _GlobalBatchNorm.apply(x, self.weight, self.bias, count, mean, var, self.eps)
 
 
 @torch.no_grad()
-def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all ranks: number of values a channel has (a scalar), their mean [C] and biased variance [C].
+def all_statistics(x: Tensor, eps: float, by_kernels: bool) -> tuple[Tensor, ...]:
+    """Of each of W ranks: number of values a channel has [W, 1], their mean [W, C] and biased variance [W, C].
 
-    Zeros when no rank has any. One collective; float32 or, for float64 input, float64.
+    by_kernels: 1 / sqrt(variance + eps) in the place of the variance. One collective; float32 or, for float64 input,
+    float64.
     """
-    x, channels = x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[1]
-    count = x.numel() // channels
-    mean = x.sum(OVER_VALUES) / max(count, 1)
-    var = (x - mean[:, None, None]).square_().sum(OVER_VALUES) / max(count, 1)  # var_mean is 10 times as slow on a CPU
-    own = torch.cat([x.new_full((1,), count), mean, var])
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    counts, means, variances = torch.stack(gathered).split([1, channels, channels], dim=1)
-    shares = counts / counts.sum().clamp(min=1)
-    mean = (shares * means).sum(0)
-    return counts.sum(), mean, (shares * (variances + (means - mean) ** 2)).sum(0)
+    dtype, channels = torch.promote_types(x.dtype, torch.float32), x.shape[1]
+    count: float = x.numel() // channels
+    if by_kernels and count:
+        mean, spread = torch.batch_norm_stats(packed(x), eps)
+    elif by_kernels:  # the kernel that takes all together divides by the first count
+        count, mean, spread = NOTHING, *x.new_ones((2, channels), dtype=dtype)
+    else:
+        x = x.to(dtype)
+        mean = x.sum(OVER_VALUES) / max(count, 1)
+        squares = (x - mean[:, None, None]).square_().sum(OVER_VALUES)  # var_mean is 10 times as slow on a CPU
+        spread = squares / max(count, 1)
+    own = torch.cat([mean.new_full((1,), count), mean, spread])
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, own)
+    return torch.stack(rows).split([1, channels, channels], dim=1)
+
+
+def packed(x: Tensor) -> Tensor:
+    """``x`` in one of the two orders of memory that the kernels read."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+class _KernelBatchNorm(torch.autograd.Function):
+    """As ``_GlobalBatchNorm`` by torch's kernels; updates the running statistics.
+
+    A rank with an empty batch takes the other one: the sums that it sends in the backward pass are 0 in both.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, means: Tensor, inverse_stds: Tensor,
+        running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, counts: Tensor,
+    ) -> Tensor:  # fmt: skip
+        given = (means, inverse_stds, running_mean, running_var, momentum, eps, counts)
+        x = packed(x)
+        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(x, *given)
+        ctx.save_for_backward(x, mean, inverse_std, weight, counts.int())
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *given, counts = (packed(grad), *ctx.saved_tensors)
+        _, has_weight, has_bias, *_ = ctx.needs_input_grad
+        *own, grad_weight, grad_bias = torch.batch_norm_backward_reduce(*given, True, has_weight, has_bias)
+        sums = torch.stack(own)
+        dist.all_reduce(sums)
+        return torch.batch_norm_backward_elemt(*given, *sums, counts), grad_weight, grad_bias, *[None] * 7
 
 
 class _GlobalBatchNorm(torch.autograd.Function):

@@ -1,4 +1,7 @@
-"""Parameter groups, the learning rate of an iteration, clipping."""
+"""Parameter groups, the learning rate of an iteration, clipping; what is otherwise on a GPU."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import get_cfg, load_config
-from scratch_det.engine.state import build_optimizer, clip_gradients, set_learning_rate
+from scratch_det.engine import state as module
+from scratch_det.engine.state import State, build_optimizer, clip_gradients, set_learning_rate
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
@@ -92,3 +96,46 @@ class TestOptimizer:
         torch.testing.assert_close(model[0].grad, torch.tensor(expected[0]))
         torch.testing.assert_close(model[1].grad, torch.tensor(expected[1]))
         assert model[2].grad is None
+
+
+class TestOnGPU:
+    """Functions of torch stand for a GPU."""
+
+    @pytest.fixture
+    def state(self, monkeypatch: pytest.MonkeyPatch) -> State:
+        """That of a small model after one step, which says that it is on a GPU."""
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        state = State(get_cfg(), model, torch.device("cpu"))
+        model(torch.randn(2, 3, 4, 4)).sum().backward()
+        state.optimizer.step()
+        state.iteration, state.device = 1, torch.device("cuda")
+        return state
+
+    def test_a_checkpoint_waits_once(self, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+        copied: list[tuple[Any, ...]] = []
+        move = torch.Tensor.to
+        monkeypatch.setattr(torch.Tensor, "to", lambda *given, **how: (copied.append((*given, how)), move(*given))[1])
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: copied.append(("wait",)))
+        found = state.state_dict()
+        *copies, last = copied
+        assert last == ("wait",)
+        assert all(how == {"non_blocking": True} and to == "cpu" for _, to, how in copies)
+        tensors = [
+            *state.model.state_dict().values(),
+            *(one["momentum_buffer"] for one in state.optimizer.state.values()),
+        ]
+        assert len(copies) == len(tensors) == 11
+        assert {one.data_ptr() for one, *_ in copies} == {one.data_ptr() for one in tensors}
+        assert found["model"]._metadata == state.model.state_dict()._metadata  # versions of layers
+        assert found["optimizer"]["param_groups"] == state.optimizer.state_dict()["param_groups"]
+
+    @pytest.mark.parametrize(("processes", "device"), [(2, "cuda"), (2, "cpu"), (1, "cuda")])
+    def test_gradients_are_exchanged_in_place_and_buffers_are_not(
+        self, processes: int, device: str, state: State, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "DistributedDataParallel", lambda model, **how: (model, how))
+        state.device = torch.device(device)
+        state.spread(SimpleNamespace(size=processes))  # type: ignore[arg-type]
+        how = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        is_wrapped = processes > 1 and device == "cuda"
+        assert state.parallel == ((state.model, how) if is_wrapped else state.model)

@@ -120,6 +120,18 @@ class TestRun:
             {"iteration": 24, "total_loss": 22.0, "lr": 2.4, "time": 2.0, "eta_seconds": 0.0},
         ]
 
+    @pytest.mark.parametrize("most", [0, 3 * 2**30])
+    def test_the_memory_of_a_gpu(self, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The most so far, MiB, also in a window that began on a CPU."""
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most)
+        scalars = {"total_loss": 1.0, "lr": 0.1, "time": 1.0, "data_time": 0.0}
+        writer = loop.Metrics(RunDir(tmp_path), start_iteration=1, max_iter=2, window=[scalars])
+        medians = writer.add(1, scalars)
+        writer.close()
+        assert medians
+        assert json.loads((tmp_path / "metrics.json").read_text()).get("max_mem") == (3072 if most else None)
+        assert loop.log_line(1, 2, medians).endswith("max_mem: 3072M" if most else "data 0.000 s")
+
     def test_log_is_kept(self, train: Train) -> None:
         log = (train() / "log.txt").read_text()
         assert f"backend {backends.library(backends.choose('auto'))}" in log

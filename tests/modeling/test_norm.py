@@ -1,7 +1,11 @@
-"""Normalisation layers: SyncBN in two processes against one process with the same values."""
+"""Normalisation layers: SyncBN in two processes against one process with the same values.
+
+torch's kernels of SyncBN exist on GPUs only: here functions of their meaning stand for them.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
 from scratch_det.data.masks import Masks
+from scratch_det.modeling import norm as module
 from scratch_det.modeling.norm import NORMS, SyncBatchNorm
 
 CHANNELS, SIDE, STEPS = 4, 3, 2
@@ -69,6 +74,67 @@ def network(make: Callable[..., nn.Module]) -> nn.Module:
     return nn.Sequential(*parts).double()
 
 
+def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    assert x.numel()
+    assert x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), correction=0)
+    return mean, (var + eps).rsqrt()
+
+
+def batch_norm_gather_stats_with_counts(
+    x: Tensor, means: Tensor, inverse_stds: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float,
+    eps: float, counts: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Rank by rank, as the kernel does: a first count of 0 would be a division by 0."""
+    assert running_mean.dtype == running_var.dtype == means.dtype == counts.dtype
+    number, mean, squares = torch.zeros_like(counts[0]), torch.zeros_like(means[0]), torch.zeros_like(means[0])
+    for count, own_mean, inverse_std in zip(counts, means, inverse_stds, strict=True):
+        factor = 1 / (number + count)
+        squares += (inverse_std**-2 - eps) * count + (mean - own_mean) ** 2 * number * count * factor
+        mean = number * factor * mean + count * factor * own_mean
+        number = number + count
+    running_mean.copy_((1 - momentum) * running_mean + momentum * mean)
+    running_var.copy_((1 - momentum) * running_var + momentum * squares / (number - 1))
+    return mean, (squares / number + eps).rsqrt()
+
+
+def batch_norm_elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Tensor:
+    mean, inverse_std, weight, bias = (one[:, None, None] for one in (mean, inverse_std, weight, bias))
+    return ((x.to(mean.dtype) - mean) * inverse_std * weight + bias).to(x.dtype)
+
+
+def batch_norm_backward_reduce(
+    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, *wanted: bool
+) -> tuple[Tensor, ...]:
+    assert wanted == (True, True, True)
+    assert grad.is_contiguous()
+    from_mean = x.to(mean.dtype) - mean[:, None, None]
+    sum_dy, sum_dy_xmu = (values.to(mean.dtype).sum((0, 2, 3)) for values in (grad, grad * from_mean))
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * inverse_std, sum_dy
+
+
+def batch_norm_backward_elemt(
+    grad: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, sum_dy: Tensor, sum_dy_xmu: Tensor,
+    counts: Tensor,
+) -> Tensor:  # fmt: skip
+    assert counts.dtype == torch.int32
+    assert counts.is_contiguous()
+    number = counts.sum()
+    slope, along_std = inverse_std * weight, inverse_std**2 * sum_dy_xmu / number
+    mean, slope, along_std, along_mean = (one[:, None, None] for one in (mean, slope, along_std, sum_dy / number))
+    return ((grad - along_mean - (x.to(mean.dtype) - mean) * along_std) * slope).to(x.dtype)
+
+
+KERNELS = (batch_norm_stats, batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce,
+           batch_norm_backward_elemt)  # fmt: skip
+WAYS = {"own": (), "kernels": ("cpu",)}  # the devices that have kernels
+CALLS: list[str] = []
+
+
+def counted(kernel: Callable) -> Callable:
+    return lambda *given: (CALLS.append(kernel.__name__), kernel(*given))[1]
+
+
 def run_process(rank: int, folder: Path) -> None:
     """One of two processes: every case, its results into ``folder``."""
     torch.set_num_threads(1)
@@ -76,25 +142,30 @@ def run_process(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     results: dict[Any, Any] = {}
-    for name, sizes in SIZES.items():
-        for kind in KINDS:
-            batches = [batch(sizes[rank], 10 * step + rank, kind) for step in range(STEPS)]
-            results[name, kind] = trained(layer(SyncBatchNorm, kind), batches)
+    for kernel in KERNELS:
+        setattr(torch, kernel.__name__, counted(kernel))
+    for way, name, kind in product(WAYS, SIZES, KINDS):
+        module.HAVE_KERNELS = WAYS[way]
+        batches = [batch(SIZES[name][rank], 10 * step + rank, kind) for step in range(STEPS)]
+        results[way, name, kind] = trained(layer(SyncBatchNorm, kind), batches)
+        results[way, name, kind, "calls"] = [*CALLS]
+        CALLS.clear()
+    module.HAVE_KERNELS = WAYS["own"]
     for name, sizes in DIVIDED.items():
         model = DistributedDataParallel(network(SyncBatchNorm))
         x, coefficients = batch(sizes[rank], rank, "float64")
         (model(x) * coefficients[..., :1, :1]).sum().backward()
         results[name, "divided"] = [parameter.grad for parameter in model.parameters()]
-    norm = layer(SyncBatchNorm, "float64").eval()
+    evaluated = layer(SyncBatchNorm, "float64").eval()
     if rank == 0:  # the other one would never answer
-        results["evaluation"] = trained(norm, [batch(size, 0, "float64") for size in (2, 0)])
+        results["evaluation"] = trained(evaluated, [batch(size, 0, "float64") for size in (2, 0)])
     torch.save(results, folder / f"{rank}.pth")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """Results of both processes by (name of the sizes, kind)."""
+    """Results of both processes by (way, name of the sizes, kind)."""
     folder = tmp_path_factory.mktemp("two_processes")
     torch.multiprocessing.spawn(run_process, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
@@ -109,8 +180,9 @@ def joined(sizes: tuple[int, ...], step: int, kind: str) -> tuple[Tensor, Tensor
 class TestTwoProcesses:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("name", [name for name in SIZES if any(SIZES[name])])
-    def test_are_one_process_with_both_batches(self, name: str, kind: str, two_processes: list[dict]) -> None:
-        first, second = (results[name, kind] for results in two_processes)
+    @pytest.mark.parametrize("way", WAYS)
+    def test_are_one_process_with_both_batches(self, way: str, name: str, kind: str, two_processes: list[dict]) -> None:
+        first, second = (results[way, name, kind] for results in two_processes)
         batches = [joined(SIZES[name], step, kind) for step in range(STEPS)]
         exact = trained(layer(nn.BatchNorm2d, kind).double(), [(x.detach().double(), c.double()) for x, c in batches])
         tolerance = TOLERANCES.get(kind, 1e-12)
@@ -127,14 +199,25 @@ class TestTwoProcesses:
             close(found + other, expected)
         assert first["state"].keys() == second["state"].keys() == exact["state"].keys()
         for key, expected in exact["state"].items():
-            assert first["state"][key].equal(second["state"][key])
+            if way == "own" or all(SIZES[name]):  # a rank without values computes them in another way
+                assert first["state"][key].equal(second["state"][key])
+            close(second["state"][key], expected)
             close(first["state"][key], expected)
 
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("name", SIZES)
+    def test_kernels_are_used_where_there_are_some(self, name: str, way: str, two_processes: list[dict]) -> None:
+        for rank, results in enumerate(two_processes):
+            has_any = WAYS[way] and SIZES[name][rank]
+            assert results[way, name, "bfloat16", "calls"] == [kernel.__name__ for kernel in KERNELS if has_any] * STEPS
+            assert not results[way, name, "cumulative", "calls"]
+
     @pytest.mark.parametrize("kind", KINDS)
-    def test_both_empty_change_nothing(self, kind: str, two_processes: list[dict]) -> None:
+    @pytest.mark.parametrize("way", WAYS)
+    def test_both_empty_change_nothing(self, way: str, kind: str, two_processes: list[dict]) -> None:
         before = layer(SyncBatchNorm, kind).state_dict()
         for results in two_processes:
-            found = results["both empty", kind]
+            found = results[way, "both empty", kind]
             assert all(value.shape == (0, CHANNELS, SIDE, SIDE) for value in found["outputs"] + found["gradients"])
             assert all(gradient.eq(0).all() for gradient in found["weights"])
             assert all(value.equal(before[key]) for key, value in found["state"].items())
