@@ -51,11 +51,9 @@ def main() -> None:
             print(f"notice: {notice}", file=sys.stderr)
         backends.load("detectron2")
         from scratch_det.backends.detectron2_trainer import run
-        from scratch_det.distributed.devices import check_machine, pick_device
+        from scratch_det.distributed.devices import check_machine
 
-        if processes > 1:
-            check_machine(cfg.MODEL.DEVICE, World(size=processes, local_size=max(args.num_gpus, 1)))
-        elif pick_device(cfg.MODEL.DEVICE).type == "cpu":
+        if check_machine(cfg.MODEL.DEVICE, World(size=processes, local_size=max(args.num_gpus, 1))) == "cpu":
             cfg.MODEL.DEVICE = "cpu"
         run(cfg, args, GIVEN)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from scratch_det.distributed.launch import ALONE, World
-from scratch_det.errors import ConfigError, UserError, listed
+from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 
 NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
@@ -58,13 +58,12 @@ def check_devices(found: Sequence[tuple[str, str]]) -> None:
     wrong = [f"process {rank} on {host}: {device}" for rank, (host, device) in enumerate(found)
              if not device.startswith("GPU") or (counts[device] > 1 and not may_share)]  # fmt: skip
     if wrong and counts.keys() != {"cpu"}:
-        raise UserError(
-            f"{len(found)} processes need a GPU each, or all of them MODEL.DEVICE cpu:\n  "
-            + listed(wrong, separator="\n  ")
-        )
+        head = f"{len(found)} processes need a GPU each, or all of them MODEL.DEVICE cpu:"
+        raise UserError("\n  ".join([head, *wrong]))
 
 
-def check_machine(name: str, world: World) -> None:
-    """Raise UserError for what the processes of this machine would find when they meet."""
+def check_machine(name: str, world: World) -> str:
+    """The first device's ``identity``; raises UserError for what this machine's processes would find when they meet."""
     own = [identity(pick_device(name, replace(world, local_rank=rank))) for rank in range(world.local_size)]
     check_devices([(platform.node(), device) for device in own])
+    return own[0]

@@ -176,11 +176,6 @@ class Group:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
-    def on_failure(self, record: Callable[[str], None]) -> None:
-        """Call ``record(reason)`` in this process before it ends because another one failed."""
-        if self.watch:
-            self.watch.record = record
-
     def wait_for_cause(self, error: BaseException) -> None:
         """After a lost connection, wait once for the watch to learn which failure caused it, and to leave with that."""
         if self.watch and is_lost_connection(error) and not self.has_waited:

@@ -143,8 +143,7 @@ def environment_changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[Ch
 
 def reject_changes(changes: Iterable[Change], what: str, completed: int, hint: str = "") -> None:
     """Raise UserError when one of ``changes`` would alter the completed iterations of ``what``."""
-    lines = [f"  {change}" for change in changes if change.rejected]
-    if lines:
+    if lines := [f"  {change}" for change in changes if change.rejected]:
         more = [f"  and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
         head = f"{what} cannot be continued like this after {completed} iterations:"
         fix = f"  keep the earlier values, or start another run: OUTPUT_DIR PATH{hint}"

@@ -50,11 +50,13 @@ class Checkpointer:
 
     def __init__(self, folder: Path, keep_last: int = 3, keep_at: Collection[int] = ()):
         self.folder, self.keep_last, self.index = folder, keep_last, folder / "index.json"
+        self.bytes_each = 0
         self.keep_at = frozenset(keep_at).union(self._read_index().get("keep_at", ()))
         self._last_written: tuple[int, Path, str] | None = None  # completed iterations, file, SHA-256
 
     def check_space(self, bytes_each: int, max_iter: int, period: int) -> None:
         """Raise UserError unless all checkpoints of the run fit on the disk."""
+        self.bytes_each = bytes_each
         check_free_space(self.folder, bytes_each, most_checkpoints(max_iter, period, self.keep_last, self.keep_at))
 
     def save(self, state: dict[str, Any], completed: int, final: bool = False) -> Path:
@@ -65,7 +67,7 @@ class Checkpointer:
         """
         regular = self.folder / checkpoint_name(completed - 1)
         path = self.folder / FINAL if final else regular
-        with self._writing(path, state):
+        with self._writing(path):
             self._last_written = None
             self._put(path, state, completed)
             if final and completed in self.keep_at:
@@ -79,7 +81,7 @@ class Checkpointer:
 
     def save_best(self, state: dict[str, Any], ap: float, completed: int) -> None:
         """Write the state after ``completed`` iterations as model_best.pth, with its AP. Raises as ``save`` does."""
-        with self._writing(self.folder / BEST, state):
+        with self._writing(self.folder / BEST):
             self._put(self.folder / BEST, state, completed)
             digests = self._read_index()["sha256"]  # only the newest digest of model_best.pth is needed
             self._write_index(sha256={**digests, BEST: digests[BEST][:1]}, best={"completed": completed, "ap": ap})
@@ -156,7 +158,7 @@ class Checkpointer:
         return [path for _, _, path in sorted(places, reverse=True)]
 
     @contextmanager
-    def _writing(self, path: Path, state: dict[str, Any]) -> Iterator[None]:
+    def _writing(self, path: Path) -> Iterator[None]:
         """Remove unfinished files before, and after an error; explain a full disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
@@ -172,7 +174,7 @@ class Checkpointer:
                 raise cause from None
             last = next(iter(self._newest_first()), "none")
             raise UserError(
-                f"disk full at {path} ({cause.strerror}): it needs about {size(tensor_bytes(state))}, "
+                f"disk full at {path} ({cause.strerror}): it needs about {size(self.bytes_each)}, "
                 f"{size(free_bytes(self.folder))} are free; the last complete checkpoint is {last}\n"
                 "  free space and continue with --resume"
             ) from None
@@ -253,12 +255,3 @@ def _link(source: Path, path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def tensor_bytes(state: Any) -> int:
-    """Bytes of every tensor in nested dictionaries, lists and tuples."""
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    if isinstance(state, dict):
-        return sum(map(tensor_bytes, state.values()))
-    return sum(map(tensor_bytes, state)) if isinstance(state, list | tuple) else 0

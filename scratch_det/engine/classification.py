@@ -162,7 +162,7 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
 
 
 def evaluate(
-    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _folder: Path, group: Group
+    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _out: Path, group: Group
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
 

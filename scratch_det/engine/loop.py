@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ DIVERGENCE_REPORT = "nonfinite.json"
 HISTORY = 50  # iterations of losses in the report
 MOST_IMAGES = 8  # image ids in the message; the report lists all
 RISEN = 2.0  # total loss grown by this factor within HISTORY: the learning rate is probably too high
+READ_LATE = ("cuda",)  # devices that compute while the host goes on
 LOWER = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
 
 
@@ -123,6 +124,7 @@ class Trainer:
     checkpoints: Checkpointer
     metrics: Metrics
     accumulate: int = 1
+    unread: Callable[[], None] | None = None
     history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def train(self, dataset: SampleSet, evaluate: Callable[[int], object], until: int) -> None:
@@ -137,45 +139,60 @@ class Trainer:
         batches = training_batches(dataset, cfg, state.iteration, group.world, self.accumulate, group.stop)
         with Progress("training", max_iter, state.iteration, say=None) as progress:
             for iteration in range(state.iteration, until):
-                total_loss = self.run_iteration(iteration, batches)
-                if total_loss is None:
+                if not self.run_iteration(iteration, batches):
                     if iteration:
                         self.save()
                     raise Stopped(group.stop)
-                progress.advance(f"loss {total_loss:.3f}")
+                progress.advance(f"loss {self.history[-1]['total_loss']:.3f}" if self.history else "")
                 completed = state.iteration
                 if completed in {max_iter, *self.checkpoints.keep_at} or is_due(completed, period):
                     self.save()
                 # After the checkpoint: a run that resumes from it repeats an evaluation that was interrupted.
                 if is_due(completed, cfg.TEST.EVAL_PERIOD) and completed < max_iter:
+                    self.read_losses()
                     evaluate(iteration)
 
-    def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> float | None:
-        """Run one iteration and add its metrics; returns the total loss, None when the run was asked to stop before."""
+    def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> bool:
+        """Run one iteration and add its metrics; returns False when the run was asked to stop before.
+
+        A GPU computes while the host prepares the next iteration: there the losses are read one iteration late.
+        """
         began = time.perf_counter()
         micro_batches = list(islice(batches, self.accumulate))  # fewer when it is asked to stop meanwhile
         # The processes agree before one of them begins: from then on it would wait for the others in a collective.
         if self.group.any(self.group.stop.requested):
-            return None
+            return False
         data_seconds = time.perf_counter() - began
         lr = set_learning_rate(self.state.optimizer, self.cfg, iteration)
-        losses = self.step(iteration, lr, micro_batches)
+        read = self.step(iteration, lr, micro_batches)
+        self.read_losses()  # of the iteration before, on a GPU
         seconds = time.perf_counter() - began
         self.state.iteration += 1
         self.state.seconds += seconds
 
-        scalars = {**losses, "lr": lr, "time": seconds, "data_time": data_seconds}
-        if medians := self.metrics.add(iteration, scalars):
-            max_iter, eta = self.cfg.SOLVER.MAX_ITER, medians["eta_seconds"]
-            self.run_dir.set_status("training", iteration=self.state.iteration, max_iter=max_iter, eta=eta)
-            logger.info(log_line(iteration, max_iter, medians))
-        return losses["total_loss"]
+        def add_metrics() -> None:
+            scalars = {**read(), "lr": lr, "time": seconds, "data_time": data_seconds}
+            if medians := self.metrics.add(iteration, scalars):
+                max_iter, eta = self.cfg.SOLVER.MAX_ITER, medians["eta_seconds"]
+                self.run_dir.set_status("training", iteration=iteration + 1, max_iter=max_iter, eta=eta)
+                logger.info(log_line(iteration, max_iter, medians))
 
-    def step(self, iteration: int, lr: float, micro_batches: Sequence[list[Sample]]) -> dict[str, float]:
+        self.unread = add_metrics
+        if self.state.device.type not in READ_LATE:
+            self.read_losses()
+        return True
+
+    def read_losses(self) -> None:
+        """Add the metrics of the last iteration, unless that was done. Raises UserError when a loss is not finite."""
+        unread, self.unread = self.unread, None
+        if unread:
+            unread()
+
+    def step(self, iteration: int, lr: float, micro_batches: Sequence[list[Sample]]) -> Callable[[], dict[str, float]]:
         """One update of the weights, in all processes at once.
 
-        Returns every loss and ``total_loss``, averaged over micro-batches and processes. Raises UserError in all of
-        them when a loss is not finite.
+        Returns a function for every loss and ``total_loss``, averaged over micro-batches and processes. It raises
+        UserError in all of them when a loss is not finite.
         """
         state, group, parts = self.state, self.group, len(micro_batches)
         state.optimizer.zero_grad()
@@ -201,14 +218,22 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
 
-        # The losses are read after the update is queued, so the CPU waits for the GPU once per iteration.
         own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
-        losses = dict(zip(found[0], group.mean(own.clone()).tolist(), strict=True))  # over processes as well
-        if not math.isfinite(losses["total_loss"]):
-            own_losses = dict(zip(losses, own.tolist(), strict=True))
-            raise self.divergence(iteration, lr, own_losses, [sample for batch in micro_batches for sample in batch])
-        self.history.append(losses)
-        return losses
+        both = torch.stack([own, group.mean(own.clone())])  # over processes as well
+        copy = both.to("cpu", non_blocking=True)
+        done = torch.cuda.current_stream().record_event() if state.device.type == "cuda" else None
+
+        def read() -> dict[str, float]:
+            if done:
+                done.synchronize()  # waits for the copy, not for what the GPU was told to do since then
+            own_losses, losses = (dict(zip(found[0], values, strict=True)) for values in copy.tolist())
+            if not math.isfinite(losses["total_loss"]):
+                state.iteration = iteration  # completed ones
+                raise self.divergence(iteration, lr, own_losses, [*chain(*micro_batches)])
+            self.history.append(losses)
+            return losses
+
+        return read
 
     def checkpoint(self) -> dict[str, Any]:
         """The content of a checkpoint: the state, and the metrics that are not written yet."""
@@ -219,6 +244,7 @@ class Trainer:
 
         Raises UserError, in all processes, when a weight is not finite: --resume would start from that checkpoint.
         """
+        self.read_losses()
         completed, parameters = self.state.iteration, dict(self.state.model.named_parameters())
         sums = torch.stack([parameter.detach().sum() for parameter in parameters.values()])  # NaN and inf stay in a sum
         finite = sums.isfinite().tolist()

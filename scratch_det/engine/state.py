@@ -10,7 +10,7 @@ import msgspec
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate
@@ -82,7 +82,7 @@ class State:
         # has to be exact, so ``average_gradients`` sums in one fixed order there.
         if group.size > 1 and self.device.type == "cuda":
             # Only an evaluation needs equal buffers (BN's running statistics), and broadcasts them.
-            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.parallel = DDP(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def average_gradients(self, group: Group) -> None:
         """Average the gradients over the processes, unless DistributedDataParallel did it already."""
@@ -99,7 +99,7 @@ class State:
         With gradient accumulation the ranks exchange gradients once per iteration, in the last micro-batch.
         """
         model = self.parallel
-        local = model.no_sync() if isinstance(model, DistributedDataParallel) and not synchronize else nullcontext()
+        local = model.no_sync() if isinstance(model, DDP) and not synchronize else nullcontext()
         with local, torch.autocast(self.device.type, dtype=self.amp_type, enabled=self.amp):
             yield
 
@@ -108,15 +108,14 @@ class State:
 
         No random state: the random numbers of an iteration depend only on SEED and the iteration.
         """
-        content = {
+        copies = on_cpu({
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration - 1,
             "seconds": self.seconds,
             **self.traits,
-        }
-        copies = on_cpu(content)
+        })  # fmt: skip
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # once, for all copies
         return copies

@@ -77,8 +77,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     run_dir.lock()
     backend = task.load(plan.backend)
     with closing(run_dir), Group(world, cfg.MODEL.DEVICE, stop) as group:
-        device = group.device
-        if device.type == "cpu":
+        if group.device.type == "cpu":
             keep_freed_memory()
             for notice in cpu_notices(world.local_size, cfg.SOLVER.AMP.ENABLED):
                 logger.warning(notice)
@@ -90,7 +89,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             return
         dataset = task.training_set(cfg, plan.training)
         plan.training.clear()  # lists of images; the data set keeps arrays
-        state = build_state(cfg, backend, device, request.init_std)
+        state = build_state(cfg, backend, group.device, request.init_std)
         image = dataset[0]["image"] if cfg.MODEL.WEIGHTS and not origin else None
         window = restore(cfg, plan.backend, state, origin, image)
         size = size_of(state.model)
@@ -101,7 +100,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         source = f"weights {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else f"random initialisation{alike}"
         precision = ", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""
         logger.info(
-            f"torch {torch.__version__} on {device}{precision}, seed {cfg.SEED}; "
+            f"torch {torch.__version__} on {group.device}{precision}, seed {cfg.SEED}; "
             f"{size.parameters:,} parameters, {size.trainable:,} trainable, "
             + (f"continuing after {state.iteration} iterations" if state.iteration else source)
         )
@@ -213,7 +212,8 @@ def open_folder(
 def recording_failure(trainer: Trainer) -> Iterator[None]:
     """Record the reason in the run folder when this or another process of the run fails."""
     run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
-    group.on_failure(lambda reason: run_dir.record_failure(state.iteration, reason))
+    if group.watch:
+        group.watch.record = lambda reason: run_dir.record_failure(state.iteration, reason)
     try:
         yield
     except BaseException as error:

@@ -45,8 +45,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
     the forward and in the backward pass. A batch that is empty on all ranks does not change the running statistics.
     Statistics of half-precision input are float32.
 
-    Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, and its ranks exchange
-    different types when some have an empty batch in half precision.
+    Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, its ranks exchange
+    different types when some have an empty batch in half precision, and its forward pass waits for the GPU. Its kernels
+    do the arithmetic on GPUs, but for an empty batch and on the CPU, which lacks them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,8 +95,8 @@ def all_statistics(x: Tensor, eps: float, by_kernels: bool) -> tuple[Tensor, ...
     else:
         x = x.to(dtype)
         mean = x.sum(OVER_VALUES) / max(count, 1)
-        squares = (x - mean[:, None, None]).square_().sum(OVER_VALUES)  # var_mean is 10 times as slow on a CPU
-        spread = squares / max(count, 1)
+        # var_mean is 10 times as slow on a CPU
+        spread = (x - mean[:, None, None]).square_().sum(OVER_VALUES) / max(count, 1)
     own = torch.cat([mean.new_full((1,), count), mean, spread])
     rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, own)
@@ -114,13 +115,10 @@ class _KernelBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, means: Tensor, inverse_stds: Tensor,
-        running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, counts: Tensor,
-    ) -> Tensor:  # fmt: skip
-        given = (means, inverse_stds, running_mean, running_var, momentum, eps, counts)
-        x = packed(x)
-        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(x, *given)
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *ranks: Any) -> Tensor:
+        """``ranks``: what batch_norm_gather_stats_with_counts takes after the input."""
+        x, (*_, eps, counts) = packed(x), ranks
+        mean, inverse_std = torch.batch_norm_gather_stats_with_counts(x, *ranks)
         ctx.save_for_backward(x, mean, inverse_std, weight, counts.int())
         return torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, eps)
 

@@ -218,7 +218,7 @@ class TestLosses:
             assert {loss.dtype for loss in backend.losses(model, [sample()]).values()} == {torch.float32}
         before = model.rpn.head.cls_logits.weight.clone()
         trainer = Trainer(cfg, backend, Group(ALONE, "cpu", StopFlag()), state, None, None, None)
-        losses = trainer.step(0, 0.01, [[sample(), sample(objects=0, seed=1)]])
+        losses = trainer.step(0, 0.01, [[sample(), sample(objects=0, seed=1)]])()
         assert types == {"body": torch.bfloat16, "rpn": torch.float32}
         assert all(math.isfinite(value) for value in losses.values())
         assert losses["total_loss"] == pytest.approx(sum(losses.values()) - losses["total_loss"], rel=1e-5)

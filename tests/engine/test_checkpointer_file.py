@@ -111,12 +111,13 @@ class TestFullDisk:
     def test_the_earlier_one_stays(self, room: int, folder: Path) -> None:
         """torch's writer fails in its own ways at the start, in the header and in the weights."""
         kept = fill(folder, 1, keep_last=1)
+        kept.bytes_each = 1_500_000_000
         for write in (lambda: kept.save(state(2), 2), lambda: kept.save_best(state(2), 9.0, 2)):
             with largest_file(room), pytest.raises(UserError) as caught:
                 write()
             message = str(caught.value)
             assert message.startswith(f"disk full at {folder}/model_")
-            assert "needs about 0.0 MB, " in message
+            assert "needs about 1.5 GB, " in message
             assert f"the last complete checkpoint is {folder / checkpoint_name(0)}\n" in message
             assert "free space and continue with --resume" in message
             assert names(folder) == regular(1)
@@ -173,7 +174,6 @@ class TestSpace:
         weights = sum(value.numel() for value in model.state_dict().values())
         estimate = checkpoint_bytes(weights, sum(parameter.numel() for parameter in trainable))
         assert estimate == pytest.approx((tmp_path / "model.pth").stat().st_size, rel=0.02)
-        assert checkpointer.tensor_bytes(content) == pytest.approx(estimate, abs=8)  # BN's counter has 8 bytes
 
     @pytest.mark.parametrize(
         ("plan", "number"),

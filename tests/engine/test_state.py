@@ -133,7 +133,7 @@ class TestOnGPU:
     def test_gradients_are_exchanged_in_place_and_buffers_are_not(
         self, processes: int, device: str, state: State, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "DistributedDataParallel", lambda model, **how: (model, how))
+        monkeypatch.setattr(module, "DDP", lambda model, **how: (model, how))
         state.device = torch.device(device)
         state.spread(SimpleNamespace(size=processes))  # type: ignore[arg-type]
         how = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
