@@ -58,8 +58,7 @@ def check_devices(found: Sequence[tuple[str, str]]) -> None:
     wrong = [f"process {rank} on {host}: {device}" for rank, (host, device) in enumerate(found)
              if not device.startswith("GPU") or (counts[device] > 1 and not may_share)]  # fmt: skip
     if wrong and counts.keys() != {"cpu"}:
-        head = f"{len(found)} processes need a GPU each, or all of them MODEL.DEVICE cpu:"
-        raise UserError("\n  ".join([head, *wrong]))
+        raise UserError("\n  ".join([f"{len(found)} processes need a GPU each, or MODEL.DEVICE cpu:", *wrong]))
 
 
 def check_machine(name: str, world: World) -> str:

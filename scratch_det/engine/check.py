@@ -179,7 +179,7 @@ def free_shared_memory() -> int | None:
 
 
 def check_model(section: Section, plan: Plan, world: World) -> None:
-    """Report the model's size, whether MODEL.WEIGHTS fit it and the data's pixels, and whether MODEL.DEVICE is there.
+    """Report the model's size, whether MODEL.WEIGHTS fit it and the data's pixels, and MODEL.DEVICE with its memory.
 
     The recipe has passed every check and has NUM_CLASSES. Without weights the model is built on the meta device.
     """
@@ -206,8 +206,9 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
     if cfg.MODEL.DEVICE == "cuda" and world.size == 1 and not torch.cuda.is_available():
         section.problem("notice", NO_GPU)
-    else:
-        section.attempt(check_machine, cfg.MODEL.DEVICE, world)
+    elif (device := section.attempt(check_machine, cfg.MODEL.DEVICE, world)) and device.startswith("GPU"):
+        free, total = torch.cuda.mem_get_info()
+        section.add(f"{device}: {run_dir.size(free)} of {run_dir.size(total)} are free", gpu_free_bytes=free)
 
 
 def first_image(plan: Plan) -> "Tensor | None":

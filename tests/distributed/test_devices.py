@@ -99,7 +99,7 @@ class TestTogether:
         with pytest.raises(UserError) as caught:
             check_devices(found)
         first, *lines = str(caught.value).split("\n  ")
-        assert first == f"{len(found)} processes need a GPU each, or all of them MODEL.DEVICE cpu:"
+        assert first == f"{len(found)} processes need a GPU each, or MODEL.DEVICE cpu:"
         assert lines == wrong
 
     def test_a_gpu_is_shared_where_the_user_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,14 @@ class TestReport:
         done = run("MODEL.DEVICE", "cuda")
         assert (done.code, "notice: MODEL.DEVICE is cuda, but no GPU is visible" in done.out) == (0, True)
 
+    def test_the_memory_of_a_gpu(self, run, monkeypatch):
+        """Functions of torch stand for a GPU."""
+        monkeypatch.setattr("scratch_det.distributed.devices.check_machine", lambda name, world: f"GPU {name}")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * 10**9, 24 * 10**9))
+        done = run("MODEL.DEVICE", "cuda")
+        assert (done.code, "GPU cuda: 20.0 GB of 24.0 GB are free" in done.out) == (0, True)
+
     def test_a_recipe_that_is_not_there(self, run, tmp_path, toy_recipe):
         toy_recipe.unlink()
         assert self.errors(run, "SEED", 1) == [f"command line: {toy_recipe} does not exist"]
