@@ -164,11 +164,10 @@ class Group:
 
     def broadcast(self, item: Any) -> Any:
         """Rank 0's item, on every rank."""
+        box = [item]
         if self.size > 1:
-            box = [item]
             dist.broadcast_object_list(box)
-            return box[0]
-        return item
+        return box[0]
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
         """Give every rank the buffers (running statistics) of rank 0."""
