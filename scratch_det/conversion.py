@@ -18,6 +18,7 @@ from scratch_det.data.transforms import output_size, resize
 from scratch_det.engine.checkpointer import write_synced
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.evaluation.inference import pasted
 from scratch_det.files import sha256_of
 from scratch_det.weights.convert import convert, num_classes
 from scratch_det.weights.load import load_weights
@@ -172,7 +173,8 @@ def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | N
     sample, keys = load_sample(image, cfg), cfg.INPUT
     sample = resize(sample, output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST))
     sides = ((source, weights.library), (file, to))
-    before, after = (backends.load(name).predict(built(path, name, cfg), [sample])[0] for path, name in sides)
+    found = [backends.load(name).predict(built(path, name, cfg), [sample])[0] for path, name in sides]
+    before, after = (pasted(sample, one) for one in found)
     if not len(before["scores"]) + len(after["scores"]):
         raise UserError(
             f"no model detects anything in {image} above MODEL.ROI_HEADS.SCORE_THRESH_TEST "

@@ -50,8 +50,8 @@ class Backend(Protocol):
         """Detections sorted by descending score, one dictionary per image, on the CPU. Sets evaluation mode.
 
         ``boxes`` float32 [N, 4] in pixels of the original image, ``scores`` float32 [N], ``labels`` int64 [N]; with
-        MODEL.MASK_ON ``masks``, a list of N COCO RLEs that json can write; with MODEL.KEYPOINT_ON ``keypoints`` float32
-        [N, K, 3]: x, y and score, in continuous coordinates like the boxes.
+        MODEL.MASK_ON ``masks`` float32 [N, M, M], probabilities inside the box; with MODEL.KEYPOINT_ON ``keypoints``
+        float32 [N, K, 3]: x, y and score, in continuous coordinates like the boxes.
         """
 
     def detect(self, model: "nn.Module", batch: Batch, candidates: bool = False) -> "list[dict[str, Tensor]]":

@@ -29,7 +29,6 @@ from scratch_det.data.detectron2_catalog import register_data_sets
 from scratch_det.errors import ConfigError, did_you_mean
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
-from scratch_det.modeling.ops import paste_masks
 from scratch_det.modeling.roi_align import roi_align
 
 
@@ -199,17 +198,16 @@ def _with_truth(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _as_dict(found: Instances) -> dict[str, Any]:
     result = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
+    if found.has("cells"):
+        result["masks"] = found.cells
     if found.has("pred_keypoints"):
         result["keypoints"] = found.pred_keypoints
     return result
 
 
 def _to_original(sample: dict[str, Any], found: Instances) -> dict[str, Any]:
-    """Scale detections to the original image as detectron2 does, but paste masks as the other backend does: faster."""
-    size = sample["height"], sample["width"]
-    if has_masks := found.has("pred_masks"):
+    """Scale detections to the original image as detectron2 does."""
+    if found.has("pred_masks"):
         found.cells = found.pred_masks[:, 0]  # by this name detectron2 does not paste them
         found.remove("pred_masks")
-    found = detector_postprocess(found, *size)
-    masks = {"masks": paste_masks(found.cells, found.pred_boxes.tensor, *size)} if has_masks else {}
-    return _as_dict(found) | masks
+    return _as_dict(detector_postprocess(found, sample["height"], sample["width"]))

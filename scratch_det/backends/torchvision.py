@@ -17,7 +17,7 @@ from scratch_det.config.choices import has_fpn
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import Fill, he_fill, initialize, normal_fill, xavier_fill
 from scratch_det.modeling.norm import norm_layer
-from scratch_det.modeling.ops import decode_keypoints, paste_masks
+from scratch_det.modeling.ops import decode_keypoints
 
 FILLS: dict[str, Fill] = {  # initial weights by the prefix of the name, in a cascade without the stage's number
     "backbone.body": he_fill,
@@ -154,7 +154,7 @@ def shapes(model: GeneralizedRCNN, batch: Batch, found: list[dict[str, Tensor]])
 
 
 def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, Any]:
-    """Scale detections to the original image, drop boxes without area, paste masks, find keypoints; on the CPU."""
+    """Scale detections to the original image, drop boxes without area, find keypoints; on the CPU."""
     height, width = sample["height"], sample["width"]
     scale_y, scale_x = height / sample["image"].shape[-2], width / sample["image"].shape[-1]
     boxes = found["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
@@ -163,7 +163,7 @@ def _to_original(sample: dict[str, Any], found: dict[str, Tensor]) -> dict[str, 
     boxes = boxes[kept]
     result = {"boxes": boxes, "scores": found["scores"].cpu()[kept], "labels": found["labels"].cpu()[kept]}
     if "masks" in found:
-        result["masks"] = paste_masks(found["masks"].cpu()[kept], boxes, height, width)
+        result["masks"] = found["masks"].cpu()[kept]
     if "heat_maps" in found:
         points = decode_keypoints(found["heat_maps"], found["boxes"])
         result["keypoints"] = points.cpu()[kept] * torch.tensor([scale_x, scale_y, 1])

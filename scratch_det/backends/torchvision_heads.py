@@ -151,12 +151,14 @@ class ROIPooler(nn.Module):
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         levels = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
         levels = (levels - self.first_level).clamp(0, len(self.strides) - 1)
-        channels = next(iter(features.values())).shape[1]
-        pooled = rois.new_zeros((len(rois), channels, self.resolution, self.resolution))
-        for level, (name, stride) in enumerate(self.strides.items()):
-            chosen = (levels == level).nonzero()[:, 0]
-            values = self.pool(features[name].float(), rois[chosen], self.resolution, 1 / stride)
-            pooled = pooled.index_copy(0, chosen, values)
+        order = levels.argsort(stable=True)
+        counts = (levels == torch.arange(len(self.strides), device=levels.device)[:, None]).sum(1).tolist()
+        by_level = torch.cat([
+            self.pool(features[name].float(), of_level, self.resolution, 1 / stride)
+            for (name, stride), of_level in zip(self.strides.items(), rois[order].split(counts), strict=True)
+        ])  # fmt: skip
+        pooled = torch.empty_like(by_level)
+        pooled[order] = by_level
         return pooled
 
 

@@ -84,10 +84,11 @@ class Masks:
         starts, counts = self.part_starts[self.chosen], self.part_starts.diff()[self.chosen]
         box, part = spread(starts, counts)
         counts = self.edge_starts.diff()[part]
-        if len(boxes) > 1 and counts.sum() > MOST_PAIRS:
+        pairs = int(counts.sum())
+        if len(boxes) > 1 and pairs > MOST_PAIRS:
             halves = slice(None, len(boxes) // 2), slice(len(boxes) // 2, None)
             return torch.cat([self[half].crop_and_resize(boxes[half], resolution) for half in halves])
-        owner, edge = spread(self.edge_starts[part], counts)
+        owner, edge = spread(self.edge_starts[part], counts, pairs)
         corner, cell = boxes[:, :2].repeat(1, 2), (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) / resolution
         of_box = box[owner]
         edges = (self.edges[edge] - corner[of_box]) / cell[of_box]  # in cells, from the box's corner
@@ -99,15 +100,19 @@ class Masks:
         x = x0 + (row + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
         column = (x - 0.5).ceil().clamp(0, resolution).to(torch.int64)  # the first whose centre lies to the right
         place = (owner[pair] * resolution + row) * (resolution + 1) + column  # the last column is outside of the box
-        shape = (len(part), resolution, resolution + 1)
-        crossings = place.bincount(minlength=shape[0] * shape[1] * shape[2]).view(shape)
-        inside = (crossings[..., :-1].cumsum(2) & 1).to(boxes.dtype)
+        one = torch.ones_like(place, dtype=torch.uint8)  # more than 255 crossings are odd or even all the same
+        crossings = one.new_zeros((len(part), resolution, resolution + 1))
+        crossings.view(-1).scatter_add_(0, place, one)
+        inside = (crossings[..., :-1].cumsum(2, dtype=torch.uint8) & 1).to(boxes.dtype)
         return inside.new_zeros(len(boxes), *inside.shape[1:]).index_add_(0, box, inside) > 0
 
 
-def spread(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For ranges of ``counts`` [N] numbers from ``starts`` [N] on: the range that each number is of, and the number."""
-    owner = torch.repeat_interleave(counts)
+def spread(starts: Tensor, counts: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """For ranges of ``counts`` [N] numbers from ``starts`` [N] on: the range that each number is of, and the number.
+
+    total: the sum of ``counts``, where it is known: then a GPU need not tell it.
+    """
+    owner = torch.repeat_interleave(counts, output_size=total)
     return owner, torch.arange(len(owner), device=owner.device) + (starts - counts.cumsum(0) + counts)[owner]
 
 

@@ -11,6 +11,7 @@ in each view, and candidates vote for the place of a chosen box.
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
@@ -67,15 +68,33 @@ def evaluate(
 def predict_dataset(
     predict: Callable[[list[Sample]], list[dict[str, Any]]], dataset: EvaluationSet, data: CocoDataset, group: Group
 ) -> Predictions:
-    """The predictions of every image, on rank 0: in the json's order, each image predicted once, by one rank."""
+    """The predictions of every image, on rank 0: in the json's order, each image predicted once, by one rank.
 
-    def columns(batch: list[Sample]) -> list[Predictions]:
+    Masks are pasted in a thread, while a GPU is busy with the next batch.
+    """
+
+    def columns(sample: Sample, found: dict[str, Any]) -> Predictions:
+        return detections_of(sample["image_id"], pasted(sample, found), data.category_ids)
+
+    def begin(batch: list[Sample]) -> list[Future[Predictions]]:
+        nonlocal begun
         found = zip(batch, predict(batch), strict=True)
-        return [detections_of(sample["image_id"], detections, data.category_ids) for sample, detections in found]
+        wait(begun)  # those of the batch before: no queue grows where pasting takes longer
+        begun = [pool.submit(columns, *of_image) for of_image in found]
+        return begun
 
+    begun: list[Future[Predictions]] = []
+    with ThreadPoolExecutor(1) as pool:
+        share = predict_share(begin, dataset, group, f"predicting {data.entry.name}")
     # rank r of n has images r, r + n, r + 2n, ...
-    shares = group.gather(predict_share(columns, dataset, group, f"predicting {data.entry.name}"))
+    shares = group.gather([one.result() for one in share])
     return joined([one for images in zip_longest(*shares) for one in images if one])
+
+
+def pasted(sample: Sample, found: dict[str, Any]) -> dict[str, Any]:
+    """What a backend predicts, with ``masks``, if there are any, as COCO RLEs of the original image."""
+    size = sample["height"], sample["width"]
+    return found | {"masks": paste_masks(found["masks"], found["boxes"], *size)} if "masks" in found else found
 
 
 def predict_share(
@@ -151,7 +170,7 @@ def predict_augmented(
                 value = value[:, list(flip_indices)]
             total[name] = total[name] + value if name in total else value
     if "masks" in total:
-        found["masks"] = paste_masks(total["masks"] / len(views), boxes, height, width)
+        found["masks"] = total["masks"] / len(views)
     if "heat_maps" in total:
         found["keypoints"] = decode_keypoints(total["heat_maps"] / len(views), boxes)
     return found

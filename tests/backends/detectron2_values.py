@@ -26,6 +26,7 @@ from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
 from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
 from scratch_det.config.load import get_cfg, load_config, set_key
+from scratch_det.evaluation.inference import pasted
 from scratch_det.modeling.norm import NORMS
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 from scratch_det.weights.convert import convert
@@ -355,7 +356,7 @@ class Model:
         values: Values = {"losses": losses, "gradients": gradients}
         for number, found in enumerate(backend.predict(model, self.batch())):
             if "masks" in found:
-                found["masks"] = mask_api.area(found["masks"]).tolist()
+                found["masks"] = mask_api.area(pasted(self.batch()[number], found)["masks"]).tolist()
             values[f"image {number}"] = found
         return values
 

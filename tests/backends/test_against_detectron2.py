@@ -18,6 +18,7 @@ from scratch_det.config.load import load_config
 from scratch_det.conversion import agreement
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
+from scratch_det.evaluation.inference import pasted
 from scratch_det.weights.convert import convert
 from scratch_det.weights.origin import Weights
 
@@ -152,26 +153,28 @@ class TestAgainstDetectron2:
         found = torchvision_backend.predict(ours, self.batch())
         with torch.no_grad():
             expected = [output["instances"] for output in theirs.eval()(self.batch())]
-        for one, other in zip(found, expected, strict=True):
+        for image, one, other in zip(self.batch(), found, expected, strict=True):
             assert len(one["scores"]) == 10
             torch.testing.assert_close(one["scores"], other.scores, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(one["boxes"], other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
             assert one["labels"].equal(other.pred_classes)
             if "masks" in one:
-                masks = np.stack([mask_api.decode(rle) for rle in one["masks"]])
+                masks = np.stack([mask_api.decode(rle) for rle in pasted(image, one)["masks"]])
                 assert (masks != other.pred_masks.numpy()).mean() < 1e-3
 
     def test_its_backend_finds_what_it_finds_itself(self, pair: tuple[nn.Module, nn.Module]) -> None:
-        """Masks included, which detectron2 does not paste there."""
+        """Masks included, once they are pasted, which detectron2 does not do there."""
         model = pair[1]
         found = backends.load("detectron2").predict(model, self.batch())
         with torch.no_grad():
             expected = [output["instances"] for output in model.eval()(self.batch())]
-        for one, other in zip(found, expected, strict=True):
+        for image, one, other in zip(self.batch(), found, expected, strict=True):
             fields = {"scores": other.scores, "boxes": other.pred_boxes.tensor, "labels": other.pred_classes}
             assert all(one[name].equal(value) for name, value in fields.items())
             assert ("masks" in one) == other.has("pred_masks")
-            for rle, mask in zip(one.get("masks", ()), other.get_fields().get("pred_masks", ()), strict=True):
+            for rle, mask in zip(
+                pasted(image, one).get("masks", ()), other.get_fields().get("pred_masks", ()), strict=True
+            ):
                 assert (mask_api.decode(rle) != mask.numpy()).sum() == 0
 
     @pytest.mark.slow
@@ -189,9 +192,8 @@ class TestAgainstDetectron2:
         for path in sorted((tiny_coco / "val2017").glob("*.jpg"))[:10]:
             one = load_sample(path, cfg)
             one = resize(one, output_size(one["height"], one["width"], 800, 1333))
-            found = agreement(
-                torchvision_backend.predict(ours, [one])[0], backends.load("detectron2").predict(theirs, [one])[0]
-            )
+            sides = (torchvision_backend, ours), (backends.load("detectron2"), theirs)
+            found = agreement(*(pasted(one, backend.predict(model, [one])[0]) for backend, model in sides))
             print(f"{path.name}: {found}")
             assert found.holds, path
             assert found.text.startswith("20 and 20 detections")

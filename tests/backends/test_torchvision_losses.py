@@ -83,6 +83,24 @@ class TestPooling:
         boxes = [boxes_of((0, 0, 9, 9)), boxes_of((0, 0, 500, 500), (0, 0, 9, 9))]
         assert ROIPooler("ROIAlign", STRIDES, 1, 1)(levels, boxes).flatten().tolist() == [0, 1, 1]
 
+    @pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIPool"])
+    def test_values_and_gradients_are_those_of_each_level_alone(self, kind: str) -> None:
+        """Bit for bit; the boxes of two images, in any order."""
+        torch.manual_seed(0)
+        side, level = torch.tensor([[447, 1, 224, 2000, 112, 223, 448, 111], [2, 0, 2, 3, 1, 1, 3, 0]])
+        image = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+        rois = torch.stack([image, *[torch.full_like(side, 10)] * 2, 10 + side, 10 + side], dim=1).float()
+        maps = {name: torch.randn(2, 3, 64 >> i, 64 >> i, requires_grad=True) for i, name in enumerate(STRIDES)}
+        pooler, weights = ROIPooler(kind, STRIDES, 7, 2), torch.randn(8, 3, 7, 7)
+        pooled = pooler(maps, [rois[:3, 1:], rois[3:, 1:]])
+        pooled.backward(weights)
+        for number, (name, stride) in enumerate(STRIDES.items()):
+            own, alone = level == number, maps[name].detach().requires_grad_()
+            expected = pooler.pool(alone, rois[own], 7, 1 / stride)
+            expected.backward(weights[own])
+            assert pooled[own].equal(expected)
+            assert maps[name].grad.equal(alone.grad)
+
     def test_no_boxes(self) -> None:
         levels = {name: torch.ones(1, 3, 8, 8) for name in STRIDES}
         assert ROIPooler("ROIAlignV2", STRIDES, 7, 2)(levels, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)

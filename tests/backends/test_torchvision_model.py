@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
+from scratch_det.evaluation.inference import pasted
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
 
@@ -205,7 +206,7 @@ class TestPredictions:
         assert found["boxes"].equal(expected)
         assert found["labels"].tolist() == [0, 9]
         assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
-        for rle, (x1, y1, x2, y2) in zip(found["masks"], expected.int().tolist(), strict=True):
+        for rle, (x1, y1, x2, y2) in zip(pasted(image, found)["masks"], expected.int().tolist(), strict=True):
             decoded = mask_api.decode(rle)
             assert decoded.shape == (64, 144)
             assert decoded.sum() == decoded[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
@@ -227,8 +228,8 @@ class TestPredictions:
             assert (found["boxes"] >= 0).all()
             assert (found["boxes"][:, 2] <= image["width"]).all()
             assert (found["boxes"][:, 3] <= image["height"]).all()
-            assert {tuple(rle["size"]) for rle in found["masks"]} == {(image["height"], image["width"])}
-            assert len(found["masks"]) == number
+            assert found["masks"].shape == (number, 28, 28)
+            assert {tuple(rle["size"]) for rle in pasted(image, found)["masks"]} == {(image["height"], image["width"])}
 
     def test_one_image_is_predicted_as_in_a_batch(self, config: Config) -> None:
         model = built(config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"))
@@ -241,7 +242,7 @@ class TestPredictions:
     def test_a_high_threshold_leaves_nothing(self, config: Config) -> None:
         (found,) = backend.predict(built(config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99")), [sample()])
         assert found["boxes"].shape == (0, 4)
-        assert found["masks"] == []
+        assert found["masks"].shape == (0, 28, 28)
 
     def test_leaves_no_gradient_and_evaluation_mode(self, config: Config) -> None:
         model = built(config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")).train()

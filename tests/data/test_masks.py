@@ -108,6 +108,12 @@ class TestTargets:
         assert both.equal(one | two)
         assert (one & two).any()
 
+    @pytest.mark.parametrize("edges", [256, 257])
+    def test_many_edges_left_of_a_centre(self, edges: int) -> None:
+        zigzag = [value for i in range(edges + 1) for value in (4 + i / edges, HEIGHT * (i % 2))]
+        masks = Masks.read([[[*zigzag, 50, zigzag[-1], 50, 0]]])
+        assert masks.crop_and_resize(boxes_of((0, 0, WIDTH, HEIGHT)), 1).item() == edges % 2
+
     def test_of_many_boxes_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         masks, boxes = Masks.read(polygons(0))[torch.arange(50) % 5], drawn_boxes(0, 50)
         whole = masks.crop_and_resize(boxes, 28)

@@ -1,6 +1,7 @@
 """Predicting a data set: the order of images among ranks, and what is written."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,12 @@ from toy_data import all_objects, read_toy
 
 from scratch_det.config.load import load_config
 from scratch_det.data.dataset import EvaluationSet
+from scratch_det.distributed.group import Group
+from scratch_det.distributed.launch import ALONE
+from scratch_det.distributed.stop import StopFlag
+from scratch_det.evaluation import inference
 from scratch_det.evaluation.inference import RESULTS_FILE, predict_dataset, score_and_write
+from scratch_det.modeling.ops import paste_masks
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -47,6 +53,28 @@ def test_results_are_in_the_jsons_order(size: int, toy_recipe: Path, coco_factor
         assert results_of(rank, send) == []
     assert sorted(predicted) == list(range(1, 8))
     assert results_of(0, lambda own: shares) == [1, 2, 2, 4, 5, 5, 7]
+
+
+def test_masks_are_pasted_beside_the_next_prediction(
+    toy_recipe: Path, coco_factory: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco_factory("two", num_images=2)
+    data, cfg, second = read_toy("two"), load_config(toy_recipe).cfg, threading.Event()
+    boxes, masks = torch.tensor([[4.0, 4, 20, 20], [6, 2, 9, 30]]), torch.rand(2, 28, 28)
+
+    def predict(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if batch[0]["image_id"] == data.images[1]["id"]:
+            second.set()
+        return [{"boxes": boxes, "scores": torch.ones(2), "labels": torch.zeros(2, dtype=int), "masks": masks}]
+
+    def paste(*what: Any) -> list[dict[str, Any]]:
+        assert second.wait(60)
+        return paste_masks(*what)
+
+    monkeypatch.setattr(inference, "paste_masks", paste)
+    found = predict_dataset(predict, EvaluationSet(cfg, data), data, Group(ALONE, torch.device("cpu"), StopFlag()))
+    sizes = [(image["height"], image["width"]) for image in data.images]
+    assert found["segmentation"].tolist() == [rle for size in sizes for rle in paste_masks(masks, boxes, *size)]
 
 
 def test_what_is_written(toy_recipe: Path, tmp_path: Path) -> None:
