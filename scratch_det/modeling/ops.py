@@ -49,8 +49,7 @@ def _resample(rows: np.ndarray, start: int, stop: int, low: np.float32, high: np
     above = np.floor(at)
     place, share = above.astype(int) + 1, (at - above)[:, None]
     # two products of matrices take as long on one thread, but on several threads more than that
-    values, below = rows[place], rows[place + 1]
-    below -= values
-    below *= share
-    below += values
-    return below
+    values = np.diff(rows, axis=0).take(place, axis=0)
+    values *= share
+    values += rows.take(place, axis=0)
+    return values
