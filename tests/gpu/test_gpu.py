@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.data.dataset import EvaluationSet
+from scratch_det.distributed.devices import SHARE_GPUS
 from scratch_det.engine.plan import Plan
 from scratch_det.modeling import norm
 from scratch_det.modeling.ops import paste_masks
@@ -111,7 +112,7 @@ def test_two_processes_on_one_card(
     """gloo carries the tensors, since NCCL refuses one card twice; as one process with the same images."""
     keys = ("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 2)
     command = f"tools/train_net.py --config-file {recipe} --num-gpus 2 --backend torchvision".split()
-    environment = {**os.environ, "SCRATCH_DET_SHARE_GPUS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, SHARE_GPUS: "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, *command, *words(*keys, name="two")], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -148,7 +149,7 @@ def normalised(devices: tuple[str, ...], dtype: torch.dtype) -> list[Tensor]:
     x = torch.randn(4, 64, 25, 21, generator=generator).to(DEVICE, dtype).requires_grad_()
     slope = torch.randn(4, 64, 25, 21, generator=generator).to(DEVICE, dtype)
     layer = norm.SyncBatchNorm(64).to(DEVICE)
-    with a_pair_of_ranks(), patch.object(norm, "HAVE_KERNELS", devices, create=True):
+    with a_pair_of_ranks(), patch.object(norm, "HAVE_KERNELS", devices):
         y = layer(x)
         (y * slope).sum().backward()
     return [y.detach(), x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
