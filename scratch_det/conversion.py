@@ -20,7 +20,8 @@ from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.inference import pasted
 from scratch_det.files import sha256_of
-from scratch_det.weights.convert import convert, num_classes
+from scratch_det.weights.classes import num_classes
+from scratch_det.weights.convert import convert
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 from scratch_det.weights.origin import Weights, read_weights

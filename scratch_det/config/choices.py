@@ -13,6 +13,8 @@ from fvcore.common.config import CfgNode
 
 # Dotted keys with their defaults that detectron2 does not have: this repository's own, and those that projects add.
 PROJECT_KEYS: dict[str, Any] = {
+    "DATASETS.CLASS_NAMES": [],  # the data decides; a run notes them here, for its labels in their order
+    "MODEL.WEIGHTS_NEW_CLASSES": False,  # a detector's weights are of other classes, whose layers start anew
     "MODEL.WEIGHTS_PIXELS": "",  # one of PIXELS: those that the file of MODEL.WEIGHTS was trained on
     "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote
 }

@@ -89,6 +89,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r"INPUT\.MIN_SIZE_TRAIN", each(whole(1)), "one or more sides in pixels such as (800,)"),
     (r"DATASETS\.TRAIN", each(lambda name: isinstance(name, str)),
      "at least one data set; set DATASETS.TRAIN \"('coco_2017_train',)\""),
+    (r"DATASETS\.CLASS_NAMES", each(lambda name: isinstance(name, str), 0), "names; leave it out: the data decides"),
     (r"DATASETS\.TEST", each(lambda name: isinstance(name, str), 0), "names of data sets such as ('coco_2017_val',)"),
     (r".*\.NUM_WORKERS", within(0, WORKERS), "0 or more; 0 reads images in the training process"),
     (r"SOLVER\.IMS_PER_BATCH", within(1, IMAGES), f"1 or more, at most {IMAGES}"),

@@ -24,6 +24,7 @@ OTHER_ORDER = "some have gained their first object or lost their last one, so ot
 ROUNDING = "the same computation, last digits may differ"
 EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights of completed iterations
     "OUTPUT_DIR": "the folder has moved",
+    "DATASETS.CLASS_NAMES": "names only",
     "DATALOADER.NUM_WORKERS": "speed only",
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
     "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",

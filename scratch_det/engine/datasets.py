@@ -38,7 +38,7 @@ def read_data(section: Section, recipe: LoadedConfig, *, detection: bool, trains
     if training or test:
         section.attempt(raise_problems, conflicts(recipe, training, test))
         first = [*training, *test][0]
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(first.classes)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.DATASETS.CLASS_NAMES = len(first.classes), list(first.classes)
         if detection and cfg.MODEL.KEYPOINT_ON:
             cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(first.keypoints)
     if detection:

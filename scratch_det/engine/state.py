@@ -72,7 +72,8 @@ class State:
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         self.amp_type = torch.bfloat16 if bfloat16 else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp and not bfloat16)
-        self.traits = {"pixels": Pixels.of(cfg).as_dict(), "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1}
+        self.traits = {"pixels": Pixels.of(cfg).as_dict(), "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+                       "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
         self.iteration, self.seconds = 0, 0.0
 
     def spread(self, group: Group) -> None:

@@ -129,18 +129,24 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
-    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder; writes only inference/."""
+    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder; writes only inference/.
+
+    Of a run that is evaluated on other data sets, inference_NAMES/.
+    """
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     with Group(world, cfg.MODEL.DEVICE, stop) as group:
         own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
         model = build_state(cfg, backend, group.device).model
         logger.info(load_weights(model, weights, plan.backend, cfg))
-        out = run_dir.path / "inference"
+        test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
+        is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
+        out = run_dir.path / ("inference" if is_own else "_".join(("inference", *test)))
         metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, out, group)
         if group.is_main:
-            result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights))}
-            run_dir.write_json("inference/result.json", {**result, "metrics": to_json_numbers(metrics)})
+            result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights)),
+                      "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
+            run_dir.write_json(f"{out.name}/result.json", {**result, "metrics": to_json_numbers(metrics)})
             logger.info(f"wrote {out}/result.json")
 
 
@@ -234,7 +240,8 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
 def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
     """Write result.json, which marks the run as complete, and log a summary; on rank 0."""
     state, run_dir = trainer.state, trainer.run_dir
-    result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1)}
+    result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1),
+              "classes": list(trainer.cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
     digests = {"metrics_json_sha256": sha256_of(run_dir.metrics),
                "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL)}  # fmt: skip
     run_dir.write_json(run_dir.result.name, {**result, **digests, "metrics": to_json_numbers(metrics)})

@@ -40,7 +40,7 @@ START_OF_LOG = "--- started "  # begins the line that each start of a step write
 FIX = "move the folder away, and study.py run trains it again"
 # Keys that a run sets itself, from its data and its machine, or that do not change its numbers.
 NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
-                "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+                "OUTPUT_DIR", "DATASETS.CLASS_NAMES", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
                 "SOLVER.REFERENCE_WORLD_SIZE"}  # fmt: skip
 
 RUNS, CURVES = "runs.csv", "curves.csv"

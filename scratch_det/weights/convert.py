@@ -3,12 +3,12 @@
 from torch import Tensor, cat
 
 from scratch_det.errors import UserError
+from scratch_det.weights.classes import BOX_DELTAS, CLASS_SCORES, num_classes
 from scratch_det.weights.load import named_for_detector
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, in_stage, renamed, stage_of, without_stage
 from scratch_det.weights.origin import Weights
 
 BOX_PREDICTOR = "roi_heads.box_predictor."
-CLASS_SCORES, BOX_DELTAS = f"{BOX_PREDICTOR}cls_score", f"{BOX_PREDICTOR}bbox_pred"
 BACKGROUND = {  # layers, by detectron2's names, where torchvision has a slot for the background: rows of a slot
     BOX_DELTAS: 4,  # first there, none in detectron2: never trained, never used
     "roi_heads.mask_head.predictor": 1,  # the same
@@ -49,12 +49,6 @@ def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[st
         if new:
             tensors[new] = value
     return tensors, names
-
-
-def num_classes(weights: Weights) -> int | None:
-    """Classes without background, from the class scores; None for a backbone."""
-    scores = (value for name, value in weights.tensors.items() if without_stage(name) == f"{CLASS_SCORES}.weight")
-    return next((len(value) - 1 for value in scores), None)
 
 
 def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scratch_det.config.choices import PIXELS, backbone_names, is_resnet
 from scratch_det.errors import UserError, quoted
+from scratch_det.weights.classes import check_classes, with_new_classes
 from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
 from scratch_det.weights.origin import Weights, read_weights
@@ -40,7 +41,14 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
     check_fits(weights, library, cfg)
     place = next(name for name, module in model.named_modules() if module is bottom_up)
     values, prefix, wanted, notes = weights.tensors, "", model.state_dict(), []
-    if not weights.is_detector:
+    if weights.is_detector:
+        names = cfg.DATASETS.get("CLASS_NAMES", ())
+        if cfg.MODEL.get("WEIGHTS_NEW_CLASSES"):
+            values, note = with_new_classes(weights, names, wanted)
+            notes.append(note)
+        else:
+            check_classes(weights, names)
+    else:
         own, prefix = named_for_detector(weights, library), f"{place}."
         values = {name.replace(BOTTOM_UP[library], prefix): value for name, value in own.items()}
         if hasattr(model.roi_heads, "res5"):  # detectron2's models without a pyramid have the last stage there

@@ -47,6 +47,7 @@ class Weights:
     fused_norm: batch norm is folded into scale and shift, without statistics of its own.
     stride_in_1x1: which convolution of its bottlenecks has the stride; None when the file does not say.
     trained_by: another library than ``library``, whose names have been translated.
+    classes: a detector's, by name, in the order of its labels; empty when the file does not name them.
     prefix: what the names have in the file before them. left_out: how many tensors of which layers are of no use.
     """
 
@@ -58,6 +59,7 @@ class Weights:
     fused_norm: bool = False
     stride_in_1x1: bool | None = None
     trained_by: str = ""
+    classes: tuple[str, ...] = ()
     prefix: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -70,7 +72,7 @@ class Weights:
     def traits(self) -> dict[str, Any]:
         """What a file has to hold beside these tensors so that ``read_weights`` knows as much of them."""
         found = {"pixels": self.pixels and self.pixels.as_dict(), "fused_norm": self.fused_norm or None}
-        found["stride_in_1x1"] = self.stride_in_1x1
+        found |= {"stride_in_1x1": self.stride_in_1x1, "classes": list(self.classes) or None}
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -106,8 +108,12 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "") -> Weights:
     if prefix and (recorded := content.get("pixels")) is not None:
         pixels = Pixels.read(recorded, path)
     stride_in_1x1 = content.get("stride_in_1x1", False if from_imagenet else None)
-    fused = content.get("fused_norm") is True
-    return Weights(path, tensors, library, is_detector, pixels, fused, stride_in_1x1, prefix=prefix, left_out=left_out)
+    names = content.get("classes")
+    classes = tuple(map(str, names)) if isinstance(names, list) and is_detector else ()
+    return Weights(
+        path, tensors, library, is_detector, pixels, content.get("fused_norm") is True, stride_in_1x1,
+        classes=classes, prefix=prefix, left_out=left_out,
+    )  # fmt: skip
 
 
 def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str) -> Network:

@@ -39,7 +39,8 @@ class TestRun:
         self.check_metrics(lines(folder))
         self.check_json(folder)
         cfg = load_config(toy_recipe, ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2",
-                                       "OUTPUT_DIR", str(folder), "MODEL.ROI_HEADS.NUM_CLASSES", "3"],
+                                       "OUTPUT_DIR", str(folder), "MODEL.ROI_HEADS.NUM_CLASSES", "3",
+                                       "DATASETS.CLASS_NAMES", "['class2', 'class5', 'class9']"],
                           backends.defaults(backends.choose("auto"))).cfg  # fmt: skip
         found, expected = flatten(RunDir(folder).read_config()), flatten(cfg)
         assert found.keys() == expected.keys()

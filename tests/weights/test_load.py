@@ -27,6 +27,7 @@ from scratch_det.config.choices import BACKBONES, Choice
 from scratch_det.config.load import load_config
 from scratch_det.conversion import convert_file
 from scratch_det.errors import UserError
+from scratch_det.weights.convert import convert
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.names import renamed
 from scratch_det.weights.origin import read_weights
@@ -224,6 +225,7 @@ class TestDetectron:
         with torch.device("meta"):
             model = backend.build(load_config(R50, keys).cfg)
         assert set(found.tensors) == set(renamed(model.state_dict(), "torchvision", "detectron2").values())
+        assert set(convert(found, "torchvision")[0]) == set(model.state_dict())
         first = "res2_0_branch2a_w"
         assert found.tensors["backbone.bottom_up.res2.0.conv1.weight"].flatten()[0] == list(blobs).index(first)
 
