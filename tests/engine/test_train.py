@@ -278,7 +278,11 @@ class TestEvalOnly:
         expected = (folder / "inference/coco_instances_results.json").read_bytes()
         (folder / "inference/coco_instances_results.json").unlink()
         train(eval_only=True, resume=True)
-        assert (folder / "inference/coco_instances_results.json").read_bytes() == expected
+        results = folder / "inference/coco_instances_results.json"
+        assert results.read_bytes() == expected
+        train("DATASETS.TEST", ("toy_train",), eval_only=True, resume=True)  # beside them
+        assert results.read_bytes() == expected
+        assert read(folder, "inference_toy_train/result.json")["classes"] == ["class2", "class5", "class9"]
 
     @pytest.mark.parametrize(("resume", "why"), [(False, "--resume"), (True, "there is no checkpoint in ")])
     def test_random_weights(self, train: Train, tmp_path: Path, resume: bool, why: str) -> None:
