@@ -123,7 +123,7 @@ class TestCoco:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            (b'{"images": [\n  1,\n]}', ":3:1: broken json"),
+            (b'{"images": [\n  1\n  2]}', ":3:3: broken json"),
             (b"", ":1:1: broken json"),
             (b'{"a": "\xff\xfe"}', "not a json text file"),
             (b"[1, 2]", "no list 'images'"),
