@@ -63,6 +63,7 @@ class Section:
 
     def problem(self, severity: Severity, message: str) -> None:
         """Add a problem, unless the section has it already."""
+        message = "\n".join(map(shortened, message.split("\n")))
         if (severity, message) not in self.problems:
             self.problems.append((severity, message))
 
@@ -77,7 +78,7 @@ class Section:
             if self.strict:
                 raise
             text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error.args[0]
-            for message in re.split(r"\n(?!\s)", "\n".join(map(shortened, text.split("\n")))):
+            for message in re.split(r"\n(?!\s)", text):
                 self.problem("error", message)
         return None
 
