@@ -72,7 +72,7 @@ def test_masks_are_pasted_beside_the_next_prediction(
         return paste_masks(*what)
 
     monkeypatch.setattr(inference, "paste_masks", paste)
-    found = predict_dataset(predict, EvaluationSet(cfg, data), data, Group(ALONE, torch.device("cpu"), StopFlag()))
+    found = predict_dataset(predict, EvaluationSet(cfg, data), data, Group(ALONE, "cpu", StopFlag()))
     sizes = [(image["height"], image["width"]) for image in data.images]
     assert found["segmentation"].tolist() == [rle for size in sizes for rle in paste_masks(masks, boxes, *size)]
 
