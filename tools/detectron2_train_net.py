@@ -53,7 +53,7 @@ def main() -> None:
         from scratch_det.backends.detectron2_trainer import run
         from scratch_det.distributed.devices import check_machine
 
-        if check_machine(cfg.MODEL.DEVICE, World(size=processes, local_size=max(args.num_gpus, 1))) == "cpu":
+        if check_machine(cfg.MODEL.DEVICE, World(size=processes, local_size=max(args.num_gpus, 1))).type == "cpu":
             cfg.MODEL.DEVICE = "cpu"
         run(cfg, args, GIVEN)
 

@@ -188,7 +188,7 @@ class Stage(nn.Module):
 
     def label(self, boxes: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Label [N] (0 is background) and regression target [N, 4] of every box."""
-        if not len(target["boxes"]):
+        if not (len(boxes) and len(target["boxes"])):  # no box has an area once weights are NaN
             return boxes.new_zeros(len(boxes), dtype=torch.int64), torch.zeros_like(boxes)
         matched = self.matcher(box_iou(target["boxes"], boxes))
         chosen = matched.clamp(min=0)

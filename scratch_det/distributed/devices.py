@@ -61,8 +61,8 @@ def check_devices(found: Sequence[tuple[str, str]]) -> None:
         raise UserError("\n  ".join([f"{len(found)} processes need a GPU each, or MODEL.DEVICE cpu:", *wrong]))
 
 
-def check_machine(name: str, world: World) -> str:
-    """The first device's ``identity``; raises UserError for what this machine's processes would find when they meet."""
-    own = [identity(pick_device(name, replace(world, local_rank=rank))) for rank in range(world.local_size)]
-    check_devices([(platform.node(), device) for device in own])
-    return own[0]
+def check_machine(name: str, world: World) -> torch.device:
+    """The first process's device; raises UserError for what this machine's processes would find when they meet."""
+    devices = [pick_device(name, replace(world, local_rank=rank)) for rank in range(world.local_size)]
+    check_devices([(platform.node(), identity(device)) for device in devices])
+    return devices[0]

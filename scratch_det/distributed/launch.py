@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
@@ -30,11 +31,29 @@ MEETING_SECONDS = 300.0  # until all processes have to be started; slow file sys
 SECONDS_TO_ANSWER = 2.0  # for a machine's port
 SECONDS_TO_END = 10.0  # for the others to end by themselves after one has failed
 SECONDS_BETWEEN_LOOKS = 0.1
+CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use; macOS only tells how many the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that this process may use, by its affinity and quota; macOS only tells how many the machine has."""
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    quotas = (lines[0].split() for lines in cgroup_files("cpu.max") if lines)  # microseconds of each period
+    found += [int(quota) // int(period) for quota, period in quotas if quota != "max"]
+    return max(1, min(found))  # rounded down: a thread more than the quota has is stopped again and again
+
+
+def cgroup_files(name: str) -> Iterator[list[str]]:
+    """Lines of file ``name`` of each cgroup (container, job; version 2) around this process; [] where it is missing."""
+    for own in (line.removeprefix("0::/") for line in _lines(CGROUP) if line.startswith("0::/")):
+        yield from (_lines(folder / name) for folder in (CGROUPS / own, *(CGROUPS / own).parents))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import find_dark_images, scan_images
-from scratch_det.distributed.launch import World, several_to_launch
+from scratch_det.distributed.launch import World, cgroup_files, several_to_launch
 from scratch_det.engine import run_dir
 from scratch_det.engine.datasets import add_problems
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 NAME_WIDTH = 11  # columns for the name of a section
 PREFETCHED = 2  # batches that a worker holds ready: PyTorch's default
 MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/proc/self/cgroup")
-CGROUPS = Path("/sys/fs/cgroup")
 SHARED = Path("/dev/shm")  # workers pass images through it
 
 
@@ -157,20 +155,12 @@ def available_memory() -> int | None:
     if MEMINFO.exists():
         values = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         found.append(int(values["MemAvailable"].removesuffix("kB")) * 1024)
-    for own in (line.removeprefix("0::/") for line in _lines(CGROUP) if line.startswith("0::/")):  # cgroup version 2
-        for folder in (CGROUPS / own, *(CGROUPS / own).parents):
-            limit, current = _lines(folder / "memory.max"), _lines(folder / "memory.current")
-            if limit and current and limit != ["max"]:
-                statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
-                found.append(int(limit[0]) - int(current[0]) + int(statistics.get("inactive_file", 0)))
+    files = (cgroup_files(f"memory.{name}") for name in ("max", "current", "stat"))
+    for limit, current, statistics in zip(*files, strict=True):
+        if limit and current and limit != ["max"]:
+            cached = dict(line.split() for line in statistics).get("inactive_file", 0)
+            found.append(int(limit[0]) - int(current[0]) + int(cached))
     return min(found, default=None)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
 
 
 def free_shared_memory() -> int | None:
@@ -185,7 +175,7 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     """
     import torch  # here, so that errors of the checks above come at once
 
-    from scratch_det.distributed.devices import NO_GPU, check_machine
+    from scratch_det.distributed.devices import NO_GPU, check_machine, identity
     from scratch_det.engine.state import size_of
     from scratch_det.weights.load import load_weights
 
@@ -206,9 +196,9 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
     if cfg.MODEL.DEVICE == "cuda" and world.size == 1 and not torch.cuda.is_available():
         section.problem("notice", NO_GPU)
-    elif (device := section.attempt(check_machine, cfg.MODEL.DEVICE, world)) and device.startswith("GPU"):
-        free, total = torch.cuda.mem_get_info()
-        section.add(f"{device}: {run_dir.size(free)} of {run_dir.size(total)} are free", gpu_free_bytes=free)
+    elif (device := section.attempt(check_machine, cfg.MODEL.DEVICE, world)) and device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        section.add(f"{identity(device)}: {run_dir.size(free)} of {run_dir.size(total)} are free", gpu_free_bytes=free)
 
 
 def first_image(plan: Plan) -> "Tensor | None":

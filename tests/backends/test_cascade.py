@@ -1,5 +1,6 @@
 """Cascade R-CNN: its stages by hand, and the switch from a detector with one box head. See test_against_detectron2."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,14 @@ class TestStages:
         (refined,) = stage.refine([boxes_of((40, 20, 60, 30))], deltas, [(32, 64)])
         assert not refined.requires_grad
         assert refined.tolist()[0][2:] == [64, 32]
+
+    def test_weights_that_are_nan_make_losses_that_are(self, config: Config) -> None:
+        """As no box has an area then, later stages have none; the loop says that the training has diverged."""
+        model = built(config())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)
+        assert sum(backend.losses(model, [sample()]).values()).isnan()
 
     def test_losses_have_detectron2s_names(self, config: Config) -> None:
         boxes = [f"{name}_stage{k}" for k in range(3) for name in ("loss_cls", "loss_box_reg")]

@@ -110,7 +110,7 @@ class TestTogether:
 
     def test_the_processes_of_a_machine(self, gpus: Callable) -> None:
         gpus("a", "b")
-        check_machine("cuda", World(size=4, local_size=2))
+        assert check_machine("cuda", World(size=4, local_size=2)) == torch.device("cuda", 0)
         with pytest.raises(UserError, match=r"3 processes need a GPU each.*\n  process 0 on .*: GPU a\n  process 2 "):
             check_machine("cuda", World(size=3, local_size=3))
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,24 @@ class TestFlags:
     def test_several_machines_need_a_meeting_point(self, url: str) -> None:
         with pytest.raises(UserError, match="expected tcp://HOST:PORT"):
             launch.launch(2, 2, 0, url)
+
+    @pytest.mark.parametrize(
+        ("quotas", "cores"),
+        [({}, 8), ({"job/step": "max 100000"}, 8), ({"job": "350000 100000", "job/step": "max 100000"}, 3),
+         ({"": "1600000 100000", "job/step": "50000 100000"}, 1)],
+        ids=str,
+    )  # fmt: skip
+    def test_the_quota_of_a_container_or_job(
+        self, quotas: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "own").write_text("4:memory:/other\n0::/job/step\n")
+        for name, quota in quotas.items():
+            (tmp_path / "groups" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "groups" / name / "cpu.max").write_text(f"{quota}\n")
+        monkeypatch.setattr(launch, "CGROUP", tmp_path / "own")
+        monkeypatch.setattr(launch, "CGROUPS", tmp_path / "groups")
+        monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: range(8), raising=False)
+        assert launch.usable_cores() == cores
 
     def test_processes_share_the_cores_that_may_be_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         started = []

@@ -18,6 +18,7 @@ from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.packed import FOLDER
+from scratch_det.distributed import devices, launch
 from scratch_det.distributed.launch import World
 from scratch_det.engine import check as machine
 from scratch_det.engine import run_dir
@@ -55,8 +56,12 @@ class TestMachine:
             (folder / "memory.max").write_text(f"{limit}\n")
             (folder / "memory.current").write_text("100\n")
             (folder / "memory.stat").write_text("anon 60\ninactive_file 40\n")
-        for name, file in (("MEMINFO", "meminfo"), ("CGROUP", "own"), ("CGROUPS", "groups")):
-            monkeypatch.setattr(machine, name, tmp_path / file)
+        for module, name, file in (
+            (machine, "MEMINFO", "meminfo"),
+            (launch, "CGROUP", "own"),
+            (launch, "CGROUPS", "groups"),
+        ):
+            monkeypatch.setattr(module, name, tmp_path / file)
 
     @pytest.mark.parametrize(
         ("limits", "expected"),
@@ -74,8 +79,8 @@ class TestMachine:
         assert machine.available_memory() == expected
 
     def test_systems_that_do_not_tell(self, monkeypatch, tmp_path):
-        for name in ("MEMINFO", "CGROUP", "CGROUPS", "SHARED"):
-            monkeypatch.setattr(machine, name, tmp_path / "absent")
+        for module, name in ((machine, "MEMINFO"), (launch, "CGROUP"), (launch, "CGROUPS"), (machine, "SHARED")):
+            monkeypatch.setattr(module, name, tmp_path / "absent")
         assert machine.available_memory() is None
         assert machine.free_shared_memory() is None
 
@@ -180,11 +185,12 @@ class TestReport:
 
     def test_the_memory_of_a_gpu(self, run, monkeypatch):
         """Functions of torch stand for a GPU."""
-        monkeypatch.setattr("scratch_det.distributed.devices.check_machine", lambda name, world: f"GPU {name}")
+        monkeypatch.setattr(devices, "check_machine", lambda name, world: torch.device(name, 1))
+        monkeypatch.setattr(devices, "identity", lambda device: f"GPU {device.index}")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * 10**9, 24 * 10**9))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index * 20 * 10**9, 24 * 10**9))
         done = run("MODEL.DEVICE", "cuda")
-        assert (done.code, "GPU cuda: 20.0 GB of 24.0 GB are free" in done.out) == (0, True)
+        assert (done.code, "GPU 1: 20.0 GB of 24.0 GB are free" in done.out) == (0, True)
 
     def test_a_recipe_that_is_not_there(self, run, tmp_path, toy_recipe):
         toy_recipe.unlink()
