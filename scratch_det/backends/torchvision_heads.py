@@ -116,8 +116,9 @@ class RPN(RegionProposalNetwork):
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) loss over the sampled anchors of the batch."""
-        positive, negative = (torch.cat(chosen).bool() for chosen in self.fg_bg_sampler(labels))
-        sampled = positive | negative
+        positive, negative = map(torch.cat, self.fg_bg_sampler(labels))
+        # Places: as an index, a mask is counted at each use, forward and backward, and the host waits for the count.
+        positive, sampled = (chosen.nonzero()[:, 0] for chosen in (positive, positive | negative))
         logits, truth = objectness.flatten()[sampled], torch.cat(labels)[sampled]
         loss_cls = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
         deltas, targets = pred_bbox_deltas[positive], torch.cat(regression_targets)[positive]
@@ -346,7 +347,7 @@ def keypoint_samples(boxes: list[Tensor], points: list[Tensor]) -> tuple[list[Te
     chosen = []
     for box, point in zip(boxes, points, strict=True):
         xy, low, high = point[..., :2], box[:, None, :2], box[:, None, 2:]
-        chosen.append((((xy >= low) & (xy <= high)).all(-1) & (point[..., 2] > 0)).any(1))
+        chosen.append((((xy >= low) & (xy <= high)).all(-1) & (point[..., 2] > 0)).any(1).nonzero()[:, 0])
     return tuple([one[c] for one, c in zip(each, chosen, strict=True)] for each in (boxes, points))
 
 
@@ -359,8 +360,8 @@ def keypoint_loss(logits: Tensor, boxes: Tensor, points: Tensor, keys: CfgNode, 
     Shapes: logits [N, K, S, S], boxes [N, 4], points [N, K, 3]. keys: ROI_KEYPOINT_HEAD.
     """
     places, valid = keypoints_to_heatmap(points, boxes, logits.shape[-1])
-    labelled = valid.bool()
+    labelled = valid.nonzero(as_tuple=True)
     loss = F.cross_entropy(logits.flatten(2)[labelled], places[labelled], reduction="sum")
     by_visible = keys.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS
-    count = labelled.sum().clamp(min=1) if by_visible else most_boxes * logits.shape[1]
+    count = max(len(labelled[0]), 1) if by_visible else most_boxes * logits.shape[1]
     return keys.LOSS_WEIGHT * loss / count

@@ -55,16 +55,16 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
 KINDS = ("waits an iteration", "copies an iteration", "waits an image", "copies an image")
 COSTS: dict[str, dict[str, tuple[int, ...]]] = {
     "torchvision": {
-        "GN": (35, 6, 12, 6),
-        "GN, bfloat16": (35, 6, 12, 6),
-        "GN, float16, clipped": (35, 6, 12, 6),
-        "SyncBN, bfloat16": (35, 6, 12, 6),
-        "cascade, bfloat16, test aug": (43, 14, 14, 12),
-        "keypoints, test aug": (36, 6, 32, 6),
-        "VGG": (28, 6, 10, 6),
-        "accumulation": (70, 12, 12, 6),
-        "no objects": (33, 6, 12, 6),
-        "cascade, no objects": (41, 10, 14, 12),
+        "GN": (31, 6, 12, 6),
+        "GN, bfloat16": (31, 6, 12, 6),
+        "GN, float16, clipped": (31, 6, 12, 6),
+        "SyncBN, bfloat16": (31, 6, 12, 6),
+        "cascade, bfloat16, test aug": (39, 14, 14, 12),
+        "keypoints, test aug": (28, 6, 32, 6),
+        "VGG": (24, 6, 10, 6),
+        "accumulation": (62, 12, 12, 6),
+        "no objects": (29, 6, 12, 6),
+        "cascade, no objects": (37, 10, 14, 12),
     },
     "detectron2": {
         "GN": (64, 30, 24, 15),
