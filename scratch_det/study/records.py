@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import msgspec
 from fvcore.common.config import CfgNode
@@ -211,9 +211,16 @@ def read_curves(path: Path, last: int) -> dict[str, Curve]:
 # Results folders -------------------------------------------------------------------------------------------------
 
 
-STATE = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATES)})$")]
 # The columns and what is in them; of RUNS they are called as the fields of Record, and its others are metrics.
-LINE = {"run": str, "state": STATE, "start": int, "iteration": int, "error": str, "weights_sha256": str, "found": str}
+LINE = {
+    "run": str,
+    "state": Literal[STATES],
+    "start": int,
+    "iteration": int,
+    "error": str,
+    "weights_sha256": str,
+    "found": str,
+}
 POINT = {"run": str, "metric": str, "iterations": int, "value": float}
 
 
@@ -258,17 +265,21 @@ def _read_csv(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
 
     Raises DataError, with the line, for damage.
     """
-    kind: Any = TypedDict("kind", {**kinds, "metrics": dict[str, float]})  # type: ignore[misc]
     lines: list[dict[str, Any]] = []
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            if missing := [column for column in kinds if column not in (reader.fieldnames or ())]:
+            columns = reader.fieldnames or ()
+            if missing := [column for column in kinds if column not in columns]:
                 raise ValueError(f"there is no column {missing[0]}")
+            kind: Any = TypedDict("kind", {**dict.fromkeys(columns, float), **kinds}, total=False)  # type: ignore[misc]
             for row in reader:
-                cells = {column: cell and from_csv(cell) for column, cell in row.items()}
-                metrics = {column: cell for column, cell in cells.items() if cell != "" and column not in kinds}
-                lines.append(msgspec.convert({**cells, "metrics": metrics}, kind, strict=False))
+                if len(row) > len(columns):
+                    raise ValueError(f"expected {len(columns)} cells, as in line 1")
+                cells = {key: cell and from_csv(cell) for key, cell in row.items() if cell != "" or key in kinds}
+                found = msgspec.convert(cells, kind, strict=False)
+                metrics = {key: value for key, value in found.items() if key not in kinds}
+                lines.append({**{key: found[key] for key in kinds}, "metrics": metrics})
     except FileNotFoundError:
         raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None
     except (csv.Error, ValueError) as error:
