@@ -141,13 +141,13 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         logger.info(load_weights(model, weights, plan.backend, cfg))
         test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
         is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
-        out = run_dir.path / ("inference" if is_own else "_".join(("inference", *test)))
-        metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, out, group)
+        name = "inference" if is_own else "_".join(("inference", *test))
+        metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, run_dir.path / name, group)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights)),
                       "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
-            run_dir.write_json(f"{out.name}/result.json", {**result, "metrics": to_json_numbers(metrics)})
-            logger.info(f"wrote {out}/result.json")
+            run_dir.write_json(f"{name}/result.json", {**result, "metrics": to_json_numbers(metrics)})
+            logger.info(f"wrote {run_dir.path / name}/result.json")
 
 
 def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) -> dict[str, Any]:

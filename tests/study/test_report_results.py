@@ -164,6 +164,14 @@ def test_results_in_a_study(out: Path) -> None:
         report(out, out)
 
 
+def test_other_recipes_may_use_other_images_of_the_same_data(out: Path, tmp_path: Path) -> None:
+    for k in (6, 5):
+        path = out / R18.format("scratch", k) / "environment.json"
+        about = {"images": 9, "used_images_sha256": f"{k}"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "datasets": {"digits_train": about}}))
+    report(out, tmp_path / "results")
+
+
 @pytest.mark.parametrize("is_here", [True, False])
 def test_other_data(out: Path, tmp_path: Path, is_here: bool) -> None:
     """In one folder, or here and in another."""

@@ -136,7 +136,10 @@ def write_results(
     made = [one.made for one in records if one.made]
     for name, about in (pair for one in made for pair in one["environment"]["datasets"].items()):
         known = datasets.setdefault(name, about)
-        if any(known[key] != about[key] for key in known.keys() & about.keys()):  # earlier versions noted less
+        keys = known.keys() & about.keys() - {
+            "used_images_sha256"
+        }  # earlier versions noted less; a recipe chooses them
+        if any(known[key] != about[key] for key in keys):
             problem = f"some runs were made with another {name} than others: {datasets[name]}, {about}"
             raise UserError(f"--results {folder}: {problem}; name another folder")
     stored.save(records, folder)
