@@ -114,6 +114,7 @@ class Trainer:
     """One training run in one of its processes (ranks).
 
     accumulate: micro-batches per iteration in this process (gradient accumulation).
+    unread: adds the metrics of the last iteration, see ``read_losses``; None once that is done.
     """
 
     cfg: CfgNode

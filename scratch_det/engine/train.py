@@ -129,9 +129,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
-    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder; writes only inference/.
+    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint in the folder.
 
-    Of a run that is evaluated on other data sets, inference_NAMES/.
+    Writes only inference/ or, in the folder of a run with other test sets, inference_NAMES/.
     """
     cfg, run_dir, backend = plan.cfg, plan.run_dir, backends.load(plan.backend)
     with Group(world, cfg.MODEL.DEVICE, stop) as group:

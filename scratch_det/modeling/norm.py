@@ -46,8 +46,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
     Statistics of half-precision input are float32.
 
     Why not nn.SyncBatchNorm: it is for GPUs only, DistributedDataParallel rejects it on the CPU, its ranks exchange
-    different types when some have an empty batch in half precision, and its forward pass waits for the GPU. Its kernels
-    do the arithmetic on GPUs, but for an empty batch and on the CPU, which lacks them.
+    different types when some have an empty batch in half precision, and its forward pass waits for the GPU. On GPUs its
+    kernels do the arithmetic here, too, unless this rank's batch is empty.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def packed(x: Tensor) -> Tensor:
 class _KernelBatchNorm(torch.autograd.Function):
     """As ``_GlobalBatchNorm`` by torch's kernels; updates the running statistics.
 
-    A rank with an empty batch takes the other one: the sums that it sends in the backward pass are 0 in both.
+    A rank with an empty batch takes ``_GlobalBatchNorm``: the sums that it sends in the backward pass are 0 in both.
     """
 
     @staticmethod

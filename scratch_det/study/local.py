@@ -157,7 +157,7 @@ class Local:
     def room_for(self, step: Step) -> list[str] | None:
         """The GPUs for ``step``, none where the CPU does the work; None when it has to wait.
 
-        A step that needs more than all places starts when no other step runs. It is told, once, that only GPUs lack.
+        A step that needs more than all places starts when no other step runs. Says once when only GPUs are missing.
         """
         taken = sum(self.places_of(process.step) for process in self.processes)
         if self.places_of(step) > self.places - taken:
