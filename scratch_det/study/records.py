@@ -277,7 +277,7 @@ def _read_csv(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
                 if len(row) > len(columns):
                     raise ValueError(f"expected {len(columns)} cells, as in line 1")
                 cells = {key: cell and from_csv(cell) for key, cell in row.items() if cell != "" or key in kinds}
-                found = msgspec.convert(cells, kind, strict=False)
+                found: dict[str, Any] = msgspec.convert(cells, kind, strict=False)
                 metrics = {key: value for key, value in found.items() if key not in kinds}
                 lines.append({**{key: found[key] for key in kinds}, "metrics": metrics})
     except FileNotFoundError:
