@@ -260,7 +260,8 @@ class Trainer:
     def divergence(self, iteration: int, lr: float, own_losses: dict[str, float], batch: list[Sample]) -> UserError:
         """Write nonfinite.json and return the error that names the likely cause; called in all processes at once.
 
-        ``own_losses`` and ``batch`` are the losses and samples of this process.
+        ``own_losses`` and ``batch`` are the losses and samples of this process. Gradient norms are those of the newest
+        gradients: where losses are read late, of the iteration after.
         """
         images = [{name: sample[name] for name in ("image_id", "position")} for sample in batch]
         own: dict[str, Any] = {"losses": json_numbers(own_losses), "images": images}
