@@ -15,6 +15,7 @@ from conftest import ROOT
 from run_folder import NO_TEST, is_same, lines, read, weights
 
 from scratch_det import backends
+from scratch_det.errors import UserError
 
 TRAIN_NET = ROOT / "tools/train_net.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
@@ -44,6 +45,7 @@ exec(compile(open({tool!r}).read(), {tool!r}, "exec"), {{"__name__": "__main__",
 """
 
 Shell = Callable[..., subprocess.Popen]
+Train = Callable[..., Path]
 
 
 @pytest.fixture
@@ -129,30 +131,34 @@ def broken(tmp_path: Path) -> Callable[..., tuple[Any, ...]]:
 
 
 class TestEquality:
-    def test_losses_of_one_and_two_processes(self, shell: Shell, coco_factory: Callable, tmp_path: Path) -> None:
+    def test_losses_of_one_and_two_processes(
+        self, shell: Shell, train: Train, coco_factory: Callable, tmp_path: Path
+    ) -> None:
         """With GN, no padding, and every anchor and proposal used so that nothing is drawn, the first losses agree."""
         coco_factory("square", num_images=6, size=(64, 64))
         keys = ("DATASETS.TRAIN", "('square',)", "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER",
                 1, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000,
                 *NO_TEST)  # fmt: skip
-        commands = {"one": (), "two": ("--num-gpus", 2), "parts": ("--accumulate", 2)}
-        for name, flags in commands.items():
-            end(shell(*flags, *keys, name=name))
-        one, two, parts = (lines(tmp_path / name)[0] for name in commands)
+        train(*keys, name="one")
+        train(*keys, name="parts", accumulate=2)
+        end(shell("--num-gpus", 2, *keys, name="two"))
+        one, two, parts = (lines(tmp_path / name)[0] for name in ("one", "two", "parts"))
         for key in (key for key in one if "loss" in key):
             assert two[key] == pytest.approx(one[key], rel=1e-3)
             assert parts[key] == pytest.approx(two[key], rel=1e-5)
 
-    def test_weights_are_read_by_every_process(self, shell: Shell, tmp_path: Path) -> None:
-        """To evaluate them: every image once, in the order of the json, as one process does. To train on from them."""
-        one, evaluated, trained = (tmp_path / name for name in ("one", "evaluated", "trained"))
-        end(shell("SOLVER.MAX_ITER", 1, name="one"))
+    def test_weights_that_are_evaluated(self, shell: Shell, train: Train, tmp_path: Path) -> None:
+        """Every image once, in the order of the json, as one process does."""
+        one = train("SOLVER.MAX_ITER", 1, name="one")
         start = ("MODEL.WEIGHTS", one / "checkpoints/model_final.pth")
-
         end(shell("--eval-only", "--num-gpus", 2, *start, name="evaluated"))
         assert len({result["image_id"] for result in read(one, RESULTS)}) == 4
-        assert read(evaluated, RESULTS) == read(one, RESULTS)
+        assert read(tmp_path / "evaluated", RESULTS) == read(one, RESULTS)
 
+    @pytest.mark.slow
+    def test_weights_to_train_on_from(self, shell: Shell, train: Train, tmp_path: Path) -> None:
+        one, trained = train("SOLVER.MAX_ITER", 1, *NO_TEST, name="one"), tmp_path / "trained"
+        start = ("MODEL.WEIGHTS", one / "checkpoints/model_final.pth")
         end(shell("--num-gpus", 2, *start, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 1e-12, *NO_TEST, name="trained"))
         before, after = weights(one), weights(trained)
         assert all(after[key].allclose(before[key]) for key in before)
@@ -201,7 +207,7 @@ class TestStopping:
         assert read(folder, RESULTS) == read(whole, RESULTS)
         assert read(folder, "environment.json")["processes"] == 2
 
-    @pytest.mark.parametrize("processes", [1, 2])
+    @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
     def test_a_second_signal_ends_a_blocked_process(
         self, processes: int, shell: Shell, broken: Callable, tmp_path: Path
     ) -> None:
@@ -214,7 +220,9 @@ class TestStopping:
         os.kill(main_process, signal.SIGTERM)
         end(process, 128 + signal.SIGTERM)
 
-    def test_a_signal_to_one_of_two_in_the_evaluation(self, shell: Shell, broken: Callable, tmp_path: Path) -> None:
+    def test_a_signal_to_one_of_two_in_the_evaluation(
+        self, shell: Shell, train: Train, broken: Callable, tmp_path: Path
+    ) -> None:
         """Both leave the evaluation, whose weights are in a checkpoint; it is made up for after --resume."""
         keys = ("SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2)
         process = shell("--num-gpus", 2, *keys, program=broken("slow prediction"))
@@ -224,7 +232,7 @@ class TestStopping:
         end(process, 75)
         assert read(folder, "status.json")["iteration"] == 2
         assert not lines(folder)
-        end(shell("--num-gpus", 2, "--resume", *keys))
+        train(*keys, resume=True)
         assert [line["iteration"] for line in lines(folder)] == [1, 3, 4]
 
 
@@ -245,7 +253,10 @@ class TestFaults:
         assert modules[backends.choose("auto")] <= report["gradient_norms"].keys()
         assert read(tmp_path / "run", "status.json")["state"] == "failed"
 
-    @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("processes", "rank"),
+        [pytest.param(1, 0, marks=pytest.mark.slow), (2, 1), pytest.param(2, 0, marks=pytest.mark.slow)],
+    )
     def test_a_bug_is_one_message_and_all_end(
         self, processes: int, rank: int, shell: Shell, broken: Callable, tmp_path: Path
     ) -> None:
@@ -270,11 +281,12 @@ class TestFaults:
         assert message.count("error:") == 1
         assert re.search(r"error: .*images/2\.jpg", message)
 
-    def test_two_runs_in_one_folder(self, shell: Shell, tmp_path: Path) -> None:
+    def test_two_runs_in_one_folder(self, shell: Shell, train: Train, tmp_path: Path) -> None:
         first = shell(*LONG)
         wait_for(is_training(tmp_path / "run"), first)
         before = (tmp_path / "run/config.yaml").read_bytes()
-        assert "another process is training in OUTPUT_DIR" in end(shell("--resume", *LONG), 2)
+        with pytest.raises(UserError, match="another process is training in OUTPUT_DIR"):
+            train(*LONG, resume=True)
         assert (tmp_path / "run/config.yaml").read_bytes() == before
         assert first.poll() is None
         first.terminate()

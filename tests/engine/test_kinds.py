@@ -57,6 +57,8 @@ KEYPOINTS_OF = {  # of digits no mirror is known, and COCO has no sigmas
 }
 INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
 DATA = ["digits", pytest.param("coco", marks=pytest.mark.slow)]
+ELSEWHERE = {"plain", "cascade", "SyncBN"}  # in subset, test aug, and test_sync_bn_in_two_processes
+FEW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) if kind in ELSEWHERE else kind for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def run(register: Callable, small_model: list[str], tmp_path: Path) -> Callable[
 
 @pytest.mark.parametrize("backend", INSTALLED)
 @pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 def test_trains_resumes_and_evaluates(
     kind: str, data: str, backend: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
