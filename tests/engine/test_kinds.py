@@ -57,7 +57,7 @@ KEYPOINTS_OF = {  # of digits no mirror is known, and COCO has no sigmas
 }
 INSTALLED = [name for name in backends.BACKENDS if backends.is_installed(name)]
 DATA = ["digits", pytest.param("coco", marks=pytest.mark.slow)]
-ELSEWHERE = {"plain", "cascade", "SyncBN"}  # in subset, test aug, and test_sync_bn_in_two_processes
+ELSEWHERE = {"plain", "cascade"}  # in subset and test aug
 FEW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) if kind in ELSEWHERE else kind for kind in KINDS]
 
 
@@ -128,6 +128,7 @@ def test_a_switch(data: str, run: Callable[..., Path]) -> None:
     assert set(read(cascade, "result.json")["metrics"]) == {"bbox", "segm"}
 
 
+@pytest.mark.slow  # SyncBN in two processes is in test_faults.py as well
 @pytest.mark.parametrize("backend", INSTALLED)
 def test_sync_bn_in_two_processes(
     backend: str, register: Callable, small_model: list[str], tmp_path: Path, datasets_root: Path
