@@ -175,9 +175,8 @@ class ToolParser(ArgumentParser):
                 answer = next(answers, None)
                 hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
             elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
-                hints[""] = (
-                    "" if "--config-file" in "".join(hints.values()) else f"; write --config-file {quoted(word)}"
-                )
+                is_said = "--config-file" in "".join(hints.values())
+                hints[""] = "" if is_said else f"; write --config-file {quoted(word)}"
         return "".join(hints.values())
 
 

@@ -136,7 +136,7 @@ def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | No
         cfg = run.read_config()
     else:
         return None
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights.tensors) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
         if bias is not None:
             cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(bias)

@@ -12,7 +12,8 @@ A sample is a dictionary of an image with N objects, in pixels of the (resized) 
 Boxes, masks and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
@@ -175,3 +177,12 @@ def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -
     pixels = read_image(path, entry["width"], entry["height"], cfg.INPUT.FORMAT)
     image = torch.from_numpy(pixels).permute(2, 0, 1)  # a pixel's channels still lie together: resized in half the time
     return {"image": image, "image_id": entry["id"], "height": pixels.shape[0], "width": pixels.shape[1]}
+
+
+def first_image(cfg: CfgNode, datasets: Iterable[CocoDataset]) -> Tensor | None:
+    """An image to train on as it is in its file, uint8 [3, H, W]; None where the first of no data set can be read."""
+    for data in datasets:
+        for image in (data.images[place] for place in data.training_images(cfg)[:1]):
+            with suppress(DataError):
+                return load_sample(data.entry.image_root / image["file_name"], cfg, image)["image"]
+    return None

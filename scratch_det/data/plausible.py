@@ -65,7 +65,7 @@ def mask_extents(part: Arrays, counts: Sequence[list[int]]) -> np.ndarray:
     """
     extents, sizes = np.full((len(counts), 4), np.nan), part["rle_size"].tolist()
     for k, runs in enumerate(counts):
-        if runs and 0 < sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0:
+        if runs and 0 < sum(runs) == math.prod(sizes[k]) <= LARGEST and min(runs) >= 0 < sizes[k][0]:
             # one by one: hotcoco shares a list among threads, which a forked process does not have
             extents[k] = mask_api.to_bbox({"size": sizes[k], "counts": runs})
             extents[k, 2:] += extents[k, :2]

@@ -5,9 +5,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scratch_det import backends
 from scratch_det.config.choices import optimizer_of
@@ -18,11 +16,8 @@ from scratch_det.distributed.launch import World, cgroup_files, several_to_launc
 from scratch_det.engine import run_dir
 from scratch_det.engine.datasets import add_problems
 from scratch_det.engine.plan import DETECTION, Plan, Request, make_plan
-from scratch_det.errors import DataError, Report, Section, UserError, counted, listed
+from scratch_det.errors import Report, Section, UserError, counted, listed
 from scratch_det.weights.locate import place_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NAME_WIDTH = 11  # columns for the name of a section
 PREFETCHED = 2  # batches that a worker holds ready: PyTorch's default
@@ -175,6 +170,7 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     """
     import torch  # here, so that errors of the checks above come at once
 
+    from scratch_det.data.dataset import first_image
     from scratch_det.distributed.devices import NO_GPU, check_machine, identity
     from scratch_det.engine.state import size_of
     from scratch_det.weights.load import load_weights
@@ -190,7 +186,8 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
         **size._asdict(),
     )
     if has_weights:
-        if loaded := section.attempt(load_weights, model, cfg.MODEL.WEIGHTS, backend, cfg, first_image(plan)):
+        to_train, image = (model, cfg.MODEL.WEIGHTS, backend, cfg), first_image(cfg, plan.training)
+        if loaded := section.attempt(load_weights, *to_train, image, plan.request.eval_only):
             section.add(loaded)
     elif cfg.MODEL.WEIGHTS:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")
@@ -199,17 +196,6 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     elif (device := section.attempt(check_machine, cfg.MODEL.DEVICE, world)) and device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         section.add(f"{identity(device)}: {run_dir.size(free)} of {run_dir.size(total)} are free", gpu_free_bytes=free)
-
-
-def first_image(plan: Plan) -> "Tensor | None":
-    """The first image to train on, [3, H, W]; None where none can be read, which --images tells."""
-    from scratch_det.data.dataset import load_sample  # imports torch
-
-    for data in plan.training:
-        for image in (data.images[place] for place in data.training_images(plan.cfg)[:1]):
-            with suppress(DataError):
-                return load_sample(data.entry.image_root / image["file_name"], plan.cfg, image)["image"]
-    return None
 
 
 def check_images(section: Section, data: CocoDataset) -> None:

@@ -167,7 +167,7 @@ def report_paused(run_dir: RunDir, completed: int, max_iter: int) -> None:
 
 
 def restore(
-    cfg: CfgNode, backend: str, state: State, origin: Origin | None, image: Tensor | None
+    cfg: CfgNode, backend: str, state: State, origin: Origin | None, image: Tensor | None = None
 ) -> list[dict[str, float]]:
     """Load the weights or the checkpoint into ``state``; returns the checkpoint's unfinished window of metrics.
 

@@ -23,7 +23,7 @@ from scratch_det.config.choices import optimizer_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
-from scratch_det.data.dataset import SampleSet, TrainingSet
+from scratch_det.data.dataset import SampleSet, TrainingSet, first_image
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import World
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -87,10 +87,10 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         is_done, origin, cfg.SEED = group.broadcast(start)  # rank 0 decides: others may see old files
         if is_done:
             return
+        image = first_image(cfg, plan.training) if cfg.MODEL.WEIGHTS and not origin else None
         dataset = task.training_set(cfg, plan.training)
         plan.training.clear()  # lists of images; the data set keeps arrays
         state = build_state(cfg, backend, group.device, request.init_std)
-        image = dataset[0]["image"] if cfg.MODEL.WEIGHTS and not origin else None
         window = restore(cfg, plan.backend, state, origin, image)
         size = size_of(state.model)
         each = checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
@@ -138,7 +138,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
         model = build_state(cfg, backend, group.device).model
-        logger.info(load_weights(model, weights, plan.backend, cfg))
+        logger.info(load_weights(model, weights, plan.backend, cfg, whole=True))
         test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
         is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
         name = "inference" if is_own else "_".join(("inference", *test))

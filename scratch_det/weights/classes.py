@@ -1,32 +1,62 @@
-"""The rows of a detector's weights that belong to its classes, and those of another data set in their place."""
+"""The rows of a detector's weights that belong to its classes: in another library's order, or for another data set."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from scratch_det.errors import UserError, listed
 from scratch_det.weights.names import without_stage
-from scratch_det.weights.origin import Weights
+
+if TYPE_CHECKING:
+    from scratch_det.weights.origin import Weights
 
 CLASS_SCORES, BOX_DELTAS = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
-ROWS = {  # layers with rows for each class, by library: how many
-    "torchvision": {CLASS_SCORES: 1, BOX_DELTAS: 4, "roi_heads.mask_predictor.mask_fcn_logits": 1},
-    "detectron2": {CLASS_SCORES: 1, BOX_DELTAS: 4, "roi_heads.mask_head.predictor": 1},
+ROWS = {  # layers with rows for each class: how many
+    CLASS_SCORES: 1,
+    BOX_DELTAS: 4,
+    "roi_heads.mask_predictor.mask_fcn_logits": 1,  # torchvision's
+    "roi_heads.mask_head.predictor": 1,  # detectron2's
 }
 
 
-def num_classes(weights: Weights) -> int | None:
-    """Classes without background, from the class scores; None for a backbone."""
-    scores = (value for name, value in weights.tensors.items() if without_stage(name) == f"{CLASS_SCORES}.weight")
+def num_classes(tensors: Mapping[str, Tensor]) -> int | None:
+    """A detector's classes without background, from the class scores; None for a backbone."""
+    scores = (value for name, value in tensors.items() if without_stage(name) == f"{CLASS_SCORES}.weight")
     return next((len(value) - 1 for value in scores), None)
 
 
-def check_classes(weights: Weights, names: Sequence[str]) -> None:
+def labels(layer: str, library: str, classes: Sequence[Any]) -> list[Any]:
+    """Whose rows a layer of ROWS has, in their order; None is the background.
+
+    It comes first in torchvision and Detectron; in detectron2 it comes last, and has neither box nor mask.
+    """
+    return [*classes, *[None] * (layer == CLASS_SCORES)] if library == "detectron2" else [None, *classes]
+
+
+def with_rows(base: Tensor, here: Sequence[Any], value: Tensor, there: Sequence[Any]) -> Tensor:
+    """A copy of ``base``, with rows of the labels ``here``; those of labels that are also ``there`` are ``value``'s."""
+    places = {label: place for place, label in enumerate(there)}
+    shared = [label for label in here if label in places]
+    new, old = base.detach().clone(), value.unflatten(0, (len(there), -1))
+    chosen = old[[places[label] for label in shared]]
+    new.unflatten(0, (len(here), -1))[[here.index(label) for label in shared]] = chosen.to(new)
+    return new
+
+
+def reordered(layer: str, value: Tensor, source: str, target: str) -> Tensor:
+    """The rows of a layer of ROWS as another library has them; zeros for a background that ``source`` has not."""
+    classes = range(len(value) // ROWS[layer] - (None in labels(layer, source, ())))
+    there, here = (labels(layer, library, classes) for library in (source, target))
+    return with_rows(value.new_zeros(len(here) * ROWS[layer], *value.shape[1:]), here, value, there)
+
+
+def check_classes(weights: "Weights", names: Sequence[str]) -> None:
     """Raise UserError for a detector of other classes, or of the same in another order, than ``names`` of the data.
 
     A file without names, and an empty ``names``, agree with all.
     """
-    theirs, count = weights.classes, num_classes(weights)
+    theirs, count = weights.classes, num_classes(weights.tensors)
     if not names or count is None or (tuple(names) == theirs or (not theirs and count == len(names))):
         return
     same = sorted(theirs) == sorted(names)
@@ -39,35 +69,23 @@ def check_classes(weights: Weights, names: Sequence[str]) -> None:
 
 
 def with_new_classes(
-    weights: Weights, names: Sequence[str], wanted: Mapping[str, Tensor]
+    weights: "Weights", names: Sequence[str], wanted: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
     """A detector's tensors for the classes ``names``, and what was done, in words.
 
     wanted: the model's own tensors, of the same library. Rows of a class of equal name and of the background are the
     file's, other rows of class layers stay the model's, and so do layers of keypoints where their numbers differ.
     """
-    tensors, theirs, kept = dict(weights.tensors), weights.classes, []
-    in_torchvision, count = weights.library == "torchvision", num_classes(weights) or 0
-    shared = [(theirs.index(name), place) for place, name in enumerate(names) if name in theirs]
-    for name, value in weights.tensors.items():
-        layer = without_stage(name).rpartition(".")[0]
-        rows, target = ROWS[weights.library].get(layer), wanted.get(name)
-        if rows is None or target is None:
-            if target is not None and ".keypoint" in name and target.shape != value.shape:
-                tensors[name] = target
-            continue
-        has_background = in_torchvision or layer == CLASS_SCORES
-        if len(value) != rows * (count + has_background):
-            continue  # one box for all classes
-        first = 1 if in_torchvision else 0  # the background is class 0 there, the last one in detectron2
-        pairs = [(there + first, here + first) for there, here in shared]
-        if has_background:
-            pairs.append((0, 0) if in_torchvision else (count, len(names)))
-        new = target.detach().clone()
-        for there, here in pairs:
-            new[here * rows : (here + 1) * rows] = value[there * rows : (there + 1) * rows]
-        tensors[name] = new
-        kept.append(name)
-    of_equal_name = f"rows of {len(shared)} of equal name are the file's ({listed([names[k] for _, k in shared])}), "
-    said = f"new classes in {len(kept)} tensors: {of_equal_name if shared else ''}all others stay random"
-    return tensors, said + ("" if theirs else "; the file does not name its classes")
+    tensors, count, changed = dict(weights.tensors), num_classes(weights.tensors) or 0, 0
+    for name in tensors.keys() & wanted.keys():
+        layer, value, own = without_stage(name).rpartition(".")[0], tensors[name], wanted[name]
+        if ".keypoint" in name and own.shape != value.shape:
+            tensors[name] = own
+        elif layer in ROWS:
+            there, here = (labels(layer, weights.library, one) for one in (weights.classes or range(count), names))
+            if [len(value), len(own)] == [ROWS[layer] * len(one) for one in (there, here)]:  # else one box for all
+                tensors[name], changed = with_rows(own, here, value, there), changed + 1
+    shared = [name for name in names if name in weights.classes]
+    of_equal_name = f"rows of {len(shared)} of equal name are the file's ({listed(shared)}), " if shared else ""
+    unnamed = "" if weights.classes else "; the file does not name its classes"
+    return tensors, f"new classes in {changed} tensors: {of_equal_name}all others stay random{unnamed}"

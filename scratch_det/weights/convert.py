@@ -1,18 +1,14 @@
 """One detector's weights as another's: with the other library's names, or as those of a cascade."""
 
-from torch import Tensor, cat
+from torch import Tensor
 
 from scratch_det.errors import UserError
-from scratch_det.weights.classes import BOX_DELTAS, CLASS_SCORES, num_classes
+from scratch_det.weights.classes import BOX_DELTAS, CLASS_SCORES, ROWS, labels, num_classes, reordered
 from scratch_det.weights.load import named_for_detector
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, in_stage, renamed, stage_of, without_stage
 from scratch_det.weights.origin import Weights
 
 BOX_PREDICTOR = "roi_heads.box_predictor."
-BACKGROUND = {  # layers, by detectron2's names, where torchvision has a slot for the background: rows of a slot
-    BOX_DELTAS: 4,  # first there, none in detectron2: never trained, never used
-    "roi_heads.mask_head.predictor": 1,  # the same
-}
 
 
 def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[str, Tensor], dict[str, str | None]]:
@@ -30,22 +26,18 @@ def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[st
         full, prefix = named_for_detector(weights, to), BOTTOM_UP[to]
         names = {name: name.removeprefix(prefix) if name.startswith(prefix) else None for name in full}
         return {new: full[name] for name, new in names.items() if new}, names
-    names, tensors, classes = renamed(weights.tensors, source, to, own_names), {}, num_classes(weights)
+    names, tensors = renamed(weights.tensors, source, to, own_names), {}
+    classes = range(num_classes(weights.tensors) or 0)
     for name, new in names.items():
-        value, theirs = weights.tensors[name], name if to == "torchvision" else new or ""
-        layer, _, leaf = without_stage(theirs).rpartition(".")
-        if layer == CLASS_SCORES:  # the background comes first in torchvision, last in detectron2
-            value = value.roll(1 if to == "torchvision" else -1, 0)
-        elif layer in BACKGROUND and not stage_of(name):
-            slot = BACKGROUND[layer]
-            expected = slot * ((classes or 0) + (source == "torchvision"))
-            if classes is not None and leaf == "weight" and len(value) != expected:
+        value, (layer, _, leaf) = weights.tensors[name], without_stage(name).rpartition(".")
+        if layer == CLASS_SCORES or (layer in ROWS and not stage_of(name)):
+            expected = ROWS[layer] * len(labels(layer, source, classes))
+            if classes and leaf == "weight" and len(value) != expected:
                 raise UserError(
-                    f"{weights.path}: {name} has {len(value)} outputs, expected {expected} for {classes} classes; a "
-                    "detector with CLS_AGNOSTIC_BBOX_REG or CLS_AGNOSTIC_MASK has no counterpart to be converted to"
+                    f"{weights.path}: {name} has {len(value)} outputs, expected {expected} for {len(classes)} classes; "
+                    "a detector with CLS_AGNOSTIC_BBOX_REG or CLS_AGNOSTIC_MASK has no counterpart to be converted to"
                 )
-            added = value.new_zeros((slot, *value.shape[1:]))
-            value = value[slot:].clone() if to == "detectron2" else cat([added, value])
+            value = reordered(layer, value, source, to)
         if new:
             tensors[new] = value
     return tensors, names

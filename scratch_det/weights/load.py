@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
@@ -16,54 +16,54 @@ from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
 from scratch_det.weights.origin import Weights, read_weights
 from scratch_det.weights.pixels import Pixels, adapt_first_layer, check_pixels, stated_pixels
 
-VGG_LAYERS = {  # become the box head's (Faster R-CNN, Ren et al. 2015)
-    "torchvision": {"classifier.0": "1", "classifier.3": "3"},  # after flattening
-    "detectron2": {"classifier.0": "fc1", "classifier.3": "fc2"},
-}
+VGG_FCS = {"classifier.0": "1", "classifier.3": "3"}  # become the box head's, after flattening (Ren et al. 2015)
 FIRST_LAYER = "stem.conv1.weight"  # of detectron2's ResNets; other networks say it
 BLOCK = re.compile(r"\b(?:layer|res)(\d)\.(\d+)\.")  # stage and block
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 
 
-def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNode, image: Tensor | None = None) -> str:
+def load_weights(
+    model: nn.Module, source: str | Path, library: str, cfg: CfgNode, image: Tensor | None = None, whole: bool = False
+) -> str:
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
     source: a file or an address, see ``locate.fetch``. A detector's weights have to be ``library``'s and cover the
     whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
     The first layer is adapted to the pixels of ``cfg`` where it is known on which pixels it was trained. image: one to
-    train on, [3, H, W] of grey values, to see whether those were the pixels, see ``check_pixels``.
+    train on, [3, H, W] of grey values, to see whether those were the pixels, see ``check_pixels``; a file that says its
+    pixels is believed. whole: a classifier will not do.
     """
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
     registered = bottom_up if cfg.MODEL.BACKBONE.NAME in backbone_names() else None
-    weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1])
-    if stated := stated_pixels(cfg):  # with other pixels than its kind has, the stride may be another, too
-        weights = replace(weights, pixels=stated, stride_in_1x1=None)
-    check_fits(weights, library, cfg)
+    weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1], stated_pixels(cfg))
+    check_fits(weights, library, cfg, whole)
     place = next(name for name, module in model.named_modules() if module is bottom_up)
-    values, prefix, wanted, notes = weights.tensors, "", model.state_dict(), []
-    if weights.is_detector:
-        names = cfg.DATASETS.get("CLASS_NAMES", ())
-        if cfg.MODEL.get("WEIGHTS_NEW_CLASSES"):
-            values, note = with_new_classes(weights, names, wanted)
-            notes.append(note)
-        else:
-            check_classes(weights, names)
-    else:
+    values, prefix, wanted, heads, notes = weights.tensors, "", model.state_dict(), "", []
+    if weights.left_out:
+        notes.append("left out " + ", ".join(f"{name} ({count})" for name, count in weights.left_out.items()))
+    if not weights.is_detector:
         own, prefix = named_for_detector(weights, library), f"{place}."
         values = {name.replace(BOTTOM_UP[library], prefix): value for name, value in own.items()}
         if hasattr(model.roi_heads, "res5"):  # detectron2's models without a pyramid have the last stage there
             values = {name.replace(f"{prefix}res5.", "roi_heads.res5."): value for name, value in values.items()}
-    heads = [name for name in values if prefix and name.startswith(BOX_HEAD)]
-    if weights.left_out:
-        notes.append("left out " + ", ".join(f"{name} ({count})" for name, count in weights.left_out.items()))
-    if any(name not in wanted or wanted[name].shape != values[name].shape for name in heads):
-        values = {name: value for name, value in values.items() if name not in heads}
-        heads = []
-        notes.append("VGG's fully connected layers do not fit the box head, which stays random")
-    first, used = f"{place}.{getattr(bottom_up, 'first_layer', FIRST_LAYER)}", Pixels.of(cfg)
-    if (raw := values.get(first)) is not None and weights.pixels:
+        fcs = [name for name in values if name.startswith(BOX_HEAD)]
+        heads = " and the box head" if fcs else ""
+        if any(name not in wanted or wanted[name].shape != values[name].shape for name in fcs):
+            values, heads = {name: value for name, value in values.items() if name not in fcs}, ""
+            notes.append("VGG's fully connected layers do not fit the box head, which stays random")
+    elif cfg.MODEL.get("WEIGHTS_NEW_CLASSES"):
+        values, note = with_new_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()), wanted)
+        notes.append(note)
+    else:
+        check_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()))
+    covered, total = fill(model, values, prefix, weights)
+    first, used = getattr(bottom_up, "first_layer", FIRST_LAYER), Pixels.of(cfg)
+    raw = values.get(f"{place}.{first}")
+    if raw is not None and weights.pixels:
         adapted, note = adapt_first_layer(raw, weights.pixels, used)
-        values, notes = {**values, first: adapted}, [*notes, *[note] * bool(note)]
+        with torch.no_grad():
+            bottom_up.get_parameter(first).copy_(adapted)
+        notes += [note] * bool(note)
     elif weights.pixels and weights.pixels != used:
         notes.append(
             f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "
@@ -74,16 +74,23 @@ def load_weights(model: nn.Module, source: str | Path, library: str, cfg: CfgNod
             "the file does not say which pixels it was trained on: the recipe's are assumed; state them with "
             f"MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}"
         )
-    covered, total = fill(model, values, prefix, weights)
-    if image is not None and raw is not None and not weights.fused_norm:
-        check_pixels(bottom_up, model.get_parameter(first), raw, image, weights.pixels or used, used, str(source))
-    part = f", the backbone{' and the box head' if heads else ''}, from a {weights.kind}" if prefix else ""
+    if image is not None and raw is not None and not (weights.fused_norm or weights.says_pixels):
+        check_pixels(bottom_up, first, raw, image, weights.pixels or used, used, str(source))
+    part = f", the backbone{heads}, from a {weights.kind}" if prefix else ""
     part += f", {weights.prefix.rstrip('.')}" if weights.prefix not in ("", "model.", "state_dict.", "blobs.") else ""
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
 
 
-def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
-    """Raise UserError for another library's detector, and for another norm or stride, which names do not show."""
+def check_fits(weights: Weights, library: str, cfg: CfgNode, whole: bool) -> None:
+    """Raise UserError for another library's detector, and for another norm or stride, which names do not show.
+
+    With ``whole`` also for a classifier.
+    """
+    if whole and not weights.is_detector:
+        raise UserError(
+            f"weights file {weights.path} is a {weights.kind}: there is no detector to evaluate; give a checkpoint of "
+            "a run, or train one that begins with this file"
+        )
     if weights.is_detector and weights.library != library:
         raise UserError(
             f"weights file {weights.path} is a {weights.library} checkpoint, the backend is {library}; "
@@ -106,17 +113,15 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode) -> None:
 
 def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
-    source, full, fcs = weights.library or library, {}, {}
+    source, full = weights.library or library, {}
     for name, value in weights.tensors.items():
         layer, _, leaf = name.rpartition(".")
-        if weights.library and layer in VGG_LAYERS[library]:
-            fcs[f"{BOX_HEAD}{VGG_LAYERS[library][layer]}.{leaf}"] = value
-        else:
-            full[BOTTOM_UP[source] + name] = value
+        is_fc = weights.library and layer in VGG_FCS
+        full[f"{BOX_HEAD}{VGG_FCS[layer]}.{leaf}" if is_fc else BOTTOM_UP[source] + name] = value
     if source != library:
         names = renamed(full, source, library)
         full = {names[name] or name: value for name, value in full.items()}
-    return full | fcs
+    return full
 
 
 def blocks_of(names: Iterable[str]) -> list[int]:

@@ -32,7 +32,7 @@ BLOCK = 1 << 20  # bytes
 def split_part(weights: str) -> tuple[str, str]:
     """MODEL.WEIGHTS as file or address, and which of several networks in it: what is behind a #."""
     source, _, part = weights.rpartition("#")
-    return (weights, "") if not source or Path(weights).is_file() else (source, part)
+    return (weights, "") if not source or "/" in part or Path(weights).is_file() else (source, part)
 
 
 def check_weights(weights: str) -> None:

@@ -1,6 +1,6 @@
 """Which networks a checkpoint holds: known names behind any prefix, also inside of nested dictionaries."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,7 @@ SIGNS = (  # a name that a network's file has behind its prefix: the library tha
     ("res2.0.conv1.weight", "detectron2", False),
     ("res2_0_branch2a_w", "Detectron", False),
 )
-BODIES = (
-    *BOTTOM_UP.values(),
-    "backbone.",
-)  # where a detector has its bottom-up network; detectron2's C4 has no pyramid
+BODIES = (*BOTTOM_UP.values(), "backbone.")  # where a detector has its bottom-up network; the last without a pyramid
 DEPTH = 5  # dictionaries inside of each other that are looked into
 
 
@@ -30,13 +27,13 @@ class Network(NamedTuple):
     prefix: what comes before its names, keys of nested dictionaries included: "", "state_dict.module.encoder_q.".
     library: whose names follow, see ``Weights``; "" for those of the model's own bottom-up network.
     is_detector: a whole detector, else a bottom-up network with the layers of its pre-training.
-    own: what its names lack before they are those of the model's own network.
+    lacks: what its names need before them to be those of the model's own network.
     """
 
     prefix: str
     library: str
     is_detector: bool
-    own: str = ""
+    lacks: str = ""
 
 
 def tensors_by_name(content: dict[Any, Any], prefix: str = "", depth: int = DEPTH) -> dict[str, Tensor]:
@@ -60,7 +57,8 @@ def networks_in(names: Collection[str], bottom_up: Any = None) -> list[Network]:
     bottom_up: the model's network, one of ``scratch_det.modeling.backbones``; its own names are looked for, too, first
     if it states ``pixels``, which are those of its family's files.
     """
-    known = list(_by_signs(names))
+    known = [Network(prefix, library, is_detector)
+             for sign, library, is_detector in SIGNS for prefix in _prefixes(names, sign)]  # fmt: skip
     own = [] if bottom_up is None else _by_own_names(names, bottom_up)
     detectors = [network for network in known if network.is_detector]
     bodies = {network.prefix + body for network in detectors for body in BODIES}
@@ -68,11 +66,9 @@ def networks_in(names: Collection[str], bottom_up: Any = None) -> list[Network]:
     return detectors + [one for one in classifiers if not one.is_detector and one.prefix not in bodies]
 
 
-def _by_signs(names: Collection[str]) -> Iterator[Network]:
-    for sign, library, is_detector in SIGNS:
-        for name in names:
-            if name == sign or name.endswith(f".{sign}"):
-                yield Network(name.removesuffix(sign), library, is_detector)
+def _prefixes(names: Collection[str], sign: str) -> list[str]:
+    """What comes before a name, wherever it ends one of ``names``."""
+    return [name.removesuffix(sign) for name in names if f".{name}".endswith(f".{sign}")]
 
 
 def _by_own_names(names: Collection[str], bottom_up: Any) -> list[Network]:
@@ -83,9 +79,8 @@ def _by_own_names(names: Collection[str], bottom_up: Any) -> list[Network]:
     for place in range(len(first)):  # the fewest missing parts of the name first
         lacks, sign = "".join(f"{part}." for part in first[:place]), ".".join(first[place:])
         rest = [name.removeprefix(lacks) for name in own if name.startswith(lacks)]
-        for name in names:
-            if name not in found and (name == sign or name.endswith(f".{sign}")):
-                prefix = name.removesuffix(sign)
-                found[name] = sum(prefix + one in names for one in rest), Network(prefix, "", False, lacks)
+        for prefix in _prefixes(names, sign):
+            covered = sum(prefix + one in names for one in rest)
+            found.setdefault(prefix + sign, (covered, Network(prefix, "", False, lacks)))
     best = max((covered for covered, _ in found.values()), default=0)
     return [network for covered, network in found.values() if 2 * covered >= best]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scratch_det.errors import UserError, listed, quoted
+from scratch_det.weights.classes import ROWS, reordered
 from scratch_det.weights.names import BOTTOM_UP, from_caffe2
 from scratch_det.weights.networks import Network, networks_in, tensors_by_name
 from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
@@ -24,12 +25,6 @@ BODY = {  # layers of a classifier that a detector has a use for; VGG's fully co
 AUTHORS = ("torchvision", "MOCO")  # as converted files for detectron2 name them: those whose pixels are IMAGENET's
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000|kps_score)_[wb]|lr|model_iter|weight_order")
 PARTS = ("backbone.", "proposal_generator.", "roi_heads.")  # of a detector of detectron2's
-LEAVES = ("weight", "bias")
-FROM_BACKGROUND_FIRST: dict[str, Callable[[Tensor], Tensor]] = {  # Detectron's background is class 0 of every layer
-    "roi_heads.box_predictor.cls_score": lambda rows: rows.roll(-1, 0),
-    "roi_heads.box_predictor.bbox_pred": lambda rows: rows[4:],
-    "roi_heads.mask_head.predictor": lambda rows: rows[1:],
-}
 EXPECTED = (
     "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
     "names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
@@ -43,7 +38,7 @@ class Weights:
 
     library: torchvision or detectron2; "" where the names are those of the bottom-up network itself, in both.
     is_detector: a whole detector, else a classifier, whose names are the bottom-up network's without their prefix.
-    pixels: those it was trained on, None when the file does not say.
+    pixels: those it was trained on, None when nobody says so. says_pixels: whether the file does.
     fused_norm: batch norm is folded into scale and shift, without statistics of its own.
     stride_in_1x1: which convolution of its bottlenecks has the stride; None when the file does not say.
     trained_by: another library than ``library``, whose names have been translated.
@@ -56,6 +51,7 @@ class Weights:
     library: str
     is_detector: bool
     pixels: Pixels | None = None
+    says_pixels: bool = False
     fused_norm: bool = False
     stride_in_1x1: bool | None = None
     trained_by: str = ""
@@ -76,59 +72,59 @@ class Weights:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def read_weights(path: Path, bottom_up: Any = None, part: str = "") -> Weights:
+def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixels | None = None) -> Weights:
     """Read the network that a file holds. Raises UserError where it holds none that is known, or several.
 
     bottom_up: the model's network, see ``scratch_det.modeling.backbones``, where it may be no ResNet; a classifier with
-    its names is accepted too. part: one of the parts of the network's prefix, where the file holds several networks.
-    Detectron's names become those of a classifier of detectron2, and fused batch norm gets statistics that change
-    nothing.
+    its names is accepted too. part: of the network's prefix, where the file holds several networks. stated: the pixels
+    of a file that does not say them, in the place of those that are known of its kind; then the stride is not known.
+    Detectron's names become those of detectron2, and fused batch norm gets statistics that change nothing.
     """
     content = read_checkpoint(path, foreign=True)
     whole = {name: value for name, value in tensors_by_name(content).items() if not NO_WEIGHTS.fullmatch(name)}
     if not whole:
         raise UserError(f"weights file {path} holds no tensors by name, but {_summary(content)}; {EXPECTED}")
-    prefix, library, is_detector, own = _chosen(path, content, networks_in(whole, bottom_up), part)
+    prefix, library, is_detector, lacks = _chosen(path, content, networks_in(whole, bottom_up), part)
     tensors = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
     left_out: Counter[str] = Counter()
-    if library == "Detectron":
-        require_numbers(tensors, f"weights file {path}")
-        return _from_detectron(path, tensors)
-    if not is_detector:
-        tops = {name.removeprefix(own).split(".")[0] for name in bottom_up.state_dict()} if not library else set()
+    if library != "Detectron" and not is_detector:
+        tops = {name.removeprefix(lacks).split(".")[0] for name in bottom_up.state_dict()} if not library else set()
         used = {name: BODY[library].fullmatch(name) if library else name.split(".")[0] in tops for name in tensors}
         left_out = Counter(name.split(".")[0] for name in tensors if not used[name])
-        tensors = {own + name: value for name, value in tensors.items() if used[name]}
+        tensors = {lacks + name: value for name, value in tensors.items() if used[name]}
     require_numbers(tensors, f"weights file {path}")
-    from_imagenet = (library, is_detector) == ("torchvision", False) or content.get("__author__") in AUTHORS
-    stock_detector = "roi_heads.box_head.fc6.weight" in tensors and library == "torchvision"
-    pixels = IMAGENET if from_imagenet or stock_detector else None  # what is known of files of this kind
-    if not library:
-        pixels = getattr(bottom_up, "pixels", None)
-    if prefix and (recorded := content.get("pixels")) is not None:
-        pixels = Pixels.read(recorded, path)
-    stride_in_1x1 = content.get("stride_in_1x1", False if from_imagenet else None)
-    names = content.get("classes")
-    classes = tuple(map(str, names)) if isinstance(names, list) and is_detector else ()
+    if library == "Detectron":
+        return _from_detectron(path, tensors, stated or DETECTRON)
+    is_stock = not is_detector or "roi_heads.box_head.fc6.weight" in tensors  # torchvision's own detector
+    from_imagenet = (library == "torchvision" and is_stock) or content.get("__author__") in AUTHORS
+    known = (IMAGENET if from_imagenet else None) if library else getattr(bottom_up, "pixels", None)
+    recorded, names = content.get("pixels"), content.get("classes")
+    is_as_known = from_imagenet and stated in (None, IMAGENET)
     return Weights(
-        path, tensors, library, is_detector, pixels, content.get("fused_norm") is True, stride_in_1x1,
-        classes=classes, prefix=prefix, left_out=left_out,
+        path, tensors, library, is_detector,
+        pixels=(stated or known) if recorded is None else Pixels.read(recorded, path),
+        says_pixels=recorded is not None,
+        fused_norm=content.get("fused_norm") is True,
+        stride_in_1x1=content.get("stride_in_1x1", False if is_as_known else None),
+        classes=tuple(map(str, names)) if isinstance(names, list) and is_detector else (),
+        prefix=prefix, left_out=left_out,
     )  # fmt: skip
 
 
 def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str) -> Network:
-    """The one of ``found`` that ``part`` names, or the only one."""
-    chosen = [network for network in found if not part or f".{part}." in f".{network.prefix}"]
+    """The one of ``found`` whose prefix is ``part`` or has this part, or the only one."""
+    chosen = [network for network in found if network.prefix == f"{part}."]
+    chosen = chosen or [network for network in found if not part or f".{part}." in f".{network.prefix}"]
     if len(chosen) == 1:
         return chosen[0]
     if not found:
         raise UserError(f"weights file {path} holds no network that is known, but {_summary(content)}; {EXPECTED}")
     prefixes = ", ".join(network.prefix.rstrip(".") or "one without a prefix" for network in found)
-    last = found[-1].prefix.rstrip(".").rpartition(".")[2]
+    longest = max((network.prefix.rstrip(".") for network in found), key=len)
     raise UserError(
         f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {prefixes}; "
         + (f"{len(chosen)} of them have '{part}' in their name; " if part else "")
-        + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{last}')}"
+        + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{longest}')}"
     )
 
 
@@ -137,7 +133,7 @@ def _summary(content: dict[str, Any]) -> str:
     return listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ")
 
 
-def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:
+def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Weights:
     """The tensors by detectron2's names, without biases of convolutions before a norm, which has its own.
 
     Of a detector, the background's class comes last and has neither box nor mask, as in detectron2. Raises UserError
@@ -153,11 +149,12 @@ def _from_detectron(path: Path, blobs: dict[str, Tensor]) -> Weights:
     is_detector = any(name.startswith("proposal_generator.") for name in named)
     if is_detector:
         named = {n if n.startswith(PARTS) else BOTTOM_UP["detectron2"] + n: value for n, value in named.items()}
-    for layer, change in FROM_BACKGROUND_FIRST.items():
-        named |= {f"{layer}.{leaf}": change(named[f"{layer}.{leaf}"]) for leaf in LEAVES if f"{layer}.{leaf}" in named}
+    for name, layer in ((name, name.rpartition(".")[0]) for name in named):
+        if layer in ROWS:
+            named[name] = reordered(layer, named[name], "Detectron", "detectron2")
     tensors = {n: v for n, v in named.items() if f"{n.removesuffix('.bias')}.norm.weight" not in named}
     fused = any(blob.endswith("_bn_s") for blob in blobs) and not any(n.endswith("running_var") for n in tensors)
     for name in [name for name in tensors if fused and name.endswith("norm.weight")]:  # statistics that change nothing
         tensors[name.replace("weight", "running_mean")] = torch.zeros_like(tensors[name])
         tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
-    return Weights(path, tensors, "detectron2", is_detector, DETECTRON, fused, trained_by="Detectron")
+    return Weights(path, tensors, "detectron2", is_detector, pixels, fused_norm=fused, trained_by="Detectron")

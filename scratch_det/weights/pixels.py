@@ -1,7 +1,5 @@
 """The pixels that weights were trained on, and whether a backbone sees the same ones again."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -9,6 +7,7 @@ import msgspec
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from scratch_det.config.choices import PIXELS, RECIPES
 from scratch_det.errors import UserError, quoted
@@ -17,6 +16,8 @@ from scratch_det.errors import UserError, quoted
 # one image (torchvision's, MSRA's and SSL's ResNet-50); with 0 to 255 in the place of 0 to 1, or the other way round,
 # above 1,000 or below 0.001. Neither the order of the channels nor the mean shows in it.
 MOST_APART = 30
+LEAST_DEVIATION = 20  # of grey values; photographs have 40 to 80, a dark image would show too little variance
+MOST_PIXELS = 400  # from the middle of an image to each side
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -87,63 +88,55 @@ def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -
     return weight, "; ".join(done)
 
 
+class _FirstNorm(Exception):
+    """Ends a forward pass at the first batch norm; the arguments are the norm and its input."""
+
+
+def _stop_at_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if getattr(module, "running_var", None) is not None:
+        raise _FirstNorm(module, inputs[0])
+
+
 @torch.no_grad()
-def variance_ratio(bottom_up: nn.Module, image: Tensor, used: Pixels) -> float | None:
+def variance_ratio(
+    bottom_up: nn.Module, image: Tensor, used: Pixels, weights: dict[str, Tensor] | None = None
+) -> float | None:
     """The variance that the first batch norm sees on an image, divided by its running variance; median of the channels.
 
-    image: [3, H, W], grey values in the order of ``used``. None for a network without batch norm, or with one that has
-    no statistics of its own.
+    image: [3, H, W], grey values in the order of ``used``; only its middle counts. weights: by name, in the place of
+    the network's own. None for a network without batch norm or with one that has no statistics of its own, and for an
+    image of little contrast.
     """
-    parameter = next(bottom_up.parameters())
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (used.mean, used.std))
-    with _first_input(bottom_up) as seen, suppress(_Seen):
-        bottom_up(((image.cpu().float() - mean) / std)[None].to(parameter))
-    if not seen or (var := seen[0].running_var.float()).max() == var.min():
+    middle = (slice(max(0, side // 2 - MOST_PIXELS), side // 2 + MOST_PIXELS) for side in image.shape[1:])
+    own, shown = next(bottom_up.parameters()), image[:, *middle].cpu().float()
+    if shown.std() < LEAST_DEVIATION:
         return None
-    return (seen[1].float().var((0, 2, 3)) / var).median().item()
-
-
-class _Seen(Exception):
-    """Ends a forward pass."""
-
-
-@contextmanager
-def _first_input(network: nn.Module) -> Iterator[list[Any]]:
-    """The first batch norm that a forward pass comes to, and its input, at which the pass ends."""
-    seen: list[Any] = []
-
-    def look(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen.extend((norm, inputs[0]))
-        raise _Seen
-
-    norms = [module for module in network.modules() if getattr(module, "running_var", None) is not None]
-    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (used.mean, used.std))
+    changed = {name: value.to(own) for name, value in (weights or {}).items()}
     try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+        with nn.modules.module.register_module_forward_pre_hook(_stop_at_norm):
+            functional_call(bottom_up, changed, (((shown - mean) / std)[None].to(own),))
+    except _FirstNorm as found:
+        norm, seen = found.args
+        if (var := norm.running_var.float()).max() > var.min():
+            return (seen.float().var((0, 2, 3)) / var).median().item()
+    return None
 
 
 def check_pixels(
-    bottom_up: nn.Module, first: nn.Parameter, raw: Tensor, image: Tensor, assumed: Pixels, used: Pixels, source: str
+    bottom_up: nn.Module, first: str, raw: Tensor, image: Tensor, assumed: Pixels, used: Pixels, source: str
 ) -> None:
     """Raise UserError when the first batch norm of a filled network shows that ``assumed`` are not its pixels.
 
-    first: the network's first weight, adapted from ``raw`` of the file. image: see ``variance_ratio``. The message
-    names the statements that would fit.
+    first: the name of the network's first weight, which is adapted from ``raw`` of the file. image: see
+    ``variance_ratio``. The message names the statements that would fit.
     """
     ratio = variance_ratio(bottom_up, image, used)
     if ratio is None or 1 / MOST_APART < ratio < MOST_APART:
         return
-    fitting, adapted = [], first.detach().clone()
-    for name, values in PIXELS.items():
-        with torch.no_grad():
-            first.copy_(adapt_first_layer(raw, Pixels(*values), used)[0])
-        if 1 / MOST_APART < (variance_ratio(bottom_up, image, used) or 0) < MOST_APART:
-            fitting.append(name)
-    with torch.no_grad():
-        first.copy_(adapted)
+    weights = {name: {first: adapt_first_layer(raw, Pixels(*values), used)[0]} for name, values in PIXELS.items()}
+    ratios = {name: variance_ratio(bottom_up, image, used, one) or 0 for name, one in weights.items()}
+    fitting = [name for name, other in ratios.items() if 1 / MOST_APART < other < MOST_APART]
     fix = (
         f"set MODEL.WEIGHTS_PIXELS {' or '.join(fitting)}, whose variance fits"
         if fitting

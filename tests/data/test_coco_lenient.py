@@ -72,6 +72,10 @@ class TestMasks:
         assert text.endswith(": id 101 (image_id 1)")
         assert found(need_masks=False) == []
 
+    def test_a_size_below_0(self, coco_factory) -> None:
+        coco_factory(change=edited(segmentation={"size": [-64, -96], "counts": [100, 44, 6000]}))
+        assert ["RLE does not fit their image" in text for _, text in found()] == [True]
+
     def test_whole_numbers_may_be_floats(self, coco_factory) -> None:
         mask = {"size": [64.0, 96.0], "counts": [100.0, 44.0, 6000.0]}
         coco_factory(change=edited(segmentation=mask, bbox=[1, 0, 2, 64], area=44))

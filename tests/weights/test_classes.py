@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from scratch_det import backends
 from scratch_det.config.load import load_config
 from scratch_det.errors import UserError
+from scratch_det.weights.classes import with_new_classes
 from scratch_det.weights.load import load_weights
+from scratch_det.weights.origin import Weights
 from scratch_det.weights.read import read_checkpoint
 
 LIBRARIES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -84,6 +86,18 @@ def test_without_names_the_numbers_count(toy_recipe: Path, tmp_path: Path) -> No
     cfg, model = detector(toy_recipe, "torchvision", ["x", "y", "z"], "MODEL.WEIGHTS_NEW_CLASSES", True)
     said = load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
     assert "6 tensors: all others stay random; the file does not name its classes" in said
+
+
+def test_one_box_for_all_classes_stays(tmp_path: Path) -> None:
+    """A cascade's in detectron2, where a file of one class has as many rows with or without."""
+    predictor = "roi_heads.box_predictor.0."
+    old = {f"{predictor}{name}.weight": torch.ones(rows, 3) for name, rows in (("cls_score", 2), ("bbox_pred", 4))}
+    new = {f"{predictor}{name}.weight": torch.zeros(rows, 3) for name, rows in (("cls_score", 3), ("bbox_pred", 4))}
+    weights = Weights(tmp_path, old, "detectron2", True, classes=("cat",))
+    found, said = with_new_classes(weights, ["dog", "cat"], new)
+    assert found[f"{predictor}bbox_pred.weight"].equal(torch.ones(4, 3))
+    assert found[f"{predictor}cls_score.weight"][:, 0].tolist() == [0, 1, 1]
+    assert said.startswith("new classes in 1 tensors")
 
 
 def test_a_run_notes_its_classes(train: Callable, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -152,23 +153,37 @@ class TestLoading:
             load(model, state)
         assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
+    def test_a_backbone_alone_is_not_evaluated(self, model: nn.Module, toy_recipe: Path, tmp_path: Path) -> None:
+        torch.save(resnet18().state_dict(), tmp_path / "a.pth")
+        with pytest.raises(UserError, match="timm classifier: there is no detector to evaluate"):
+            load_weights(model, tmp_path / "a.pth", "torchvision", load_config(toy_recipe).cfg, whole=True)
+
     def test_strangers_weights_are_rejected(self, model: nn.Module, load: Callable[..., str]) -> None:
         with pytest.raises(UserError, match=r"encoder\.weight: a Tensor; expected a checkpoint of this repo"):
             load(model, {"encoder.weight": torch.zeros(3)})
 
-    def test_the_stride_of_bottlenecks(self, toy_recipe: Path, tmp_path: Path) -> None:
-        cfg = load_config(R50, ["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", True]).cfg
+    @pytest.mark.parametrize("stated", ["", "imagenet", "caffe"])
+    def test_the_stride_of_bottlenecks(self, stated: str, tmp_path: Path) -> None:
+        """It is that of torchvision's ResNets, unless other pixels than theirs are stated."""
+        keys = ["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", True, "MODEL.WEIGHTS_PIXELS", stated]
+        cfg = load_config(R50, keys).cfg
         with torch.device("meta"):
             model = backend.build(cfg)
         torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
-        with pytest.raises(UserError, match=r"STRIDE_IN_1X1 is True; set it to False"):
+        wrong = pytest.raises(UserError, match=r"STRIDE_IN_1X1 is True; set it to False")
+        with nullcontext() if stated == "caffe" else wrong:
             load_weights(model, tmp_path / "resnet50.pth", "torchvision", cfg)
 
-    def test_recorded_pixels_count(self, model: nn.Module, load: Callable[..., str]) -> None:
-        """A model that was trained with other pixel statistics sees the same image through the recipe's."""
+    @pytest.mark.parametrize("stated", ["", "imagenet"])
+    def test_recorded_pixels_count(self, stated: str, model: nn.Module, load: Callable[..., str]) -> None:
+        """A model that was trained with other pixel statistics sees the same image through the recipe's.
+
+        A recipe still has the statement on the weights that its run began with when it evaluates its own checkpoint.
+        """
         state = {key: value.clone() for key, value in model.state_dict().items()}
         recorded = Pixels("RGB", DETECTRON.mean[::-1], (2.0, 2.0, 2.0)).as_dict()
-        assert "channels RGB to BGR; divided by" in load(model, {"model": state, "pixels": recorded})
+        said = load(model, {"model": state, "pixels": recorded}, "MODEL.WEIGHTS_PIXELS", stated)
+        assert "channels RGB to BGR; divided by" in said
         name = "backbone.body.conv1.weight"
         torch.testing.assert_close(model.state_dict()[name], state[name].flip(1) / 2)
 

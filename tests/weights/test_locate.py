@@ -13,7 +13,7 @@ import torch
 
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights import locate
-from scratch_det.weights.locate import check_weights, fetch, url_of
+from scratch_det.weights.locate import check_weights, fetch, split_part, url_of
 from scratch_det.weights.read import read_checkpoint
 
 torch.save({"a": torch.ones(3)}, buffer := io.BytesIO())
@@ -44,6 +44,11 @@ class TestAddress:
         assert url_of("catalog://ImageNetPretrained/FAIR/R-50-GN") == expected
         assert url_of("detectron2://a/b.pkl") == "https://dl.fbaipublicfiles.com/detectron2/a/b.pkl"
         assert url_of("/a/b.pth") is None
+
+    @pytest.mark.parametrize(("source", "part"), [("https://a/b.pth", "teacher"), ("run#1/model_final.pth", "")])
+    def test_a_part_of_a_file(self, source: str, part: str) -> None:
+        """A folder's name is none."""
+        assert split_part(f"{source}#{part}" if part else source) == (source, part)
 
     @pytest.mark.detectron2
     @pytest.mark.parametrize("name", locate.IMAGENET)

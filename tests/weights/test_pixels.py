@@ -62,8 +62,22 @@ def test_the_wrong_pixels_are_rejected_and_the_right_ones_named(
         assert set(re.search("WEIGHTS_PIXELS (.*), whose", str(caught.value))[1].split(" or ")) == alike
 
 
+def test_a_file_that_says_its_pixels_is_believed(
+    trained: tuple[str, dict[str, Tensor]], image: Tensor, toy_recipe: Path, tmp_path: Path
+) -> None:
+    """It may have been trained on darker images."""
+    cfg, recorded = recipe(toy_recipe, "MODEL.WEIGHTS_PIXELS", "imagenet"), Pixels(*PIXELS[trained[0]])
+    torch.save({"model": trained[1] | {"bn1.running_var": trained[1]["bn1.running_var"] / 1e4},
+                "pixels": recorded.as_dict()}, tmp_path / "a.pth")  # fmt: skip
+    load_weights(backend.build(cfg), tmp_path / "a.pth", "torchvision", cfg, image)
+
+
 def test_what_shows_nothing(image: Tensor, toy_recipe: Path) -> None:
-    """GN has no statistics, and a batch norm that saw nothing has the same for all channels."""
-    for norm in ("GN", "BN"):
+    """GN has no statistics, a batch norm that saw nothing has the same for all channels, and an image may be dark."""
+    for norm, is_used, shown in (("GN", True, image), ("BN", False, image), ("BN", True, image // 16)):
         cfg = recipe(toy_recipe, "MODEL.RESNETS.NORM", norm)
-        assert variance_ratio(backend.build(cfg).backbone.body, image, Pixels.of(cfg)) is None
+        body = backend.build(cfg).backbone.body
+        if is_used and norm == "BN":
+            body.bn1.running_var[0] = 2
+            assert variance_ratio(body, image, Pixels.of(cfg))
+        assert variance_ratio(body, shown, Pixels.of(cfg)) is None
