@@ -138,7 +138,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         own = plan.request.resume and group.is_main and Checkpointer(run_dir.checkpoints).newest_valid()
         weights = str(group.broadcast(own) or cfg.MODEL.WEIGHTS)
         model = build_state(cfg, backend, group.device).model
-        logger.info(load_weights(model, weights, plan.backend, cfg, whole=True))
+        logger.info(load_weights(model, weights, plan.backend, cfg, to_evaluate=True))
         test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
         is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
         name = "inference" if is_own else "_".join(("inference", *test))

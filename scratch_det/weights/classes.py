@@ -63,8 +63,8 @@ def check_classes(weights: "Weights", names: Sequence[str]) -> None:
     found = f"{count} classes{f' ({listed(theirs)})' * bool(theirs)}"
     raise UserError(
         f"weights file {weights.path} has {found}, the data {len(names)} ({listed(names)})"
-        f"{': the same in another order' * same}; MODEL.WEIGHTS_NEW_CLASSES True keeps all layers but those of the "
-        "classes and the rows of classes of equal name"
+        f"{': the same in another order' * same}; give equal classes equal names, or train others with "
+        "MODEL.WEIGHTS_NEW_CLASSES True, which keeps all other layers and the rows of classes of equal name"
     )
 
 

@@ -23,7 +23,12 @@ SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 
 
 def load_weights(
-    model: nn.Module, source: str | Path, library: str, cfg: CfgNode, image: Tensor | None = None, whole: bool = False
+    model: nn.Module,
+    source: str | Path,
+    library: str,
+    cfg: CfgNode,
+    image: Tensor | None = None,
+    to_evaluate: bool = False,
 ) -> str:
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
@@ -31,12 +36,13 @@ def load_weights(
     whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
     The first layer is adapted to the pixels of ``cfg`` where it is known on which pixels it was trained. image: one to
     train on, [3, H, W] of grey values, to see whether those were the pixels, see ``check_pixels``; a file that says its
-    pixels is believed. whole: a classifier will not do.
+    pixels is believed. to_evaluate: it has to be a whole detector of the same classes.
     """
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
     registered = bottom_up if cfg.MODEL.BACKBONE.NAME in backbone_names() else None
-    weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1], stated_pixels(cfg))
-    check_fits(weights, library, cfg, whole)
+    stated = stated_pixels(cfg)
+    weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1], stated)
+    check_fits(weights, library, cfg, to_evaluate)
     place = next(name for name, module in model.named_modules() if module is bottom_up)
     values, prefix, wanted, heads, notes = weights.tensors, "", model.state_dict(), "", []
     if weights.left_out:
@@ -51,11 +57,13 @@ def load_weights(
         if any(name not in wanted or wanted[name].shape != values[name].shape for name in fcs):
             values, heads = {name: value for name, value in values.items() if name not in fcs}, ""
             notes.append("VGG's fully connected layers do not fit the box head, which stays random")
-    elif cfg.MODEL.get("WEIGHTS_NEW_CLASSES"):
+    elif cfg.MODEL.get("WEIGHTS_NEW_CLASSES") and not to_evaluate:
         values, note = with_new_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()), wanted)
         notes.append(note)
     else:
         check_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()))
+    if weights.says_pixels and stated not in (None, weights.pixels):
+        notes.append("MODEL.WEIGHTS_PIXELS does not count: the file says its pixels")
     covered, total = fill(model, values, prefix, weights)
     first, used = getattr(bottom_up, "first_layer", FIRST_LAYER), Pixels.of(cfg)
     raw = values.get(f"{place}.{first}")
@@ -81,12 +89,12 @@ def load_weights(
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
 
 
-def check_fits(weights: Weights, library: str, cfg: CfgNode, whole: bool) -> None:
+def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) -> None:
     """Raise UserError for another library's detector, and for another norm or stride, which names do not show.
 
-    With ``whole`` also for a classifier.
+    With ``to_evaluate`` also for a classifier.
     """
-    if whole and not weights.is_detector:
+    if to_evaluate and not weights.is_detector:
         raise UserError(
             f"weights file {weights.path} is a {weights.kind}: there is no detector to evaluate; give a checkpoint of "
             "a run, or train one that begins with this file"

@@ -71,9 +71,9 @@ def test_the_same_names_in_another_order(toy_recipe: Path, tmp_path: Path) -> No
     old = detector(toy_recipe, "torchvision", ["cat", "dog"])[1]
     torch.save({"model": old.state_dict(), "classes": ["cat", "dog"]}, tmp_path / "a.pth")
     cfg, model = detector(toy_recipe, "torchvision", ["dog", "cat"])
-    with pytest.raises(UserError, match="the same in another order"):
-        load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
-    cfg.MODEL.WEIGHTS_NEW_CLASSES = True
+    for cfg.MODEL.WEIGHTS_NEW_CLASSES, evaluates in ((False, False), (True, True)):
+        with pytest.raises(UserError, match="the same in another order"):
+            load_weights(model, tmp_path / "a.pth", "torchvision", cfg, to_evaluate=evaluates)
     load_weights(model, tmp_path / "a.pth", "torchvision", cfg)
     scores = model.state_dict()["roi_heads.box_predictor.cls_score.bias"]
     assert scores[[0, 2, 1]].equal(old.state_dict()["roi_heads.box_predictor.cls_score.bias"])

@@ -156,7 +156,7 @@ class TestLoading:
     def test_a_backbone_alone_is_not_evaluated(self, model: nn.Module, toy_recipe: Path, tmp_path: Path) -> None:
         torch.save(resnet18().state_dict(), tmp_path / "a.pth")
         with pytest.raises(UserError, match="timm classifier: there is no detector to evaluate"):
-            load_weights(model, tmp_path / "a.pth", "torchvision", load_config(toy_recipe).cfg, whole=True)
+            load_weights(model, tmp_path / "a.pth", "torchvision", load_config(toy_recipe).cfg, to_evaluate=True)
 
     def test_strangers_weights_are_rejected(self, model: nn.Module, load: Callable[..., str]) -> None:
         with pytest.raises(UserError, match=r"encoder\.weight: a Tensor; expected a checkpoint of this repo"):
@@ -184,6 +184,7 @@ class TestLoading:
         recorded = Pixels("RGB", DETECTRON.mean[::-1], (2.0, 2.0, 2.0)).as_dict()
         said = load(model, {"model": state, "pixels": recorded}, "MODEL.WEIGHTS_PIXELS", stated)
         assert "channels RGB to BGR; divided by" in said
+        assert ("MODEL.WEIGHTS_PIXELS does not count: the file says its pixels" in said) == bool(stated)
         name = "backbone.body.conv1.weight"
         torch.testing.assert_close(model.state_dict()[name], state[name].flip(1) / 2)
 
