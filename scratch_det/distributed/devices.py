@@ -45,7 +45,7 @@ def identity(device: torch.device) -> str:
     """The type of ``device`` or, of a GPU, its UUID, which tells whether two processes have the same one."""
     if device.type != "cuda":
         return device.type
-    unknown = f"{device.index} of process {os.getpid()}"  # of AMD's, in older versions of torch
+    unknown = f"{device.index} of process {os.getpid()} on {platform.node()}"  # of AMD's, in older versions of torch
     return f"GPU {getattr(torch.cuda.get_device_properties(device), 'uuid', unknown)}"
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -207,13 +208,11 @@ class Group:
         told, is_lost, store = explained(error), is_lost_connection(error), self.watch.store
         code = EXIT_CODE if told else 1 if is_lost else EXIT_UNEXPECTED
         assert store, "the processes have met"
-        try:
-            is_first = store.add("failures", 1) == 1
-            if is_first:
+        is_first = self.is_main  # unless the store, which may be gone, knows better
+        with suppress(RuntimeError):
+            if is_first := store.add("failures", 1) == 1:
                 reason = f"process {self.rank}: {type(error).__name__}: {error}"
                 announce_failure(store, self.rank, reason, code)
-        except RuntimeError:  # the store is gone, so nobody knows who was first
-            is_first = self.is_main
         who = f"process {self.rank} of {self.size}"
         if is_lost:
             told = (

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,3 +202,24 @@ def test_a_stop_while_the_meeting_point_opens(monkeypatch: pytest.MonkeyPatch) -
 def test_a_host_that_does_not_resolve(machine_rank: int, host: str) -> None:
     with pytest.raises(UserError, match=rf"cannot (open|reach) {host}:1234 .*; give another: --dist-url"):
         launch.launch(2, 2, machine_rank, f"tcp://{host}:1234")
+
+
+@pytest.mark.parametrize(("count", "ends_at", "is_told"), [(1, "set", True), (2, "", False), (1, "add", False)])
+def test_who_fails_first_says_so(
+    count: int, ends_at: str, is_told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where the store ends with another process before all have heard of it."""
+
+    def answer(name: str) -> int:
+        if name == ends_at:
+            raise RuntimeError("Connection reset by peer")
+        return count
+
+    store = SimpleNamespace(add=lambda *_: answer("add"), set=lambda *_: answer("set"))
+    group = Group(World(), "cpu", StopFlag())
+    group.is_main, group.watch = False, SimpleNamespace(store=store)  # type: ignore[assignment]
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    group.fail(UserError("a mistake"))
+    assert ended == [2]
+    assert ("error: a mistake" in capsys.readouterr().err) == is_told
