@@ -1,12 +1,10 @@
 """A detector's weights for other classes."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from run_folder import NO_TEST
 from torch import Tensor, nn
 
 from scratch_det import backends
@@ -15,7 +13,6 @@ from scratch_det.errors import UserError
 from scratch_det.weights.classes import with_new_classes
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.origin import Weights
-from scratch_det.weights.read import read_checkpoint
 
 LIBRARIES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 CLASS_LAYERS = {"torchvision": ("cls_score", "box_predictor.bbox_pred", "mask_fcn_logits"),
@@ -98,10 +95,3 @@ def test_one_box_for_all_classes_stays(tmp_path: Path) -> None:
     assert found[f"{predictor}bbox_pred.weight"].equal(torch.ones(4, 3))
     assert found[f"{predictor}cls_score.weight"][:, 0].tolist() == [0, 1, 1]
     assert said.startswith("new classes in 1 tensors")
-
-
-def test_a_run_notes_its_classes(train: Callable, tmp_path: Path) -> None:
-    folder = train(*NO_TEST, backend="torchvision")
-    names = read_checkpoint(folder / "checkpoints/model_final.pth")["classes"]
-    assert names
-    assert names == load_config(folder / "config.yaml").cfg.DATASETS.CLASS_NAMES

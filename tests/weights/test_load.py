@@ -188,10 +188,12 @@ class TestLoading:
         name = "backbone.body.conv1.weight"
         torch.testing.assert_close(model.state_dict()[name], state[name].flip(1) / 2)
 
-    def test_a_run_records_its_pixels(self, train: Callable) -> None:
+    def test_a_run_records_its_pixels_and_classes(self, train: Callable) -> None:
         folder = train("MODEL.PIXEL_STD", "[2.0, 3.0, 4.0]", *NO_TEST)
         content = read_checkpoint(folder / "model_final.pth")
         assert content["pixels"] == {"format": "BGR", "mean": list(DETECTRON.mean), "std": [2.0, 3.0, 4.0]}
+        assert content["classes"]
+        assert content["classes"] == load_config(folder / "config.yaml").cfg.DATASETS.CLASS_NAMES
 
     def test_training_starts_from_them(self, train: Callable, tmp_path: Path) -> None:
         torch.manual_seed(1)
