@@ -11,7 +11,7 @@ in each view, and candidates vote for the place of a chosen box.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
@@ -79,7 +79,8 @@ def predict_dataset(
     def begin(batch: list[Sample]) -> list[Future[Predictions]]:
         nonlocal begun
         found = zip(batch, predict(batch), strict=True)
-        wait(begun)  # those of the batch before: no queue grows where pasting takes longer
+        for one in begun:  # of the batch before: no queue grows where pasting takes longer, and its errors come at once
+            one.result()
         begun = [pool.submit(columns, *of_image) for of_image in found]
         return begun
 

@@ -77,6 +77,22 @@ def test_masks_are_pasted_beside_the_next_prediction(
     assert found["segmentation"].tolist() == [rle for size in sizes for rle in paste_masks(masks, boxes, *size)]
 
 
+def test_an_error_in_pasting_comes_at_once(
+    toy_recipe: Path, coco_factory: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco_factory("four", num_images=4)
+    data, cfg, predicted = read_toy("four"), load_config(toy_recipe).cfg, []
+
+    def predict(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        predicted.append(batch[0]["image_id"])
+        return [{"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 28, 28)}]
+
+    monkeypatch.setattr(inference, "paste_masks", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict_dataset(predict, EvaluationSet(cfg, data), data, Group(ALONE, "cpu", StopFlag()))
+    assert len(predicted) == 2
+
+
 def test_what_is_written(toy_recipe: Path, tmp_path: Path) -> None:
     """The truth as predictions, as test-time augmentation names them."""
     data, cfg = read_toy("toy_val"), load_config(toy_recipe).cfg
