@@ -22,9 +22,10 @@ class Trainer(DefaultTrainer):
     """detectron2's trainer with its evaluators; this repository reads the weights, so that no part stays random."""
 
     @classmethod
-    def load(cls, cfg: CfgNode, model: nn.Module) -> None:
+    def load(cls, cfg: CfgNode, model: nn.Module, to_evaluate: bool = False) -> None:
         """Fill ``model`` from MODEL.WEIGHTS, where there are any."""
-        loaded = load_weights(model, cfg.MODEL.WEIGHTS, "detectron2", cfg) if cfg.MODEL.WEIGHTS else "random weights"
+        file = cfg.MODEL.WEIGHTS
+        loaded = load_weights(model, file, "detectron2", cfg, to_evaluate=to_evaluate) if file else "random weights"
         logging.getLogger("detectron2.trainer").info(loaded)
 
     @classmethod
@@ -67,14 +68,15 @@ def _train(cfg: CfgNode, args: Namespace, projects: list[str]) -> dict[str, Any]
         register(names)
         cfg = stock_cfg(cfg, cfg.MODEL.DEVICE)
         DatasetCatalog.get(names[0])  # the data decide on the number of classes and keypoints
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(MetadataCatalog.get(names[0]).thing_classes)
+        cfg.DATASETS.CLASS_NAMES = list(MetadataCatalog.get(names[0]).thing_classes)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(cfg.DATASETS.CLASS_NAMES)
         if cfg.MODEL.KEYPOINT_ON:
             cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(MetadataCatalog.get(names[0]).keypoint_names)
         cfg.freeze()
         default_setup(cfg, args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            Trainer.load(cfg, model)
+            Trainer.load(cfg, model, to_evaluate=True)
             results = Trainer.test(cfg, model)
             return results | (Trainer.test_with_tta(cfg, model) if cfg.TEST.AUG.ENABLED else {})
         trainer: Any = Trainer(cfg)
