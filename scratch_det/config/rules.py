@@ -170,6 +170,8 @@ def sync_bn_notices(cfg: CfgNode, num_processes: int) -> Iterator[str]:
 def keys_agree(cfg: CfgNode) -> Iterator[str]:
     """Keys that contradict each other, and those that only detectron2's trainer reads."""
     solver = cfg.SOLVER
+    if cfg.MODEL.get("CHANNELS_LAST") and (keys := [key for key, norm in norms(cfg).items() if norm == "GN"]):
+        yield f"MODEL.CHANNELS_LAST is True, but {keys[0]} is GN, whose kernels copy such maps twice; set it to False"
     if solver.WARMUP_ITERS >= solver.MAX_ITER >= 1:
         yield (
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, as long as the run of SOLVER.MAX_ITER {solver.MAX_ITER}; "

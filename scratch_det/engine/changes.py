@@ -28,7 +28,8 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights
     "DATALOADER.NUM_WORKERS": "speed only",
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
     "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
-    **dict.fromkeys(("MODEL.DEVICE", "FLOAT32_PRECISION", "CUDNN_BENCHMARK"), ROUNDING),
+    **dict.fromkeys(("MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "FLOAT32_PRECISION", "CUDNN_BENCHMARK"),
+                    ROUNDING),
     **dict.fromkeys(
         ("DATASETS.TEST", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.RPN.PRE_NMS_TOPK_TEST",
          "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),

@@ -168,7 +168,10 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
     model = backend.build(cfg)
     if init_std is not None:
         fill_alike(model, init_std)
-    return State(cfg, model.to(device), device)
+    model.to(device, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.preserve_format)
+    if cfg.MODEL.COMPILE:
+        getattr(model, "backbone", model).compile(dynamic=True)
+    return State(cfg, model, device)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

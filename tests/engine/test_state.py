@@ -1,5 +1,6 @@
 """Parameter groups, the learning rate of an iteration, clipping; what is otherwise on a GPU."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import get_cfg, load_config
+from scratch_det.config.rules import check_config
 from scratch_det.engine import state as module
-from scratch_det.engine.state import State, build_optimizer, clip_gradients, set_learning_rate
+from scratch_det.engine.state import State, build_optimizer, build_state, clip_gradients, set_learning_rate
+from scratch_det.errors import ConfigError
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
@@ -139,3 +142,36 @@ class TestOnGPU:
         how = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         is_wrapped = processes > 1 and device == "cuda"
         assert state.parallel == ((state.model, how) if is_wrapped else state.model)
+
+
+class TestLayoutAndCompilation:
+    """Off by default; neither changes what is computed, but for rounding."""
+
+    def losses(self, recipe: Path, *keys: object) -> tuple[State, list[float]]:
+        cfg = load_config(recipe, ["MODEL.DEVICE", "cpu", "SEED", 3, "MODEL.RESNETS.NORM", "SyncBN", *keys]).cfg
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+        state = build_state(cfg, backend, torch.device("cpu"))
+        torch.manual_seed(0)
+        objects = {"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])}
+        batch = [{"image": torch.randint(256, (3, 64, 96), dtype=torch.uint8), "height": 64, "width": 96, **objects}]
+        cfg.MODEL.MASK_ON = False
+        return state, [loss.item() for loss in backend.losses(state.model.train(), batch).values()]
+
+    @pytest.mark.parametrize("key", ["MODEL.CHANNELS_LAST", "MODEL.COMPILE"])
+    def test_the_same_losses(self, key: str, toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled: list[object] = []
+        monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append((module, options)))
+        keys = ("MODEL.MASK_ON", False)
+        plain, expected = self.losses(toy_recipe, *keys)
+        assert not compiled
+        state, found = self.losses(toy_recipe, *keys, key, True)
+        assert found == pytest.approx(expected, rel=1e-4)
+        weight = state.model.backbone.body.layer1[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (key == "MODEL.CHANNELS_LAST")
+        assert compiled == ([(state.model.backbone, {"dynamic": True})] if key == "MODEL.COMPILE" else [])
+        assert list(state.model.state_dict()) == list(plain.model.state_dict())
+
+    def test_channels_last_is_not_for_gn(self) -> None:
+        cfg = load_config(R50, ["MODEL.CHANNELS_LAST", True]).cfg
+        with pytest.raises(ConfigError, match=r"CHANNELS_LAST is True, but MODEL\.RESNETS\.NORM is GN"):
+            check_config(cfg)
