@@ -27,7 +27,8 @@ PIXELS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # torchvision, timm, most self-supervised
     "caffe": ("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),  # Detectron, MSRA, mmdetection's caffe ResNets
     "0-1": ("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-    "-1-1": ("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),  # Inception's, and some of timm's
+    "0-255": ("RGB", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "inception": ("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),  # -1 to 1: some of timm's
 }
 
 

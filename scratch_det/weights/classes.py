@@ -86,6 +86,8 @@ def with_new_classes(
             if [len(value), len(own)] == [ROWS[layer] * len(one) for one in (there, here)]:  # else one box for all
                 tensors[name], changed = with_rows(own, here, value, there), changed + 1
     shared = [name for name in names if name in weights.classes]
-    of_equal_name = f"rows of {len(shared)} of equal name are the file's ({listed(shared)}), " if shared else ""
-    unnamed = "" if weights.classes else "; the file does not name its classes"
-    return tensors, f"new classes in {changed} tensors: {of_equal_name}all others stay random{unnamed}"
+    unnamed = "" if weights.classes else ", as the file does not name its classes"
+    return tensors, (
+        f"of {len(names)} classes, {len(names) - len(shared)} start at random in {changed} tensors{unnamed}"
+        + (f"; rows of {len(shared)} are the file's ({listed(shared)})" if shared else "")
+    )

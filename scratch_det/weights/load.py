@@ -166,7 +166,7 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
             f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "
             f"{len(covered)} tensors of {'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
             "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
-            + ("; these are BN's, which FrozenBN, BN and SyncBN continue" if of_bn else "")
+            + ("; these are BN's: set MODEL.RESNETS.NORM FrozenBN, BN or SyncBN" if of_bn else "")
         )
     if not any(parameter.is_meta for parameter in model.parameters()):
         model.load_state_dict({name: values[name] for name in covered if name in values}, strict=False)

@@ -137,8 +137,9 @@ def check_pixels(
     weights = {name: {first: adapt_first_layer(raw, Pixels(*values), used)[0]} for name, values in PIXELS.items()}
     ratios = {name: variance_ratio(bottom_up, image, used, one) or 0 for name, one in weights.items()}
     fitting = [name for name, other in ratios.items() if 1 / MOST_APART < other < MOST_APART]
+    named = " or ".join(f"{name} ({PIXELS[name][0]})" for name in fitting)
     fix = (
-        f"set MODEL.WEIGHTS_PIXELS {' or '.join(fitting)}, whose variance fits"
+        f"set MODEL.WEIGHTS_PIXELS {named}, whose variance fits"
         if fitting
         else "none that is known fits: set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to its own, and "
         f"MODEL.WEIGHTS_PIXELS {RECIPES}"
