@@ -168,7 +168,9 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
     model = backend.build(cfg)
     if init_std is not None:
         fill_alike(model, init_std)
-    model.to(device, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.preserve_format)
+    model.to(device)
+    if cfg.MODEL.CHANNELS_LAST:
+        model.to(memory_format=torch.channels_last)
     if cfg.MODEL.COMPILE:
         getattr(model, "backbone", model).compile(dynamic=True)
     return State(cfg, model, device)

@@ -189,7 +189,7 @@ class TestLoading:
         torch.testing.assert_close(model.state_dict()[name], state[name].flip(1) / 2)
 
     def test_a_run_records_its_pixels_and_classes(self, train: Callable) -> None:
-        folder = train("MODEL.PIXEL_STD", "[2.0, 3.0, 4.0]", *NO_TEST)
+        folder = train("MODEL.PIXEL_STD", "[2.0, 3.0, 4.0]", *NO_TEST, backend="torchvision")
         content = read_checkpoint(folder / "model_final.pth")
         assert content["pixels"] == {"format": "BGR", "mean": list(DETECTRON.mean), "std": [2.0, 3.0, 4.0]}
         assert content["classes"]
