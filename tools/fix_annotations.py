@@ -29,7 +29,9 @@ def find(source: str, images: Path | None) -> tuple[DatasetEntry, bool]:
     entries, places = catalog_entries(), [Path(source), datasets_root() / source]
     file = next((path for path in places if path.is_file()), None)
     if source not in entries and not file and Path(source).suffix:
-        raise DataError(f"no file {source}: tried {' and '.join(str(path.absolute()) for path in places)}")
+        raise DataError(
+            f"no file {source}: tried {' and '.join(dict.fromkeys(str(path.absolute()) for path in places))}"
+        )
     if source not in entries and file:
         if images or not (names := [name for name, (fields, _) in entries.items() if _is_of(fields, file)]):
             return DatasetEntry(file.stem, file, images or file.parent), False
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--boxes-as-masks", action="store_true", help="objects without a mask get their box as mask")
     parser.add_argument("--boxes-from-masks", action="store_true", help="all boxes are computed from the masks")
     parser.add_argument("--no-crowds", action="store_true", help="iscrowd becomes 0: crowds are not trained on")
+    parser.add_argument("--boxes-are-corners", action="store_true", help="all boxes are x0, y0, x1, y1")
     args = parser.parse_args()
     with exit_on_user_error():
         entry, is_listed = find(args.source, args.images)
@@ -62,13 +65,20 @@ def main() -> None:
             content = load_json(entry.json_file, entry.json_file.read_bytes())
             if path.exists() and not (args.force or args.dry_run):
                 raise DataError(f"{path} exists; --force replaces it")
-            wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks, args.no_crowds)
+            wishes = Wishes(entry.image_root, args.exif, args.boxes_as_masks, args.boxes_from_masks, args.no_crowds,
+                            args.boxes_are_corners)  # fmt: skip
             done = repair(content, wishes)
             has_masks = any(one.get("segmentation") for one in content.get("annotations", ()))
             has_keypoints = any(one.get("keypoints") for one in content["categories"])
             text = encode(content) if done and not args.dry_run else b""
+            said = done
+            if not done:
+                said = [f"{entry.json_file}: nothing is to be mended without a flag; --help lists them"]
+                for flag in ("boxes_from_masks", "boxes_as_masks", "no_crowds"):  # in the order of REPAIRS
+                    name = flag.replace("_", "-")
+                    said += [f"  with --{name}: {line}" for line in repair(content, wishes._replace(**{flag: True}))]
             del content
-        print(*done or [f"{entry.json_file}: nothing is to be mended without a flag; --help lists them"], sep="\n")
+        print(*said, sep="\n")
         if args.dry_run:
             return
         if done:

@@ -136,7 +136,7 @@ CHECKS = {  # in the order in which problems are reported
     "shares": notice("annotations whose box has no number above 1: shares of the image, where pixels are expected",
         mend=""),
     "corners": notice("annotations with a box that fits its image as x0, y0, x1, y1, and sticks out as x, y, width, "
-        "height"),
+        "height", "where all boxes of the json are so:", mend="--boxes-are-corners"),
     "box of mask": notice(f"annotations with a box that is not that of their mask (IoU below {LEAST_IOU:g})",
         "one of them is wrong; to take the boxes from the masks:", mend="--boxes-from-masks"),
     "large area": notice("annotations with an area larger than that of their box"),

@@ -38,6 +38,7 @@ class Wishes(NamedTuple):
     root: the images' folder. exif: the objects were drawn on the images as "stored", or as "turned" by their EXIF tags;
     empty where sizes and objects stay as they are. boxes_as_masks: an object without a mask that can be read gets its
     box as mask. boxes_from_masks: every object with a mask gets the box around it. no_crowds: no object is a crowd.
+    boxes_are_corners: they are x0, y0, x1, y1.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Wishes(NamedTuple):
     boxes_as_masks: bool = False
     boxes_from_masks: bool = False
     no_crowds: bool = False
+    boxes_are_corners: bool = False
 
 
 Mend = Callable[[Content, Wishes], int]  # changes the content, and tells how many entries it has mended
@@ -241,6 +243,13 @@ def _crowd(value: Any, _one: Record, _sizes: Sizes, wishes: Wishes) -> int:
     return value if type(value) is int and value == new else new
 
 
+def _from_corners(box: Any, _one: Record, _sizes: Sizes, wishes: Wishes) -> Any:
+    if not wishes.boxes_are_corners or not are_numbers(box, 4):
+        return box
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
 def _to_pixels(content: Content, _: Wishes) -> int:
     """Boxes that are shares of their image's sides, where all of the json are; their areas and polygons too."""
     sizes = _sizes(content)
@@ -308,6 +317,8 @@ REPAIRS: dict[str, Mend] = {  # what a line says after a number -> the function
     "annotations with polygons of under 3 points or an odd number of values: these left out": _each(_of_3_points, MASK),
     "annotations with RLE counts as text of bytes, or as floats: decoded": _each(_decoded, MASK),
     "images without a size, or with --exif of the stored size: the upright image's size taken": _settle_sizes,
+    "annotations with a box x0, y0, x1, y1 (--boxes-are-corners): made x, y, width, height":
+        _each(_from_corners, ("annotations", "bbox")),
     "annotations with a box in shares of the image, from 0 to 1: made pixels": _to_pixels,
     "annotations with iscrowd missing or neither 0 nor 1, or with --no-crowds 1: made 0 or 1":
         _each(_crowd, ("annotations", "iscrowd")),

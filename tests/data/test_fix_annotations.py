@@ -103,6 +103,17 @@ def test_a_file_below_the_datasets_root(fix: Callable, coco_factory: Callable[..
     )
 
 
+def test_the_flag_that_would_mend_is_named(fix: Callable, coco_factory: Callable[..., Path]) -> None:
+    coco_factory("toy", change=lambda c: c["annotations"][0].update(segmentation={"size": [4, 4], "counts": [16]}))
+    code, said, error = fix("toy")
+    assert (code, said.splitlines()[1]) == (
+        2, "  with --boxes-as-masks: 1 annotations without a mask that can be read: their box made the mask",
+    )  # fmt: skip
+    assert "1 annotations whose RLE does not fit" in error
+    code, said, _ = fix("toy", "--boxes-as-masks")
+    assert (code, said[:2]) == (0, "1 ")
+
+
 def test_a_json_without_annotations(fix: Callable, coco_factory: Callable[..., Path]) -> None:
     """As of COCO's test-dev: the copy has none either."""
     path = coco_factory("toy", change=lambda c: (CASES["backslash"](c), c.pop("annotations")))

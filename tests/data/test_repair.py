@@ -52,6 +52,16 @@ def test_nothing_in_a_sound_json() -> None:
     assert mended(lambda c: c["annotations"].clear(), boxes_as_masks=True, boxes_from_masks=True)[0] == []
 
 
+def test_boxes_that_are_corners() -> None:
+    """Not done twice: nobody can tell the two forms apart."""
+    damaged = content()
+    for one in damaged["annotations"]:
+        one["bbox"] = [4, 6, 36, 38]
+    said = repair(damaged, Wishes(Path("absent"), boxes_are_corners=True))
+    assert (said[0].split(" (")[0], len(said)) == ("3 annotations with a box x0, y0, x1, y1", 1)
+    assert [one["bbox"] for one in damaged["annotations"]] == [[4, 6, 32, 32]] * 3
+
+
 @pytest.mark.parametrize("iscrowd", [1, "true", True])
 def test_no_crowds(iscrowd: Any) -> None:
     said, after = mended(set_of(*CROWD, iscrowd, 0), no_crowds=True)
