@@ -78,7 +78,9 @@ class TestFile:
         digests *= known
         assert damage(path, digests) is None
         flip(path)
-        assert ("not the recorded one" if known else "data/0 is wrong; restore it") in str(damage(path, digests))
+        assert ("not the recorded one" if known else "data/0 is not as it was saved; restore it") in str(
+            damage(path, digests)
+        )
         path.unlink()
         os.mkfifo(path)
         assert ("is a folder, a pipe" if known else "is missing") in str(damage(path, digests))
