@@ -234,7 +234,7 @@ class TestDetectron2:
         overrides = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
         overrides += ("MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']")
         overrides += ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64]]")
-        with pytest.raises(UserError, match=r"^Res5ROIHeads has weights in res5, box_predictor; only heads"):
+        with pytest.raises(UserError, match=r"^Res5ROIHeads has weights in res5, box_predictor; only those of parts"):
             examine(R50, overrides, "detectron2")
 
 
