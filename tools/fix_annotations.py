@@ -71,14 +71,9 @@ def main() -> None:
             has_masks = any(one.get("segmentation") for one in content.get("annotations", ()))
             has_keypoints = any(one.get("keypoints") for one in content["categories"])
             text = encode(content) if done and not args.dry_run else b""
-            said = done
-            if not done:
-                said = [f"{entry.json_file}: nothing is to be mended without a flag; --help lists them"]
-                for flag in ("boxes_from_masks", "boxes_as_masks", "no_crowds"):  # in the order of REPAIRS
-                    name = flag.replace("_", "-")
-                    said += [f"  with --{name}: {line}" for line in repair(content, wishes._replace(**{flag: True}))]
-            del content
-        print(*said, sep="\n")
+            if done:
+                del content
+        print(*done or [f"{entry.json_file}: nothing is to be mended without a flag; --help lists them"], sep="\n")
         if args.dry_run:
             return
         if done:
@@ -90,6 +85,9 @@ def main() -> None:
         left = inspect_coco(entry, has_masks, has_keypoints)[1]
         left = [one if one.mend else replace(one, mend=None) for one in left]  # what needs a flag can still be mended
         if any(one.severity == "error" for one in left):
+            for flag in () if done else ("boxes_from_masks", "boxes_as_masks", "no_crowds"):  # in the order of REPAIRS
+                for line in repair(content, wishes._replace(**{flag: True})):
+                    print(f"  with --{flag.replace('_', '-')}: {line}")
             raise DataError(f"what is left, in {explain(entry.json_file, left, most_lines=12)}")
         print(f"{entry.json_file} reads without errors", *(f"  notice: {one}" for one in left), sep="\n")
         for line in how_to_mend(entry.name if is_listed else str(entry.json_file), left):
