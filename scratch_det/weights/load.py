@@ -65,8 +65,27 @@ def load_weights(
     if weights.says_pixels and stated not in (None, weights.pixels):
         notes.append("MODEL.WEIGHTS_PIXELS does not count: the file says its pixels")
     covered, total = fill(model, values, prefix, weights)
-    first, used = getattr(bottom_up, "first_layer", FIRST_LAYER), Pixels.of(cfg)
-    raw = values.get(f"{place}.{first}")
+    first = getattr(bottom_up, "first_layer", FIRST_LAYER)
+    notes += see_pixels(bottom_up, first, values.get(f"{place}.{first}"), weights, cfg, image, str(source))
+    part = f", the backbone{heads}, from a {weights.kind}" if prefix else ""
+    part += f", {weights.prefix.rstrip('.')}" if weights.prefix not in ("", "model.", "state_dict.", "blobs.") else ""
+    return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
+
+
+def see_pixels(
+    bottom_up: nn.Module,
+    first: str,
+    raw: Tensor | None,
+    weights: Weights,
+    cfg: CfgNode,
+    image: Tensor | None,
+    source: str,
+) -> list[str]:
+    """Adapt the first layer of a filled network to the recipe's pixels; returns what was done, or is not known.
+
+    first: its name; raw: its weight in the file. Raises UserError as ``check_pixels`` does with ``image``.
+    """
+    notes, used = [], Pixels.of(cfg)
     if raw is not None and weights.pixels:
         adapted, note = adapt_first_layer(raw, weights.pixels, used)
         with torch.no_grad():
@@ -77,16 +96,14 @@ def load_weights(
             f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "
             "backbone does not name its first layer; state `first_layer` in the backbone"
         )
-    elif prefix:
+    elif not weights.is_detector:
         notes.append(
             "the file does not say which pixels it was trained on: the recipe's are assumed; state them with "
             f"MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}"
         )
     if image is not None and raw is not None and not (weights.fused_norm or weights.says_pixels):
-        check_pixels(bottom_up, first, raw, image, weights.pixels or used, used, str(source))
-    part = f", the backbone{heads}, from a {weights.kind}" if prefix else ""
-    part += f", {weights.prefix.rstrip('.')}" if weights.prefix not in ("", "model.", "state_dict.", "blobs.") else ""
-    return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
+        check_pixels(bottom_up, first, raw, image, weights.pixels or used, used, source)
+    return notes
 
 
 def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) -> None:
