@@ -143,18 +143,19 @@ def gn_channels_divide(cfg: CfgNode) -> Iterator[str]:
 def bn_has_images(cfg: CfgNode, num_processes: int, accumulate: int) -> Iterator[str]:
     """BN sees the images of one process, SyncBN the images of all processes: neither sees an accumulated batch."""
     images = cfg.SOLVER.IMS_PER_BATCH // num_processes
-    for key, norm in norms(cfg).items():
-        if norm in ("BN", "SyncBN") and accumulate > 1:
-            whole = images if norm == "BN" else cfg.SOLVER.IMS_PER_BATCH
+    for norm, whole in (("BN", images), ("SyncBN", cfg.SOLVER.IMS_PER_BATCH)):
+        keys = " and ".join(key for key, chosen in norms(cfg).items() if chosen == norm)
+        found = f"{keys} {'are' if ' and ' in keys else 'is'} {norm} with"
+        if keys and accumulate > 1:
             yield (
-                f"{key} is {norm} with --accumulate {accumulate}: it would normalise with the statistics of "
+                f"{found} --accumulate {accumulate}: it would normalise with the statistics of "
                 f"{whole // accumulate} images, not of {whole}, which is another training; "
-                f"set {key} GN, which normalises each image separately, or leave out --accumulate"
+                f"set {keys} GN, which normalises each image separately, or leave out --accumulate"
             )
-        elif norm == "BN" and images < SMALLEST_BN_BATCH:
+        elif keys and norm == "BN" and images < SMALLEST_BN_BATCH:
             yield (
-                f"{key} is BN with {images} images per process: BN's error grows steeply below {SMALLEST_BN_BATCH} "
-                f"(Wu & He 2018, Group Normalization, Fig. 1); set {key} GN, or SyncBN with several processes"
+                f"{found} {images} images per process: BN's error grows steeply below {SMALLEST_BN_BATCH} "
+                f"(Wu & He 2018, Group Normalization, Fig. 1); set {keys} GN, or SyncBN with several processes"
             )
 
 

@@ -186,8 +186,8 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
         **size._asdict(),
     )
     if has_weights:
-        to_train, image = (model, cfg.MODEL.WEIGHTS, backend, cfg), first_image(cfg, plan.training)
-        if loaded := section.attempt(load_weights, *to_train, image, plan.request.eval_only):
+        to_train = (model, cfg.MODEL.WEIGHTS, backend, cfg, first_image(cfg, plan.training), plan.request.eval_only)
+        if loaded := section.attempt(load_weights, *to_train, lambda text: section.problem("notice", text)):
             section.add(loaded)
     elif cfg.MODEL.WEIGHTS:
         section.problem("notice", f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: not fetched yet, so not compared with the model")

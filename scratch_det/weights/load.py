@@ -1,24 +1,27 @@
 """Filling a model from a weights file, all of it or its backbone, so that nothing stays random unnoticed."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from scratch_det.config.choices import PIXELS, backbone_names, is_resnet
-from scratch_det.errors import UserError, quoted
+from scratch_det.config.choices import backbone_names, is_resnet
+from scratch_det.errors import UserError, listed, quoted
+from scratch_det.log import logger
 from scratch_det.weights.classes import check_classes, with_new_classes
 from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
 from scratch_det.weights.origin import Weights, read_weights
 from scratch_det.weights.pixels import Pixels, adapt_first_layer, check_pixels, stated_pixels
 
+Doubt = Callable[[str], object]  # takes a message on what a file does not say
 VGG_FCS = {"classifier.0": "1", "classifier.3": "3"}  # become the box head's, after flattening (Ren et al. 2015)
-FIRST_LAYER = "stem.conv1.weight"  # of detectron2's ResNets; other networks say it
-BLOCK = re.compile(r"\b(?:layer|res)(\d)\.(\d+)\.")  # stage and block
+DEEP_STEM = re.compile(r"(.*\.)?(conv1\.\d|stem\.conv3)\..*|conv3|stem")  # of several convolutions
+BLOCK = re.compile(r"\b(?:layer|res)(\d)\.(\d+)\.(conv3)?")  # stage, block, and whether it is a bottleneck
 SHALLOWEST_BOTTLENECKS = 50  # the ResNet
 
 
@@ -29,6 +32,7 @@ def load_weights(
     cfg: CfgNode,
     image: Tensor | None = None,
     to_evaluate: bool = False,
+    doubt: Doubt = logger.warning,
 ) -> str:
     """Fill ``model``, whose names are ``library``'s, from MODEL.WEIGHTS; returns what was loaded, one line.
 
@@ -36,17 +40,20 @@ def load_weights(
     whole model; a classifier's have to cover the backbone. Otherwise raises UserError and does not change the model.
     The first layer is adapted to the pixels of ``cfg`` where it is known on which pixels it was trained. image: one to
     train on, [3, H, W] of grey values, to see whether those were the pixels, see ``check_pixels``; a file that says its
-    pixels is believed. to_evaluate: it has to be a whole detector of the same classes.
+    pixels is believed. to_evaluate: it has to be a whole detector of the same classes. doubt: is called with what the
+    file does not say, a message each.
     """
     bottom_up = getattr(model.backbone, "body", getattr(model.backbone, "bottom_up", model.backbone))
     registered = bottom_up if cfg.MODEL.BACKBONE.NAME in backbone_names() else None
     stated = stated_pixels(cfg)
     weights = read_weights(fetch(str(source)), registered, split_part(str(source))[1], stated)
     check_fits(weights, library, cfg, to_evaluate)
+    for what in weights.unsaid:
+        doubt(f"weights file {weights.path} does not say {what}")
     place = next(name for name, module in model.named_modules() if module is bottom_up)
     values, prefix, wanted, heads, notes = weights.tensors, "", model.state_dict(), "", []
     if weights.left_out:
-        notes.append("left out " + ", ".join(f"{name} ({count})" for name, count in weights.left_out.items()))
+        notes.append("left out " + listed([f"{name} ({count})" for name, count in weights.left_out.items()]))
     if not weights.is_detector:
         own, prefix = named_for_detector(weights, library), f"{place}."
         values = {name.replace(BOTTOM_UP[library], prefix): value for name, value in own.items()}
@@ -65,27 +72,20 @@ def load_weights(
     if weights.says_pixels and stated not in (None, weights.pixels):
         notes.append("MODEL.WEIGHTS_PIXELS does not count: the file says its pixels")
     covered, total = fill(model, values, prefix, weights)
-    first = getattr(bottom_up, "first_layer", FIRST_LAYER)
-    notes += see_pixels(bottom_up, first, values.get(f"{place}.{first}"), weights, cfg, image, str(source))
+    notes += see_pixels(bottom_up, values.get(f"{place}.{first_layer(bottom_up)}"), weights, cfg, image, doubt)
     part = f", the backbone{heads}, from a {weights.kind}" if prefix else ""
     part += f", {weights.prefix.rstrip('.')}" if weights.prefix not in ("", "model.", "state_dict.", "blobs.") else ""
     return "; ".join([f"{weights.path}: {covered} of {total} tensors loaded{part}", *notes])
 
 
 def see_pixels(
-    bottom_up: nn.Module,
-    first: str,
-    raw: Tensor | None,
-    weights: Weights,
-    cfg: CfgNode,
-    image: Tensor | None,
-    source: str,
+    bottom_up: nn.Module, raw: Tensor | None, weights: Weights, cfg: CfgNode, image: Tensor | None, doubt: Doubt
 ) -> list[str]:
-    """Adapt the first layer of a filled network to the recipe's pixels; returns what was done, or is not known.
+    """Adapt the first layer of a filled network to the recipe's pixels; returns what was done.
 
-    first: its name; raw: its weight in the file. Raises UserError as ``check_pixels`` does with ``image``.
+    raw: its weight in the file. Raises UserError as ``check_pixels`` does with ``image``.
     """
-    notes, used = [], Pixels.of(cfg)
+    notes, used, first = [], Pixels.of(cfg), first_layer(bottom_up)
     if raw is not None and weights.pixels:
         adapted, note = adapt_first_layer(raw, weights.pixels, used)
         with torch.no_grad():
@@ -96,13 +96,10 @@ def see_pixels(
             f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "
             "backbone does not name its first layer; state `first_layer` in the backbone"
         )
-    elif not weights.is_detector:
-        notes.append(
-            "the file does not say which pixels it was trained on: the recipe's are assumed; state them with "
-            f"MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}"
-        )
-    if image is not None and raw is not None and not (weights.fused_norm or weights.says_pixels):
-        check_pixels(bottom_up, first, raw, image, weights.pixels or used, used, source)
+    if not (image is None or raw is None or weights.fused_norm or weights.says_pixels):
+        seen = check_pixels(bottom_up, first, raw, image, weights.pixels or used, used, weights.path)
+        if seen:
+            doubt(seen)
     return notes
 
 
@@ -136,6 +133,11 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) 
         )
 
 
+def first_layer(bottom_up: nn.Module) -> str:
+    """The name of the weight that sees the pixels."""
+    return getattr(bottom_up, "first_layer", "stem.conv1.weight")  # of detectron2's ResNets; other networks say it
+
+
 def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     """A classifier's weights by the names that they have in a detector of ``library``, as far as it has such layers."""
     source, full = weights.library or library, {}
@@ -149,12 +151,14 @@ def named_for_detector(weights: Weights, library: str) -> dict[str, Tensor]:
     return full
 
 
-def blocks_of(names: Iterable[str]) -> list[int]:
-    """How many blocks each stage of a ResNet has; empty for other networks. 3, 4, 6, 3 is a ResNet-34 or 50."""
-    found: dict[str, int] = {}
-    for match in filter(None, map(BLOCK.search, names)):
-        found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
-    return [found[stage] for stage in sorted(found)]
+def depth_of(names: Iterable[str]) -> str:
+    """A ResNet in words: its blocks in each stage, of 2 or 3 convolutions; empty for other networks."""
+    found = {match.groups() for match in map(BLOCK.search, names) if match}
+    counts = Counter(stage for stage, _ in sorted({groups[:2] for groups in found}))
+    blocks, each = counts.values(), 3 if any(conv3 for _, _, conv3 in found) else 2
+    depth, width = each * sum(blocks) + 2, {2: 64, 3: 256}[each]
+    keys = f" (MODEL.RESNETS.DEPTH {depth}, RES2_OUT_CHANNELS {width})" if depth in (18, 34, 50, 101, 152) else ""
+    return f"{', '.join(map(str, blocks))} of {each} convolutions{keys}" if blocks else ""
 
 
 def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weights) -> tuple[int, int]:
@@ -172,12 +176,13 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
     if missing or misshaped or unused:
         problems = {"missing": missing, "of another shape": misshaped, "without a place": unused}
         reasons = [f"{len(names)} {what}, the first is {names[0]}" for what, names in problems.items() if names]
-        if misshaped:
-            shapes = [tuple(side[misshaped[0]].shape) for side in (values, wanted)]
-            reasons.append(f"{misshaped[0]} is {shapes[0]} in the file, {shapes[1]} in the model")
-        there, here = (", ".join(map(str, blocks_of(names))) for names in (values, covered))
-        if there != here:
-            reasons.append(f"blocks of the stages are {there} in the file, {here} in the model")
+        for name in misshaped[:1]:
+            shapes = f"{tuple(values[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+            reasons.append(f"{name} is {shapes}")
+        there, here = depth_of(values), depth_of(covered)
+        reasons += [f"blocks of the stages are {there} in the file, {here} in the model"] * (there != here)
+        if weights.library and any(map(DEEP_STEM.fullmatch, [*values, *weights.left_out])):
+            reasons.append("its stem has several convolutions (ResNet-C, -D or CLIP's), which no recipe here has")
         of_bn = any(name.endswith("running_mean") for name in unused)
         raise UserError(
             f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "

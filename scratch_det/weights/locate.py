@@ -42,9 +42,11 @@ def check_weights(weights: str) -> None:
     path = place_of(weights)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "is missing"
+        recipe = Path("configs/Pretraining") / f"{path.parent.name.removeprefix('pretrain_')}.yaml"
+        own = f"make it: python tools/pretrain_net.py --config-file {recipe}\n  or " if recipe.is_file() else ""
         raise UserError(
-            f"MODEL.WEIGHTS: file {weights} {problem}; give the path or address of a {' or '.join(SUFFIXES)} file, "
-            'or MODEL.WEIGHTS "" to start at random'
+            f"MODEL.WEIGHTS: file {weights} {problem}; {own}give the path or address of a {' or '.join(SUFFIXES)} "
+            'file, or MODEL.WEIGHTS "" to start at random'
         )
 
 

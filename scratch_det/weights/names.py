@@ -1,4 +1,4 @@
-"""The names of weights in detectron2, torchvision and Detectron, and how one becomes another.
+"""The names of weights in detectron2, torchvision, Detectron and transformers, and how one becomes another.
 
 A file of a bottom-up network alone (an ImageNet classifier) has the names of the detector's without their prefix, which
 is the ``BOTTOM_UP`` of the library.
@@ -37,7 +37,8 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("roi_heads.keypoint_head.{2n}", "roi_heads.keypoint_head.conv_fcn{n+1}"),
     ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
-NUMBERS = {"s": range(1, 5), "b": range(64), "c": range(1, 4), "n": range(64)}  # stage, block, convolution, all else
+FIELD = re.compile(r"\{(\d?)([a-z])([+-]\d)?\}")
+NUMBERS = {"s": range(1, 5), "b": range(48), "c": range(1, 4), "n": range(48)}  # stage, block, convolution, all else
 BOX_HEAD = "roi_heads.box_head."
 RPN_CONV = "proposal_generator.rpn_head.conv."
 BOX_FC = {  # a fully connected layer of the box head; VGG's in torchvision are fc6 and fc7
@@ -74,25 +75,37 @@ CAFFE2_LAYERS = (  # Detectron's blobs without their ends; detectron2's layers, 
     (r"conv_fcn(\d+)", r"roi_heads.keypoint_head.conv_fcn\1"),
     ("kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
+RESNETS = (  # a ResNet's layers in transformers and in nn.Sequential(*resnet.children()); torchvision's; as LAYERS
+    ("embedder.embedder.convolution", "conv1"),
+    ("embedder.embedder.normalization", "bn1"),
+    ("encoder.stages.{s-1}.layers.{b}.layer.{c-1}.convolution", "layer{s}.{b}.conv{c}"),
+    ("encoder.stages.{s-1}.layers.{b}.layer.{c-1}.normalization", "layer{s}.{b}.bn{c}"),
+    ("encoder.stages.{s-1}.layers.{b}.shortcut.convolution", "layer{s}.{b}.downsample.0"),
+    ("encoder.stages.{s-1}.layers.{b}.shortcut.normalization", "layer{s}.{b}.downsample.1"),
+    *(("{s+3}.{b}." + end, "layer{s}.{b}." + end) for end in ("conv{c}", "bn{c}", "downsample.0", "downsample.1")),
+    ("0", "conv1"),
+    ("1", "bn1"),
+)
 
 
-def _all_layers() -> Iterator[tuple[str, str]]:
-    """LAYERS with every number put in."""
-    for patterns in LAYERS:
-        letters = [letter for letter in NUMBERS if re.search(rf"\{{2?{letter}\b", patterns[0])]
-        for values in product(*(NUMBERS[letter] for letter in letters)):
-            numbers = {
-                text: value
-                for letter, n in zip(letters, values, strict=True)
-                for text, value in {letter: n, f"{letter}+1": n + 1, f"{letter}+2": n + 2, f"2{letter}": 2 * n}.items()
-            }
-            yield patterns[0].format_map(numbers), patterns[1].format_map(numbers)
+def _expanded(layers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """LAYERS or RESNETS with every number put in."""
+    for patterns in layers:
+        letters = sorted({match[2] for match in FIELD.finditer(patterns[0])})
+        for numbers in product(*(NUMBERS[letter] for letter in letters)):
+            values = dict(zip(letters, numbers, strict=True))
+            yield _filled(patterns[0], values), _filled(patterns[1], values)
+
+
+def _filled(pattern: str, values: dict[str, int]) -> str:
+    return FIELD.sub(lambda match: str(int(match[1] or 1) * values[match[2]] + int(match[3] or 0)), pattern)
 
 
 COUNTERPARTS = {  # by library: its name of a layer -> the other's; the first of LAYERS counts
-    "torchvision": dict(reversed(list(_all_layers()))),
-    "detectron2": {theirs: ours for ours, theirs in _all_layers()},
+    "torchvision": dict(reversed(list(_expanded(LAYERS)))),
+    "detectron2": {theirs: ours for ours, theirs in _expanded(LAYERS)},
 }
+OTHERS = dict(_expanded(RESNETS))
 
 
 def renamed(names: Iterable[str], source: str, target: str, own_names: bool = False) -> dict[str, str | None]:
@@ -143,6 +156,12 @@ def in_stage(name: str, stage: str, library: str) -> str:
     if library == "torchvision":
         return name.replace("roi_heads.", f"roi_heads.stages.{stage}.")
     return re.sub(r"(box_head|box_predictor)\.", rf"\1.{stage}.", name)
+
+
+def in_torchvision(name: str) -> str:
+    """The name of a tensor whose layer RESNETS has; others stay as they are."""
+    layer, dot, leaf = name.rpartition(".")
+    return f"{OTHERS.get(layer, layer)}{dot}{leaf}"
 
 
 def from_caffe2(blob: str) -> str | None:

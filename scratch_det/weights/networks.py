@@ -16,6 +16,8 @@ SIGNS = (  # a name that a network's file has behind its prefix: the library tha
     ("features.28.weight", "torchvision", False),  # the last convolution of VGG-16
     ("res2.0.conv1.weight", "detectron2", False),
     ("res2_0_branch2a_w", "Detectron", False),
+    ("encoder.stages.0.layers.0.layer.0.convolution.weight", "RESNETS", False),  # transformers'
+    ("4.0.conv1.weight", "RESNETS", False),  # of nn.Sequential
 )
 BODIES = (*BOTTOM_UP.values(), "backbone.")  # where a detector has its bottom-up network; the last without a pyramid
 DEPTH = 5  # dictionaries inside of each other that are looked into
@@ -25,7 +27,7 @@ class Network(NamedTuple):
     """A network in a file.
 
     prefix: what comes before its names, keys of nested dictionaries included: "", "state_dict.module.encoder_q.".
-    library: whose names follow, see ``Weights``; "" for those of the model's own bottom-up network.
+    library: whose names follow, see ``Weights``, or RESNETS of ``names``; "" for those of the model's own network.
     is_detector: a whole detector, else a bottom-up network with the layers of its pre-training.
     lacks: what its names need before them to be those of the model's own network.
     """

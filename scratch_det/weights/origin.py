@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scratch_det.config.choices import PIXELS
 from scratch_det.errors import UserError, listed, quoted
 from scratch_det.weights.classes import ROWS, reordered
-from scratch_det.weights.names import BOTTOM_UP, from_caffe2
+from scratch_det.weights.names import BOTTOM_UP, from_caffe2, in_torchvision
 from scratch_det.weights.networks import Network, networks_in, tensors_by_name
 from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
 from scratch_det.weights.read import described, read_checkpoint, require_numbers
@@ -20,15 +21,19 @@ from scratch_det.weights.read import described, read_checkpoint, require_numbers
 NO_WEIGHTS = re.compile(r"(.*\.)?(pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+)")  # of old detectron2
 BODY = {  # layers of a classifier that a detector has a use for; VGG's fully connected ones become its box head
     "torchvision": re.compile(r"(conv1|bn1|layer\d|features|classifier\.[03])\..*"),
-    "detectron2": re.compile(r"(stem\.(?!fc\.)|res\d\.).*"),
+    "detectron2": re.compile(r"(stem\.conv\d|res\d)\..*"),
 }
-AUTHORS = ("torchvision", "MOCO")  # as converted files for detectron2 name them: those whose pixels are IMAGENET's
+AUTHORS = (  # as converted files for detectron2 name them: those whose pixels and stride are torchvision's
+    "torchvision", "MOCO", "OpenSelfSup", "MMSelfSup", "solo-learn", "PixPro", "https://github.com/keyu-tian/SparK",
+    "Yonglong", "Yue", "Karan Desai",  # InfoMin, SoCo, VirTex
+)  # fmt: skip
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000|kps_score)_[wb]|lr|model_iter|weight_order")
 PARTS = ("backbone.", "proposal_generator.", "roi_heads.")  # of a detector of detectron2's
 EXPECTED = (
     "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
-    "names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
+    "or transformers' names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
 )
+OPENMMLAB = re.compile(r"\b(?:bgr_)?(mean|std|to_rgb|style)\s*=\s*(\w+|'\w+'|[\[(][^])]*)")  # in a recipe's text
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
 
 
@@ -65,6 +70,14 @@ class Weights:
         either = "torchvision or timm" if self.library == "torchvision" and not self.is_detector else self.library
         return f"{self.trained_by or either} {'detector' if self.is_detector else 'classifier'}".strip()
 
+    @property
+    def unsaid(self) -> list[str]:
+        """What neither the file nor anybody says of it, in words, and what counts then."""
+        pixels = f"which pixels it was trained on: state them, MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}, or recipe, "
+        stride = "which convolution of a bottleneck has the stride: it is the recipe's MODEL.RESNETS.STRIDE_IN_1X1"
+        asks_stride = self.stride_in_1x1 is None and not self.is_detector and any(".conv3." in n for n in self.tensors)
+        return [f"{pixels}which is assumed"] * (self.pixels is None) + [stride] * asks_stride
+
     def traits(self) -> dict[str, Any]:
         """What a file has to hold beside these tensors so that ``read_weights`` knows as much of them."""
         found = {"pixels": self.pixels and self.pixels.as_dict(), "fused_norm": self.fused_norm or None}
@@ -82,50 +95,74 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
     """
     content = read_checkpoint(path, foreign=True)
     whole = {name: value for name, value in tensors_by_name(content).items() if not NO_WEIGHTS.fullmatch(name)}
-    if not whole:
-        raise UserError(f"weights file {path} holds no tensors by name, but {_summary(content)}; {EXPECTED}")
     prefix, library, is_detector, lacks = _chosen(path, content, networks_in(whole, bottom_up), part)
     tensors = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
     left_out: Counter[str] = Counter()
+    recipe = _recipe_of_openmmlab(content)
+    if library == "RESNETS":
+        tensors, library = {in_torchvision(name): value for name, value in tensors.items()}, "torchvision"
     if library != "Detectron" and not is_detector:
         tops = {name.removeprefix(lacks).split(".")[0] for name in bottom_up.state_dict()} if not library else set()
         used = {name: BODY[library].fullmatch(name) if library else name.split(".")[0] in tops for name in tensors}
         left_out = Counter(name.split(".")[0] for name in tensors if not used[name])
         tensors = {lacks + name: value for name, value in tensors.items() if used[name]}
+    place = prefix.split(".")  # of what is beside the network, the name up to where it leaves its prefix
+    apart = [name.split(".") for name in whole if not name.startswith(prefix)]
+    left_out += Counter(".".join(part for i, part in enumerate(one) if one[:i] == place[:i]) for one in apart)
     require_numbers(tensors, f"weights file {path}")
     if library == "Detectron":
         return _from_detectron(path, tensors, stated or DETECTRON)
     is_stock = not is_detector or "roi_heads.box_head.fc6.weight" in tensors  # torchvision's own detector
-    from_imagenet = (library == "torchvision" and is_stock) or content.get("__author__") in AUTHORS
+    folded = library == "torchvision" and "pixels" not in content and _is_folded(tensors)
+    from_imagenet = (library == "torchvision" and is_stock and not folded) or content.get("__author__") in AUTHORS
     known = (IMAGENET if from_imagenet else None) if library else getattr(bottom_up, "pixels", None)
-    recorded, names = content.get("pixels"), content.get("classes")
+    recorded, names = content.get("pixels", recipe.get("pixels")), content.get("classes")
     is_as_known = from_imagenet and stated in (None, IMAGENET)
     return Weights(
         path, tensors, library, is_detector,
         pixels=(stated or known) if recorded is None else Pixels.read(recorded, path),
         says_pixels=recorded is not None,
-        fused_norm=content.get("fused_norm") is True,
-        stride_in_1x1=content.get("stride_in_1x1", False if is_as_known else None),
+        fused_norm=folded or content.get("fused_norm") is True,
+        stride_in_1x1=content.get("stride_in_1x1", recipe.get("stride_in_1x1", False if is_as_known else None)),
+        trained_by="OpenMMLab" if recipe else "",
         classes=tuple(map(str, names)) if isinstance(names, list) and is_detector else (),
         prefix=prefix, left_out=left_out,
     )  # fmt: skip
 
 
 def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str) -> Network:
-    """The one of ``found`` whose prefix is ``part`` or has this part, or the only one."""
-    chosen = [network for network in found if network.prefix == f"{part}."]
+    """The one of ``found`` whose prefix is ``part`` or has this part, or the only one; "." stands for no prefix."""
+    named = {network.prefix.rstrip(".") or ".": network for network in found}
+    chosen = [network for name, network in named.items() if part == name]
     chosen = chosen or [network for network in found if not part or f".{part}." in f".{network.prefix}"]
     if len(chosen) == 1:
         return chosen[0]
     if not found:
         raise UserError(f"weights file {path} holds no network that is known, but {_summary(content)}; {EXPECTED}")
-    prefixes = ", ".join(network.prefix.rstrip(".") or "one without a prefix" for network in found)
-    longest = max((network.prefix.rstrip(".") for network in found), key=len)
     raise UserError(
-        f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {prefixes}; "
+        f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {', '.join(named)}; "
         + (f"{len(chosen)} of them have '{part}' in their name; " if part else "")
-        + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{longest}')}"
+        + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{max(named, key=len)}')}"
     )
+
+
+def _is_folded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether batch norm is all in its scale and shift, as in the caffe ResNets that were converted for OpenMMLab."""
+    leaves = ("running_mean", "running_var", "weight")
+    mean, var, scale = (tensors.get(f"bn1.{leaf}", torch.ones(1)) for leaf in leaves)
+    return not mean.any() and bool(var.min() == var.max() and scale.min() != scale.max())
+
+
+def _recipe_of_openmmlab(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Pixels and stride of the recipe that checkpoints of OpenMMLab's projects carry as a text; empty for others."""
+    meta = content.get("meta")
+    text = str(meta.get("cfg", meta.get("config"))) if isinstance(meta, dict) else ""  # the latter before MMEngine
+    found = dict(reversed(OPENMMLAB.findall(text)))  # the first counts
+    if not {"mean", "std", "to_rgb"} <= found.keys():
+        return {}
+    mean, std = ([float(number) for number in re.findall(r"\d+\.?\d*", found[key])] for key in ("mean", "std"))
+    pixels = {"format": "RGB" if found["to_rgb"] == "True" else "BGR", "mean": mean, "std": std}
+    return {"pixels": pixels, "stride_in_1x1": "caffe" in found.get("style", "")}
 
 
 def _summary(content: dict[str, Any]) -> str:
@@ -157,4 +194,6 @@ def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Wei
     for name in [name for name in tensors if fused and name.endswith("norm.weight")]:  # statistics that change nothing
         tensors[name.replace("weight", "running_mean")] = torch.zeros_like(tensors[name])
         tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
-    return Weights(path, tensors, "detectron2", is_detector, pixels, fused_norm=fused, trained_by="Detectron")
+    is_msra = fused and all(len(v) == v.shape[1] for n, v in tensors.items() if n.endswith("res2.0.conv2.weight"))
+    stride = is_msra if pixels == DETECTRON else None  # FAIR's own and its ResNeXts have it in the 3x3
+    return Weights(path, tensors, "detectron2", is_detector, pixels, False, fused, stride, "Detectron")

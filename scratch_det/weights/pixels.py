@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from scratch_det.config.choices import PIXELS, RECIPES
-from scratch_det.errors import UserError, quoted
+from scratch_det.errors import UserError
 
 # With the right pixels 0.3 to 0.7 of the variance that a backbone's first batch norm has seen in training is seen on
 # one image (torchvision's, MSRA's and SSL's ResNet-50); with 0 to 255 in the place of 0 to 1, or the other way round,
 # above 1,000 or below 0.001. Neither the order of the channels nor the mean shows in it.
 MOST_APART = 30
+TYPICAL = 0.1, 3  # beyond, a word: 0 to 1 for ImageNet's is 20 times as much, or a 20th
 LEAST_DEVIATION = 20  # of grey values; photographs have 40 to 80, a dark image would show too little variance
 MOST_PIXELS = 400  # from the middle of an image to each side
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -124,27 +125,24 @@ def variance_ratio(
 
 
 def check_pixels(
-    bottom_up: nn.Module, first: str, raw: Tensor, image: Tensor, assumed: Pixels, used: Pixels, source: str
-) -> None:
+    bottom_up: nn.Module, first: str, raw: Tensor, image: Tensor, assumed: Pixels, used: Pixels, path: Path
+) -> str:
     """Raise UserError when the first batch norm of a filled network shows that ``assumed`` are not its pixels.
 
     first: the name of the network's first weight, which is adapted from ``raw`` of the file. image: see
-    ``variance_ratio``. The message names the statements that would fit.
+    ``variance_ratio``. Returns a message on pixels that are not likely, "" for others. Both name what would fit.
     """
     ratio = variance_ratio(bottom_up, image, used)
-    if ratio is None or 1 / MOST_APART < ratio < MOST_APART:
-        return
+    if ratio is None or TYPICAL[0] < ratio < TYPICAL[1]:
+        return ""
+    is_wrong = not 1 / MOST_APART < ratio < MOST_APART
+    least, most = (1 / MOST_APART, MOST_APART) if is_wrong else TYPICAL
     weights = {name: {first: adapt_first_layer(raw, Pixels(*values), used)[0]} for name, values in PIXELS.items()}
     ratios = {name: variance_ratio(bottom_up, image, used, one) or 0 for name, one in weights.items()}
-    fitting = [name for name, other in ratios.items() if 1 / MOST_APART < other < MOST_APART]
-    named = " or ".join(f"{name} ({PIXELS[name][0]})" for name in fitting)
-    fix = (
-        f"set MODEL.WEIGHTS_PIXELS {named}, whose variance fits"
-        if fitting
-        else "none that is known fits: set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to its own, and "
-        f"MODEL.WEIGHTS_PIXELS {RECIPES}"
-    )
-    raise UserError(
-        f"MODEL.WEIGHTS {quoted(source)}: on a training image the backbone's first layer gives {ratio:.2g} times the "
-        f"variance that its batch norm had in training, so its pixels were not {assumed}; {fix}"
-    )
+    named = " or ".join(f"{name} ({PIXELS[name][0]})" for name, other in ratios.items() if least < other < most)
+    own = "none that is known fits: set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to its own, and MODEL."
+    fix = f"set MODEL.WEIGHTS_PIXELS {named}, whose variance fits" if named else f"{own}WEIGHTS_PIXELS {RECIPES}"
+    seen = f"weights file {path}: on a training image the first batch norm sees {ratio:.2g} times its running variance"
+    if is_wrong:
+        raise UserError(f"{seen}, so its pixels were not {assumed}; {fix}")
+    return f"{seen}, with the right pixels 0.3 to 0.7 times; if they were not {assumed}, {fix}"

@@ -27,6 +27,14 @@ STORAGES = {  # what torch.save calls the storage of each type, in a model's dig
 LEARNED = ("weight", "bias", "running_mean", "running_var")  # how the names of a layer's numbers end
 IS_FOLDER = 0x10  # of a zip's file attributes, as MS-DOS has them
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
+OTHERS = (  # how a file begins, and names in a zip, that is no checkpoint; what it is, and the way on
+    (rb"PK.*/constants\.pkl", "is a TorchScript archive; give the model's state_dict()"),
+    (rb"PK.*\.npy", "is an archive of NumPy's (.npz), which no network here is saved as; give one of PyTorch"),
+    (rb"\x1f\x8b", "is compressed by gzip; unpack it"),
+    (rb"\s*<", "is a web page in the place of a file; fetch it again, with a browser if need be"),
+    (rb"version https://git-lfs", "is a pointer of Git LFS; fetch the file itself with git lfs pull"),
+    (rb"\x08.\x12.{1,2}pytorch", "is an ONNX model; give the state_dict() of the model that was exported"),
+)
 
 
 def read_checkpoint(path: Path, foreign: bool = False) -> dict[str, Any]:
@@ -42,16 +50,9 @@ def read_checkpoint(path: Path, foreign: bool = False) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
-        elif path.suffix == ".pkl":
+        elif not _is_zip(path) and path.suffix == ".pkl":
             state = _with_arrays(_Unpickler(io.BytesIO(path.read_bytes()), foreign, encoding="latin1").load())
         else:
-            if zipfile.is_zipfile(path):  # of which torch.load does not check the CRC-32, and reads nothing of a folder
-                with zipfile.ZipFile(path) as archive:
-                    folders = (one.filename for one in archive.infolist() if one.external_attr & IS_FOLDER)
-                    if wrong := archive.testzip() or next(folders, None):
-                        raise UserError(f"is damaged: its part {wrong} is not as it was saved; restore it from a copy")
-                    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                        raise UserError("is a TorchScript archive; give the model's state_dict()")
             state = _load_plain(path, foreign)
     except UserError as error:
         raise UserError(f"weights file {path} {error}") from None
@@ -70,15 +71,29 @@ def read_checkpoint(path: Path, foreign: bool = False) -> dict[str, Any]:
     return state
 
 
+def _is_zip(path: Path) -> bool:
+    """Whether a file is a zip. Raises UserError for one that is damaged, and for what is no checkpoint."""
+    with open(path, "rb") as file:
+        beginning = file.read(64)
+    if is_zip := zipfile.is_zipfile(path):  # torch.load does not check the CRC-32, and reads nothing of a folder
+        with zipfile.ZipFile(path) as archive:
+            folders = (one.filename for one in archive.infolist() if one.external_attr & IS_FOLDER)
+            if damaged := archive.testzip() or next(folders, None):
+                raise UserError(f"is damaged: its part {damaged} is not as it was saved; restore it from a copy")
+            beginning += "\n".join(archive.namelist()).encode()
+    for sign, what in OTHERS:
+        if re.match(sign, beginning, re.DOTALL):
+            raise UserError(what)
+    return is_zip
+
+
 def _load_plain(path: Path, foreign: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # which also names classes that weights_only does not know
         if not foreign:
             raise
-    reader = SimpleNamespace(
-        __name__="stand_ins", Unpickler=_Unpickler, load=lambda *a, **k: _Unpickler(*a, **k).load()
-    )
+    reader = SimpleNamespace(__name__="inert", Unpickler=_Unpickler, load=lambda *a, **k: _Unpickler(*a, **k).load())
     return _with_arrays(torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False))
 
 
@@ -129,15 +144,15 @@ class _Type:
     """Stands for numpy.dtype: a kind of number, and the order of its bytes."""
 
     def __init__(self, code: str, *_: Any):
-        if not NUMBERS.fullmatch(code):
-            raise UserError(f"holds an array of type {code!r}, expected arrays of numbers")
         self.code, self.order = code, "<"
 
     def __setstate__(self, state: tuple) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
-    def array(self, content: bytes | str, shape: tuple[int, ...], order: str) -> np.ndarray:
-        """``content`` as numbers; Python 2 wrote texts."""
+    def array(self, content: bytes | str, shape: tuple[int, ...], order: str) -> np.ndarray | str:
+        """``content`` as numbers; Python 2 wrote texts. Of texts, objects and the like only a word of what they are."""
+        if not NUMBERS.fullmatch(self.code):
+            return f"an array of type {self.code}"
         raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
         found = np.frombuffer(raw, np.dtype(self.code).newbyteorder(self.order)).reshape(shape, order=order)
         return found.astype(np.dtype(self.code))
@@ -147,7 +162,7 @@ class _Array:
     """Stands for numpy.ndarray until all of it has been read."""
 
     def __init__(self, *_: Any):
-        self.value = np.zeros(0)
+        self.value: np.ndarray | str = np.zeros(0)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, is_fortran, content = state

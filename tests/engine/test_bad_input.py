@@ -297,7 +297,7 @@ class TestWeights:
     def test_not_a_checkpoint(self, rejected, tmp_path, kind, flags):
         path = self.write(tmp_path / "a.pth", kind)
         message = rejected(*flags, "MODEL.WEIGHTS", path)
-        found = "holds no tensors by name" if kind == "code" else "is damaged or no PyTorch file of plain tensors"
+        found = "holds no network that is known" if kind == "code" else "is damaged or no PyTorch file of plain tensors"
         assert f"weights file {path} {found}" in message
         assert "expected a checkpoint of this repository" in message
 

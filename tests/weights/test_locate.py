@@ -94,8 +94,8 @@ class TestAddress:
         ("content", "headers", "name", "reason"),
         [
             (b"123", {"Content-Length": "10"}, "a.pth", "3 of 10 bytes came"),
-            (b"<html>404</html>", {}, "a.pth", "is damaged or no PyTorch file"),
-            (b"<html>404</html>", {}, "a.pkl", "is damaged or no pickle"),
+            (b"<html>404</html>", {}, "a.pth", "is a web page in the place of a file"),
+            (b"nothing", {}, "a.pkl", "is damaged or no pickle"),
             (WEIGHTS[:-9], {}, "a.pth", "is damaged or no PyTorch file"),
             (WEIGHTS, {}, "resnet50-0676ba61.pth", f"SHA-256 is {SHA256}, by its name it begins with 0676ba61"),
             (WEIGHTS, {"Content-Length": "many"}, "a.pth", "invalid literal for int"),

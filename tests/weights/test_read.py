@@ -58,11 +58,12 @@ class TestFiles:
         assert not (tmp_path / "touched").exists()
 
     @pytest.mark.parametrize("array", [np.array(["text"]), np.array([{}]), np.zeros(2, "i4,O"), np.zeros(2, "M8[s]")])
-    def test_arrays_of_anything_but_numbers_are_rejected(self, array: np.ndarray, tmp_path: Path) -> None:
+    def test_arrays_of_anything_but_numbers_are_not_read(self, array: np.ndarray, tmp_path: Path) -> None:
         """NumPy would read pointers from the file."""
-        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array}))
-        with pytest.raises(UserError, match="expected arrays of numbers"):
-            read_checkpoint(tmp_path / "a.pkl")
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array, "b": np.ones(2)}))
+        found = read_checkpoint(tmp_path / "a.pkl")
+        assert found["a"].startswith("an array of type ")
+        assert found["b"].tolist() == [1, 1]
 
     def test_a_changed_bit_of_a_zips_directory(self, tmp_path: Path) -> None:
         """It is an error, or changes nothing: torch would take a part for a folder, and leave its tensor as it is."""
@@ -101,7 +102,7 @@ class TestFiles:
     @pytest.mark.parametrize("content", [{"epoch": 3}, {0: torch.ones(3)}], ids=["numbers", "no names"])
     def test_no_tensor_by_name(self, content: dict, tmp_path: Path) -> None:
         torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(UserError, match="holds no tensors by name"):
+        with pytest.raises(UserError, match="holds no network that is known"):
             read_weights(tmp_path / "a.pth")
 
 
