@@ -3,6 +3,7 @@
 AdamW is Loshchilov & Hutter's (2019), with learning rates that fall from layer to layer towards the pixels.
 """
 
+import re
 from inspect import signature
 from typing import Any
 
@@ -22,6 +23,14 @@ MAPS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # by stride, by detectron
 ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}  # where a model has them
 TRIAL = (160, 224)  # height and width of an image that no model was made for
 PREFIX = "net.model."  # of the names in timm's own files
+LAYERS = {  # an EfficientNet's, as EfficientNet-PyTorch (lukemelas; Lite: ml-illustrated) names them, and timm
+    "_conv_stem": "conv_stem", "_conv_head": "conv_head", "_fc": "classifier",
+    "_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3",
+    "_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl",
+    "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand",
+}  # fmt: skip
+UNEXPANDED = LAYERS | {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}  # of a block without an expansion
+FOREIGN = re.compile(rf"(.*?)(?<![^.])(?:_blocks\.(\d+)\.)?({'|'.join(LAYERS)})\.(\w+)")
 
 
 class TimmBottomUp(nn.Module):
@@ -51,6 +60,27 @@ class TimmBottomUp(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, H, W] -> maps by name; H and W are multiples of 32."""
         return dict(zip(self.strides, self.net(images), strict=True))
+
+    def own_name(self, name: str) -> str:
+        """Another name of a file's tensor becomes timm's, see ``timm_name``."""
+        return timm_name(name, self.net.model)
+
+
+def timm_name(name: str, net: nn.Module) -> str:
+    """What a tensor of the EfficientNet ``net`` by EfficientNet-PyTorch's name is called in timm, any prefix kept.
+
+    There the blocks of all stages are numbered through. Other names stay.
+    """
+    if not (match := FOREIGN.fullmatch(name)):
+        return name
+    prefix, number, layer, leaf = match.groups()
+    if number is None:
+        return f"{prefix}{LAYERS[layer]}.{leaf}"
+    blocks = [(place, block) for place, block in net.named_modules() if re.fullmatch(r"blocks\.\d+\.\d+", place)]
+    if int(number) >= len(blocks):
+        return name
+    place, block = blocks[int(number)]
+    return f"{prefix}{place}.{(LAYERS if hasattr(block, 'conv_pwl') else UNEXPANDED)[layer]}.{leaf}"
 
 
 def check_name(name: str) -> None:

@@ -12,6 +12,8 @@ A bottom-up network is a module built from the config, from images [N, 3, H, W] 
     the name of the weight that sees the pixels, a convolution's.
 ``pixels``, if files of its family's ImageNet models are trained on known ones
     those pixels. A file has the network's names, or the ends of them behind a prefix that all of them have.
+``own_name``, if such files have other names, too
+    a function from a tensor's name in a file, with any prefix, to the network's; names that it does not know stay.
 
 A line of ``scratch_det.config.choices.BACKBONES`` adds a network under two values of MODEL.BACKBONE.NAME, for both
 backends: ``net`` as build_net_backbone, whose maps, all with as many channels, go to RPN and heads as they are, and as

@@ -94,7 +94,8 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
     Detectron's names become those of detectron2, and fused batch norm gets statistics that change nothing.
     """
     content = read_checkpoint(path, foreign=True)
-    whole = {name: value for name, value in tensors_by_name(content).items() if not NO_WEIGHTS.fullmatch(name)}
+    named = getattr(bottom_up, "own_name", str)
+    whole = {named(name): value for name, value in tensors_by_name(content).items() if not NO_WEIGHTS.fullmatch(name)}
     prefix, library, is_detector, lacks = _chosen(path, content, networks_in(whole, bottom_up), part)
     tensors = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
     left_out: Counter[str] = Counter()

@@ -120,7 +120,7 @@ def variance_ratio(
     except _FirstNorm as found:
         norm, seen = found.args
         if (var := norm.running_var.float()).max() > var.min():
-            return (seen.float().var((0, 2, 3)) / var).median().item()
+            return (seen.float().var((0, 2, 3)) / var).nanmedian().item()  # a channel may have died
     return None
 
 
