@@ -212,7 +212,7 @@ def test_photographs_are_what_they_show(classifier: nn.Module) -> None:
         print(f"{name}: variance {ratio:.2g}, means {apart[name]:.2g}, {hits[name]} of {len(names)} among five guesses")
     assert hits["inception"] > 0.8 * len(names)
     assert max(hits["caffe"], hits["0-255"]) < 0.5 * len(names)
-    assert min(apart, key=apart.__getitem__) == "inception"
+    assert apart["inception"] < apart["inception, BGR"]  # the hits do not tell these two from each other
 
 
 def seen_as(images: Tensor, order: str, mean: tuple, std: tuple) -> Tensor:
