@@ -15,8 +15,7 @@ from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, keep_inside, resize
 
 PAD_VALUE = 128  # grey, in all channels
-ROUNDING = 0.5  # pixels: a box that sticks out by less is not cut, and what is left of an object has more; json and
-# scaling round
+ROUNDING = 0.5  # pixels, as json and scaling round: a box that sticks out by less is not cut, an object has more
 
 
 def jitter(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:

@@ -162,13 +162,8 @@ def stages_of(net: nn.Module) -> list[list[str]]:
         groups = group_parameters(net, net.group_matcher(coarse=True))
     except (AttributeError, AssertionError):  # no group_matcher, or RDNet's, which only asserts
         return []
-    modules = [dict.fromkeys(layer_of(name) or name for name in groups[number]) for number in sorted(groups)]
+    modules = [dict.fromkeys(name.rpartition(".")[0] or name for name in groups[number]) for number in sorted(groups)]
     return [[PREFIX + name for name in stage] for stage in modules]
-
-
-def layer_of(name: str) -> str:
-    """The module that has the tensor ``name``; "" for one of the whole model's own."""
-    return name.rpartition(".")[0]
 
 
 def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
