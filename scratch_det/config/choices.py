@@ -1,4 +1,4 @@
-"""The lists from which a recipe chooses by name: learning-rate schedules, optimizers, augmentations, backbones.
+"""The lists from which a recipe chooses by name: learning-rate schedules, optimizers, augmentations, and so on.
 
 To add one, write its function and add a line to its list, here or in a project's ``add()`` (see projects/README.md).
 The functions are named, not imported: this package never imports torch.
@@ -117,6 +117,11 @@ AUGMENTATIONS = {
 # under the same rules as a ResNet's. The ResNets are the backends' own and not in this list.
 BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
+# MODEL.PRETRAINING -> a module that has what ``scratch_det.engine.classification`` has and tools/pretrain_net.py needs:
+# build, losses, FolderSet, evaluate. A project that adds one adds the key too, which detectors do not read.
+CLASSIFY = "classification"
+PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}
+
 
 def augmentation_name(cfg: CfgNode) -> str:
     """INPUT.AUGMENTATION, or what holds where there is no such key."""
@@ -126,6 +131,11 @@ def augmentation_name(cfg: CfgNode) -> str:
 def optimizer_of(cfg: CfgNode) -> Choice:
     """The optimizer of a recipe that passed ``check_config``."""
     return OPTIMIZERS[cfg.SOLVER.get("OPTIMIZER", SGD)]
+
+
+def pretraining_of(cfg: CfgNode) -> Choice:
+    """What a recipe that passed ``check_config`` trains a backbone on."""
+    return PRETRAININGS[cfg.MODEL.get("PRETRAINING", CLASSIFY)]
 
 
 def backbone_names() -> dict[str, str]:

@@ -18,7 +18,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import RESUME, missing_project
-from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PROJECT_KEYS
+from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PRETRAININGS, PROJECT_KEYS
 from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
 from scratch_det.reading import RESTORE, PlainLoader, read_yaml, yaml_loader
 
@@ -131,7 +131,7 @@ def load_config(
 def _choices_without_keys() -> Iterator[str]:
     """Every key that a Choice lists has a default: rules compare it with that."""
     known = flatten(get_cfg())
-    for entries in (BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS):
+    for entries in (BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS, PRETRAININGS):
         for name, choice in entries.items():
             if unknown := [key for key in choice.keys if key not in known]:
                 yield (

@@ -60,11 +60,15 @@ class Classifier(nn.Module):
 
     def forward(self, batch: list[dict[str, Any]]) -> Tensor:
         """Class scores before the softmax [N, classes] of images of one size."""
+        return self.fc(self.features(batch))
+
+    def features(self, batch: list[dict[str, Any]]) -> Tensor:
+        """What the backbone has of each image, its mean over all places [N, channels]."""
         x = torch.stack([sample["image"] for sample in batch]).to(self.pixel_mean.device, non_blocking=True)
         x = (x - self.pixel_mean) / self.pixel_std
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return self.fc(x.mean((2, 3)))
+        return x.mean((2, 3))
 
 
 def build(cfg: CfgNode) -> Classifier:
@@ -114,10 +118,14 @@ class FolderSet(SampleSet):
         path = os.fsdecode(path)
         sample = {**load_sample(self.roots[root] / path, self.cfg), "image_id": path, "label": label}
         if rng:
-            sample = {"position": item, **augment(sample, self.cfg, rng)}
+            sample = {"position": item, **self.augment(sample, rng)}
         else:
             sample = middle(sample, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TRAIN[0])
         return {**sample, "image": contiguous(sample["image"])}
+
+    def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """What is trained on; every random number comes from ``rng``."""
+        return augment(sample, self.cfg, rng)
 
 
 def augment(sample: Sample, cfg: CfgNode, rng: np.random.Generator) -> Sample:

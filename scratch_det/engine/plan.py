@@ -22,7 +22,7 @@ from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, Report, Section, raise_problems
 from scratch_det.weights.locate import check_weights, find_checkpoint
 
-DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.TASKS``
+DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.task_of``
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
 TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "scale_to_batch", "accumulate", "init_std",
                   "waive")  # fmt: skip

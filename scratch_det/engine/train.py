@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config.choices import optimizer_of
+from scratch_det.config.choices import optimizer_of, pretraining_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
@@ -31,7 +32,7 @@ from scratch_det.engine import classification
 from scratch_det.engine.checkpointer import FINAL, Checkpointer
 from scratch_det.engine.cpu import cpu_notices, keep_freed_memory
 from scratch_det.engine.loop import DIVERGENCE_REPORT, Metrics, Trainer, is_due
-from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Plan
+from scratch_det.engine.plan import DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, build_state, size_of
@@ -73,7 +74,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
     was asked to stop.
     """
     cfg, run_dir, request, test = plan.cfg, plan.run_dir, plan.request, plan.test
-    max_iter, task = cfg.SOLVER.MAX_ITER, TASKS[plan.task]
+    max_iter, task = cfg.SOLVER.MAX_ITER, task_of(plan)
     run_dir.lock()
     backend = task.load(plan.backend)
     with closing(run_dir), Group(world, cfg.MODEL.DEVICE, stop) as group:
@@ -142,7 +143,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
         is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
         name = "inference" if is_own else "_".join(("inference", *test))
-        metrics = evaluate_all(TASKS[DETECTION], cfg, backend, model, plan.test, run_dir.path / name, group)
+        metrics = evaluate_all(DETECT, cfg, backend, model, plan.test, run_dir.path / name, group)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights)),
                       "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
@@ -268,11 +269,15 @@ def leave_backbone(cfg: CfgNode, run_dir: RunDir, state: State, _test: list[Any]
     draw_pictures(cfg, run_dir, state, [])
 
 
-TASKS = {
-    DETECTION: Task(main_score("bbox"), backends.load, TrainingSet, inference.evaluate, draw_pictures),
-    CLASSIFICATION: Task(main_score("classification"), lambda _: classification, classification.FolderSet,
-                         classification.evaluate, leave_backbone),
-}  # fmt: skip
+DETECT = Task(main_score("bbox"), backends.load, TrainingSet, inference.evaluate, draw_pictures)
+
+
+def task_of(plan: Plan) -> Task:
+    """Detection, or the pre-training that the recipe names."""
+    if plan.task == DETECTION:
+        return DETECT
+    method = resolve_name(pretraining_of(plan.cfg).function)
+    return Task(main_score("classification"), lambda _: method, method.FolderSet, method.evaluate, leave_backbone)
 
 
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:

@@ -45,15 +45,16 @@ def of_place(place: str) -> list[Run]:
 
     Raises UserError when there are none.
     """
-    if own.is_file(place):
-        return own.runs(Path(place))
+    if path := own.file_of(place):
+        return own.runs(path)
     known, groups = experiments(), {"paper": paper.runs(), "digits": digits.runs()}
     places = sorted({name for run in known for name in run.places})
     groups |= {name: [run for run in known if name in run.places] for name in places}
     found = groups | {run.name: [run] for run in known}
     if place not in found:
         fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, list(found))
-        others = f"{', '.join(groups)}, names that list prints, and files, *.yaml"
+        listed = [path.stem for path in sorted(own.STUDIES.glob("*.yaml"))]
+        others = f"{', '.join([*groups, *listed])}, names that list prints, and files, *.yaml"
         raise UserError(f"no experiment {place}{fix}; there are {others}")
     return found[place]
 

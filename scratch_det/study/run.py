@@ -50,6 +50,7 @@ class Run:
         changes: to its recipe, "KEY", "VALUE", "KEY", ...
         grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
         apply_to: of a search: recipes that get its best values.
+        about: the pre-training of its weights, or itself: "weights", "source", "licence", "epochs", "images", "views".
         in_proportion: a long run of ``length`` drops after 2/3 and 8/9 too, see ``config.schedule.length_schedule``.
     """
 
@@ -77,6 +78,7 @@ class Run:
     points: int = 1
     apply_to: tuple[str, ...] = ()
     in_proportion: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def config(self) -> Path:

@@ -13,7 +13,7 @@ from scratch_det import backends
 from scratch_det.command_line import TRACEBACK
 from scratch_det.data.catalog import lookup, lookup_folder
 from scratch_det.engine.run_dir import Index, RunDir
-from scratch_det.errors import DataError, UserError, did_you_mean
+from scratch_det.errors import DataError, UserError, did_you_mean, quoted
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.reading import read_json
 from scratch_det.study.experiments import jobs_of, of_place
@@ -21,6 +21,7 @@ from scratch_det.study.local import alone_in
 from scratch_det.study.records import FIX, other_recipe
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TOOLS, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
+from scratch_det.weights.locate import place_of, url_of
 
 DESCRIPTION, LOCK = "study.json", "study.lock"
 SAME = ("experiment", "share_prefix", "backend", "gpus")  # between two starts
@@ -107,11 +108,16 @@ class Study:
                 self.search(job).check()
 
     def check_data(self, jobs: Sequence[Job]) -> None:
-        """Raise DataError when a data set of one of ``jobs`` that is not finished is not on this machine."""
+        """Raise DataError when data or weights of one of ``jobs`` that is not finished are not on this machine."""
         for job in jobs:
-            datasets = job.recipe(self.out, self.backend).DATASETS
-            names = (*(() if job.run.kind == EVALUATE else datasets.TRAIN), *datasets.TEST)
-            for name in () if job.result(self.out).exists() else names:
+            if job.result(self.out).exists():
+                continue
+            cfg = job.recipe(self.out, self.backend)
+            weights, source = cfg.MODEL.WEIGHTS, job.run.about.get("source")
+            if source and not (url_of(weights) or place_of(weights).is_file()):
+                get = f"{'gdown --fuzzy' if 'drive.google' in source else 'wget'} -O {quoted(weights)} {quoted(source)}"
+                raise DataError(f"{job.name}: the weights {weights} are missing; fetch them: {get}")
+            for name in (*(() if job.run.kind == EVALUATE else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
                 try:
                     (lookup_folder if job.run.kind == PRETRAIN else lookup)(name)
                 except DataError as error:
