@@ -30,7 +30,7 @@ lint: $(INSTALLED)-dev  ## format, style and types
 	$(RUN) -m mypy
 
 docs: $(INSTALLED)  ## bring the tables of docs/miniature.md and the figures of docs/digits/ up to date with results/
-	$(RUN) tools/render_docs.py
+	$(RUN) tools/render_docs.py --project projects/self_supervised
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
 $(VENV)/bin/python:

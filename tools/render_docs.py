@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Bring the tables in README.md and docs/*.md, and the figures in docs/*/, up to date with results/.
 
-    python tools/render_docs.py
-    python tools/render_docs.py --check
+    python tools/render_docs.py --project projects/self_supervised
+    python tools/render_docs.py --project projects/self_supervised --check
 
 A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in tools/study.py.
 docs/NAME/ has the figures of results/NAME/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of each
@@ -13,11 +13,12 @@ Exit code 1: with --check, a file is not up to date; 2: user error, such as no r
 import sys
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
 
 
 def main() -> None:
     parser = ToolParser(description=__doc__)
+    add_project_flag(parser)
     parser.add_argument("--check", action="store_true", help="write nothing, list the files that are not up to date")
     check = parser.parse_args().check
     with exit_on_user_error():

@@ -16,7 +16,7 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.errors import ConfigError, DataError, UserError, did_you_mean
 from scratch_det.study import digits, own, paper
-from scratch_det.study.run import PRETRAIN, Job, Run, from_here
+from scratch_det.study.run import PRETRAIN, SCRATCH, Job, Run, from_here
 from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes
@@ -102,6 +102,25 @@ def seen_in_pretraining(images: int = IMAGENET_EPOCHS * IMAGENET_IMAGES, side: i
     return Seen(images, images, images * side**2)
 
 
+def pixels_seen(run: Run, pretraining: Run | None) -> tuple[float, float]:
+    """By the pre-training of a detector's weights, NaN where nobody says, and by the detector itself.
+
+    ``pretraining``: the run that made the weights; of others ``about`` says it.
+    """
+    cfg = load_config(from_here(run.config), run.changes).cfg
+    own = seen_in_schedule(cfg, 0).pixels
+    if run.init == SCRATCH:
+        return 0.0, own
+    about, views = run.about, run.about.get("views")
+    images = about.get("epochs", math.nan) * about.get("images", IMAGENET_IMAGES)
+    if pretraining:
+        cfg = load_config(from_here(pretraining.config), pretraining.changes).cfg
+        views = pretraining.about.get("views") or {cfg.INPUT.MIN_SIZE_TRAIN[0]: 1}
+        images = pretraining.iterations * cfg.SOLVER.IMS_PER_BATCH
+    seen = [seen_in_pretraining(images * number, side).pixels for side, number in (views or {}).items()]
+    return sum(seen) if seen else math.nan, own
+
+
 def seen_before(weights: str) -> tuple[Seen, str]:
     """Of the pre-training that made MODEL.WEIGHTS, and its name; weights of a pre-training run lie in its folder."""
     folder = Path(weights).parent.name
@@ -151,11 +170,13 @@ def samples_table(config_files: list[str]) -> str:
         own, source = seen_in_training(cfg)
         before, name = seen_before(cfg.MODEL.WEIGHTS)
         total, label = map(sum, zip(own, before, strict=True)), Path(file).stem + (f" + {name}" if name else "")
-        rows.append((label, *map(_with_prefix, total), f"{own.instances / own.images:.2f}, {source}"))
+        rows.append((label, *map(with_prefix, total), f"{own.instances / own.images:.2f}, {source}"))
     return "\n".join(aligned(rows))
 
 
-def _with_prefix(number: float) -> str:
-    """2560 -> 2.56 k, 131 million -> 131 M, 9.5 billion -> 9.5 G, and so on."""
+def with_prefix(number: float) -> str:
+    """2560 -> 2.56 k, 131 million -> 131 M, 9.5 billion -> 9.5 G, and so on; "?" for NaN."""
+    if math.isnan(number):
+        return "?"
     power = min(int(math.log10(max(number, 1)) // 3), 4)
     return f"{number / 1000**power:.3g} {' kMGT'[power]}".rstrip()

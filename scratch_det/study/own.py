@@ -36,7 +36,8 @@ from scratch_det.reading import read_yaml
 from scratch_det.study.run import PRETRAIN, PRETRAINED, ROOT, SCRATCH, TRAIN, Run
 
 STUDIES = ROOT / "studies"
-PLACE, MATRIX = "runs", "inits"  # of all runs, and of a matrix: their table and their figure are called so
+# Of all runs, or of a matrix and its pre-trainings: their table and their figure are called so.
+PLACE, MATRIX, PRETRAINING = "runs", "inits", "pretraining"
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
 COLUMNS, CHANGES, VIEWS = "columns", "changes.", "views."
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the value, and the expected value in words
@@ -78,7 +79,9 @@ def runs(path: Path) -> list[Run]:
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
     content = read_yaml(path)
-    names, columns = [name for name in content if name != COLUMNS], content.get(COLUMNS) or {}
+    names, columns = [name for name in content if name != COLUMNS], content.get(COLUMNS, {})
+    if not isinstance(columns, dict):
+        raise ConfigError(f"{path}: {COLUMNS} is {columns!r}: write {COLUMNS}: {{NAME: {{recipe: FILE.yaml}}}}")
     sections, matrix = (
         {name: {entry.key[len(prefix + name) + 1 :]: entry for entry in entries
                 if f"{entry.key}.".startswith(f"{prefix}{name}.")} for name in some}
@@ -92,22 +95,25 @@ def runs(path: Path) -> list[Run]:
     found: list[Run] = []
     for name, fields in sections.items():
         if "recipe" in fields:
-            found += _repeated(path.parent, name, fields, PRETRAIN if name in sources else TRAIN)
+            kind = PRETRAIN if name in sources else TRAIN
+            place = PRETRAINING if matrix and kind == PRETRAIN else PLACE
+            found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind))
             continue
         for column, shared in matrix.items():
-            found += _repeated(path.parent, f"{name}_{column}", {**fields, **shared}, TRAIN, f"{name}, {column}")
+            run = Run(f"{name}_{column}", (MATRIX,), f"{name}, {column}", SCRATCH, k=0)
+            found += _repeated(path.parent, {**fields, **shared}, run)
     return found
 
 
-def _repeated(folder: Path, name: str, fields: Fields, kind: str, shown: str = "") -> Iterator[Run]:
-    """The run in each of its lengths, with the first of its seeds, and NAME_seed2 with seed 2.
-
-    ``shown``: row and column, of a run of a matrix.
-    """
+def _repeated(folder: Path, fields: Fields, run: Run) -> Iterator[Run]:
+    """``run`` as ``fields`` have it: in each length, with the first of its seeds, and NAME_seed2 with seed 2."""
+    name = run.name
     values, where = {field: entry.value for field, entry in fields.items()}, fields["recipe"].where
     recipe = (folder / values["recipe"]).absolute()
     seeds, pretraining = values.get("seeds", []), values.get("pretraining")
-    pairs = [(field.removeprefix(CHANGES), value) for field, value in values.items() if field.startswith(CHANGES)]
+    pairs: list[tuple[str, Any]] = [
+        (field.removeprefix(CHANGES), value) for field, value in values.items() if field.startswith(CHANGES)
+    ]
     if weights := values.get("weights"):
         pairs.append(("MODEL.WEIGHTS", weights if "://" in weights else (folder / weights).absolute()))
     pairs += [("MODEL.WEIGHTS_PIXELS", values["pixels"])] if "pixels" in values else []
@@ -121,15 +127,15 @@ def _repeated(folder: Path, name: str, fields: Fields, kind: str, shown: str = "
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{COMMAND_LINE}:", f"{where}: {name}:")) from None
     if len(cfg.DATASETS.TEST) > 1:
-        one = f"a study takes one: name it in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
-        raise ConfigError(f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but {one}")
+        fix = f"a study takes one: name it in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
+        raise ConfigError(f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but {fix}")
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
     about = {fact: values[fact] for fact in FACTS if fact in values}
     about |= {"views": {int(field[len(VIEWS) :]): values[field] for field in values if field.startswith(VIEWS)}}
-    run = Run(name, (MATRIX if shown else PLACE,), shown or name, init, k=0, length=cfg.SOLVER.MAX_ITER, kind=kind,
-              pretraining=pretraining, folder=str(recipe.parent), recipe=recipe.stem, changes=changes, about=about,
-              flags=("--project", str(project)) if project else ())  # fmt: skip
-    for one in _lengths(run, sorted(values.get("lengths", []), reverse=True), values.get("per_x", ITERATIONS_PER_X)):
+    made = replace(run, init=init, length=cfg.SOLVER.MAX_ITER, pretraining=pretraining, folder=str(recipe.parent),
+                   recipe=recipe.stem, changes=changes, flags=("--project", str(project)) if project else (),
+                   about=about)  # fmt: skip
+    for one in _lengths(made, sorted(values.get("lengths", []), reverse=True), values.get("per_x", ITERATIONS_PER_X)):
         yield replace(one, changes=(*one.changes, "SEED", str(seeds[0]))) if seeds else one
         for seed in seeds[1:]:
             trunk = one.trunk and f"{one.trunk}_seed{seed}"

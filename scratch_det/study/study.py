@@ -113,10 +113,10 @@ class Study:
             if job.result(self.out).exists():
                 continue
             cfg = job.recipe(self.out, self.backend)
-            weights, source = cfg.MODEL.WEIGHTS, job.run.about.get("source")
-            if source and not (url_of(weights) or place_of(weights).is_file()):
+            weights, source = place_of(cfg.MODEL.WEIGHTS), job.run.about.get("source")
+            if source and not (url_of(cfg.MODEL.WEIGHTS) or weights.is_file()):
                 get = f"{'gdown --fuzzy' if 'drive.google' in source else 'wget'} -O {quoted(weights)} {quoted(source)}"
-                raise DataError(f"{job.name}: the weights {weights} are missing; fetch them: {get}")
+                raise DataError(f"{job.name}: its weights {weights} are missing; fetch them: {get}")
             for name in (*(() if job.run.kind == EVALUATE else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
                 try:
                     (lookup_folder if job.run.kind == PRETRAIN else lookup)(name)

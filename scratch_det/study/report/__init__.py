@@ -8,13 +8,15 @@ With --results, a study is also kept as data in a folder such as results/digits:
 about how they were made: commands, versions, data and time, without paths of this machine. A study may be made in
 parts, on several machines or at several times: runs that got further in the folder are kept.
 
-Tables of results/ stand in README.md and docs/*.md, each between two lines that name its experiment:
+Tables of results/ stand in README.md and docs/*.md, each between two lines that name its experiment, or one of
+studies/:
 
 <!-- results digits/table1 -->
 <!-- end -->
 
-docs/digits/ has the figures of results/digits/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of
-each figure. Remove SOURCE to draw them anew from the same numbers, such as with another style.
+docs/digits/ has the figures of results/digits/ (docs/NAME/ of results/NAME/, by studies/NAME.yaml), and SOURCE: SHA-256
+of the numbers that they were drawn from, and of each figure. Remove SOURCE to draw them anew from the same numbers,
+such as with another style.
 """
 
 import hashlib
@@ -34,6 +36,7 @@ from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import say_now
 from scratch_det.reading import read_json, read_series
+from scratch_det.study import own
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
@@ -256,7 +259,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
 
     @cache
     def records_of(name: str) -> list[Record]:
-        records = stored.load(root / "results" / name)
+        records = stored.load(root / "results" / name, () if name in WHOLES else of_place(name))
         require_unedited(root / "results" / name)
         return records
 
@@ -265,7 +268,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
     stale = [path for path, text in contents.items() if text != rendered[path]]
     for path in stale if not check else ():
         write_atomically(path, rendered[path])
-    for name in WHOLES:
+    for name in (*WHOLES, *(path.stem for path in sorted(own.STUDIES.glob("*.yaml")))):
         results, folder = root / "results" / name, root / "docs" / name
         source = folder / "SOURCE"
         if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, folder)):
@@ -292,7 +295,8 @@ def rendered_text(text: str, path: Path, records_of: Callable[[str], list[Record
         try:
             experiment = begin["experiment"].strip()
             is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
-            tables = tables_of(experiment, records_of("digits" if is_digits else "paper"))
+            whole = experiment if own.file_of(experiment) else "digits" if is_digits else "paper"
+            tables = tables_of(experiment, records_of(whole))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         parts += [text[done : begin.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]

@@ -30,12 +30,14 @@ REPORT_STYLE: Any = STYLE | {
     "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
+Styles = Mapping[str, tuple[str, str, str]]  # label, colour, marker
 INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
-HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs"}  # of figures without a number
+HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs", own.MATRIX: "Initialisations"}
+ROWS = *(color for color in COLORS if color != VERMILION), "#882255", "#44AA99", "#999933", "#666666"  # of a matrix
 # An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
 INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
@@ -158,15 +160,34 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
-    figure, (row,) = _figure(f"{_model(records[0])} with fewer images", 3.3, 1, len(panels), squeeze=False, sharey=True)
-    for axes, (title, shown) in zip(row, panels.items(), strict=True):
-        _draw_schedules(axes, shown, BOX)
-        axes.set_title(title)
-        axes.label_outer()
+    figure, row = _panels(f"{_model(records[0])} with fewer images", 3.3, panels)
     drawn = [one for shown in panels.values() for one in shown]
     values = [y for one in drawn for _, y in one.curves[BOX]] + [one.run.expected.get(BOX, 0) for one in drawn]
     row[-1].set_ylim(0, 1.08 * max(1, *values))
     return figure
+
+
+def _matrix(records: Sequence[Record]) -> Figure | None:
+    """A panel for each column of a matrix, a colour for each row."""
+    rows = dict.fromkeys(row_of(one.run) for one in records if one.run.init != SCRATCH)
+    looks = zip(rows, cycle(ROWS), cycle("sDv^Pp*X"), strict=False)
+    styles = INITS | {row: (row, color, marker) for row, color, marker in looks}
+    panels: dict[str, list[Record]] = {}
+    for one in records:
+        if BOX in one.curves:
+            panels.setdefault(one.run.shown.split(", ")[1], []).append(one)
+    if not panels:
+        return None
+    figure, row = _panels("mean and range of the seeds", 4.2, panels, styles)
+    for axes in row:
+        axes.legend().remove()
+    _legend_below(figure)
+    return figure
+
+
+def row_of(run: Run) -> str:
+    """The row of a matrix that a run is in; else, and of the random one, the initialisation."""
+    return run.shown.split(", ")[0] if own.MATRIX in run.places and run.init != SCRATCH else run.init
 
 
 def _training_loss(records: Sequence[Record]) -> Figure | None:
@@ -214,6 +235,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Record]], Figure | None]] = {  # by the
     "figure8": _training_loss,
     # Section 4 of the paper: one schedule with and without a normalisation that suits it
     "norms": partial(_lines, title="{model} from scratch, 3x, by normalisation", label=label_of_norm),
+    own.MATRIX: _matrix,
     own.PLACE: partial(_lines, title="box AP by iteration", label=lambda run: run.shown),
     "smoke": _schedules,
 }
@@ -229,18 +251,31 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **option
     return figure, figure.subplots(rows, columns, **options)
 
 
-def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
+def _panels(
+    title: str, height: float, panels: Mapping[str, Sequence[Record]], styles: Styles | None = None
+) -> tuple[Figure, Sequence[Axes]]:
+    """Box AP of all schedules, a panel for each title."""
+    figure, (row,) = _figure(title, height, 1, len(panels), squeeze=False, sharey=True)
+    for axes, (name, shown) in zip(row, panels.items(), strict=True):
+        _draw_schedules(axes, shown, BOX, styles)
+        axes.set_title(name)
+        axes.label_outer()
+    return figure, row
+
+
+def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: Styles | None = None) -> None:
     """AP by iteration, a colour for each initialisation; of several seeds the mean and a band of all; ends marked.
 
     What the paper reports is an open mark. The mean is over the seeds that every schedule with a finished one has
     finished: a branch's mean over other seeds than its trunk's would not begin on the trunk's.
     """
-    groups: dict[str, dict[str, dict[int | None, Record]]] = {init: {} for init in INITS}  # by schedule, by seed
+    styles = styles or INITS
+    groups: dict[str, dict[str, dict[int | None, Record]]] = {init: {} for init in styles}  # by schedule, by seed
     for one in records:
         if metric in one.curves:
-            groups[one.run.init].setdefault(one.run.shown, {})[one.run.seed] = one
+            groups[row_of(one.run)].setdefault(one.run.shown, {})[one.run.seed] = one
     drawn = {one.run.name for one in records if metric in one.curves}
-    for init, (label, color, marker) in INITS.items():
+    for init, (label, color, marker) in styles.items():
         schedules = groups[init].values()
         done = [
             {seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations}
@@ -266,7 +301,7 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str) -> None:
             label += f", mean and range of {len(finished)} seeds" * (len(finished) > 1)
             axes.plot([], [], marker, ls="-", color=color, label=label)
         reported = [(one.run.iterations, one.run.expected[metric]) for one in records
-                    if one.run.init == init and metric in one.run.expected]  # fmt: skip
+                    if row_of(one.run) == init and metric in one.run.expected]  # fmt: skip
         if reported:
             plot(axes, reported, marker=marker, **REPORTED)
     if any(metric in one.run.expected for one in records):
@@ -301,8 +336,9 @@ def _label_axes(axes: Axes, label: str) -> None:
 
 def _legend_below(figure: Figure) -> None:
     """One legend for all panels."""
-    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    shown = {label.partition(", mean")[0]: handle for label, handle in zip(labels, handles, strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=3)
 
 
 def _model(record: Record) -> str:

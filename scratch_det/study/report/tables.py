@@ -12,6 +12,8 @@ from scratch_det.study import own
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY, Record
+from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
+from scratch_det.study.report.inits import matrix
 from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run
 
 DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
@@ -29,6 +31,7 @@ TITLES = {
     "freezing": "Frozen stages",
     "small_data": "Small data",
     own.PLACE: "All runs",
+    own.MATRIX: "Initialisations",
     "control": "A branch beside the same run trained on its own",
 }
 LONGEST_ERROR = 200  # characters
@@ -100,7 +103,9 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
     Raises UserError when there is no such experiment.
     """
     known, runs = {one.run.name: one for one in records}, of_place(experiment)
-    places = {own.PLACE if own.is_file(experiment) else experiment: runs}
+    places = {experiment: runs}
+    if own.file_of(experiment):
+        places = {name: [run for run in runs if name in run.places] for name in {run.places[0]: 0 for run in runs}}
     if experiment in WHOLES:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
         begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
@@ -141,6 +146,9 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         if one.state in (FAILED, BLOCKED):
             error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
             remarks.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
+    if kind == own.MATRIX:
+        header, rows = matrix(records, known)
+        return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))

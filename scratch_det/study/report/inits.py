@@ -1,0 +1,106 @@
+"""The table of a matrix of initialisations: each one beside the random one, at equal iterations and at equal cost.
+
+Cost is what Figure 2 counts, pixels seen, pre-training included. Intervals are of 95 %, by Student's t over the seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from scipy.stats import t, ttest_ind
+
+from scratch_det.evaluation.metrics import METRICS
+from scratch_det.study.experiments import pixels_seen, with_prefix
+from scratch_det.study.paper import METRICS as PAPER_METRICS
+from scratch_det.study.records import DECIMALS, FINISHED, Record
+from scratch_det.study.run import SCRATCH, Run
+
+BOX, *_ = COMPARED = ("bbox/AP", "segm/AP")
+NOTES = (
+    "In percent. ±: half of the 95 % interval, by Student's t over n seeds; of a difference over pairs of equal seeds, "
+    "where two runs or more share them. - random: the difference to random initialisation after as many iterations.",
+    "Pixels: those that pre-training and training see. Random at that cost: the difference of box AP to the shortest "
+    "training from random initialisation that sees as many pixels.",
+    "The lengths of one initialisation and seed rest on the same first iterations.",
+)
+Seeds = dict[int | None, float]  # a metric by seed
+
+
+class Group(NamedTuple):
+    """All seeds of one initialisation in one column and length."""
+
+    run: Run  # the first of them
+    scores: dict[str, Seeds]  # by metric, of the finished ones
+    before: float  # pixels that its pre-training has seen, NaN where nobody says
+    own: float
+
+    @property
+    def place(self) -> list[str]:
+        """Column and length, if it has one: what it is compared in."""
+        return self.run.shown.split(", ")[1:]
+
+    @property
+    def cost(self) -> float:
+        return self.before + self.own
+
+
+def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Header and rows: by column and length, in each the initialisations in the order of the file.
+
+    The first random one of a column is what the others are compared with.
+    """
+    seeds: dict[str, list[Record]] = {}
+    for one in records:
+        seeds.setdefault(one.run.shown, []).append(one)
+    runs, groups = {one.run.name: one.run for one in known.values()}, list[Group]()
+    for first, *others in seeds.values():
+        scores = {metric: _scores([first, *others], metric) for metric in PAPER_METRICS}
+        groups.append(Group(first.run, scores, *pixels_seen(first.run, runs.get(first.run.pretraining or ""))))
+    metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
+    columns = [one.place[0] for one in groups]
+    groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
+    gaps = [f"{METRICS[metric].label} - random" for metric in COMPARED if metric in metrics]
+    header = ["", *(METRICS[metric].label for metric in metrics), "n", *gaps, "pixels", "random at that cost"]
+    return header, [_row(one, groups, metrics) for one in groups]
+
+
+def _row(one: Group, groups: Sequence[Group], metrics: Sequence[str]) -> tuple[str, ...]:
+    column = [other for other in groups if other.run.init == SCRATCH and other.place[0] == one.place[0]]
+    equal = next((other for other in column if other.place == one.place), None)
+    cells = [interval([*one.scores[metric].values()]) for metric in metrics]
+    compared = [metric for metric in COMPARED if metric in metrics]
+    number, pixels = str(max(map(len, one.scores.values()))), " + ".join(map(with_prefix, filter(None, one[2:])))
+    if equal is one:
+        return (one.run.shown, *cells, number, *("" for _ in compared), pixels, "")
+    gaps = [difference(one.scores[metric], equal.scores[metric] if equal else {}) for metric in compared]
+    nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
+    at_cost = "longer than any" if not math.isnan(one.cost) else "not known"
+    if nearest:
+        at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
+    return (one.run.shown, *cells, number, *gaps, pixels, at_cost)
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean, with half of its 95 % interval where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{mean(values):.1f} ± {t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values)):.1f}"
+
+
+def difference(ours: Seeds, theirs: Seeds) -> str:
+    """Of the means, with half of the 95 % interval: of pairs where two seeds are shared, else Welch's."""
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(pairs) > 1:
+        text = interval(pairs)
+    elif min(len(ours), len(theirs)) > 1:
+        low, high = ttest_ind(*map(list, map(dict.values, (ours, theirs))), equal_var=False).confidence_interval()
+        text = f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
+    else:
+        text = interval([mean(ours.values()) - mean(theirs.values())] if ours and theirs else [])
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _scores(group: Sequence[Record], metric: str) -> Seeds:
+    return {one.run.seed: round(one.metrics[metric], DECIMALS) for one in group
+            if one.state == FINISHED and math.isfinite(one.metrics.get(metric, math.nan))}  # fmt: skip

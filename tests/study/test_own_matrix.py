@@ -1,0 +1,120 @@
+"""A matrix of initialisations in a YAML file: rows in columns, lengths that share trunks, weights, what is rejected."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from scratch_det.config.load import load_config
+from scratch_det.errors import ConfigError, DataError
+from scratch_det.study import own
+from scratch_det.study.commands import folder_of
+from scratch_det.study.experiments import jobs_of, of_place
+from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, Run
+from scratch_det.study.study import Study
+from scratch_det.weights.locate import url_of
+
+MATRIX = """
+columns:
+  all: {recipe: scratch.yaml, lengths: [1, 3], per_x: 9, seeds: [1, 2], changes: {SOLVER.GAMMA: 0.02}}
+  few: {recipe: scratch.yaml, seeds: [1]}
+random: {}
+moco: {weights: moco.pth#encoder_q, pixels: 0-1, source: https://moco/moco.pth, epochs: 2, views: {224: 2}}
+ours: {pretraining: crops, changes: {SOLVER: {BASE_LR: 0.01}}}
+crops: {recipe: scratch.yaml}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "scratch.yaml").write_text("SOLVER:\n  MAX_ITER: 40\nMODEL:\n  BACKBONE:\n    FREEZE_AT: 0\n")
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+    return tmp_path / "matrix.yaml"
+
+
+def by_name(file: Path) -> dict[str, Run]:
+    return {run.name: run for run in own.runs(file)}
+
+
+def test_each_row_in_each_column(file: Path) -> None:
+    runs = by_name(file)
+    of_random = ["random_all_3x", "random_all_3x_seed2", "random_all_1x", "random_all_1x_seed2", "random_few"]
+    assert [*runs][:5] == of_random
+    assert [*runs][5:] == [name.replace("random", row) for row in ("moco", "ours") for name in of_random] + ["crops"]
+    assert {name.partition("_")[0]: run.init for name, run in runs.items() if name != "crops"} == {
+        "random": SCRATCH, "moco": PRETRAINED, "ours": PRETRAINED}  # fmt: skip
+    assert runs["crops"].kind == PRETRAIN
+    assert {run.places for run in runs.values()} == {(own.MATRIX,), (own.PRETRAINING,)}
+
+
+def test_lengths_share_a_trunk(file: Path) -> None:
+    jobs = {job.name: job for job in jobs_of(own.runs(file))}
+    assert (jobs["moco_all_1x"].start, jobs["moco_all_1x"].iterations) == (6, 3)
+    assert jobs["moco_all_1x_seed2"].needs == ("moco_all_3x_seed2",)
+    assert jobs["moco_all_3x"].keep_at == (6,)
+    for name, (end, steps) in {"random_all_1x": (9, (6, 8)), "random_all_3x": (27, (21, 25))}.items():
+        cfg = load_config(jobs[name].run.config, jobs[name].run.changes).cfg
+        assert (end, steps, 0.02, 1) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.GAMMA, cfg.SEED)
+    assert jobs["random_few"].run.iterations == 40
+
+
+def test_what_a_row_starts_from(file: Path) -> None:
+    runs = by_name(file)
+    cfg = load_config(runs["moco_few"].config, runs["moco_few"].changes).cfg
+    assert (f"{file.parent}/moco.pth#encoder_q", "0-1") == (cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_PIXELS)
+    assert runs["moco_few"].about["views"] == {224: 2}
+    cfg = load_config(runs["ours_all_1x"].config, runs["ours_all_1x"].changes).cfg
+    assert (runs["ours_all_1x"].pretraining, cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == ("crops", 0.01, 0.02)
+
+
+def test_missing_weights_say_where_they_are(file: Path, tmp_path: Path) -> None:
+    study = Study(str(file), tmp_path / "out", backend="torchvision")
+    weights = tmp_path / "moco.pth"
+    with pytest.raises(DataError, match=rf"moco_few: .*missing; fetch them: wget -O {weights} https://moco/moco.pth"):
+        study.check_data([job for job in study.jobs if job.name == "moco_few"])
+    weights.touch()
+    study.check_data([job for job in study.jobs if job.name == "moco_few"])
+
+
+WRONG = {
+    "lengths: [1, 3]": ("lengths: 3", r"columns.all.lengths is 3, expected a list of different lengths"),
+    "per_x: 9": ("per_x: 0", r"per_x is 0, expected the iterations of 1x"),
+    "pixels: 0-1": ("pixels: imagnet", r"moco.pixels is 'imagnet', expected one of imagenet, caffe, "),
+    "{224: 2}": ("{wide: 2}", r"moco.views.wide is 2, expected \{SIDE IN PIXELS: NUMBER\}"),
+    "source: https": ("sauce: https", r"moco has no sauce; did you mean 'source'"),
+    "epochs: 2": ("epochs: 2, changes: {MODEL.WEIGHTS: x}", r"moco changes MODEL.WEIGHTS, which weights sets"),
+    "pretraining: crops": ("pretraining: crops, weights: a.pth", r"ours has weights and pretraining: leave one"),
+    "few: {recipe: scratch.yaml, seeds: [1]}": ("few: {seeds: [1]}", r"few has no recipe"),
+}
+
+
+@pytest.mark.parametrize("old", WRONG)
+def test_rejected(old: str, file: Path) -> None:
+    new, message = WRONG[old]
+    file.write_text(MATRIX.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        own.runs(file)
+
+
+def test_without_columns(file: Path) -> None:
+    file.write_text("columns: 3\nrandom: {}\n")
+    with pytest.raises(ConfigError, match=r"columns is 3: write columns: \{NAME"):
+        own.runs(file)
+    file.write_text("random: {seeds: [1]}\n")
+    with pytest.raises(ConfigError, match="random has no recipe"):
+        own.runs(file)
+
+
+def test_that_of_this_repository() -> None:
+    """By its name; every row says what it is, and nothing of a random or other backbone is frozen."""
+    assert folder_of("inits").name == "inits"
+    runs = of_place("inits")
+    rows = {run.shown.partition(",")[0]: run for run in runs}
+    assert len(runs) == 3 * len(rows) * (6 + 2)
+    for name, run in rows.items():
+        cfg = load_config(run.config, run.changes).cfg
+        assert {cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM} == {0, "SyncBN"}
+        assert bool(run.about.get("source")) == bool(run.about.get("licence")) == (name != "random")
+        assert (
+            not cfg.MODEL.WEIGHTS or url_of(cfg.MODEL.WEIGHTS) or cfg.MODEL.WEIGHTS.startswith(f"{ROOT}/studies/../w")
+        )

@@ -1,0 +1,97 @@
+"""The table and the figure of a matrix of initialisations: differences, intervals and costs, worked out by hand."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from scratch_det.evaluation.metrics import VERMILION
+from scratch_det.study import own
+from scratch_det.study.records import FINISHED, READY, Record
+from scratch_det.study.report.figures import figures_of
+from scratch_det.study.report.inits import difference, interval
+from scratch_det.study.report.tables import Table, tables_of
+from scratch_det.study.run import PRETRAIN
+
+MATRIX = """
+columns: {all: {recipe: scratch.yaml, lengths: [1, 2, 4], per_x: 9, seeds: [1, 2]}}
+random: {}
+known: {weights: a.pth, epochs: 1, images: 360, views: {2: 5, 10: 1}}
+unknown: {weights: b.pth}
+ours: {pretraining: crops}
+crops: {recipe: crops.yaml, views: {10: 4}}
+"""
+# An iteration sees 2 images of 10 x 20 px, 1x 3,600 px; "known" was pre-trained with 360 x (5 x 2 x 2 + 10 x 10).
+DETECTOR = """
+INPUT: {MIN_SIZE_TRAIN: [10], MAX_SIZE_TRAIN: 20}
+SOLVER: {IMS_PER_BATCH: 2}
+MODEL: {BACKBONE: {FREEZE_AT: 0}}
+"""
+CROPS = "SOLVER: {IMS_PER_BATCH: 3, MAX_ITER: 3}\n"  # 9 images in 4 views of 10 x 10 px: 3,600
+BOX = {"random_all_1x": 10.0, "random_all_2x": 20.0, "random_all_4x": 30.0, "known_all_1x": 25.0, "ours_all_1x": 15.0,
+       "unknown_all_1x": 11.0}  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    for name, text in (("matrix", MATRIX), ("scratch", DETECTOR), ("crops", CROPS)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return str(tmp_path / "matrix.yaml")
+
+
+def records(file: str, box: Mapping[str, float] = BOX) -> list[Record]:
+    """Those in ``box`` finished, seed 2 with one AP more; the others not begun."""
+    found = []
+    for run in own.runs(Path(file)):
+        name = run.name.removesuffix("_seed2")
+        value = box.get(name, math.nan) + bool(run.seed)
+        curves = {"bbox/AP": ((run.iterations // 2, value / 2), (run.iterations, value))}
+        is_done = name in box or run.kind == PRETRAIN
+        found.append(Record(run, FINISHED if is_done else READY, metrics={"bbox/AP": value} if name in box else {},
+                            curves=curves if name in box else {}))  # fmt: skip
+    return found
+
+
+def rows(table: Table) -> dict[str, dict[str, str]]:
+    return {row[0]: dict(zip(table.header[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def test_the_table(file: str) -> None:
+    table, pretraining = tables_of(file, records(file))
+    found = rows(table)
+    assert [*found][:5] == ["random, all, 1x", "known, all, 1x", "unknown, all, 1x", "ours, all, 1x", "random, all, 2x"]
+    half = 12.706 / 2  # t of one degree, times the deviation 0.7071 over the root of 2
+    assert found["random, all, 1x"] == {"box AP": f"10.5 ± {half:.1f}", "n": "2", "box AP - random": "",
+                                        "pixels": "3.6 k", "random at that cost": ""}  # fmt: skip
+    one = found["known, all, 1x"]
+    assert (one["box AP - random"], one["pixels"]) == ("+15.0 ± 0.0", "43.2 k + 3.6 k")
+    assert one["random at that cost"] == "longer than any"
+    assert found["ours, all, 1x"]["pixels"] == "3.6 k + 3.6 k"
+    assert found["ours, all, 1x"]["random at that cost"] == "2x: -5.0 ± 0.0"
+    assert found["unknown, all, 1x"]["random at that cost"] == "not known"
+    assert found["known, all, 4x"]["box AP"] == found["known, all, 4x"]["box AP - random"] == "-"
+    assert [*rows(pretraining)] == ["crops"]
+    assert "Student's t" in table.notes[0]
+
+
+def test_intervals() -> None:
+    assert interval([]) == "-"
+    assert interval([1.0]) == "1.0"
+    assert interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # 4.303 / the root of 3
+    assert difference({None: 1.0, 2: 4.0}, {None: 2.0, 2: 3.0, 3: 9.0}) == "+0.0 ± 12.7"  # of -1 and +1
+    assert difference({None: 1.0}, {}) == "-"
+    assert difference({None: 1.0}, {None: 2.5}) == "-1.5"
+    # Welch's: variances 2 / 2 and 2 / 2, so two degrees of freedom and 4.303 x the root of 2
+    assert difference({1: 1.0, 2: 3.0}, {3: 11.0, 4: 13.0}) == "-10.0 ± 6.1"
+
+
+def test_the_figure(file: str) -> None:
+    figures = figures_of(file, records(file))
+    (axes,) = figures["inits"].axes
+    labels = [text.get_text() for text in figures["inits"].legends[0].get_texts()]
+    assert labels == ["random initialisation", "known", "unknown", "ours"]
+    colours = {line.get_color() for line in axes.lines}
+    assert VERMILION in colours
+    assert len(colours) == 4
+    assert figures_of(file, records(file, {})) == {}
