@@ -22,6 +22,7 @@ from scratch_det.engine.plan import CLASSIFICATION, Request
 from scratch_det.errors import ConfigError
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.origin import read_weights
+from scratch_det.weights.pixels import Pixels
 
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT.parents[1]
@@ -72,7 +73,7 @@ def test_a_run(pretrain: Callable[..., Path]) -> None:
     assert lines(folder)[1]["loss_barlow_twins"] > 0
     assert set(read(folder, "result.json")["metrics"]["classification"]) == {"top1"}
     file = read_weights(folder / "backbone.pth")
-    assert (file.pixels.order, file.stride_in_1x1) == ("BGR", False)
+    assert (file.pixels, file.stride_in_1x1) == (Pixels.of(load_config(RECIPE).cfg), False)
     assert not any(name.startswith("fc.") for name in file.tensors)
     cfg = load_config(ROOT / "configs/Digits/quickstart.yaml", ["MODEL.WEIGHTS", str(folder / "backbone.pth")]).cfg
     assert "the backbone" in load_weights(
