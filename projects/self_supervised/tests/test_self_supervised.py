@@ -27,9 +27,9 @@ from scratch_det.weights.pixels import Pixels
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT.parents[1]
 RECIPE = PROJECT / "configs/digits_R_18_gn.yaml"
-KEYS = ("DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_val',)", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.1",
-        "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2",
-        "MODEL.BARLOW_TWINS.WIDTH", "16")  # fmt: skip
+KEYS = ("DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_val',)", "SOLVER.IMS_PER_BATCH", "8",
+        "SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "2",
+        "TEST.EVAL_PERIOD", "2", "MODEL.BARLOW_TWINS.WIDTH", "16")  # fmt: skip
 
 pytest.importorskip("lightly", reason="lightly is not installed: pip install --editable '.[self_supervised]'")
 
