@@ -84,3 +84,11 @@ def test_what_shows_nothing(image: Tensor, toy_recipe: Path) -> None:
             body.bn1.running_var[0] = 2
             assert variance_ratio(body, image, Pixels.of(cfg))
         assert variance_ratio(body, shown, Pixels.of(cfg)) is None
+
+
+def test_a_dead_channel_does_not_count(image: Tensor, toy_recipe: Path) -> None:
+    cfg = recipe(toy_recipe)
+    body = backend.build(cfg).backbone.body
+    with torch.no_grad():
+        body.conv1.weight[0], body.bn1.running_var[0] = 0, 0
+    assert variance_ratio(body, image, Pixels.of(cfg)) > 0
