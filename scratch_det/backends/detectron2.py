@@ -27,6 +27,7 @@ from scratch_det.config.choices import backbone_names, has_fpn
 from scratch_det.config.load import flatten, set_key, with_project_keys
 from scratch_det.data.detectron2_catalog import register_data_sets
 from scratch_det.errors import ConfigError, did_you_mean
+from scratch_det.modeling.anchors import Anchors
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.norm import SyncBatchNorm
 from scratch_det.modeling.roi_align import roi_align
@@ -70,6 +71,13 @@ class FloatROIAlign(ROIAlign):
         return pooled.to(input.dtype)
 
 
+class LevelAnchors(Anchors):
+    """As detectron2's RPN asks for them, level by level."""
+
+    def forward(self, maps: list[Tensor]) -> list[Boxes]:
+        return [Boxes(level) for level in self.levels(maps)]
+
+
 def register_backbones() -> None:
     """Register the networks of BACKBONES for ``build_model``, once."""
     for name in backbone_names():
@@ -108,6 +116,10 @@ def build(cfg: CfgNode) -> nn.Module:
             model.set_submodule(
                 name, FloatROIAlign(old.output_size, old.spatial_scale, old.sampling_ratio, old.aligned)
             )
+    rpn, keys = model.proposal_generator, cfg.MODEL.ANCHOR_GENERATOR
+    if keys.ROUNDING:
+        strides = rpn.anchor_generator.strides
+        rpn.anchor_generator = LevelAnchors(keys.SIZES, keys.ASPECT_RATIOS, strides, keys.OFFSET, keys.ROUNDING)
     # inside the model, since DistributedDataParallel has to see the end of every forward pass
     model.forward = partial(_losses_or_nan, model, model.forward)
     return model

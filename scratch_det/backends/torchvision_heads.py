@@ -27,6 +27,7 @@ from torchvision.models.detection.roi_heads import keypoints_to_heatmap, maskrcn
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, roi_pool
 
+from scratch_det.modeling.anchors import Anchors
 from scratch_det.modeling.norm import norm_layer
 from scratch_det.modeling.roi_align import roi_align
 
@@ -36,40 +37,11 @@ Maps = dict[str, Tensor]  # [N, C, H, W] by name
 Sizes = list[tuple[int, int]]  # height and width of the images, without padding
 
 
-class Anchors(nn.Module):
-    """Anchors as detectron2 lays them: unrounded, sizes before ratios, strides fixed by level.
-
-    torchvision rounds the corners to whole pixels and derives p6's stride from its rounded-up size; under autocast it
-    also computes in half precision.
-
-    Args:
-        sizes: side of a square anchor in pixels; a list per level, or one for all.
-        aspect_ratios: height / width; a list per level, or one for all.
-        strides: pixels between two anchors, per level.
-        offset: position of an anchor's centre in its cell, 0 = top left corner, as a fraction of the stride.
-    """
-
-    def __init__(
-        self, sizes: list[list[float]], aspect_ratios: list[list[float]], strides: Sequence[int], offset: float
-    ):
-        super().__init__()
-        self.strides, self.offset = strides, offset
-        for level in range(len(strides)):
-            own_sizes, own_ratios = (lists[level if len(lists) > 1 else 0] for lists in (sizes, aspect_ratios))
-            sides = torch.tensor([(size / ratio**0.5, size * ratio**0.5) for size in own_sizes for ratio in own_ratios])
-            self.register_buffer(f"cell{level}", torch.cat([-sides, sides], dim=1) / 2, persistent=False)
-        self.per_location = len(sides)
+class ImageAnchors(Anchors):
+    """As torchvision's RPN asks for them: [sum of H * W * A over levels, 4] for each image."""
 
     def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
-        """Anchors [sum of H * W * A over levels, 4] (x1 y1 x2 y2, pixels), the same for every image of the batch."""
-        levels = []
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            cell = getattr(self, f"cell{level}")
-            rows, columns = ((torch.arange(n, device=cell.device) + self.offset) * stride for n in feature.shape[-2:])
-            y, x = torch.meshgrid(rows, columns, indexing="ij")
-            centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-            levels.append((centres + cell).reshape(-1, 4))
-        return [torch.cat(levels)] * len(images.image_sizes)
+        return [torch.cat(self.levels(features))] * len(images.image_sizes)
 
 
 class Float32RPNHead(RPNHead):
@@ -85,7 +57,7 @@ class RPN(RegionProposalNetwork):
 
     def __init__(self, cfg: CfgNode, in_channels: int, strides: Sequence[int]):
         keys, anchors = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
-        generator = Anchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET)
+        generator = ImageAnchors(anchors.SIZES, anchors.ASPECT_RATIOS, strides, anchors.OFFSET, anchors.ROUNDING)
         super().__init__(
             generator, Float32RPNHead(in_channels, generator.per_location, conv_depth=len(keys.CONV_DIMS)),
             fg_iou_thresh=keys.IOU_THRESHOLDS[1], bg_iou_thresh=keys.IOU_THRESHOLDS[0],

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 # Dotted keys with their defaults that detectron2 does not have: this repository's own, and those that projects add.
 PROJECT_KEYS: dict[str, Any] = {
     "DATASETS.CLASS_NAMES": [],  # the data decides; a run notes them here, for its labels in their order
+    "MODEL.ANCHOR_GENERATOR.ROUNDING": "",  # of the anchors' sides: "", Detectron or torchvision, whose weights need it
     "MODEL.CHANNELS_LAST": False,  # memory of 4-dimensional weights and maps: [N, H, W, C]; not with GN
     "MODEL.COMPILE": False,  # torch.compile for the backbone; needs a C++ compiler, and minutes at every start
     "MODEL.WEIGHTS_NEW_CLASSES": False,  # a detector's weights are of other classes, whose layers start anew

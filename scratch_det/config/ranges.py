@@ -104,6 +104,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r"TEST\.AUG\.MAX_SIZE", within(SMALLEST_VIEW), f"pixels of the longer side, {SMALLEST_VIEW} at least"),
 )  # fmt: skip
 ALLOWED = {
+    "MODEL.ANCHOR_GENERATOR.ROUNDING": ("", "Detectron", "torchvision"),
     "MODEL.WEIGHTS_PIXELS": ("", *PIXELS, RECIPES),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),

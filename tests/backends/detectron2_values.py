@@ -24,7 +24,14 @@ from samples import rectangles
 
 from scratch_det import backends
 from scratch_det.backends import torchvision as torchvision_backend
-from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses, keypoint_loss, keypoint_samples
+from scratch_det.backends.torchvision_heads import (
+    RPN,
+    ImageAnchors,
+    ROIPooler,
+    box_losses,
+    keypoint_loss,
+    keypoint_samples,
+)
 from scratch_det.config.load import get_cfg, load_config, set_key
 from scratch_det.evaluation.inference import pasted
 from scratch_det.modeling.norm import NORMS
@@ -95,7 +102,7 @@ class Grid:
 
     def ours(self) -> Values:
         images = ImageList(torch.zeros(1, 3, 8, 12), [(8, 12)])
-        return {"anchors": Anchors(self.sizes, self.ratios, self.strides, self.offset)(images, self.maps)[0]}
+        return {"anchors": ImageAnchors(self.sizes, self.ratios, self.strides, self.offset)(images, self.maps)[0]}
 
     def theirs(self) -> Values:
         from detectron2.modeling.anchor_generator import DefaultAnchorGenerator

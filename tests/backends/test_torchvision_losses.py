@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.backends.torchvision import Backbone
-from scratch_det.backends.torchvision_heads import RPN, Anchors, ROIPooler, box_losses
+from scratch_det.backends.torchvision_heads import RPN, ImageAnchors, ROIPooler, box_losses
 from scratch_det.config.load import get_cfg
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
@@ -37,7 +37,7 @@ def built(cfg: CfgNode, seed: int = 0) -> nn.Module:
 
 class TestAnchors:
     def test_by_hand(self) -> None:
-        anchors = Anchors([[16], [32], [64], [128], [256]], [[0.5, 1.0, 2.0]], PYRAMID, offset=0.0)
+        anchors = ImageAnchors([[16], [32], [64], [128], [256]], [[0.5, 1.0, 2.0]], PYRAMID, offset=0.0)
         maps = [torch.zeros(1, 1, *size) for size in [(2, 3), (1, 2), (1, 1), (1, 1), (2, 2)]]
         (found,) = anchors(ImageList(torch.zeros(1, 3, 8, 12), [(8, 12)]), maps)
         assert found.shape == ((6 + 2 + 1 + 1 + 4) * 3, 4)
@@ -49,7 +49,7 @@ class TestAnchors:
         torch.testing.assert_close(found[-2], boxes_of((64 - 128, 64 - 128, 64 + 128, 64 + 128))[0])  # p6, stride 64
 
     def test_sizes_come_before_ratios_and_the_offset_moves_centres(self) -> None:
-        anchors = Anchors([[8, 16]], [[1.0, 4.0]], [4], offset=0.5)
+        anchors = ImageAnchors([[8, 16]], [[1.0, 4.0]], [4], offset=0.5)
         (found,) = anchors(ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)]), [torch.zeros(1, 1, 1, 1)])
         half_sides = boxes_of((4, 4, 4, 4), (2, 8, 2, 8), (8, 8, 8, 8), (4, 16, 4, 16))
         torch.testing.assert_close(found, half_sides * torch.tensor([-1, -1, 1, 1]) + 2)
@@ -64,7 +64,7 @@ class TestAnchors:
         maps = list(Backbone(config())(torch.zeros(1, 3, *size)).values())
         theirs = DefaultAnchorGenerator(sizes=shapes, aspect_ratios=ratios, strides=PYRAMID, offset=offset)
         expected = torch.cat([boxes.tensor for boxes in theirs(maps)])
-        ours = Anchors(shapes, ratios, PYRAMID, offset)(ImageList(torch.zeros(2, 3, *size), [size, size]), maps)
+        ours = ImageAnchors(shapes, ratios, PYRAMID, offset)(ImageList(torch.zeros(2, 3, *size), [size, size]), maps)
         assert len(ours) == 2
         torch.testing.assert_close(ours[1], expected)
 
