@@ -107,7 +107,7 @@ def convert_file(
     if lost and not partial:
         raise UserError(
             f"{len(lost)} tensors of {path} have no place in a {to} model, the first is {lost[0]}; "
-            "give --partial to leave them out"
+            f"use --backend {weights.library}, or give --partial to leave them out"
         )
     content = {"model": tensors, "converted_from": {"file": path.name, "sha256": sha256_of(path), "kind": weights.kind}}
     if not weights.is_detector:

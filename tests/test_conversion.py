@@ -139,7 +139,7 @@ class TestConversion:
         said = capsys.readouterr()
         assert end.value.code == 2
         assert "1 tensors of" in said.err
-        assert "the first is roi_heads.novel_head.weight; give --partial" in said.err
+        assert "the first is roi_heads.novel_head.weight; use --backend torchvision, or give --partial" in said.err
         assert re.search(r"roi_heads\.novel_head +0 of +1", said.out)
         assert not new.exists()
         convert_checkpoint(trained, new, "--to", "detectron2", "--partial")

@@ -74,6 +74,8 @@ class FloatROIAlign(ROIAlign):
 class LevelAnchors(Anchors):
     """As detectron2's RPN asks for them, level by level."""
 
+    box_dim = 4
+
     def forward(self, maps: list[Tensor]) -> list[Boxes]:
         return [Boxes(level) for level in self.levels(maps)]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from scratch_det.errors import UserError, listed
 from scratch_det.weights.names import without_stage
@@ -18,6 +19,10 @@ ROWS = {  # layers with rows for each class: how many
     "roi_heads.mask_predictor.mask_fcn_logits": 1,  # torchvision's
     "roi_heads.mask_head.predictor": 1,  # detectron2's
 }
+
+NOBODYS = "N/A"  # in the place of ids that no class has
+BY_ID = MaskRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]  # COCO's names by category id, 0 is the background
+COCO = tuple(name for name in BY_ID[1:] if name != NOBODYS)
 
 
 def num_classes(tensors: Mapping[str, Tensor]) -> int | None:
@@ -49,6 +54,15 @@ def reordered(layer: str, value: Tensor, source: str, target: str) -> Tensor:
     classes = range(len(value) // ROWS[layer] - (None in labels(layer, source, ())))
     there, here = (labels(layer, library, classes) for library in (source, target))
     return with_rows(value.new_zeros(len(here) * ROWS[layer], *value.shape[1:]), here, value, there)
+
+
+def without_unused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector of torchvision's 91 category ids with the rows of COCO's 80 classes and the background alone."""
+    used = [place for place, name in enumerate(BY_ID) if name != NOBODYS]
+    return {
+        name: value.unflatten(0, (len(BY_ID), -1))[used].flatten(0, 1) if name.rpartition(".")[0] in ROWS else value
+        for name, value in tensors.items()
+    }
 
 
 def check_classes(weights: "Weights", names: Sequence[str]) -> None:

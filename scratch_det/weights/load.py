@@ -185,10 +185,11 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
             reasons.append("its stem has several convolutions (ResNet-C, -D or CLIP's), which no recipe here has")
         of_bn = any(name.endswith("running_mean") for name in unused)
         raise UserError(
-            f"weights file {weights.path} ({weights.kind}) covers {len(covered) - len(missing) - len(misshaped)} of "
-            f"{len(covered)} tensors of {'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
+            f"weights file {weights.path} ({weights.kind}) does not fit the {len(covered)} tensors of "
+            f"{'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
             "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
-            + ("; these are BN's: set MODEL.RESNETS.NORM FrozenBN, BN or SyncBN" if of_bn else "")
+            + "; these are BN's: set MODEL.RESNETS.NORM FrozenBN, BN or SyncBN" * of_bn
+            + "; train other keypoints with MODEL.WEIGHTS_NEW_CLASSES True" * any(".keypoint" in n for n in misshaped)
         )
     if not any(parameter.is_meta for parameter in model.parameters()):
         model.load_state_dict({name: values[name] for name in covered if name in values}, strict=False)

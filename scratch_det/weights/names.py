@@ -37,12 +37,19 @@ LAYERS = (  # torchvision, detectron2; {n} is a number, {n+1} the same plus one,
     ("roi_heads.keypoint_head.{2n}", "roi_heads.keypoint_head.conv_fcn{n+1}"),
     ("roi_heads.keypoint_predictor.kps_score_lowres", "roi_heads.keypoint_head.score_lowres"),
 )
+STOCK = {  # what torchvision's own detectors and their released files call otherwise: a pattern, the name here
+    r"(.*\.fpn\.\w+_blocks\.\d)\.(\w+)": r"\1.0.\2",
+    r"(rpn\.head\.conv)\.(\w+)": r"\1.0.0.\2",
+    r"(roi_heads\.box_head)\.fc6\.(\w+)": r"\1.1.\2",
+    r"(roi_heads\.box_head)\.fc7\.(\w+)": r"\1.3.\2",
+    **{rf"(roi_heads\.mask_head)\.mask_fcn{n + 1}\.(\w+)": rf"\1.{n}.0.\2" for n in range(4)},
+}
 FIELD = re.compile(r"\{(\d?)([a-z])([+-]\d)?\}")
 NUMBERS = {"s": range(1, 5), "b": range(48), "c": range(1, 4), "n": range(48)}  # stage, block, convolution, all else
 BOX_HEAD = "roi_heads.box_head."
 RPN_CONV = "proposal_generator.rpn_head.conv."
-BOX_FC = {  # a fully connected layer of the box head; VGG's in torchvision are fc6 and fc7
-    "torchvision": re.compile(r"roi_heads\.box_head\.(?:fc)?(\d+)\.(weight|bias)"),
+BOX_FC = {  # a fully connected layer of the box head
+    "torchvision": re.compile(r"roi_heads\.box_head\.(\d+)\.(weight|bias)"),
     "detectron2": re.compile(r"roi_heads\.box_head\.fc(\d+)\.(weight|bias)"),
 }
 BOX_CONV = re.compile(r"roi_heads\.box_head\.conv\d+\.weight")  # in detectron2
@@ -62,9 +69,9 @@ CAFFE2_LAYERS = (  # Detectron's blobs without their ends; detectron2's layers, 
     *((rf"res(\d)_(\d+)_branch2{letter}", rf"res\1.\2.conv{k}") for k, letter in enumerate("abc", start=1)),
     (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?", r"backbone.fpn_lateral\1"),
     (r"fpn_res(\d)_\d+_sum", r"backbone.fpn_output\1"),
-    (r"conv_rpn(?:_fpn2)?", "proposal_generator.rpn_head.conv"),  # made for p2, used for all levels
-    (r"rpn_cls_logits(?:_fpn2)?", "proposal_generator.rpn_head.objectness_logits"),
-    (r"rpn_bbox_pred(?:_fpn2)?", "proposal_generator.rpn_head.anchor_deltas"),
+    ("conv_rpn_fpn2", "proposal_generator.rpn_head.conv"),  # made for p2, used for all levels
+    ("rpn_cls_logits_fpn2", "proposal_generator.rpn_head.objectness_logits"),
+    ("rpn_bbox_pred_fpn2", "proposal_generator.rpn_head.anchor_deltas"),
     (r"head_conv(\d+)", r"roi_heads.box_head.conv\1"),
     ("fc6", "roi_heads.box_head.fc1"),
     ("fc7", "roi_heads.box_head.fc2"),
@@ -162,6 +169,12 @@ def in_torchvision(name: str) -> str:
     """The name of a tensor whose layer RESNETS has; others stay as they are."""
     layer, dot, leaf = name.rpartition(".")
     return f"{OTHERS.get(layer, layer)}{dot}{leaf}"
+
+
+def from_stock(name: str) -> str:
+    """The name here of a layer of torchvision's own detectors."""
+    found = ((new, re.fullmatch(pattern, name)) for pattern, new in STOCK.items())
+    return next((match.expand(new) for new, match in found if match), name)
 
 
 def from_caffe2(blob: str) -> str | None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from scratch_det.config.choices import PIXELS
 from scratch_det.errors import UserError, listed, quoted
-from scratch_det.weights.classes import ROWS, reordered
-from scratch_det.weights.names import BOTTOM_UP, from_caffe2, in_torchvision
+from scratch_det.weights.classes import BY_ID, COCO, ROWS, num_classes, reordered, without_unused
+from scratch_det.weights.names import BOTTOM_UP, from_caffe2, from_stock, in_torchvision
 from scratch_det.weights.networks import Network, networks_in, tensors_by_name
 from scratch_det.weights.pixels import DETECTRON, IMAGENET, Pixels
 from scratch_det.weights.read import described, read_checkpoint, require_numbers
@@ -27,6 +27,8 @@ AUTHORS = (  # as converted files for detectron2 name them: those whose pixels a
     "torchvision", "MOCO", "OpenSelfSup", "MMSelfSup", "solo-learn", "PixPro", "https://github.com/keyu-tian/SparK",
     "Yonglong", "Yue", "Karan Desai",  # InfoMin, SoCo, VirTex
 )  # fmt: skip
+ZOO = "Detectron2 Model Zoo"  # the same of detectron2's own models
+STOCK_ONLY = {"roi_heads.box_head.fc6.weight", "rpn.head.conv.1.0.weight"}  # of torchvision's detectors, v1 and v2
 CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000|kps_score)_[wb]|lr|model_iter|weight_order")
 PARTS = ("backbone.", "proposal_generator.", "roi_heads.")  # of a detector of detectron2's
 EXPECTED = (
@@ -113,11 +115,15 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
     require_numbers(tensors, f"weights file {path}")
     if library == "Detectron":
         return _from_detectron(path, tensors, stated or DETECTRON)
-    is_stock = not is_detector or "roi_heads.box_head.fc6.weight" in tensors  # torchvision's own detector
+    recorded, author = content.get("pixels", recipe.get("pixels")), content.get("__author__")
     folded = library == "torchvision" and "pixels" not in content and _is_folded(tensors)
-    from_imagenet = (library == "torchvision" and is_stock and not folded) or content.get("__author__") in AUTHORS
+    is_stock = library == "torchvision" and recorded is None and bool(STOCK_ONLY & tensors.keys())
+    tensors = _from_torchvision(tensors) if is_stock else tensors
+    is_cocos = (is_stock or author == ZOO) and num_classes(tensors) == len(COCO)
+    names = content.get("classes", COCO if is_cocos else ())
+    is_torchvisions = library == "torchvision" and (is_stock or not is_detector)
+    from_imagenet = (is_torchvisions and not folded) or author in AUTHORS
     known = (IMAGENET if from_imagenet else None) if library else getattr(bottom_up, "pixels", None)
-    recorded, names = content.get("pixels", recipe.get("pixels")), content.get("classes")
     is_as_known = from_imagenet and stated in (None, IMAGENET)
     return Weights(
         path, tensors, library, is_detector,
@@ -126,7 +132,7 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
         fused_norm=folded or content.get("fused_norm") is True,
         stride_in_1x1=content.get("stride_in_1x1", recipe.get("stride_in_1x1", False if is_as_known else None)),
         trained_by="OpenMMLab" if recipe else "",
-        classes=tuple(map(str, names)) if isinstance(names, list) and is_detector else (),
+        classes=tuple(map(str, names)) if isinstance(names, list | tuple) and is_detector else (),
         prefix=prefix, left_out=left_out,
     )  # fmt: skip
 
@@ -171,6 +177,21 @@ def _summary(content: dict[str, Any]) -> str:
     return listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ")
 
 
+def _from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's own detector by the names here, for COCO's 80 classes where it has an output for each id.
+
+    Its FrozenBN (v1) adds nothing to the variance, which is at times as good as 0: there the weight takes it in.
+    """
+    named = {from_stock(name): value for name, value in tensors.items()}
+    is_frozen = not any(name.endswith("num_batches_tracked") for name in named)
+    for name in [name for name in named if is_frozen and name.endswith("running_var")]:
+        weight, var = name.replace("running_var", "weight"), named[name].double()
+        new = torch.where(var > EPSILON, var, 1) - EPSILON
+        named[weight] = (named[weight] * ((new + EPSILON) / var).sqrt()).float()
+        named[name] = new.float()
+    return without_unused(named) if num_classes(named) == len(BY_ID) - 1 else named
+
+
 def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Weights:
     """The tensors by detectron2's names, without biases of convolutions before a norm, which has its own.
 
@@ -197,4 +218,5 @@ def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Wei
         tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
     is_msra = fused and all(len(v) == v.shape[1] for n, v in tensors.items() if n.endswith("res2.0.conv2.weight"))
     stride = is_msra if pixels == DETECTRON else None  # FAIR's own and its ResNeXts have it in the 3x3
-    return Weights(path, tensors, "detectron2", is_detector, pixels, False, fused, stride, "Detectron")
+    names = COCO if num_classes(tensors) == len(COCO) else ()
+    return Weights(path, tensors, "detectron2", is_detector, pixels, False, fused, stride, "Detectron", names)

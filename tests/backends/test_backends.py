@@ -14,7 +14,9 @@ from scratch_det.errors import ConfigError, UserError
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"
 LEAVES = sorted(
-    path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits", "Pretraining")
+    path
+    for path in (ROOT / "configs").glob("*/*.yaml")
+    if path.parent.name not in ("_base_", "Digits", "Pretraining", "Torchvision")
 )
 KEYS = f"from .config import CfgNode\n_C = CfgNode.load_cfg({get_cfg().dump()!r})\n"
 BROKEN = {  # files of a package called detectron2

@@ -25,7 +25,9 @@ from scratch_det.weights.names import renamed
 
 SMALL = ROOT / "configs/Digits/quickstart.yaml"
 LEAVES = sorted(
-    path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in ("_base_", "Digits", "Pretraining")
+    path
+    for path in (ROOT / "configs").glob("*/*.yaml")
+    if path.parent.name not in ("_base_", "Digits", "Pretraining", "Torchvision")
 )
 
 

@@ -36,7 +36,7 @@ from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARC
 PAPER = paper.runs()
 DETECTORS = [run for run in PAPER if run.kind not in (PRETRAIN, SEARCH)]
 OWN_RECIPES = [run for run in DETECTORS if not run.changes and not run.found_by]
-NO_DETECTORS = ("_base_", "Digits", "Pretraining")
+NO_DETECTORS = ("_base_", "Digits", "Pretraining", "Torchvision")
 PAPER_RECIPES = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in NO_DETECTORS]
 NAME = re.compile(
     r"(?P<init>scratch|pretrained)_(?P<cascade>cascade_)?(?P<model>(?P<kind>mask|faster|keypoint)_rcnn_(?P<body>R_\d+|"

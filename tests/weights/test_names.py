@@ -13,7 +13,7 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_res
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.config.load import load_config
-from scratch_det.weights.names import from_caffe2, renamed
+from scratch_det.weights.names import from_caffe2, from_stock, renamed
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 PAIRS = [  # torchvision, detectron2
@@ -97,9 +97,9 @@ class TestNames:
     def test_torchvisions_own_models(self, builder: Callable) -> None:
         with torch.device("meta"):
             names = builder(weights=None, weights_backbone=None).state_dict()
-        there = renamed(names, "torchvision", "detectron2")
+        there = renamed(map(from_stock, names), "torchvision", "detectron2")
         assert None not in there.values()
-        assert there["roi_heads.box_head.fc7.weight"] == "roi_heads.box_head.fc2.weight"
+        assert there[from_stock("roi_heads.box_head.fc7.weight")] == "roi_heads.box_head.fc2.weight"
 
     @pytest.mark.detectron2
     @pytest.mark.parametrize("keypoints", [False, True])
