@@ -6,13 +6,17 @@ that a test has to know of one layout.
 
 import argparse
 import enum
+import pickle
 import re
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from conftest import SMALL_MODEL
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models import ResNet, resnet50
@@ -22,7 +26,21 @@ from scratch_det.config.choices import PIXELS
 
 Tensors = dict[str, Tensor]
 WIDTH = 4  # channels a group, so that a file has 13 MB
+KEYS = SMALL_MODEL | {"MODEL.RESNETS.DEPTH": "50", "MODEL.RESNETS.RES2_OUT_CHANNELS": "256",
+                      "MODEL.RESNETS.WIDTH_PER_GROUP": str(WIDTH)}  # fmt: skip
 EPSILON = 1e-5  # of batch norm
+
+
+def write(path: Path, content: Any) -> None:
+    """In the format of the file's suffix; bytes as they are. ReSim's script gives torch.save a .pkl."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".safetensors":
+        save_file(content, path)
+    elif path.suffix == ".pkl" and "backbone.fpn_lateral2.weight" not in content.get("model", {}):
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
 
 
 class Config(dict):

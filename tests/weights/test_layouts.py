@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import pickle
 import re
 from collections.abc import Callable
 from functools import cache
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_MODEL
+from conftest import ROOT
 from fvcore.common.config import CfgNode
-from layouts import LAYOUTS, Config, Layout, Tensors, body, features, image, network, under
-from safetensors.torch import save_file
+from layouts import KEYS, LAYOUTS, Config, Layout, Tensors, body, features, image, network, under, write
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -27,21 +25,8 @@ from scratch_det.weights.load import load_weights
 from scratch_det.weights.pixels import Pixels
 
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_2x_gn.yaml"
-KEYS = SMALL_MODEL | {"MODEL.RESNETS.DEPTH": "50", "MODEL.RESNETS.RES2_OUT_CHANNELS": "256",
-                      "MODEL.RESNETS.WIDTH_PER_GROUP": "4"}  # fmt: skip
 APART = {"imagenet": "0-255", "0-1": "caffe", "caffe": "imagenet"}  # pixels of quite another scale
 LIBRARIES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
-
-
-def write(path: Path, content: Any) -> None:
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif path.suffix == ".safetensors":
-        save_file(content, path)
-    elif path.suffix == ".pkl" and "backbone.fpn_lateral2.weight" not in content.get("model", {}):
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    else:
-        torch.save(content, path)
 
 
 def recipe(layout: Layout, library: str, stated: str) -> CfgNode:
