@@ -109,8 +109,8 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
         used = {name: BODY[library].fullmatch(name) if library else name.split(".")[0] in tops for name in tensors}
         left_out = Counter(name.split(".")[0] for name in tensors if not used[name])
         tensors = {lacks + name: value for name, value in tensors.items() if used[name]}
-    place = prefix.split(".")  # of what is beside the network, the name up to where it leaves its prefix
-    apart = [name.split(".") for name in whole if not name.startswith(prefix)]
+    # of what is beside the network, the name up to where it leaves its prefix
+    place, apart = prefix.split("."), [name.split(".") for name in whole if not name.startswith(prefix)]
     left_out += Counter(".".join(part for i, part in enumerate(one) if one[:i] == place[:i]) for one in apart)
     require_numbers(tensors, f"weights file {path}")
     if library == "Detectron":
