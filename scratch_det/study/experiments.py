@@ -111,14 +111,14 @@ def pixels_seen(run: Run, pretraining: Run | None) -> tuple[float, float]:
     own = seen_in_schedule(cfg, 0).pixels
     if run.init == SCRATCH:
         return 0.0, own
-    about, views = run.about, run.about.get("views")
-    images = about.get("epochs", math.nan) * about.get("images", IMAGENET_IMAGES)
+    views, images = run.about.get("views", {}), run.about.get("epochs", math.nan)
+    images *= run.about.get("images", IMAGENET_IMAGES)
     if pretraining:
         cfg = load_config(from_here(pretraining.config), pretraining.changes).cfg
-        views = pretraining.about.get("views") or {cfg.INPUT.MIN_SIZE_TRAIN[0]: 1}
+        views = pretraining.about.get("views", {cfg.INPUT.MIN_SIZE_TRAIN[0]: 1})
         images = pretraining.iterations * cfg.SOLVER.IMS_PER_BATCH
-    seen = [seen_in_pretraining(images * number, side).pixels for side, number in (views or {}).items()]
-    return sum(seen) if seen else math.nan, own
+    seen = sum(seen_in_pretraining(images * number, int(side)).pixels for side, number in views.items())
+    return seen or math.nan, own
 
 
 def seen_before(weights: str) -> tuple[Seen, str]:

@@ -29,7 +29,7 @@ from typing import Any
 from scratch_det import backends
 from scratch_det.command_line import LOADED
 from scratch_det.config.choices import PIXELS, RECIPES
-from scratch_det.config.load import BASE_KEY, COMMAND_LINE, Entry, load_config, read_source
+from scratch_det.config.load import BASE_KEY, COMMAND_LINE, flatten, load_config, read_source
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule
 from scratch_det.errors import ConfigError, did_you_mean, quoted
 from scratch_det.reading import read_yaml
@@ -39,27 +39,28 @@ STUDIES = ROOT / "studies"
 # Of all runs, or of a matrix and its pre-trainings: their table and their figure are called so.
 PLACE, MATRIX, PRETRAINING = "runs", "inits", "pretraining"
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
-COLUMNS, CHANGES, VIEWS = "columns", "changes.", "views."
+COLUMNS = "columns"
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the value, and the expected value in words
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_numbers(value, 0), "a list of different numbers, such as [1, 2, 3]"),
     "lengths": (lambda value: _are_numbers(value, 1), "a list of different lengths in 1x, such as [1, 2, 6]"),
-    "per_x": (lambda value: _are_numbers([value], 1), "the iterations of 1x"),
+    "per_x": (lambda value: _are_numbers([value], 1) and value % 9 == 0, "the iterations of 1x, a multiple of 9"),
     "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
     "project": (lambda value: isinstance(value, str), "a folder such as ../projects/lsj"),
-    "changes": (lambda _: True, "{KEY: VALUE}"),
+    "changes": (lambda value: isinstance(value, dict), "{KEY: VALUE}"),
     "weights": (lambda value: isinstance(value, str), "a file or an address"),
     "pixels": (lambda value: value in (*PIXELS, RECIPES), f"one of {', '.join((*PIXELS, RECIPES))}"),
     "source": (lambda value: isinstance(value, str), "an address"),
     "licence": (lambda value: isinstance(value, str), "a name"),
     "epochs": (lambda value: _are_numbers([value], 1), "a number of epochs"),
     "images": (lambda value: _are_numbers([value], 1), "the number of images of an epoch"),
-    "views": (lambda value: _are_numbers([value], 1), "{SIDE IN PIXELS: NUMBER}"),
-}
-FACTS = ("weights", "source", "licence", "epochs", "images")
+    "views": (lambda value: isinstance(value, dict) and all(side.isdecimal() and _are_numbers([number], 1)
+                                                            for side, number in value.items()), "{SIDE: NUMBER}"),
+}  # fmt: skip
 SET_BY = (("OUTPUT_DIR", "its name"), ("SEED", "seeds"), ("MODEL.WEIGHTS", "pretraining"), ("MODEL.WEIGHTS", "weights"),
           ("MODEL.WEIGHTS_PIXELS", "pixels"), ("SOLVER.MAX_ITER", "lengths"), ("SOLVER.STEPS", "lengths"))  # fmt: skip
-Fields = Mapping[str, Entry]  # by their names; one of a recipe's keys is called CHANGES + KEY, a view's VIEWS + SIDE
+Fields = Mapping[str, Any]  # of a run or a column, by their names
+Where = Callable[[str], str]  # file and line of a dotted name
 
 
 def is_file(experiment: str) -> bool:
@@ -78,50 +79,45 @@ def runs(path: Path) -> list[Run]:
     entries = read_source(path, "study.py")
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
-    content = read_yaml(path)
-    names, columns = [name for name in content if name != COLUMNS], content.get(COLUMNS, {})
+    sections = read_yaml(path)
+    columns, rows = sections.pop(COLUMNS, {}), set[str]()
     if not isinstance(columns, dict):
         raise ConfigError(f"{path}: {COLUMNS} is {columns!r}: write {COLUMNS}: {{NAME: {{recipe: FILE.yaml}}}}")
-    sections, matrix = (
-        {name: {entry.key[len(prefix + name) + 1 :]: entry for entry in entries
-                if f"{entry.key}.".startswith(f"{prefix}{name}.")} for name in some}
-        for prefix, some in (("", names), (f"{COLUMNS}.", columns))
-    )  # fmt: skip
-    for name in names:
-        _check(path, name, sections, is_row=bool(matrix) and "recipe" not in sections[name])
-    for name in columns:
-        _check(path, name, matrix)
-    sources = {fields["pretraining"].value for fields in sections.values() if "pretraining" in fields}
-    found: list[Run] = []
+
+    def where(name: str) -> str:
+        return next((entry.where for entry in entries if f"{entry.key}.".startswith(f"{name}.")), str(path))
+
     for name, fields in sections.items():
-        if "recipe" in fields:
-            kind = PRETRAIN if name in sources else TRAIN
-            place = PRETRAINING if matrix and kind == PRETRAIN else PLACE
-            found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind))
-            continue
-        for column, shared in matrix.items():
+        if columns and isinstance(fields, dict) and "recipe" not in fields:
+            rows.add(name)
+        _check(name, sections, where, needs_recipe=name not in rows)
+    for name in columns:
+        _check(name, columns, lambda name: where(f"{COLUMNS}.{name}"))
+    sources, found = {fields.get("pretraining") for fields in sections.values()}, list[Run]()
+    for name, fields in sections.items():
+        for column, shared in columns.items() if name in rows else ():
+            changes = flatten(fields.get("changes", {})) | flatten(shared.get("changes", {}))
             run = Run(f"{name}_{column}", (MATRIX,), f"{name}, {column}", SCRATCH, k=0)
-            found += _repeated(path.parent, {**fields, **shared}, run)
+            found += _repeated(path.parent, {**fields, **shared, "changes": changes}, run, where(f"{COLUMNS}.{column}"))
+        if name not in rows:
+            kind = PRETRAIN if name in sources else TRAIN
+            place = PRETRAINING if rows and kind == PRETRAIN else PLACE
+            found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind), where(name))
     return found
 
 
-def _repeated(folder: Path, fields: Fields, run: Run) -> Iterator[Run]:
+def _repeated(folder: Path, fields: Fields, run: Run, where: str) -> Iterator[Run]:
     """``run`` as ``fields`` have it: in each length, with the first of its seeds, and NAME_seed2 with seed 2."""
-    name = run.name
-    values, where = {field: entry.value for field, entry in fields.items()}, fields["recipe"].where
-    recipe = (folder / values["recipe"]).absolute()
-    seeds, pretraining = values.get("seeds", []), values.get("pretraining")
-    pairs: list[tuple[str, Any]] = [
-        (field.removeprefix(CHANGES), value) for field, value in values.items() if field.startswith(CHANGES)
-    ]
-    if weights := values.get("weights"):
-        pairs.append(("MODEL.WEIGHTS", weights if "://" in weights else (folder / weights).absolute()))
-    pairs += [("MODEL.WEIGHTS_PIXELS", values["pixels"])] if "pixels" in values else []
-    changes = tuple(str(word) for pair in pairs for word in pair)
-    project = (folder / values["project"]).absolute() if "project" in values else None
+    name, recipe = run.name, (folder / fields["recipe"]).absolute()
+    seeds, pretraining, keys = fields.get("seeds", []), fields.get("pretraining"), flatten(fields.get("changes", {}))
+    if weights := fields.get("weights"):
+        keys["MODEL.WEIGHTS"] = weights if "://" in weights else (folder / weights).absolute()
+    if "pixels" in fields:
+        keys["MODEL.WEIGHTS_PIXELS"] = fields["pixels"]
+    changes = tuple(str(word) for pair in keys.items() for word in pair)
+    project = (folder / fields["project"]).absolute() if "project" in fields else None
     if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
-        needed = f"needs a project: if you trust it, give --project {quoted(project)}"
-        raise ConfigError(f"{fields['project'].where}: {name} {needed}")
+        raise ConfigError(f"{where}: {name} needs a project: if you trust it, give --project {quoted(project)}")
     try:
         cfg = load_config(recipe, changes, backends.defaults(backends.choose(backends.AUTO))).cfg
     except ConfigError as error:
@@ -130,12 +126,10 @@ def _repeated(folder: Path, fields: Fields, run: Run) -> Iterator[Run]:
         fix = f"a study takes one: name it in changes: {{DATASETS.TEST: ['{cfg.DATASETS.TEST[0]}']}}"
         raise ConfigError(f"{where}: {name} has DATASETS.TEST {cfg.DATASETS.TEST}, but {fix}")
     init = PRETRAINED if cfg.MODEL.WEIGHTS or pretraining else SCRATCH
-    about = {fact: values[fact] for fact in FACTS if fact in values}
-    about |= {"views": {int(field[len(VIEWS) :]): values[field] for field in values if field.startswith(VIEWS)}}
     made = replace(run, init=init, length=cfg.SOLVER.MAX_ITER, pretraining=pretraining, folder=str(recipe.parent),
                    recipe=recipe.stem, changes=changes, flags=("--project", str(project)) if project else (),
-                   about=about)  # fmt: skip
-    for one in _lengths(made, sorted(values.get("lengths", []), reverse=True), values.get("per_x", ITERATIONS_PER_X)):
+                   about=fields)  # fmt: skip
+    for one in _lengths(made, sorted(fields.get("lengths", []), reverse=True), fields.get("per_x", ITERATIONS_PER_X)):
         yield replace(one, changes=(*one.changes, "SEED", str(seeds[0]))) if seeds else one
         for seed in seeds[1:]:
             trunk = one.trunk and f"{one.trunk}_seed{seed}"
@@ -153,42 +147,36 @@ def _lengths(run: Run, lengths: list[int], per_x: int) -> Iterator[Run]:
         yield run
 
 
-def _check(path: Path, name: str, sections: Mapping[str, Fields], is_row: bool = False) -> None:
-    """Raise ConfigError for the first error in the section of a run, or a column; ``is_row``: of a matrix."""
-    fields = sections[name]
-    where = next((entry.where for entry in fields.values()), str(path))
+def _check(name: str, sections: Mapping[str, Fields], where: Where, needs_recipe: bool = True) -> None:
+    """Raise ConfigError for the first error in a section, of a run or a column."""
+    fields, here = sections[name], where(name)
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{where}: a run cannot be called {name}: take another name, of letters, digits, - and _")
-    for field, entry in fields.items():
-        if not field:
-            raise ConfigError(f"{where}: {name} is {entry.value!r}: write {name}: {{recipe: FILE.yaml}}")
-        _check_field(name, field, entry)
-    if "recipe" not in fields and not is_row:
-        raise ConfigError(f"{where}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
+        raise ConfigError(f"{here}: a run cannot be called {name}: take another name, of letters, digits, - and _")
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{here}: {name} is {fields!r}: write {name}: {{recipe: FILE.yaml}}")
+    for field, value in fields.items():
+        if field not in FIELDS:
+            hint = did_you_mean(field, list(FIELDS))
+            raise ConfigError(
+                f"{where(f'{name}.{field}')}: {name} has no {field}{hint}; it may have {', '.join(FIELDS)}"
+            )
+        is_valid, expected = FIELDS[field]
+        if not is_valid(value):
+            raise ConfigError(f"{where(f'{name}.{field}')}: {name}.{field} is {value!r}, expected {expected}")
+    if "recipe" not in fields and needs_recipe:
+        raise ConfigError(f"{here}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
     for key, by in SET_BY:
-        if (changed := fields.get(CHANGES + key)) and (by in fields or key == "OUTPUT_DIR"):
-            raise ConfigError(f"{changed.where}: {name} changes {key}, which {by} sets: leave one of them out")
+        if key in flatten(fields.get("changes", {})) and (by in fields or key == "OUTPUT_DIR"):
+            at = where(f"{name}.changes.{key}")
+            raise ConfigError(f"{at}: {name} changes {key}, which {by} sets: leave one of them out")
     if {"weights", "pretraining"} <= fields.keys():
-        raise ConfigError(f"{fields['weights'].where}: {name} has weights and pretraining: leave one of them out")
+        raise ConfigError(f"{here}: {name} has weights and pretraining: leave one of them out")
     if twins := [other for other in sections if other != name and other.lower() == name.lower()]:
-        raise ConfigError(f"{where}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
-    sources = [other for other, theirs in sections.items() if "pretraining" not in theirs]
-    if "pretraining" in fields and (source := fields["pretraining"].value) not in sources:
+        raise ConfigError(f"{here}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
+    sources = [other for other, theirs in sections.items() if isinstance(theirs, dict) and "pretraining" not in theirs]
+    if "pretraining" in fields and (source := fields["pretraining"]) not in sources:
         expected = f"expected a run of this file that itself starts from none{did_you_mean(source, sources)}"
-        raise ConfigError(f"{fields['pretraining'].where}: {name} starts from {source}, {expected}")
-
-
-def _check_field(name: str, field: str, entry: Entry) -> None:
-    """Raise ConfigError for a field of ``name`` that there is not, or whose value is not as FIELDS has it."""
-    section, _, key = field.partition(".")
-    if section not in FIELDS or (key and section not in ("changes", "views")):
-        hint = did_you_mean(field, list(FIELDS))
-        raise ConfigError(f"{entry.where}: {name} has no {field}{hint}; it may have {', '.join(FIELDS)}")
-    is_valid, expected = FIELDS[section]
-    if not (is_valid(entry.value) and bool(key) == (section in ("changes", "views"))) or (
-        section == "views" and not key.isdecimal()
-    ):
-        raise ConfigError(f"{entry.where}: {entry.key} is {entry.value!r}, expected {expected}")
+        raise ConfigError(f"{where(f'{name}.pretraining')}: {name} starts from {source}, {expected}")
 
 
 def _are_numbers(value: Any, least: int) -> bool:

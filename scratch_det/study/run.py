@@ -50,7 +50,7 @@ class Run:
         changes: to its recipe, "KEY", "VALUE", "KEY", ...
         grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
         apply_to: of a search: recipes that get its best values.
-        about: the pre-training of its weights, or itself: "weights", "source", "licence", "epochs", "images", "views".
+        about: what a file of runs says of it, by its fields, see ``own``.
         in_proportion: a long run of ``length`` drops after 2/3 and 8/9 too, see ``config.schedule.length_schedule``.
     """
 

@@ -62,7 +62,7 @@ def test_what_a_row_starts_from(file: Path) -> None:
     runs = by_name(file)
     cfg = load_config(runs["moco_few"].config, runs["moco_few"].changes).cfg
     assert (f"{file.parent}/moco.pth#encoder_q", "0-1") == (cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_PIXELS)
-    assert runs["moco_few"].about["views"] == {224: 2}
+    assert runs["moco_few"].about["views"] == {"224": 2}
     cfg = load_config(runs["ours_all_1x"].config, runs["ours_all_1x"].changes).cfg
     assert (runs["ours_all_1x"].pretraining, cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == ("crops", 0.01, 0.02)
 
@@ -77,10 +77,10 @@ def test_missing_weights_say_where_they_are(file: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "lengths: [1, 3]": ("lengths: 3", r"columns.all.lengths is 3, expected a list of different lengths"),
-    "per_x: 9": ("per_x: 0", r"per_x is 0, expected the iterations of 1x"),
+    "lengths: [1, 3]": ("lengths: 3", r"all.lengths is 3, expected a list of different lengths"),
+    "per_x: 9": ("per_x: 10", r"per_x is 10, expected the iterations of 1x, a multiple of 9"),
     "pixels: 0-1": ("pixels: imagnet", r"moco.pixels is 'imagnet', expected one of imagenet, caffe, "),
-    "{224: 2}": ("{wide: 2}", r"moco.views.wide is 2, expected \{SIDE IN PIXELS: NUMBER\}"),
+    "{224: 2}": ("{wide: 2}", r"moco.views is \{'wide': 2\}, expected \{SIDE: NUMBER\}"),
     "source: https": ("sauce: https", r"moco has no sauce; did you mean 'source'"),
     "epochs: 2": ("epochs: 2, changes: {MODEL.WEIGHTS: x}", r"moco changes MODEL.WEIGHTS, which weights sets"),
     "pretraining: crops": ("pretraining: crops, weights: a.pth", r"ours has weights and pretraining: leave one"),
