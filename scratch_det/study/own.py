@@ -16,8 +16,9 @@ moco: {weights: ../moco.pth, pixels: imagenet, source: ADDRESS, licence: MIT, ep
 
 What a column says comes before what a row says. ``lengths``: in 1x of ``per_x`` iterations, 90,000 by default; the
 shorter ones branch off the longest. ``weights``: the file, found from this file's folder, or address of MODEL.WEIGHTS;
-``pixels``: MODEL.WEIGHTS_PIXELS; ``source`` and ``licence`` are for readers, and for who lacks the file. Of what a
-pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281,167 by default, and an image's ``views``, {SIDE: NUMBER}.
+``pixels``: MODEL.WEIGHTS_PIXELS; ``source``, an address or a command, and ``licence``: for readers, and for who lacks
+the file. Of what a pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281,167 by default, and an image's
+``views``, {SIDE: NUMBER}.
 """
 
 import re
@@ -50,7 +51,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "changes": (lambda value: isinstance(value, dict), "{KEY: VALUE}"),
     "weights": (lambda value: isinstance(value, str), "a file or an address"),
     "pixels": (lambda value: value in (*PIXELS, RECIPES), f"one of {', '.join((*PIXELS, RECIPES))}"),
-    "source": (lambda value: isinstance(value, str), "an address"),
+    "source": (lambda value: isinstance(value, str), "an address or a command"),
     "licence": (lambda value: isinstance(value, str), "a name"),
     "epochs": (lambda value: _are_numbers([value], 1), "a number of epochs"),
     "images": (lambda value: _are_numbers([value], 1), "the number of images of an epoch"),

@@ -116,6 +116,7 @@ class Study:
             weights, source = place_of(cfg.MODEL.WEIGHTS), job.run.about.get("source")
             if source and not (url_of(cfg.MODEL.WEIGHTS) or weights.is_file()):
                 get = f"{'gdown --fuzzy' if 'drive.google' in source else 'wget'} -O {quoted(weights)} {quoted(source)}"
+                get = source if " " in source else get
                 raise DataError(f"{job.name}: its weights {weights} are missing; fetch them: {get}")
             for name in (*(() if job.run.kind == EVALUATE else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
                 try:

@@ -72,6 +72,9 @@ def test_missing_weights_say_where_they_are(file: Path, tmp_path: Path) -> None:
     weights = tmp_path / "moco.pth"
     with pytest.raises(DataError, match=rf"moco_few: .*missing; fetch them: wget -O {weights} https://moco/moco.pth"):
         study.check_data([job for job in study.jobs if job.name == "moco_few"])
+    file.write_text(MATRIX.replace("https://moco/moco.pth", "unpack it"))
+    with pytest.raises(DataError, match=r"fetch them: unpack it$"):
+        study.check_data([job for job in Study(str(file), tmp_path / "out").jobs if job.name == "moco_few"])
     weights.touch()
     study.check_data([job for job in study.jobs if job.name == "moco_few"])
 
