@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError, DataError
 from scratch_det.study import own
 from scratch_det.study.commands import folder_of
@@ -116,6 +117,7 @@ def test_that_of_this_repository() -> None:
     assert len(runs) == 3 * len(rows) * (6 + 2)
     for name, run in rows.items():
         cfg = load_config(run.config, run.changes).cfg
+        check_config(cfg, num_processes=8)
         assert {cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM} == {0, "SyncBN"}
         assert bool(run.about.get("source")) == bool(run.about.get("licence")) == (name != "random")
         assert (

@@ -16,7 +16,6 @@ from scratch_det.study.records import FINISHED, Curve, Record, load, save
 from scratch_det.study.report import render
 from scratch_det.study.report.tables import as_markdown, tables_of
 
-
 PROJECT = ROOT / "projects/self_supervised"  # of studies/digits_inits.yaml
 
 
