@@ -118,6 +118,5 @@ def evaluate(
 
 def features_of(model: nn.Module, batch: list[Sample]) -> tuple[Tensor, Tensor]:
     """The backbone's features and a 1 [N, C + 1], float64, and labels [N], on the CPU."""
-    return F.pad(model.eval().features(batch).double().cpu(), (0, 1), value=1.0), torch.tensor(
-        [s["label"] for s in batch]
-    )
+    features = model.eval().features(batch).double().cpu()
+    return F.pad(features, (0, 1), value=1.0), torch.tensor([sample["label"] for sample in batch])

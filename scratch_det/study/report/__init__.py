@@ -31,6 +31,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+from scratch_det.command_line import project_flags
 from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import DataError, UserError
 from scratch_det.files import sha256_of, write_atomically
@@ -206,7 +207,7 @@ def with_made(record: Record, study: Study) -> Record:
     job = next(job for job in study.jobs if job.name == record.run.name)
     command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
     whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
-    whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"])]
+    whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"]), *project_flags()]
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
     folder = study.out / job.name
     folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]

@@ -27,7 +27,7 @@ NOTES = (
 Seeds = dict[int | None, float]  # a metric by seed
 
 
-class Group(NamedTuple):
+class Trained(NamedTuple):
     """All seeds of one initialisation in one column and length."""
 
     run: Run  # the first of them
@@ -53,10 +53,10 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     seeds: dict[str, list[Record]] = {}
     for one in records:
         seeds.setdefault(one.run.shown, []).append(one)
-    runs, groups = {one.run.name: one.run for one in known.values()}, list[Group]()
+    runs, groups = {one.run.name: one.run for one in known.values()}, list[Trained]()
     for first, *others in seeds.values():
         scores = {metric: _scores([first, *others], metric) for metric in PAPER_METRICS}
-        groups.append(Group(first.run, scores, *pixels_seen(first.run, runs.get(first.run.pretraining or ""))))
+        groups.append(Trained(first.run, scores, *pixels_seen(first.run, runs.get(first.run.pretraining or ""))))
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
@@ -65,17 +65,20 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     return header, [_row(one, groups, metrics) for one in groups]
 
 
-def _row(one: Group, groups: Sequence[Group], metrics: Sequence[str]) -> tuple[str, ...]:
+def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tuple[str, ...]:
     column = [other for other in groups if other.run.init == SCRATCH and other.place[0] == one.place[0]]
     equal = next((other for other in column if other.place == one.place), None)
     cells = [interval([*one.scores[metric].values()]) for metric in metrics]
     compared = [metric for metric in COMPARED if metric in metrics]
-    number, pixels = str(max(map(len, one.scores.values()))), " + ".join(map(with_prefix, filter(None, one[2:])))
+    number, pixels = (
+        str(max(map(len, one.scores.values()))),
+        " + ".join(map(with_prefix, filter(None, (one.before, one.own)))),
+    )
     if equal is one:
         return (one.run.shown, *cells, number, *("" for _ in compared), pixels, "")
     gaps = [difference(one.scores[metric], equal.scores[metric] if equal else {}) for metric in compared]
     nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
-    at_cost = "longer than any" if not math.isnan(one.cost) else "not known"
+    at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
     if nearest:
         at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
     return (one.run.shown, *cells, number, *gaps, pixels, at_cost)
