@@ -5,29 +5,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from fvcore.common.config import CfgNode
 from hotcoco import mask as mask_api
-from torch import nn
 
 from scratch_det import backends
 from scratch_det.config.choices import backbone_names
-from scratch_det.config.load import load_config
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
+from scratch_det.detector import built, recipe_of
 from scratch_det.engine.checkpointer import write_synced
-from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.inference import pasted
 from scratch_det.files import sha256_of
-from scratch_det.weights.classes import num_classes
 from scratch_det.weights.convert import convert
-from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
 from scratch_det.weights.origin import Weights, read_weights
 from scratch_det.weights.pixels import Pixels
 
-KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
 MODULE = re.compile(r"backbone\.fpn|[^.]+(\.[^.]+)?")  # roi_heads.box_head, ...; the levels of a pyramid count as one
 MOST = 20  # detections of an image that are compared, the highest scores
 SAME_BOX, SAME_SCORE, SAME_MASK = 0.5, 1e-3, 0.9  # pixels of the original image, score, IoU
@@ -127,23 +121,6 @@ def convert_file(
     print(f"wrote {destination}; use it with --backend {to} MODEL.WEIGHTS {destination}")
 
 
-def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | None:
-    """The recipe of the weights, with as many classes and keypoints as they have; None when there is none."""
-    run = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
-    if config:
-        cfg = load_config(config, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
-    elif run.config.is_file() and run.environment.is_file():
-        cfg = run.read_config()
-    else:
-        return None
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights.tensors) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
-        if bias is not None:
-            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(bias)
-    cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
 def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> str:
     """Load the new file into a model of backend ``to`` where both exist; returns whether that was done, as a line.
 
@@ -190,12 +167,3 @@ def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | N
             f"keypoints within {SAME_BOX} px; nothing was written"
         )
     return text
-
-
-def built(path: Path, name: str, cfg: CfgNode) -> nn.Module:
-    """The recipe's model in backend ``name`` with the weights of ``path``."""
-    backend = backends.load(backends.choose(name))
-    torch.manual_seed(0)
-    model = backend.build(cfg)
-    load_weights(model, path, name, cfg)
-    return model

@@ -174,9 +174,13 @@ def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -
     Raises DataError as ``read_image`` does.
     """
     entry = entry or {"id": path.name, "width": None, "height": None}
-    pixels = read_image(path, entry["width"], entry["height"], cfg.INPUT.FORMAT)
+    return sample_of(read_image(path, entry["width"], entry["height"], cfg.INPUT.FORMAT), entry["id"])
+
+
+def sample_of(pixels: np.ndarray, image_id: Any = "") -> Sample:
+    """A sample without objects, of an image uint8 [H, W, 3] with its channels in INPUT.FORMAT order."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)  # a pixel's channels still lie together: resized in half the time
-    return {"image": image, "image_id": entry["id"], "height": pixels.shape[0], "width": pixels.shape[1]}
+    return {"image": image, "image_id": image_id, "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def first_image(cfg: CfgNode, datasets: Iterable[CocoDataset]) -> Tensor | None:

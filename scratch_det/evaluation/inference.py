@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
+from scratch_det.backends import Backend
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet
 from scratch_det.data.loading import evaluation_batches
@@ -42,7 +42,7 @@ RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
+    backend: Backend, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the ranks of ``group``, and score the predictions on rank 0.
 
@@ -141,7 +141,7 @@ def score_and_write(
 
 
 def predict_augmented(
-    backend: ModuleType, model: nn.Module, cfg: CfgNode, sample: Sample, flip_indices: Sequence[int] | None = None
+    backend: Backend, model: nn.Module, cfg: CfgNode, sample: Sample, flip_indices: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """What ``backend.predict`` returns for one image, from TEST.AUG's views of it. The sample has the original image.
 

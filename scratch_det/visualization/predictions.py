@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from torchvision.ops import box_area
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
@@ -66,7 +67,7 @@ def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str
             left, bottom = GAP * (place + 1) + sum(widths[:place]), FOOTER + TITLE * len(below) + sum(below)
             axes = figure.add_axes((left / width, bottom / height, widths[place] / width, heights[row] / height))
             axes.set_axis_off()
-            draw_tile(axes, sample, side, classes, colors)
+            draw_tile(axes, sample["image"], sample[side], classes, colors, sizes[number])
             title = f"{side}: {sample['title']}" if side == "truth" and sample.get("title") else side
             axes.set_title(title, loc="left", fontsize=9, color="#444444", pad=4)
     words = f"predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
@@ -74,31 +75,55 @@ def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str
     return save_figure(figure, out_png)
 
 
+@rc_context(NO_MATH)
+def draw_detections(
+    image: np.ndarray, items: Mapping[str, Any], classes: Sequence[str], threshold: float = THRESHOLD
+) -> Image.Image:
+    """Draw one image with its predictions, in its own size but at least TILE px on the longer side."""
+    height, width = size = tile_size(image, max(TILE, *image.shape[:2]))
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    draw_tile(axes, image, items, classes, class_colors([{"prediction": items}], len(classes)), size, threshold)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
 def class_colors(samples: Sequence[Mapping[str, Any]], count: int) -> dict[int, str]:
     """A colour per label: by its number where the palette has one for each class, else by its frequency here."""
     if count <= len(PALETTE):
         return dict(enumerate(PALETTE))
-    seen = Counter(int(label) for sample in samples for side in SIDES for label in np.ravel(sample[side]["labels"]))
+    sides = (sample[side] for sample in samples for side in SIDES if side in sample)
+    seen = Counter(int(label) for side in sides for label in np.ravel(side["labels"]))
     return {label: PALETTE[rank % len(PALETTE)] for rank, (label, _) in enumerate(seen.most_common())}
 
 
-def tile_size(image: np.ndarray) -> tuple[int, int]:
-    """Height and width in px of the picture: the longer side is TILE."""
-    scale = TILE / max(image.shape[:2])
+def tile_size(image: np.ndarray, longer_side: int = TILE) -> tuple[int, int]:
+    """Height and width in px of the picture."""
+    scale = longer_side / max(image.shape[:2])
     return max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
 
 
 def draw_tile(
-    axes: Axes, sample: Mapping[str, Any], side: str, classes: Sequence[str], colors: Mapping[int, str]
+    axes: Axes,
+    image: np.ndarray,
+    items: Mapping[str, Any],
+    classes: Sequence[str],
+    colors: Mapping[int, str],
+    size: tuple[int, int],
+    threshold: float = THRESHOLD,
 ) -> None:
-    """Draw the image and one side's objects, large ones first, then labels, then a note where something is missing."""
-    items, size = sample[side], tile_size(sample["image"])
-    chosen, is_fallback = choose(items)
-    scale = size[1] / sample["image"].shape[1]
+    """Draw an image and its objects, large ones first, then labels, then a note where something is missing.
+
+    size: height and width of the axes, px.
+    """
+    chosen, is_fallback = choose(items, threshold)
+    scale = size[1] / image.shape[1]
     boxes = torch.as_tensor(np.asarray(items["boxes"], float).reshape(-1, 4))[chosen] * scale
     labels = [int(items["labels"][i]) for i in chosen]
     own_colors = [colors.get(label, PALETTE[-1]) for label in labels]
-    tile = F.resize(torch.tensor(sample["image"]).permute(2, 0, 1), list(size))
+    tile = F.resize(torch.tensor(image).permute(2, 0, 1), list(size))
     by_size = box_area(boxes).argsort(descending=True, stable=True).tolist()
     for k in by_size:
         if items.get("masks") is not None:
@@ -119,26 +144,26 @@ def draw_tile(
         scores = [Decimal(str(items["scores"][i])).quantize(Decimal("0.01"), ROUND_FLOOR) for i in chosen]
         names = [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]
     _draw_labels(axes, boxes.numpy(), names, own_colors, size)
-    note = f"no score reaches {THRESHOLD:g}; thin lines: the best {len(chosen)}" if is_fallback else ""
+    note = f"no score reaches {threshold:g}; thin lines: the best {len(chosen)}" if is_fallback else ""
     if not len(chosen):
-        note = "no objects" if side == "truth" else "no predictions"
+        note = "no predictions" if "scores" in items else "no objects"
     if note:
         box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 3}
         at = size[1] / 2, size[0] - 8
         axes.text(*at, note, color="white", fontsize=8, ha="center", va="bottom", bbox=box, zorder=6)
 
 
-def choose(items: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
+def choose(items: Mapping[str, Any], threshold: float = THRESHOLD) -> tuple[np.ndarray, bool]:
     """Indices of the objects to draw, at most MOST_OBJECTS, and whether they are a fallback.
 
-    Ground truth: the largest. Prediction: scores of THRESHOLD or more, descending, or the best few if there are none.
+    Truth: the largest. Prediction: scores of ``threshold`` or more, descending, or the best few if there are none.
     """
     if "scores" not in items:
         areas = box_area(torch.as_tensor(np.reshape(items["boxes"], (-1, 4))))
         return areas.argsort(descending=True, stable=True)[:MOST_OBJECTS].numpy(), False
     scores = np.asarray(items["scores"], float).reshape(-1)
     order = np.argsort(-scores, kind="stable")
-    above = order[scores[order] >= THRESHOLD][:MOST_OBJECTS]
+    above = order[scores[order] >= threshold][:MOST_OBJECTS]
     return (above, False) if len(above) or not len(order) else (order[:FALLBACK], True)
 
 

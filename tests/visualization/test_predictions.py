@@ -67,7 +67,7 @@ def tile_of(one: dict, side: str, classes=CLASSES, colors=None) -> tuple[Axes, n
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    draw_tile(axes, one, side, classes, colors or class_colors([one], len(classes)))
+    draw_tile(axes, one["image"], one[side], classes, colors or class_colors([one], len(classes)), (height, width))
     return axes, np.asarray(axes.images[0].get_array())
 
 

@@ -1,0 +1,225 @@
+"""A trained detector as an object: load a run, or weights with their recipe, and predict images.
+
+from scratch_det import load
+model = load("output/quickstart")
+found = model.predict("image.jpg")
+print(found)
+found.draw().save("found.png")
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+from torch import nn
+
+from scratch_det import backends
+from scratch_det.config.load import load_config
+from scratch_det.data.dataset import sample_of
+from scratch_det.data.image import decode_masks, read_image
+from scratch_det.data.transforms import output_size, resize
+from scratch_det.distributed.devices import pick_device
+from scratch_det.engine.checkpointer import FINAL, LAST
+from scratch_det.engine.run_dir import RunDir
+from scratch_det.errors import UserError
+from scratch_det.evaluation.inference import pasted, predict_augmented
+from scratch_det.evaluation.predictions import detections_of
+from scratch_det.visualization.predictions import THRESHOLD, draw_detections
+from scratch_det.weights.classes import num_classes
+from scratch_det.weights.load import load_weights
+from scratch_det.weights.locate import fetch
+from scratch_det.weights.origin import Weights, read_weights
+
+Source = str | Path | np.ndarray | Image.Image  # an image: a file, or its pixels
+KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector finds in one image: N objects by descending score.
+
+    name: the file, "" for pixels. image: uint8 [H, W, 3], RGB. boxes: float32 [N, 4], x1 y1 x2 y2 in px of the image.
+    scores: float32 [N]. labels: int64 [N], places in ``classes``, the names of all classes of the model. rles: a COCO
+    RLE for each object, None from a model without masks. keypoints: float32 [N, K, 3], x, y in px and score, or None.
+    """
+
+    name: str
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    rles: list[dict[str, Any]] | None = None
+    keypoints: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __str__(self) -> str:
+        height, width = self.image.shape[:2]
+        best = ", ".join(f"{n} {s:.2f}" for n, s in zip(self.class_names[:MOST_NAMED], self.scores, strict=False))
+        more = ", ..." * (len(self) > MOST_NAMED)
+        return f"{self.name or 'image'}, {width} x {height}: {len(self)} objects{': ' * bool(best)}{best}{more}"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class of each object."""
+        return [self.classes[label] for label in self.labels]
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """bool [N, H, W]; None from a model without masks."""
+        return None if self.rles is None else decode_masks(self.rles, *self.image.shape[:2]).astype(bool)
+
+    def above(self, score: float) -> "Found":
+        """The objects with this score or more."""
+        count = int((self.scores >= score).sum())  # they come by descending score
+        parts = {name: value[:count] for name in OF_OBJECTS if (value := getattr(self, name)) is not None}
+        return replace(self, **parts)
+
+    def draw(self, score: float = THRESHOLD) -> Image.Image:
+        """The image with the objects of this score or more; small images are enlarged, so that names can be read."""
+        items = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+        return draw_detections(
+            self.image, items | {"masks": self.rles, "keypoints": self.keypoints}, self.classes, score
+        )
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """Results as COCO's json has them.
+
+        category_ids: of the classes, in their order; without them 1, 2, and so on.
+        """
+        found: dict[str, Any] = {"masks": self.rles} if self.rles is not None else {}
+        arrays = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "keypoints")}
+        found |= {name: torch.from_numpy(value) for name, value in arrays.items() if value is not None}
+        columns = detections_of(image_id, found, category_ids or range(1, len(self.classes) + 1))
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+OF_OBJECTS = ("boxes", "scores", "labels", "rles", "keypoints")  # fields of Found with an entry for each object
+MOST_NAMED = 5  # objects in a line of text
+
+
+class Detector:
+    """A model that is ready to predict.
+
+    cfg: its recipe. backend: the library that built it. classes: names, in the order of its labels.
+    """
+
+    def __init__(self, cfg: CfgNode, backend: str, model: nn.Module, classes: Sequence[str]):
+        self.cfg, self.backend, self.model, self.classes = cfg, backend, model, tuple(classes)
+
+    def predict(self, source: Source | Iterable[Source], **options: Any) -> Any:
+        """``Found`` of an image, or a list of them for several; ``options`` are those of ``predict_each``.
+
+        source: a file, an array uint8 [H, W, 3] or [H, W] in RGB, an image of Pillow, or several of these.
+        """
+        if isinstance(source, str | Path | np.ndarray | Image.Image):
+            return next(self.predict_each([source], **options))
+        return list(self.predict_each(source, **options))
+
+    def predict_each(
+        self, sources: Iterable[Source], score: float = 0.0, batch_size: int = 1, augment: bool = False
+    ) -> Iterator[Found]:
+        """``Found`` of one image after the other, so that a video needs no more memory than a batch.
+
+        score: the least; below MODEL.ROI_HEADS.SCORE_THRESH_TEST of the recipe there is none. augment: views of
+        TEST.AUG are predicted and merged; not for models with keypoints when views are flipped. Raises DataError for a
+        file that cannot be read, UserError for other arrays.
+        """
+        if augment and self.cfg.TEST.AUG.FLIP and self.cfg.MODEL.KEYPOINT_ON:
+            raise UserError(
+                "the keypoints that change sides in a flipped view are in the data's json: set TEST.AUG.FLIP False"
+            )
+        backend = backends.load(self.backend)
+        remaining = iter(sources)
+        while batch := list(islice(remaining, batch_size)):
+            images = [_pixels(source) for source in batch]
+            is_bgr = self.cfg.INPUT.FORMAT == "BGR"
+            samples = [sample_of(np.ascontiguousarray(image[..., ::-1]) if is_bgr else image) for image in images]
+            if augment:
+                predicted = [predict_augmented(backend, self.model, self.cfg, sample) for sample in samples]
+            else:
+                keys = self.cfg.INPUT
+                test_sizes = keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST
+                sizes = [output_size(sample["height"], sample["width"], *test_sizes) for sample in samples]
+                predicted = backend.predict(self.model, list(map(resize, samples, sizes)))
+            for source, image, sample, one in zip(batch, images, samples, predicted, strict=True):
+                arrays = {name: one[name].numpy() for name in ("boxes", "scores", "labels", "keypoints") if name in one}
+                name = str(source) if isinstance(source, str | Path) else ""
+                rles = pasted(sample, one).get("masks")
+                yield Found(name, image, classes=self.classes, rles=rles, **arrays).above(score)
+
+
+def _pixels(source: Source) -> np.ndarray:
+    """An image as uint8 [H, W, 3] in RGB."""
+    if isinstance(source, str | Path):
+        return read_image(Path(source))
+    if isinstance(source, Image.Image):
+        return np.array(source.convert("RGB"))
+    shape, is_grey = source.shape, source.ndim == 2
+    if source.dtype != np.uint8 or not (is_grey or (source.ndim == 3 and shape[2] == 3)) or not source.size:
+        raise UserError(f"an image of {source.dtype} {list(shape)}, expected uint8 [H, W, 3] in RGB, or [H, W]")
+    return np.ascontiguousarray(np.repeat(source[..., None], 3, 2) if is_grey else source)
+
+
+def load(
+    source: str | Path, config: str | Path | None = None, device: str | None = None, backend: str | None = None
+) -> Detector:
+    """The detector of a run's folder, its final or else its last weights, or of a weights file.
+
+    config: the recipe of a weights file that lies in no run's folder. device: "cpu", "cuda" or "cuda:1"; else the
+    recipe's, where there is one. backend: else the one that trained the weights. Raises UserError where weights or
+    recipe are missing or do not fit.
+    """
+    path = weights_of(Path(source)) if Path(source).is_dir() else fetch(str(source))
+    weights = read_weights(path)
+    cfg = recipe_of(path, Path(config) if config else None, weights)
+    if cfg is None:
+        raise UserError(f"{source} lies in no run's folder: name its recipe, config=FILE")
+    name = backends.choose(backend or weights.library)
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    classes = weights.classes or cfg.DATASETS.get("CLASS_NAMES") or [f"class {label}" for label in range(count)]
+    place = pick_device(device or cfg.MODEL.DEVICE)
+    return Detector(cfg, name, built(path, name, cfg).eval().to(place), classes)
+
+
+def weights_of(run: Path) -> Path:
+    """The final weights of a run, or those of its last checkpoint. Raises UserError where there are none."""
+    folder = RunDir(run).checkpoints
+    final, last = folder / FINAL, folder / LAST
+    path = final if final.exists() or not last.is_file() else folder / last.read_text().strip()
+    if not path.is_file():
+        raise UserError(f"{run} has no weights, {path} is missing; name a run's folder or a weights file")
+    return path
+
+
+def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | None:
+    """The recipe of the weights, with as many classes and keypoints as they have; None when there is none."""
+    run = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+    if config:
+        cfg = load_config(config, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
+    elif run.config.is_file() and run.environment.is_file():
+        cfg = run.read_config()
+    else:
+        return None
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights.tensors) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
+        if bias is not None:
+            cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(bias)
+    return cfg
+
+
+def built(path: Path, name: str, cfg: CfgNode) -> nn.Module:
+    """The recipe's model in backend ``name`` with the weights of ``path``, on the CPU."""
+    torch.manual_seed(0)
+    model = backends.load(backends.choose(name)).build(cfg)
+    load_weights(model, path, name, cfg)
+    return model
