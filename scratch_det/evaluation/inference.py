@@ -22,7 +22,6 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
-from scratch_det.backends import Backend
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.dataset import EvaluationSet
 from scratch_det.data.loading import evaluation_batches
@@ -42,7 +41,7 @@ RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
-    backend: Backend, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
+    backend: Any, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the ranks of ``group``, and score the predictions on rank 0.
 
@@ -141,7 +140,7 @@ def score_and_write(
 
 
 def predict_augmented(
-    backend: Backend, model: nn.Module, cfg: CfgNode, sample: Sample, flip_indices: Sequence[int] | None = None
+    backend: Any, model: nn.Module, cfg: CfgNode, sample: Sample, flip_indices: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """What ``backend.predict`` returns for one image, from TEST.AUG's views of it. The sample has the original image.
 
