@@ -90,7 +90,7 @@ class Found:
             self.image, items | {"masks": self.rles, "keypoints": self.keypoints}, self.classes, score
         )
 
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str] = ()) -> list[dict[str, Any]]:
         """Results as COCO's json has them.
 
         category_ids: of the classes, in their order; without them 1, 2, and so on.

@@ -5,7 +5,7 @@
 ``train_net``     tools/train_net.py   ``tiny_coco``      100 real COCO images, where they are at hand
 ``train``         starts a run of ``toy_recipe`` in this process
 ``points_recipe`` ``toy_recipe`` with keypoints in its data
-``study_tool``    tools/study.py
+``study_tool``    tools/study.py  ``small_detector``  a detector at random
 """
 
 import importlib.util
@@ -26,6 +26,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from scratch_det import backends
 from scratch_det.backends import is_installed
 from scratch_det.command_line import GIVEN, LOADED
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PRETRAININGS, PROJECT_KEYS
@@ -217,6 +218,21 @@ def small_model() -> list[str]:
     ResNet-18, 32 channels with GN in FPN and heads, few proposals, 64 px, batches of 2, MAX_ITER 2, on the CPU.
     """
     return [word for pair in SMALL_MODEL.items() for word in pair]
+
+
+@pytest.fixture(scope="session")
+def small_detector() -> Any:
+    """A ``Detector`` at random, with three classes, masks and three keypoints, that finds ten objects in any image."""
+    import torch
+
+    from scratch_det.detector import Detector
+
+    changes = SMALL_MODEL | {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0", "MODEL.ROI_HEADS.NUM_CLASSES": "3"}
+    changes |= {"MODEL.KEYPOINT_ON": "True", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "3"}
+    words = [word for pair in changes.items() for word in pair]
+    cfg = backends.model_config(ROOT / "configs/Digits/quickstart.yaml", words, "torchvision")
+    torch.manual_seed(0)
+    return Detector(cfg, "torchvision", backends.load("torchvision").build(cfg), ("ant", "bee", "cat"))
 
 
 @pytest.fixture

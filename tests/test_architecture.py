@@ -26,8 +26,8 @@ LAYERS = (
     ("backends", "evaluation"),  # the two detectors; metrics
     ("visualization",),
     ("engine",),  # plan, train, resume
-    ("detector",),  # a trained model
-    ("analysis", "benchmark", "conversion", "study"),  # tools that look at runs, or start them
+    ("detector", "sources"),  # a trained model and its input
+    ("analysis", "benchmark", "conversion", "predict", "study"),  # tools that look at runs, or start them
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, SMALL_MODEL
 from PIL import Image
 
 import scratch_det
-from scratch_det import backends
 from scratch_det.detector import Detector, Found
 from scratch_det.errors import DataError, UserError
 
@@ -27,14 +24,8 @@ def run(train: Callable[..., Path], points_recipe: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> Detector:
-    """At random, with three classes, masks and keypoints."""
-    changes = [word for pair in SMALL_MODEL.items() for word in pair] + [str(word) for word in ALL]
-    changes += ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.KEYPOINT_ON", "True"]
-    changes += ["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "3"]
-    cfg = backends.model_config(ROOT / "configs/Digits/quickstart.yaml", changes, "torchvision")
-    torch.manual_seed(0)
-    return Detector(cfg, "torchvision", backends.load("torchvision").build(cfg), ("ant", "bee", "cat"))
+def model(small_detector: Detector) -> Detector:
+    return small_detector
 
 
 @pytest.fixture(scope="module")

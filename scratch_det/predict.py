@@ -1,0 +1,135 @@
+"""Predicting images and videos with a trained detector: pictures, videos and COCO's results in a folder."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import msgspec
+import numpy as np
+
+from scratch_det.detector import Detector, Found
+from scratch_det.errors import DataError, UserError, listed
+from scratch_det.files import write_atomically
+from scratch_det.log import track
+from scratch_det.reading import read_json
+from scratch_det.sources import Video, find_sources, readable
+
+RESULTS = "results.json"
+QUALITY = 92  # of a JPEG, where text and thin lines stay clear
+
+
+class Named(msgspec.Struct):
+    """An image or a category of a COCO json."""
+
+    id: int | str
+    file_name: str = ""
+    name: str = ""
+
+
+class Like(msgspec.Struct):
+    """What is read of a COCO json whose ids the results shall have."""
+
+    images: list[Named]
+    categories: list[Named]
+
+
+class Settings(NamedTuple):
+    """How to predict: see ``Detector.predict_each``. like: a COCO json, for the ids of images and categories."""
+
+    score: float
+    batch_size: int = 1
+    augment: bool = False
+    like: Path | None = None
+
+
+def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: Settings) -> list[str]:
+    """Predict everything that ``words`` name, see ``find_sources``, into ``out``; returns what could not be read.
+
+    Images become pictures of their own names, videos .mp4, and the objects of all images ``results.json``. Raises
+    UserError, before anything is written, for words that name nothing and a ``like`` that does not fit.
+    """
+    images, videos = find_sources(words)
+    if out.resolve() in {path.resolve().parent for path in (*images, *(Path(video.source) for video in videos))}:
+        raise UserError(f"--out {out} is a folder of what is predicted, whose files would be replaced; name another")
+    shared = Counter(path.name for path in images)
+    ids: dict[Path, int | str] = {path: path.name if shared[path.name] == 1 else str(path) for path in images}
+    pictures = {path: str(name).replace("/", "_").removesuffix(".jpg") + ".jpg" for path, name in ids.items()}
+    category_ids: Sequence[int | str] = range(1, len(model.classes) + 1)
+    if settings.like:
+        ids, category_ids = read_ids(settings.like, model.classes, images)
+    out.mkdir(parents=True, exist_ok=True)
+    faults, rows = list[str](), list[dict[str, Any]]()
+    begun = time.perf_counter()
+    for path, found in predict_files(model, images, settings, faults):
+        found.draw(settings.score).save(out / pictures[path], quality=QUALITY)
+        rows += found.to_coco(ids[path], category_ids)
+    if images:
+        write_atomically(out / RESULTS, msgspec.json.encode(rows))
+        read, seconds = len(images) - len(faults), time.perf_counter() - begun
+        rate = f"{read / seconds:.1f} images a second, drawing included"
+        print(
+            f"{read} of {len(images)} images, {len(rows)} objects with a score from {settings.score:g}, {rate}: {out}"
+        )
+    for video in videos:
+        print(predict_video(model, video, out / f"{Path(video.source).stem}.mp4", settings))
+    return faults
+
+
+def predict_files(
+    model: Detector, images: Sequence[Path], settings: Settings, faults: list[str]
+) -> Iterator[tuple[Path, Found]]:
+    """Each image that can be read, with what is found in it; the messages of the others go to ``faults``."""
+    paths: list[Path] = []  # read, and not yet predicted
+
+    def arrays() -> Iterator[np.ndarray]:
+        for path, image in readable(track(images, "predicting", len(images)), faults):
+            paths.append(path)
+            yield image
+
+    for found in model.predict_each(arrays(), settings.score, settings.batch_size, settings.augment):
+        yield paths.pop(0), found
+
+
+def predict_video(model: Detector, video: Video, path: Path, settings: Settings) -> str:
+    """Write a video with the objects drawn into it; returns a line about it. Ctrl-C ends a camera's."""
+    writer, begun, count = None, time.perf_counter(), 0
+    frames = track(video, f"predicting {video.source}", video.frames) if video.frames else video
+    try:
+        for found in model.predict_each(frames, settings.score, settings.batch_size, settings.augment):
+            frame = np.asarray(found.draw(settings.score))
+            if writer is None:
+                size = frame.shape[1::-1]
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.rate, size)
+            writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            count += 1
+    except KeyboardInterrupt:
+        if video.frames:
+            raise
+    finally:
+        if writer is not None:
+            writer.release()
+    if not count:
+        raise DataError(f"{video.source}: no frame can be decoded; give another video, or images")
+    return f"{count} frames, {count / (time.perf_counter() - begun):.1f} a second, drawing included: {path}"
+
+
+def read_ids(
+    like: Path, classes: Sequence[str], images: Sequence[Path]
+) -> tuple[dict[Path, int | str], list[int | str]]:
+    """From a COCO json: the ids of images, by file name without folder, and of the categories in the order of classes.
+
+    Raises UserError for images and classes that it does not have.
+    """
+    if not like.is_file():
+        raise UserError(f"--like {like} is missing; give a COCO json that is there")
+    content = read_json(like, Like, "give another COCO json")
+    ids = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    categories = {category["name"]: category["id"] for category in content["categories"]}
+    lacking = [path.name for path in images if path.name not in ids]
+    lacking += [name for name in classes if name not in categories]
+    if lacking:
+        raise UserError(f"--like {like} has no {listed(lacking)}; expected all images and classes: give their json")
+    return {path: ids[path.name] for path in images}, [categories[name] for name in classes]

@@ -1,0 +1,101 @@
+"""What is predicted: image files, folders, patterns, videos and cameras, as arrays one after the other."""
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scratch_det.data.catalog import SUFFIXES
+from scratch_det.data.image import read_image
+from scratch_det.errors import DataError, UserError, did_you_mean
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+FRAMES_A_SECOND = 25.0  # of a camera that does not say it
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, or a camera by its number. frames: how many, None for a camera. rate: frames a second."""
+
+    source: str
+    frames: int | None
+    rate: float
+
+    @classmethod
+    def open(cls, source: str) -> "Video":
+        """Raises DataError for a file that is no video, and for a camera that is not there."""
+        with closing(Capture(source)) as capture:
+            count = int(capture.video.get(cv2.CAP_PROP_FRAME_COUNT))
+            return cls(source, count if count > 0 else None, capture.video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The frames, uint8 [H, W, 3], RGB."""
+        with closing(Capture(self.source)) as capture:
+            while True:
+                is_read, frame = capture.video.read()
+                if not is_read:
+                    return
+                yield np.ascontiguousarray(frame[..., ::-1])
+
+
+class Capture:
+    """OpenCV's reader of a file or a camera. Raises DataError where there is none."""
+
+    def __init__(self, source: str):
+        self.video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        if not self.video.isOpened():
+            what = f"camera {source} is not there" if source.isdecimal() else f"{source}: no video that can be decoded"
+            raise DataError(f"{what}; give another one, or images")
+
+    def close(self) -> None:
+        self.video.release()
+
+
+def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:
+    """The images and the videos that ``words`` name: files, folders (their images), patterns (**/*.jpg), cameras (0).
+
+    Raises UserError for a word that names none, DataError as ``Video.open`` does.
+    """
+    images, videos = [], []
+    for word in words:
+        path = Path(word)
+        if word.isdecimal() and not path.exists():
+            videos.append(Video.open(word))
+            continue
+        if path.is_dir():
+            found = sorted(path.iterdir())
+        else:
+            found = [path] if path.exists() else [Path(one) for one in sorted(glob.glob(word, recursive=True))]
+        of_images = [one for one in found if one.suffix.lower() in SUFFIXES]
+        of_videos = [one for one in found if one.suffix.lower() in VIDEO_SUFFIXES]
+        if not of_images and not of_videos:
+            raise UserError(_none(path, found))
+        images += of_images
+        videos += [Video.open(str(one)) for one in of_videos]
+    return images, videos
+
+
+def _none(path: Path, found: Sequence[Path]) -> str:
+    """Why a path or pattern names no image."""
+    expected = f"expected images ({' '.join(SUFFIXES)}) or videos ({' '.join(VIDEO_SUFFIXES)})"
+    if path.is_dir():
+        return (
+            f"{path} is a folder without images: {len(found)} other files; {expected}, or a pattern: '{path}/**/*.jpg'"
+        )
+    if found:
+        return f"{path}: {len(found)} files that are none, such as {found[0]}; {expected}"
+    beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"there is no {path}{did_you_mean(path.name, beside)}; {expected}, a folder, a pattern or a camera's number"
+
+
+def readable(paths: Iterable[Path], faults: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each image, uint8 [H, W, 3] in RGB, that can be read; the messages of the others go to ``faults``."""
+    for path in paths:
+        try:
+            yield path, read_image(path)
+        except DataError as problem:
+            faults.append(str(problem))

@@ -1,0 +1,107 @@
+"""Predicting files: what a source is, what is written, and what cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from scratch_det.detector import Detector
+from scratch_det.errors import DataError, UserError
+from scratch_det.predict import Settings, predict_sources
+from scratch_det.sources import find_sources
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images, one in a folder below, and a text."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for name in ("a.jpg", "below/b.PNG"):
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def write_video(path: Path, frames: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 64))
+    for number in range(frames):
+        writer.write(np.full((64, 96, 3), 40 * number, np.uint8))
+    writer.release()
+
+
+class TestSources:
+    def test_files_folders_and_patterns(self, folder: Path) -> None:
+        write_video(folder / "clip.mp4", 3)
+        images, videos = find_sources([str(folder), f"{folder}/**/*.PNG", str(folder / "a.jpg")])
+        assert images == [folder / "a.jpg", folder / "below" / "b.PNG", folder / "a.jpg"]
+        assert [(video.source, video.frames, video.rate) for video in videos] == [(str(folder / "clip.mp4"), 3, 5)]
+        assert [frame.shape for frame in videos[0]] == [(64, 96, 3)] * 3
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("a.jpeg", r"there is no .*a.jpeg; did you mean 'a.jpg'\?; expected images"),
+            ("*.tiff", r"there is no .*\*.tiff; expected images"),
+            ("notes.txt", r"notes.txt: 1 files that are none, such as .*notes.txt; expected images"),
+            ("empty", r"empty is a folder without images: 0 other files; .* or a pattern: '.*empty/\*\*/\*.jpg'"),
+        ],
+    )
+    def test_what_names_none(self, folder: Path, word: str, message: str) -> None:
+        (folder / "empty").mkdir()
+        with pytest.raises(UserError, match=message):
+            find_sources([str(folder / word)])
+
+    def test_broken_videos_and_cameras_that_are_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        with pytest.raises(DataError, match=r"broken.mp4: no video that can be decoded"):
+            find_sources([str(tmp_path / "broken.mp4")])
+        with pytest.raises(DataError, match=r"camera 97 is not there"):
+            find_sources(["97"])
+
+
+class TestPredict:
+    def test_pictures_and_results(self, small_detector: Detector, folder: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        (folder / "below" / "a.jpg").write_bytes((folder / "a.jpg").read_bytes())
+        (folder / "broken.jpg").write_bytes(b"")
+        faults = predict_sources(small_detector, [str(folder), str(folder / "below")], out, Settings(0.0, batch_size=2))
+        assert len(faults) == 1
+        assert "broken.jpg: cannot be decoded" in faults[0]
+        rows = json.loads((out / "results.json").read_text())
+        ids = [str(folder / "a.jpg"), str(folder / "below" / "a.jpg"), "b.PNG"]
+        assert [row["image_id"] for row in rows] == [name for name in ids for _ in range(10)]
+        expected = small_detector.predict(folder / "below" / "b.PNG", batch_size=2).to_coco("b.PNG")
+        assert [row["category_id"] for row in rows[20:]] == [row["category_id"] for row in expected]
+        pictures = {str(folder / name).replace("/", "_") for name in ("a.jpg", "below/a.jpg")} | {"b.PNG.jpg"}
+        assert {path.name for path in out.iterdir()} == pictures | {"results.json"}
+
+    def test_ids_of_a_json(self, small_detector: Detector, folder: Path, tmp_path: Path) -> None:
+        like, out = tmp_path / "like.json", tmp_path / "out"
+        content: dict[str, Any] = {"images": [{"id": 17, "file_name": "train/a.jpg"}], "categories": []}
+        for number, name in ((9, "cat"), (5, "ant")):
+            content["categories"].append({"id": number, "name": name})
+        like.write_text(json.dumps(content))
+        settings = Settings(0.0, like=like)
+        with pytest.raises(UserError, match=r"like.json has no b.PNG, bee; expected all images and classes"):
+            predict_sources(small_detector, [str(folder), str(folder / "below")], out, settings)
+        assert not out.exists()
+        content["categories"].append({"id": 7, "name": "bee"})
+        like.write_text(json.dumps(content))
+        assert predict_sources(small_detector, [str(folder)], out, settings) == []
+        labels = small_detector.predict(folder / "a.jpg").labels
+        rows = json.loads((out / "results.json").read_text())
+        assert [(row["image_id"], row["category_id"]) for row in rows] == [(17, (5, 7, 9)[label]) for label in labels]
+
+    def test_originals_are_not_replaced(self, small_detector: Detector, folder: Path) -> None:
+        with pytest.raises(UserError, match=r"whose files would be replaced; name another"):
+            predict_sources(small_detector, [str(folder)], folder, Settings(0.5))
+
+    def test_a_video(self, small_detector: Detector, tmp_path: Path) -> None:
+        write_video(tmp_path / "clip.mp4", 3)
+        assert predict_sources(small_detector, [str(tmp_path / "clip.mp4")], tmp_path / "out", Settings(0.0)) == []
+        _, (written,) = find_sources([str(tmp_path / "out")])
+        assert [frame.shape for frame in written] == [(266, 400, 3)] * 3  # the codec's sides are even
