@@ -30,7 +30,7 @@ from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import pasted, predict_augmented
 from scratch_det.evaluation.predictions import detections_of
-from scratch_det.visualization.predictions import THRESHOLD, draw_detections
+from scratch_det.visualization.predictions import THRESHOLD, draw_objects
 from scratch_det.weights.classes import num_classes
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import fetch
@@ -86,9 +86,7 @@ class Found:
     def draw(self, score: float = THRESHOLD) -> Image.Image:
         """The image with the objects of this score or more; small images are enlarged, so that names can be read."""
         items = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
-        return draw_detections(
-            self.image, items | {"masks": self.rles, "keypoints": self.keypoints}, self.classes, score
-        )
+        return draw_objects(self.image, items | {"masks": self.rles, "keypoints": self.keypoints}, self.classes, score)
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int | str] = ()) -> list[dict[str, Any]]:
         """Results as COCO's json has them.

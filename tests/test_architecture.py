@@ -27,7 +27,7 @@ LAYERS = (
     ("visualization",),
     ("engine",),  # plan, train, resume
     ("detector", "sources"),  # a trained model and its input
-    ("analysis", "benchmark", "conversion", "predict", "study"),  # tools that look at runs, or start them
+    ("analysis", "benchmark", "conversion", "diagnosis", "predict", "study"),  # tools that look at runs, or start them
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 

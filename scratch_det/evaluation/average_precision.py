@@ -75,7 +75,7 @@ def run_cocoeval(
             rows = order[slice(*np.searchsorted(images[order], [part.start, part.stop]))]
             chosen = {name: column[rows] for name, column in predictions.items()}
             chosen |= {"image_id": images[rows], "category_id": classes[rows]}
-            objects = list(_objects(truth, part, scored, task, len(parameters.kpt_oks_sigmas)))
+            objects = list(annotations_of(truth, part, scored, task, len(parameters.kpt_oks_sigmas)))
             records = [image | {"id": place} for place, image in enumerate(truth.images[part], start)]
             scorer.update(records, objects, **_detections(chosen, task))
     finished = scorer.finalize()
@@ -83,7 +83,9 @@ def run_cocoeval(
     return finished
 
 
-def _objects(truth: Truth, images: slice, scored: Sequence[int], task: str, num_keypoints: int) -> Iterator[Record]:
+def annotations_of(
+    truth: Truth, images: slice, scored: Sequence[int], task: str, num_keypoints: int
+) -> Iterator[Record]:
     """The annotations of these images and of ``scored`` categories, as the scorer takes them.
 
     Raises DataError where the json cannot serve the task: no masks, no keypoints, a wrong number of sigmas.

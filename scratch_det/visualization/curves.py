@@ -40,6 +40,7 @@ LOSSES = {  # by key: label, colour, line width
     "loss_rpn_loc": ("proposal box", SKY, 1.2),
 }
 DASHES = ("-", "--", ":", "-.")  # of a cascade's stages and of data sets
+STYLE_SHEET = Path(__file__).with_name("page.css")  # of HTML pages
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 

@@ -3,6 +3,7 @@
 A sample is ``{"image", "truth", "prediction"}`` and optionally ``"title"``. The image is uint8 [H, W, 3] RGB. Truth and
 prediction are dicts of ``boxes`` float [N, 4] (x0, y0, x1, y1 in px), ``labels`` int [N] (0-based), ``masks`` (N COCO
 RLEs, bool [N, H, W], or None), optionally ``keypoints`` [N, K, 3] (x, y, v); the prediction has ``scores`` [N] as well.
+``names`` and ``colors`` of N objects stand for what else follows from class and score.
 """
 
 from collections import Counter
@@ -76,11 +77,15 @@ def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str
 
 
 @rc_context(NO_MATH)
-def draw_detections(
-    image: np.ndarray, items: Mapping[str, Any], classes: Sequence[str], threshold: float = THRESHOLD
+def draw_objects(
+    image: np.ndarray,
+    items: Mapping[str, Any],
+    classes: Sequence[str],
+    threshold: float = THRESHOLD,
+    longer_side: int = 0,
 ) -> Image.Image:
-    """Draw one image with its predictions, in its own size but at least TILE px on the longer side."""
-    height, width = size = tile_size(image, max(TILE, *image.shape[:2]))
+    """Draw one image with its objects; without ``longer_side`` in its own size, but at least TILE px long."""
+    height, width = size = tile_size(image, longer_side or max(TILE, *image.shape[:2]))
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -123,6 +128,8 @@ def draw_tile(
     boxes = torch.as_tensor(np.asarray(items["boxes"], float).reshape(-1, 4))[chosen] * scale
     labels = [int(items["labels"][i]) for i in chosen]
     own_colors = [colors.get(label, PALETTE[-1]) for label in labels]
+    if "colors" in items:
+        own_colors = [items["colors"][i] for i in chosen]
     tile = F.resize(torch.tensor(image).permute(2, 0, 1), list(size))
     by_size = box_area(boxes).argsort(descending=True, stable=True).tolist()
     for k in by_size:
@@ -139,7 +146,9 @@ def draw_tile(
                 tile = draw_keypoints(tile, points[..., :2] * scale, None, color, radius, visibility=points[..., 2] > 0)
     axes.imshow(tile.permute(1, 2, 0).numpy(), extent=(0, size[1], size[0], 0))
     names = [classes[label] if 0 <= label < len(classes) else f"class {label}" for label in labels]
-    if "scores" in items:
+    if "names" in items:
+        names = [items["names"][i] for i in chosen]
+    elif "scores" in items:
         # rounded down: a score below THRESHOLD must not look as if it reached it
         scores = [Decimal(str(items["scores"][i])).quantize(Decimal("0.01"), ROUND_FLOOR) for i in chosen]
         names = [f"{name}: {score}" for name, score in zip(names, scores, strict=True)]

@@ -31,7 +31,7 @@ from scratch_det.study.records import FIX, LOSS, Record
 from scratch_det.study.report.figures import INITS, own_part
 from scratch_det.study.report.tables import BOX, Table
 from scratch_det.study.run import PRETRAIN
-from scratch_det.visualization.curves import thin
+from scratch_det.visualization.curves import STYLE_SHEET, thin
 
 METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
 METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
@@ -66,7 +66,7 @@ def write_page(
     ``figures``: SVG documents by name; ``runs`` is empty when the run folders are gone.
     """
     here = Path(__file__).parent
-    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (path.read_text(encoding="utf-8") for path in (STYLE_SHEET, here / "page.js"))
     classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
     compared = [run for run in runs if run.name not in classifiers] or runs
     compared = [run for run in compared if run.config]

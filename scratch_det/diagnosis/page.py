@@ -1,0 +1,197 @@
+"""A diagnosis as one HTML page that needs no network, with its numbers as CSV and JSON beside it."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image as Pillow
+
+from scratch_det import tables
+from scratch_det.data.image import read_image
+from scratch_det.diagnosis import figures
+from scratch_det.diagnosis.figures import Models
+from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, Diagnosis, Image
+from scratch_det.errors import DataError
+from scratch_det.evaluation.predictions import Predictions
+from scratch_det.evaluation.truth import Truth
+from scratch_det.files import write_atomically
+from scratch_det.visualization.curves import STYLE_SHEET
+from scratch_det.visualization.predictions import draw_objects
+
+WORST, DOUBTS = 50, 24  # pictures
+SIDE, QUALITY = 420, 80  # of a picture: px, JPEG's
+RIGHT, WRONG, MISSED = "#3cb44b", "#ff5a5a", "#ffd24d"  # green, red, yellow
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    note: str = ""
+    rows: Sequence[Sequence[str]] = ()
+    pictures: Sequence[tuple[str, str]] = field(default_factory=list)
+
+
+def write_page(out: Path, title: str, models: Models, truth: Truth, predictions: Sequence[Predictions]) -> Path:
+    """Write index.html, classes.csv and diagnosis.json into the folder ``out``; returns the page.
+
+    predictions: of the models, in their order. The pictures are of the first one.
+    """
+    first, classes = next(iter(models.values())), class_rows(models)
+    sections = [
+        Section("AP", "Average precision in percent; how many objects of a size there are.", overall_rows(models)),
+        Section("Kinds of errors", "What AP50 would gain if all errors of a kind were mended (TIDE), and how many "
+                "there are among all detections, low scores included.", kind_rows(models)),
+        Section("Curves", "Left: mean precision of all classes. Right: the IoU that a detection needs to be right.",
+                pictures=[("precision and recall", _svg(figures.precision_and_recall(models))),
+                          ("AP by IoU", _svg(figures.ap_by_iou(models))),
+                          ("calibration: on the line a score is a probability", _svg(figures.calibration(models)))]),
+        Section("Classes", f"Detections: with a score from {SHOWN_SCORE:g}.", classes),
+        Section("Confusions", f"Objects by true class (row) and the class of the detection there, score from "
+                f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
+                pictures=[(name, _svg(figures.confusions(found))) for name, found in models.items()]),
+        Section("Images with the most errors", f"Of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
+                "red is wrong, yellow is an object that was missed.", pictures=worst(truth, first, predictions[0])),
+        Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
+                "nothing: look at them before you trust either.", pictures=doubtful(truth, first, predictions[0])),
+    ]  # fmt: skip
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
+    shown = [one for one in sections if one.rows or one.pictures]
+    images, objects = len(truth.images), int(first.counts.sum())
+    headline = f"{images:,} images of {truth.data.entry.name}, {objects:,} objects of {len(first.classes)} classes."
+    text = environment.get_template("page.html").render(
+        title=title, style=STYLE_SHEET.read_text(), headline=headline, sections=shown
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "classes.csv", tables.as_csv(classes))
+    write_atomically(out / "diagnosis.json", json.dumps({k: as_json(d, truth) for k, d in models.items()}, indent=1))
+    write_atomically(out / "index.html", text)
+    return out / "index.html"
+
+
+def overall_rows(models: Models) -> list[list[str]]:
+    """AP, at two IoUs and by size of the objects; recall."""
+    first = next(iter(models.values()))
+    sizes = [
+        f"AP {size} ({count:,})" for size, count in zip(("small", "medium", "large"), first.by_size[1], strict=True)
+    ]
+    rows = [["model", "AP", "AP50", "AP75", *sizes, "recall"]]
+    for name, found in models.items():
+        values = [np.nanmean(found.ap(iou)) for iou in (None, 0.5, 0.75)]
+        rows.append([name, *map(_number, [*values, *found.by_size[0], 100 * np.nanmean(found.recall)])])
+    return rows
+
+
+def kind_rows(models: Models) -> list[list[str]]:
+    rows = [["error", *(f"{name}: {what}" for name in models for what in ("AP50", "errors"))]]
+    for kind, (name, meaning) in KINDS.items():
+        pairs = [found.kinds[kind] for found in models.values()]
+        cells = (cell for gain, count in pairs for cell in (f"+{gain:.1f}", f"{count:,}"))
+        rows.append([f"{name}: {meaning}", *cells])
+    return rows
+
+
+def class_rows(models: Models) -> list[list[str]]:
+    """A row for each class with objects: counts, AP of each model, and with two models their difference."""
+    first, names = next(iter(models.values())), list(models)
+    compared = [f"{names[1]} - {names[0]}"] if len(names) == 2 else []
+    columns = [
+        f"{name}: {what}" if len(names) > 1 else what for name in names for what in ("AP", "AP50", "AP75", "recall")
+    ]
+    rows = [["class", "objects", "detections", *columns, *compared, "most confused with"]]
+    scores = {
+        name: [found.ap(), found.ap(0.5), found.ap(0.75), 100 * found.recall.mean(0)] for name, found in models.items()
+    }
+    for place in np.flatnonzero(first.counts).tolist():
+        values = [score[place] for four in scores.values() for score in four]
+        apart = [f"{scores[names[1]][0][place] - scores[names[0]][0][place]:+.1f}"] if compared else []
+        others = first.confusion[place, : len(first.classes)].copy()
+        others[place] = 0
+        most = f"{first.classes[others.argmax()]} ({others.max()})" if others.any() else "-"
+        counts = (f"{first.counts[place]:,}", f"{first.detections[place]:,}")
+        rows.append([first.classes[place], *counts, *map(_number, values), *apart, most])
+    return rows
+
+
+def worst(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[tuple[str, str]]:
+    """Pictures of the images with the lowest F1 that have an error."""
+    chosen = [one for one in found.images if one.wrong or one.missed][:WORST]
+    return [picture for one in chosen if (picture := _marked(truth, found, predictions, one))]
+
+
+def doubtful(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[tuple[str, str]]:
+    """Pictures of detections that contradict a label."""
+    pictures = []
+    for doubt in sorted(found.doubts, key=lambda one: -one["dt_score"])[:DOUBTS]:
+        one = next(image for image in found.images if image.place == doubt["image_id"])
+        row, says = doubt["dt_id"] - 1, doubt.get("gt_category")
+        alone = Image(one.place, (), (row,), ())
+        words = f"detected {doubt['dt_category']} {doubt['dt_score']:.2f}, the label says {says or 'nothing'}"
+        if picture := _marked(truth, found, predictions, alone, words):
+            pictures.append(picture)
+    return pictures
+
+
+def _marked(
+    truth: Truth, found: Diagnosis, predictions: Predictions, one: Image, words: str = ""
+) -> tuple[str, str] | None:
+    """The caption and the picture of an image, in grey, with its detections and missed objects; None without file."""
+    image = truth.images[one.place]
+    try:
+        pixels = read_image(truth.data.entry.image_root / image["file_name"])
+    except DataError:
+        return None
+    objects = list(truth.data.objects(int(truth.numbers[one.place])))
+    _, classes = truth.places({name: predictions[name] for name in ("image_id", "category_id")})
+    marks = [
+        *((objects[k]["bbox"], found.classes[objects[k]["label"]], MISSED) for k in one.missed),
+        *((predictions["bbox"][row], f"{found.classes[classes[row]]} {predictions['score'][row]:.2f}", color)
+          for rows, color in ((one.wrong, WRONG), (one.right, RIGHT)) for row in rows),
+    ]  # fmt: skip
+    boxes = np.array([box for box, *_ in marks], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    items = {"boxes": boxes, "labels": np.zeros(len(marks), int), "names": [name for _, name, _ in marks],
+             "colors": [color for *_, color in marks]}  # fmt: skip
+    grey = np.repeat((0.5 * pixels.mean(2, keepdims=True) + 50).astype(np.uint8), 3, 2)
+    picture = draw_objects((0.3 * pixels + 0.7 * grey).astype(np.uint8), items, found.classes, longer_side=SIDE)
+    words = words or f"{len(one.right)} right, {len(one.wrong)} wrong, {len(one.missed)} missed"
+    return f"{image['file_name']}: {words}", _jpeg(picture)
+
+
+def as_json(found: Diagnosis, truth: Truth) -> dict[str, Any]:
+    """The numbers of a diagnosis."""
+
+    def plain(values: np.ndarray) -> list[Any]:
+        return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+    return {
+        "task": found.task, "classes": list(found.classes), "objects": found.counts.tolist(),
+        "ap": {name: plain(found.ap(iou)) for name, iou in (("AP", None), ("AP50", 0.5), ("AP75", 0.75))},
+        "ap_by_iou": plain(found.at_thresholds()), "confusion": found.confusion.tolist(),
+        "ap_by_size": plain(found.by_size[0]), "objects_by_size": found.by_size[1].tolist(),
+        "kinds": {kind: {"ap50_gain": round(gain, 4), "errors": count} for kind, (gain, count) in found.kinds.items()},
+        "calibration": [plain(row) for row in found.calibration],
+        "images": [{"file_name": truth.images[one.place]["file_name"], "right": len(one.right),
+                    "wrong": len(one.wrong), "missed": len(one.missed)} for one in found.images],
+        "doubts": [one | {"image": truth.images[one["image_id"]]["file_name"]} for one in found.doubts],
+    }  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.1f}"
+
+
+def _svg(text: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _jpeg(picture: Pillow.Image) -> str:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
