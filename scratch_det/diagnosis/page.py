@@ -60,17 +60,24 @@ def write_page(out: Path, title: str, models: Models, truth: Truth, predictions:
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
                 "nothing: look at them before you trust either.", pictures=doubtful(truth, first, predictions[0])),
     ]  # fmt: skip
-    here = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
-    shown = [one for one in sections if one.rows or one.pictures]
     images, objects = len(truth.images), int(first.counts.sum())
     headline = f"{images:,} images of {truth.data.entry.name}, {objects:,} objects of {len(first.classes)} classes."
+    page = render(out, title, headline, sections)
+    write_atomically(out / "classes.csv", tables.as_csv(classes))
+    write_atomically(out / "diagnosis.json", json.dumps({k: as_json(d, truth) for k, d in models.items()}, indent=1))
+    return page
+
+
+def render(out: Path, title: str, headline: str, sections: Sequence[Section]) -> Path:
+    """Write index.html into the folder ``out``: the sections that have rows or pictures."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    shown = [one for one in sections if one.rows or one.pictures]
     text = environment.get_template("page.html").render(
         title=title, style=STYLE_SHEET.read_text(), headline=headline, sections=shown
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "classes.csv", tables.as_csv(classes))
-    write_atomically(out / "diagnosis.json", json.dumps({k: as_json(d, truth) for k, d in models.items()}, indent=1))
     write_atomically(out / "index.html", text)
     return out / "index.html"
 
@@ -161,7 +168,7 @@ def _marked(
     grey = np.repeat((0.5 * pixels.mean(2, keepdims=True) + 50).astype(np.uint8), 3, 2)
     picture = draw_objects((0.3 * pixels + 0.7 * grey).astype(np.uint8), items, found.classes, longer_side=SIDE)
     words = words or f"{len(one.right)} right, {len(one.wrong)} wrong, {len(one.missed)} missed"
-    return f"{image['file_name']}: {words}", _jpeg(picture)
+    return f"{image['file_name']}: {words}", as_jpeg(picture)
 
 
 def as_json(found: Diagnosis, truth: Truth) -> dict[str, Any]:
@@ -191,7 +198,7 @@ def _svg(text: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _jpeg(picture: Pillow.Image) -> str:
+def as_jpeg(picture: Pillow.Image) -> str:
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,126 @@
+"""A page of a data set's images with their objects, or of a recipe's training images as the model gets them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from scratch_det.config.load import load_config
+from scratch_det.data.catalog import lookup
+from scratch_det.data.coco import CocoDataset, read_coco
+from scratch_det.data.dataset import TrainingSet
+from scratch_det.data.image import read_image
+from scratch_det.data.masks import Masks
+from scratch_det.diagnosis.page import SIDE, Section, as_jpeg, render
+from scratch_det.errors import ConfigError, UserError, did_you_mean, listed
+from scratch_det.visualization.predictions import draw_objects
+
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # areas, px^2: COCO's ranges
+CROWD, IGNORED = " (crowd)", " (ignored)"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which images are shown: those with an object of a class and a size, or a crowd; or those with these ids."""
+
+    classes: Sequence[str] = ()
+    size: str = ""
+    crowds: bool = False
+    ids: Sequence[str] = ()
+    count: int = 24
+
+
+def view_data(name: str, chosen: Filter, out: Path) -> str:
+    """Write the page of a data set of the catalog; returns a line about it.
+
+    Raises UserError for classes that it does not have and where no image is left, DataError as ``read_coco`` does.
+    """
+    notices: list[str] = []
+    data = read_coco(lookup(name), need_masks=False, say=notices.append)
+    if unknown := [one for one in chosen.classes if one not in data.classes]:
+        raise UserError(f"{name} has no class {unknown[0]}{did_you_mean(unknown[0], list(data.classes))}; "
+                        f"it has {listed(data.classes)}")  # fmt: skip
+    numbers = [number for number in range(len(data.images)) if _is_chosen(data, number, chosen)]
+    if not numbers:
+        asked = ", ".join(f"{field} {value}" for field, value in vars(chosen).items() if value and field != "count")
+        raise UserError(f"no image of {name} has all of this: {asked}; ask for less")
+    spread = np.unique(np.linspace(0, len(numbers) - 1, min(chosen.count, len(numbers))).astype(int))
+    pictures = [_of_json(data, numbers[place]) for place in spread.tolist()]
+    section = Section(f"{len(pictures)} of {len(numbers):,} images", "; ".join(notices), pictures=pictures)
+    counts = f"{len(data.images):,} images, {len(data.arrays['order']):,} objects of {len(data.classes)} classes."
+    classes = [["class", "objects"], *([n, f"{c:,}"] for n, c in zip(data.classes, _counts(data), strict=True))]
+    return str(render(out, name, counts, [section, Section("Classes", rows=classes)]))
+
+
+def view_training(config_file: Path, overrides: Sequence[str], count: int, out: Path) -> str:
+    """Write the page of the first images of a training: resized, flipped, with the objects that the model learns.
+
+    Raises ConfigError for a recipe without training data, DataError as ``read_coco`` does.
+    """
+    cfg = load_config(config_file, overrides).cfg
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError(f"{config_file} trains on nothing: name data, DATASETS.TRAIN \"('NAME',)\"")
+    data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
+    samples = TrainingSet(cfg, data)
+    pictures = list(islice(_of_training(cfg, data[0], samples), count))
+    name, where = Path(config_file).stem, ", ".join(cfg.DATASETS.TRAIN)
+    note = f"The first {len(pictures)} of the stream of seed {cfg.SEED}."
+    headline = f"{len(samples):,} training images of {where}, as the model gets them."
+    return str(render(out, name, headline, [Section("Images", note, pictures=pictures)]))
+
+
+def _counts(data: CocoDataset) -> list[int]:
+    return np.bincount(data.arrays["label"][data.arrays["order"]], minlength=len(data.classes)).tolist()
+
+
+def _is_chosen(data: CocoDataset, number: int, chosen: Filter) -> bool:
+    if chosen.ids:
+        return str(data.images[number]["id"]) in chosen.ids
+    if not (chosen.classes or chosen.size or chosen.crowds):
+        return True
+    low, high = SIZES.get(chosen.size, (0, float("inf")))
+    return any(
+        low <= one["area"] < high
+        and (not chosen.classes or data.classes[one["label"]] in chosen.classes)
+        and (one["iscrowd"] or not chosen.crowds)
+        for one in data.objects(number)
+    )
+
+
+def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
+    """The caption and the picture of an image with all of its objects."""
+    image, objects = data.images[number], data.objects(number)
+    pixels = read_image(data.entry.image_root / image["file_name"], image["width"], image["height"])
+    labels = [one["label"] for one in objects]
+    names = [data.classes[one["label"]] + CROWD * one["iscrowd"] + IGNORED * one["ignore"] for one in objects]
+    words = f"{image['file_name']}, id {image['id']}, {image['width']} x {image['height']}: {len(objects)} objects"
+    boxes = np.array([one["bbox"] for one in objects], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    items: dict[str, Any] = {"boxes": boxes, "labels": labels, "names": names}
+    if objects and all(one.get("segmentation") for one in objects):
+        items["masks"] = _bitmaps(Masks.read([one["segmentation"] for one in objects]), image["height"], image["width"])
+    return words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))
+
+
+def _of_training(cfg: CfgNode, data: CocoDataset, samples: TrainingSet) -> Iterator[tuple[str, str]]:
+    """Of one position of the stream after the other."""
+    for position in range(len(samples)):
+        sample = samples[position]
+        image = sample["image"].permute(1, 2, 0).numpy()
+        pixels = np.ascontiguousarray(image[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else image)
+        height, width = pixels.shape[:2]
+        items: dict[str, Any] = {key: sample[key].numpy() for key in ("boxes", "labels", "keypoints") if key in sample}
+        if "masks" in sample:
+            items["masks"] = _bitmaps(sample["masks"], height, width)
+        words = f"position {position}, image {sample['image_id']}, {width} x {height}: {len(items['labels'])} objects"
+        yield words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))
+
+
+def _bitmaps(masks: Masks, height: int, width: int) -> np.ndarray:
+    """bool [N, SIDE, SIDE], the whole image of each mask."""
+    return masks.crop_and_resize(torch.tensor([[0.0, 0.0, width, height]]).expand(len(masks), 4), SIDE).numpy()
