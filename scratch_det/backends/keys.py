@@ -16,13 +16,14 @@ LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
 POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 RESNET = "build_resnet_fpn_backbone"
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 # Keys that have to stay at detectron2's default with any backend, because this repository's data, loop and evaluation
 # support nothing else. Other architectures need other annotations, or have state that no checkpoint holds (RetinaNet's
 # running loss_normalizer); USE_FED_LOSS needs LVIS's class frequencies.
 FIXED_BY_LOOP = (
     "MODEL.META_ARCHITECTURE", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
-    "MODEL.LOAD_PROPOSALS", "INPUT.CROP.ENABLED", "DATALOADER.SAMPLER_TRAIN", "TEST.PRECISE_BN.ENABLED",
+    "MODEL.LOAD_PROPOSALS", "INPUT.CROP.ENABLED", "TEST.PRECISE_BN.ENABLED",
 )  # fmt: skip
 # Keys that have to stay at detectron2's default with the torchvision backend.
 FIXED_BY_TORCHVISION = (
@@ -55,6 +56,7 @@ def allowed_values(backend: str, cfg: CfgNode) -> dict[str, tuple[Any, ...]]:
     """The values that a config like ``cfg`` may have with ``backend``; a key that is not listed may have any value."""
     defaults = flatten(get_cfg())
     allowed: dict[str, tuple[Any, ...]] = {key: (defaults[key],) for key in FIXED_BY_LOOP}
+    allowed["DATALOADER.SAMPLER_TRAIN"] = SAMPLERS
     if backend == "torchvision":
         allowed |= {key: (defaults[key],) for key in FIXED_BY_TORCHVISION}
         allowed |= {f"MODEL.ROI_{head}_HEAD.POOLER_TYPE": POOLERS for head in ("BOX", "MASK", "KEYPOINT")}

@@ -32,6 +32,7 @@ from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
 from scratch_det.errors import DataError
 
+REPEATS = "RepeatFactorTrainingSampler"  # of DATALOADER.SAMPLER_TRAIN, by detectron2's name
 ORDER, AUGMENTATION = 0, 1  # part of the seed, so that the two generators are independent
 
 
@@ -49,10 +50,15 @@ class Stream:
             allows it. A batch is padded to its largest height and width, so mixed orientations cost memory and time;
             detectron2's DATALOADER.ASPECT_RATIO_GROUPING uses buffers, whose content depends on earlier images.
             Always pairs, even if a rank has more images, because the paper trains with 2 images per GPU.
+        factors: how often an epoch shows each image in the mean [num_images], at least 1. An epoch then has the rounded
+            sum of them, and of an image the whole number below or above its factor.
     """
 
-    def __init__(self, seed: int, num_images: int, portrait: np.ndarray | None = None):
-        self.seed, self.num_images, self.portrait = seed, num_images, portrait
+    def __init__(
+        self, seed: int, num_images: int, portrait: np.ndarray | None = None, factors: np.ndarray | None = None
+    ):
+        self.seed, self.portrait, self.factors = seed, portrait, factors
+        self.num_images, self.length = num_images, num_images if factors is None else round(factors.sum())
         self._cached = -1, np.empty(0, int)  # the last used epoch and its order
 
     def at(self, position: int) -> tuple[int, np.random.Generator]:
@@ -60,12 +66,17 @@ class Stream:
 
         A position is a 0-based count of images since the start of training, over all ranks.
         """
-        epoch, offset = divmod(position, self.num_images)
+        epoch, offset = divmod(position, self.length)
         if self._cached[0] != epoch:
             rng = np.random.default_rng([self.seed, ORDER, epoch])
             order = rng.permutation(self.num_images)
+            if self.factors is not None:  # images along a line by their factors, and points on it at a distance of 1
+                ends = self.factors[order].cumsum() * (self.length / self.factors.sum())
+                ends[-1] = self.length
+                counts = np.diff(np.floor(ends + rng.random()).astype(int), prepend=0)
+                order = rng.permutation(np.repeat(order, counts))
             if self.portrait is not None:
-                starts_odd = (epoch * self.num_images) % 2 == 1
+                starts_odd = (epoch * self.length) % 2 == 1
                 order = _pair_up(order, self.portrait[order], rng, starts_odd)
             self._cached = epoch, order
         return int(self._cached[1][offset]), np.random.default_rng([self.seed, AUGMENTATION, position])
@@ -125,7 +136,12 @@ class TrainingSet(SampleSet):
         self.description = "\n".join([f"{len(self):,} training images; {left_out:,} without {lacking} left out", *dark])
         portrait = np.concatenate([data.arrays["height"][of_one] > data.arrays["width"][of_one]
                                    for data, of_one in zip(datasets, chosen, strict=True)])  # fmt: skip
-        self.stream = Stream(cfg.SEED, len(self), portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
+        grouped = portrait if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+        factors = repeat_factors(cfg, datasets, chosen) if cfg.DATALOADER.SAMPLER_TRAIN == REPEATS else None
+        self.stream = Stream(cfg.SEED, len(self), grouped, factors)
+        if factors is not None:
+            most = f"rare classes are repeated, an image up to {factors.max():.1f} times"
+            self.description += f"; {most}: {self.stream.length:,} in a pass over the data"
 
     def __getitem__(self, position: int) -> Sample:
         index, rng = self.stream.at(position)
@@ -152,6 +168,26 @@ class TrainingSet(SampleSet):
         """The json's id of the image at a position of the stream."""
         number, place = self.items[self.stream.at(position)[0]].tolist()
         return self.datasets[number].images[place]["id"]
+
+
+def repeat_factors(cfg: CfgNode, datasets: Sequence[CocoDataset], chosen: Sequence[np.ndarray]) -> np.ndarray:
+    """How often each training image is shown, at least 1 [images], by its rarest class (Gupta et al. 2019, *LVIS*).
+
+    For a class in a share f of the images, sqrt(REPEAT_THRESHOLD / f), without REPEAT_SQRT the quotient itself.
+    chosen: numbers of the images of each data set. Crowds count, as in detectron2.
+    """
+    starts = np.cumsum([0, *map(len, chosen)])
+    places, labels = [], []
+    for start, data, of_one in zip(starts, datasets, chosen, strict=False):
+        image, label = (data.arrays[name][data.arrays["order"]] for name in ("image", "label"))
+        is_chosen = np.isin(image, of_one)
+        places.append(start + np.searchsorted(of_one, image[is_chosen]))
+        labels.append(label[is_chosen])
+    place, label = np.unique([np.concatenate(places), np.concatenate(labels)], axis=1)
+    factors, shares = np.ones(starts[-1]), np.bincount(label) / starts[-1]
+    of_classes = cfg.DATALOADER.REPEAT_THRESHOLD / np.maximum(shares, 1e-12)  # those without objects are not asked for
+    np.maximum.at(factors, place, (np.sqrt(of_classes) if cfg.DATALOADER.REPEAT_SQRT else of_classes)[label])
+    return factors
 
 
 class EvaluationSet(SampleSet):

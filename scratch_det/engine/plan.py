@@ -180,6 +180,8 @@ def classification_problems(cfg: CfgNode) -> Iterator[str]:
     """Problems of a recipe for pre-training. It describes a detector, and only the detector's backbone is trained."""
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
+    if (sampler := cfg.DATALOADER.SAMPLER_TRAIN) != "TrainingSampler":
+        yield f"DATALOADER.SAMPLER_TRAIN is {sampler}, which detectors have; pre-training has TrainingSampler"
     if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
         yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST

@@ -62,7 +62,7 @@ WRONG = {  # a value of the right type that this backend does not have
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": "ROIAlignRotated",
     "MODEL.LOAD_PROPOSALS": True,
     "INPUT.CROP.ENABLED": True,
-    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+    "DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler",
     "TEST.PRECISE_BN.ENABLED": True,
 }
 

@@ -10,7 +10,7 @@ from samples import bitmaps
 from toy_data import config, extent, read_toy, rejection, same
 
 from scratch_det.data import dataset as samples
-from scratch_det.data.dataset import Stream
+from scratch_det.data.dataset import REPEATS, Stream, TrainingSet, repeat_factors
 from scratch_det.data.loading import evaluation_batches, training_batches
 from scratch_det.distributed.launch import ALONE, World
 
@@ -64,6 +64,22 @@ class TestStream:
         stream = Stream(7, 9, portrait)
         assert [stream.at(int(position))[0] for position in positions] == expected[positions].tolist()
         assert Stream(7, 9, portrait).at(40)[0] == expected[40]
+
+    @pytest.mark.parametrize("num_portrait", [0, 5])
+    def test_images_are_shown_as_often_as_asked_for(self, num_portrait):
+        factors = np.array([1, 1, 1.3, 2.5, 1, 3.0, 1, 1.7, 1.2, 1])  # 14.7
+        portrait = self.portrait(10, num_portrait) if num_portrait else None
+        stream = Stream(0, 10, portrait, factors)
+        assert stream.length == 15
+        shown = np.array([stream.at(position)[0] for position in range(400 * 15)]).reshape(400, 15)
+        counts = np.array([np.bincount(epoch, minlength=10) for epoch in shown])
+        assert counts.mean(0) == pytest.approx(factors * 15 / 14.7, abs=0.1)
+        assert ((counts >= np.floor(factors)) & (counts <= np.ceil(factors * 15 / 14.7))).all()
+        assert stream.at(77)[0] == Stream(0, 10, portrait, factors).at(77)[0]
+
+    def test_factors_of_one_show_each_image_once(self):
+        stream = Stream(0, 9, None, np.ones(9))
+        assert sorted(stream.at(position)[0] for position in range(9, 18)) == list(range(9))
 
     def test_random_numbers_depend_on_seed_and_position_alone(self):
         def draw(stream: Stream, position: int) -> tuple:
@@ -239,3 +255,24 @@ def test_grouping_is_by_orientation(coco_factory) -> None:
         assert (dataset.stream.portrait is not None) == grouped
     dataset = samples.TrainingSet(config(DATALOADER__ASPECT_RATIO_GROUPING=True), [read_toy()])
     assert dataset.stream.portrait.tolist() == [False, True, False]
+
+
+class TestRepeatFactors:
+    def test_they_are_those_of_the_rarest_class(self, coco_factory):
+        """``toy_train`` has 6 images with objects; of class 9 only the third one keeps an object."""
+
+        def change(content):
+            for one in content["annotations"]:
+                one["category_id"] = 9 if one["image_id"] == 3 and one["id"] % 2 else 2 if one["image_id"] < 4 else 5
+
+        coco_factory(num_images=7, change=change)
+        cfg = config(DATALOADER__SAMPLER_TRAIN=REPEATS, DATALOADER__REPEAT_THRESHOLD=0.7)
+        data = read_toy()
+        factors = repeat_factors(cfg, [data, data], [np.arange(6), np.arange(3)])
+        shares = {2: 6 / 9, 5: 3 / 9, 9: 2 / 9}
+        two, five, nine = (max(1, np.sqrt(0.7 / share)) for share in shares.values())
+        assert factors == pytest.approx([two, two, nine, five, five, five, two, two, nine])
+        cfg.DATALOADER.REPEAT_SQRT = False
+        assert repeat_factors(cfg, [data], [np.arange(6)]).max() == pytest.approx(0.7 * 6)
+        samples = TrainingSet(cfg, [data])
+        assert "an image up to 4.2 times: 11 in a pass over the data" in samples.description
