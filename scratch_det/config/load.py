@@ -30,6 +30,7 @@ NO_KEYS = (  # what others write where a key is expected, and what to write here
     (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
     (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
 )
+PROJECTS = Path(__file__).parents[2] / "projects"
 OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")  # of detectron2's keys
 
 
@@ -283,8 +284,11 @@ def _explain_unknown(key: str, known: list[str]) -> str:
     below = [other for other in known if other.startswith(key + ".")]
     if below:
         return f"{key} is a section, not a value; it holds keys such as {below[0]}"
+    for package in sorted(PROJECTS.glob("*/__init__.py")):
+        if f'"{key}"' in package.read_text(encoding="utf-8"):
+            return f"key {key} is one of a project: give --project projects/{package.parent.name}"
     if key.startswith(OUTSIDE_OUR_SUBSET):
-        return f"key {key} belongs to a part of detectron2 that only --backend detectron2 has: remove it, or use that"
+        return f"key {key} is of a part of detectron2 that is not trained here, such as RetinaNet: remove it"
     name = key.rpartition(".")[2]
     namesakes = get_close_matches(key, [other for other in known if other.rpartition(".")[2] == name], n=3, cutoff=0)
     meant = [key.upper()] if key.upper() in known else namesakes

@@ -22,7 +22,7 @@ from scratch_det.study.records import BLOCKED, FAILED, FINISHED, INTERRUPTED, RE
 from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, TRAIN, Job, jobs_folder
 from scratch_det.study.slurm import Slurm, squeue
 from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
-from scratch_det.tables import aligned, markdown
+from scratch_det.tables import aligned
 
 STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
@@ -34,7 +34,7 @@ ONLY_CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 MODELS = ROOT / "results" / "models.csv"
 KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
 KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
-LIST_HEADER = ("experiment", "paper", "iterations", "with a shared prefix", "reported")
+LIST_HEADER = ("experiment", "place", "iterations", "shared prefix", "reported")
 PLAN_HEADER = ("run", "what it is", "starts at", "trains", "needs")
 STATUS_HEADER = ("run", "state", "iteration", "AP", "eta", "")
 SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metrics().items()]  # below the header AP
@@ -48,17 +48,16 @@ def folder_of(experiment: str) -> Path:
 def list_runs(experiment: str) -> None:
     """A row for each run; a run whose trunk is not among them counts in full, also with a shared prefix."""
     runs = of_place(experiment)
-    by_name = {run.name: run for run in runs}
+    by_name, mains = {run.name: run for run in runs}, main_metrics()
     spent = [run.iterations - run.branch_at(by_name.get(run.trunk or "")) for run in runs]
     rows = []
     for run, own_iterations in zip(runs, spent, strict=True):
-        reported = " ".join(f"{metric} {value}" for metric, value in run.expected.items())
+        reported = ", ".join(f"{mains[name].label} {value}" for name, value in run.expected.items() if name in mains)
         is_shown = ONLY_CURVES.intersection(run.places) and not run.changes and run.kind == TRAIN
         reported = reported or ("a curve" if is_shown else "-")
-        places = f"{', '.join(run.places)}: {run.shown}"
-        rows.append((run.name, places, f"{run.iterations:,}", f"{own_iterations:,}", reported))
+        rows.append((run.name, ", ".join(run.places), f"{run.iterations:,}", f"{own_iterations:,}", reported))
     rows.append(("all", f"{len(runs)} runs", f"{sum(run.iterations for run in runs):,}", f"{sum(spent):,}", ""))
-    print(markdown(LIST_HEADER, rows))
+    print("\n".join(aligned([LIST_HEADER, *rows])))
 
 
 def samples(config_file: list[str] | None) -> None:

@@ -59,7 +59,7 @@ class TestLoading:
             ("BASE_LR: 0.1\n", 1, "unknown key BASE_LR; did you mean 'SOLVER.BASE_LR'"),
             ("SLOVER:\n  BASE_LR: 0.1\n", 2, "unknown key SLOVER.BASE_LR; did you mean 'SOLVER.BASE_LR'"),
             ("QQQ: 1\n", 1, "unknown key QQQ; see scratch_det/config/defaults.yaml"),
-            ("MODEL:\n  RETINANET: {NUM_CLASSES: 3}\n", 2, "only --backend detectron2 has"),
+            ("MODEL:\n  RETINANET: {NUM_CLASSES: 3}\n", 2, "not trained here, such as RetinaNet: remove it"),
             ("SOLVER:\n", 1, "SOLVER is a section"),
             ("SOLVER:\n  BASE_LR: 1\n", 2, "SOLVER.BASE_LR is 1 (int), expected float such as 0.001: write 1.0"),
             ("SOLVER:\n  MAX_ITER: 9e4\n", 2, "is 90000.0 (float), expected int such as 40000: write 90000"),

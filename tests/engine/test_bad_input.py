@@ -26,7 +26,8 @@ OVERRIDES = [
     (["SOLVER.BASE_LRR", 1], ["command line", "unknown key SOLVER.BASE_LRR; did you mean 'SOLVER.BASE_LR'?"]),
     (["MODEL.IMS_PER_BATCH", 1], ["unknown key MODEL.IMS_PER_BATCH; did you mean 'SOLVER.IMS_PER_BATCH'?"]),
     (["SOLVER", 1], ["SOLVER is a section, not a value"]),
-    (["MODEL.RETINANET.NUM_CLASSES", 1], ["a part of detectron2 that only --backend detectron2 has: remove it"]),
+    (["SOLVER.OPTIMIZER", "AdamW"], ["SOLVER.OPTIMIZER is one of a project: give --project projects/timm_backbones"]),
+    (["MODEL.RETINANET.NUM_CLASSES", 1], ["of detectron2 that is not trained here, such as RetinaNet: remove it"]),
     # pairs
     (["SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),
     (["SEED", 1, "SOLVER.BASE_LR"], ["'SOLVER.BASE_LR' has no value: overrides come in pairs"]),

@@ -310,9 +310,9 @@ class TestTool:
         monkeypatch.setattr("sys.argv", ["study.py", "list", "--experiment", "table1"])
         load_tool("study").main()
         said = capsys.readouterr().out
-        assert said.count("\n") == 23
-        total = [cell.strip() for cell in said.splitlines()[-1].split("|")]
-        assert total[1:5] == ["all", "20 runs", "7,200,000", "3,120,000"]
+        assert said.count("\n") == 22
+        assert said.splitlines()[-1].split() == ["all", "20", "runs", "7,200,000", "3,120,000"]
+        assert max(map(len, said.splitlines())) < 150
 
     def test_unknown(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "list", "--experiment", "tabel1"])
