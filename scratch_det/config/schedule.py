@@ -195,6 +195,22 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
             section[period] = max(1, round(section[period] / ratio))
 
 
+def shorten(cfg: CfgNode, iterations: int) -> None:
+    """Change ``cfg`` to a trial of so many iterations: drops in proportion, one evaluation, at the end.
+
+    Warm-up, without which it would diverge, takes half of it at most. The run gets a folder of its own,
+    OUTPUT_DIR_trial. Raises ConfigError for less than one iteration.
+    """
+    if iterations < 1:
+        raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, expected 1 or more iterations")
+    solver, ratio = cfg.SOLVER, iterations / max(cfg.SOLVER.MAX_ITER, 1)
+    steps = {round(step * ratio) for step in solver.STEPS} - {0, iterations}
+    solver.MAX_ITER, solver.STEPS = iterations, tuple(sorted(steps))
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 2)
+    cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD = 0, iterations
+    cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}_trial"
+
+
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:
     """Lines for the log: keys of this run beside those of the recipe's files, or one line when none differs.
 

@@ -53,6 +53,8 @@ def run_parser(description: str | None) -> ArgumentParser:
         "pause after N iterations and keep that checkpoint; --resume without this flag, or with a larger N, continues"
     )
     add("--stop-at", type=int, metavar="N", help=pause)
+    trial = "a trial of N iterations, with the schedule in proportion, in OUTPUT_DIR_trial"
+    add("--trial", type=int, metavar="N", help=trial)
     return parser
 
 

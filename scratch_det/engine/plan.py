@@ -15,7 +15,7 @@ from scratch_det import backends
 from scratch_det.config.choices import backbone_names
 from scratch_det.config.load import LoadedConfig, load_config
 from scratch_det.config.rules import check_config, mirrored_views
-from scratch_det.config.schedule import settle_batch
+from scratch_det.config.schedule import settle_batch, shorten
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir
@@ -24,8 +24,8 @@ from scratch_det.weights.locate import check_weights, find_checkpoint
 
 DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.task_of``
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
-TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "scale_to_batch", "accumulate", "init_std",
-                  "waive")  # fmt: skip
+TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "trial", "scale_to_batch", "accumulate",
+                  "init_std", "waive")  # fmt: skip
 RUN_FILES = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
 )
@@ -45,6 +45,7 @@ class Request:
     keep_at: tuple[int, ...] = ()
     keep_last: int = 3
     stop_at: int | None = None
+    trial: int | None = None
     scale_to_batch: int | None = None
     accumulate: int = 1
     init_std: float | None = None
@@ -120,14 +121,22 @@ def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, Loaded
                 f"--backend {request.backend}: pre-training builds {LIBRARY}'s backbone, and its weights serve both "
                 "backends; leave the flag out"
             )
-        return LIBRARY, load_config(request.config_file, request.overrides, backends.defaults(LIBRARY))
+        return LIBRARY, read_recipe(request, LIBRARY)
     backend = backends.choose(request.backend)
-    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
+    recipe = read_recipe(request, backend)
     if request.resume and request.backend == backends.AUTO:
         began = RunDir(recipe.cfg.OUTPUT_DIR).recorded("backend")
         if began not in (None, backend):
             return choose_backend(replace(request, backend=began))
     return backend, recipe
+
+
+def read_recipe(request: Request, backend: str) -> LoadedConfig:
+    """The recipe of a request, shortened for --trial."""
+    recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
+    if request.trial is not None:
+        shorten(recipe.cfg, request.trial)
+    return recipe
 
 
 def without_errors(request: Request, task: str) -> Request:

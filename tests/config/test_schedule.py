@@ -19,6 +19,7 @@ from scratch_det.config.schedule import (
     scale_to_batch,
     settle_batch,
     shared_prefix,
+    shorten,
 )
 from scratch_det.errors import ConfigError
 
@@ -385,3 +386,20 @@ def test_reference_world_size_is_detectron2s(reference: int, num_processes: int,
     cfg = load_config(SCRATCH_3X, overrides).cfg
     honour_reference_world_size(cfg, num_processes)
     assert numbers(cfg) == numbers(DefaultTrainer.auto_scale_workers(stock, num_processes))
+
+
+class TestTrial:
+    @pytest.mark.parametrize(
+        ("iterations", "steps", "warmup"), [(40, (31, 37), 20), (2000, (1556, 1852), 500), (3, (2,), 1), (1, (), 0)]
+    )
+    def test_drops_are_in_proportion(self, iterations: int, steps: tuple[int, ...], warmup: int) -> None:
+        cfg = load_config(SCRATCH_3X).cfg
+        folder = cfg.OUTPUT_DIR
+        shorten(cfg, iterations)
+        assert (iterations, steps, warmup) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS)
+        assert (0, f"{folder}_trial") == (cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR)
+        check_config(cfg)
+
+    def test_no_iteration(self) -> None:
+        with pytest.raises(ConfigError, match=r"--trial is 0, expected 1 or more iterations"):
+            shorten(load_config(SCRATCH_3X).cfg, 0)
