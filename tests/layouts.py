@@ -278,7 +278,8 @@ LAYOUTS = {
         **under("encoder_q.0.", body(net)), **mlp("encoder_q.1.mlp"), **also("encoder_k.0.", net),
         **under("backbone.", body(net)), "queue": torch.ones(4)}}, part="backbone"),
     "OpenSelfSup, converted": Layout(partial(for_detectron2, author="OpenSelfSup"), suffix=".pkl"),
-    "MMSelfSup": Layout(lambda net: openmmlab(net, SELFSUP, "cfg", "neck.mlp", "head.predictor"), said="OpenMMLab"),
+    "MMSelfSup": Layout(lambda net: openmmlab(net, SELFSUP, "cfg", "neck.mlp", "head.predictor"),
+                        said="mmpretrain classifier"),
     "MMSelfSup, converted": Layout(lambda net: for_detectron2(
         net, "MMSelfSup", **{"stem.head.fc.weight": np.ones(1)}), suffix=".pkl", said=r"left out stem \(1\)"),
     "SparK": Layout(body),
@@ -314,8 +315,8 @@ LAYOUTS = {
     "mmcls": Layout(lambda net: openmmlab(net, "img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], "
                                                "std=[58.395, 57.12, 57.375], to_rgb=True)", "config")),
     "mmdetection": Layout(lambda net: openmmlab(net, MMENGINE, "cfg", *DETECTOR), said=(
-        r"OpenMMLab classifier, state_dict.backbone; left out state_dict.neck \(4\), state_dict.rpn_head \(4\), "
-        r"state_dict.roi_head \(4\)")),
+        r"mmdetection or mmpretrain classifier, state_dict.backbone; left out state_dict.neck \(4\), "
+        r"state_dict.rpn_head \(4\), state_dict.roi_head \(4\)")),
     "mmdetection, caffe": Layout(lambda net: openmmlab(net, MMCV, "config", *DETECTOR), pixels="caffe", caffe=True),
     "OpenMMLab's resnet50_caffe": Layout(body, pixels="caffe", stated="caffe", caffe=True),
     "torch.compile": Layout(lambda net: {"model": under("_orig_mod.", net)}),

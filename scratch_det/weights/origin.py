@@ -131,7 +131,7 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
         says_pixels=recorded is not None,
         fused_norm=folded or content.get("fused_norm") is True,
         stride_in_1x1=content.get("stride_in_1x1", recipe.get("stride_in_1x1", False if is_as_known else None)),
-        trained_by="OpenMMLab" if recipe else "",
+        trained_by="mmdetection or mmpretrain" if recipe else "",
         classes=tuple(map(str, names)) if isinstance(names, list | tuple) and is_detector else (),
         prefix=prefix, left_out=left_out,
     )  # fmt: skip
