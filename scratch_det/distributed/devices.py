@@ -12,7 +12,10 @@ from scratch_det.distributed.launch import ALONE, World
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.log import logger
 
-NO_GPU = "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU"
+NO_GPU = (
+    "MODEL.DEVICE is cuda, but no GPU is visible: using the CPU, where recipes as small as "
+    "configs/Digits/quickstart.yaml train in minutes and those for COCO would take months"
+)
 SHARE_GPUS = "SCRATCH_DET_SHARE_GPUS"  # processes may have the same GPU: for tests, with gloo, as NCCL refuses it
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scratch_det.log import logger
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: not finished, the same command again will continue
 STOPPED = (EXIT_PREEMPTED, 128 + signal.SIGINT)  # exit codes of a run that was asked to stop and can be continued
@@ -61,6 +63,8 @@ class StopFlag:
             number = byte[0]
             if number in SIGNALS and self.signal is None:
                 self._take(number)
+                if not self.raises:
+                    logger.info(f"{signal_name(number)}: stopping after this iteration or evaluation; again: at once")
             elif number in SIGNALS and time.monotonic() - self.received > SAME_REQUEST:
                 os._exit(128 + number)
 
