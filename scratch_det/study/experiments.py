@@ -52,9 +52,10 @@ def of_place(place: str) -> list[Run]:
     groups |= {name: [run for run in known if name in run.places] for name in places}
     found = groups | {run.name: [run] for run in known}
     if place not in found:
-        fix = "; tools/study.py samples counts it" if place == "figure2" else did_you_mean(place, list(found))
-        listed = [path.stem for path in sorted(own.STUDIES.glob("*.yaml"))]
-        others = f"{', '.join([*groups, *listed])}, names that list prints, and files, *.yaml"
+        files = [path.stem for path in sorted(own.STUDIES.glob("*.yaml"))]
+        hint = did_you_mean(place, [*found, *files])
+        fix = "; tools/study.py samples counts it" if place == "figure2" else hint
+        others = f"{', '.join([*groups, *files])}, names that list prints, and files, *.yaml"
         raise UserError(f"no experiment {place}{fix}; there are {others}")
     return found[place]
 

@@ -89,7 +89,8 @@ def runs(path: Path) -> list[Run]:
         return next((entry.where for entry in entries if f"{entry.key}.".startswith(f"{name}.")), str(path))
 
     for name, fields in sections.items():
-        if columns and isinstance(fields, dict) and "recipe" not in fields:
+        if columns and "recipe" not in (fields or {}):
+            sections[name] = fields or {}  # nothing, or {}: a random one
             rows.add(name)
         _check(name, sections, where, needs_recipe=name not in rows)
     for name in columns:

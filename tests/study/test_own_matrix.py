@@ -100,6 +100,15 @@ def test_rejected(old: str, file: Path) -> None:
         own.runs(file)
 
 
+@pytest.mark.parametrize("nothing", ["random:", "random: {}"])
+def test_a_random_row_says_nothing(nothing: str, file: Path) -> None:
+    file.write_text(MATRIX.replace("random: {}", nothing))
+    assert by_name(file)["random_few"].init == SCRATCH
+    file.write_text(MATRIX.replace("random: {}", "random: [1]"))
+    with pytest.raises(ConfigError, match=r"random is \[1\]: write random"):
+        own.runs(file)
+
+
 def test_without_columns(file: Path) -> None:
     file.write_text("columns: 3\nrandom: {}\n")
     with pytest.raises(ConfigError, match=r"columns is 3: write columns: \{NAME"):
