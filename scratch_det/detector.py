@@ -28,7 +28,7 @@ from scratch_det.distributed.devices import pick_device
 from scratch_det.engine.checkpointer import FINAL, LAST
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
-from scratch_det.evaluation.inference import pasted, predict_augmented
+from scratch_det.evaluation.inference import pasted, predict, predict_augmented
 from scratch_det.evaluation.predictions import detections_of
 from scratch_det.visualization.predictions import THRESHOLD, draw_objects
 from scratch_det.weights.classes import num_classes
@@ -148,7 +148,7 @@ class Detector:
                 keys = self.cfg.INPUT
                 test_sizes = keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST
                 sizes = [output_size(sample["height"], sample["width"], *test_sizes) for sample in samples]
-                predicted = backend.predict(self.model, list(map(resize, samples, sizes)))
+                predicted = predict(backend, self.model, self.cfg, list(map(resize, samples, sizes)))
             for source, image, sample, one in zip(batch, images, samples, predicted, strict=True):
                 arrays = {name: one[name].numpy() for name in ("boxes", "scores", "labels", "keypoints") if name in one}
                 name = str(source) if isinstance(source, str | Path) else ""

@@ -37,6 +37,7 @@ from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.log import clock, logger, track
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
+DETECTRON = "Detectron"  # of ANCHOR_GENERATOR.ROUNDING
 RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
@@ -51,7 +52,7 @@ def evaluate(
     """
     group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     began = time.perf_counter()
-    found = predict_dataset(lambda batch: backend.predict(model, batch), EvaluationSet(cfg, data), data, group)
+    found = predict_dataset(lambda batch: predict(backend, model, cfg, batch), EvaluationSet(cfg, data), data, group)
     seconds = time.perf_counter() - began
     metrics = score_and_write(cfg, data, found, out) if group.is_main else {}
     if cfg.TEST.AUG.ENABLED:
@@ -62,6 +63,19 @@ def evaluate(
         )  # fmt: skip
         metrics |= score_and_write(cfg, data, found, out, TTA) if group.is_main else {}
     return metrics
+
+
+def predict(backend: Any, model: nn.Module, cfg: CfgNode, batch: list[Sample]) -> list[dict[str, Any]]:
+    """What ``backend.predict`` returns; with ANCHOR_GENERATOR.ROUNDING Detectron boxes end where Detectron's do.
+
+    Detectron divides a box's last pixel, not its edge, by the scale of the image, and adds the pixel afterwards.
+    """
+    found = backend.predict(model, batch)
+    if cfg.MODEL.ANCHOR_GENERATOR.get("ROUNDING") == DETECTRON:
+        for sample, one in zip(batch, found, strict=True):
+            one["boxes"][:, 2:] += 1 - 1 / _scale(sample)[2:]
+            one["boxes"] = clip_boxes_to_image(one["boxes"], (sample["height"], sample["width"]))
+    return found
 
 
 def predict_dataset(

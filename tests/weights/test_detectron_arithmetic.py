@@ -6,6 +6,7 @@ A box of Detectron's has its last pixel as x2 and y2; here x2 and y2 are 1 more,
 import math
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 import torch
 from hotcoco import mask as mask_api
 from PIL import Image
+from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.transforms.functional import pil_to_tensor
 
 from scratch_det.backends.torchvision import PYRAMID_STRIDES
 from scratch_det.backends.torchvision_heads import ROIPooler
+from scratch_det.config.load import get_cfg
 from scratch_det.data.transforms import output_size, resize
+from scratch_det.evaluation.inference import DETECTRON, predict
 from scratch_det.modeling.anchors import Anchors
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 from scratch_det.modeling.roi_align import roi_align
@@ -80,11 +84,18 @@ def test_decoding_is_the_same(weights: tuple[float, ...], random: np.random.Gene
     torch.testing.assert_close(ours - LAST_PIXEL, torch.tensor(expected))
 
 
-def test_boxes_in_the_photograph_end_up_to_a_pixel_earlier() -> None:
-    """Detectron divides its last pixel by the scale; here it is the edge that is divided: 0.2 to 0.4 px for COCO."""
-    for scale, apart in ((800 / 640, 0.2), (800 / 480, 0.4)):
-        last = 200.0
-        assert (last / scale + 1) - (last + 1) / scale == pytest.approx(apart)
+@pytest.mark.parametrize("height", [640, 480])
+def test_boxes_in_the_photograph_end_at_their_last_pixel(height: int) -> None:
+    """Detectron divides the last pixel by the scale, not the edge; without the key boxes end 0.2 to 0.4 px earlier."""
+    scale, cfg, edge = 800 / height, get_cfg(), 201.0
+    sample = {"image": torch.zeros(3, 800, round(900 * scale)), "height": height, "width": 900}
+    backend = SimpleNamespace(predict=lambda _, batch: [{"boxes": torch.tensor([[8.0, 16, edge, edge]]) / scale}])
+    (plain,) = predict(backend, nn.Identity(), cfg, [sample])
+    cfg.MODEL.ANCHOR_GENERATOR.ROUNDING = DETECTRON
+    (found,) = predict(backend, nn.Identity(), cfg, [sample])
+    expected = (edge - 1) / scale + 1
+    assert found["boxes"][0].tolist() == pytest.approx([8 / scale, 16 / scale, expected, expected])
+    assert (found["boxes"] - plain["boxes"])[0, 2].item() == pytest.approx({640: 0.2, 480: 0.4}[height], abs=1e-4)
 
 
 def test_levels_are_the_same(random: np.random.Generator) -> None:
