@@ -22,12 +22,14 @@ def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path)
     """
     paths: dict[str, Path] = {}
     for word in words:
-        name, sign, path = word.rpartition("=")
-        paths[name if sign else Path(word).name] = Path(path)
+        name, sign, path = ("", "", word) if Path(word).exists() else word.partition("=")
+        paths[name if sign else Path(word).resolve().name] = Path(path if sign else word)
     if len(paths) < len(words):
         raise UserError(f"two of {', '.join(words)} have the same name: write NAME=FOLDER")
+    if missing := [path for path in paths.values() if not path.exists()]:
+        raise UserError(f"there is no {missing[0]}; give a run's folder, or a json of results")
     folder = next(iter(paths.values()))
-    if not data and folder.is_dir() and RunDir(folder).config.is_file():
+    if not data and RunDir(folder).environment.is_file():
         data = next(iter(RunDir(folder).read_config().DATASETS.TEST), None)
     if not data:
         raise UserError(f"{folder} does not say on which data set it was predicted: name it, --data NAME")
@@ -42,8 +44,9 @@ def results_of(path: Path, data: str) -> Path:
     """The COCO results of a run on a data set, or ``path`` itself. Raises UserError where there are none."""
     if path.is_file():
         return path
-    inference = path / "inference"
-    places = [inference / data / RESULTS_FILE, path / f"inference_{data}" / RESULTS_FILE, inference / RESULTS_FILE]
+    own = not (run := RunDir(path)).environment.is_file() or data in run.read_config().DATASETS.TEST
+    folders = [path / "inference" / data, *[path / "inference"] * own, path / f"inference_{data}"]
+    places = [folder / RESULTS_FILE for folder in (*folders, *path.glob(f"inference_*/{data}"))]
     if not (found := [place for place in places if place.is_file()]):
         raise UserError(
             f"{path} holds no results of {data}: expected one of {', '.join(map(str, places))}; evaluate it: "

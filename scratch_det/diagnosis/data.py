@@ -11,13 +11,14 @@ import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import load_config
+from scratch_det.config.rules import check_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
 from scratch_det.diagnosis.page import SIDE, Section, as_jpeg, render
-from scratch_det.errors import ConfigError, UserError, did_you_mean, listed
+from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed
 from scratch_det.visualization.predictions import draw_objects
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # areas, px^2: COCO's ranges
@@ -45,14 +46,14 @@ def view_data(name: str, chosen: Filter, out: Path) -> str:
     if unknown := [one for one in chosen.classes if one not in data.classes]:
         raise UserError(f"{name} has no class {unknown[0]}{did_you_mean(unknown[0], list(data.classes))}; "
                         f"it has {listed(data.classes)}")  # fmt: skip
-    numbers = [number for number in range(len(data.images)) if _is_chosen(data, number, chosen)]
-    if not numbers:
+    if not len(numbers := _chosen(data, chosen)):
         asked = ", ".join(f"{field} {value}" for field, value in vars(chosen).items() if value and field != "count")
         raise UserError(f"no image of {name} has all of this: {asked}; ask for less")
-    spread = np.unique(np.linspace(0, len(numbers) - 1, min(chosen.count, len(numbers))).astype(int))
-    pictures = [_of_json(data, numbers[place]) for place in spread.tolist()]
+    spread = np.linspace(0, len(numbers) - 1, min(chosen.count, len(numbers))).astype(int)
+    pictures = [_of_json(data, number) for number in numbers[spread].tolist()]
     section = Section(f"{len(pictures)} of {len(numbers):,} images", "; ".join(notices), pictures=pictures)
-    counts = f"{len(data.images):,} images, {len(data.arrays['order']):,} objects of {len(data.classes)} classes."
+    objects = len(data.arrays["order"])
+    counts = f"{len(data.images):,} images, {objects:,} objects of {counted(len(data.classes), 'classes')}."
     classes = [["class", "objects"], *([n, f"{c:,}"] for n, c in zip(data.classes, _counts(data), strict=True))]
     return str(render(out, name, counts, [section, Section("Classes", rows=classes)]))
 
@@ -60,9 +61,10 @@ def view_data(name: str, chosen: Filter, out: Path) -> str:
 def view_training(config_file: Path, overrides: Sequence[str], count: int, out: Path) -> str:
     """Write the page of the first images of a training: resized, flipped, with the objects that the model learns.
 
-    Raises ConfigError for a recipe without training data, DataError as ``read_coco`` does.
+    Raises ConfigError as ``check_config`` and for a recipe without training data, DataError as ``read_coco`` does.
     """
     cfg = load_config(config_file, overrides).cfg
+    check_config(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError(f"{config_file} trains on nothing: name data, DATASETS.TRAIN \"('NAME',)\"")
     data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
@@ -78,18 +80,17 @@ def _counts(data: CocoDataset) -> list[int]:
     return np.bincount(data.arrays["label"][data.arrays["order"]], minlength=len(data.classes)).tolist()
 
 
-def _is_chosen(data: CocoDataset, number: int, chosen: Filter) -> bool:
-    if chosen.ids:
-        return str(data.images[number]["id"]) in chosen.ids
-    if not (chosen.classes or chosen.size or chosen.crowds):
-        return True
-    low, high = SIZES.get(chosen.size, (0, float("inf")))
-    return any(
-        low <= one["area"] < high
-        and (not chosen.classes or data.classes[one["label"]] in chosen.classes)
-        and (one["iscrowd"] or not chosen.crowds)
-        for one in data.objects(number)
-    )
+def _chosen(data: CocoDataset, chosen: Filter) -> np.ndarray:
+    """The numbers of the images, ascending."""
+    if chosen.ids or not (chosen.classes or chosen.size or chosen.crowds):
+        numbers = range(len(data.images))
+        return np.array([n for n in numbers if not chosen.ids or str(data.images.id(n)) in chosen.ids], int)
+    names = ("image", "label", "area", "box", "iscrowd")
+    image, label, area, box, is_crowd = (data.arrays[name][data.arrays["order"]] for name in names)
+    area = np.where(np.isnan(area), box[:, 2] * box[:, 3], area)
+    low, high = SIZES.get(chosen.size, (0, np.inf))
+    fits = (low <= area) & (area < high) & (is_crowd | (not chosen.crowds))
+    return np.unique(image[fits & (np.isin(np.array(data.classes)[label], chosen.classes) | (not chosen.classes))])
 
 
 def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
@@ -104,6 +105,9 @@ def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     items: dict[str, Any] = {"boxes": boxes, "labels": labels, "names": names}
     if objects and all(one.get("segmentation") for one in objects):
         items["masks"] = _bitmaps(Masks.read([one["segmentation"] for one in objects]), image["height"], image["width"])
+    if objects and len({len(one["keypoints"]) for one in objects}) == 1:
+        points = np.array([one["keypoints"] for one in objects], float).reshape(len(objects), -1, 3)
+        items["keypoints"] = points + np.array([0.5, 0.5, 0])  # the json has indices of pixels
     return words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))
 
 

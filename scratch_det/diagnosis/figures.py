@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Mapping
+from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scratch_det.diagnosis.numbers import Diagnosis
+from scratch_det.errors import shortened
 from scratch_det.evaluation.average_precision import IOU_THRESHOLDS, at_iou
 from scratch_det.evaluation.metrics import COLORS
 from scratch_det.visualization.curves import NO_METADATA, STYLE
@@ -29,7 +31,7 @@ def precision_and_recall(models: Models) -> str:
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     axes.grid(True)
-    for (name, found), color in zip(models.items(), COLORS, strict=False):
+    for (name, found), color in zip(models.items(), cycle(COLORS), strict=False):
         for iou, line in ((0.5, "-"), (0.75, "--")):
             values = np.nanmean(found.precision[at_iou(iou)][0], axis=1)
             axes.plot(np.linspace(0, 1, len(values)), values, line, color=color, label=f"{name}, IoU {iou:g}")
@@ -43,7 +45,7 @@ def ap_by_iou(models: Models) -> str:
     figure = Figure(figsize=SIZE)
     axes = figure.add_subplot(xlabel="IoU with the object from which a detection is right", ylabel="AP (%)")
     axes.grid(True)
-    for (name, found), color in zip(models.items(), COLORS, strict=False):
+    for (name, found), color in zip(models.items(), cycle(COLORS), strict=False):
         axes.plot(IOU_THRESHOLDS, found.at_thresholds(), "o-", color=color, label=name)
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -57,7 +59,7 @@ def calibration(models: Models) -> str:
     axes = figure.add_subplot(xlabel="score", ylabel="share of right detections", xlim=(0, 1), ylim=(0, 1))
     axes.grid(True)
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
-    for (name, found), color in zip(models.items(), COLORS, strict=False):
+    for (name, found), color in zip(models.items(), cycle(COLORS), strict=False):
         shown = found.calibration[found.calibration[:, 3] > 0]
         axes.plot(shown[:, 1], shown[:, 2], "o-", color=color, label=name)
     axes.legend()
@@ -68,7 +70,7 @@ def calibration(models: Models) -> str:
 def confusions(found: Diagnosis) -> str:
     """True classes (rows) by predicted ones; the last column is missed, the last row background."""
     chosen = np.sort(np.argsort(-found.counts, kind="stable")[:MOST_CLASSES])
-    places, names = [*chosen, len(found.classes)], [found.classes[k] for k in chosen]
+    places, names = [*chosen, len(found.classes)], [shortened(found.classes[k], 20) for k in chosen]
     table = found.confusion[np.ix_(places, places)].astype(float)
     shares = table / np.maximum(found.confusion[places].sum(1, keepdims=True), 1)
     side = 2.2 + 0.32 * len(places)

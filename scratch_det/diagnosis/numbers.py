@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hotcoco import COCO, COCOeval, Params
+from hotcoco import COCO, COCOeval
 
 from scratch_det.errors import DataError
-from scratch_det.evaluation.average_precision import FIELDS, annotations_of, at_iou
+from scratch_det.evaluation.average_precision import FIELDS, annotations_of, at_iou, detections_for
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
 from scratch_det.files import gc_paused
@@ -75,7 +75,7 @@ class Diagnosis:
 
     def ap(self, iou: float | None = None) -> np.ndarray:
         """AP of each class [K], in percent, at an IoU or, without one, the mean over all."""
-        return 100 * np.nanmean(self.precision[at_iou(iou)], axis=(0, 1)) if len(self.classes) else np.zeros(0)
+        return 100 * self.precision[at_iou(iou)].mean((0, 1))
 
     def at_thresholds(self) -> np.ndarray:
         """Mean AP of the classes at each of IOU_THRESHOLDS [T], in percent."""
@@ -85,20 +85,24 @@ class Diagnosis:
 def diagnose(truth: Truth, predictions: Predictions, task: str = "bbox") -> Diagnosis:
     """Raises DataError where predictions and truth do not belong together, and where there are no objects."""
     places, classes = truth.places(predictions)
+    for field in ("bbox", FIELDS[task]):
+        if field not in predictions:
+            raise DataError(f"no result holds '{field}', which the diagnosis of {task} needs: predict it")
     with gc_paused():
-        scorer, objects = _evaluated(truth, predictions, task, places, classes)
+        scorer, objects = _evaluated(truth, predictions | {"image_id": places, "category_id": classes}, task)
         found = scorer.image_diagnostics(iou_thr=0.5, score_thr=SHOWN_SCORE)
     precision = np.where(scorer.eval["precision"] < 0, np.nan, scorer.eval["precision"])[..., -1]
     recall = np.where(scorer.eval["recall"] < 0, np.nan, scorer.eval["recall"])[..., -1]
-    kinds, areas = scorer.tide_errors(), np.array([one["area"] for one in objects if not one["iscrowd"]])
+    kinds, real = scorer.tide_errors(), [one for one in objects if not one["iscrowd"]]
     ap_by_size = 100 * np.array([_mean(precision[..., k]) for k in (1, 2, 3)])
     bins = scorer.calibration()["bins"]
     count = len(truth.categories)
-    counts = np.bincount([one["category_id"] for one in objects if not one["iscrowd"]], minlength=count)
+    counts = np.bincount([one["category_id"] for one in real], minlength=count)
+    counts_by_size = np.histogram([one["area"] for one in real], [0, 32**2, 96**2, np.inf])[0]
     return Diagnosis(
         task, tuple(truth.data.classes), counts,
         np.bincount(classes[predictions["score"] >= SHOWN_SCORE], minlength=count),
-        precision[..., 0], recall[..., 0], (ap_by_size, np.histogram(areas, [0, 32**2, 96**2, 1e10])[0]),
+        precision[..., 0], recall[..., 0], (ap_by_size, counts_by_size),
         {kind: (100 * kinds["delta_ap"][kind], kinds["counts"][kind]) for kind in KINDS},
         scorer.confusion_matrix(min_score=SHOWN_SCORE)["matrix"].astype(int),
         np.array([[one["bin_lower"], one["avg_confidence"], one["avg_accuracy"], one["count"]] for one in bins]),
@@ -111,22 +115,21 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
-def _evaluated(
-    truth: Truth, predictions: Predictions, task: str, places: np.ndarray, classes: np.ndarray
-) -> tuple[Any, list[dict[str, Any]]]:
-    """A COCOeval that holds all images at once, which has what the questions need; and the objects."""
-    parameters = Params(task)
-    every = range(len(truth.categories))
-    objects = list(annotations_of(truth, slice(None), every, task, len(parameters.kpt_oks_sigmas)))
-    if not objects:
+def _evaluated(truth: Truth, predictions: Predictions, task: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A COCOeval that holds all images at once, which has what the questions need; and the objects.
+
+    predictions: with places as ids. VOC's difficult objects count as crowds where VOC's AP is the score.
+    """
+    objects = list(annotations_of(truth, slice(None), range(len(truth.categories)), task, 0))
+    for one in objects if truth.data.entry.ap else ():
+        one["iscrowd"] |= one["ignore"]
+    if all(one["iscrowd"] for one in objects):
         raise DataError(f"{truth.data.entry.name} has no objects to compare with; give a data set with annotations")
     images = [image | {"id": place} for place, image in enumerate(truth.images)]
-    names = [{"id": place, "name": one["name"]} for place, one in enumerate(truth.categories)]
-    columns = {name: predictions[name].tolist() for name in ("score", "bbox", FIELDS[task]) if name in predictions}
-    columns |= {"image_id": places.tolist(), "category_id": classes.tolist()}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    names = [{"id": place, "name": name} for place, name in enumerate(truth.data.classes)]
     whole = COCO({"images": images, "annotations": objects, "categories": names})
-    scorer: Any = COCOeval(whole, whole.load_res(rows), task)
+    found = detections_for(predictions, task)
+    scorer: Any = COCOeval(whole, whole.load_res(found["dt_anns"], segmentation=found["segmentation"]), task)
     scorer.evaluate()
     scorer.accumulate()
     return scorer, objects

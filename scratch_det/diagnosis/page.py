@@ -4,12 +4,13 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image as Pillow
 
 from scratch_det import tables
@@ -17,7 +18,7 @@ from scratch_det.data.image import read_image
 from scratch_det.diagnosis import figures
 from scratch_det.diagnosis.figures import Models
 from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, Diagnosis, Image
-from scratch_det.errors import DataError
+from scratch_det.errors import DataError, counted
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
 from scratch_det.files import write_atomically
@@ -34,7 +35,8 @@ class Section:
     title: str
     note: str = ""
     rows: Sequence[Sequence[str]] = ()
-    pictures: Sequence[tuple[str, str]] = field(default_factory=list)
+    pictures: Sequence[tuple[str, str]] = ()
+    layout: str = "grid small"  # of the pictures: classes of page.css
 
 
 def write_page(out: Path, title: str, models: Models, truth: Truth, predictions: Sequence[Predictions]) -> Path:
@@ -54,17 +56,17 @@ def write_page(out: Path, title: str, models: Models, truth: Truth, predictions:
         Section("Classes", f"Detections: with a score from {SHOWN_SCORE:g}.", classes),
         Section("Confusions", f"Objects by true class (row) and the class of the detection there, score from "
                 f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
-                pictures=[(name, _svg(figures.confusions(found))) for name, found in models.items()]),
-        Section("Images with the most errors", f"Of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
+                pictures=[(name, _svg(figures.confusions(found))) for name, found in models.items()], layout="box"),
+        Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
                 "red is wrong, yellow is an object that was missed.", pictures=worst(truth, first, predictions[0])),
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
                 "nothing: look at them before you trust either.", pictures=doubtful(truth, first, predictions[0])),
     ]  # fmt: skip
-    images, objects = len(truth.images), int(first.counts.sum())
-    headline = f"{images:,} images of {truth.data.entry.name}, {objects:,} objects of {len(first.classes)} classes."
+    images, objects, of_what = len(truth.images), int(first.counts.sum()), counted(len(first.classes), "classes")
+    headline = f"{images:,} images of {truth.data.entry.name}, {objects:,} objects of {of_what}."
     page = render(out, title, headline, sections)
     write_atomically(out / "classes.csv", tables.as_csv(classes))
-    write_atomically(out / "diagnosis.json", json.dumps({k: as_json(d, truth) for k, d in models.items()}, indent=1))
+    write_atomically(out / "diagnosis.json", json.dumps({k: as_json(d, truth) for k, d in models.items()}))
     return page
 
 
@@ -75,7 +77,7 @@ def render(out: Path, title: str, headline: str, sections: Sequence[Section]) ->
     )
     shown = [one for one in sections if one.rows or one.pictures]
     text = environment.get_template("page.html").render(
-        title=title, style=STYLE_SHEET.read_text(), headline=headline, sections=shown
+        title=title, style=Markup(STYLE_SHEET.read_text(encoding="utf-8")), headline=headline, sections=shown
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "index.html", text)
@@ -121,7 +123,7 @@ def class_rows(models: Models) -> list[list[str]]:
         others = first.confusion[place, : len(first.classes)].copy()
         others[place] = 0
         most = f"{first.classes[others.argmax()]} ({others.max()})" if others.any() else "-"
-        counts = (f"{first.counts[place]:,}", f"{first.detections[place]:,}")
+        counts = (str(first.counts[place]), str(first.detections[place]))
         rows.append([first.classes[place], *counts, *map(_number, values), *apart, most])
     return rows
 
@@ -136,9 +138,7 @@ def doubtful(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[t
     """Pictures of detections that contradict a label."""
     pictures = []
     for doubt in sorted(found.doubts, key=lambda one: -one["dt_score"])[:DOUBTS]:
-        one = next(image for image in found.images if image.place == doubt["image_id"])
-        row, says = doubt["dt_id"] - 1, doubt.get("gt_category")
-        alone = Image(one.place, (), (row,), ())
+        alone, says = Image(doubt["image_id"], (), (doubt["dt_id"] - 1,), ()), doubt.get("gt_category")
         words = f"detected {doubt['dt_category']} {doubt['dt_score']:.2f}, the label says {says or 'nothing'}"
         if picture := _marked(truth, found, predictions, alone, words):
             pictures.append(picture)
@@ -154,17 +154,15 @@ def _marked(
         pixels = read_image(truth.data.entry.image_root / image["file_name"])
     except DataError:
         return None
-    objects = list(truth.data.objects(int(truth.numbers[one.place])))
-    _, classes = truth.places({name: predictions[name] for name in ("image_id", "category_id")})
-    marks = [
-        *((objects[k]["bbox"], found.classes[objects[k]["label"]], MISSED) for k in one.missed),
-        *((predictions["bbox"][row], f"{found.classes[classes[row]]} {predictions['score'][row]:.2f}", color)
-          for rows, color in ((one.wrong, WRONG), (one.right, RIGHT)) for row in rows),
-    ]  # fmt: skip
-    boxes = np.array([box for box, *_ in marks], float).reshape(-1, 4)
+    objects = truth.data.objects(int(truth.numbers[one.place]))
+    missed, rows = [objects[k] for k in one.missed], [*one.wrong, *one.right]
+    shown = {name: column[rows] for name, column in predictions.items()}
+    names = [f"{found.classes[k]} {s:.2f}" for k, s in zip(truth.places(shown)[1], shown["score"], strict=True)]
+    boxes = np.array([*(missing["bbox"] for missing in missed), *shown["bbox"]]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    items = {"boxes": boxes, "labels": np.zeros(len(marks), int), "names": [name for _, name, _ in marks],
-             "colors": [color for *_, color in marks]}  # fmt: skip
+    items = {"boxes": boxes, "labels": np.zeros(len(boxes), int),
+             "names": [*(found.classes[missing["label"]] for missing in missed), *names],
+             "colors": [MISSED] * len(missed) + [WRONG] * len(one.wrong) + [RIGHT] * len(one.right)}  # fmt: skip
     grey = np.repeat((0.5 * pixels.mean(2, keepdims=True) + 50).astype(np.uint8), 3, 2)
     picture = draw_objects((0.3 * pixels + 0.7 * grey).astype(np.uint8), items, found.classes, longer_side=SIDE)
     words = words or f"{len(one.right)} right, {len(one.wrong)} wrong, {len(one.missed)} missed"
@@ -186,7 +184,8 @@ def as_json(found: Diagnosis, truth: Truth) -> dict[str, Any]:
         "calibration": [plain(row) for row in found.calibration],
         "images": [{"file_name": truth.images[one.place]["file_name"], "right": len(one.right),
                     "wrong": len(one.wrong), "missed": len(one.missed)} for one in found.images],
-        "doubts": [one | {"image": truth.images[one["image_id"]]["file_name"]} for one in found.doubts],
+        "doubts": [{"file_name": truth.images[one["image_id"]]["file_name"], "detected": one["dt_category"],
+                    "score": one["dt_score"], "label": one.get("gt_category")} for one in found.doubts],
     }  # fmt: skip
 
 

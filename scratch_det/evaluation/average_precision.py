@@ -77,7 +77,7 @@ def run_cocoeval(
             chosen |= {"image_id": images[rows], "category_id": classes[rows]}
             objects = list(annotations_of(truth, part, scored, task, len(parameters.kpt_oks_sigmas)))
             records = [image | {"id": place} for place, image in enumerate(truth.images[part], start)]
-            scorer.update(records, objects, **_detections(chosen, task))
+            scorer.update(records, objects, **detections_for(chosen, task))
     finished = scorer.finalize()
     finished.accumulate()
     return finished
@@ -105,10 +105,11 @@ def annotations_of(
                 "set TEST.KEYPOINT_OKS_SIGMAS to one number per keypoint"
             )
         yield {"id": number, "image_id": image, "category_id": category, "area": one["area"], "bbox": one.get("bbox"),
-               "iscrowd": one["iscrowd"], "num_keypoints": one.get("num_keypoints"), field: one[field]}  # fmt: skip
+               "iscrowd": one["iscrowd"], "ignore": one["ignore"], "num_keypoints": one.get("num_keypoints"),
+               field: one[field]}  # fmt: skip
 
 
-def _detections(rows: Predictions, task: str) -> dict[str, Any]:
+def detections_for(rows: Predictions, task: str) -> dict[str, Any]:
     """The predictions as the scorer takes them. COCO's size ranges go by the area of what the task compares.
 
     For keypoints that is the box's or, without boxes, that of the points' extent, as in COCO's loadRes.

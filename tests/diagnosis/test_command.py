@@ -39,13 +39,26 @@ def test_two_models(results: Path, tmp_path: Path) -> None:
 
 
 def test_a_run(train: Callable[..., Path], tmp_path: Path) -> None:
-    assert "index.html" in analyze_errors([str(train())], None, "bbox", tmp_path / "out")
+    run = train()
+    assert "index.html" in analyze_errors([str(run)], None, "bbox", tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds no results of toy_train: expected one of "):  # those are of toy_val
+        analyze_errors([str(run)], "toy_train", "bbox", tmp_path / "out")
+
+
+def test_a_path_may_have_a_sign_of_its_own_and_names_are_escaped(results: Path, tmp_path: Path) -> None:
+    path = results.rename(tmp_path / "lr=0.1.json")
+    analyze_errors([str(path), f"<b>={path}"], "toy_val", "bbox", tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<h1>lr=0.1.json and &lt;b&gt; on toy_val</h1>" in page
+    assert "tr > :first-child" in page  # of the style sheet, which is no text
 
 
 def test_what_cannot_be_analysed(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"does not say on which data set it was predicted: name it, --data NAME"):
         analyze_errors([str(results)], None, "bbox", out)
+    with pytest.raises(UserError, match=r"there is no .*gone.json; give a run's folder, or a json of results"):
+        analyze_errors([str(tmp_path / "gone.json")], "toy_val", "bbox", out)
     with pytest.raises(UserError, match=r"have the same name: write NAME=FOLDER"):
         analyze_errors([str(results)] * 2, "toy_val", "bbox", out)
     with pytest.raises(UserError, match=r"holds no results of toy_val: expected one of .*; evaluate it"):

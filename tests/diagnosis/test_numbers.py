@@ -1,5 +1,6 @@
 """A diagnosis: AP as the evaluation has it, and each kind of error where it was put."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from coco_truth import evaluate, predictions_of, results_of, small_coco, write
 
 from scratch_det.diagnosis.numbers import Diagnosis, diagnose
 from scratch_det.errors import DataError
+from scratch_det.evaluation.predictions import joined
 from scratch_det.evaluation.truth import Truth, load_truth
 
 
@@ -74,7 +76,37 @@ class TestErrors:
         assert {(one["image_id"], one["type"]) for one in found.doubts} >= {(0, "wrong_label")}
 
 
-def test_without_objects(tmp_path: Path) -> None:
-    truth = load_truth(write(tmp_path, small_coco(annotations=[])))
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_objects_and_no_detections(tmp_path: Path) -> None:
+    content = small_coco()
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 5]
+    truth = load_truth(write(tmp_path, content))
+    assert np.isnan(diagnose(truth, predictions_of(results_of(content))).ap()).tolist() == [False, True, False]
+    assert diagnose(truth, joined([])).ap()[0] == 0
+
+
+def test_difficult_objects_count_as_crowds_where_vocs_ap_is_the_score(tmp_path: Path) -> None:
+    content = small_coco()
+    for one in content["annotations"]:
+        one["ignore"] = int(one["image_id"] == 1)
+    truth, predictions = load_truth(write(tmp_path, content)), predictions_of(sure(results_of(content)))
+    assert diagnose(truth, predictions).counts.sum() == 33
+    voc = truth._replace(data=replace(truth.data, entry=replace(truth.data.entry, ap="voc_area")))
+    found = diagnose(voc, predictions)
+    assert found.counts.sum() == 33 - sum(one["ignore"] for one in content["annotations"])
+    assert all(one.f1 == 1 for one in found.images)
+
+
+@pytest.mark.parametrize("is_crowd", [0, 1])
+def test_without_objects(tmp_path: Path, is_crowd: int) -> None:
+    annotations = [one | {"iscrowd": 1} for one in small_coco()["annotations"]] if is_crowd else []
+    truth = load_truth(write(tmp_path, small_coco(annotations=annotations)))
     with pytest.raises(DataError, match=r"truth has no objects to compare with"):
         diagnose(truth, predictions_of(results_of(small_coco())))
+
+
+def test_without_masks(truth: Truth) -> None:
+    predictions = predictions_of(results_of(small_coco()))
+    del predictions["segmentation"]
+    with pytest.raises(DataError, match=r"no result holds 'segmentation', which the diagnosis of segm needs"):
+        diagnose(truth, predictions, "segm")
