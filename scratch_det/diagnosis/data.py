@@ -64,9 +64,9 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
     Raises ConfigError as ``check_config`` and for a recipe without training data, DataError as ``read_coco`` does.
     """
     cfg = load_config(config_file, overrides).cfg
-    check_config(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError(f"{config_file} trains on nothing: name data, DATASETS.TRAIN \"('NAME',)\"")
+    check_config(cfg)
     data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
     samples = TrainingSet(cfg, data)
     pictures = list(islice(_of_training(cfg, data[0], samples), count))

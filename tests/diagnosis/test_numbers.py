@@ -76,7 +76,7 @@ class TestErrors:
         assert {(one["image_id"], one["type"]) for one in found.doubts} >= {(0, "wrong_label")}
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_class_without_objects_and_no_detections(tmp_path: Path) -> None:
     content = small_coco()
     content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 5]
