@@ -93,7 +93,8 @@ def main() -> None:
         for line in how_to_mend(entry.name if is_listed else str(entry.json_file), left):
             print(f"  {line}")
         if is_listed:
-            print("next:", CHECK.format(entry.name, entry.name) + ("" if has_masks else " MODEL.MASK_ON False"))
+            masks = "" if has_masks else " MODEL.MASK_ON False"
+            print("next, with your test set as DATASETS.TEST:", CHECK.format(entry.name, entry.name) + masks)
         else:
             fields = {"json": str(entry.json_file.resolve()), "images": str(entry.image_root.resolve())}
             line, catalog = f"{entry.name}: {json.dumps(fields)}", datasets_root() / "catalog.yaml"

@@ -76,7 +76,7 @@ def test_the_copy_can_be_trained_on(
     assert (code, error) == (0, "")
     first, *_, last = said.splitlines()
     assert first.split()[0].isdecimal()
-    assert "reads without errors\nnext: python tools/check.py --images" in said
+    assert "reads without errors\nnext, with your test set as DATASETS.TEST: python tools/check.py --images" in said
     assert path.read_bytes() == before
     catalog = yaml.safe_load((datasets_root / "catalog.yaml").read_text())
     assert catalog["toy_fixed"] == {**catalog["toy"], "json": "toy/annotations_fixed.json"}
