@@ -131,7 +131,7 @@ def quoted(text: object) -> str:
     return f'"{word}"' if shlex.quote(word) != word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
     """``; did you mean 'X'?`` for the closest known word, or an empty string when nothing is close."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -194,7 +194,7 @@ def openmmlab(net: Tensors, recipe: str, key: str = "cfg", *tops: str) -> dict[s
 
 MMENGINE = """model = dict(
     backbone=dict(depth=50, frozen_stages=1, norm_cfg=dict(type='BN'), style='pytorch', type='ResNet'),
-    bbox_head=dict(target_means=[0.0, 0.0], target_stds=[0.1, 0.2]),
+    bbox_head=dict(init_cfg=dict(mean=0.0, std=0.01, type='Normal'), target_means=[0.0, 0.0], target_stds=[0.1, 0.2]),
     data_preprocessor=dict(
         bgr_to_rgb=True,
         mean=[

@@ -22,8 +22,9 @@ the file. Of what a pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "seeds": (lambda value: _are_numbers(value, 0), "a list of different numbers, such as [1, 2, 3]"),
     "lengths": (lambda value: _are_numbers(value, 1), "a list of different lengths in 1x, such as [1, 2, 6]"),
     "per_x": (lambda value: _are_numbers([value], 1) and value % 9 == 0, "the iterations of 1x, a multiple of 9"),
-    "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
     "project": (lambda value: isinstance(value, str), "a folder such as ../projects/lsj"),
     "changes": (lambda value: isinstance(value, dict), "{KEY: VALUE}"),
+    "pretraining": (lambda value: isinstance(value, str), "the name of a run"),
     "weights": (lambda value: isinstance(value, str), "a file or an address"),
     "pixels": (lambda value: value in (*PIXELS, RECIPES), f"one of {', '.join((*PIXELS, RECIPES))}"),
     "source": (lambda value: isinstance(value, str), "an address or a command"),
@@ -58,6 +59,7 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "views": (lambda value: isinstance(value, dict) and all(side.isdecimal() and _are_numbers([number], 1)
                                                             for side, number in value.items()), "{SIDE: NUMBER}"),
 }  # fmt: skip
+OF_COLUMNS = [*FIELDS][:6]  # up to changes; what a run starts from is a row's
 SET_BY = (("OUTPUT_DIR", "its name"), ("SEED", "seeds"), ("MODEL.WEIGHTS", "pretraining"), ("MODEL.WEIGHTS", "weights"),
           ("MODEL.WEIGHTS_PIXELS", "pixels"), ("SOLVER.MAX_ITER", "lengths"), ("SOLVER.STEPS", "lengths"))  # fmt: skip
 Fields = Mapping[str, Any]  # of a run or a column, by their names
@@ -81,20 +83,21 @@ def runs(path: Path) -> list[Run]:
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
     sections = read_yaml(path)
-    columns, rows = sections.pop(COLUMNS, {}), set[str]()
+    columns = sections.pop(COLUMNS, {})
     if not isinstance(columns, dict):
         raise ConfigError(f"{path}: {COLUMNS} is {columns!r}: write {COLUMNS}: {{NAME: {{recipe: FILE.yaml}}}}")
 
     def where(name: str) -> str:
         return next((entry.where for entry in entries if f"{entry.key}.".startswith(f"{name}.")), str(path))
 
-    for name, fields in sections.items():
-        if columns and "recipe" not in (fields or {}):
-            sections[name] = fields or {}  # nothing, or {}: a random one
-            rows.add(name)
+    rows = {name for name, one in sections.items() if columns and not (isinstance(one, dict) and "recipe" in one)}
+    sections |= {name: sections[name] or {} for name in rows}  # of a random one nothing has to be said
+    for name in sections:
         _check(name, sections, where, needs_recipe=name not in rows)
     for name in columns:
-        _check(name, columns, lambda name: where(f"{COLUMNS}.{name}"))
+        _check(name, columns, lambda name: where(f"{COLUMNS}.{name}"), OF_COLUMNS)
+    if columns and not rows:
+        raise ConfigError(f"{path}: there are {COLUMNS} and no row, a run without a recipe: write random: {{}}")
     sources, found = {fields.get("pretraining") for fields in sections.values()}, list[Run]()
     for name, fields in sections.items():
         for column, shared in columns.items() if name in rows else ():
@@ -105,6 +108,10 @@ def runs(path: Path) -> list[Run]:
             kind = PRETRAIN if name in sources else TRAIN
             place = PRETRAINING if rows and kind == PRETRAIN else PLACE
             found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind), where(name))
+    names = sorted((run.name for run in found), key=str.lower)
+    if twins := [pair for pair in pairwise(names) if len({name.lower() for name in pair}) == 1]:
+        both = " and ".join(twins[0])
+        raise ConfigError(f"{path}: {both} would be one folder on some disks: rename a run, a row or a column")
     return found
 
 
@@ -112,6 +119,9 @@ def _repeated(folder: Path, fields: Fields, run: Run, where: str) -> Iterator[Ru
     """``run`` as ``fields`` have it: in each length, with the first of its seeds, and NAME_seed2 with seed 2."""
     name, recipe = run.name, (folder / fields["recipe"]).absolute()
     seeds, pretraining, keys = fields.get("seeds", []), fields.get("pretraining"), flatten(fields.get("changes", {}))
+    for key, by in SET_BY:
+        if key in keys and (by in fields or key == "OUTPUT_DIR"):
+            raise ConfigError(f"{where}: {name} changes {key}, which {by} sets: leave one of them out")
     if weights := fields.get("weights"):
         keys["MODEL.WEIGHTS"] = weights if "://" in weights else (folder / weights).absolute()
     if "pixels" in fields:
@@ -149,36 +159,34 @@ def _lengths(run: Run, lengths: list[int], per_x: int) -> Iterator[Run]:
         yield run
 
 
-def _check(name: str, sections: Mapping[str, Fields], where: Where, needs_recipe: bool = True) -> None:
-    """Raise ConfigError for the first error in a section, of a run or a column."""
+def _check(
+    name: str, sections: Mapping[str, Fields], where: Where, known: Sequence[str] = tuple(FIELDS),
+    needs_recipe: bool = True,
+) -> None:  # fmt: skip
+    """Raise ConfigError for the first error in a section, of a run or a column, which has fields of ``known``."""
     fields, here = sections[name], where(name)
     if not NAME.fullmatch(name):
         raise ConfigError(f"{here}: a run cannot be called {name}: take another name, of letters, digits, - and _")
     if not isinstance(fields, dict):
         raise ConfigError(f"{here}: {name} is {fields!r}: write {name}: {{recipe: FILE.yaml}}")
     for field, value in fields.items():
-        if field not in FIELDS:
-            hint = did_you_mean(field, list(FIELDS))
-            raise ConfigError(
-                f"{where(f'{name}.{field}')}: {name} has no {field}{hint}; it may have {', '.join(FIELDS)}"
-            )
+        if field not in known:
+            hint = f"{did_you_mean(field, known)}; it may have {', '.join(known)}"
+            raise ConfigError(f"{where(f'{name}.{field}')}: {name} has no {field}{hint}")
         is_valid, expected = FIELDS[field]
         if not is_valid(value):
             raise ConfigError(f"{where(f'{name}.{field}')}: {name}.{field} is {value!r}, expected {expected}")
     if "recipe" not in fields and needs_recipe:
         raise ConfigError(f"{here}: {name} has no recipe: write {name}: {{recipe: FILE.yaml}}")
-    for key, by in SET_BY:
-        if key in flatten(fields.get("changes", {})) and (by in fields or key == "OUTPUT_DIR"):
-            at = where(f"{name}.changes.{key}")
-            raise ConfigError(f"{at}: {name} changes {key}, which {by} sets: leave one of them out")
     if {"weights", "pretraining"} <= fields.keys():
         raise ConfigError(f"{here}: {name} has weights and pretraining: leave one of them out")
-    if twins := [other for other in sections if other != name and other.lower() == name.lower()]:
-        raise ConfigError(f"{here}: {name} and {twins[0]} would be one folder on some disks: rename one of them")
-    sources = [other for other, theirs in sections.items() if isinstance(theirs, dict) and "pretraining" not in theirs]
+    sources = [other for other, theirs in sections.items() if isinstance(theirs, dict)
+               and "recipe" in theirs and not theirs.keys() & {"pretraining", "lengths"}]  # fmt: skip
     if "pretraining" in fields and (source := fields["pretraining"]) not in sources:
-        expected = f"expected a run of this file that itself starts from none{did_you_mean(source, sources)}"
-        raise ConfigError(f"{where(f'{name}.pretraining')}: {name} starts from {source}, {expected}")
+        expected = "expected a run of this file that itself starts from none, a recipe without lengths"
+        raise ConfigError(
+            f"{where(f'{name}.pretraining')}: {name} starts from {source}, {expected}{did_you_mean(source, sources)}"
+        )
 
 
 def _are_numbers(value: Any, least: int) -> bool:

@@ -113,8 +113,9 @@ class Study:
             if job.result(self.out).exists():
                 continue
             cfg = job.recipe(self.out, self.backend)
-            weights, source = place_of(cfg.MODEL.WEIGHTS), job.run.about.get("source")
-            if source and not (url_of(cfg.MODEL.WEIGHTS) or weights.is_file()):
+            weights, about = place_of(cfg.MODEL.WEIGHTS), job.run.about
+            if {"weights", "source"} <= about.keys() and not (url_of(cfg.MODEL.WEIGHTS) or weights.is_file()):
+                source = about["source"]
                 get = f"{'gdown --fuzzy' if 'drive.google' in source else 'wget'} -O {quoted(weights)} {quoted(source)}"
                 get = source if " " in source else get
                 raise DataError(f"{job.name}: its weights {weights} are missing; fetch them: {get}")

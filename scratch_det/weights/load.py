@@ -59,9 +59,10 @@ def load_weights(
         values = {name.replace(BOTTOM_UP[library], prefix): value for name, value in own.items()}
         if hasattr(model.roi_heads, "res5"):  # detectron2's models without a pyramid have the last stage there
             values = {name.replace(f"{prefix}res5.", "roi_heads.res5."): value for name, value in values.items()}
-        fcs = [name for name in values if name.startswith(BOX_HEAD)]
+        fcs, own = ({name: one.shape for name, one in tensors.items() if name.startswith(BOX_HEAD)}
+                    for tensors in (values, wanted))  # fmt: skip
         heads = " and the box head" if fcs else ""
-        if any(name not in wanted or wanted[name].shape != values[name].shape for name in fcs):
+        if fcs and fcs != own:
             values, heads = {name: value for name, value in values.items() if name not in fcs}, ""
             notes.append("VGG's fully connected layers do not fit the box head, which stays random")
     elif cfg.MODEL.get("WEIGHTS_NEW_CLASSES") and not to_evaluate:

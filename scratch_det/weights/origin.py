@@ -35,7 +35,9 @@ EXPECTED = (
     "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
     "or transformers' names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
 )
-OPENMMLAB = re.compile(r"\b(?:bgr_)?(mean|std|to_rgb|style)\s*=\s*(\w+|'\w+'|[\[(][^])]*)")  # in a recipe's text
+OPENMMLAB = re.compile(  # in a recipe's text; a single number as mean is that of an initialisation
+    r"\b(?:bgr_)?(mean|std|to_rgb|style)'?\s*[=:]\s*(True|False|'\w+'|[\[(][^])]*)"
+)
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
 
 
@@ -114,7 +116,7 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
     left_out += Counter(".".join(part for i, part in enumerate(one) if one[:i] == place[:i]) for one in apart)
     require_numbers(tensors, f"weights file {path}")
     if library == "Detectron":
-        return _from_detectron(path, tensors, stated or DETECTRON)
+        return _from_detectron(path, tensors, stated)
     recorded, author = content.get("pixels", recipe.get("pixels")), content.get("__author__")
     folded = library == "torchvision" and "pixels" not in content and _is_folded(tensors)
     is_stock = library == "torchvision" and recorded is None and bool(STOCK_ONLY & tensors.keys())
@@ -192,7 +194,7 @@ def _from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return without_unused(named) if num_classes(named) == len(BY_ID) - 1 else named
 
 
-def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Weights:
+def _from_detectron(path: Path, blobs: dict[str, Tensor], stated: Pixels | None) -> Weights:
     """The tensors by detectron2's names, without biases of convolutions before a norm, which has its own.
 
     Of a detector, the background's class comes last and has neither box nor mask, as in detectron2. Raises UserError
@@ -216,7 +218,9 @@ def _from_detectron(path: Path, blobs: dict[str, Tensor], pixels: Pixels) -> Wei
     for name in [name for name in tensors if fused and name.endswith("norm.weight")]:  # statistics that change nothing
         tensors[name.replace("weight", "running_mean")] = torch.zeros_like(tensors[name])
         tensors[name.replace("weight", "running_var")] = torch.full_like(tensors[name], 1 - EPSILON)
-    is_msra = fused and all(len(v) == v.shape[1] for n, v in tensors.items() if n.endswith("res2.0.conv2.weight"))
-    stride = is_msra if pixels == DETECTRON else None  # FAIR's own and its ResNeXts have it in the 3x3
+    # Only MSRA's have the stride in the 1x1. detectron2's X-101-32x8d was trained on other pixels than Detectron's.
+    is_plain = all(len(v) == v.shape[1] for n, v in tensors.items() if n.endswith("res2.0.conv2.weight"))
+    pixels = stated or (DETECTRON if is_plain or is_detector else None)
+    stride = fused and is_plain if stated in (None, DETECTRON) else None
     names = COCO if num_classes(tensors) == len(COCO) else ()
     return Weights(path, tensors, "detectron2", is_detector, pixels, False, fused, stride, "Detectron", names)

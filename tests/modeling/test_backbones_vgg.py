@@ -112,8 +112,12 @@ class TestWeights:
             own = f"roi_heads.box_head.{place if name == 'torchvision' else fc}.weight"
             assert after[own].equal(source[f"{layer}.weight"])
 
-    def test_another_width_of_the_box_head(self, name: str, file: Path, config: Callable[..., CfgNode]) -> None:
-        before, after, said = self.load(name, config("MODEL.ROI_BOX_HEAD.FC_DIM", "64"), file)
+    @pytest.mark.parametrize("lacks", ["", "classifier.3.bias"])
+    def test_other_layers_than_the_box_heads(
+        self, lacks: str, name: str, file: Path, config: Callable[..., CfgNode]
+    ) -> None:
+        torch.save({key: value for key, value in torch.load(file).items() if key != lacks}, file)
+        before, after, said = self.load(name, config(*([] if lacks else ["MODEL.ROI_BOX_HEAD.FC_DIM", "64"])), file)
         assert "do not fit the box head, which stays random" in said
         heads = [key for key in before if key.startswith("roi_heads.box_head")]
         assert len(heads) == 4

@@ -109,7 +109,7 @@ class TestRuns:
             ("3.5k: {recipe: scratch.yaml}", ":1: a run cannot be called 3.5k: take another name, of letters"),
             ("_BASE_: other.yaml\na: {recipe: scratch.yaml}", ":1: a file of runs has no _BASE_: list all runs in it"),
             ("a: {recipe: scratch.yaml}\nb: {}", ": b has no recipe: write b: {recipe: FILE.yaml}"),
-            ("a: {recipe: scratch.yaml}\nA: {recipe: scratch.yaml}", ":1: a and A would be one folder on some disks"),
+            ("a: {recipe: scratch.yaml}\nA: {recipe: scratch.yaml}", ": a and A would be one folder on some disks"),
             (
                 "a: {recipe: scratch.yaml, seeds: [1, 2], changes: {SEED: 7}}",
                 ":1: a changes SEED, which seeds sets: leave one of them out",

@@ -21,7 +21,7 @@ columns:
   few: {recipe: scratch.yaml, seeds: [1]}
 random: {}
 moco: {weights: moco.pth#encoder_q, pixels: 0-1, source: https://moco/moco.pth, epochs: 2, views: {224: 2}}
-ours: {pretraining: crops, changes: {SOLVER: {BASE_LR: 0.01}}}
+ours: {pretraining: crops, source: ours, changes: {SOLVER: {BASE_LR: 0.01}}}
 crops: {recipe: scratch.yaml}
 """
 
@@ -77,7 +77,7 @@ def test_missing_weights_say_where_they_are(file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fetch them: unpack it$"):
         study.check_data([job for job in Study(str(file), tmp_path / "out").jobs if job.name == "moco_few"])
     weights.touch()
-    study.check_data([job for job in study.jobs if job.name == "moco_few"])
+    study.check_data([job for job in study.jobs if job.name in ("moco_few", "ours_few")])  # of ours, crops makes them
 
 
 WRONG = {
@@ -86,9 +86,21 @@ WRONG = {
     "pixels: 0-1": ("pixels: imagnet", r"moco.pixels is 'imagnet', expected one of imagenet, caffe, "),
     "{224: 2}": ("{wide: 2}", r"moco.views is \{'wide': 2\}, expected \{SIDE: NUMBER\}"),
     "source: https": ("sauce: https", r"moco has no sauce; did you mean 'source'"),
-    "epochs: 2": ("epochs: 2, changes: {MODEL.WEIGHTS: x}", r"moco changes MODEL.WEIGHTS, which weights sets"),
+    "epochs: 2": ("epochs: 2, changes: {MODEL.WEIGHTS: x}", r"moco_all changes MODEL.WEIGHTS, which weights sets"),
     "pretraining: crops": ("pretraining: crops, weights: a.pth", r"ours has weights and pretraining: leave one"),
     "few: {recipe: scratch.yaml, seeds: [1]}": ("few: {seeds: [1]}", r"few has no recipe"),
+    "few: {": ("few: {weights: a.pth, ", r"matrix\.yaml:4: few has no weights; it may have recipe, .*, changes$"),
+    "random: {}": (
+        "random: {changes: {SOLVER.MAX_ITER: 9}}",
+        r"random_all changes SOLVER.MAX_ITER, which lengths sets",
+    ),
+    "  few:": ("  all_1x: {recipe: scratch.yaml}\n  few:", r"moco_all_1x and moco_all_1x would be one folder"),
+    "crops: {": ("random_FEW: {recipe: scratch.yaml}\ncrops: {", r"random_few and random_FEW would be one folder"),
+    "{pretraining: crops,": ("{pretraining: random,", r"ours starts from random, expected a run of this file that"),
+    "crops: {recipe": (
+        "crops: {lengths: [2], recipe",
+        r"starts from crops, expected a run .*, a recipe without lengths",
+    ),
 }
 
 
@@ -112,6 +124,9 @@ def test_a_random_row_says_nothing(nothing: str, file: Path) -> None:
 def test_without_columns(file: Path) -> None:
     file.write_text("columns: 3\nrandom: {}\n")
     with pytest.raises(ConfigError, match=r"columns is 3: write columns: \{NAME"):
+        own.runs(file)
+    file.write_text("columns: {all: {recipe: scratch.yaml}}\n")
+    with pytest.raises(ConfigError, match="there are columns and no row"):
         own.runs(file)
     file.write_text("random: {seeds: [1]}\n")
     with pytest.raises(ConfigError, match="random has no recipe"):

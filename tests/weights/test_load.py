@@ -276,6 +276,18 @@ class TestDetectron:
         model = backends.load("detectron2").build(cfg)
         assert "318 of" in load_weights(model, tmp_path / "resnet50.pth", "detectron2", cfg)
 
+    @pytest.mark.parametrize(("groups", "pixels", "in_1x1"), [(1, DETECTRON, True), (2, None, False)])
+    def test_pixels_of_a_resnext_are_not_known(
+        self, groups: int, pixels: Pixels | None, in_1x1: bool, tmp_path: Path
+    ) -> None:
+        """detectron2's X-101-32x8d was trained on others than Detectron's, and its batch norm is folded too."""
+        blobs = {"conv1_w": np.ones((4, 3, 7, 7)), "res_conv1_bn_s": np.ones(4), "res2_0_branch2a_w": np.ones((4, 4)),
+                 "res2_0_branch2b_w": np.ones((4, 4 // groups, 3, 3))}  # fmt: skip
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(blobs))
+        found = read_weights(tmp_path / "a.pkl")
+        assert (found.pixels, found.stride_in_1x1) == (pixels, in_1x1)
+        assert read_weights(tmp_path / "a.pkl", stated=IMAGENET).pixels == IMAGENET
+
     def test_fused_batch_norm_is_for_frozen_bn(self, toy_recipe: Path, tmp_path: Path) -> None:
         torch.manual_seed(0)
         classifier = resnet18().state_dict()
