@@ -132,6 +132,8 @@ class Detector:
         TEST.AUG are predicted and merged; not for models with keypoints when views are flipped. Raises DataError for a
         file that cannot be read, UserError for other arrays.
         """
+        if batch_size < 1:
+            raise UserError(f"the batch size is {batch_size}, expected 1 or more images")
         if augment and self.cfg.TEST.AUG.FLIP and self.cfg.MODEL.KEYPOINT_ON:
             raise UserError(
                 "the keypoints that change sides in a flipped view are in the data's json: set TEST.AUG.FLIP False"

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,12 +54,12 @@ def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: 
     images, videos = find_sources(words)
     if out.resolve() in {path.resolve().parent for path in (*images, *(Path(video.source) for video in videos))}:
         raise UserError(f"--out {out} is a folder of what is predicted, whose files would be replaced; name another")
-    shared = Counter(path.name for path in images)
-    ids: dict[Path, int | str] = {path: path.name if shared[path.name] == 1 else str(path) for path in images}
-    pictures = {path: str(name).replace("/", "_").removesuffix(".jpg") + ".jpg" for path, name in ids.items()}
+    ids: Mapping[Path, int | str] = own_names(images)
     category_ids: Sequence[int | str] = range(1, len(model.classes) + 1)
     if settings.like:
         ids, category_ids = read_ids(settings.like, model.classes, images)
+    pictures = own_names(images, ".jpg")
+    films = own_names([Path(video.source) for video in videos], ".mp4")
     out.mkdir(parents=True, exist_ok=True)
     faults, rows = list[str](), list[dict[str, Any]]()
     begun = time.perf_counter()
@@ -74,8 +74,19 @@ def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: 
             f"{read} of {len(images)} images, {len(rows)} objects with a score from {settings.score:g}, {rate}: {out}"
         )
     for video in videos:
-        print(predict_video(model, video, out / f"{Path(video.source).stem}.mp4", settings))
+        try:
+            print(predict_video(model, video, out / films[Path(video.source)], settings))
+        except DataError as problem:
+            faults.append(str(problem))
     return faults
+
+
+def own_names(paths: Sequence[Path], suffix: str = "") -> dict[Path, str]:
+    """Their names, or the whole paths of those that share a name; with ``suffix`` as files of one folder."""
+    shared = Counter(path.name for path in paths)
+    names = {path: path.name if shared[path.name] == 1 else str(path) for path in paths}
+    return {path: name.replace("/", "_").removesuffix(suffix) + suffix if suffix else name
+            for path, name in names.items()}  # fmt: skip
 
 
 def predict_files(
@@ -119,17 +130,30 @@ def predict_video(model: Detector, video: Video, path: Path, settings: Settings)
 def read_ids(
     like: Path, classes: Sequence[str], images: Sequence[Path]
 ) -> tuple[dict[Path, int | str], list[int | str]]:
-    """From a COCO json: the ids of images, by file name without folder, and of the categories in the order of classes.
+    """From a COCO json: the ids of images, and of the categories in the order of classes.
 
-    Raises UserError for images and classes that it does not have.
+    An image is the one of the json with which its path has most in common from the end on, at least the name. Raises
+    UserError for images that the json does not have, or has more than once, and for classes that it does not have.
     """
     if not like.is_file():
         raise UserError(f"--like {like} is missing; give a COCO json that is there")
     content = read_json(like, Like, "give another COCO json")
-    ids = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    endings: dict[str, list[int | str]] = {}
+    for image in content["images"]:
+        for ending in _endings(Path(image["file_name"])):
+            endings.setdefault(ending, []).append(image["id"])
+    ids = {path: next((endings[one] for one in _endings(path) if one in endings), []) for path in images}
     categories = {category["name"]: category["id"] for category in content["categories"]}
-    lacking = [path.name for path in images if path.name not in ids]
+    lacking = [path.name for path, found in ids.items() if not found]
     lacking += [name for name in classes if name not in categories]
     if lacking:
         raise UserError(f"--like {like} has no {listed(lacking)}; expected all images and classes: give their json")
-    return {path: ids[path.name] for path in images}, [categories[name] for name in classes]
+    times = Counter(one for found in ids.values() for one in found)
+    if shared := [path for path, found in ids.items() if len(found) > 1 or times[found[0]] > 1]:
+        raise UserError(f"which image of --like {like} is {shared[0]}? others have its name; give paths as in the json")
+    return {path: found for path, [found] in ids.items()}, [categories[name] for name in classes]
+
+
+def _endings(path: Path) -> list[str]:
+    """``a/b/c``, ``b/c`` and ``c``."""
+    return ["/".join(path.parts[start:]) for start in range(len(path.parts))]

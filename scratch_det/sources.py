@@ -58,7 +58,7 @@ class Capture:
 def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:
     """The images and the videos that ``words`` name: files, folders (their images), patterns (**/*.jpg), cameras (0).
 
-    Raises UserError for a word that names none, DataError as ``Video.open`` does.
+    Each is there once. Raises UserError for a word that names none, DataError as ``Video.open`` does.
     """
     images, videos = [], []
     for word in words:
@@ -76,7 +76,7 @@ def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:
             raise UserError(_none(path, found))
         images += of_images
         videos += [Video.open(str(one)) for one in of_videos]
-    return images, videos
+    return list(dict.fromkeys(images)), list(dict.fromkeys(videos))
 
 
 def _none(path: Path, found: Sequence[Path]) -> str:

@@ -70,6 +70,8 @@ class TestPredict:
         grey = image[..., 0]
         assert model.predict(grey).boxes.tolist() == model.predict(np.dstack([grey] * 3)).boxes.tolist()
         assert model.predict([]) == []
+        with pytest.raises(UserError, match=r"the batch size is 0, expected 1 or more images"):
+            model.predict(image, batch_size=0)
 
     def test_batches_change_only_the_last_bits(self, model: Detector, image: np.ndarray) -> None:
         one, other = (model.predict([image, image[::-1], image], batch_size=size) for size in (1, 2))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from scratch_det.detector import Detector
 from scratch_det.errors import DataError, UserError
-from scratch_det.predict import Settings, predict_sources
+from scratch_det.predict import Settings, predict_sources, read_ids
 from scratch_det.sources import find_sources
 
 
@@ -37,7 +37,7 @@ class TestSources:
     def test_files_folders_and_patterns(self, folder: Path) -> None:
         write_video(folder / "clip.mp4", 3)
         images, videos = find_sources([str(folder), f"{folder}/**/*.PNG", str(folder / "a.jpg")])
-        assert images == [folder / "a.jpg", folder / "below" / "b.PNG", folder / "a.jpg"]
+        assert images == [folder / "a.jpg", folder / "below" / "b.PNG"]
         assert [(video.source, video.frames, video.rate) for video in videos] == [(str(folder / "clip.mp4"), 3, 5)]
         assert [frame.shape for frame in videos[0]] == [(64, 96, 3)] * 3
 
@@ -96,12 +96,32 @@ class TestPredict:
         rows = json.loads((out / "results.json").read_text())
         assert [(row["image_id"], row["category_id"]) for row in rows] == [(17, (5, 7, 9)[label]) for label in labels]
 
+    def test_images_of_one_name_have_the_id_of_their_path(
+        self, small_detector: Detector, folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "below" / "a.jpg").write_bytes((folder / "a.jpg").read_bytes())
+        like, images = tmp_path / "like.json", [folder / "a.jpg", folder / "below" / "a.jpg"]
+
+        def ids(*names: str) -> list[int | str]:
+            content = {"images": [{"id": k, "file_name": name} for k, name in enumerate(names)], "categories": []}
+            like.write_text(json.dumps(content))
+            return list(read_ids(like, [], images)[0].values())
+
+        assert ids("below/a.jpg", "in/a.jpg", "other/a.jpg") == [1, 0]
+        for names in (("x/a.jpg", "y/a.jpg"), ("a.jpg",)):
+            with pytest.raises(UserError, match=r"which image of --like .*like.json is .*a.jpg\? others have its name"):
+                ids(*names)
+
     def test_originals_are_not_replaced(self, small_detector: Detector, folder: Path) -> None:
         with pytest.raises(UserError, match=r"whose files would be replaced; name another"):
             predict_sources(small_detector, [str(folder)], folder, Settings(0.5))
 
     def test_a_video(self, small_detector: Detector, tmp_path: Path) -> None:
-        write_video(tmp_path / "clip.mp4", 3)
-        assert predict_sources(small_detector, [str(tmp_path / "clip.mp4")], tmp_path / "out", Settings(0.0)) == []
-        _, (written,) = find_sources([str(tmp_path / "out")])
+        clips = [tmp_path / name / "clip.mp4" for name in ("a", "b")]
+        for clip, frames in zip(clips, (3, 1), strict=True):
+            clip.parent.mkdir()
+            write_video(clip, frames)
+        assert predict_sources(small_detector, [*map(str, clips)] * 2, tmp_path / "out", Settings(0.0)) == []
+        _, (written, other) = find_sources([str(tmp_path / "out")])
+        assert len(list(other)) == 1
         assert [frame.shape for frame in written] == [(266, 400, 3)] * 3  # the codec's sides are even

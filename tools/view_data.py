@@ -29,6 +29,10 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if not args.config_file and len(args.words) != 1:
         parser.error("give one NAME of a data set, or --config-file FILE")
+    if args.config_file and (args.classes or args.size or args.crowds or args.ids):
+        parser.error("--class, --size, --crowds and --image choose from a data set NAME, not from --config-file")
+    if args.count < 1:
+        parser.error(f"--count is {args.count}, expected 1 or more")
     with exit_on_user_error():
         from scratch_det.diagnosis.data import Filter, view_data, view_training  # torch: not for --help
 
