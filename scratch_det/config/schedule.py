@@ -124,12 +124,17 @@ BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END", "S
 
 
 def settle_batch(
-    recipe: LoadedConfig, num_processes: int = 1, scale_to: int | None = None, accumulate: int = 1
+    recipe: LoadedConfig,
+    num_processes: int = 1,
+    scale_to: int | None = None,
+    accumulate: int = 1,
+    trial: int | None = None,
 ) -> list[str]:
     """Rescale ``recipe.cfg`` in place as flags and SOLVER.REFERENCE_WORLD_SIZE ask; returns lines for the log.
 
     num_processes, scale_to, accumulate: ``--num-gpus`` x ``--num-machines``, ``--scale-to-batch`` and ``--accumulate``;
-    accumulation changes no key. Overrides are rescaled too: ``scale_to`` keeps the number of images in all.
+    accumulation changes no key. Overrides are rescaled too: ``scale_to`` keeps the number of images in all. trial: the
+    iterations of ``--trial``, whatever the batch.
     Raises ConfigError, also when the batch was overridden and its learning rate was not. Call ``check_config`` after.
     """
     for flag, value in (("--scale-to-batch", scale_to), ("--accumulate", accumulate)):
@@ -153,6 +158,8 @@ def settle_batch(
                 "leave out one of the two: the flag, or set SOLVER.REFERENCE_WORLD_SIZE 0"
             )
         scale_to_batch(cfg, scale_to)
+    if trial is not None:
+        shorten(cfg, trial)
     return _batch_lines(recipe, before, num_processes, accumulate)
 
 
@@ -198,8 +205,7 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
 def shorten(cfg: CfgNode, iterations: int) -> None:
     """Change ``cfg`` to a trial of so many iterations: drops in proportion, one evaluation, at the end.
 
-    Warm-up, without which it would diverge, takes half of it at most. The run gets a folder of its own,
-    OUTPUT_DIR_trial. Raises ConfigError for less than one iteration.
+    Warm-up, without which it would diverge, takes half of it at most. Raises ConfigError for less than one iteration.
     """
     if iterations < 1:
         raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, expected 1 or more iterations")
@@ -208,7 +214,6 @@ def shorten(cfg: CfgNode, iterations: int) -> None:
     solver.MAX_ITER, solver.STEPS = iterations, tuple(sorted(steps))
     solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 2)
     cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD = 0, iterations
-    cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}_trial"
 
 
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:

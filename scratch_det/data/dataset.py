@@ -12,6 +12,7 @@ A sample is a dictionary of an image with N objects, in pixels of the (resized) 
 Boxes, masks and keypoints are continuous: the centre of the first pixel is 0.5, 0.5.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,15 +51,15 @@ class Stream:
             allows it. A batch is padded to its largest height and width, so mixed orientations cost memory and time;
             detectron2's DATALOADER.ASPECT_RATIO_GROUPING uses buffers, whose content depends on earlier images.
             Always pairs, even if a rank has more images, because the paper trains with 2 images per GPU.
-        factors: how often an epoch shows each image in the mean [num_images], at least 1. An epoch then has the rounded
-            sum of them, and of an image the whole number below or above its factor.
+        factors: how often an epoch shows each image in the mean [num_images], at least 1. An epoch then has their sum,
+            rounded up, and of an image the whole number below or above its factor, at least 1.
     """
 
     def __init__(
         self, seed: int, num_images: int, portrait: np.ndarray | None = None, factors: np.ndarray | None = None
     ):
         self.seed, self.portrait, self.factors = seed, portrait, factors
-        self.num_images, self.length = num_images, num_images if factors is None else round(factors.sum())
+        self.num_images, self.length = num_images, num_images if factors is None else math.ceil(factors.sum())
         self._cached = -1, np.empty(0, int)  # the last used epoch and its order
 
     def at(self, position: int) -> tuple[int, np.random.Generator]:

@@ -15,7 +15,7 @@ from scratch_det import backends
 from scratch_det.config.choices import backbone_names
 from scratch_det.config.load import LoadedConfig, load_config
 from scratch_det.config.rules import check_config, mirrored_views
-from scratch_det.config.schedule import settle_batch, shorten
+from scratch_det.config.schedule import settle_batch
 from scratch_det.distributed.launch import ALONE, World
 from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir
@@ -132,10 +132,10 @@ def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, Loaded
 
 
 def read_recipe(request: Request, backend: str) -> LoadedConfig:
-    """The recipe of a request, shortened for --trial."""
+    """The recipe of a request; --trial has a folder of its own."""
     recipe = load_config(request.config_file, request.overrides, backends.defaults(backend))
     if request.trial is not None:
-        shorten(recipe.cfg, request.trial)
+        recipe.cfg.OUTPUT_DIR = f"{recipe.cfg.OUTPUT_DIR.rstrip('/')}_trial"
     return recipe
 
 
@@ -157,7 +157,8 @@ def check_recipe(
         section.attempt(check_config, cfg)
         notices = list(mirrored_views(cfg))
     else:
-        batch = section.attempt(settle_batch, recipe, processes, request.scale_to_batch, request.accumulate)
+        batch = section.attempt(settle_batch, recipe, processes, request.scale_to_batch, request.accumulate,
+                                request.trial)  # fmt: skip
         notices = section.attempt(check_config, cfg, processes, max(request.accumulate, 1), request.waive)
     for notice in notices or []:
         section.problem("notice", notice)
