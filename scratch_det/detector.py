@@ -202,7 +202,7 @@ def weights_of(run: Path) -> Path:
 
 
 def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | None:
-    """The recipe of the weights, with as many classes and keypoints as they have; None when there is none."""
+    """The recipe of the weights, with the heads, classes and keypoints that they have; None when there is none."""
     run = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
     if config:
         cfg = load_config(config, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
@@ -210,6 +210,9 @@ def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | No
         cfg = run.read_config()
     else:
         return None
+    if weights.is_detector:
+        for head in ("MASK", "KEYPOINT"):
+            cfg.MODEL[f"{head}_ON"] = any(name.startswith(f"roi_heads.{head.lower()}_") for name in weights.tensors)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes(weights.tensors) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for bias in (weights.tensors.get(f"roi_heads.{layer}.bias") for layer in KEYPOINTS):
         if bias is not None:
