@@ -2,7 +2,6 @@
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,31 +27,24 @@ class Video:
     @classmethod
     def open(cls, source: str) -> "Video":
         """Raises DataError for a file that is no video, and for a camera that is not there."""
-        with closing(Capture(source)) as capture:
-            count = int(capture.video.get(cv2.CAP_PROP_FRAME_COUNT))
-            return cls(source, count if count > 0 else None, capture.video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND)
+        video = _opened(source)
+        count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        return cls(source, count if count > 0 else None, video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames, uint8 [H, W, 3], RGB."""
-        with closing(Capture(self.source)) as capture:
-            while True:
-                is_read, frame = capture.video.read()
-                if not is_read:
-                    return
-                yield np.ascontiguousarray(frame[..., ::-1])
+        video = _opened(self.source)
+        while (read := video.read())[0]:
+            yield np.ascontiguousarray(read[1][..., ::-1])
 
 
-class Capture:
-    """OpenCV's reader of a file or a camera. Raises DataError where there is none."""
-
-    def __init__(self, source: str):
-        self.video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-        if not self.video.isOpened():
-            what = f"camera {source} is not there" if source.isdecimal() else f"{source}: no video that can be decoded"
-            raise DataError(f"{what}; give another one, or images")
-
-    def close(self) -> None:
-        self.video.release()
+def _opened(source: str) -> cv2.VideoCapture:
+    """OpenCV's reader of a file or a camera, which closes when nothing refers to it. Raises DataError as ``open``."""
+    video = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    if not video.isOpened():
+        what = f"camera {source} is not there" if source.isdecimal() else f"{source}: no video that can be decoded"
+        raise DataError(f"{what}; give another one, or images")
+    return video
 
 
 def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:

@@ -52,9 +52,10 @@ def view_data(name: str, chosen: Filter, out: Path) -> str:
     spread = np.linspace(0, len(numbers) - 1, min(chosen.count, len(numbers))).astype(int)
     pictures = [_of_json(data, number) for number in numbers[spread].tolist()]
     section = Section(f"{len(pictures)} of {len(numbers):,} images", "; ".join(notices), pictures=pictures)
-    objects = len(data.arrays["order"])
-    counts = f"{len(data.images):,} images, {objects:,} objects of {counted(len(data.classes), 'classes')}."
-    classes = [["class", "objects"], *([n, f"{c:,}"] for n, c in zip(data.classes, _counts(data), strict=True))]
+    labels = data.arrays["label"][data.arrays["order"]]
+    counts = f"{len(data.images):,} images, {len(labels):,} objects of {counted(len(data.classes), 'classes')}."
+    of_each = np.bincount(labels, minlength=len(data.classes)).tolist()
+    classes = [["class", "objects"], *([name, f"{n:,}"] for name, n in zip(data.classes, of_each, strict=True))]
     return str(render(out, name, counts, [section, Section("Classes", rows=classes)]))
 
 
@@ -74,10 +75,6 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
     note = f"The first {len(pictures)} of the stream of seed {cfg.SEED}."
     headline = f"{len(samples):,} training images of {where}, as the model gets them."
     return str(render(out, name, headline, [Section("Images", note, pictures=pictures)]))
-
-
-def _counts(data: CocoDataset) -> list[int]:
-    return np.bincount(data.arrays["label"][data.arrays["order"]], minlength=len(data.classes)).tolist()
 
 
 def _chosen(data: CocoDataset, chosen: Filter) -> np.ndarray:

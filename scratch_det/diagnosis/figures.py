@@ -1,5 +1,6 @@
 """The figures of a diagnosis, as SVG: precision and recall, AP by IoU, confusions, calibration."""
 
+import base64
 import io
 from collections.abc import Mapping
 from itertools import cycle
@@ -20,9 +21,10 @@ Models = Mapping[str, Diagnosis]  # by what they are called
 
 
 def as_svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=NO_METADATA[".svg"])
-    return text.getvalue()
+    """As a data URI."""
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata=NO_METADATA[".svg"])
+    return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 @rc_context(STYLE)

@@ -139,18 +139,17 @@ def _images(
     truth: Truth, predictions: Predictions, places: np.ndarray, objects: list[dict[str, Any]], found: dict[str, Any]
 ) -> list[Image]:
     """All images, worst first: by F1, then by the number of errors."""
-    shown = predictions["score"] >= SHOWN_SCORE
     parts: list[tuple[list[int], ...]] = [([], [], []) for _ in truth.images]  # right, wrong, missed
-    partner = {row - 1: match - 1 for row, match in found["dt_match"].items()}  # hotcoco counts from 1
-    matched = {partner[row] for row in np.flatnonzero(shown).tolist() if row in partner}
-    for row in np.flatnonzero(shown).tolist():
+    shown = np.flatnonzero(predictions["score"] >= SHOWN_SCORE).tolist()
+    matched = {found["dt_match"].get(row + 1) for row in shown}  # hotcoco counts from 1, as do the ids of objects
+    for row in shown:
         if (status := found["dt_status"].get(row + 1)) in ("tp", "fp"):
             parts[places[row]][status == "fp"].append(row)
-    seen = np.zeros(len(truth.images), int)
-    for number, one in enumerate(objects):
+    seen = [0] * len(parts)
+    for one in objects:
         place = one["image_id"]
-        if not one["iscrowd"] and number not in matched:
-            parts[place][2].append(int(seen[place]))
+        if not one["iscrowd"] and one["id"] not in matched:
+            parts[place][2].append(seen[place])
         seen[place] += 1
     images = [Image(place, *map(tuple, lists)) for place, lists in enumerate(parts)]
     return sorted(images, key=lambda one: (one.f1, -len(one.wrong) - len(one.missed), one.place))

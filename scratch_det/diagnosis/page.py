@@ -50,13 +50,13 @@ def write_page(out: Path, title: str, models: Models, truth: Truth, predictions:
         Section("Kinds of errors", "What AP50 would gain if all errors of a kind were mended (TIDE), and how many "
                 "there are among all detections, low scores included.", kind_rows(models)),
         Section("Curves", "Left: mean precision of all classes. Right: the IoU that a detection needs to be right.",
-                pictures=[("precision and recall", _svg(figures.precision_and_recall(models))),
-                          ("AP by IoU", _svg(figures.ap_by_iou(models))),
-                          ("calibration: on the line a score is a probability", _svg(figures.calibration(models)))]),
+                pictures=[("precision and recall", figures.precision_and_recall(models)),
+                          ("AP by IoU", figures.ap_by_iou(models)),
+                          ("calibration: on the line a score is a probability", figures.calibration(models))]),
         Section("Classes", f"Detections: with a score from {SHOWN_SCORE:g}.", classes),
         Section("Confusions", f"Objects by true class (row) and the class of the detection there, score from "
                 f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
-                pictures=[(name, _svg(figures.confusions(found))) for name, found in models.items()], layout="box"),
+                pictures=[(name, figures.confusions(found)) for name, found in models.items()], layout="box"),
         Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
                 "red is wrong, yellow is an object that was missed.", pictures=worst(truth, first, predictions[0])),
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
@@ -191,10 +191,6 @@ def as_json(found: Diagnosis, truth: Truth) -> dict[str, Any]:
 
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.1f}"
-
-
-def _svg(text: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def as_jpeg(picture: Pillow.Image) -> str:
