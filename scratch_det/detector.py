@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config.load import load_config
+from scratch_det.config.load import flatten, get_cfg, load_config, with_keys
 from scratch_det.data.dataset import sample_of
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.transforms import output_size, resize
@@ -207,7 +207,7 @@ def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | No
     if config:
         cfg = load_config(config, defaults=backends.defaults(backends.choose(backends.AUTO))).cfg
     elif run.config.is_file() and run.environment.is_file():
-        cfg = run.read_config()
+        cfg = with_keys(get_cfg(), flatten(run.read_config()))  # keys that are newer than the run have their defaults
     else:
         return None
     if weights.is_detector:

@@ -71,7 +71,12 @@ def _defaults() -> CfgNode:
 
 def with_project_keys(cfg: CfgNode) -> CfgNode:
     """``cfg``, changed: with the keys of the loaded projects."""
-    for key, value in PROJECT_KEYS.items():
+    return with_keys(cfg, PROJECT_KEYS)
+
+
+def with_keys(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
+    """``cfg``, changed: with these dotted keys, new ones too."""
+    for key, value in keys.items():
         *sections, name = key.split(".")
         node = cfg
         for section in sections:
