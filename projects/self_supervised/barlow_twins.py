@@ -23,6 +23,7 @@ from scratch_det.data.catalog import ImageFolder, lookup_folder, read_image_fold
 from scratch_det.data.transforms import Sample, contiguous
 from scratch_det.distributed.group import Group
 from scratch_det.engine import classification
+from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import predict_share
 from scratch_det.log import logger
 from scratch_det.modeling.norm import SyncBatchNorm
@@ -43,20 +44,23 @@ def build(cfg: CfgNode) -> nn.Module:
     sizes = ((model.fc.in_features, width), (width, width))
     hidden = [(before, after, HeadNorm(after), nn.ReLU(inplace=True), False) for before, after in sizes]
     model.fc = ProjectionHead([*hidden, (width, width, None, None, False)])
-    model.redundancy = cfg.MODEL.BARLOW_TWINS.LAMBDA
+    model.redundancy, model.images = cfg.MODEL.BARLOW_TWINS.LAMBDA, cfg.SOLVER.IMS_PER_BATCH
     return model
 
 
 def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
     """The loss of the images of all processes together, a channel. Puts the model into training mode.
 
-    Both views are one batch of the network, and of its batch norms.
+    Both views are one batch of the network, and of its batch norms. Raises UserError for less than an iteration.
     """
     views = [{"image": sample[view]} for view in ("image", "view") for sample in batch]
     pair = model.train()(views).float().chunk(2)
     first, second = (torch.cat(gather(one)) if is_initialized() else one for one in pair)
-    loss = BarlowTwinsLoss(getattr(model, "module", model).redundancy)
-    return {"loss_barlow_twins": loss(first, second) / first.shape[1]}
+    net = getattr(model, "module", model)
+    if len(first) != net.images:
+        raise UserError(f"MODEL.PRETRAINING barlow_twins sees {len(first)} images at once, expected all {net.images} "
+                        "of an iteration: leave out --accumulate")  # fmt: skip
+    return {"loss_barlow_twins": BarlowTwinsLoss(net.redundancy)(first, second) / first.shape[1]}
 
 
 class FolderSet(classification.FolderSet):
@@ -75,7 +79,7 @@ class FolderSet(classification.FolderSet):
             transforms.RandomApply([transforms.GaussianBlur(side // 20 * 2 + 1, (0.1, 2.0))], p=0.5),
         ])  # fmt: skip
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))  # of the CPU alone
             return {**sample, "image": change(sample["image"][list(order)])[list(order)]}
 
 
@@ -110,8 +114,8 @@ def evaluate(
     squares, products = group.mean(moments).split([channels + 1, classes], dim=1)
     # an equal penalty for every channel, whatever its scale; some may be 0 everywhere
     weights = torch.linalg.solve(squares + torch.diag(RIDGE * squares.diag() + squares.trace() * 1e-9), products)
-    right = torch.tensor(each(predict, data, "classifying"), dtype=torch.float64)
-    number, total = group.mean(torch.stack([right.sum(), torch.tensor(len(right), dtype=torch.float64)])).tolist()
+    right = each(predict, data, "classifying")
+    number, total = group.mean(torch.tensor([sum(right), len(right)], dtype=torch.float64)).tolist()
     logger.info(f"{data.entry.name}, {len(data.images):,} images: top-1 {100 * number / total:.1f} %, linear")
     return {"classification": {"top1": 100 * number / total}} if group.is_main else {}
 

@@ -42,7 +42,7 @@ SHOWN = [(name, metric.label.replace(" AP", "")) for name, metric in main_metric
 
 def folder_of(experiment: str) -> Path:
     """The folder of a study when --out is not given: output/studies/digits-table1; for a file only its name."""
-    return STUDIES / (Path(experiment).stem if own.is_file(experiment) else experiment.replace("/", "-"))
+    return STUDIES / (own.file_of(experiment) or Path(experiment.replace("/", "-"))).stem
 
 
 def list_runs(experiment: str) -> None:

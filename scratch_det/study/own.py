@@ -66,15 +66,10 @@ Fields = Mapping[str, Any]  # of a run or a column, by their names
 Where = Callable[[str], str]  # file and line of a dotted name
 
 
-def is_file(experiment: str) -> bool:
-    """Whether it is a file of runs."""
-    return experiment.endswith((".yaml", ".yml"))
-
-
 def file_of(experiment: str) -> Path | None:
     """The file of runs that it names, or of that name in studies/; None for an experiment that is listed."""
     listed = STUDIES / f"{experiment}.yaml"
-    return Path(experiment) if is_file(experiment) else listed if listed.is_file() else None
+    return Path(experiment) if experiment.endswith((".yaml", ".yml")) else listed if listed.is_file() else None
 
 
 def runs(path: Path) -> list[Run]:

@@ -8,8 +8,6 @@ from scratch_det.weights.load import named_for_detector
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, in_stage, renamed, stage_of, without_stage
 from scratch_det.weights.origin import Weights
 
-BOX_PREDICTOR = "roi_heads.box_predictor."
-
 
 def convert(weights: Weights, to: str, own_names: bool = False) -> tuple[dict[str, Tensor], dict[str, str | None]]:
     """``weights`` in the names of ``to``, "torchvision" or "detectron2", and the new name of each, None without one.
@@ -57,7 +55,7 @@ def to_cascade(tensors: dict[str, Tensor], library: str, stages: int) -> dict[st
         if name.startswith(f"{BOX_DELTAS}."):  # torchvision regresses a box for the background too
             of_classes = tensor.unflatten(0, (-1, 4))
             tensor = (of_classes[1:] if library == "torchvision" else of_classes).mean(0)
-        if name.startswith((BOX_HEAD, BOX_PREDICTOR)):
+        if name.startswith((BOX_HEAD, "roi_heads.box_predictor.")):
             cascade |= {in_stage(name, str(k), library): tensor.clone() for k in range(stages)}
         else:
             cascade[name] = tensor

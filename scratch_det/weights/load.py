@@ -16,7 +16,7 @@ from scratch_det.weights.classes import check_classes, with_new_classes
 from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.names import BOTTOM_UP, BOX_HEAD, renamed
 from scratch_det.weights.origin import Weights, read_weights
-from scratch_det.weights.pixels import Pixels, adapt_first_layer, check_pixels, stated_pixels
+from scratch_det.weights.pixels import FAR, Pixels, adapt_first_layer, check_pixels, stated_pixels
 
 Doubt = Callable[[str], object]  # takes a message on what a file does not say
 VGG_FCS = {"classifier.0": "1", "classifier.3": "3"}  # become the box head's, after flattening (Ren et al. 2015)
@@ -92,6 +92,9 @@ def see_pixels(
         with torch.no_grad():
             bottom_up.get_parameter(first).copy_(adapted)
         notes += [note] * bool(note)
+        if (own := weights.pixels.reordered(used.format)).apart(used) > FAR:
+            doubt(f"weights file {weights.path} was trained with MODEL.PIXEL_MEAN {list(own.mean)}: set it, or expect "
+                  "other features")  # fmt: skip
     elif weights.pixels and weights.pixels != used:
         notes.append(
             f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "

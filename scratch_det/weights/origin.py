@@ -147,7 +147,8 @@ def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str
     if len(chosen) == 1:
         return chosen[0]
     if not found:
-        raise UserError(f"weights file {path} holds no network that is known, but {_summary(content)}; {EXPECTED}")
+        there = listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ") or "nothing"
+        raise UserError(f"weights file {path} holds no network that is known, but {there}; {EXPECTED}")
     raise UserError(
         f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {', '.join(named)}; "
         + (f"{len(chosen)} of them have '{part}' in their name; " if part else "")
@@ -172,11 +173,6 @@ def _recipe_of_openmmlab(content: Mapping[str, Any]) -> dict[str, Any]:
     mean, std = ([float(number) for number in re.findall(r"\d+\.?\d*", found[key])] for key in ("mean", "std"))
     pixels = {"format": "RGB" if found["to_rgb"] == "True" else "BGR", "mean": mean, "std": std}
     return {"pixels": pixels, "stride_in_1x1": "caffe" in found.get("style", "")}
-
-
-def _summary(content: dict[str, Any]) -> str:
-    """The first keys of a checkpoint with what they are."""
-    return listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ")
 
 
 def _from_torchvision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from scratch_det.errors import UserError
 MOST_APART = 30
 TYPICAL = 0.1, 3  # beyond, a word: 0 to 1 for ImageNet's is 20 times as much, or a 20th
 LEAST_DEVIATION = 20  # of grey values; photographs have 40 to 80, a dark image would show too little variance
+FAR = 10  # grey values from one mean to another: no weights make up for it; ImageNet's and MSRA's differ by 1
 MOST_PIXELS = 400  # from the middle of an image to each side
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -57,6 +58,10 @@ class Pixels(NamedTuple):
         """The same with the channels in the order of ``order``."""
         return self if order == self.format else Pixels(order, self.mean[::-1], self.std[::-1])
 
+    def apart(self, other: "Pixels") -> float:
+        """The largest difference of the means, in grey values; both have the channels in one order."""
+        return max(abs(one - another) for one, another in zip(self.mean, other.mean, strict=True))
+
 
 IMAGENET, DETECTRON = Pixels(*PIXELS["imagenet"]), Pixels(*PIXELS["caffe"])
 
@@ -83,9 +88,8 @@ def adapt_first_layer(weight: Tensor, trained_with: Pixels, used_with: Pixels) -
         weight = weight.float() * ratio
         now, then = (" ".join(f"{value:g}" for value in pixels.std) for pixels in (used_with, there))
         done.append(f"divided by PIXEL_STD {now} instead of {then}")
-    apart = max(abs(one - other) for one, other in zip(there.mean, used_with.mean, strict=True))
-    if apart:
-        done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.2g} of 255 from the weights' own")
+    if apart := there.apart(used_with):
+        done.append(f"PIXEL_MEAN stays the recipe's, up to {apart:.1f} of 255 from the weights' own")
     return weight, "; ".join(done)
 
 

@@ -19,11 +19,6 @@ from scratch_det.errors import UserError
 from scratch_det.log import logger
 from scratch_det.weights.locate import SUFFIXES, find_checkpoint
 
-STORAGES = {  # what torch.save calls the storage of each type, in a model's digest
-    torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
-    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
-    torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
-}  # fmt: skip
 LEARNED = ("weight", "bias", "running_mean", "running_var")  # how the names of a layer's numbers end
 IS_FOLDER = 0x10  # of a zip's file attributes, as MS-DOS has them
 NUMBERS = re.compile(r"[?b]|[biuf][1248]")  # NumPy's codes of the types that weights have
@@ -132,9 +127,10 @@ def weights_sha256(path: Path) -> str:
             raise UserError("it holds no model")
         for name, tensor in sorted(model.items()):
             layout = f"{tensor.storage_offset()} {tuple(tensor.shape)} {tuple(tensor.stride())}"
-            digest.update(f"{name} {STORAGES[tensor.dtype]} {layout}\n".encode())
+            kind = tensor.type().removeprefix("torch.").replace("Tensor", "Storage")  # as torch.save calls it
+            digest.update(f"{name} {kind} {layout}\n".encode())
             digest.update(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy())
-    except (UserError, KeyError) as error:  # KeyError: of a type that no model here has
+    except UserError as error:
         logger.warning(f"{path}: no digest of its weights: {error}")
         return ""
     return digest.hexdigest()

@@ -52,6 +52,7 @@ def arguments(recipe: Path, weights: Path, pixels: str, *words: object) -> list[
         ("VISSL, converted", (), "error", "set MODEL.WEIGHTS_PIXELS imagenet (RGB) or 0-1 (RGB) or inception (RGB)"),
         ("VISSL, converted", IMAGENET, "notice", "does not say which pixels it was trained on: state them"),
         ("SimCLR, converted from TensorFlow", (), "notice", "if they were not RGB, PIXEL_MEAN 123.675"),
+        ("MoCo, converted", ("MODEL.PIXEL_MEAN", [0.0, 0.0, 0.0]), "notice", "trained with MODEL.PIXEL_MEAN [103.53, "),
         ("OBoW, converted", (), "error", "so its pixels were not BGR, PIXEL_MEAN 102.98"),
         ("mmdetection, caffe", (), "error", "MODEL.RESNETS.STRIDE_IN_1X1 is False; set it to True"),
     ],

@@ -145,12 +145,11 @@ class TestDigest:
             torch.save(content, path)
             assert weights_sha256(path) == ""
             assert said.pop() == f"{path}: no digest of its weights: it holds no model"
-        assert self.digest(path, {"a": torch.ones(2, dtype=torch.complex64)}) == ""
-        assert said.pop() == f"{path}: no digest of its weights: torch.complex64"
 
     def test_stays_the_same(self, tmp_path: Path) -> None:
         """Results that are stored name it."""
-        model = {str(i): torch.arange(4).to(dtype) for i, dtype in enumerate(read.STORAGES)}
+        types = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+        model = {str(i): torch.arange(4).to(getattr(torch, name)) for i, name in enumerate(types)}
         assert (
             self.digest(tmp_path / "a.pth", model) == "932062deb4beb19bcdf5d32ad3560d865e9d33cfdfb8f8191ac378a66f5b15d2"
         )

@@ -19,7 +19,7 @@ from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup_folder, read_image_folder
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import CLASSIFICATION, Request
-from scratch_det.errors import ConfigError
+from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.origin import read_weights
 from scratch_det.weights.pixels import Pixels
@@ -157,6 +157,13 @@ def test_rejected(case: str, pretrain: Callable[..., Path], tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=message):
         pretrain(*keys)
     assert not (tmp_path / "run").exists()
+
+
+def test_not_with_accumulate(pretrain: Callable[..., Path]) -> None:
+    with pytest.raises(
+        UserError, match="sees 4 images at once, expected all 8 of an iteration: leave out --accumulate"
+    ):
+        pretrain(accumulate=2)
 
 
 def test_lightly_is_missing(pretrain: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ class TestWeights:
         cfg = config("convnext", "MODEL.TIMM.NAME", "convnext_atto")
         model = backends.load("torchvision").build(cfg)
         with pytest.raises(
-            UserError, match=r"covers 0 of 124 tensors of the backbone: 27 missing.*97 of another shape"
+            UserError, match=r"does not fit the 124 tensors of the backbone: 27 missing.*97 of another shape"
         ):
             load_weights(model, file, "torchvision", cfg)
 

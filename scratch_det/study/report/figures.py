@@ -336,8 +336,8 @@ def _label_axes(axes: Axes, label: str) -> None:
 
 def _legend_below(figure: Figure) -> None:
     """One legend for all panels."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    shown = {label.partition(", mean")[0]: handle for label, handle in zip(labels, handles, strict=True)}
+    shown = {label.partition(", mean")[0]: handle for axes in figure.axes
+             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=3)
 
 
