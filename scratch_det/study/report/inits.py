@@ -53,10 +53,11 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     seeds: dict[str, list[Record]] = {}
     for one in records:
         seeds.setdefault(one.run.shown, []).append(one)
-    runs, groups = {one.run.name: one.run for one in known.values()}, list[Trained]()
+    groups = []
     for first, *others in seeds.values():
         scores = {metric: _scores([first, *others], metric) for metric in PAPER_METRICS}
-        groups.append(Trained(first.run, scores, *pixels_seen(first.run, runs.get(first.run.pretraining or ""))))
+        source = known.get(first.run.pretraining or "")
+        groups.append(Trained(first.run, scores, *pixels_seen(first.run, source and source.run)))
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
@@ -70,10 +71,8 @@ def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tup
     equal = next((other for other in column if other.place == one.place), None)
     cells = [interval([*one.scores[metric].values()]) for metric in metrics]
     compared = [metric for metric in COMPARED if metric in metrics]
-    number, pixels = (
-        str(max(map(len, one.scores.values()))),
-        " + ".join(map(with_prefix, filter(None, (one.before, one.own)))),
-    )
+    number = str(max(map(len, one.scores.values())))
+    pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
     if equal is one:
         return (one.run.shown, *cells, number, *("" for _ in compared), pixels, "")
     gaps = [difference(one.scores[metric], equal.scores[metric] if equal else {}) for metric in compared]
@@ -105,5 +104,6 @@ def difference(ours: Seeds, theirs: Seeds) -> str:
 
 
 def _scores(group: Sequence[Record], metric: str) -> Seeds:
-    return {one.run.seed: round(one.metrics[metric], DECIMALS) for one in group
+    first = group[0].run.about.get("seeds", [None])[0]  # of the run that has none in its name
+    return {first if one.run.seed is None else one.run.seed: round(one.metrics[metric], DECIMALS) for one in group
             if one.state == FINISHED and math.isfinite(one.metrics.get(metric, math.nan))}  # fmt: skip
