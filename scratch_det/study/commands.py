@@ -72,16 +72,10 @@ def plan(
         print(plan_text(experiment, share_prefix, gpus, seconds_per_iter))
         return
     study = Study(experiment, out or folder_of(experiment), share_prefix, backends.choose(backends.AUTO), gpus)
-    graph = [
-        {
-            "name": step.name,
-            "command": step.command(),
-            "needs": list(step.needs),  # steps that have to be done before
-            "output": str(step.outputs[0]),  # exists when the step is done
-            "gpus": step.processes if step.on_gpu else 0,
-        }
-        for step in (study.begin() if out else study).steps()
-    ]
+    graph = [{"name": step.name, "command": step.command(), "needs": list(step.needs),  # steps that come before
+              "output": str(step.outputs[0]),  # exists when the step is done
+              "gpus": step.processes if step.on_gpu else 0}
+             for step in (study.begin() if out else study).steps()]  # fmt: skip
     print(json.dumps(graph, indent=2))
 
 
@@ -123,17 +117,9 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
 
 
 def run(
-    experiment: str,
-    out: Path,
-    launcher: str,
-    gpus: int,
-    max_parallel: int,
-    only: list[str],
-    dry_run: bool,
-    backend: str,
-    slurm: Path | None,
-    share_prefix: bool,
-) -> int:
+    experiment: str, out: Path, launcher: str, gpus: int, max_parallel: int, only: list[str], dry_run: bool,
+    backend: str, slurm: Path | None, share_prefix: bool,
+) -> int:  # fmt: skip
     """The exit code. Raises UserError, before anything starts, when the request or a folder is not as expected."""
     if min(gpus, max_parallel) < 1:
         raise UserError(f"--gpus {gpus} and --max-parallel {max_parallel}: expected 1 or more")

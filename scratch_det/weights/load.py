@@ -93,8 +93,7 @@ def see_pixels(
             bottom_up.get_parameter(first).copy_(adapted)
         notes += [note] * bool(note)
         if (own := weights.pixels.reordered(used.format)).apart(used) > FAR:
-            doubt(f"weights file {weights.path} was trained with MODEL.PIXEL_MEAN {list(own.mean)}: set it, or expect "
-                  "other features")  # fmt: skip
+            doubt(f"weights file {weights.path} was trained with MODEL.PIXEL_MEAN {list(own.mean)}: set it")
     elif weights.pixels and weights.pixels != used:
         notes.append(
             f"not adapted to the recipe's pixels ({used}): it was trained on other ones ({weights.pixels}), and the "
