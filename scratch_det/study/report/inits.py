@@ -57,7 +57,7 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     for first, *others in seeds.values():
         scores = {metric: _scores([first, *others], metric) for metric in PAPER_METRICS}
         source = known.get(first.run.pretraining or "")
-        groups.append(Trained(first.run, scores, *pixels_seen(first.run, source and source.run)))
+        groups.append(Trained(first.run, scores, *pixels_seen(first.run, source.run if source else None)))
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
