@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from scratch_det import backends
+from scratch_det.command_line import load_project
 from scratch_det.config.load import flatten, get_cfg, load_config, with_keys
 from scratch_det.data.dataset import sample_of
 from scratch_det.data.image import decode_masks, read_image
@@ -33,14 +34,14 @@ from scratch_det.evaluation.predictions import detections_of
 from scratch_det.visualization.predictions import THRESHOLD, draw_objects
 from scratch_det.weights.classes import num_classes
 from scratch_det.weights.load import load_weights
-from scratch_det.weights.locate import fetch
+from scratch_det.weights.locate import fetch, url_of
 from scratch_det.weights.origin import Weights, read_weights
 
 Source = str | Path | np.ndarray | Image.Image  # an image: a file, or its pixels
 KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """What a detector finds in one image: N objects by descending score.
 
@@ -66,6 +67,8 @@ class Found:
         best = ", ".join(f"{n} {s:.2f}" for n, s in zip(self.class_names[:MOST_NAMED], self.scores, strict=False))
         more = ", ..." * (len(self) > MOST_NAMED)
         return f"{self.name or 'image'}, {width} x {height}: {len(self)} objects{': ' * bool(best)}{best}{more}"
+
+    __repr__ = __str__  # in a list, too
 
     @property
     def class_names(self) -> list[str]:
@@ -121,6 +124,8 @@ class Detector:
         """
         if isinstance(source, str | Path | np.ndarray | Image.Image):
             return next(self.predict_each([source], **options))
+        if not isinstance(source, Iterable):
+            raise UserError(f"{source!r:.40} is no image; expected a file, an array, an image of Pillow, or several")
         return list(self.predict_each(source, **options))
 
     def predict_each(
@@ -171,20 +176,30 @@ def _pixels(source: Source) -> np.ndarray:
 
 
 def load(
-    source: str | Path, config: str | Path | None = None, device: str | None = None, backend: str | None = None
+    source: str | Path,
+    config: str | Path | None = None,
+    device: str | None = None,
+    backend: str | None = None,
+    project: str | Path | None = None,
 ) -> Detector:
     """The detector of a run's folder, its final or else its last weights, or of a weights file.
 
     config: the recipe of a weights file that lies in no run's folder. device: "cpu", "cuda" or "cuda:1"; else the
-    recipe's, where there is one. backend: else the one that trained the weights. Raises UserError where weights or
+    recipe's, where there is one. backend: else the one that trained the weights. project: the folder
+    of one that the recipe needs. Raises UserError where weights or
     recipe are missing or do not fit.
     """
+    if project:
+        load_project(Path(project))
+    if not url_of(str(source)) and not Path(source).exists():
+        raise UserError(f"there is no {source}; give a run's folder, a weights file or its address")
     path = weights_of(Path(source)) if Path(source).is_dir() else fetch(str(source))
     weights = read_weights(path)
     cfg = recipe_of(path, Path(config) if config else None, weights)
     if cfg is None:
         raise UserError(f"{source} lies in no run's folder: name its recipe, config=FILE")
     name = backends.choose(backend or weights.library)
+    backends.check_keys(name, cfg)
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     classes = weights.classes or cfg.DATASETS.get("CLASS_NAMES") or [f"class {label}" for label in range(count)]
     place = pick_device(device or cfg.MODEL.DEVICE)

@@ -135,3 +135,12 @@ class TestFound:
 
     def test_a_large_image_keeps_its_size(self, model: Detector) -> None:
         assert model.predict(np.zeros((300, 500, 3), np.uint8)).draw().size == (500, 300)
+
+
+def test_what_is_no_run_and_no_image(small_detector: Detector, image: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no .*nope; give a run's folder, a weights file or its address"):
+        scratch_det.load(tmp_path / "nope")
+    with pytest.raises(UserError, match=r"3 is no image; expected a file, an array, an image of Pillow, or several"):
+        small_detector.predict(3)
+    found = small_detector.predict([image])
+    assert repr(found) == f"[{found[0]}]"

@@ -65,7 +65,7 @@ def without_unused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def check_classes(weights: "Weights", names: Sequence[str]) -> None:
+def check_classes(weights: "Weights", names: Sequence[str], to_evaluate: bool) -> None:
     """Raise UserError for a detector of other classes, or of the same in another order, than ``names`` of the data.
 
     A file without names, and an empty ``names``, agree with all.
@@ -75,10 +75,11 @@ def check_classes(weights: "Weights", names: Sequence[str]) -> None:
         return
     same = sorted(theirs) == sorted(names)
     found = f"{count} classes{f' ({listed(theirs)})' * bool(theirs)}"
+    fix = "train others with MODEL.WEIGHTS_NEW_CLASSES True, which keeps all other layers and the rows of equal names"
     raise UserError(
         f"weights file {weights.path} has {found}, the data {len(names)} ({listed(names)})"
-        f"{': the same in another order' * same}; give equal classes equal names, or train others with "
-        "MODEL.WEIGHTS_NEW_CLASSES True, which keeps all other layers and the rows of classes of equal name"
+        f"{': the same in another order' * same}; give equal classes equal names, or "
+        + ("evaluate on data of the file's classes" if to_evaluate else fix)
     )
 
 

@@ -69,7 +69,7 @@ def load_weights(
         values, note = with_new_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()), wanted)
         notes.append(note)
     else:
-        check_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()))
+        check_classes(weights, cfg.DATASETS.get("CLASS_NAMES", ()), to_evaluate)
     if weights.says_pixels and stated not in (None, weights.pixels):
         notes.append("MODEL.WEIGHTS_PIXELS does not count: the file says its pixels")
     covered, total = fill(model, values, prefix, weights)
@@ -186,12 +186,14 @@ def fill(model: nn.Module, values: dict[str, Tensor], prefix: str, weights: Weig
         reasons += [f"blocks of the stages are {there} in the file, {here} in the model"] * (there != here)
         if weights.library and any(map(DEEP_STEM.fullmatch, [*values, *weights.left_out])):
             reasons.append("its stem has several convolutions (ResNet-C, -D or CLIP's), which no recipe here has")
-        of_bn = any(name.endswith("running_mean") for name in unused)
+        norms = [any(name.endswith("running_mean") for name in names) for names in (unused, wanted)]
+        is_stock = weights.is_detector and weights.library == "torchvision" and not weights.says_pixels
         raise UserError(
             f"weights file {weights.path} ({weights.kind}) does not fit the {len(covered)} tensors of "
             f"{'the backbone' if prefix else 'the model'}: {'; '.join(reasons)}\n"
             "  MODEL.WEIGHTS has to come from the same MODEL.* keys (norm, depth, widths, classes)"
-            + "; these are BN's: set MODEL.RESNETS.NORM FrozenBN, BN or SyncBN" * of_bn
+            + "; these are BN's: set MODEL.RESNETS.NORM FrozenBN, BN or SyncBN" * (norms == [True, False])
+            + "; torchvision's own detectors have their recipes in configs/Torchvision" * is_stock
             + "; train other keypoints with MODEL.WEIGHTS_NEW_CLASSES True" * any(".keypoint" in n for n in misshaped)
         )
     if not any(parameter.is_meta for parameter in model.parameters()):

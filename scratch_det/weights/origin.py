@@ -33,11 +33,13 @@ CAFFE2_LEFTOVERS = re.compile(r".*_momentum|(pred|fc1000|kps_score)_[wb]|lr|mode
 PARTS = ("backbone.", "proposal_generator.", "roi_heads.")  # of a detector of detectron2's
 EXPECTED = (
     "expected a checkpoint of this repository, or under any prefix an ImageNet ResNet by torchvision's or detectron2's "
-    "or transformers' names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's"
+    "or transformers' names, torchvision's VGG-16, one of Detectron's (.pkl), or a model of detectron2's; networks of "
+    "timm, such as ConvNeXt and EfficientNet, need --project projects/timm_backbones and a recipe of it"
 )
 OPENMMLAB = re.compile(  # in a recipe's text; a single number as mean is that of an initialisation
     r"\b(?:bgr_)?(mean|std|to_rgb|style)'?\s*[=:]\s*(True|False|'\w+'|[\[(][^])]*)"
 )
+MOST_NAMED = 8  # networks of a file
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
 
 
@@ -79,7 +81,8 @@ class Weights:
         """What neither the file nor anybody says of it, in words, and what counts then."""
         pixels = f"which pixels it was trained on: state them, MODEL.WEIGHTS_PIXELS {' or '.join(PIXELS)}, or recipe, "
         stride = "which convolution of a bottleneck has the stride: it is the recipe's MODEL.RESNETS.STRIDE_IN_1X1"
-        asks_stride = self.stride_in_1x1 is None and not self.is_detector and any(".conv3." in n for n in self.tensors)
+        is_own = self.is_detector and self.says_pixels
+        asks_stride = self.stride_in_1x1 is None and not is_own and any(".conv3." in name for name in self.tensors)
         return [f"{pixels}which is assumed"] * (self.pixels is None) + [stride] * asks_stride
 
     def traits(self) -> dict[str, Any]:
@@ -150,8 +153,8 @@ def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str
         there = listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ") or "nothing"
         raise UserError(f"weights file {path} holds no network that is known, but {there}; {EXPECTED}")
     raise UserError(
-        f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {', '.join(named)}; "
-        + (f"{len(chosen)} of them have '{part}' in their name; " if part else "")
+        f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {listed(list(named), MOST_NAMED)}; "
+        + (f"'{part}' is a whole part, between dots, of {len(chosen)} names; " if part else "")
         + f"name one: MODEL.WEIGHTS {quoted(f'{path}#{max(named, key=len)}')}"
     )
 

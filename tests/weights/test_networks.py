@@ -83,7 +83,7 @@ def test_of_several_networks_one_is_named(
         load_weights(model, file, "torchvision", cfg)
     load_weights(model, str(caught.value).partition("MODEL.WEIGHTS ")[2].strip('"'), "torchvision", cfg)
     assert is_filled(model, net)
-    with pytest.raises(UserError, match="0 of them have 'ema' in their name"):
+    with pytest.raises(UserError, match="'ema' is a whole part, between dots, of 0 names"):
         load_weights(model, f"{file}#ema", "torchvision", cfg)
     assert f"classifier, state_dict.{other[:-1]}" in load_weights(model, f"{file}#{other[:-1]}", "torchvision", cfg)
     assert is_filled(model, second)
