@@ -136,5 +136,5 @@ def test_a_project_is_taken_back() -> None:
         check_config(load_config(recipe).cfg)
         assert "LSJ" in AUGMENTATIONS
     assert "LSJ" not in AUGMENTATIONS
-    with pytest.raises(ConfigError, match=r"unknown key INPUT\.LSJ\.SIZE(.|\n)*give --project "):
+    with pytest.raises(ConfigError, match=r"key INPUT\.LSJ\.SIZE is one of a project: give --project projects/lsj"):
         load_config(recipe)
