@@ -1,6 +1,7 @@
 """One study: an experiment, its folder, what must not change between two starts, and the checks before each start."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -116,7 +117,9 @@ class Study:
             weights, about = place_of(cfg.MODEL.WEIGHTS), job.run.about
             if {"weights", "source"} <= about.keys() and not (url_of(cfg.MODEL.WEIGHTS) or weights.is_file()):
                 source = about["source"]
-                get = f"{'gdown --fuzzy' if 'drive.google' in source else 'wget'} -O {quoted(weights)} {quoted(source)}"
+                weights = Path(os.path.normpath(weights))
+                tool = "gdown --fuzzy" if "drive.google" in source else "wget"
+                get = f"mkdir -p {quoted(weights.parent)} && {tool} -O {quoted(weights)} {quoted(source)}"
                 get = source if " " in source else get
                 raise DataError(f"{job.name}: its weights {weights} are missing; fetch them: {get}")
             for name in (*(() if job.run.kind == EVALUATE else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):

@@ -71,7 +71,9 @@ def test_what_a_row_starts_from(file: Path) -> None:
 def test_missing_weights_say_where_they_are(file: Path, tmp_path: Path) -> None:
     study = Study(str(file), tmp_path / "out", backend="torchvision")
     weights = tmp_path / "moco.pth"
-    with pytest.raises(DataError, match=rf"moco_few: .*missing; fetch them: wget -O {weights} https://moco/moco.pth"):
+    with pytest.raises(
+        DataError, match=rf"moco_few: .*missing; fetch them: mkdir -p .* && wget -O {weights} https://moco/moco.pth"
+    ):
         study.check_data([job for job in study.jobs if job.name == "moco_few"])
     file.write_text(MATRIX.replace("https://moco/moco.pth", "unpack it"))
     with pytest.raises(DataError, match=r"fetch them: unpack it$"):
