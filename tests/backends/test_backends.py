@@ -58,7 +58,7 @@ class TestChoice:
         assert not (tmp_path / "run").exists()
 
     def test_a_key_that_only_detectron2_has(self) -> None:
-        with pytest.raises(ConfigError, match=r"MODEL\.RETINANET\.NUM_CONVS .*only --backend detectron2 has"):
+        with pytest.raises(ConfigError, match=r"MODEL\.RETINANET\.NUM_CONVS .*that is not trained here"):
             load_config(SMALL, ["MODEL.RETINANET.NUM_CONVS", 2])
 
 

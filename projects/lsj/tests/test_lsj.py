@@ -228,7 +228,7 @@ class TestRejections:
         command = [sys.executable, "tools/train_net.py", "--config-file", str(DIGITS)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2
-        assert "unknown key INPUT.AUGMENTATION" in done.stderr
+        assert "key INPUT.AUGMENTATION is one of a project: give --project projects/lsj" in done.stderr
         assert done.stderr.endswith(f"give --project {PROJECT}\n")
 
     def test_rejecting_needs_no_torch(self) -> None:
