@@ -8,7 +8,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import backbone_names, has_fpn
+from scratch_det.config.choices import SAMPLERS, backbone_names, has_fpn
 from scratch_det.config.load import flatten, get_cfg
 from scratch_det.errors import ConfigError, did_you_mean
 
@@ -16,7 +16,6 @@ LEVELS = ["res2", "res3", "res4", "res5"]
 PYRAMID = ["p2", "p3", "p4", "p5"]
 POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
 RESNET = "build_resnet_fpn_backbone"
-SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 # Keys that have to stay at detectron2's default with any backend, because this repository's data, loop and evaluation
 # support nothing else. Other architectures need other annotations, or have state that no checkpoint holds (RetinaNet's

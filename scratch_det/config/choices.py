@@ -124,6 +124,10 @@ CLASSIFY = "classification"
 PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}
 
 
+# DATALOADER.SAMPLER_TRAIN, by detectron2's names: every image once in a pass, or those with rare classes more often.
+SAMPLERS = EACH_ONCE, REPEATS = "TrainingSampler", "RepeatFactorTrainingSampler"
+
+
 def augmentation_name(cfg: CfgNode) -> str:
     """INPUT.AUGMENTATION, or what holds where there is no such key."""
     return cfg.INPUT.get("AUGMENTATION", RESIZE)

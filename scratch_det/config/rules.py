@@ -183,9 +183,9 @@ def keys_agree(cfg: CfgNode) -> Iterator[str]:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
     if solver.CLIP_GRADIENTS.ENABLED:
         yield from is_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, ("value", "norm"))
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
+    if cfg.DATALOADER.SAMPLER_TRAIN == choices.REPEATS and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
         yield (
-            "DATALOADER.SAMPLER_TRAIN is RepeatFactorTrainingSampler with REPEAT_THRESHOLD 0, which repeats nothing; "
+            f"DATALOADER.SAMPLER_TRAIN is {choices.REPEATS} with REPEAT_THRESHOLD 0, which repeats nothing; "
             "set DATALOADER.REPEAT_THRESHOLD to the share of images below which a class is rare, such as LVIS's 0.001"
         )
     if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "vertical":  # detectron2 would still call a left eye left

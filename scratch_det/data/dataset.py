@@ -25,7 +25,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scratch_det.config.choices import AUGMENTATIONS, augmentation_name
+from scratch_det.config.choices import AUGMENTATIONS, REPEATS, augmentation_name
 from scratch_det.data.checks import told
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import find_dark_images, read_image
@@ -33,7 +33,6 @@ from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
 from scratch_det.errors import DataError
 
-REPEATS = "RepeatFactorTrainingSampler"  # of DATALOADER.SAMPLER_TRAIN, by detectron2's name
 ORDER, AUGMENTATION = 0, 1  # part of the seed, so that the two generators are independent
 
 

@@ -17,11 +17,11 @@ from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
+from scratch_det.diagnosis.numbers import SIZES
 from scratch_det.diagnosis.page import SIDE, Section, as_jpeg, render
 from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed
 from scratch_det.visualization.predictions import draw_objects
 
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # areas, px^2: COCO's ranges
 CROWD, IGNORED = " (crowd)", " (ignored)"
 
 

@@ -17,6 +17,7 @@ from scratch_det.evaluation.truth import Truth
 from scratch_det.files import gc_paused
 
 SHOWN_SCORE = 0.5  # from which a detection counts in the confusion matrix, on images and as a doubt of a label
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # areas, px^2: COCO's ranges
 KINDS = {  # of errors, by TIDE's names, and what they mean
     "Cls": ("class", "the place is right, the class is not"),
     "Loc": ("place", "the class is right, IoU with the object between 0.1 and 0.5"),
@@ -98,7 +99,7 @@ def diagnose(truth: Truth, predictions: Predictions, task: str = "bbox") -> Diag
     bins = scorer.calibration()["bins"]
     count = len(truth.categories)
     counts = np.bincount([one["category_id"] for one in real], minlength=count)
-    counts_by_size = np.histogram([one["area"] for one in real], [0, 32**2, 96**2, np.inf])[0]
+    counts_by_size = np.histogram([one["area"] for one in real], [low for low, _ in SIZES.values()] + [np.inf])[0]
     return Diagnosis(
         task, tuple(truth.data.classes), counts,
         np.bincount(classes[predictions["score"] >= SHOWN_SCORE], minlength=count),

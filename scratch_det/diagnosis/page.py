@@ -17,7 +17,7 @@ from scratch_det import tables
 from scratch_det.data.image import read_image
 from scratch_det.diagnosis import figures
 from scratch_det.diagnosis.figures import Models
-from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, Diagnosis, Image
+from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, SIZES, Diagnosis, Image
 from scratch_det.errors import DataError, counted
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
@@ -87,9 +87,7 @@ def render(out: Path, title: str, headline: str, sections: Sequence[Section]) ->
 def overall_rows(models: Models) -> list[list[str]]:
     """AP, at two IoUs and by size of the objects; recall."""
     first = next(iter(models.values()))
-    sizes = [
-        f"AP {size} ({count:,})" for size, count in zip(("small", "medium", "large"), first.by_size[1], strict=True)
-    ]
+    sizes = [f"AP {size} ({count:,})" for size, count in zip(SIZES, first.by_size[1], strict=True)]
     rows = [["model", "AP", "AP50", "AP75", *sizes, "recall"]]
     for name, found in models.items():
         values = [np.nanmean(found.ap(iou)) for iou in (None, 0.5, 0.75)]

@@ -12,7 +12,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
-from scratch_det.config.choices import backbone_names
+from scratch_det.config.choices import EACH_ONCE, backbone_names
 from scratch_det.config.load import LoadedConfig, load_config
 from scratch_det.config.rules import check_config, mirrored_views
 from scratch_det.config.schedule import settle_batch
@@ -190,8 +190,8 @@ def classification_problems(cfg: CfgNode) -> Iterator[str]:
     """Problems of a recipe for pre-training. It describes a detector, and only the detector's backbone is trained."""
     if cfg.MODEL.WEIGHTS:
         yield f'MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but pre-training starts at random; set MODEL.WEIGHTS ""'
-    if (sampler := cfg.DATALOADER.SAMPLER_TRAIN) != "TrainingSampler":
-        yield f"DATALOADER.SAMPLER_TRAIN is {sampler}, which detectors have; pre-training has TrainingSampler"
+    if (sampler := cfg.DATALOADER.SAMPLER_TRAIN) != EACH_ONCE:
+        yield f"DATALOADER.SAMPLER_TRAIN is {sampler}, which detectors have; pre-training has {EACH_ONCE}"
     if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
         yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST

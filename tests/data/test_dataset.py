@@ -9,8 +9,9 @@ from PIL import Image
 from samples import bitmaps
 from toy_data import config, extent, read_toy, rejection, same
 
+from scratch_det.config.choices import REPEATS
 from scratch_det.data import dataset as samples
-from scratch_det.data.dataset import REPEATS, Stream, TrainingSet, repeat_factors
+from scratch_det.data.dataset import Stream, TrainingSet, repeat_factors
 from scratch_det.data.loading import evaluation_batches, training_batches
 from scratch_det.distributed.launch import ALONE, World
 
