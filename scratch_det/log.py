@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -95,6 +96,15 @@ class Progress:
         elif self.say and time.monotonic() - self.last_line > self.seconds_between_lines:
             self.last_line = time.monotonic()
             self.say(f"{self.description}: {self.done}/{self.total}, {self.eta()}".removesuffix(", "))
+
+    @contextmanager
+    def paused(self, note: str) -> Iterator[None]:
+        """Show ``note``, and count no time for the eta, while other work is done."""
+        began = time.monotonic()
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], note=note)
+        yield
+        self.began += time.monotonic() - began
 
     def eta(self) -> str:
         """``eta h:mm:ss`` at the mean speed so far; empty before the first new step."""

@@ -161,6 +161,7 @@ def test_a_start_imports_what_it_needs(toy_recipe: Path, tmp_path: Path) -> None
     assert "torchvision" in loaded
     assert not loaded & {"matplotlib", "tensorboard"}
     (tmp_path / "run/result.json").write_text('{"iteration": 2, "metrics": {}}')
-    *said, modules = run(*command, "--resume").splitlines()
-    assert said[-1].endswith("holds a finished run of 2 iterations; nothing to do")
-    assert "torch" not in modules.split()
+    for processes in ("1", "2"):
+        *said, modules = run(*command, "--resume", "--num-gpus", processes).splitlines()
+        assert said[-1].endswith("holds a finished run of 2 iterations; nothing to do")
+        assert "torch" not in modules.split()

@@ -12,7 +12,7 @@ from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.changes import report_finished
-from scratch_det.engine.plan import DETECTION, Request, make_plan
+from scratch_det.engine.plan import DETECTION, Request, is_finished, make_plan
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import Report
 from scratch_det.log import close_logging, logger, set_up_logging
@@ -86,7 +86,9 @@ def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
         with exit_on_user_error(is_run=True):
             world = read_world(os.environ)
             if several_to_launch(world, flags["num_gpus"], flags["num_machines"], flags["machine_rank"]):
-                sys.exit(launch(**flags))
+                if flags["num_machines"] > 1 or not is_finished(request, task):
+                    sys.exit(launch(**flags))
+                world = World(size=flags["num_gpus"], local_size=flags["num_gpus"])  # this process answers for all
             with exit_on_user_error(world.local_rank == 0):
                 start(request, world, task)
     except Stopped as stopped:
@@ -119,7 +121,7 @@ def start(request: Request, world: World = ALONE, task: str = DETECTION) -> None
         for notice in report.messages("notice"):
             logger.warning(notice)
         stop.raises = False
-        if plan.is_finished and world.size == 1:  # answered without torch; of several processes rank 0 decides
+        if plan.is_finished and world.size == world.local_size:  # without torch; of several machines rank 0 decides
             with closing(plan.run_dir):
                 plan.run_dir.lock()
                 return report_finished(plan.cfg, plan.run_dir)

@@ -151,7 +151,8 @@ class Trainer:
                 # After the checkpoint: a run that resumes from it repeats an evaluation that was interrupted.
                 if is_due(completed, cfg.TEST.EVAL_PERIOD) and completed < max_iter:
                     self.read_losses()
-                    evaluate(iteration)
+                    with progress.paused("evaluating"):
+                        evaluate(iteration)
 
     def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> bool:
         """Run one iteration and add its metrics; returns False when the run was asked to stop before.

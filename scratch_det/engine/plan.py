@@ -110,6 +110,12 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
     return Plan(task, request, cfg, backend, training, test, run_dir)
 
 
+def is_finished(request: Request, task: str) -> bool:
+    """``Plan.is_finished``, from the recipe alone. Raises UserError when it cannot be read."""
+    finishes = request.resume and not request.eval_only
+    return finishes and RunDir(choose_backend(request, task)[1].cfg.OUTPUT_DIR).result.exists()
+
+
 def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
     """The backend that builds the model, and the recipe in its keys.
 
