@@ -12,8 +12,8 @@ help:  ## list the targets
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) where there is none: make test VENV=PATH"
 
 quickstart: $(INSTALLED)  ## install, make a demo data set, train a small Mask R-CNN from scratch: minutes on a CPU
-	$(RUN) tools/prepare_digits.py
-	$(RUN) tools/train_net.py --config-file configs/Digits/quickstart.yaml --resume
+	$(RUN) -m scratch_det data digits
+	$(RUN) -m scratch_det train --config-file configs/Digits/quickstart.yaml --resume
 
 test: $(INSTALLED)-dev  ## the tests but for those that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
@@ -41,7 +41,7 @@ $(VENV)/bin/python:
 
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
 	@echo "Installing scratch_det and what it needs: 5 to 6 GB with PyTorch, a few minutes"
-	$(RUN) -m pip install --disable-pip-version-check --editable .
+	$(RUN) -m pip install --disable-pip-version-check --editable ".[demo]"
 	@touch $@
 
 $(INSTALLED)-dev: pyproject.toml | $(VENV)/bin/python

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A job template: tools/study.py run ... --launcher slurm --slurm docs/slurm.sh. Edit it for your cluster. Each job of a
+# A job template: scratch-det study run ... --launcher slurm --slurm docs/slurm.sh. Edit it for your cluster. Each job of a
 # study is this script with the words in double braces filled in; --dry-run prints the scripts. study.py gives sbatch
 # the job's name, its comment, dependencies, log and --requeue.
 #

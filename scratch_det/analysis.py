@@ -22,7 +22,7 @@ from scratch_det.config.choices import model_name
 from scratch_det.config.load import load_config
 from scratch_det.engine.state import size_of
 from scratch_det.errors import UserError
-from scratch_det.files import write_atomically
+from scratch_det.files import find_file, write_atomically
 
 CONFIGS = Path("configs")
 LARGE, SMALL = "mask_rcnn_X_152_8x32d_FPN_gn", "mask_rcnn_R_101_FPN_gn"
@@ -236,11 +236,13 @@ def write_table(path: Path, backend: str) -> None:
     if path.is_dir():
         raise UserError(f"--table {path} is a folder; name a file, such as {path / 'models.md'}")
     recipes: dict[str, list[tuple[bool, Path]]] = {}
-    for recipe in sorted(recipe for recipe in CONFIGS.glob("[!_]*/*.yaml") if recipe.parent.name != "Pretraining"):
+    for recipe in sorted(
+        recipe for recipe in find_file(CONFIGS).glob("[!_]*/*.yaml") if recipe.parent.name != "Pretraining"
+    ):
         cfg = load_config(recipe).cfg
         recipes.setdefault(model_name(cfg), []).append((bool(cfg.MODEL.WEIGHTS), recipe))
     if not recipes:
-        raise UserError(f"there are no recipes in {CONFIGS.absolute()}: start this in the repository's folder")
+        raise UserError(f"there are no recipes in {CONFIGS.absolute()}")
     found, rows = {}, []
     for name, same in sorted(recipes.items()):
         cfg = backends.model_config(min(same)[1], (), backend)
@@ -259,7 +261,7 @@ def write_table(path: Path, backend: str) -> None:
         rows.append(row | {part: in_units(cost.flops, 1e9) for part, cost in analysis.parts.items()})
     columns = list(dict.fromkeys(column for row in rows for column in row))  # not every model has all parts
     cells = [columns, *([row.get(column, "-") for column in columns] for row in rows)]
-    command = f"python tools/analyze_model.py --table {path} --backend {backend}"
+    command = f"scratch-det analyze model --table {path} --backend {backend}"
     texts = ["# The models of the recipes", f"Written by `{command}`.", LEGEND, table(cells, markdown=True)]
     if {LARGE, SMALL} <= found.keys():
         large, small = found[LARGE], found[SMALL]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scratch_det.errors import EXIT_CODE, EXIT_UNEXPECTED, UserError, did_you_mean, quoted, shortened
-from scratch_det.files import Lenient
+from scratch_det.files import Lenient, find_file
 
 UNUSABLE = {  # what is wrong with a path, and the fix
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
@@ -26,6 +26,9 @@ UNUSABLE = {  # what is wrong with a path, and the fix
     errno.ENAMETOOLONG: "shorten its name",
     errno.ELOOP: "fix its links, which form a circle",
 }
+EXTRAS = {  # modules of libraries that an installation may lack -> the extra of pyproject.toml that has them
+    "sklearn": "demo", "skimage": "demo", "timm": "timm", "lightly": "self_supervised", "shtab": "completion",
+}  # fmt: skip
 UNREAD = "standard output was closed before the command had finished; start it again"
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141  # as a shell has it for SIGINT and SIGPIPE
 SHOW_TRACEBACK = "SCRATCH_DET_TRACEBACK"  # an environment variable
@@ -81,6 +84,8 @@ def explained(error: BaseException) -> str | None:
     if full or type(error).__name__ == "OutOfMemoryError":  # ... and on a GPU
         reason = (str(error).splitlines() or ["by Python"])[0]
         return f"no more memory ({reason}); make batches or images smaller, see --scale-to-batch, or end other programs"
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
+        return f"this needs {error.name}, which is not installed: pip install 'scratch_det[{extra}]'"
     return str(error) if isinstance(error, UserError) else None
 
 
@@ -105,7 +110,7 @@ def unexpected(error: BaseException) -> str:
     for folder in (*reversed(TRACEBACK_FOLDERS), Path(), Path(tempfile.gettempdir())):
         with suppress(OSError):
             path = (folder / TRACEBACK).absolute()
-            path.write_text(f"{shlex.join(sys.argv)}\n{text}", errors="replace")
+            path.write_text(f"{shlex.join(sys.orig_argv)}\n{text}", errors="replace")
             where = f"the traceback is in {path}, and "
             break
     *_, last = said = str(error).strip().splitlines() or [""]  # that of a data worker holds its traceback
@@ -204,7 +209,7 @@ def project_flags() -> list[str]:
 
 def load_project(folder: Path) -> None:
     """Import the package in ``folder`` and call its ``add()``. Raises UserError for a folder that is no project."""
-    folder = folder.resolve()
+    folder = find_file(folder).resolve()
     if not (folder / "__init__.py").is_file():
         raise UserError(
             f"--project {folder} is no folder with an __init__.py; give one such as projects/timm_backbones"

@@ -1,4 +1,4 @@
-"""Files that processes share: written in one step, SHA-256, locks, the cache."""
+"""Files that come with the package, and files that processes share: written in one step, SHA-256, locks, the cache."""
 
 import fcntl
 import gc
@@ -10,6 +10,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from scratch_det.errors import UserError
+
+PACKAGE = Path(__file__).parent
+# What has configs/, projects/, studies/: the clone, or, as setup.py puts them there, an installed package.
+ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+
+
+def find_file(path: str | Path) -> Path:
+    """``path``, or where it does not exist the file that comes with the package: configs/Digits/quickstart.yaml."""
+    return Path(path) if Path(path).exists() or not (ROOT / path).exists() else ROOT / path
 
 
 class Lenient:

@@ -2,19 +2,19 @@
 
 ``coco_factory``  makes data sets      ``datasets_root``  the temporary folder that they are registered in
 ``toy_recipe``    a recipe for them    ``small_model``    the overrides that make any Mask R-CNN recipe tiny
-``train_net``     tools/train_net.py   ``tiny_coco``      100 real COCO images, where they are at hand
+``train_net``     scratch-det train    ``tiny_coco``      100 real COCO images, where they are at hand
 ``train``         starts a run of ``toy_recipe`` in this process
 ``points_recipe`` ``toy_recipe`` with keypoints in its data
-``study_tool``    tools/study.py  ``small_detector``  a detector at random
+``study_tool``    scratch-det study  ``small_detector``  a detector at random
 """
 
-import importlib.util
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -301,25 +301,20 @@ def train(toy_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
     return begin
 
 
-def load_tool(name: str) -> Any:
-    """tools/``name``.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_command(name: str) -> Any:
+    """The module of a command of ``scratch-det``."""
+    return import_module(f"scratch_det.commands.{name}")
 
 
 @pytest.fixture(scope="session")
 def train_net_module() -> Any:
-    """tools/train_net.py as a module."""
-    return load_tool("train_net")
+    """scratch-det train as a module."""
+    return load_command("train")
 
 
 @pytest.fixture
 def train_net(train_net_module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``train_net("--config-file", path, "KEY", value, ...)`` runs tools/train_net.py inside this process.
+    """``train_net("--config-file", path, "KEY", value, ...)`` runs scratch-det train inside this process.
 
     Arguments may be of any type; a mistake of the user leaves as SystemExit with code 2 and a message on stderr.
     """
@@ -345,12 +340,12 @@ def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
-    """tools/study.py in this process: its exit code and what it says."""
+    """scratch-det study in this process: its exit code and what it says."""
 
     def call(*words: Any) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["study.py", *map(str, words)])
         try:
-            load_tool("study").main()
+            load_command("study").main()
             code: Any = 0
         except SystemExit as end:
             code = end.code

@@ -27,7 +27,9 @@ LAYERS = (
     ("visualization",),
     ("engine",),  # plan, train, resume
     ("detector", "sources"),  # a trained model and its input
-    ("analysis", "benchmark", "conversion", "diagnosis", "predict", "study"),  # tools that look at runs, or start them
+    ("analysis", "benchmark", "conversion", "diagnosis", "predict", "study"),  # what looks at runs, or starts them
+    ("commands",),
+    ("__main__",),
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -1,4 +1,4 @@
-"""tools/benchmark.py without its peers: the stopwatch, the table, made-up data, and every row at a tiny size."""
+"""scratch-det benchmark without its peers: the stopwatch, the table, made-up data, and every row at a tiny size."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 
 from scratch_det.benchmark import Options, data, report, rows, scoring
 from scratch_det.benchmark.loops import in_both_orders, plan_training
@@ -123,7 +123,7 @@ def test_ap_is_that_of_pycocotools(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """tools/benchmark.py at a tiny size in this process, which fresh processes are replaced by; what it prints."""
+    """scratch-det benchmark at a tiny size in this process, which fresh processes are replaced by; what it prints."""
 
     def here(function: str, *arguments: Any, whole: bool = False, env: dict[str, Path] | None = None) -> Cost:
         with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +134,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Call
     def run(*words: Any) -> str:
         sizes = ("--pairs", 1, "--repeats", 1, "--scale", 1e-4)
         monkeypatch.setattr("sys.argv", ["benchmark.py", *map(str, (*words, *sizes))])
-        load_tool("benchmark").main()
+        load_command("benchmark").main()
         return capsys.readouterr().out
 
     for module in (rows, scoring):
@@ -211,5 +211,5 @@ class TestTool:
     ) -> None:
         monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
         with pytest.raises(SystemExit, match="2"):
-            load_tool("benchmark").main()
+            load_command("benchmark").main()
         assert message in capsys.readouterr().err

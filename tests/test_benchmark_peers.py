@@ -1,10 +1,10 @@
-"""tools/benchmark.py beside detectron2, with a script of our own in the place of its plain training script."""
+"""scratch-det benchmark beside detectron2, with a script of our own in the place of its plain training script."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 
 from scratch_det.benchmark.data import NAME, write_coco
 from scratch_det.benchmark.loops import loop_against_plain_script, plan_training
@@ -60,7 +60,7 @@ def test_no_script(toy_recipe: Path, tmp_path: Path) -> None:
 def cells(
     toy_recipe: Path, plain_script: Path, datasets_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], list[list[str]]]:
-    """What the table has after tools/benchmark.py measured rows on made-up images, by line and column."""
+    """What the table has after scratch-det benchmark measured rows on made-up images, by line and column."""
     write_coco(datasets_root, 12)
 
     def run(rows: str) -> list[list[str]]:
@@ -68,7 +68,7 @@ def cells(
         words = [*sizes, "--script", plain_script, "--out", tmp_path / "table.md"]
         recipe = ["--config-file", toy_recipe, "DATASETS.TRAIN", f"('{NAME}',)"]
         monkeypatch.setattr("sys.argv", ["benchmark.py", rows, *map(str, (*words, *recipe))])
-        load_tool("benchmark").main()
+        load_command("benchmark").main()
         lines = (tmp_path / "table.md").read_text().splitlines()
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
 

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py, and whether two models agree on an image."""
+"""scratch-det convert, and whether two models agree on an image."""
 
 import pickle
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
+from conftest import load_command
 from run_folder import NO_TEST
 from torchvision.models import resnet18
 
@@ -23,11 +23,11 @@ from scratch_det.weights.read import read_checkpoint
 
 
 class TestConversion:
-    """tools/convert_checkpoint.py."""
+    """scratch-det convert."""
 
     @pytest.fixture
     def convert_checkpoint(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-        tool = load_tool("convert_checkpoint")
+        tool = load_command("convert")
 
         def run(*arguments: Any) -> None:
             monkeypatch.setattr("sys.argv", ["convert_checkpoint.py", *map(str, arguments)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from coco_truth import evaluate
-from conftest import POINTS, edit, load_tool
+from conftest import POINTS, edit, load_command
 from run_folder import interrupted_after, is_same, lines, read
 from toy_data import all_objects
 
@@ -185,7 +185,7 @@ class TestRejections:
         words = ["check.py", "--config-file", points_recipe, *KEYS, *RECIPE[0][0], "TEST.KEYPOINT_OKS_SIGMAS", "[]"]
         monkeypatch.setattr("sys.argv", list(map(str, words)))
         with pytest.raises(SystemExit) as end:
-            load_tool("check").main()
+            load_command("check").main()
         said = capsys.readouterr().out
         assert end.value.code == 2
         assert "NUM_KEYPOINTS is 17" in said

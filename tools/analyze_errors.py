@@ -1,32 +1,7 @@
 #!/usr/bin/env python
-"""Where a detector errs, as one page: kinds of errors, classes, confusions, worst images, labels that may be wrong.
+"""``scratch-det analyze errors``."""
 
-    python tools/analyze_errors.py output/quickstart
-    python tools/analyze_errors.py scratch=output/scratch pretrained=output/pretrained --out output/errors
-    python tools/analyze_errors.py results.json --data my_val
-
-RUN is a run's folder (its last evaluation) or a json of COCO results, with NAME= before it to call it so. Two stand
-beside each other. DIR gets index.html, classes.csv and diagnosis.json. Exit code 2: a user error.
-"""
-
-from pathlib import Path
-
-from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
-
-
-def main() -> None:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="see above")
-    parser.add_argument("--data", metavar="NAME", help="the data set (the first that the run was evaluated on)")
-    parser.add_argument("--task", choices=["bbox", "segm"], default="bbox", help="boxes or masks (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("output/errors"), metavar="DIR", help="(%(default)s)")
-    add_project_flag(parser)
-    args = parser.parse_args()
-    with exit_on_user_error():
-        from scratch_det.diagnosis.command import analyze_errors  # after --help: matplotlib
-
-        print(analyze_errors(args.runs, args.data, args.task, args.out))
-
+from scratch_det.commands.analyze_errors import main
 
 if __name__ == "__main__":
     main()

@@ -1,44 +1,7 @@
 #!/usr/bin/env python
-"""Subsets of a data set in COCO's format, as the small-data recipes need: random ones, each inside the next larger one.
+"""``scratch-det data subsets``."""
 
-    python tools/prepare_coco_subsets.py
-    python tools/prepare_coco_subsets.py --dataset digits_train --sizes 700,200,20 --seed 1
-    python tools/prepare_coco_subsets.py --sizes "" --ids mine=ids.txt
-
-35k are the paper's images, those of val2014, where instances_val2014.json lies beside instances_train2017.json; else
-they are drawn too. Writes instances_..._35k.json and so on beside the data set's json and, for names that no catalog
-has, a line into catalog.yaml in the datasets root. A recipe then names coco_2017_train_35k. Exit code 2: a user error.
-"""
-
-import re
-from argparse import ArgumentTypeError
-from pathlib import Path
-
-from scratch_det.command_line import ToolParser, exit_on_user_error, seed
-from scratch_det.data.subsets import PAPER_SIZES, make_subsets
-from scratch_det.engine.command import numbers
-
-
-def label_and_file(text: str) -> tuple[str, Path]:
-    label, equals, file = text.partition("=")
-    if not (re.fullmatch(r"[\w.-]+", label) and equals and file):
-        raise ArgumentTypeError(f"{text!r}, expected LABEL=FILE, LABEL a part of a file's name")
-    return label, Path(file)
-
-
-def main() -> None:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
-    sizes = "numbers of images (the paper's: 35000,10000,3500,1000)"
-    parser.add_argument("--sizes", type=numbers, default=PAPER_SIZES, metavar="N,M", help=sizes)
-    ids = "the images in FILE, a COCO json or a list of ids, as NAME_LABEL (several times: several subsets)"
-    parser.add_argument("--ids", action="append", default=[], type=label_and_file, metavar="LABEL=FILE", help=ids)
-    parser.add_argument("--seed", type=seed, default=0, help="another seed draws other images (%(default)s)")
-    parser.add_argument("--allow-lost-classes", action="store_true", help="accept subsets without an object of a class")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        print(*make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes, dict(args.ids)), sep="\n")
-
+from scratch_det.commands.data_subsets import main
 
 if __name__ == "__main__":
     main()

@@ -1,34 +1,7 @@
 #!/usr/bin/env python
-"""Write XML files as PASCAL VOC has them as json files in COCO's format.
+"""``scratch-det data voc``."""
 
-    python tools/prepare_voc.py
-    python tools/prepare_voc.py voc_2007_test
-    python tools/prepare_voc.py my_export
-    python tools/prepare_voc.py my_export/train my_export/valid --classes car,truck
-
-Names are VOC's own sets, for the recipes of configs/PascalVOC-Detection/, by default voc_2007_trainval, voc_2012_train
-and voc_2012_val, from the devkit's folders VOC2007/ and VOC2012/ in the datasets root. A folder is an export with
-classes of your own: Annotations/ beside JPEGImages/ or images/, with a set for each list in ImageSets/Main/ where there
-are any, or XML files beside their images, or folders of these. Its sets get entries in the catalog. Give the sets that
-belong together in one command, as they share their classes. Writes instances_trainval.json and so on into the folders;
-if one is not complete, nothing. Exit code 2: a user error.
-"""
-
-from scratch_det.command_line import ToolParser, exit_on_user_error
-from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
-
-
-def main() -> None:
-    parser = ToolParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"a folder, or one of {', '.join(NAMES)}"
-    )
-    parser.add_argument("--classes", default="", metavar="A,B", help="your own; auto: all that the files name")
-    parser.add_argument("--force", action="store_true", help="replace json files of other content")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        print(*make_voc(args.names, args.force, args.classes), sep="\n")
-
+from scratch_det.commands.data_voc import main
 
 if __name__ == "__main__":
     main()

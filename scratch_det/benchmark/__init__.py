@@ -1,4 +1,4 @@
-"""What this repository's parts cost, each beside its peer where that is installed; tools/benchmark.py runs it.
+"""What this repository's parts cost, each beside its peer where that is installed; scratch-det benchmark runs it.
 
 ``rows`` has a generator of figures for each of ROWS, ``report`` makes their table, ``measure`` is the stopwatch.
 """

@@ -16,7 +16,7 @@ class Begun(BaseException):
 
 
 def run(config_file: str, overrides: list[str], backend: str) -> None:
-    """The command of tools/train_net.py with --resume."""
+    """The command of scratch-det train with --resume."""
     start(Request(config_file, overrides, backend, resume=True))
 
 

@@ -118,7 +118,7 @@ AUGMENTATIONS = {
 # under the same rules as a ResNet's. The ResNets are the backends' own and not in this list.
 BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
-# MODEL.PRETRAINING -> a module that has what ``scratch_det.engine.classification`` has and tools/pretrain_net.py needs:
+# MODEL.PRETRAINING -> a module that has what ``scratch_det.engine.classification`` has and scratch-det pretrain needs:
 # build, losses, FolderSet, evaluate. A project that adds one adds the key too, which detectors do not read.
 CLASSIFY = "classification"
 PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from scratch_det.command_line import RESUME, missing_project
 from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PRETRAININGS, PROJECT_KEYS
 from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
+from scratch_det.files import ROOT, find_file
 from scratch_det.reading import RESTORE, PlainLoader, read_yaml, yaml_loader
 
 BASE_KEY = "_BASE_"  # fvcore's word for the recipes a recipe is built on
@@ -30,7 +31,7 @@ NO_KEYS = (  # what others write where a key is expected, and what to write here
     (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
     (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
 )
-PROJECTS = Path(__file__).parents[2] / "projects"
+PROJECTS = ROOT / "projects"
 OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")  # of detectron2's keys
 
 
@@ -120,14 +121,15 @@ def load_config(
     defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
     every unknown key and every wrong type with file and line, and keys that a project's choice lists without adding.
     """
-    in_files = list(_chain(Path(config_file), COMMAND_LINE, (), []))
+    config_file = find_file(config_file)
+    in_files = list(_chain(config_file, COMMAND_LINE, (), []))
     in_command = _override_entries(overrides)
     cfg = defaults.clone() if defaults else get_cfg()
     known = flatten(cfg)
     problems = [*_choices_without_keys(), *_apply(cfg, in_files, known)]
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
-    if problems and (project := missing_project(Path(config_file))):
+    if problems and (project := missing_project(config_file)):
         problems.append(f"{config_file} is a recipe of a project; give --project {quoted(project)}")
     raise_problems(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
@@ -196,7 +198,9 @@ def read_source(path: Path, asked_by: str) -> list[Entry]:
 def _nearest(path: Path) -> str:
     """``; did you mean ...?`` for a recipe of another spelling in the same folders, or of that name in another one."""
     near = next(folder for folder in (*path.parents, Path()) if folder.is_dir())
-    found = {one.stem: one for one in (*Path("configs").glob("*/*.yaml"), *near.glob("*/*.yaml"), *near.glob("*.yaml"))}
+    found = {
+        one.stem: one for one in (*find_file("configs").glob("*/*.yaml"), *near.glob("*/*.yaml"), *near.glob("*.yaml"))
+    }
     close = get_close_matches(path.stem, found, n=1)
     return f"; did you mean '{found[close[0]]}'?" if close else ""
 

@@ -23,13 +23,13 @@ BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
 DOWNLOAD = "download it as datasets/README.md shows"
 MAKERS = {  # how a name begins -> how to get such a data set
-    "digits_": "make it with: python tools/prepare_digits.py",
-    "coco_2017_train_": "make it with: python tools/prepare_coco_subsets.py",
-    "voc_": "make it with: python tools/prepare_voc.py {name}",
+    "digits_": "make it with: scratch-det data digits",
+    "coco_2017_train_": "make it with: scratch-det data subsets",
+    "voc_": "make it with: scratch-det data voc {name}",
     **dict.fromkeys(("coco_", "keypoints_coco_", "imagenet_"), DOWNLOAD),
 }
 SWITCHES = ("drop_empty_boxes", "drop_objects_without_mask", "paths_outside")  # fields that are true or false
-CHECK = """python tools/check.py --images --config-file configs/Digits/quickstart.yaml \\
+CHECK = """scratch-det check --images --config-file configs/Digits/quickstart.yaml \\
     DATASETS.TRAIN "('{0}',)" DATASETS.TEST "('{1}',)" OUTPUT_DIR output/{0}"""  # what to do with a new data set
 VOC_AP = ("voc_area", "voc_11point")  # PASCAL VOC's box AP from 2010 on, and before
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS

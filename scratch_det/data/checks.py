@@ -27,7 +27,7 @@ PIXELS = "a whole number of pixels above 0"
 TEXT = "a string"
 NAME = "a number or a string"
 ANYTHING = ""  # not checked, or checked below
-MEND = "python tools/fix_annotations.py {} writes a repaired copy"  # {}: the data set's name, or the file
+MEND = "scratch-det data fix {} writes a repaired copy"  # {}: the data set's name, or the file
 VALUES: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: isinstance(value, int | float) and value % 1 == 0 and -(2**63) <= value < 2**63,
     PIXELS: lambda value: isinstance(value, int | float) and value % 1 == 0 and 0 < value < 2**63,
@@ -167,7 +167,7 @@ def explain(path: Any, problems: Sequence[Problem], most_lines: int = 7) -> str:
     lines = [f"  {one}" + (f"; {one.fix}" if one.fix else "") for one in errors]
     most = most_lines - 1 - len(hint)
     if len(lines) > most:
-        lines[most - 1 :] = [f"  and {len(lines) - most + 1} more kinds, which tools/check.py lists"]
+        lines[most - 1 :] = [f"  and {len(lines) - most + 1} more kinds, which scratch-det check lists"]
     return "\n".join([f"{path}: {len(errors)} kinds of problems", *lines, *hint])
 
 

@@ -10,7 +10,7 @@ TEXTS = {  # what a file begins with, a regular expression -> what it is, and th
     r"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull",
     r"\{[^\n]*\}\s*\n\s*\{": "JSON lines: write one object with COCO's three lists",
     r"\d+( +[\d.eE+-]+){4,}\s*(\n|$)": "a label file of YOLO: convert the set to COCO's format",
-    r"\s*<(\?xml|annotation)": "XML, as of PASCAL VOC: see tools/prepare_voc.py",
+    r"\s*<(\?xml|annotation)": "XML, as of PASCAL VOC: see scratch-det data voc",
     r"\s*<(!doctype )?html": "a web page: download the file itself",
     r"\x1f\x8b|PK\x03\x04": "a compressed file: unpack it",
 }

@@ -213,7 +213,7 @@ def launch(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -
         for local_rank in range(num_processes):
             own = {"RANK": machine_rank * num_processes + local_rank, "LOCAL_RANK": local_rank}
             environment = os.environ | {name: str(value) for name, value in (shared | own).items()}
-            processes.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
+            processes.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment))
         return _wait(processes, store, machine_rank * num_processes)
     finally:
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""tools/check.py: all checks of a run, then what it needs: length, memory, model size, disk, readable images."""
+"""scratch-det check: all checks of a run, then what it needs: length, memory, model size, disk, readable images."""
 
 import json
 import resource

@@ -20,7 +20,7 @@ from scratch_det.log import close_logging, logger, set_up_logging
 NOT_BEGUN = "nothing was trained in this start, the same command starts again"
 
 
-def run_parser(description: str | None) -> ArgumentParser:
+def run_parser(description: str | None) -> ToolParser:
     """Flags of everything that starts or checks a run, the first ones detectron2's; see ``Request``."""
     parser = ToolParser(
         usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
@@ -80,7 +80,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
-    """Parse the command line and start what it asks for; exit codes as tools/train_net.py describes them."""
+    """Parse the command line and start what it asks for; exit codes as scratch-det train describes them."""
     (request, flags), world, known = read_request(parser), ALONE, len(TRACEBACK_FOLDERS)
     try:
         with exit_on_user_error(is_run=True):

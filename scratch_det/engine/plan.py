@@ -1,6 +1,6 @@
 """From a command line to a plan: every check that needs no torch, written once, for all tools.
 
-``make_plan`` is the list of these checks. A run raises the first error that it meets; tools/check.py collects all of
+``make_plan`` is the list of these checks. A run raises the first error that it meets; scratch-det check collects all of
 them. Never imports torch: a bad request is rejected at once.
 """
 
@@ -17,7 +17,6 @@ from scratch_det.config.load import LoadedConfig, load_config
 from scratch_det.config.rules import check_config, mirrored_views
 from scratch_det.config.schedule import settle_batch
 from scratch_det.distributed.launch import ALONE, World
-from scratch_det.engine.datasets import read_data
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import ConfigError, Report, Section, raise_problems
 from scratch_det.weights.locate import check_weights, find_checkpoint
@@ -33,7 +32,7 @@ RUN_FILES = (
 
 @dataclass(frozen=True)
 class Request:
-    """The flags and overrides of a command line; see ``tools/train_net.py --help``."""
+    """The flags and overrides of a command line; see ``scratch-det train --help``."""
 
     config_file: str
     overrides: list[str]
@@ -106,6 +105,8 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
         section.attempt(raise_problems, flag_problems(request, cfg, run_dir))
         note_start(section, request, cfg, run_dir, task)
     with report.section("data") as section:
+        from scratch_det.engine.datasets import read_data  # NumPy, hotcoco: not for --help
+
         training, test = read_data(section, recipe, detection=task == DETECTION, trains=not request.eval_only)
     return Plan(task, request, cfg, backend, training, test, run_dir)
 

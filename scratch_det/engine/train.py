@@ -283,7 +283,7 @@ def task_of(plan: Plan) -> Task:
 def describe_environment(plan: Plan, processes: int) -> dict[str, Any]:
     """The content of environment.json: versions, hardware, git state, data, command."""
     return {
-        "command": shlex.join([sys.executable, *sys.argv]), "datasets_root": str(datasets_root()),
+        "command": shlex.join(sys.orig_argv), "datasets_root": str(datasets_root()),
         "backend": plan.backend, "library": backends.library(plan.backend),
         "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES},

@@ -1,4 +1,4 @@
-"""The commands of tools/study.py, and a study as text: its cost, its state, and its progress while it runs."""
+"""The commands of scratch-det study, and a study as text: its cost, its state, and its progress while it runs."""
 
 import csv
 import json
@@ -14,12 +14,13 @@ from scratch_det.distributed.launch import usable_cores
 from scratch_det.engine.run_dir import checkpoint_bytes
 from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import main_metrics
+from scratch_det.files import ROOT
 from scratch_det.log import Progress, clock, say_now
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place, samples_table
 from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Record, survey
-from scratch_det.study.run import EVALUATE, PRETRAIN, ROOT, SEARCH, TRAIN, Job, jobs_folder
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TRAIN, Job, jobs_folder
 from scratch_det.study.slurm import Slurm, squeue
 from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
 from scratch_det.tables import aligned

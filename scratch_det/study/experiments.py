@@ -13,7 +13,6 @@ from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
-from scratch_det.data.coco import read_coco
 from scratch_det.errors import ConfigError, DataError, UserError, did_you_mean
 from scratch_det.study import digits, own, paper
 from scratch_det.study.run import PRETRAIN, SCRATCH, Job, Run, from_here
@@ -54,7 +53,7 @@ def of_place(place: str) -> list[Run]:
     if place not in found:
         files = [path.stem for path in sorted(own.STUDIES.glob("*.yaml"))]
         hint = did_you_mean(place, [*found, *files])
-        fix = "; tools/study.py samples counts it" if place == "figure2" else hint
+        fix = "; scratch-det study samples counts it" if place == "figure2" else hint
         others = f"{', '.join([*groups, *files])}, names that list prints, and files, *.yaml"
         raise UserError(f"no experiment {place}{fix}; there are {others}")
     return found[place]
@@ -139,6 +138,8 @@ def seen_in_training(cfg: CfgNode) -> tuple[Seen, str]:
     Raises DataError when the training set is neither on disk nor COCO.
     """
     try:
+        from scratch_det.data.coco import read_coco  # NumPy: not for --help
+
         data = [read_coco(lookup(name), need_masks=False) for name in cfg.DATASETS.TRAIN]
     except DataError:
         if not all(name.startswith("coco_") for name in cfg.DATASETS.TRAIN):
@@ -167,7 +168,7 @@ def samples_table(config_files: list[str]) -> str:
         cfg = load_config(file).cfg
         if cfg.INPUT.CROP.ENABLED:  # which no detector has
             expected = "expected a detector's, whose pre-training is counted too"
-            raise ConfigError(f"{file} is a classifier's recipe, of tools/pretrain_net.py; {expected}")
+            raise ConfigError(f"{file} is a classifier's recipe, of scratch-det pretrain; {expected}")
         own, source = seen_in_training(cfg)
         before, name = seen_before(cfg.MODEL.WEIGHTS)
         total, label = map(sum, zip(own, before, strict=True)), Path(file).stem + (f" + {name}" if name else "")

@@ -4,7 +4,7 @@ scratch: {recipe: scratch.yaml, seeds: [1, 2, 3]}
 pretrained: {recipe: pretrained.yaml, pretraining: crops, changes: {MODEL.BACKBONE.FREEZE_AT: 0}}
 crops: {recipe: crops.yaml}
 
-``seeds``: the run is repeated, and tables have the mean. ``pretraining``: the run, of tools/pretrain_net.py, whose
+``seeds``: the run is repeated, and tables have the mean. ``pretraining``: the run, of scratch-det pretrain, whose
 backbone.pth it starts from. ``changes``: keys of the recipe with other values. ``project``: the folder of the project
 that the recipe needs; its code is only loaded by --project FOLDER on the command line.
 
@@ -34,8 +34,9 @@ from scratch_det.config.choices import PIXELS, RECIPES
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, flatten, load_config, read_source
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule
 from scratch_det.errors import ConfigError, did_you_mean, quoted
+from scratch_det.files import ROOT, find_file
 from scratch_det.reading import read_yaml
-from scratch_det.study.run import PRETRAIN, PRETRAINED, ROOT, SCRATCH, TRAIN, Run
+from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
 
 STUDIES = ROOT / "studies"
 # Of all runs, or of a matrix and its pre-trainings: their table and their figure are called so.
@@ -69,7 +70,7 @@ Where = Callable[[str], str]  # file and line of a dotted name
 def file_of(experiment: str) -> Path | None:
     """The file of runs that it names, or of that name in studies/; None for an experiment that is listed."""
     listed = STUDIES / f"{experiment}.yaml"
-    return Path(experiment) if experiment.endswith((".yaml", ".yml")) else listed if listed.is_file() else None
+    return find_file(experiment) if experiment.endswith((".yaml", ".yml")) else listed if listed.is_file() else None
 
 
 def runs(path: Path) -> list[Run]:

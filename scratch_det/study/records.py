@@ -281,7 +281,7 @@ def _read_csv(path: Path, kinds: dict[str, Any]) -> list[dict[str, Any]]:
                 metrics = {key: value for key, value in found.items() if key not in kinds}
                 lines.append({**{key: found[key] for key in kinds}, "metrics": metrics})
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; tools/study.py report --results writes it") from None
+        raise DataError(f"{path} is missing; scratch-det study report --results writes it") from None
     except (csv.Error, ValueError) as error:
         raise DataError(f"{path}:{reader.line_num + isinstance(error, csv.Error)}: {error}; {RESTORE}") from None
     return lines

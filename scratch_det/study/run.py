@@ -15,14 +15,14 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import ITERATIONS_PER_X, Schedule, kx_schedule, length_schedule, shared_prefix
+from scratch_det.files import ROOT
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
 FEWEST_ITERATIONS = 1000  # above, a length is in iterations; below, in units of 1x
 SCRATCH, PRETRAINED = "scratch", "pretrained"
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
-TOOLS = {TRAIN: "train_net.py", EVALUATE: "train_net.py", PRETRAIN: "pretrain_net.py", SEARCH: "search.py"}
-ROOT = Path(__file__).parents[2]  # of the repository, which recipes and tools are named from
+COMMANDS = {TRAIN: "train", EVALUATE: "eval", PRETRAIN: "pretrain", SEARCH: "search"}  # of scratch-det
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Run:
         per_x: iterations of 1x.
         seed: of a run that is repeated with other seeds; None for the recipe's.
         pretraining: the run whose backbone.pth it starts from.
-        kind: TRAIN, PRETRAIN, SEARCH or EVALUATE: which tool it is.
+        kind: TRAIN, PRETRAIN, SEARCH or EVALUATE: which command it is.
         found_by: the search whose best values it is trained with.
         processes: their number, where the result depends on it, as with BN.
         flags: further flags of its command.
@@ -218,7 +218,7 @@ class Job:
         return [*self.run.changes, *(word for pair in pairs for word in pair)]
 
     def arguments(self, out: Path, backend: str, gpus: int = 0, stop_at: int = 0) -> list[str]:
-        """The tool's arguments; ``gpus``: number of processes, 0 if a launcher starts them."""
+        """The command's arguments; ``gpus``: number of processes, 0 if a launcher starts them."""
         run, words = self.run, ["--config-file", str(self.config(out))]
         if run.kind != PRETRAIN:
             words += ["--backend", backend]
@@ -227,9 +227,7 @@ class Job:
         if run.kind == SEARCH:
             words += ["--out", str(out / run.name), "--grid", str(from_here(run.grid))]
             words += [word for recipe in run.apply_to for word in ("--apply-to", str(from_here(recipe)))]
-        elif run.kind == EVALUATE:
-            words.append("--eval-only")
-        else:
+        elif run.kind != EVALUATE:
             words += ["--keep-at", ",".join(map(str, self.keep_at))] if self.keep_at else []
             if self.start:
                 words += ["--switch-from" if run.is_switch else "--branch-from", str(self.parent(out))]
@@ -244,7 +242,7 @@ class Step:
     Attributes:
         name: RUN; RUN@N for the part of it up to N iterations; RUN/POINT for a search's.
         run: name of the run whose folder it writes into.
-        words: the tool and its arguments, without the Python interpreter and the number of processes.
+        words: a command of scratch-det and its arguments, without the number of processes.
         needs: names of the steps that have to be done before.
         inputs: files of other runs that have to exist before it starts.
         outputs: it is done when one of these files exists; the first one is its own.
@@ -276,7 +274,7 @@ class Step:
     def command(self, launches: bool = True) -> list[str]:
         """The whole command line in this Python; ``launches``: it starts its processes itself."""
         several = ["--num-gpus", str(self.processes)] if launches and self.processes > 1 else []
-        return [sys.executable, self.words[0], *several, *self.words[1:]]
+        return [sys.executable, "-m", "scratch_det", self.words[0], *several, *self.words[1:]]
 
 
 def checkpoint(out: Path, run: str, completed: int) -> Path:
@@ -290,5 +288,5 @@ def jobs_folder(out: Path) -> Path:
 
 
 def from_here(path: str | Path) -> Path:
-    """A path from the repository's root, from the current folder."""
+    """A path from ``ROOT``, from the current folder."""
     return Path(path) if Path.cwd() == ROOT else ROOT / path

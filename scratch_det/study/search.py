@@ -37,13 +37,13 @@ from scratch_det.log import Progress, clock, say_now
 from scratch_det.reading import read_json
 from scratch_det.study.local import Local, alone_in, require_gpus
 from scratch_det.study.records import FIX, failure_of, other_recipe
-from scratch_det.study.run import Step, from_here, jobs_folder
+from scratch_det.study.run import Step, jobs_folder
 from scratch_det.tables import markdown
 
 BEST = "best.yaml"
 SEED = 0  # where the recipe has none: then the points differ only in the keys of the grid
 EXIT_SOME_FAILED = 1
-Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as tools/train_net.py takes them
+Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as scratch-det train takes them
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def points_of(axes: Axes) -> list[Point]:
 
 @dataclass(frozen=True)
 class Search:
-    """A grid search in the folder ``out``; the fields are the flags of tools/search.py."""
+    """A grid search in the folder ``out``; the fields are the flags of scratch-det search."""
 
     config_file: str
     grid: str
@@ -143,7 +143,7 @@ class Search:
 
     @property
     def processes(self) -> int:
-        """Number of processes of a point; --num-gpus 0 is one process, as in tools/train_net.py."""
+        """Number of processes of a point; --num-gpus 0 is one process, as in scratch-det train."""
         return max(self.num_gpus, 1)
 
     @cached_property
@@ -177,8 +177,8 @@ class Search:
 
     def steps(self) -> list[Step]:
         """One step for each point."""
-        cfg, tool = self.recipe(), str(from_here(Path("tools/train_net.py")))
-        words = [tool, *project_flags(), "--config-file", self.config_file]
+        cfg = self.recipe()
+        words = ["train", *project_flags(), "--config-file", self.config_file]
         words += ["--backend", self.backend] if self.backend != backends.AUTO else []
         words += ["--scale-to-batch", str(self.scale_to_batch)] if self.scale_to_batch is not None else []
         words += ["--accumulate", str(self.accumulate)] if self.accumulate != 1 else []
@@ -315,6 +315,6 @@ def _recipes(search: Search, best: Point, failed: int) -> dict[str, str]:
     for recipe in search.apply_to:
         name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
         words = [*project_flags(), "--config-file", str(search.out / name), "OUTPUT_DIR", f"output/{Path(name).stem}"]
-        header = f"# {recipe} with what a grid search found, see {BEST}.\n#  python tools/train_net.py "
+        header = f"# {recipe} with what a grid search found, see {BEST}.\n#  scratch-det train "
         files[name] = f"{header}{shlex.join(words)}\n{yaml.safe_dump({'_BASE_': bases})}"
     return files

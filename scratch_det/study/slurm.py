@@ -17,7 +17,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 from scratch_det.errors import ConfigError, UserError
-from scratch_det.files import write_atomically
+from scratch_det.files import find_file, write_atomically
 from scratch_det.study.records import QUEUED, RUNNING, START_OF_LOG
 from scratch_det.study.run import Step
 
@@ -32,7 +32,7 @@ class Slurm:
 
     def __init__(self, out: Path, template: Path | None = None):
         """Raises ConfigError for a file that is no template."""
-        self.out, self.path = out, template or TEMPLATE
+        self.out, self.path = out, find_file(template or TEMPLATE)
         self.mark = sha256(str(out.resolve()).encode()).hexdigest()[:8]  # of this study, in the names of its jobs
         try:
             text = self.path.read_text()
@@ -41,7 +41,7 @@ class Slurm:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"--slurm {template}: {reason}; expected a job script such as docs/slurm.sh") from None
         self.template.globals["fail"] = self.fail
-        example = Step("NAME", "NAME", ("tools/train_net.py",))
+        example = Step("NAME", "NAME", ("train",))
         if not text.startswith("#!") or shlex.join(example.command(launches=False)) not in self.script(example):
             raise ConfigError(f"--slurm {template}: expected #! and {{{{ command }}}}, the run, as in docs/slurm.sh")
 

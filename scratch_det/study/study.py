@@ -20,7 +20,7 @@ from scratch_det.reading import read_json
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.local import alone_in
 from scratch_det.study.records import FIX, other_recipe
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TOOLS, Job, Step, checkpoint, from_here, jobs_folder
+from scratch_det.study.run import COMMANDS, EVALUATE, PRETRAIN, SEARCH, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
 from scratch_det.weights.locate import place_of, url_of
 
@@ -64,14 +64,14 @@ class Study:
         """The commands of ``jobs``, of all by default, each after those that it needs."""
         found: list[Step] = []
         for job in self.jobs if jobs is None else jobs:
-            run, inputs, tool = job.run, tuple(job.inputs(self.out)), str(from_here(f"tools/{TOOLS[job.run.kind]}"))
+            run, inputs, command = job.run, tuple(job.inputs(self.out)), COMMANDS[job.run.kind]
             # Of a trunk, a branch needs the step that ends at its checkpoint.
             needs = tuple(f"{name}@{job.start}" if job.start and name == run.trunk else name for name in job.needs)
             if run.kind == SEARCH:
                 points = [replace(step, name=f"{run.name}/{step.name}", run=run.name, needs=needs, inputs=inputs,
                                   threads=self.threads)
                           for step in self.search(job).steps()]  # fmt: skip
-                words = (tool, "--choose", *job.arguments(self.out, self.backend))
+                words = (command, "--choose", *job.arguments(self.out, self.backend))
                 # The best of the finished points is worth knowing; its result.json needs all of them.
                 choice = Step(run.name, run.name, words, tuple(step.name for step in points),
                               outputs=(job.result(self.out),), processes=0, also_after_failures=True)  # fmt: skip
@@ -80,7 +80,7 @@ class Study:
             on_gpu = job.recipe(self.out, self.backend).MODEL.DEVICE != "cpu"
             for stop_at in (*job.keep_at, 0):
                 name = f"{run.name}@{stop_at}" if stop_at else run.name
-                words = (tool, *job.arguments(self.out, self.backend, stop_at=stop_at))
+                words = (command, *job.arguments(self.out, self.backend, stop_at=stop_at))
                 outputs = (*([checkpoint(self.out, run.name, stop_at)] if stop_at else []), job.result(self.out))
                 found.append(Step(name, run.name, words, needs, inputs, outputs, run.processes or self.gpus, on_gpu,
                                   self.threads))  # fmt: skip

@@ -119,7 +119,7 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) 
     if weights.is_detector and weights.library != library:
         raise UserError(
             f"weights file {weights.path} is a {weights.library} checkpoint, the backend is {library}; "
-            f"convert it: python tools/convert_checkpoint.py {quoted(weights.path)} converted.pth --to {library}\n"
+            f"convert it: scratch-det convert {quoted(weights.path)} converted.pth --to {library}\n"
             f"  or use --backend {weights.library}"
         )
     resnets, has = cfg.MODEL.RESNETS, f"weights file {weights.path} is a {weights.kind}"

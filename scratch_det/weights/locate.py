@@ -9,7 +9,7 @@ from urllib.error import URLError
 from urllib.request import url2pathname, urlopen
 
 from scratch_det.errors import ConfigError, UserError, did_you_mean
-from scratch_det.files import cache_folder, locked, sha256_of
+from scratch_det.files import cache_folder, find_file, locked, sha256_of
 from scratch_det.log import Progress
 
 HOST = "https://dl.fbaipublicfiles.com"
@@ -43,7 +43,7 @@ def check_weights(weights: str) -> None:
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "is missing"
         recipe = Path("configs/Pretraining") / f"{path.parent.name.removeprefix('pretrain_')}.yaml"
-        own = f"make it: python tools/pretrain_net.py --config-file {recipe}\n  or " if recipe.is_file() else ""
+        own = f"make it: scratch-det pretrain --config-file {recipe}\n  or " if find_file(recipe).is_file() else ""
         raise UserError(
             f"MODEL.WEIGHTS: file {weights} {problem}; {own}give the path or address of a {' or '.join(SUFFIXES)} "
             'file, or MODEL.WEIGHTS "" to start at random'

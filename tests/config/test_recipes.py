@@ -99,8 +99,8 @@ def test_a_recipe_says_what_differs() -> None:
 def test_every_header_names_its_own_command() -> None:
     for path in LEAVES:
         header = path.read_text().split("_BASE_")[0]
-        tool = "pretrain_net" if path.parent.name == "Pretraining" else "train_net"
-        assert f"python tools/{tool}.py --config-file {relative(path)}" in header, path
+        command = "pretrain" if path.parent.name == "Pretraining" else "train"
+        assert f"scratch-det {command} --config-file {relative(path)}" in header, path
 
 
 def test_kx_recipes_are_the_papers_and_drops_are_evaluated_and_saved() -> None:

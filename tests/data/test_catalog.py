@@ -76,8 +76,8 @@ class TestCatalog:
     @pytest.mark.parametrize(
         ("name", "fix"),
         [
-            ("digits_train", "make it with: python tools/prepare_digits.py"),
-            ("coco_2017_train_1k", "make it with: python tools/prepare_coco_subsets.py"),
+            ("digits_train", "make it with: scratch-det data digits"),
+            ("coco_2017_train_1k", "make it with: scratch-det data subsets"),
             ("coco_2017_val", "download it as datasets/README.md shows"),
         ],
     )

@@ -39,7 +39,7 @@ class TestCoco:
         path = coco_factory(change=lambda c: c["images"][0].update(file_name="sub/1.jpg"))
         message = rejection(read_toy)
         assert f"1 images whose file_name is spelled in another way in {path.parent / 'images'}" in message
-        assert "id 1 (sub/1.jpg is 1.jpg)\n  python tools/fix_annotations.py " in message
+        assert "id 1 (sub/1.jpg is 1.jpg)\n  scratch-det data fix " in message
         (path.parent / "images" / "sub").mkdir()
         (path.parent / "images" / "1.jpg").rename(path.parent / "images" / "sub" / "1.jpg")
         assert len(read_toy().images) == 4

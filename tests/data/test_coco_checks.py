@@ -147,8 +147,8 @@ class TestProblems:
         message = str(caught.value).splitlines()
         assert len(message) == 7
         assert message[0] == f"{path}: 6 kinds of problems"
-        assert message[-2] == "  and 2 more kinds, which tools/check.py lists"
-        assert message[-1] == f"  python tools/fix_annotations.py {path} --boxes-as-masks writes a repaired copy"
+        assert message[-2] == "  and 2 more kinds, which scratch-det check lists"
+        assert message[-1] == f"  scratch-det data fix {path} --boxes-as-masks writes a repaired copy"
 
     def test_a_broken_entry_is_reported_once(self, coco_factory):
         coco_factory(change=lambda c: (c["images"][0].pop("width"), c["annotations"].append("nonsense")))

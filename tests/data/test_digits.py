@@ -77,7 +77,7 @@ def start_tool(*arguments: object) -> subprocess.Popen:
 
 @pytest.fixture
 def tool(monkeypatch, capsys):
-    """``tool("--out", path, ...)`` runs tools/prepare_digits.py in this process: exit code, lines printed, errors."""
+    """``tool("--out", path, ...)`` runs scratch-det data digits in this process: exit code, lines printed, errors."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
     def run(*arguments: object) -> tuple[int, list[str], str]:

@@ -1,4 +1,4 @@
-"""tools/fix_annotations.py: a copy beside the json that reads without errors, its catalog entry, the next command."""
+"""scratch-det data fix: a copy beside the json that reads without errors, its catalog entry, the next command."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import load_tool
+from conftest import load_command
 from PIL import Image
 
 from scratch_det.data.catalog import lookup
@@ -24,7 +24,7 @@ def fix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["fix_annotations.py", *arguments])
         try:
-            load_tool("fix_annotations").main()
+            load_command("data_fix").main()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
@@ -76,7 +76,7 @@ def test_the_copy_can_be_trained_on(
     assert (code, error) == (0, "")
     first, *_, last = said.splitlines()
     assert first.split()[0].isdecimal()
-    assert "reads without errors\nnext, with your test set as DATASETS.TEST: python tools/check.py --images" in said
+    assert "reads without errors\nnext, with your test set as DATASETS.TEST: scratch-det check --images" in said
     assert path.read_bytes() == before
     catalog = yaml.safe_load((datasets_root / "catalog.yaml").read_text())
     assert catalog["toy_fixed"] == {**catalog["toy"], "json": "toy/annotations_fixed.json"}

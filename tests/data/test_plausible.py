@@ -135,7 +135,7 @@ def test_nothing_but_crowds(notices) -> None:
     assert notices(lambda one: one.update(iscrowd=1)) == [f"4 {CROWDS}: id 0, 1, 2, 3"]
     message = rejection(TrainingSet, config(), [read_toy()])
     assert "images has an object\n  4 of 4 annotations are crowds (iscrowd 1)" in message
-    assert message.endswith("python tools/fix_annotations.py toy_train --no-crowds writes a repaired copy")
+    assert message.endswith("scratch-det data fix toy_train --no-crowds writes a repaired copy")
 
 
 def test_categories(notices) -> None:

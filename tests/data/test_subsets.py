@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 
 from scratch_det.data import subsets
 from scratch_det.data.catalog import lookup
@@ -150,7 +150,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["prepare_coco_subsets.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        load_tool("prepare_coco_subsets").main()
+        load_command("data_subsets").main()
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(source.parent.glob("annotations_*"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from coco_truth import predictions_of
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 from PIL import Image
 from run_folder import read
 from toy_data import all_objects
@@ -75,11 +75,11 @@ def voc(datasets_root: Path) -> Path:
 
 @pytest.fixture
 def prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``prepare(NAME, ..., "--force")`` runs tools/prepare_voc.py."""
+    """``prepare(NAME, ..., "--force")`` runs scratch-det data voc."""
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr("sys.argv", ["prepare_voc.py", *arguments])
-        load_tool("prepare_voc").main()
+        load_command("data_voc").main()
 
     return run
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 from PIL import ExifTags, Image
 
 from scratch_det.data.catalog import catalog_entries, lookup
@@ -199,6 +199,6 @@ class TestRejections:
         ):
             monkeypatch.setattr("sys.argv", ["prepare_voc.py", *arguments])
             with pytest.raises(SystemExit, match="2"):
-                load_tool("prepare_voc").main()
+                load_command("data_voc").main()
             assert message in capsys.readouterr().err
         assert not list(datasets_root.glob("**/*.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 
 from scratch_det import backends
 from scratch_det.benchmark.data import NAME, write_coco
@@ -88,12 +88,12 @@ class TestMachine:
 class TestReport:
     @pytest.fixture
     def tool(self) -> Any:
-        """tools/check.py as a module."""
-        return load_tool("check")
+        """scratch-det check as a module."""
+        return load_command("check")
 
     @pytest.fixture
     def run(self, tool, toy_recipe, tmp_path, monkeypatch, capsys):
-        """``run(*arguments)``: exit code and output of tools/check.py on the toy recipe; it only writes caches."""
+        """``run(*arguments)``: exit code and output of scratch-det check on the toy recipe; it only writes caches."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 from PIL import Image
 from run_folder import is_same, lines, read, weights
 
@@ -119,7 +119,7 @@ class TestRun:
             patch.setattr(loop.Trainer, "step", step)
             patch.setattr(sys, "argv", command)
             with pytest.raises(SystemExit) as stopped:
-                load_tool("pretrain_net").main()
+                load_command("pretrain").main()
         assert stopped.value.code == 75
         assert read(tmp_path / "parts", "status.json")["state"] == "stopped"
         parts = pretrain(name="parts", resume=True)

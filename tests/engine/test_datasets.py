@@ -53,7 +53,7 @@ def test_an_error_names_the_command_that_mends_it(coco_factory):
     )
     section = Section()
     add_problems(section, "toy", inspect_coco(lookup("toy"), need_masks=True)[1])
-    hint = "\n  python tools/fix_annotations.py toy writes a repaired copy"
+    hint = "\n  scratch-det data fix toy writes a repaired copy"
     texts = [text for _, text in section.problems]
     assert [text.endswith(hint) for text in texts if "image_id is text" in text] == [True]
     assert [hint in text for text in texts if "images that are not in" in text] == [False]

@@ -1,4 +1,4 @@
-"""The checks before a run: a run raises the first error, tools/check.py collects all; both from the same list."""
+"""The checks before a run: a run raises the first error, scratch-det check collects all; both from the same list."""
 
 import re
 from pathlib import Path

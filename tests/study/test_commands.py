@@ -1,4 +1,4 @@
-"""tools/study.py run, status and plan: what is rejected, and what is shown."""
+"""scratch-det study run, status and plan: what is rejected, and what is shown."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ class TestBadInput:
         code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION)
         assert code == 2
         assert f"{TRUNK}: data set 'digits_train' is not complete under" in said
-        assert "make it with: python tools/prepare_digits.py" in said
+        assert "make it with: scratch-det data digits" in said
         assert not (tmp_path / "x").exists()
 
     def test_a_search_that_cannot_be(
@@ -123,7 +123,7 @@ class TestDryRun:
         """A line a step: the trunk in two parts, the branch."""
         code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION, "--dry-run")
         assert code == 0
-        assert [line.split("tools/")[1].split()[0] for line in said.splitlines()] == ["train_net.py"] * 3
+        assert [line.split("-m scratch_det ")[1].split()[0] for line in said.splitlines()] == ["train"] * 3
         assert [" --stop-at 12 " in line for line in said.splitlines()] == [True, False, False]
         assert not (tmp_path / "x").exists()
 
@@ -207,7 +207,7 @@ def test_graph(study_tool: Callable, tmp_path: Path) -> None:
     assert {name: step["needs"] for name, step in steps.items()} == {PART: [], TRUNK: [PART], BRANCH: [PART]}
     assert steps[PART]["output"] == f"{tmp_path}/x/{TRUNK}/checkpoints/model_0000011.pth"
     assert steps[BRANCH]["output"] == f"{tmp_path}/x/{BRANCH}/result.json"
-    assert steps[BRANCH]["command"][1] == "tools/train_net.py"
+    assert steps[BRANCH]["command"][1:4] == ["-m", "scratch_det", "train"]
     assert steps[BRANCH]["gpus"] == 0
     status(tmp_path / "x")  # the study is begun there
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 
 from scratch_det.command_line import EXIT_UNREAD
 from scratch_det.config.load import flatten, load_config
@@ -295,7 +295,7 @@ class TestSamples:
     def test_pretraining_is_no_detector(self) -> None:
         recipe = ROOT / "configs/Pretraining/imagenet_R_50_gn.yaml"
         with pytest.raises(
-            ConfigError, match=r"is a classifier's recipe, of tools/pretrain_net\.py; expected a detector's"
+            ConfigError, match=r"is a classifier's recipe, of scratch-det pretrain; expected a detector's"
         ):
             samples_table([str(recipe)])
 
@@ -303,12 +303,12 @@ class TestSamples:
 class TestTool:
     def test_samples(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, toy_recipe: Path) -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "samples", "--config-file", str(toy_recipe)])
-        load_tool("study").main()
+        load_command("study").main()
         assert "1.50, toy_train's" in capsys.readouterr().out
 
     def test_list(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "list", "--experiment", "table1"])
-        load_tool("study").main()
+        load_command("study").main()
         said = capsys.readouterr().out
         assert said.count("\n") == 22
         assert said.splitlines()[-1].split() == ["all", "20", "runs", "7,200,000", "3,120,000"]
@@ -317,14 +317,14 @@ class TestTool:
     def test_unknown(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "list", "--experiment", "tabel1"])
         with pytest.raises(SystemExit) as end:
-            load_tool("study").main()
+            load_command("study").main()
         assert end.value.code == 2
         assert "no experiment tabel1; did you mean 'table1'?" in capsys.readouterr().err
 
     def test_figure2_is_counted(self, study_tool: Callable) -> None:
         code, said = study_tool("plan", "figure2")
         assert code == 2
-        assert "no experiment figure2; tools/study.py samples counts it" in said
+        assert "no experiment figure2; scratch-det study samples counts it" in said
 
     def test_into_head(self) -> None:
         piped = f"set -o pipefail; {sys.executable} tools/study.py list | true"
@@ -333,7 +333,7 @@ class TestTool:
 
     def test_a_run_that_nobody_reads(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
         """It goes on, and its exit code is that of its runs."""
-        tool = load_tool("study")
+        tool = load_command("study")
         reading, writing = os.pipe()
         os.close(reading)
 

@@ -252,7 +252,7 @@ class TestEnding:
 
 
 def step(name: str, processes: int = 1, on_gpu: bool = True) -> Step:
-    return Step(name, name, ("tools/train_net.py",), (), (), (Path("none"),), processes, on_gpu)
+    return Step(name, name, ("train",), (), (), (Path("none"),), processes, on_gpu)
 
 
 class TestPlaces:
@@ -322,7 +322,7 @@ class TestPlaces:
         words = Torchrun.command(replace(study.steps()[0], processes=2))
         assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         assert "--num-gpus" not in words
-        assert Torchrun.command(replace(study.steps()[0], processes=0))[1] == "tools/train_net.py"
+        assert Torchrun.command(replace(study.steps()[0], processes=0))[1:4] == ["-m", "scratch_det", "train"]
 
 
 class TestGpus:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 
 from scratch_det.command_line import load_project
 from scratch_det.errors import ConfigError, UserError
@@ -187,12 +187,12 @@ class TestStudy:
         out = [] if command.startswith("plan") else ["--out", "out"]
         monkeypatch.setattr("sys.argv", ["study.py", *command.split(), *out])
         with pytest.raises(SystemExit, match="2"):
-            load_tool("study").main()
+            load_command("study").main()
         assert "scratch needs a project: if you trust it, give --project" in capsys.readouterr().err
         assert not Path("ran").exists()
         if command == "status":
             monkeypatch.setattr("sys.argv", ["study.py", "status", "--out", "out", "--project", "my/their_code"])
-            load_tool("study").main()
+            load_command("study").main()
             assert Path("ran").exists()
             assert "1 ready" in capsys.readouterr().out
 
@@ -200,7 +200,7 @@ class TestStudy:
         """A path may be written in several ways, and a folder is called after the file."""
         assert str(folder_of("my/study.yaml")) == "output/studies/study"
         monkeypatch.setattr("sys.argv", ["study.py", "run", "./my//study.yaml", "--dry-run", "--out", "out"])
-        load_tool("study").main()
+        load_command("study").main()
         assert capsys.readouterr().out.count(f"--config-file {folder}/scratch.yaml") == 2
         assert not Path("out").exists()
 

@@ -71,7 +71,7 @@ class TestDamage:
 
     def test_missing(self, results: Path) -> None:
         (results / "runs.csv").unlink()
-        with pytest.raises(DataError, match=r"runs.csv is missing; tools/study.py report"):
+        with pytest.raises(DataError, match=r"runs.csv is missing; scratch-det study report"):
             load(results)
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 from run_folder import attempt, damage
 
 from scratch_det.errors import DataError, UserError
@@ -126,7 +126,7 @@ def test_rejected(out: Path, experiment: str, message: str) -> None:
 def test_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["study.py", "report", "table1", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        load_tool("study").main()
+        load_command("study").main()
     assert end.value.code == 2
     assert "no study was started there" in capsys.readouterr().err
 

@@ -37,12 +37,12 @@ def test_files(out: Path, tmp_path: Path) -> None:
     assert seconds == {trunk: 540.0, branch: 141.2}  # 600 * 120 / 510
     assert about["run_hours"] == 0.19
     assert about["runs"][branch]["command"] == (
-        f"python tools/train_net.py --config-file configs/Digits/{branch}.yaml "
+        f"scratch-det train --config-file configs/Digits/{branch}.yaml "
         f"--backend torchvision --branch-from DIR/{trunk}/checkpoints/model_0000779.pth "
         f"--resume OUTPUT_DIR DIR/{branch}"
     )
     (environment,) = about["environments"]
-    command = "OMP_NUM_THREADS=1 python tools/study.py run digits/table1 --out DIR --backend torchvision --gpus 1"
+    command = "OMP_NUM_THREADS=1 scratch-det study run digits/table1 --out DIR --backend torchvision --gpus 1"
     assert (environment["study"], environment["python"]) == (command, "3.11")
     assert str(tmp_path) not in json.dumps(about)
     assert [one.run.name for one in load(tmp_path / "results") if one.state == FINISHED] == [trunk, branch]
@@ -122,7 +122,7 @@ def test_the_command_of_a_study_without_shared_prefixes(tmp_path: Path) -> None:
     study = Study("digits/table1", tmp_path / "x", share_prefix=False, backend="torchvision", gpus=2).begin()
     about = with_made(Record(find(R18.format("scratch", 5)), FINISHED, 0, 900), study).made
     words = "digits/table1 --out DIR --backend torchvision --gpus 2 --no-share-prefix"
-    assert about["environment"]["study"] == f"python tools/study.py run {words}"
+    assert about["environment"]["study"] == f"scratch-det study run {words}"
     assert "--num-gpus 2" in about["command"]
 
 

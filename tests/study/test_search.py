@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 from run_folder import is_same, read
 from study.player import until
 
@@ -200,7 +200,7 @@ class TestRejections:
         words = ["--config-file", OLD, "--grid", ROOT / "docs/grid_35k.yaml", "--out", tmp_path / "out", "SEEED", 1]
         monkeypatch.setattr(sys, "argv", ["search.py", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            load_tool("search").main()
+            load_command("search").main()
         assert end.value.code == 2
         assert "unknown key SEEED; did you mean 'SEED'?" in capsys.readouterr().err
 
@@ -244,7 +244,7 @@ class TestSearch:
         assert not (tmp_path / "out").exists()
 
     def test_no_gpus_are_one_process(self, search: Callable) -> None:
-        """As for tools/train_net.py."""
+        """As for scratch-det train."""
         assert search_grid(search(num_gpus=0)) == 0
 
     def test_failed_points(self, search: Callable, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ class TestSearch:
         words = ["--config-file", OLD, "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--choose"]
         monkeypatch.setattr(sys, "argv", ["search.py", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            load_tool("search").main()
+            load_command("search").main()
         assert end.value.code == 0
         assert starts(search()) == NAMES
         assert json.loads((tmp_path / "out/result.json").read_text())["best"]["SOLVER.GAMMA"] == "0.1"
@@ -301,7 +301,7 @@ class TestWords:
     def test_command(self, search: Callable, tmp_path: Path) -> None:
         (first, *_) = search(overrides=("SEED", "3"), num_gpus=2, scale_to_batch=4).steps()
         assert [word.removeprefix(f"{ROOT}/") for word in first.command()[1:]] == [
-            "tools/train_net.py", "--num-gpus", "2", "--config-file", str(OLD).removeprefix(f"{ROOT}/"),
+            "-m", "scratch_det", "train", "--num-gpus", "2", "--config-file", str(OLD).removeprefix(f"{ROOT}/"),
             "--scale-to-batch", "4", "--resume", "SEED", "3", "SOLVER.BASE_LR", "0.02", "SOLVER.GAMMA", "0.1",
             "OUTPUT_DIR", str(tmp_path / "out" / NAMES[0]),
         ]  # fmt: skip
@@ -324,7 +324,7 @@ class TestWords:
         assert len(steps) == 1 + job.run.points
         choice = steps.pop("search_third")
         assert (choice.processes, choice.needs) == (0, tuple(steps))
-        args = vars(load_tool("search").build_parser().parse_intermixed_args(list(choice.words[1:])))
+        args = vars(load_command("search").build_parser().parse_intermixed_args(list(choice.words[1:])))
         assert args.pop("choose")
         asked = Search(**{key: tuple(value) if isinstance(value, list) else value for key, value in args.items()})
         assert asked == study.search(job)

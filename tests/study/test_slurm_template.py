@@ -29,7 +29,7 @@ class TestTemplate:
         ]
         assert "export OMP_NUM_THREADS=3" in lines
         (run,) = (line for line in lines if line.startswith("srun "))
-        assert f"{sys.executable} tools/train_net.py --config-file " in run
+        assert f"{sys.executable} -m scratch_det train --config-file " in run
         assert "--num-gpus" not in one  # a task a process
         assert f"> {study.out}/jobs/{PART}.exit" in one
 
@@ -78,7 +78,7 @@ class TestTemplate:
         assert (done.returncode, done.stderr) == (code, "")
         assert done.stdout.startswith("--- started ")
         assert done.stdout.endswith(": job 17\n")
-        assert "tools/train_net.py" in (programs / "srun_words").read_text()
+        assert "-m scratch_det train" in (programs / "srun_words").read_text()
         requeued = programs / "scontrol_words"
         assert (requeued.read_text() if requeued.exists() else "") == ("requeue 17\n" if code == 75 else "")
         assert (left.read_text() if left.exists() else "") == ("1\n" if code == 1 else "")
@@ -90,7 +90,7 @@ class TestTemplate:
             ("#!/bin/bash\nsrun {{ comand }}\n", "'comand' is undefined; placeholders are name, command, processes"),
             ("#!/bin/bash\nsrun {{ command }\n", "unexpected '}'"),
             (
-                "#!/bin/bash\nsrun python tools/train_net.py\n",
+                "#!/bin/bash\nsrun scratch-det train\n",
                 "expected #! and {{ command }}, the run",
             ),
             (b"#!/bin/bash\n# \xe9\n", "invalid continuation byte"),

@@ -1,4 +1,4 @@
-"""tools/study.py on real runs: digits/smoke, a trunk and a branch, from nothing to the report."""
+"""scratch-det study on real runs: digits/smoke, a trunk and a branch, from nothing to the report."""
 
 import os
 import random
@@ -82,6 +82,6 @@ def trainers(out: Path) -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"tools/train_net.py" in words and any(str(out).encode() in word for word in words):
+        if b"scratch_det" in words and any(str(out).encode() in word for word in words):
             found.append(int(path.parent.name))
     return found

@@ -1,11 +1,11 @@
-"""What tools/check.py and tools/train_net.py say of checkpoints of other projects."""
+"""What scratch-det check and scratch-det train say of checkpoints of other projects."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import load_tool
+from conftest import load_command
 from layouts import KEYS, LAYOUTS, image, network, write
 from PIL import Image
 from run_folder import NO_TEST
@@ -30,7 +30,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Cal
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["check.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            load_tool("check").main()
+            load_command("check").main()
         return int(str(ended.value.code)), capsys.readouterr().out
 
     return run
@@ -87,7 +87,7 @@ def test_of_another_depth_the_keys_are_named(recipe: Path, tmp_path: Path, check
 def test_the_command_that_makes_missing_weights(recipe: Path, tmp_path: Path, check: Callable) -> None:
     for folder, is_ours in (("pretrain_digits_R_18_gn", True), ("imagenet_X_152_8x32d_gn", True), ("other", False)):
         _, text = check(*arguments(recipe, tmp_path / folder / "backbone.pth", "imagenet"))
-        command = "make it: python tools/pretrain_net.py --config-file configs/Pretraining/"
+        command = "make it: scratch-det pretrain --config-file configs/Pretraining/"
         assert (f"{command}{folder.removeprefix('pretrain_')}.yaml\n" in text) == is_ours
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_tool, restored_registries
+from conftest import load_command, restored_registries
 from fvcore.common.config import CfgNode
 from run_folder import interrupted_after, is_same, read
 from torch import Tensor
@@ -132,7 +132,7 @@ class TestRecipes:
     @pytest.mark.parametrize("path", [*COCO, DIGITS], ids=lambda path: path.stem)
     def test_header(self, path: Path) -> None:
         header, solver = path.read_text().split("_BASE_")[0], config(path).SOLVER
-        assert "python tools/train_net.py --project projects/lsj " in header
+        assert "scratch-det train --project projects/lsj " in header
         assert f"--config-file {path.relative_to(ROOT)}" in header
         first, second = solver.STEPS
         assert f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images" in header
@@ -240,7 +240,7 @@ class TestRejections:
 def test_a_search_hands_the_project_on(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("INPUT.LSJ.SCALES: [[0.1, 2.0], [0.8, 1.25]]")
     words = ["--project", str(PROJECT), "--config-file", str(DIGITS), "--grid", str(tmp_path / "grid.yaml")]
-    args = load_tool("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])
+    args = load_command("search").build_parser().parse_intermixed_args([*words, "--out", str(tmp_path / "out")])
     del args.choose
     search = Search(**vars(args))
     search.check()

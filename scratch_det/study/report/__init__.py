@@ -34,7 +34,7 @@ from typing import Any
 from scratch_det.command_line import project_flags
 from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import DataError, UserError
-from scratch_det.files import sha256_of, write_atomically
+from scratch_det.files import ROOT, sha256_of, write_atomically
 from scratch_det.log import say_now
 from scratch_det.reading import read_json, read_series
 from scratch_det.study import own
@@ -44,7 +44,7 @@ from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Reco
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
 from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown, has_something_to_show, tables_of
-from scratch_det.study.run import ROOT, SEARCH, TOOLS
+from scratch_det.study.run import COMMANDS, SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
 MARKER = re.compile(r"^<!--\s*(?:results\b(?P<experiment>.*?)|end)\s*-->", re.MULTILINE)
@@ -205,8 +205,8 @@ def with_made(record: Record, study: Study) -> Record:
     if not record.is_begun:
         return record
     job = next(job for job in study.jobs if job.name == record.run.name)
-    command = ["python", f"tools/{TOOLS[job.run.kind]}", *job.arguments(Path("DIR"), study.backend, study.gpus)]
-    whole = ["python", "tools/study.py", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
+    command = ["scratch-det", COMMANDS[job.run.kind], *job.arguments(Path("DIR"), study.backend, study.gpus)]
+    whole = ["scratch-det", "study", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
     whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"]), *project_flags()]
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
     folder = study.out / job.name

@@ -38,7 +38,7 @@ STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "te
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs", own.MATRIX: "Initialisations"}
 ROWS = *(color for color in COLORS if color != VERMILION), "#882255", "#44AA99", "#999933", "#666666"  # of a matrix
-# An image: what tools/prepare_digits.py writes into digits' annotations/instances_train.json with its default seed;
+# An image: what scratch-det data digits writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
 INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
