@@ -5,34 +5,8 @@ from importlib import import_module
 
 from scratch_det import __version__
 from scratch_det.command_line import ToolParser
+from scratch_det.commands import COMMANDS, module_of
 from scratch_det.errors import EXIT_CODE, did_you_mean
-
-COMMANDS = {  # each is a module of scratch_det.commands: "view data" is view_data
-    "train": "train a detector from a recipe and evaluate it",
-    "eval": "evaluate a detector's weights",
-    "check": "test recipe, data and machine before a run",
-    "predict": "detect in images, folders, videos",
-    "view data": "a data set, or a recipe's training images, on one page",
-    "view curves": "loss and AP of several runs in one picture",
-    "analyze errors": "where a detector errs, or two differ, on one page",
-    "analyze model": "parameters, multiply-adds and feature maps of a recipe's model",
-    "study": "the paper's tables and figures, and your own: plan, run, report",
-    "search": "a grid search over keys of a recipe",
-    "pretrain": "pre-train a backbone by classification",
-    "convert": "weights from one backend to the other",
-    "data digits": "make the demo data set",
-    "data voc": "XML files of PASCAL VOC's kind to COCO's format",
-    "data subsets": "random parts of a data set",
-    "data fix": "write a repaired copy of a COCO json",
-    "benchmark": "time the parts of this library beside their peers",
-    "detectron2": "train a recipe with detectron2's own trainer",
-    "completion": "completion of commands and flags for a shell",
-}
-
-
-def module_of(command: str) -> str:
-    """The module that has its ``build_parser`` and ``main``."""
-    return f"scratch_det.commands.{command.replace(' ', '_')}"
 
 
 def main() -> None:

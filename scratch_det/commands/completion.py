@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
+from scratch_det.commands import COMMANDS, module_of
 
 FILES = {
     "FILE",
@@ -43,8 +44,6 @@ def main() -> None:
 
 def all_commands(files: Any) -> ArgumentParser:
     """``scratch-det`` with the parsers of all commands; ``files``: shtab's word for arguments that are files."""
-    from scratch_det.__main__ import COMMANDS, module_of
-
     parser = ArgumentParser(prog="scratch-det", add_help=True)
     groups = {"": parser.add_subparsers()}
     for name, what in COMMANDS.items():

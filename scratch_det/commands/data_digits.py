@@ -1,5 +1,8 @@
 """Make the digits demo: a small detection data set and a pre-training set for it, in about a minute, offline.
 
+    scratch-det data digits
+    scratch-det data digits --out datasets/small --train 200 --val 20 --seed 1
+
 Real handwritten digits (scikit-learn) drawn over real photographs (scikit-learn, scikit-image), annotated in COCO's
 format with boxes, polygons and keypoints. The same seed gives the same bytes; a finished set is not changed. Exit code
 2: a user error.

@@ -121,15 +121,14 @@ def load_config(
     defaults: all keys there are, by default ``get_cfg()``; a backend may know more. Raises one ConfigError that names
     every unknown key and every wrong type with file and line, and keys that a project's choice lists without adding.
     """
-    config_file = find_file(config_file)
-    in_files = list(_chain(config_file, COMMAND_LINE, (), []))
+    in_files = list(_chain(Path(config_file), COMMAND_LINE, (), []))
     in_command = _override_entries(overrides)
     cfg = defaults.clone() if defaults else get_cfg()
     known = flatten(cfg)
     problems = [*_choices_without_keys(), *_apply(cfg, in_files, known)]
     file_cfg = cfg.clone()
     problems += _apply(cfg, in_command, known)
-    if problems and (project := missing_project(config_file)):
+    if problems and (project := missing_project(find_file(config_file))):
         problems.append(f"{config_file} is a recipe of a project; give --project {quoted(project)}")
     raise_problems(dict.fromkeys(problems))
     explicit, overridden = (frozenset(entry.key for entry in entries) for entries in (in_files, in_command))
@@ -150,6 +149,7 @@ def _choices_without_keys() -> Iterator[str]:
 
 def _chain(path: Path, asked_by: str, ancestors: tuple[Path, ...], files: list[Path]) -> Iterator[Entry]:
     """The entries in merging order: those of all bases of a file before its own; ``files`` has all that were read."""
+    path = find_file(path)
     files.append(path)
     if len(files) > MOST_FILES:
         raise ConfigError(f"{asked_by}: {BASE_KEY} leads to more than {MOST_FILES} files: name each in one place")

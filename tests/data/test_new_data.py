@@ -107,7 +107,7 @@ def test_the_json_can_be_read(datasets_root: Path) -> None:
 
 
 class Shell:
-    """Runs tools in a folder that has what a checkout has, and the drawn data."""
+    """Runs commands in a folder that has the drawn data."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -118,18 +118,15 @@ class Shell:
             "CUDA_VISIBLE_DEVICES": "",
         }
 
-    def run(self, tool: str, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, tool, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{tool} {words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    def run(self, *words: str) -> str:
+        command = [sys.executable, "-m", "scratch_det", *words]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    for folder in ("tools", "configs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
     for name, text in FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -148,7 +145,7 @@ def make_weights(shell: Shell) -> Path:
     with open(shell.folder / "datasets/catalog.yaml", "a") as catalog:
         catalog.write("my_classes: {folder: classes}\n")
     recipe = "configs/Pretraining/imagenet_R_50_gn.yaml"
-    shell.run("tools/pretrain_net.py", "--config-file", recipe, *words_of(CLASSIFIER), "OUTPUT_DIR", "output/weights")
+    shell.run("pretrain", "--config-file", recipe, *words_of(CLASSIFIER), "OUTPUT_DIR", "output/weights")
     return shell.folder / "output/weights/backbone.pth"
 
 
@@ -168,11 +165,11 @@ def test_from_a_json_to_both_curves(shell: Shell) -> None:
     shorten_study(shell.folder / "my/study.yaml", weights)
     said = {}
     for line in COMMANDS:
-        python, tool, *words = shlex.split(line)
-        assert python == "python"
+        program, *words = shlex.split(line)
+        assert program == "scratch-det"
         if "my/pretrained.yaml" in words:
             words += words_of(SHORTER | {"MODEL.WEIGHTS": str(weights)})
-        said[" ".join([Path(tool).stem, *words[:1]])] = shell.run(tool, *words)
+        said[" ".join(words[:2])] = shell.run(*words)
     assert "my_train: 110 images" in said["check --images"]
     assert "3 classes" in said["check --images"]
     assert "my_train: 110 read now" in said["check --images"]

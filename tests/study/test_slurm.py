@@ -223,6 +223,13 @@ if len(sys.argv) > 3:
 """
 
 
+class Script(Step):
+    """A file of Python in the place of a command."""
+
+    def command(self, launches: bool = True) -> list[str]:
+        return [sys.executable, *self.words]
+
+
 @pytest.mark.usefixtures("real_slurm")
 def test_two_tasks_and_a_failure(study: Study) -> None:
     """Own ports, SLURM's variables, the last words of what fails, and the end of what needs it."""
@@ -230,7 +237,7 @@ def test_two_tasks_and_a_failure(study: Study) -> None:
 
     def step(name: str, run: str, *needs: str, fails: bool = False) -> Step:
         words = (str(study.out / "quick.py"), str(study.out), name, *(["fails"] if fails else []))
-        return Step(name, run, words, needs, (), (study.out / "none",), processes=2, threads=1)
+        return Script(name, run, words, needs, (), (study.out / "none",), processes=2, threads=1)
 
     first, second = step("first", TRUNK), step("second", BRANCH)
     bad, never = step(PART, TRUNK, "first", fails=True), step("never", TRUNK, PART)

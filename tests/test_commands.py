@@ -1,0 +1,138 @@
+"""The console command: its table, its scripts in tools/, and a wheel that has the recipes."""
+
+import os
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from conftest import ROOT
+
+from scratch_det import __main__
+from scratch_det.command_line import exit_on_user_error
+from scratch_det.commands import COMMANDS, module_of
+
+
+def said(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["scratch-det", *words])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out + err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = said(capsys, monkeypatch, *command.split(), "--help")
+    assert code == 0
+    assert text.startswith(f"usage: scratch-det {command} ")
+    assert f"    scratch-det {command}" in text  # an example
+    module = import_module(module_of(command))
+    assert module.build_parser().description == module.__doc__ or "%s" in module.__doc__
+
+
+def test_scripts_and_commands_are_the_same() -> None:
+    """tools/ has a script for each command that needs a clone's users; none does anything of its own."""
+    modules = {path.stem for path in (ROOT / "scratch_det/commands").glob("*.py")} - {"__init__"}
+    assert modules == {name.replace(" ", "_") for name in COMMANDS}
+    for script in {*(ROOT / "tools").glob("*.py")} - {ROOT / "tools/render_docs.py"}:
+        lines = script.read_text().splitlines()
+        command = lines[1].split("``")[1].removeprefix("scratch-det ")
+        assert lines[3] == f"from {module_of(command)} import main", script
+        assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ((), 2, "  train           train a detector"),
+        (("--help",), 0, "  data fix        write a repaired copy"),
+        (("--version",), 0, "scratch_det 0.1.0"),
+        (("trian",), 2, "error: 'trian' is not a command; did you mean 'train'?"),
+        (("view",), 2, "commands:\n  view data "),
+        (("view", "--help"), 0, "commands:\n  view data "),
+        (("view", "curve"), 2, "error: 'view curve' is not a command; did you mean 'view curves'?"),
+    ],
+)
+def test_words_that_are_no_command(
+    words: tuple[str, ...], code: int, text: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got, output = said(capsys, monkeypatch, *words)
+    assert got == code
+    assert text in output
+
+
+def test_completion_knows_commands_and_flags(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("shtab")
+    monkeypatch.setattr(sys, "argv", ["scratch-det", "completion", "bash"])
+    __main__.main()
+    script = capsys.readouterr().out
+    for words in ("analyze", "errors", "--scale-to-batch", "--max-parallel"):
+        assert words in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error():
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets")
+    assert "not installed: pip install 'scratch_det[demo]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools leaves build/ behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("needs git, to tell the sources from other files")
+    for name in files.stdout.splitlines():
+        if not name.startswith(("tests/", "results/digits")) and (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "--wheel-dir", folder, folder / "source"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_a_wheel_has_the_recipes(wheel: Path) -> None:
+    names = set(ZipFile(wheel).namelist())
+    files = subprocess.run(
+        ["git", "ls-files", "configs", "studies", "projects"], cwd=ROOT, capture_output=True, text=True
+    )
+    wanted = {f"scratch_det/{name}" for name in files.stdout.splitlines() if "/tests/" not in name}
+    assert wanted <= names
+    assert {f"scratch_det/{name}" for name in ("docs/slurm.sh", "docs/grid_35k.yaml", "results/models.csv")} <= names
+    assert not {name for name in names if "/tests/" in name}
+
+
+@pytest.mark.slow
+def test_commands_of_a_wheel_in_another_folder(wheel: Path, tmp_path: Path) -> None:
+    """Recipes, studies and projects by the names that the documents use; a study's jobs too."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel]
+    subprocess.run(install, check=True)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+        environment.pop("DETECTRON2_DATASETS", None)
+        command = [sys.executable, "-m", "scratch_det", *words]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    run("data", "digits", "--train", "12", "--val", "4")
+    recipe = ("--config-file", "configs/Digits/quickstart.yaml", "--backend", "torchvision")
+    assert "ready to train" in run("check", *recipe)
+    run("train", *recipe, "--trial", "3")
+    assert (work / "output/quickstart_trial/result.json").exists()
+    assert "parameters" in run("analyze", "model", "--project", "projects/lsj", *recipe)
+    assert "216" in run("study", "plan", "inits", "--seconds-per-iter", "0.3")
+    jobs = run("study", "run", "digits/smoke", "--out", "smoke", "--backend", "torchvision", "--dry-run").splitlines()
+    words = shlex.split(jobs[0])
+    assert "ready to train" in run("check", *words[words.index("train") + 1 :])
