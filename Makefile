@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# The versions that were tested: PIP_CONSTRAINT=constraints.txt make ... TORCH=cpu: PyTorch without CUDA, from its own index.
+ifeq ($(TORCH),cpu)
+export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
+endif
 INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
 .DEFAULT_GOAL := help
@@ -9,6 +13,7 @@ INSTALLED := $(VENV)/.installed$(subst /,-,$(CURDIR))
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "TORCH=cpu takes PyTorch without CUDA; PIP_CONSTRAINT=constraints.txt the versions that were tested"
 	@echo "PYTHON=$(PYTHON) makes the environment VENV=$(VENV) where there is none: make test VENV=PATH"
 
 quickstart: $(INSTALLED)  ## install, make a demo data set, train a small Mask R-CNN from scratch: minutes on a CPU
@@ -24,10 +29,11 @@ test-slow: $(INSTALLED)-dev  ## the tests that take minutes
 gpu-check: $(INSTALLED)-dev  ## ten minutes on a GPU: is training right there, and how fast; docs/gpu.md has the results
 	timeout -k 10 660 $(RUN) -m pytest -q -m gpu tests/gpu --tb=short --show-capture=no --gpu-results results/gpu
 
-lint: $(INSTALLED)-dev  ## format, style and types
+lint: $(INSTALLED)-dev  ## format, style and types; the Dockerfile
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 docs: $(INSTALLED)  ## bring the tables of docs/miniature.md and the figures of docs/digits/ up to date with results/
 	$(RUN) tools/render_docs.py --project projects/self_supervised
@@ -40,11 +46,11 @@ $(VENV)/bin/python:
 	install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
-	@echo "Installing scratch_det and what it needs: 5 to 6 GB with PyTorch, a few minutes"
+	@echo "Installing scratch_det and what it needs: 5 to 6 GB with PyTorch, less with TORCH=cpu; a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable ".[demo]"
 	@touch $@
 
 $(INSTALLED)-dev: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing scratch_det, what it needs and its test tools: 5 to 6 GB with PyTorch, a few minutes"
+	@echo "Installing scratch_det, what it needs and its test tools: 5 to 6 GB, less with TORCH=cpu; a few minutes"
 	$(RUN) -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(INSTALLED)
