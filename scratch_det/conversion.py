@@ -18,7 +18,7 @@ from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.inference import pasted
 from scratch_det.files import sha256_of
 from scratch_det.weights.convert import convert
-from scratch_det.weights.locate import fetch
+from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.origin import Weights, read_weights
 from scratch_det.weights.pixels import Pixels
 
@@ -89,7 +89,7 @@ def convert_file(
     if destination.exists():
         raise UserError(f"{destination} exists; name another file, or remove it first")
     path = fetch(source)
-    weights = read_weights(path)
+    weights = read_weights(path, part=split_part(source)[1])
     cfg = recipe_of(path, config, weights)
     tensors, names = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
     print(f"{path}: {weights.kind}; {len(tensors)} of {len(weights.tensors)} tensors have a place:")
@@ -114,7 +114,7 @@ def convert_file(
         write_synced(trial, content | weights.traits())
         print(check_result(trial, to, cfg, weights))
         if image:
-            print(f"{image}: {verify(path, trial, weights, to, cfg, image)}")
+            print(f"{image}: {verify(source, trial, weights, to, cfg, image)}")
         trial.replace(destination)
     finally:
         trial.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def check_result(file: Path, to: str, cfg: CfgNode | None, weights: Weights) -> 
     return f"it fills {'a' if weights.is_detector else 'the backbone of a'} {backends.library(to)} model of the recipe"
 
 
-def verify(source: Path, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> str:
+def verify(source: str, file: Path, weights: Weights, to: str, cfg: CfgNode | None, image: Path) -> str:
     """Compare what the two models detect in ``image``. Raises UserError when it differs, or cannot be compared."""
     if not weights.is_detector:
         raise UserError("--verify compares detections, but these weights are only a backbone; leave it out")

@@ -34,7 +34,7 @@ from scratch_det.evaluation.predictions import detections_of
 from scratch_det.visualization.predictions import THRESHOLD, draw_objects
 from scratch_det.weights.classes import num_classes
 from scratch_det.weights.load import load_weights
-from scratch_det.weights.locate import fetch, url_of
+from scratch_det.weights.locate import fetch, split_part, url_of
 from scratch_det.weights.origin import Weights, read_weights
 
 Source = str | Path | np.ndarray | Image.Image  # an image: a file, or its pixels
@@ -184,6 +184,7 @@ def load(
 ) -> Detector:
     """The detector of a run's folder, its final or else its last weights, or of a weights file.
 
+    source: ``#model_ema`` behind it takes the average of the weights (MODEL_EMA), see ``locate.split_part``.
     config: the recipe of a weights file that lies in no run's folder. device: "cpu", "cuda" or "cuda:1"; else the
     recipe's, where there is one. backend: else the one that trained the weights. project: the folder
     of one that the recipe needs. Raises UserError where weights or
@@ -191,10 +192,11 @@ def load(
     """
     if project:
         load_project(Path(project))
-    if not url_of(str(source)) and not Path(source).exists():
-        raise UserError(f"there is no {source}; give a run's folder, a weights file or its address")
-    path = weights_of(Path(source)) if Path(source).is_dir() else fetch(str(source))
-    weights = read_weights(path)
+    place, part = split_part(str(source))
+    if not url_of(place) and not Path(place).exists():
+        raise UserError(f"there is no {place}; give a run's folder, a weights file or its address")
+    path = weights_of(Path(place)) if Path(place).is_dir() else fetch(place)
+    weights = read_weights(path, part=part)
     cfg = recipe_of(path, Path(config) if config else None, weights)
     if cfg is None:
         raise UserError(f"{source} lies in no run's folder: name its recipe, config=FILE")
@@ -202,8 +204,8 @@ def load(
     backends.check_keys(name, cfg)
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     classes = weights.classes or cfg.DATASETS.get("CLASS_NAMES") or [f"class {label}" for label in range(count)]
-    place = pick_device(device or cfg.MODEL.DEVICE)
-    return Detector(cfg, name, built(path, name, cfg).eval().to(place), classes)
+    model = built(f"{path}#{part}" if part else path, name, cfg).eval()
+    return Detector(cfg, name, model.to(pick_device(device or cfg.MODEL.DEVICE)), classes)
 
 
 def weights_of(run: Path) -> Path:
@@ -235,9 +237,9 @@ def recipe_of(path: Path, config: Path | None, weights: Weights) -> CfgNode | No
     return cfg
 
 
-def built(path: Path, name: str, cfg: CfgNode) -> nn.Module:
-    """The recipe's model in backend ``name`` with the weights of ``path``, on the CPU."""
+def built(source: str | Path, name: str, cfg: CfgNode) -> nn.Module:
+    """The recipe's model in backend ``name`` with the weights of ``source``, on the CPU."""
     torch.manual_seed(0)
     model = backends.load(backends.choose(name)).build(cfg)
-    load_weights(model, path, name, cfg)
+    load_weights(model, source, name, cfg)
     return model

@@ -14,6 +14,7 @@ from scratch_det.command_line import explained
 from scratch_det.data.packed import FOLDER
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.loop import Trainer
+from scratch_det.weights.networks import tensors_by_name
 
 CLOCK = {"time", "data_time", "eta_seconds"}
 NO_TEST = ("DATASETS.TEST", "()")  # only the weights matter
@@ -42,8 +43,9 @@ def without_clock(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_same(folder: Path, other: Path) -> bool:
-    """Whether final weights are bitwise equal and metrics.json has the same lines but for the clock."""
-    ours, theirs = weights(folder), weights(other)
+    """Whether final weights, averages too, are bitwise equal and metrics.json has the same lines but for the clock."""
+    ours, theirs = ({name: value for name, value in tensors_by_name(read_checkpoint(path / "model_final.pth")).items()
+                     if name.startswith("model")} for path in (folder, other))  # fmt: skip
     same_weights = ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in theirs)
     return same_weights and [*map(without_clock, lines(folder))] == [*map(without_clock, lines(other))]
 

@@ -17,6 +17,8 @@ PROJECT_KEYS: dict[str, Any] = {
     "MODEL.ANCHOR_GENERATOR.ROUNDING": "",  # of the anchors' sides: "", Detectron or torchvision, whose weights need it
     "MODEL.CHANNELS_LAST": False,  # memory of 4-dimensional weights and maps: [N, H, W, C]; not with GN
     "MODEL.COMPILE": False,  # torch.compile for the backbone; needs a C++ compiler, and minutes at every start
+    "MODEL_EMA.DECAY": 0.999,  # share of the average that stays at each iteration, after a start that forgets faster
+    "MODEL_EMA.ENABLED": False,  # d2go's word: keep a moving average of the weights, and evaluate it too
     "MODEL.WEIGHTS_NEW_CLASSES": False,  # a detector's weights are of other classes, whose layers start anew
     "MODEL.WEIGHTS_PIXELS": "",  # one of PIXELS: those that the file of MODEL.WEIGHTS was trained on
     "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote

@@ -27,6 +27,7 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights
     "DATASETS.CLASS_NAMES": "names only",
     "DATALOADER.NUM_WORKERS": "speed only",
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
+    "MODEL_EMA.": "the average of weights from now on",
     "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
     **dict.fromkeys(("MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "FLOAT32_PRECISION", "CUDNN_BENCHMARK"),
                     ROUNDING),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scratch_det import backends
-from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import find_dark_images, scan_images
@@ -75,7 +74,7 @@ def check_needs(report: Report, plan: Plan, world: World, available: int | None)
         size = section.values
     with report.section("disk") as section:
         folder, solver, request = plan.run_dir.checkpoints, plan.cfg.SOLVER, plan.request
-        each = run_dir.checkpoint_bytes(size["weights"], size["trainable"], optimizer_of(plan.cfg).moments)
+        each = run_dir.checkpoint_bytes(plan.cfg, size["weights"], size["trainable"])
         keep_last, free = max(request.keep_last, 0), run_dir.free_bytes(folder)
         most = run_dir.most_checkpoints(solver.MAX_ITER, solver.CHECKPOINT_PERIOD, keep_last, request.kept)
         section.add(

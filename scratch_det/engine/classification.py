@@ -170,11 +170,12 @@ def middle(sample: Sample, short_side: int, side: int) -> Sample:
 
 
 def evaluate(
-    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _out: Path, group: Group
+    backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _out: Path, group: Group, suffix: str = ""
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` whose class scores highest and, with more than five, among the first five.
 
-    The ranks of ``group`` share the images. Raises Stopped when the run was asked to stop.
+    ``suffix`` ends the task's name. The ranks of ``group`` share the images. Raises Stopped when the run was asked to
+    stop.
     """
     dataset, size = FolderSet(cfg, [data], is_training=False), cfg.SOLVER.IMS_PER_BATCH // group.size
     described = f"classifying {data.entry.name}"
@@ -186,8 +187,8 @@ def evaluate(
     if len(data.classes) > FEW_CLASSES:
         metrics["top5"] = 100 * top5 / images
     accuracy = ", ".join(f"{name} {value:.1f} %" for name, value in metrics.items())
-    logger.info(f"{data.entry.name}, {len(data.images):,} images: {accuracy}")
-    return {"classification": metrics} if group.is_main else {}
+    logger.info(f"{data.entry.name}, {len(data.images):,} images{suffix}: {accuracy}")
+    return {f"classification{suffix}": metrics} if group.is_main else {}
 
 
 def save_backbone(folder: Path, state: State) -> None:

@@ -219,6 +219,7 @@ class Trainer:
             clip_gradients(self.cfg, state.model)
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        state.average_weights()
 
         own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
         both = torch.stack([own, group.mean(own.clone())])  # over processes as well

@@ -32,6 +32,7 @@ from scratch_det.reading import read_json
 from scratch_det.weights.convert import to_cascade
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.locate import find_checkpoint
+from scratch_det.weights.origin import AVERAGE
 from scratch_det.weights.read import read_checkpoint
 
 
@@ -189,7 +190,8 @@ def restore(
             )
         if origin.is_switch:
             stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-            saved |= {"model": to_cascade(saved["model"], backend, stages), "optimizer": None, "window": []}
+            saved |= {key: to_cascade(saved[key], backend, stages) for key in ("model", AVERAGE) if key in saved}
+            saved |= {"optimizer": None, "window": []}
             logger.info(
                 f"switching to a cascade: {stages} stages begin as copies of the box head of {checkpoint}, their one "
                 "box as the mean over its classes; momentum starts at 0"

@@ -4,7 +4,8 @@ config.yaml        the recipe, resolved: every key with its value
 environment.json   versions, hardware, git state, data set digests, the exact command
 metrics.json       JSON lines in detectron2's format
 checkpoints/       model_0000499.pth, ..., model_best.pth, model_final.pth, last_checkpoint, index.json
-inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation
+inference/         predictions of the last evaluation as COCO results; inference_TTA/ those with test-time augmentation,
+                   inference_EMA/ and inference_EMA_TTA/ those of the averaged weights (MODEL_EMA)
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights
@@ -29,6 +30,7 @@ from typing import IO, Annotated, Any, Literal
 import msgspec
 from fvcore.common.config import CfgNode
 
+from scratch_det.config.choices import optimizer_of
 from scratch_det.config.load import read_resolved
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
@@ -87,13 +89,13 @@ class Index(msgspec.Struct):
     best: dict[str, float] | None = None
 
 
-def checkpoint_bytes(weights: int, trainable: int, moments: int = 1) -> int:
-    """Approximate size of one checkpoint: ``weights`` numbers in the model, and ``moments`` per ``trainable`` number.
+def checkpoint_bytes(cfg: CfgNode, weights: int, trainable: int) -> int:
+    """Approximate size of one checkpoint: ``weights`` numbers in the model, the optimizer's per ``trainable`` number.
 
-    ``weights`` includes buffers. SGD has one moment, the momentum. All are float32, also with SOLVER.AMP. The rest of
+    ``weights`` includes buffers, and counts twice with MODEL_EMA. All are float32, also with SOLVER.AMP. The rest of
     the file takes less than 1 MB.
     """
-    return FLOAT32 * (weights + moments * trainable)
+    return FLOAT32 * (weights * (1 + cfg.MODEL_EMA.ENABLED) + optimizer_of(cfg).moments * trainable)
 
 
 def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()) -> int:

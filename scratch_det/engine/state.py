@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
@@ -11,13 +11,16 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scratch_det.config.choices import optimizer_of
 from scratch_det.config.schedule import learning_rate
 from scratch_det.distributed.group import Group
 from scratch_det.engine.run_dir import Count, Seconds
+from scratch_det.evaluation.metrics import EMA
 from scratch_det.modeling.init import fill_alike
 from scratch_det.modeling.norm import NORM_LAYERS
+from scratch_det.weights.origin import AVERAGE
 from scratch_det.weights.pixels import Pixels
 from scratch_det.weights.read import require_numbers
 
@@ -33,6 +36,7 @@ class Saved(msgspec.Struct):
     iteration: Count
     seconds: Seconds
     window: list[dict[str, float]] = []
+    model_ema: dict[str, Any] | None = None
 
 
 class TrainingBackend(Protocol):
@@ -61,12 +65,17 @@ def size_of(model: nn.Module) -> Size:
 class State:
     """Model, optimizer, loss scaler, number of completed iterations and seconds spent on them.
 
+    ema: with MODEL_EMA.ENABLED a second model, whose weights are the moving average of the model's, else None. Its
+        buffers, such as BN's running statistics, are the model's own, as in d2go.
     SOLVER.AMP.ENABLED means bfloat16 where the device supports it (no loss scaling needed), else float16 with scaling.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, device: torch.device):
         self.model, self.device = model, device
         self.parallel = model  # the module that the loop calls; see ``spread``
+        buffers = {id(buffer): buffer for buffer in model.buffers()}
+        self.ema = deepcopy(model, buffers).requires_grad_(False) if cfg.MODEL_EMA.ENABLED else None
+        self.decay = cfg.MODEL_EMA.DECAY
         self.optimizer = build_optimizer(cfg, model)
         self.amp = cfg.SOLVER.AMP.ENABLED
         bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -93,6 +102,20 @@ class State:
             for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
 
+    def evaluated(self) -> dict[str, nn.Module]:
+        """What is evaluated, by what ends the names of its metrics."""
+        return {"": self.model} | ({EMA: self.ema} if self.ema else {})
+
+    def average_weights(self) -> None:
+        """Take the weights after iteration ``self.iteration`` into the moving average, also after a skipped step.
+
+        In iteration n the share n / (n + 9) of the average stays, DECAY at most: TensorFlow's moving averages have
+        (1 + n) / (10 + n). So nothing stays of the random weights, and little of the steps that follow them.
+        """
+        if self.ema:
+            stays = min(self.decay, self.iteration / (self.iteration + 9))
+            get_ema_multi_avg_fn(stays)([*self.ema.parameters()], [*self.model.parameters()], None)
+
     @contextmanager
     def forward(self, synchronize: bool = True) -> Iterator[None]:
         """Sets the precision of the forward pass; without ``synchronize`` gradients are only summed in this process.
@@ -111,6 +134,7 @@ class State:
         """
         copies = on_cpu({
             "model": self.model.state_dict(),
+            **({AVERAGE: self.ema.state_dict()} if self.ema else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration - 1,
@@ -122,12 +146,15 @@ class State:
         return copies
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a ``state_dict``; if it has no optimizer state, the optimizer starts with an empty state.
+        """Restore a ``state_dict``; an optimizer whose state it lacks starts empty, an average with the weights.
 
         Raises UserError, ValueError, KeyError or RuntimeError for one of another model or optimizer, or damaged.
         """
         require_numbers(state["model"], "the model")
         self.model.load_state_dict(state["model"])
+        if self.ema:
+            require_numbers(averaged := state.get(AVERAGE) or state["model"], "the average")
+            self.ema.load_state_dict(averaged)
         if state["optimizer"]:
             own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
             if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:

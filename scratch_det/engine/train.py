@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config.choices import optimizer_of, pretraining_of
+from scratch_det.config.choices import pretraining_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
@@ -38,11 +39,12 @@ from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_e
 from scratch_det.engine.state import State, TrainingBackend, build_state, size_of
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
-from scratch_det.evaluation.metrics import format_per_class, main_score, to_json_numbers
+from scratch_det.evaluation.metrics import EMA, format_per_class, main_score, to_json_numbers
 from scratch_det.files import sha256_of, write_atomically
 from scratch_det.log import clock, log_to_file, logger
 from scratch_det.weights.load import load_weights
-from scratch_det.weights.locate import fetch
+from scratch_det.weights.locate import fetch, split_part
+from scratch_det.weights.origin import AVERAGE
 from scratch_det.weights.read import weights_sha256
 
 PACKAGES = ("scratch_det", "torch", "torchvision", "detectron2", "fvcore", "numpy", "hotcoco", "pillow")
@@ -55,15 +57,15 @@ class Task(NamedTuple):
     best: the task and name of the metric that selects model_best.pth.
     load: what builds the model and computes losses, by the backend's name.
     training_set: samples by stream position, of the config and the data sets.
-    evaluate: metrics in percent by task and name on one test set, on rank 0; empty elsewhere. May write into its
-        folder. Raises Stopped when the run was asked to stop.
+    evaluate: metrics in percent by task + suffix and name on one test set, on rank 0; empty elsewhere. May write into
+        its folder + suffix. Raises Stopped when the run was asked to stop.
     conclude: writes what a complete run leaves beside its checkpoints, metrics and result.json; on rank 0.
     """
 
     best: tuple[str, str]
     load: Callable[[str], TrainingBackend]
     training_set: Callable[[CfgNode, list[Any]], SampleSet]
-    evaluate: Callable[[Any, nn.Module, CfgNode, Any, Path, Group], dict[str, dict[str, float]]]
+    evaluate: Callable[[Any, nn.Module, CfgNode, Any, Path, Group, str], dict[str, dict[str, float]]]
     conclude: Callable[[CfgNode, RunDir, State, list[Any]], None]
 
 
@@ -94,7 +96,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         state = build_state(cfg, backend, group.device, request.init_std)
         window = restore(cfg, plan.backend, state, origin, image)
         size = size_of(state.model)
-        each = checkpoint_bytes(size.weights, size.trainable, optimizer_of(cfg).moments)
+        each = checkpoint_bytes(cfg, size.weights, size.trainable)
         checkpoints.check_space(each, max_iter, cfg.SOLVER.CHECKPOINT_PERIOD)
         open_folder(run_dir, cfg, environment, origin, state.iteration)
         alike = "" if request.init_std is None else f", every layer from N(0, {request.init_std:g})"
@@ -143,7 +145,8 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         test = tuple(cfg.DATASETS.TEST)  # a run's own inference/ stays
         is_own = not run_dir.holds_run() or tuple(run_dir.read_config().DATASETS.TEST) == test
         name = "inference" if is_own else "_".join(("inference", *test))
-        metrics = evaluate_all(DETECT, cfg, backend, model, plan.test, run_dir.path / name, group)
+        name += EMA * (split_part(weights)[1] == AVERAGE)
+        metrics = evaluate_all(DETECT, cfg, backend, {"": model}, plan.test, run_dir.path / name, group)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights)),
                       "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
@@ -163,7 +166,7 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
     trainer.run_dir.set_status("evaluating", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
     out = trainer.run_dir.path / "inference"
     try:
-        found = evaluate_all(task, cfg, trainer.backend, trainer.state.model, test, out, trainer.group)
+        found = evaluate_all(task, cfg, trainer.backend, trainer.state.evaluated(), test, out, trainer.group)
     except Stopped:
         trainer.save()
         raise
@@ -179,12 +182,20 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
 
 
 def evaluate_all(
-    task: Task, cfg: CfgNode, backend: Any, model: nn.Module, test: list[Any], out: Path, group: Group
+    task: Task, cfg: CfgNode, backend: Any, models: dict[str, nn.Module], test: list[Any], out: Path, group: Group
 ) -> dict[str, Any]:
-    """Metrics by task; with several test sets, by name of the set and task. Empty on other ranks than 0."""
+    """Metrics by task; with several test sets, by name of the set and task. Empty on other ranks than 0.
+
+    models: by what ends the names of their tasks and folders.
+    """
+
+    def metrics(data: Any, folder: Path) -> dict[str, Any]:
+        parts = (task.evaluate(backend, model, cfg, data, folder, group, end) for end, model in models.items())
+        return dict(chain.from_iterable(part.items() for part in parts))
+
     if len(test) == 1:
-        return task.evaluate(backend, model, cfg, test[0], out, group)
-    found = {data.entry.name: task.evaluate(backend, model, cfg, data, out / data.entry.name, group) for data in test}
+        return metrics(test[0], out)
+    found = {data.entry.name: metrics(data, out / data.entry.name) for data in test}
     return found if group.is_main else {}
 
 

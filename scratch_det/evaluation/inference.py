@@ -42,26 +42,27 @@ RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(
-    backend: Any, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group
+    backend: Any, model: nn.Module, cfg: CfgNode, data: CocoDataset, out: Path, group: Group, suffix: str = ""
 ) -> dict[str, Any]:
     """Predict every image of ``data``, shared among the ranks of ``group``, and score the predictions on rank 0.
 
-    With TEST.AUG.ENABLED, this is done again with test-time augmentation. Writes the predictions into ``out`` as COCO
-    results, augmented ones into ``out`` + "_TTA". Returns metrics in percent by task ("bbox", "segm", "keypoints",
-    "bbox_TTA" and so on) and score; an empty dict on other ranks. Raises Stopped when the run was asked to stop.
+    With TEST.AUG.ENABLED, this is done again with test-time augmentation. Writes the predictions into ``out`` + suffix
+    as COCO results, augmented ones into ``out`` + suffix + "_TTA". Returns metrics in percent by task ("bbox", "segm",
+    "keypoints", "bbox_TTA" and so on, with the suffix) and score; an empty dict on other ranks. Raises Stopped when the
+    run was asked to stop.
     """
     group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
     began = time.perf_counter()
     found = predict_dataset(lambda batch: predict(backend, model, cfg, batch), EvaluationSet(cfg, data), data, group)
     seconds = time.perf_counter() - began
-    metrics = score_and_write(cfg, data, found, out) if group.is_main else {}
+    metrics = score_and_write(cfg, data, found, out, suffix) if group.is_main else {}
     if cfg.TEST.AUG.ENABLED:
         logger.info(describe_cost(cfg, data.images, seconds))
         found = predict_dataset(
             lambda batch: [predict_augmented(backend, model, cfg, sample, data.flip_indices) for sample in batch],
             EvaluationSet(cfg, data, resized=False), data, group,
         )  # fmt: skip
-        metrics |= score_and_write(cfg, data, found, out, TTA) if group.is_main else {}
+        metrics |= score_and_write(cfg, data, found, out, suffix + TTA) if group.is_main else {}
     return metrics
 
 
@@ -129,7 +130,7 @@ def predict_share(
 
 
 def score_and_write(
-    cfg: CfgNode, data: CocoDataset, predictions: Predictions, out: Path, suffix: str = ""
+    cfg: CfgNode, data: CocoDataset, predictions: Predictions, out: Path, suffix: str
 ) -> dict[str, Any]:
     """Write the predictions into the folder ``out`` + ``suffix``; return and log the metrics of each task + ``suffix``.
 

@@ -22,6 +22,8 @@ BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN, BLACK = COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black",
 )  # fmt: skip
 TTA = "_TTA"  # ends the names of tasks that are evaluated with test-time augmentation
+EMA = "_EMA"  # ... with the moving average of the weights
+VARIANTS = {TTA: (", test aug", "*"), EMA: (", EMA", "^"), EMA + TTA: (", EMA, test aug", "P")}  # label, marker
 CLASSES_PER_ROW = 3  # in the table of AP per class
 
 
@@ -74,13 +76,12 @@ METRICS = {
 
 
 def all_metrics() -> dict[str, Metric]:
-    """METRICS, followed by those of detection with test-time augmentation, such as "bbox_TTA/AP"."""
-    augmented = {
-        name.replace("/", f"{TTA}/"): replace(metric, label=f"{metric.label}, test aug", marker="*")
+    """METRICS, followed by their variants, such as "bbox_TTA/AP"."""
+    return METRICS | {
+        name.replace("/", f"{end}/"): replace(metric, label=metric.label + words, marker=marker)
+        for end, (words, marker) in VARIANTS.items()
         for name, metric in METRICS.items()
-        if not name.startswith("classification/")
     }
-    return METRICS | augmented
 
 
 def metrics_of(task: str) -> dict[str, Metric]:
@@ -89,7 +90,7 @@ def metrics_of(task: str) -> dict[str, Metric]:
 
 
 def main_metrics() -> dict[str, Metric]:
-    """The first metric of each task, those with test-time augmentation included."""
+    """The first metric of each task, variants included."""
     first: dict[str, tuple[str, Metric]] = {}
     for name, metric in all_metrics().items():
         first.setdefault(name.partition("/")[0], (name, metric))
@@ -105,6 +106,12 @@ def detection_tasks(cfg: CfgNode) -> list[str]:
     """The tasks that the model of ``cfg`` is evaluated on."""
     heads = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
     return [task for task, is_on in heads.items() if is_on]
+
+
+def suffixes(cfg: CfgNode) -> list[str]:
+    """What ends the names of the tasks of a complete run's evaluation: "", then the variants that it has."""
+    ends = [end for end, is_on in (("", True), (EMA, cfg.MODEL_EMA.ENABLED)) if is_on]
+    return [end + augmented for augmented in ("", TTA)[: 1 + cfg.TEST.AUG.ENABLED] for end in ends]
 
 
 def format_table(metrics: Metrics) -> str:

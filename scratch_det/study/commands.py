@@ -98,9 +98,10 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
         if job.start:
             kinds[-1] = "switch" if job.run.is_switch else "branch"
         rows.append((job.name, kinds[-1], f"{job.start:,}", f"{job.iterations:,}", ", ".join(job.needs)))
-        model = model_name(load_config(ROOT / job.run.config, job.run.changes).cfg)
+        cfg = load_config(ROOT / job.run.config, job.run.changes).cfg
+        model = model_name(cfg)
         kept = 0 if job.run.kind == EVALUATE else job.run.points * (KEPT + len(job.keep_at))
-        disk += kept * checkpoint_bytes(measured.get(model, 0), measured.get(model, 0))
+        disk += kept * checkpoint_bytes(cfg, measured.get(model, 0), measured.get(model, 0))
         unmeasured += model not in measured
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     saving = "" if any(job.start for job in jobs) else ", every run on its own"

@@ -31,7 +31,7 @@ from scratch_det.config.rules import check_config
 from scratch_det.engine.plan import DETECTION, Request, check_recipe, choose_backend
 from scratch_det.engine.run_dir import Facts, RunDir
 from scratch_det.errors import ConfigError, Section, UserError, did_you_mean
-from scratch_det.evaluation.metrics import TTA, detection_tasks, metrics_of
+from scratch_det.evaluation.metrics import detection_tasks, metrics_of, suffixes
 from scratch_det.files import write_atomically
 from scratch_det.log import Progress, clock, say_now
 from scratch_det.reading import read_json
@@ -229,7 +229,7 @@ def _check_metric(metric: str, cfg: CfgNode) -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a search needs a data set to compare its points on")
     places = [""] if len(cfg.DATASETS.TEST) == 1 else [f"{name}/" for name in cfg.DATASETS.TEST]
-    tasks = [(task, end) for end in ("", TTA)[: 1 + cfg.TEST.AUG.ENABLED] for task in detection_tasks(cfg)]
+    tasks = [(task, end) for end in suffixes(cfg) for task in detection_tasks(cfg)]
     known = [f"{place}{task}{end}/{score}" for place in places for task, end in tasks for score in metrics_of(task)]
     of_class = re.fullmatch(r"(.+/AP)(?:50)?-.+", metric)  # PASCAL VOC's have AP50-CLASS too
     if metric not in known and not (of_class and of_class[1] in known):

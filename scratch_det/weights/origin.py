@@ -39,6 +39,7 @@ EXPECTED = (
 OPENMMLAB = re.compile(  # in a recipe's text; a single number as mean is that of an initialisation
     r"\b(?:bgr_)?(mean|std|to_rgb|style)'?\s*[=:]\s*(True|False|'\w+'|[\[(][^])]*)"
 )
+AVERAGE = "model_ema"  # the moving average of the weights in a checkpoint, beside its "model"; torchvision's word, too
 MOST_NAMED = 8  # networks of a file
 EPSILON = 1e-5  # of batch norm, which Detectron's AffineChannel lacks: a variance of 1 - EPSILON gives a scale of 1
 
@@ -143,8 +144,12 @@ def read_weights(path: Path, bottom_up: Any = None, part: str = "", stated: Pixe
 
 
 def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str) -> Network:
-    """The one of ``found`` whose prefix is ``part`` or has this part, or the only one; "." stands for no prefix."""
+    """The one of ``found`` whose prefix is ``part`` or has this part, or the only one; "." stands for no prefix.
+
+    Of a model and its average it is the model.
+    """
     named = {network.prefix.rstrip(".") or ".": network for network in found}
+    part = part or "model" * (named.keys() == {"model", AVERAGE})
     chosen = [network for name, network in named.items() if part == name]
     chosen = chosen or [network for network in found if not part or f".{part}." in f".{network.prefix}"]
     if len(chosen) == 1:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from checkpoint_folder import Bomb, completed_in, fill, flip, names, no_space, regular, state, truncate
 
+from scratch_det.config.load import get_cfg
 from scratch_det.engine import checkpointer
 from scratch_det.engine.checkpointer import (
     Checkpointer,
@@ -164,8 +166,9 @@ class TestFullDisk:
 
 
 class TestSpace:
-    def test_bytes_of_a_checkpoint(self, tmp_path: Path) -> None:
-        """The estimate against a file with a model (a frozen layer, a buffer) and SGD's momentum."""
+    @pytest.mark.parametrize("averaged", [False, True])
+    def test_bytes_of_a_checkpoint(self, averaged: bool, tmp_path: Path) -> None:
+        """The estimate against a file with a model (a frozen layer, a buffer), its average, and SGD's momentum."""
         model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.BatchNorm1d(300), torch.nn.Linear(300, 300))
         model[0].requires_grad_(False)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -173,9 +176,12 @@ class TestSpace:
         model(torch.randn(2, 300)).sum().backward()
         optimizer.step()
         content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        content |= {"model_ema": deepcopy(model).state_dict()} if averaged else {}
         torch.save(content, tmp_path / "model.pth")
         weights = sum(value.numel() for value in model.state_dict().values())
-        estimate = checkpoint_bytes(weights, sum(parameter.numel() for parameter in trainable))
+        cfg = get_cfg()
+        cfg.MODEL_EMA.ENABLED = averaged
+        estimate = checkpoint_bytes(cfg, weights, sum(parameter.numel() for parameter in trainable))
         assert estimate == pytest.approx((tmp_path / "model.pth").stat().st_size, rel=0.02)
 
     @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from scratch_det.engine.plan import Request
 COCO = "configs/COCO-InstanceSegmentation"
 KINDS = {  # recipe, and the tasks that it evaluates
     "plain": (f"{COCO}/scratch_mask_rcnn_R_50_FPN_2x_gn.yaml", {"bbox", "segm"}),
-    "SyncBN": (f"{COCO}/scratch_mask_rcnn_R_50_FPN_2x_syncbn.yaml", {"bbox", "segm"}),
+    "SyncBN": (f"{COCO}/scratch_mask_rcnn_R_50_FPN_2x_syncbn.yaml", {"bbox", "segm", "bbox_EMA", "segm_EMA"}),
     "cascade": (f"{COCO}/pretrained_cascade_mask_rcnn_R_50_FPN_6x_gn_train_aug.yaml", {"bbox", "segm"}),
     "test aug": (
         f"{COCO}/scratch_cascade_mask_rcnn_R_50_FPN_9x_gn_train_aug.yaml",
@@ -47,6 +47,7 @@ REDUCED = {
     "SEED": 1,
 }
 OF_KIND: dict[str, dict[str, Any]] = {
+    "SyncBN": {"MODEL_EMA.ENABLED": True},
     "test aug": {"TEST.AUG.ENABLED": True},
     "VGG": {"MODEL.ANCHOR_GENERATOR.SIZES": "[[8, 16, 32]]", "MODEL.ROI_BOX_HEAD.NUM_CONV": 0},
     "keypoints": {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": "(32, 32)", "TEST.AUG.ENABLED": True},

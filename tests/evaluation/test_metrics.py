@@ -68,13 +68,13 @@ def test_values_of_a_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names() -> None:
-    """detectron2's names and order; those with test-time augmentation come last."""
+    """detectron2's names and order; the variants come last."""
     assert list(metrics_of("keypoints")) == ["AP", "AP50", "AP75", "APm", "APl"]
     assert main_score("bbox") == ("bbox", "AP")
     assert main_score("classification") == ("classification", "top1")
-    assert list(main_metrics()) == [
-        "bbox/AP", "segm/AP", "keypoints/AP", "classification/top1", "bbox_TTA/AP", "segm_TTA/AP", "keypoints_TTA/AP"
-    ]  # fmt: skip
+    plain = [("bbox", "AP"), ("segm", "AP"), ("keypoints", "AP"), ("classification", "top1")]
+    ends = ("", "_TTA", "_EMA", "_EMA_TTA")
+    assert list(main_metrics()) == [f"{task}{end}/{score}" for end in ends for task, score in plain]
     augmented = all_metrics()["segm_TTA/AP50"]
     assert (augmented.label, augmented.marker, augmented.iou) == ("mask AP50, test aug", "*", 0.5)
     assert (METRICS["bbox/AP"].axis, Metric("images", percent=False).axis) == ("box AP (%)", "images")

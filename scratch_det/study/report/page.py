@@ -24,7 +24,8 @@ from PIL import Image
 from scratch_det.config.load import flatten
 from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import COLORS, TTA, main_metrics
+from scratch_det.evaluation.metrics import COLORS, main_metrics
+from scratch_det.evaluation.metrics import METRICS as PLAIN
 from scratch_det.files import write_atomically
 from scratch_det.reading import read_json, read_yaml
 from scratch_det.study.records import FIX, LOSS, Record
@@ -33,7 +34,7 @@ from scratch_det.study.report.tables import BOX, Table
 from scratch_det.study.run import PRETRAIN
 from scratch_det.visualization.curves import STYLE_SHEET, thin
 
-METRICS = {name: metric.label for name, metric in main_metrics().items() if TTA not in name}
+METRICS = {name: metric.label for name, metric in main_metrics().items() if name in PLAIN}
 METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
