@@ -21,6 +21,7 @@ PROJECT_KEYS: dict[str, Any] = {
     "MODEL_EMA.ENABLED": False,  # d2go's word: keep a moving average of the weights, and evaluate it too
     "MODEL.WEIGHTS_NEW_CLASSES": False,  # a detector's weights are of other classes, whose layers start anew
     "MODEL.WEIGHTS_PIXELS": "",  # one of PIXELS: those that the file of MODEL.WEIGHTS was trained on
+    "TEST.PATIENCE": 0,  # the run ends when the metric of model_best.pth has not risen in so many evaluations; 0: never
     "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote
 }
 

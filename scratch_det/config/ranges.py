@@ -101,6 +101,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     (r"SOLVER\.CLIP_GRADIENTS\.(CLIP_VALUE|NORM_TYPE)", above(0, math.inf), "above 0"),
     (r".*\.DETECTIONS_PER_IMAGE", within(1), "1 or more; a large number keeps all"),  # as -1 does in detectron2
     (r".*\.KEYPOINT_OKS_SIGMAS", each(lambda n: isinstance(n, int | float) and n > 0, 0), "numbers above 0"),
+    (r"TEST\.PATIENCE", within(0), "a number of evaluations, or 0, which ends no run early"),
     (r"TEST\.AUG\.MIN_SIZES", each(whole(SMALLEST_VIEW)), f"sides in whole pixels, {SMALLEST_VIEW} at least"),
     (r"TEST\.AUG\.MAX_SIZE", within(SMALLEST_VIEW), f"pixels of the longer side, {SMALLEST_VIEW} at least"),
 )  # fmt: skip

@@ -183,6 +183,11 @@ def keys_agree(cfg: CfgNode) -> Iterator[str]:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"
     if solver.CLIP_GRADIENTS.ENABLED:
         yield from is_one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, ("value", "norm"))
+    if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        yield (
+            f"TEST.PATIENCE is {cfg.TEST.PATIENCE}, but nothing is evaluated before the end: set TEST.EVAL_PERIOD to "
+            "iterations between two evaluations and DATASETS.TEST, or TEST.PATIENCE 0"
+        )
     if cfg.DATALOADER.SAMPLER_TRAIN == choices.REPEATS and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
         yield (
             f"DATALOADER.SAMPLER_TRAIN is {choices.REPEATS} with REPEAT_THRESHOLD 0, which repeats nothing; "

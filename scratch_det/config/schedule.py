@@ -213,7 +213,7 @@ def shorten(cfg: CfgNode, iterations: int) -> None:
     steps = {round(step * ratio) for step in solver.STEPS} - {0, iterations}
     solver.MAX_ITER, solver.STEPS = iterations, tuple(sorted(steps))
     solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 2)
-    cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD = 0, iterations
+    cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE, solver.CHECKPOINT_PERIOD = 0, 0, iterations
 
 
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:

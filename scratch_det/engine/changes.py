@@ -161,8 +161,8 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     earlier = run_dir.read_config(NEEDED)
     cfg.SEED = earlier.SEED if cfg.SEED < 0 else cfg.SEED
     result = read_json(run_dir.result, Facts, ANEW)
-    completed = result.get("iteration")
-    if completed != cfg.SOLVER.MAX_ITER:
+    completed, ended_early = result.get("iteration") or 0, result.get("ended_early")
+    if not ended_early and completed != cfg.SOLVER.MAX_ITER:
         raise UserError(
             f"{run_dir.path} holds a finished run of {completed} iterations, SOLVER.MAX_ITER is "
             f"{cfg.SOLVER.MAX_ITER}; name another folder: OUTPUT_DIR PATH{BRANCH_HINT if is_multi_step(cfg) else ''}"
@@ -172,5 +172,8 @@ def report_finished(cfg: CfgNode, run_dir: RunDir) -> None:
     for change in changes:
         logger.warning(f"  {change.what} is {change.now!r}, was {change.earlier!r}: no effect, the run is finished")
     logger.info(f"{run_dir.path} holds a finished run of {completed} iterations; nothing to do")
+    if ended_early:
+        final = run_dir.checkpoints / "model_final.pth"
+        logger.info(f"  {ended_early}; to go on: --branch-from {final} TEST.PATIENCE 0 OUTPUT_DIR PATH")
     if "bbox" in result.get("metrics", ()):
         logger.info("\n" + format_table(result["metrics"]))

@@ -26,6 +26,7 @@ from scratch_det.engine.run_dir import RunDir, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set_learning_rate
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, clock, logger
+from scratch_det.reading import read_series
 
 PERIOD = 20  # iterations per line of metrics.json, as in detectron2
 DIVERGENCE_REPORT = "nonfinite.json"
@@ -114,7 +115,9 @@ class Trainer:
     """One training run in one of its processes (ranks).
 
     accumulate: micro-batches per iteration in this process (gradient accumulation).
+    score: what metrics.json calls the metric that model_best.pth is chosen by.
     unread: adds the metrics of the last iteration, see ``read_losses``; None once that is done.
+    ended_early: why training ended before its last iteration; empty unless it did.
     """
 
     cfg: CfgNode
@@ -125,12 +128,15 @@ class Trainer:
     checkpoints: Checkpointer
     metrics: Metrics
     accumulate: int = 1
+    score: str = ""
+    ended_early: str = ""
     unread: Callable[[], None] | None = None
     history: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def train(self, dataset: SampleSet, evaluate: Callable[[int], object], until: int) -> None:
-        """Train from ``state.iteration`` until ``until`` iterations are completed: MAX_ITER, or --stop-at.
+        """Train from ``state.iteration`` until ``until`` iterations are completed, unless TEST.PATIENCE ends it before.
 
+        until: MAX_ITER, or --stop-at.
         Calls ``evaluate(iteration)`` every TEST.EVAL_PERIOD iterations, except at MAX_ITER, and writes checkpoints.
         Raises Stopped, after a checkpoint, when one of the processes was asked to stop; UserError in all processes when
         a loss is not finite; DataError when an image cannot be read.
@@ -140,6 +146,10 @@ class Trainer:
         batches = training_batches(dataset, cfg, state.iteration, group.world, self.accumulate, group.stop)
         with Progress("training", max_iter, state.iteration, say=None) as progress:
             for iteration in range(state.iteration, until):
+                if self.has_stalled():  # also at the start of a run that was interrupted just then
+                    self.ended_early = f"ended early: no higher {self.score} in {cfg.TEST.PATIENCE} evaluations"
+                    logger.info(f"{self.ended_early} (TEST.PATIENCE), after {iteration} of {max_iter} iterations")
+                    return self.save()
                 if not self.run_iteration(iteration, batches):
                     if iteration:
                         self.save()
@@ -153,6 +163,19 @@ class Trainer:
                     self.read_losses()
                     with progress.paused("evaluating"):
                         evaluate(iteration)
+
+    def has_stalled(self) -> bool:
+        """Whether none of the last TEST.PATIENCE evaluations has a higher score than those before, by metrics.json.
+
+        The same in all processes, and in a run that was resumed or is a branch: it has the lines of earlier iterations.
+        """
+        cfg = self.cfg
+        if not (cfg.TEST.PATIENCE and is_due(self.state.iteration, cfg.TEST.EVAL_PERIOD)):
+            return False
+        series = read_series(self.run_dir.metrics, cfg.SOLVER.MAX_ITER) if self.group.is_main else {}
+        scores = [score for _, score in series.get(self.score, ())]
+        before, last = scores[: -cfg.TEST.PATIENCE], scores[-cfg.TEST.PATIENCE :]
+        return self.group.any(bool(before) and max(last) <= max(before))
 
     def run_iteration(self, iteration: int, batches: Iterator[list[Sample]]) -> bool:
         """Run one iteration and add its metrics; returns False when the run was asked to stop before.
@@ -257,7 +280,8 @@ class Trainer:
                 f"they are not saved\n  training diverged: {LOWER}; earlier checkpoints are kept"
             )
         if self.group.is_main:
-            self.checkpoints.save(self.checkpoint(), completed, final=completed == self.cfg.SOLVER.MAX_ITER)
+            is_final = completed == self.cfg.SOLVER.MAX_ITER or bool(self.ended_early)
+            self.checkpoints.save(self.checkpoint(), completed, is_final)
 
     def divergence(self, iteration: int, lr: float, own_losses: dict[str, float], batch: list[Sample]) -> UserError:
         """Write nonfinite.json and return the error that names the likely cause; called in all processes at once.

@@ -8,7 +8,8 @@ inference/         predictions of the last evaluation as COCO results; inference
                    inference_EMA/ and inference_EMA_TTA/ those of the averaged weights (MODEL_EMA)
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
-result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights
+result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights;
+                   "ended_early", why, when TEST.PATIENCE ended the run
 log.txt, tensorboard/, curves.png, predictions.png
 backbone.pth       only after pre-training (classification): the backbone's weights
 nonfinite.json     when a loss was not finite: losses, gradient norms and images, to find out why
@@ -55,6 +56,7 @@ class Facts(msgspec.Struct):
     eta: Seconds | None = None
     metrics: dict[str, dict[str, Score]] = {}
     weights_sha256: str | None = None
+    ended_early: str = ""
     best: dict[str, Any] = {}
     git: dict[str, str] | None = None
     packages: dict[str, str | None] | None = None

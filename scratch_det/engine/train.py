@@ -111,7 +111,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         logger.info(learning_rate_line(cfg, len(dataset)))
         state.spread(group)
         metrics = Metrics(run_dir, state.iteration, max_iter, window)
-        trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate)
+        score = "/".join([*[data.entry.name for data in test[:1] if len(test) > 1], *task.best])
+        trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate, score)
         evaluate = partial(evaluate_now, trainer, task, test)
         with recording_failure(trainer):
             completed = state.iteration
@@ -123,9 +124,9 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             if test and is_expected and group.any(is_missing):
                 evaluate(completed - 1)
             trainer.train(dataset, evaluate, max_iter if request.stop_at is None else request.stop_at)
-            if request.stop_at is not None:
+            if request.stop_at is not None and not trainer.ended_early:
                 return report_paused(run_dir, state.iteration, max_iter)
-            final = evaluate(max_iter)
+            final = evaluate(state.iteration - 1 if trainer.ended_early else max_iter, is_final=True)
             if group.is_main:
                 task.conclude(cfg, run_dir, state, test)
                 finish(trainer, plan.backend, test, final)
@@ -154,13 +155,15 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
             logger.info(f"wrote {run_dir.path / name}/result.json")
 
 
-def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) -> dict[str, Any]:
+def evaluate_now(
+    trainer: Trainer, task: Task, test: list[Any], iteration: int, is_final: bool = False
+) -> dict[str, Any]:
     """Evaluate the current weights, write the metrics, and save the weights if they are the best so far.
 
     If the run is asked to stop meanwhile, it writes a checkpoint and raises Stopped.
     """
     cfg, completed = trainer.cfg, trainer.state.iteration
-    if iteration < cfg.SOLVER.MAX_ITER:
+    if not is_final:
         cfg = cfg.clone()
         cfg.TEST.AUG.ENABLED = False  # TTA is expensive, so it runs only on the final weights
     trainer.run_dir.set_status("evaluating", iteration=completed, max_iter=cfg.SOLVER.MAX_ITER)
@@ -171,13 +174,12 @@ def evaluate_now(trainer: Trainer, task: Task, test: list[Any], iteration: int) 
         trainer.save()
         raise
     if found:
-        kind, name = task.best
-        first = found if len(test) == 1 else found[test[0].entry.name]
-        score = first[kind][name] if first else math.nan  # nothing to score by
+        named = flatten(found, "/")
+        score = named.get(trainer.score, math.nan)  # without annotations there is nothing to score by
         best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
         if not math.isnan(score) and score > best:
             trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
-        trainer.metrics.write(iteration, flatten(found, "/"))  # written last; marks this evaluation as complete
+        trainer.metrics.write(iteration, named)  # written last; marks this evaluation as complete
     return found
 
 
@@ -256,8 +258,9 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
               "classes": list(trainer.cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
     digests = {"metrics_json_sha256": sha256_of(run_dir.metrics),
                "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL)}  # fmt: skip
-    run_dir.write_json(run_dir.result.name, {**result, **digests, "metrics": to_json_numbers(metrics)})
-    run_dir.set_status("finished", iteration=state.iteration, max_iter=trainer.cfg.SOLVER.MAX_ITER)
+    early = {"ended_early": trainer.ended_early} if trainer.ended_early else {}
+    run_dir.write_json(run_dir.result.name, {**result, **early, **digests, "metrics": to_json_numbers(metrics)})
+    run_dir.set_status("finished", iteration=state.iteration, max_iter=trainer.cfg.SOLVER.MAX_ITER, **early)
     if len(test) == 1 and (table := format_per_class(metrics)):
         logger.info(f"per class:\n{table}")
     pictures = ", ".join(sorted(path.name for path in run_dir.path.glob("*.png")))

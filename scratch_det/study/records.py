@@ -60,7 +60,7 @@ class Record:
         iteration: completed iterations of the whole run, those before a branch included.
         metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
-        error: why it failed; of a waiting or blocked one what it waits for.
+        error: why it failed; of a waiting or blocked one what it waits for; of a finished one why it ended early.
         weights_sha256: digest of the final weights of a finished training, see ``weights.read``.
         found: by a finished search, as "KEY VALUE, KEY VALUE".
         seconds: spent on training so far; eta: seconds left by the run's own estimate. Not saved.
@@ -130,7 +130,7 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
         digest = (result.get("weights_sha256") or "") if run.kind in (TRAIN, PRETRAIN) else ""
         found = ", ".join(f"{key} {value}" for key, value in result.get("best", {}).items())
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
-                       weights_sha256=digest, found=found)  # fmt: skip
+                       weights_sha256=digest, found=found, error=result.get("ended_early", ""))  # fmt: skip
     fix = "remove this file, and study.py run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
     reports = [read_json(part / "status.json", Facts, fix) for part in parts]

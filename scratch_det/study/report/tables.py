@@ -143,7 +143,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
     remarks = [f"{name} chose {known[name].found}." for name in searches if name in known and known[name].found]
     for one in records:
-        if one.state in (FAILED, BLOCKED):
+        if one.state in (FAILED, BLOCKED) or (one.state == FINISHED and one.error):
             error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
             remarks.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
     if kind == own.MATRIX:
