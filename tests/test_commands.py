@@ -106,7 +106,9 @@ def test_a_wheel_has_the_recipes(wheel: Path) -> None:
     )
     wanted = {f"scratch_det/{name}" for name in files.stdout.splitlines() if "/tests/" not in name}
     assert wanted <= names
-    assert {f"scratch_det/{name}" for name in ("py.typed", "docs/slurm.sh", "docs/grid_35k.yaml", "results/models.csv")} <= names
+    assert {
+        f"scratch_det/{name}" for name in ("py.typed", "docs/slurm.sh", "docs/grid_35k.yaml", "results/models.csv")
+    } <= names
     assert not {name for name in names if "/tests/" in name}
 
 
