@@ -1,14 +1,14 @@
 #!/bin/bash
 # A job template: scratch-det study run ... --launcher slurm --slurm docs/slurm.sh. Edit it for your cluster. Each job of a
-# study is this script with the words in double braces filled in; --dry-run prints the scripts. study.py gives sbatch
+# study is this script with the words in double braces filled in; --dry-run prints the scripts. scratch-det study gives sbatch
 # the job's name, its comment, dependencies, log and --requeue.
 #
 # name       the run, RUN@N for the part of it up to N iterations, or SEARCH/POINT
 # command    the run, for srun: a task is a process
 # processes  how many that are; gpus: as many, or 0 for a recipe whose MODEL.DEVICE is cpu
-# threads    of a process on the CPU, as OMP_NUM_THREADS says where study.py is started, or 1; 0 where a GPU works, and
+# threads    of a process on the CPU, as OMP_NUM_THREADS says where scratch-det study is started, or 1; 0 where a GPU works, and
 #            for the step that chooses a search's best point, which trains nothing
-# exit_file  where the code of a run that failed belongs, for study.py status; started: what begins its log
+# exit_file  where the code of a run that failed belongs, for scratch-det study status; started: what begins its log
 # fail       fail("message") rejects a step before anything is submitted
 {% set nodes = (processes / 8) | round(0, "ceil") | int %}
 {% if processes % nodes %}

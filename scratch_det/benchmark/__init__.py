@@ -15,7 +15,7 @@ ROWS = {
     "loader": "images a second from one worker, beside detectron2's loader",
     "loop": "an iteration of the loop beside its bare forward pass, backward pass and update",
     "step": "forward, backward, update beside detectron2's model; an iteration beside its plain training script",
-    "startup": "train_net.py up to its first iteration, and on a finished run",
+    "startup": "scratch-det train up to its first iteration, and on a finished run",
 }
 
 

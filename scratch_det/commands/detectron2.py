@@ -40,7 +40,7 @@ def main() -> None:
         for key in NOT_HONOURED:  # by this repository's trainer; detectron2's reads them
             set_key(checked, key, keys[key])
         notices = [] if args.eval_only else check_config(checked, processes)
-        augmented, train_net = cfg.TEST.AUG.ENABLED, "evaluate with scratch-det train --eval-only"
+        augmented, train_net = cfg.TEST.AUG.ENABLED, "evaluate with scratch-det eval"
         problems = {
             f"TEST.AUG.VOTE_THRESH is {cfg.TEST.AUG.VOTE_THRESH}, but detectron2 has no box voting; {train_net}":
                 augmented and cfg.TEST.AUG.VOTE_THRESH,

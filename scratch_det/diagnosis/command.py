@@ -50,6 +50,6 @@ def results_of(path: Path, data: str) -> Path:
     if not (found := [place for place in places if place.is_file()]):
         raise UserError(
             f"{path} holds no results of {data}: expected one of {', '.join(map(str, places))}; evaluate it: "
-            f"train_net.py --eval-only, or give a json of results"
+            f"scratch-det eval, or give a json of results"
         )
     return found[0]

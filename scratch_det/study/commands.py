@@ -33,7 +33,7 @@ EXIT_SOME_FAILED = 1
 # Places for which the paper shows curves, and no numbers.
 ONLY_CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 MODELS = ROOT / "results" / "models.csv"
-KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as train_net.py has it
+KEPT = 5  # checkpoints of a run: the last three, the best and the final one, as scratch-det train has it
 KINDS = {PRETRAIN: "pre-training", SEARCH: "search", EVALUATE: "evaluation"}
 LIST_HEADER = ("experiment", "place", "iterations", "shared prefix", "reported")
 PLAN_HEADER = ("run", "what it is", "starts at", "trains", "needs")
@@ -155,7 +155,7 @@ def run(
     with alone_in(out, LOCK):
         ids = cluster.submit(study.steps(jobs))
     numbers = f"{len(ids)} jobs: {' '.join(ids)}" if ids else "nothing new"
-    say_now(f"submitted {numbers}; see study.py status --out {out}, or scancel them")
+    say_now(f"submitted {numbers}; see scratch-det study status --out {out}, or scancel them")
     return 0
 
 
@@ -168,7 +168,9 @@ def run_here(study: Study, jobs: Sequence[Job], launcher: type[Local], max_paral
     with alone_in(out, LOCK) as lock:
         on_cluster = jobs_on_cluster(study) or {}
         if left_out := sorted({step.run for step in steps if not step.is_done} & set(on_cluster)):
-            say_now(f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see study.py status")
+            say_now(
+                f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see scratch-det study status"
+            )
             steps = [step for step in steps if step.run not in left_out]
 
         def records(running: Collection[str] = ()) -> list[Record]:
@@ -241,7 +243,7 @@ def status(out: Path) -> None:
 
 
 def status_text(records: Sequence[Record], study: Study) -> str:
-    """A table for ``study.py status``, with the time left at the pace of the finished runs, one after the other."""
+    """A table for ``status``, with the time left at the pace of the finished runs, one after the other."""
     done = [(one.seconds, one.iteration) for one in records if one.state == FINISHED and one.seconds and one.iteration]
     left = iterations_left(records) * sum(s for s, _ in done) / sum(i for _, i in done) if done else 0
     apart = f"; {clock(left)} of training left, one run after the other" if left else ""

@@ -75,7 +75,7 @@ def file_of(experiment: str) -> Path | None:
 
 def runs(path: Path) -> list[Run]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for an invalid one."""
-    entries = read_source(path, "study.py")
+    entries = read_source(path, "scratch-det study")
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
     sections = read_yaml(path)

@@ -37,7 +37,7 @@ SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
 START_OF_LOG = "--- started "  # begins the line that each start of a step writes into its log
-FIX = "move the folder away, and study.py run trains it again"
+FIX = "move the folder away, and scratch-det study run trains it again"
 # Keys that a run sets itself, from its data and its machine, or that do not change its numbers.
 NOT_COMPARED = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "MODEL.DEVICE", "MODEL.WEIGHTS",
                 "OUTPUT_DIR", "DATASETS.CLASS_NAMES", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
@@ -131,7 +131,7 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
         found = ", ".join(f"{key} {value}" for key, value in result.get("best", {}).items())
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
                        weights_sha256=digest, found=found, error=result.get("ended_early", ""))  # fmt: skip
-    fix = "remove this file, and study.py run continues the run"
+    fix = "remove this file, and scratch-det study run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]
     reports = [read_json(part / "status.json", Facts, fix) for part in parts]
     status = {} if run.kind == SEARCH else reports[0]

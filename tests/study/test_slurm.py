@@ -57,7 +57,7 @@ class TestGraph:
         words = ("run", "digits/smoke", "--out", study.out, "--backend", "torchvision", "--launcher", "slurm")
         code, told = study_tool(*words)
         assert code == 0
-        assert "submitted 3 jobs: 1 2 3; see study.py status" in told
+        assert "submitted 3 jobs: 1 2 3; see scratch-det study status" in told
         jobs = submitted(programs)
         mark = Slurm(study.out).mark
         assert [jobs[name][1] for name in (PART, TRUNK, BRANCH)] == [

@@ -64,7 +64,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     known = [one for one in stored.survey(study.jobs, study.out, {}) if one.run.name in names]
     records = [_without_machine(one, study.out) for one in stored.collect(known, study.out)]
     if not any(one.run.name in shown and has_something_to_show(one) for one in records):
-        raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see study.py status")
+        raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see scratch-det study status")
     report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
     for folder in filter(None, (report, results)):
         folder.mkdir(parents=True, exist_ok=True)
