@@ -108,7 +108,9 @@ def build(cfg: CfgNode) -> nn.Module:
     known, name = [key for key, _ in BACKBONE_REGISTRY], cfg.MODEL.BACKBONE.NAME
     if name not in known:
         raise ConfigError(f"MODEL.BACKBONE.NAME is {name}, which detectron2 does not have{did_you_mean(name, known)}")
-    model = build_model(stock_cfg(cfg, device=str(torch.get_default_device())))
+    stock = stock_cfg(cfg, device=str(torch.get_default_device()))
+    stock.VIS_PERIOD = 0  # the loop draws
+    model = build_model(stock)
     for name, old in list(model.named_modules()):
         if isinstance(old, nn.SyncBatchNorm):
             own = SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)

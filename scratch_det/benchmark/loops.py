@@ -24,6 +24,7 @@ from scratch_det.engine.loop import Metrics, Trainer
 from scratch_det.engine.plan import Plan, Request, make_plan
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State, build_state
+from scratch_det.engine.writers import Run, start_writers
 from scratch_det.errors import UserError
 
 BATCHES = 20  # loaded before steps on them are timed
@@ -67,7 +68,7 @@ def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
                 run_dir = RunDir(Path(folder) / name)
                 run_dir.create()
                 state = build_state(cfg, backend, group.device)
-                metrics = Metrics(run_dir, 0, cfg.SOLVER.MAX_ITER, window=[])
+                metrics = Metrics(start_writers(Run(run_dir, cfg, 0)), cfg.SOLVER.MAX_ITER, window=[])
                 checkpoints = Checkpointer(run_dir.checkpoints)
                 trainers.append(Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics))
             yield trainers

@@ -6,6 +6,7 @@ The functions are named, not imported: this package never imports torch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ PROJECT_KEYS: dict[str, Any] = {
     "MODEL.WEIGHTS_PIXELS": "",  # one of PIXELS: those that the file of MODEL.WEIGHTS was trained on
     "TEST.PATIENCE": 0,  # the run ends when the metric of model_best.pth has not risen in so many evaluations; 0: never
     "TEST.AUG.VOTE_THRESH": 0.0,  # IoU from which boxes of all views vote for the place of one; 0: no vote
+    "WRITERS": ["tensorboard"],  # where curves and pictures are written beside metrics.json: some of WRITERS
 }
 
 RECIPES = "recipe"  # PIXEL_MEAN and PIXEL_STD of the recipe itself
@@ -127,8 +129,27 @@ CLASSIFY = "classification"
 PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}
 
 
+def installed(package: str) -> Callable[[CfgNode], Iterator[str]]:
+    """The rule that a package is there, which is also the name of the extra that installs it."""
+
+    def rule(cfg: CfgNode) -> Iterator[str]:
+        if find_spec(package) is None:
+            yield f"WRITERS is {cfg.WRITERS}, but {package} is not installed: pip install 'scratch_det[{package}]'"
+
+    return rule
+
+
+# WRITERS, a list of these names -> a class like ``scratch_det.engine.writers.Writer``. metrics.json is always written.
+WRITERS = {
+    "tensorboard": Choice("scratch_det.engine.writers:TensorBoard"),
+    "wandb": Choice("scratch_det.engine.tracker_wandb:WandB", rule=installed("wandb")),
+    "mlflow": Choice("scratch_det.engine.tracker_mlflow:MLflow", rule=installed("mlflow")),
+}
+
 # DATALOADER.SAMPLER_TRAIN, by detectron2's names: every image once in a pass, or those with rare classes more often.
 SAMPLERS = EACH_ONCE, REPEATS = "TrainingSampler", "RepeatFactorTrainingSampler"
+
+LISTS = BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS, PRETRAININGS, WRITERS
 
 
 def augmentation_name(cfg: CfgNode) -> str:

@@ -18,7 +18,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det.command_line import RESUME, missing_project
-from scratch_det.config.choices import AUGMENTATIONS, BACKBONES, LR_SCHEDULES, OPTIMIZERS, PRETRAININGS, PROJECT_KEYS
+from scratch_det.config import choices
 from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
 from scratch_det.files import ROOT, find_file
 from scratch_det.reading import RESTORE, PlainLoader, read_yaml, yaml_loader
@@ -72,7 +72,7 @@ def _defaults() -> CfgNode:
 
 def with_project_keys(cfg: CfgNode) -> CfgNode:
     """``cfg``, changed: with the keys of the loaded projects."""
-    return with_keys(cfg, PROJECT_KEYS)
+    return with_keys(cfg, choices.PROJECT_KEYS)
 
 
 def with_keys(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
@@ -138,7 +138,7 @@ def load_config(
 def _choices_without_keys() -> Iterator[str]:
     """Every key that a Choice lists has a default: rules compare it with that."""
     known = flatten(get_cfg())
-    for entries in (BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS, PRETRAININGS):
+    for entries in choices.LISTS:
         for name, choice in entries.items():
             if unknown := [key for key in choice.keys if key not in known]:
                 yield (

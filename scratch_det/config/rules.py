@@ -26,7 +26,7 @@ CHANNELS = {  # keys of the channels that a part's GN divides
     **dict.fromkeys(("ROI_BOX_HEAD", "ROI_MASK_HEAD"), ("CONV_DIM",)),
 }
 WAIVABLE = ("nothing_random_is_frozen", "bn_has_images")  # what trains, though badly; see --waive
-NOT_HONOURED = ("VIS_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
+NOT_HONOURED = ("TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only by detectron2's trainer
 
 Rule = Callable[[CfgNode], Iterator[str]]
 NO_CHOICE = choices.Choice("")  # a name that its list does not have
@@ -35,6 +35,7 @@ LISTS = {
     "SOLVER.OPTIMIZER": choices.OPTIMIZERS,
     "INPUT.AUGMENTATION": choices.AUGMENTATIONS,
     "MODEL.PRETRAINING": choices.PRETRAININGS,
+    "WRITERS": choices.WRITERS,
 }
 
 
@@ -63,11 +64,11 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
-    """Names are entries of their list, and ``of_entry`` holds."""
+    """Names are entries of their list, and ``of_entry`` holds; a key may have one name or several."""
     values = flatten(cfg)
     for key, entries in LISTS.items():
-        if key.startswith(section):
-            name = values.get(key, next(iter(entries)))
+        names = values.get(key, next(iter(entries))) if key.startswith(section) else []
+        for name in [names] if isinstance(names, str) else names:
             yield from is_one_of(key, name, entries)
             if name in entries:
                 yield from of_entry(cfg, entries, name, f"{key} {name}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
 
 from scratch_det.config.load import load_config
@@ -19,6 +18,7 @@ from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
 from scratch_det.diagnosis.numbers import SIZES
 from scratch_det.diagnosis.page import SIDE, Section, as_jpeg, render
+from scratch_det.engine.pictures import bitmaps, seen_by_model
 from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed
 from scratch_det.visualization.predictions import draw_objects
 
@@ -101,7 +101,7 @@ def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     boxes[:, 2:] += boxes[:, :2]
     items: dict[str, Any] = {"boxes": boxes, "labels": labels, "names": names}
     if objects and all(one.get("segmentation") for one in objects):
-        items["masks"] = _bitmaps(Masks.read([one["segmentation"] for one in objects]), image["height"], image["width"])
+        items["masks"] = bitmaps(Masks.read([one["segmentation"] for one in objects]), image["height"], image["width"])
     if objects and len({len(one["keypoints"]) for one in objects}) == 1:
         points = np.array([one["keypoints"] for one in objects], float).reshape(len(objects), -1, 3)
         items["keypoints"] = points + np.array([0.5, 0.5, 0])  # the json has indices of pixels
@@ -112,16 +112,7 @@ def _of_training(cfg: CfgNode, data: CocoDataset, samples: TrainingSet) -> Itera
     """Of one position of the stream after the other."""
     for position in range(len(samples)):
         sample = samples[position]
-        image = sample["image"].permute(1, 2, 0).numpy()
-        pixels = np.ascontiguousarray(image[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else image)
+        pixels, items = seen_by_model(cfg, sample)
         height, width = pixels.shape[:2]
-        items: dict[str, Any] = {key: sample[key].numpy() for key in ("boxes", "labels", "keypoints") if key in sample}
-        if "masks" in sample:
-            items["masks"] = _bitmaps(sample["masks"], height, width)
         words = f"position {position}, image {sample['image_id']}, {width} x {height}: {len(items['labels'])} objects"
         yield words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))
-
-
-def _bitmaps(masks: Masks, height: int, width: int) -> np.ndarray:
-    """bool [N, SIDE, SIDE], the whole image of each mask."""
-    return masks.crop_and_resize(torch.tensor([[0.0, 0.0, width, height]]).expand(len(masks), 4), SIDE).numpy()

@@ -29,6 +29,8 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
     "MODEL_EMA.": "the average of weights from now on",
     "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
+    "WRITERS": "what is written from now on",
+    "VIS_PERIOD": "pictures from now on",
     **dict.fromkeys(("MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "FLOAT32_PRECISION", "CUDNN_BENCHMARK"),
                     ROUNDING),
     **dict.fromkeys(

@@ -1,29 +1,30 @@
-"""The training loop, its metrics (metrics.json, TensorBoard, log), and the report on a loss that is not finite."""
+"""The training loop, its metrics, and the report on a loss that is not finite."""
 
-import json
 import math
-import platform
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from scratch_det.backends import Backend
 from scratch_det.data.dataset import Sample, SampleSet
 from scratch_det.data.loading import training_batches
 from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.engine.checkpointer import Checkpointer
-from scratch_det.engine.run_dir import RunDir, keep_lines
+from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.state import State, TrainingBackend, clip_gradients, set_learning_rate
+from scratch_det.engine.writers import Writer
 from scratch_det.errors import UserError
 from scratch_det.log import Progress, clock, logger
 from scratch_det.reading import read_series
@@ -31,7 +32,7 @@ from scratch_det.reading import read_series
 PERIOD = 20  # iterations per line of metrics.json, as in detectron2
 DIVERGENCE_REPORT = "nonfinite.json"
 HISTORY = 50  # iterations of losses in the report
-MOST_IMAGES = 8  # image ids in the message; the report lists all
+MOST_IMAGES = 8  # image ids in the message (the report lists all); images in a picture of the training
 RISEN = 2.0  # total loss grown by this factor within HISTORY: the learning rate is probably too high
 READ_LATE = ("cuda",)  # devices that compute while the host goes on
 LOWER = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
@@ -41,30 +42,12 @@ class Metrics:
     """Collects scalars per iteration and writes the median of every 20 iterations (detectron2's line format).
 
     Args:
-        start_iteration: completed iterations; lines that an earlier start wrote for later iterations are removed.
+        writers: none on other ranks than 0.
         window: ``window`` of the checkpoint from which the run continues.
     """
 
-    def __init__(self, run_dir: RunDir, start_iteration: int, max_iter: int, window: list[dict[str, float]]):
-        self.run_dir, self.start_iteration, self.max_iter, self.window = run_dir, start_iteration, max_iter, window
-        if run_dir.writes:  # only on rank 0
-            keep_lines(run_dir.metrics, run_dir.metrics, start_iteration)
-            self.file = open(run_dir.metrics, "a")  # noqa: SIM115 - open for as long as the run
-
-    @cached_property
-    def board(self) -> Any:
-        """TensorBoard's file, opened by the first ``write``: its import takes 0.2 s, and iteration 1 needs none.
-
-        Not torch's SummaryWriter: on a full disk its thread ends, and whoever adds to its queue waits for ever.
-        """
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        folder = self.run_dir.path / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        board = RecordWriter(open(folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}", "wb"))  # noqa: SIM115
-        _add_event(board, file_version="brain.Event:2")
-        _add_event(board, step=self.start_iteration, session_log={"status": "START"})  # hides later steps of old files
-        return board
+    def __init__(self, writers: Sequence[Writer], max_iter: int, window: list[dict[str, float]]):
+        self.writers, self.max_iter, self.window = writers, max_iter, window
 
     def add(self, iteration: int, scalars: dict[str, float]) -> dict[str, float] | None:
         """Add the scalars of one iteration; at the end of a window (and of training) write and return the medians."""
@@ -81,33 +64,23 @@ class Metrics:
         return medians
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Write one line of metrics.json (NaN becomes null) and one TensorBoard point per scalar."""
-        if not self.run_dir.writes:
-            return
-        line = {key: None if math.isnan(value) else value for key, value in scalars.items()}
-        self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
-        self.file.flush()
+        """Write the scalars of one iteration."""
+        for writer in self.writers:
+            writer.scalars(iteration, scalars)
+
+    def show(self, iteration: int, name: str, draw: Callable[[], Path]) -> None:
+        """Draw a PNG and write it, on rank 0; where it cannot be drawn, the training goes on."""
         try:
-            values = [{"tag": key, "simple_value": value} for key, value in scalars.items()]
-            _add_event(self.board, step=iteration, summary={"value": values})
-        except OSError as error:  # the next line begins another file: half a record ends this one
-            vars(self).pop("board", None)
-            self.start_iteration = iteration
-            logger.warning(f"TensorBoard misses iteration {iteration} ({error.strerror}); metrics.json has it")
+            picture = draw().read_bytes() if self.writers else b""
+        except Exception:
+            return logger.exception(f"the picture {name} of iteration {iteration} could not be drawn")
+        for writer in self.writers:
+            writer.image(iteration, name, picture)
 
-    def close(self) -> None:
-        """Flush and close metrics.json and TensorBoard."""
-        if self.run_dir.writes:
-            self.file.close()
-        if "board" in vars(self):
-            self.board.close()
-
-
-def _add_event(board: Any, **content: Any) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    board.write(Event(wall_time=time.time(), **content).SerializeToString())
-    board.flush()
+    def close(self, failed: bool = False) -> None:
+        """Flush and close all writers."""
+        for writer in self.writers:
+            writer.close(failed)
 
 
 @dataclass
@@ -194,6 +167,8 @@ class Trainer:
         seconds = time.perf_counter() - began
         self.state.iteration += 1
         self.state.seconds += seconds
+        if is_due(iteration, self.cfg.VIS_PERIOD):
+            self.metrics.show(iteration, "training", partial(self.draw, micro_batches[0]))
 
         def add_metrics() -> None:
             scalars = {**read(), "lr": lr, "time": seconds, "data_time": data_seconds}
@@ -206,6 +181,14 @@ class Trainer:
         if self.state.device.type not in READ_LATE:
             self.read_losses()
         return True
+
+    def draw(self, batch: list[Sample]) -> Path:
+        """Draw training.png: images as the model gets them, truth beside what it finds now. Takes no random number."""
+        from scratch_det.engine.pictures import draw_training  # here: matplotlib takes 0.4 s
+
+        batch = batch[:MOST_IMAGES]
+        found = cast(Backend, self.backend).detect(self.state.model, batch)
+        return draw_training(self.cfg, batch, found, self.run_dir.path / "training.png")
 
     def read_losses(self) -> None:
         """Add the metrics of the last iteration, unless that was done. Raises UserError when a loss is not finite."""

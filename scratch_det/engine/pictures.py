@@ -1,31 +1,59 @@
-"""The pictures that a complete run leaves: curves.png and predictions.png."""
+"""The pictures that a run draws: predictions.png at evaluations, training.png every VIS_PERIOD iterations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from scratch_det.data.coco import CocoDataset
 from scratch_det.data.image import decode_masks, encode_masks, read_image
+from scratch_det.data.masks import Masks
+from scratch_det.data.transforms import Sample
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.evaluation.inference import RESULTS_FILE
 from scratch_det.evaluation.predictions import read_predictions
-from scratch_det.visualization.curves import draw_curves
 from scratch_det.visualization.predictions import draw_predictions
 
 IMAGES_SHOWN = 12  # in predictions.png
+MASK_SIDE = 420  # of a training mask's bitmap
 
 
-def draw(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> None:
-    """Draw curves.png and, from the last evaluation of the first test set if there is one, predictions.png."""
-    draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
-    if test:
-        folder = run_dir.path / "inference"
-        results = (folder if len(test) == 1 else folder / test[0].entry.name) / RESULTS_FILE
-        samples = picture_samples(test[0], results, cfg)
-        draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
+def draw_found(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> Path:
+    """Draw predictions.png, of the last evaluation of the first test set; its path."""
+    folder = run_dir.path / "inference"
+    results = (folder if len(test) == 1 else folder / test[0].entry.name) / RESULTS_FILE
+    samples = picture_samples(test[0], results, cfg)
+    return draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
+
+
+def draw_training(cfg: CfgNode, batch: Sequence[Sample], found: Sequence[Mapping[str, Tensor]], out_png: Path) -> Path:
+    """Draw training samples beside what ``Backend.detect`` has found on them; the path of the PNG."""
+    pairs = []
+    for sample, boxes in zip(batch, found, strict=True):
+        image, truth = seen_by_model(cfg, sample)
+        prediction = {name: values.numpy() for name, values in boxes.items()}
+        pairs.append({"image": image, "truth": truth, "prediction": prediction, "title": f"image {sample['image_id']}"})
+    return draw_predictions(pairs, cfg.DATASETS.CLASS_NAMES, out_png)
+
+
+def seen_by_model(cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, dict[str, Any]]:
+    """A training sample's image, uint8 [H, W, 3] RGB, and its objects, for ``draw_objects``."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    pixels = np.ascontiguousarray(image[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else image)
+    items: dict[str, Any] = {key: sample[key].numpy() for key in ("boxes", "labels", "keypoints") if key in sample}
+    if "masks" in sample:
+        items["masks"] = bitmaps(sample["masks"], *pixels.shape[:2])
+    return pixels, items
+
+
+def bitmaps(masks: Masks, height: int, width: int) -> np.ndarray:
+    """bool [N, MASK_SIDE, MASK_SIDE], the whole image of each mask."""
+    whole = torch.tensor([[0.0, 0.0, width, height]]).expand(len(masks), 4)
+    return masks.crop_and_resize(whole, MASK_SIDE).numpy()
 
 
 def picture_samples(data: CocoDataset, results_file: Path, cfg: CfgNode) -> list[dict[str, Any]]:

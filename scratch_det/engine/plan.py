@@ -201,6 +201,8 @@ def classification_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"DATALOADER.SAMPLER_TRAIN is {sampler}, which detectors have; pre-training has {EACH_ONCE}"
     if (name := cfg.MODEL.BACKBONE.NAME) in backbone_names():
         yield f"MODEL.BACKBONE.NAME is {name}: only ResNets are pre-trained here; take weights from elsewhere"
+    if cfg.VIS_PERIOD:
+        yield f"VIS_PERIOD is {cfg.VIS_PERIOD}, which draws boxes; pre-training has none: set VIS_PERIOD 0"
     sizes, test = tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST
     if len(sizes) > 1:
         yield f"INPUT.MIN_SIZE_TRAIN is {sizes}, expected one side, the side of the square crops, such as (224,)"

@@ -10,7 +10,8 @@ status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
 result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights;
                    "ended_early", why, when TEST.PATIENCE ended the run
-log.txt, tensorboard/, curves.png, predictions.png
+log.txt, tensorboard/, curves.png, predictions.png; with VIS_PERIOD training.png
+wandb.json, wandb/, mlflow.json   with these trackers: the run there, and what it has got
 backbone.pth       only after pre-training (classification): the backbone's weights
 nonfinite.json     when a loss was not finite: losses, gradient norms and images, to find out why
 lock               held while a process trains here

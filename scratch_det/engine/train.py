@@ -37,6 +37,7 @@ from scratch_det.engine.plan import DETECTION, Plan
 from scratch_det.engine.resume import Origin, find_start, report_paused, restore
 from scratch_det.engine.run_dir import DISK_FULL, RunDir, checkpoint_bytes, is_evaluated, keep_lines
 from scratch_det.engine.state import State, TrainingBackend, build_state, size_of
+from scratch_det.engine.writers import Run, start_writers
 from scratch_det.errors import UserError
 from scratch_det.evaluation import inference
 from scratch_det.evaluation.metrics import EMA, format_per_class, main_score, to_json_numbers
@@ -60,13 +61,15 @@ class Task(NamedTuple):
     evaluate: metrics in percent by task + suffix and name on one test set, on rank 0; empty elsewhere. May write into
         its folder + suffix. Raises Stopped when the run was asked to stop.
     conclude: writes what a complete run leaves beside its checkpoints, metrics and result.json; on rank 0.
+    picture: ``module:function`` of the config, the run and its test sets, which draws what an evaluation has found.
     """
 
     best: tuple[str, str]
     load: Callable[[str], TrainingBackend]
     training_set: Callable[[CfgNode, list[Any]], SampleSet]
     evaluate: Callable[[Any, nn.Module, CfgNode, Any, Path, Group, str], dict[str, dict[str, float]]]
-    conclude: Callable[[CfgNode, RunDir, State, list[Any]], None]
+    conclude: Callable[[CfgNode, RunDir, State], None]
+    picture: str = ""
 
 
 def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -110,7 +113,8 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
         logger.info(dataset.description)
         logger.info(learning_rate_line(cfg, len(dataset)))
         state.spread(group)
-        metrics = Metrics(run_dir, state.iteration, max_iter, window)
+        writers = start_writers(Run(run_dir, cfg, state.iteration, (environment["git"] or {}).get("commit")))
+        metrics = Metrics(writers, max_iter, window)
         score = "/".join([*[data.entry.name for data in test[:1] if len(test) > 1], *task.best])
         trainer = Trainer(cfg, backend, group, state, run_dir, checkpoints, metrics, request.accumulate, score)
         evaluate = partial(evaluate_now, trainer, task, test)
@@ -128,7 +132,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
                 return report_paused(run_dir, state.iteration, max_iter)
             final = evaluate(state.iteration - 1 if trainer.ended_early else max_iter, is_final=True)
             if group.is_main:
-                task.conclude(cfg, run_dir, state, test)
+                task.conclude(cfg, run_dir, state)
                 finish(trainer, plan.backend, test, final)
 
 
@@ -179,7 +183,10 @@ def evaluate_now(
         best = trainer.checkpoints.best_ap() if cfg.TEST.EVAL_PERIOD > 0 else math.inf  # one evaluation has no best
         if not math.isnan(score) and score > best:
             trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
-        trainer.metrics.write(iteration, named)  # written last; marks this evaluation as complete
+        trainer.metrics.write(iteration, named)  # marks this evaluation as complete
+    if task.picture and test:
+        run_dir = trainer.run_dir
+        trainer.metrics.show(iteration, "predictions", lambda: resolve_name(task.picture)(cfg, run_dir, test))
     return found
 
 
@@ -232,10 +239,12 @@ def open_folder(
 def recording_failure(trainer: Trainer) -> Iterator[None]:
     """Record the reason in the run folder when this or another process of the run fails."""
     run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
+    failed = True
     if group.watch:
         group.watch.record = lambda reason: run_dir.record_failure(state.iteration, reason)
     try:
         yield
+        failed = False
     except BaseException as error:
         group.wait_for_cause(error)  # record the first failure, not the ones it caused
         run_dir.record_failure(state.iteration, error)
@@ -248,7 +257,7 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
                 raise UserError(f"{cause} and continue with --resume") from None
         raise
     finally:
-        trainer.metrics.close()
+        trainer.metrics.close(failed)
 
 
 def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
@@ -267,23 +276,24 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")
 
 
-def draw_pictures(cfg: CfgNode, run_dir: RunDir, _state: State, test: list[Any]) -> None:
-    """Draw curves.png and predictions.png. An error in drawing is only logged: the run is still complete."""
+def draw_curves(cfg: CfgNode, run_dir: RunDir, _state: State) -> None:
+    """Draw curves.png. An error in drawing is only logged: the run is still complete."""
     try:
-        from scratch_det.engine.pictures import draw  # here: matplotlib takes 0.4 s, and no iteration needs it
+        from scratch_det.visualization import curves  # here: matplotlib takes 0.4 s, and no iteration needs it
 
-        draw(cfg, run_dir, test)
+        curves.draw_curves(run_dir.metrics, cfg.SOLVER.MAX_ITER, run_dir.path / "curves.png", title=str(run_dir.path))
     except Exception:
-        logger.exception("the pictures could not be drawn")
+        logger.exception("the curves could not be drawn")
 
 
-def leave_backbone(cfg: CfgNode, run_dir: RunDir, state: State, _test: list[Any]) -> None:
+def leave_backbone(cfg: CfgNode, run_dir: RunDir, state: State) -> None:
     """Write backbone.pth and draw curves.png."""
     classification.save_backbone(run_dir.path, state)
-    draw_pictures(cfg, run_dir, state, [])
+    draw_curves(cfg, run_dir, state)
 
 
-DETECT = Task(main_score("bbox"), backends.load, TrainingSet, inference.evaluate, draw_pictures)
+DETECT = Task(main_score("bbox"), backends.load, TrainingSet, inference.evaluate, draw_curves,
+              "scratch_det.engine.pictures:draw_found")  # fmt: skip
 
 
 def task_of(plan: Plan) -> Task:

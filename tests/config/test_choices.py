@@ -1,7 +1,7 @@
-"""The lists of choices: one more learning-rate schedule, optimizer, augmentation and backbone, each by one line."""
+"""The lists of choices: one more schedule, optimizer, augmentation, backbone and writer, each by one line."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from scratch_det.config.choices import (
     LR_SCHEDULES,
     OPTIMIZERS,
     PROJECT_KEYS,
+    WRITERS,
     Choice,
     model_name,
 )
@@ -27,6 +28,7 @@ from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import is_multi_step, learning_rate, learning_rate_line
 from scratch_det.data.transforms import Sample, augment
 from scratch_det.engine.state import parameter_groups
+from scratch_det.engine.writers import Writer
 from scratch_det.errors import ConfigError
 
 SEEN: list[str] = []  # names of the added functions that ran
@@ -59,6 +61,11 @@ class Thin(FourMaps):
         super().__init__([cfg.MODEL.THIN.WIDTH] * 4)
 
 
+class Noted(Writer):
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        SEEN.append("writer")
+
+
 @pytest.fixture(autouse=True)
 def one_more_of_each() -> Iterator[None]:
     SEEN.clear()
@@ -68,17 +75,19 @@ def one_more_of_each() -> Iterator[None]:
         LR_SCHEDULES["Falling"] = Choice(f"{__name__}:falling", rule=falls)
         OPTIMIZERS["RMSprop"] = Choice(f"{__name__}:build_rmsprop", ("SOLVER.ALPHA",), moments=1)
         AUGMENTATIONS["darker"] = Choice(f"{__name__}:darker", AUGMENTATIONS["resize"].keys)
+        WRITERS["noted"] = Choice(f"{__name__}:Noted")
         BACKBONES["thin"] = Choice(f"{__name__}:Thin", ("MODEL.THIN.WIDTH",))
         yield
 
 
 CHOSEN = ("SOLVER.LR_SCHEDULER_NAME", "Falling", "SOLVER.STEPS", "()", "SOLVER.OPTIMIZER", "RMSprop", "SOLVER.BASE_LR",
-          "0.001", "INPUT.AUGMENTATION", "darker", "MODEL.BACKBONE.NAME", "build_thin_fpn_backbone")  # fmt: skip
+          "0.001", "INPUT.AUGMENTATION", "darker", "MODEL.BACKBONE.NAME", "build_thin_fpn_backbone",
+          "WRITERS", "['noted']")  # fmt: skip
 
 
-def test_a_detector_is_trained_with_all_four(train: Callable[..., Path]) -> None:
+def test_a_detector_is_trained_with_all_of_them(train: Callable[..., Path]) -> None:
     folder = train(*CHOSEN, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
-    assert {"schedule", "optimizer", "augmentation", "backbone"} == set(SEEN)
+    assert {"schedule", "optimizer", "augmentation", "backbone", "writer"} == set(SEEN)
     assert json.loads((folder / "result.json").read_text())["iteration"] == 4
     state = torch.load(folder / "checkpoints/model_0000001.pth", weights_only=False)
     assert any(name.endswith("res5.0.weight") for name in state["model"])

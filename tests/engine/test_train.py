@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scratch_det import backends
-from scratch_det.config.load import flatten, load_config
+from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.engine.train import git_state
+from scratch_det.engine.writers import Run, start_writers
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.weights.read import weights_sha256
 
@@ -111,8 +112,7 @@ class TestRun:
         )
 
     def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
-        run_dir = RunDir(tmp_path)
-        writer = loop.Metrics(run_dir, start_iteration=0, max_iter=25, window=[])
+        writer = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 0)), max_iter=25, window=[])
         written = [writer.add(i, {"total_loss": float(i), "lr": i / 10, "time": 2.0}) for i in range(25)]
         writer.close()
         assert [i for i, line in enumerate(written) if line] == [19, 24]
@@ -126,7 +126,7 @@ class TestRun:
         """The most so far, MiB, also in a window that began on a CPU."""
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most)
         scalars = {"total_loss": 1.0, "lr": 0.1, "time": 1.0, "data_time": 0.0}
-        writer = loop.Metrics(RunDir(tmp_path), start_iteration=1, max_iter=2, window=[scalars])
+        writer = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 1)), max_iter=2, window=[scalars])
         medians = writer.add(1, scalars)
         writer.close()
         assert medians
@@ -227,7 +227,7 @@ def test_tensorboard_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     original, calls = RecordWriter.write, count()
     monkeypatch.setattr(RecordWriter, "write", write)
-    metrics = loop.Metrics(RunDir(tmp_path), 0, 100, [])
+    metrics = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 0)), 100, [])
     for iteration in (19, 39, 59):
         metrics.write(iteration, {"total_loss": iteration / 2})
     metrics.close()
