@@ -22,6 +22,7 @@ from PIL import Image
 
 from scratch_det.config.choices import WRITERS
 from scratch_det.engine.run_dir import ANEW, RunDir, keep_lines
+from scratch_det.errors import shortened
 from scratch_det.log import logger
 from scratch_det.reading import read_json
 
@@ -182,7 +183,7 @@ class InThread(Writer):
                     self.run.run_dir.write_json(self.record.name, {"id": self.run.id, "last": self.last})
             writer.close(self.failed)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = shortened(f"{type(error).__name__}: {error}".splitlines()[0])
             logger.warning(f"{self.name} has failed ({reason}); the run goes on without it, metrics.json has all of it")
 
 
