@@ -156,7 +156,7 @@ class InThread(Writer):
         self.thread.start()
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        kind = "metrics" if any("/" in key for key in values) else "losses"
+        kind = max(values)  # one name stands for those that come together: losses, the metrics of an evaluation
         self._put(kind, iteration, "scalars", {key: value for key, value in values.items() if math.isfinite(value)})
 
     def image(self, iteration: int, name: str, picture: bytes) -> None:

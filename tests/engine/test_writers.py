@@ -50,7 +50,7 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
     with interrupted_after(monkeypatch, 5):
         train(*TRACKED)
     begun = read(tmp_path / "run", "wandb.json")
-    assert begun["last"] == {"losses": 4, "metrics": 2, "training": 4, "predictions": 2}
+    assert begun["last"] == {"total_loss": 4, "segm/APs": 2, "training": 4, "predictions": 2}
     folder = train(*TRACKED, resume=True)
     assert "3 of 6 iterations are done" in (folder / "log.txt").read_text()
     ours, plain = weights(folder), weights(train(*KEYS, *NO_TEST, name="plain"))
@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
 
     ended = read(folder, "wandb.json")
     assert ended["id"] == begun["id"] != ""
-    assert ended["last"] == {"losses": 5, "metrics": 6, "training": 4, "predictions": 6}
+    assert ended["last"] == {"total_loss": 5, "segm/APs": 6, "training": 4, "predictions": 6}
     parts = list((folder / "wandb").glob(f"offline-run-*-{begun['id']}"))
     assert len(parts) == 2  # of one run, for `wandb sync`
     assert len([*folder.glob("wandb/offline*/files/media/images/*.png")]) == 5
