@@ -133,6 +133,7 @@ RESUME = (
     "--branch-from FILE (the same training so far) or MODEL.WEIGHTS FILE (weights alone)"
 )
 FOREIGN = {  # flags of other libraries -> what to write here, in tools that take KEY VALUE pairs
+    "--config-file": "FILE",
     "-c --cfg --config --config-path --cfg-file": "--config-file FILE",
     "--cfg-options --opts --options --override --set": "KEY VALUE pairs without a flag, such as SOLVER.BASE_LR 0.01",
     "--work-dir --output-dir --out-dir --save-dir --name": "OUTPUT_DIR FOLDER",
@@ -145,7 +146,8 @@ FOREIGN = {  # flags of other libraries -> what to write here, in tools that tak
     "--eval --evaluate --test --test-only": "--eval-only",
     "-b --batch --batch-size --samples-per-gpu --auto-scale-lr":
         "--scale-to-batch N, which scales rate and schedule, or SOLVER.IMS_PER_BATCH N SOLVER.BASE_LR X",
-    "--epochs --num-epochs --max-epochs --max-iters": "SOLVER.MAX_ITER N: epochs x images / SOLVER.IMS_PER_BATCH",
+    "--num-epochs --max-epochs": "--epochs N",
+    "--epochs --max-iter --max-iters --iterations": "SOLVER.MAX_ITER N: epochs x images / SOLVER.IMS_PER_BATCH",
     "--lr --learning-rate": "SOLVER.BASE_LR X",
     "--device": "MODEL.DEVICE cuda or cpu",
     "-j --workers --num-workers": "DATALOADER.NUM_WORKERS N: of each process",

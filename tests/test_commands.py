@@ -14,6 +14,7 @@ from conftest import ROOT
 from scratch_det import __main__
 from scratch_det.command_line import exit_on_user_error
 from scratch_det.commands import COMMANDS, module_of
+from scratch_det.config.load import flatten, get_cfg, load_config, plain
 
 
 def said(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
@@ -63,6 +64,22 @@ def test_words_that_are_no_command(
     got, output = said(capsys, monkeypatch, *words)
     assert got == code
     assert text in output
+
+
+def test_config_prints_what_is_merged(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys as a recipe that is the same again, and what differs as words of a command line that are."""
+    recipe, changes = str(ROOT / "configs/Digits/quickstart.yaml"), ["SOLVER.STEPS", "(4, 5)", "MODEL.WEIGHTS", "a b"]
+    expected = load_config(recipe, changes).cfg
+    for flags in ((), ("--diff",)):
+        monkeypatch.setattr(
+            sys, "argv", ["scratch-det", "config", recipe, *flags, *changes, "--backend", "torchvision"]
+        )
+        __main__.main()
+        said = capsys.readouterr().out
+        found = get_cfg()
+        found.merge_from_other_cfg(found.load_cfg(said)) if not flags else found.merge_from_list(shlex.split(said))
+        assert plain([*flatten(found).items()]) == plain([*flatten(expected).items()])
+    assert "SOLVER.MOMENTUM" not in said  # as by default
 
 
 def test_completion_knows_commands_and_flags(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ COMMANDS = {  # each is a module of scratch_det.commands: "view data" is view_da
     "train": "train a detector from a recipe and evaluate it",
     "eval": "evaluate a detector's weights",
     "check": "test recipe, data and machine before a run",
+    "config": "print a recipe as merged, or what it changes",
     "predict": "detect in images, folders, videos",
     "view data": "a data set, or a recipe's training images, on one page",
     "view curves": "loss and AP of several runs in one picture",

@@ -184,7 +184,7 @@ def read_resolved(path: Path, needed: Collection[str] = ()) -> CfgNode:
 def read_source(path: Path, asked_by: str) -> list[Entry]:
     """The entries of one file, BASE_KEY's too; ``asked_by`` says who named it, for the message when it is missing."""
     if path.suffix == ".py":
-        raise ConfigError(f"{asked_by}: {path} is Python, expected a recipe in YAML such as {EXAMPLE}")
+        raise ConfigError(f"{asked_by}: {path} is Python, a recipe is YAML{_nearest(path) or f', such as {EXAMPLE}'}")
     if not path.is_file():
         what = "is a folder or a pipe, not a recipe" if path.exists() else f"does not exist{_nearest(path)}"
         raise ConfigError(f"{asked_by}: {path} {what}")

@@ -21,6 +21,7 @@ from scratch_det.tables import aligned
 
 ITERATIONS_PER_X = 90_000  # "1x", about 12 epochs of train2017
 TAILS = (6, 2)  # ninths of 1x after the drops: the last 60k and the last 20k iterations
+MOST_EPOCHS = 1e6
 ONE_X_STEPS = (6, 8)  # ninths of 1x before the drops, at 60k and 80k: 1x is older than the rule above
 
 
@@ -129,12 +130,14 @@ def settle_batch(
     scale_to: int | None = None,
     accumulate: int = 1,
     trial: int | None = None,
+    epochs: float | None = None,
+    images: int = 0,
 ) -> list[str]:
     """Rescale ``recipe.cfg`` in place as flags and SOLVER.REFERENCE_WORLD_SIZE ask; returns lines for the log.
 
     num_processes, scale_to, accumulate: ``--num-gpus`` x ``--num-machines``, ``--scale-to-batch`` and ``--accumulate``;
     accumulation changes no key. Overrides are rescaled too: ``scale_to`` keeps the number of images in all. trial: the
-    iterations of ``--trial``, whatever the batch.
+    iterations of ``--trial``, whatever the batch. epochs: of ``--epochs``, over the ``images`` that are trained on.
     Raises ConfigError, also when the batch was overridden and its learning rate was not. Call ``check_config`` after.
     """
     for flag, value in (("--scale-to-batch", scale_to), ("--accumulate", accumulate)):
@@ -158,9 +161,10 @@ def settle_batch(
                 "leave out one of the two: the flag, or set SOLVER.REFERENCE_WORLD_SIZE 0"
             )
         scale_to_batch(cfg, scale_to)
+    counted = [] if epochs is None else [set_epochs(recipe, epochs, images)]
     if trial is not None:
         shorten(cfg, trial)
-    return _batch_lines(recipe, before, num_processes, accumulate)
+    return counted + _batch_lines(recipe, before, num_processes, accumulate)
 
 
 def honour_reference_world_size(cfg: CfgNode, num_processes: int) -> None:
@@ -202,18 +206,42 @@ def scale_to_batch(cfg: CfgNode, batch: int) -> None:
             section[period] = max(1, round(section[period] / ratio))
 
 
-def shorten(cfg: CfgNode, iterations: int) -> None:
-    """Change ``cfg`` to a trial of so many iterations: drops in proportion, one evaluation, at the end.
+def set_length(cfg: CfgNode, iterations: int) -> None:
+    """Change ``cfg`` to so many iterations: in a longer run drops stay as far from the end, in a shorter in proportion.
 
-    Warm-up, without which it would diverge, takes half of it at most. Raises ConfigError for less than one iteration.
+    The first is the paper's rule for its schedules, see ``kx_schedule``. Warm-up takes half of the run at most.
+    """
+    solver, before = cfg.SOLVER, max(cfg.SOLVER.MAX_ITER, 1)
+    added, ratio = iterations - before, min(iterations / before, 1)
+    steps = {step + added if added > 0 else round(step * ratio) for step in solver.STEPS} - {0, iterations}
+    solver.MAX_ITER, solver.STEPS = iterations, tuple(sorted(steps))
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 2)
+
+
+def set_epochs(recipe: LoadedConfig, epochs: float, images: int) -> str:
+    """Change ``recipe.cfg`` to a run of ``epochs`` passes over ``images``, see ``set_length``; returns a line on it.
+
+    Raises ConfigError for an invalid schedule, and when the command line sets its length as well.
+    """
+    if named := [key for key in ("SOLVER.MAX_ITER", "SOLVER.STEPS") if key in recipe.overridden]:
+        raise ConfigError(f"{COMMAND_LINE}: --epochs sets {' and '.join(named)}, too; leave out the flag or the keys")
+    if not 0 < epochs < MOST_EPOCHS:
+        raise ConfigError(f"{COMMAND_LINE}: --epochs is {epochs:g}, expected a number above 0, such as 12")
+    check_schedule(recipe.cfg)
+    batch = recipe.cfg.SOLVER.IMS_PER_BATCH
+    set_length(recipe.cfg, iterations := math.ceil(epochs * images / batch))
+    return f"--epochs {epochs:g} of {images:,} training images at {batch} each: {iterations:,} iterations"
+
+
+def shorten(cfg: CfgNode, iterations: int) -> None:
+    """Change ``cfg`` to a trial of so many iterations, see ``set_length``, with one evaluation, at the end.
+
+    Raises ConfigError for less than one iteration.
     """
     if iterations < 1:
         raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, expected 1 or more iterations")
-    solver, ratio = cfg.SOLVER, iterations / max(cfg.SOLVER.MAX_ITER, 1)
-    steps = {round(step * ratio) for step in solver.STEPS} - {0, iterations}
-    solver.MAX_ITER, solver.STEPS = iterations, tuple(sorted(steps))
-    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 2)
-    cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE, solver.CHECKPOINT_PERIOD = 0, 0, iterations
+    set_length(cfg, iterations)
+    cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE, cfg.SOLVER.CHECKPOINT_PERIOD = 0, 0, iterations
 
 
 def _batch_lines(recipe: LoadedConfig, before: int, num_processes: int, accumulate: int) -> list[str]:

@@ -31,6 +31,7 @@ def run_parser(description: str | None) -> ToolParser:
     add_project_flag(parser)
     add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, or start it where there is none")
     add("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="the library that builds the model (%(default)s)")
+    add("--device", metavar="NAME", help="MODEL.DEVICE: cpu, cuda, cuda:1, mps or xpu (the recipe's)")
     add("--init-std", type=float, metavar="STD", help="initialise every layer from N(0, STD), see docs/vgg.md")
     waivable = f"train although this rule rejects the config: {', '.join(WAIVABLE)}"
     add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
@@ -38,11 +39,15 @@ def run_parser(description: str | None) -> ToolParser:
 
     add_process_flags(parser, " (torchrun, srun and mpirun need none of these)")
 
-    add = parser.add_argument_group("another batch than the recipe's").add_argument
+    add = parser.add_argument_group("another batch or length than the recipe's").add_argument
     scale = "train with N images per step: scales learning rate and schedule"
     add("--scale-to-batch", type=int, metavar="N", help=scale)
     steps = "gradient accumulation: K micro-batches per step (%(default)s)"
     add("--accumulate", type=int, default=1, metavar="K", help=steps)
+    epochs = "N passes over the images that are trained on: sets SOLVER.MAX_ITER and STEPS"
+    add("--epochs", type=float, metavar="N", help=epochs)
+    trial = "a trial of N iterations, with the schedule in proportion, in OUTPUT_DIR_trial"
+    add("--trial", type=int, metavar="N", help=trial)
 
     add = parser.add_argument_group("checkpoints").add_argument
     add("--branch-from", metavar="FILE", help="start from a checkpoint of a run whose iterations so far are the same")
@@ -53,8 +58,6 @@ def run_parser(description: str | None) -> ToolParser:
         "pause after N iterations and keep that checkpoint; --resume without this flag, or with a larger N, continues"
     )
     add("--stop-at", type=int, metavar="N", help=pause)
-    trial = "a trial of N iterations, with the schedule in proportion, in OUTPUT_DIR_trial"
-    add("--trial", type=int, metavar="N", help=trial)
     return parser
 
 
@@ -71,6 +74,10 @@ def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
     """The request of the command line, and the values of all other flags by name."""
     flags = vars(parser.parse_intermixed_args())
     flags["waive"] = tuple(flags["waive"])
+    if device := flags.pop("device"):
+        if "MODEL.DEVICE" in flags["overrides"][::2]:
+            parser.error("--device and MODEL.DEVICE: both name the device, leave out one of them")
+        flags["overrides"] += ["MODEL.DEVICE", device]
     return Request(**{name: flags.pop(name) for name in Request.__dataclass_fields__ if name in flags}), flags
 
 

@@ -47,6 +47,14 @@ def read_data(section: Section, recipe: LoadedConfig, *, detection: bool, trains
     return training, test
 
 
+def count_training_images(cfg: CfgNode, detection: bool) -> int:
+    """How many images are trained on: those that FILTER_EMPTY_ANNOTATIONS and the like leave. Raises DataError."""
+    if not detection:
+        return sum(len(read_image_folder(lookup_folder(name)).images) for name in cfg.DATASETS.TRAIN)
+    found = (read_detection_set(Section(strict=True), cfg, name) for name in cfg.DATASETS.TRAIN)
+    return sum(len(data.training_images(cfg)) for data in found if data)
+
+
 def read_detection_set(section: Section, cfg: CfgNode, name: str) -> CocoDataset | None:
     """A COCO data set of the catalog; adds its facts and problems. Raises DataError (seven lines) when strict."""
     entry = lookup(name)

@@ -23,8 +23,8 @@ from scratch_det.weights.locate import check_weights, find_checkpoint
 
 DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``engine.train.task_of``
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
-TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "trial", "scale_to_batch", "accumulate",
-                  "init_std", "waive")  # fmt: skip
+TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "trial", "epochs", "scale_to_batch",
+                  "accumulate", "init_std", "waive")  # fmt: skip
 RUN_FILES = (
     "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
 )
@@ -45,6 +45,7 @@ class Request:
     keep_last: int = 3
     stop_at: int | None = None
     trial: int | None = None
+    epochs: float | None = None
     scale_to_batch: int | None = None
     accumulate: int = 1
     init_std: float | None = None
@@ -164,8 +165,13 @@ def check_recipe(
         section.attempt(check_config, cfg)
         notices = list(mirrored_views(cfg))
     else:
+        epochs, images = request.epochs, 0
+        if epochs is not None:
+            from scratch_det.engine.datasets import count_training_images  # NumPy, hotcoco: not for --help
+
+            images = section.attempt(count_training_images, cfg, task == DETECTION) or 0
         batch = section.attempt(settle_batch, recipe, processes, request.scale_to_batch, request.accumulate,
-                                request.trial)  # fmt: skip
+                                request.trial, epochs if images else None, images)  # fmt: skip
         notices = section.attempt(check_config, cfg, processes, max(request.accumulate, 1), request.waive)
     for notice in notices or []:
         section.problem("notice", notice)

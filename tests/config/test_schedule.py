@@ -388,6 +388,40 @@ def test_reference_world_size_is_detectron2s(reference: int, num_processes: int,
     assert numbers(cfg) == numbers(DefaultTrainer.auto_scale_workers(stock, num_processes))
 
 
+class TestEpochs:
+    @pytest.mark.parametrize(
+        ("epochs", "max_iter", "steps", "warmup"),
+        [
+            (12, 88_716, (69_001, 82_144), 500),  # 118,288 images; 7/9 and 25/27 as in 3x
+            (72, 532_296, (472_296, 512_296), 500),  # longer than 3x: the last 60k and 20k, as in 6x
+            (0.01, 74, (58, 69), 37),
+        ],
+    )
+    def test_length_and_drops(self, epochs: float, max_iter: int, steps: tuple[int, ...], warmup: int) -> None:
+        recipe = load_config(SCRATCH_3X, ["TEST.EVAL_PERIOD", "5000"])
+        line, *_ = settle_batch(recipe, epochs=epochs, images=118_288)
+        solver = recipe.cfg.SOLVER
+        assert (max_iter, steps, warmup) == (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
+        assert line == f"--epochs {epochs:g} of 118,288 training images at 16 each: {max_iter:,} iterations"
+        assert recipe.cfg.TEST.EVAL_PERIOD == 5000
+        check_config(recipe.cfg)
+
+    def test_of_another_batch(self) -> None:
+        recipe = load_config(SCRATCH_3X)
+        settle_batch(recipe, scale_to=2, epochs=3, images=20)
+        assert recipe.cfg.SOLVER.MAX_ITER == 30
+
+    @pytest.mark.parametrize("epochs", [0, -1, float("nan"), float("inf")])
+    def test_no_number_of_epochs(self, epochs: float) -> None:
+        with pytest.raises(ConfigError, match=r"--epochs is .*, expected a number above 0"):
+            settle_batch(load_config(SCRATCH_3X), epochs=epochs, images=9)
+
+    def test_two_lengths(self) -> None:
+        recipe = load_config(SCRATCH_3X, ["SOLVER.MAX_ITER", "9"])
+        with pytest.raises(ConfigError, match=r"--epochs sets SOLVER\.MAX_ITER, too"):
+            settle_batch(recipe, epochs=1, images=9)
+
+
 class TestTrial:
     @pytest.mark.parametrize(
         ("iterations", "steps", "warmup"), [(40, (31, 37), 20), (2000, (1556, 1852), 500), (3, (2,), 1), (1, (), 0)]

@@ -55,8 +55,8 @@ OVERRIDES = [
     (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, as long as the run of SOLVER.MAX_ITER 2"]),
     (["SOLVER.BASE_LR", -0.1], ["SOLVER.BASE_LR is -0.1, expected above 0"]),
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
-    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cpu, or for a GPU cuda"]),
-    (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cpu, or for a GPU cuda"]),
+    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cuda (cuda:1, mps, xpu) for a GPU, or cpu"]),
+    (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cuda"]),
     (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "xpu, cuda:1"]),
     (
         ["INPUT.CROP.ENABLED", True],
@@ -148,7 +148,9 @@ class TestRecipes:
         )
 
     def test_a_recipe_in_python(self, stopped):
-        assert "a.py is Python, expected a recipe in YAML such as configs/" in stopped("--config-file", "configs/a.py")
+        assert "a.py is Python, a recipe is YAML, such as configs/" in stopped("--config-file", "configs/a.py")
+        said = stopped("--config-file", "configs/mask_rcnn_R_50_FPN_3x.py")
+        assert "a recipe is YAML; did you mean 'configs/Torchvision/mask_rcnn_R_50_FPN.yaml'?" in said
 
 
 class TestDataSets:

@@ -36,12 +36,22 @@ def errors(request: Request, task: str = DETECTION) -> tuple[str, list[str]]:
         ([], {"init_std": 2.0}),
         (["DATASETS.TEST", "()"], {"eval_only": True}),
         ([], {"eval_only": True, "accumulate": 2}),
+        ([], {"eval_only": True, "epochs": 2}),
+        ([], {"epochs": -1}),
+        (["DATASETS.TRAIN", "('toy_trian',)"], {"epochs": 2}),
     ],
     ids=str,
 )
 def test_a_run_raises_what_a_check_collects(toy_recipe: Path, overrides: list[str], flags: dict) -> None:
     raised, collected = errors(Request(str(toy_recipe), overrides, "torchvision", **flags))
     assert set(re.split(r"\n(?!\s)", raised)) <= set(collected)
+
+
+def test_epochs_are_of_the_images_that_are_trained_on(toy_recipe: Path) -> None:
+    """Three of four have objects: four passes in batches of 2."""
+    for keys, count in (([], 6), (["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"], 8)):
+        plan = make_plan(Request(str(toy_recipe), keys, "torchvision", epochs=4))
+        assert count == plan.cfg.SOLVER.MAX_ITER
 
 
 def test_later_sections_are_looked_at_in_spite_of_errors(toy_recipe: Path, datasets_root: Path) -> None:
