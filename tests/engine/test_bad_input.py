@@ -57,7 +57,7 @@ OVERRIDES = [
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
     (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cuda (cuda:1, mps, xpu) for a GPU, or cpu"]),
     (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cuda"]),
-    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "xpu, cuda:1"]),
+    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "cuda:1, mps, xpu"]),
     (
         ["INPUT.CROP.ENABLED", True],
         ["the torchvision backend does not support", "INPUT.CROP.ENABLED is True; allowed: False"],
