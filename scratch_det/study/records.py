@@ -143,7 +143,8 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
         if failed := [name for name, its in states.items() if its in (FAILED, BLOCKED)]:
             return replace(known, state=BLOCKED, error=f"needs {', '.join(failed)}, which failed")
         if gone := [path for path in missing if states.get(path.parts[0]) == FINISHED]:
-            error = f"{gone[0].parts[0]} is finished, but {gone[0].name} is gone; move its folder away to repeat it"
+            name, early = gone[0].parts[0], next((f" ({one.error})" for one in needed if one.error), "")
+            error = f"{name} is finished{early}, but {gone[0].name} is gone; move its folder away to repeat it"
             return replace(known, state=BLOCKED, error=error)
         return replace(known, state=WAITING, error=f"waits for {', '.join(map(str, missing))}")
     codes = [path for part in ("", "@*", ".trial_*") for path in jobs_folder(out).glob(f"{job.name}{part}.exit")]

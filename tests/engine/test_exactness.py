@@ -138,7 +138,7 @@ def test_kill_9_at_random_moments(processes: int, runs: Digits) -> None:
 
 def test_resumed_after_kill_9_in_two_processes(runs: Digits) -> None:
     """The short form of the above, with a pause on the way."""
-    keys = {"SOLVER__MAX_ITER": 20, "SOLVER__CHECKPOINT_PERIOD": 3, "DATASETS__TEST": "()"}
+    keys = {"SOLVER__MAX_ITER": 20, "SOLVER__CHECKPOINT_PERIOD": 3, "DATASETS__TEST": "()", "MODEL_EMA__ENABLED": True}
     whole = runs.train("whole", "--num-gpus", 2, **keys)
     process = runs.start("killed", "--num-gpus", 2, **keys)
     first = runs.folder / "killed/checkpoints/model_0000002.pth"

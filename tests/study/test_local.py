@@ -146,14 +146,15 @@ class TestFailures:
         assert (trunk.state, trunk.error, branch.state) == (FAILED, "not finite", BLOCKED)
         assert play(study) == 0
 
-    def test_a_checkpoint_that_is_gone(self, study: Study) -> None:
+    @pytest.mark.parametrize(("facts", "why"), [({}, ""), ({"ended_early": "no higher AP"}, " (no higher AP)")])
+    def test_a_checkpoint_that_is_gone(self, facts: dict[str, str], why: str, study: Study) -> None:
         """A trunk that is finished will not leave it any more."""
         (study.out / TRUNK).mkdir()
-        (study.out / TRUNK / "result.json").write_text('{"iteration": 27}')
+        (study.out / TRUNK / "result.json").write_text(json.dumps({"iteration": 27, **facts}))
         assert play(study) == 1
         branch = survey(study.jobs, study.out, {})[1]
         assert branch.state == BLOCKED
-        assert f"{TRUNK} is finished, but model_0000011.pth is gone; move its folder away" in branch.error
+        assert f"{TRUNK} is finished{why}, but model_0000011.pth is gone; move its folder away" in branch.error
 
     def test_the_choice_of_a_search(self, study: Study) -> None:
         """Starts when all points have ended, also where one failed."""

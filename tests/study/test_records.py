@@ -10,6 +10,7 @@ from study.player import BRANCH, TRUNK, play, states
 
 from scratch_det import reading
 from scratch_det.errors import DataError
+from scratch_det.study.commands import iterations_left
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import (
     BLOCKED,
@@ -92,6 +93,14 @@ class TestRunFolders:
         assert self.collected(tmp_path, RUN).weights_sha256 == ""
         (folder / "result.json").write_text(json.dumps({"iteration": 1080, "weights_sha256": "ab12"}))
         assert self.collected(tmp_path, RUN).weights_sha256 == "ab12"
+
+    def test_a_run_that_ended_early_is_finished(self, tmp_path: Path) -> None:
+        (tmp_path / RUN).mkdir()
+        words = "ended early: no higher bbox/AP in 3 evaluations"
+        (tmp_path / RUN / "result.json").write_text(json.dumps({"iteration": 270, "ended_early": words}))
+        found = self.collected(tmp_path, RUN)
+        assert (found.state, found.iteration, found.error) == ("finished", 270, words)
+        assert iterations_left([found]) == 0
 
 
 class TestDamagedFolders:
