@@ -148,6 +148,8 @@ FOREIGN = {  # flags of other libraries -> what to write here, in tools that tak
         "--scale-to-batch N, which scales rate and schedule, or SOLVER.IMS_PER_BATCH N SOLVER.BASE_LR X",
     "--num-epochs --max-epochs": "--epochs N",
     "--epochs --max-iter --max-iters --iterations": "SOLVER.MAX_ITER N: epochs x images / SOLVER.IMS_PER_BATCH",
+    "--patience --early-stopping": "TEST.PATIENCE N: of evaluations",
+    "--ema --use-ema --model-ema": "MODEL_EMA.ENABLED True",
     "--lr --learning-rate": "SOLVER.BASE_LR X",
     "--device": "MODEL.DEVICE cuda or cpu",
     "-j --workers --num-workers": "DATALOADER.NUM_WORKERS N: of each process",

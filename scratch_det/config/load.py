@@ -29,6 +29,7 @@ COMMAND_LINE = "command line"  # the place of overrides, in messages
 EXAMPLE = "configs/Digits/quickstart.yaml"
 NO_KEYS = (  # what others write where a key is expected, and what to write here
     (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
+    (r".*EARLY_STOP.*", "a run ends early by TEST.PATIENCE N, a number of evaluations"),
     (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
 )
 PROJECTS = ROOT / "projects"

@@ -63,6 +63,8 @@ class TestFlags:
             ("--lr 0.1 -j 2", "instead of -j write DATALOADER.NUM_WORKERS N"),
             ("--epochs 12 --lr 0.1", "instead of --lr write SOLVER.BASE_LR X"),
             ("--max-epochs 9", "instead of --max-epochs write --epochs N"),
+            ("--patience 9", "instead of --patience write TEST.PATIENCE N"),
+            ("--model-ema", "instead of --model-ema write MODEL_EMA.ENABLED True"),
             (
                 "--device cpu MODEL.DEVICE cuda",
                 "--device and MODEL.DEVICE: both name the device, leave out one of them",
