@@ -10,6 +10,7 @@ from scratch_det.diagnosis.page import write_page
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import RESULTS_FILE
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH, colors_of
 from scratch_det.evaluation.predictions import read_predictions
 from scratch_det.evaluation.truth import truth_of
 
@@ -36,8 +37,16 @@ def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path)
     truth = truth_of(read_coco(lookup(data), need_masks=task == "segm"))
     predictions = [read_predictions(results_of(path, data)) for path in paths.values()]
     models = {name: diagnose(truth, one, task) for name, one in zip(paths, predictions, strict=True)}
-    page = write_page(out, " and ".join(paths) + f" on {data}", models, truth, predictions)
+    colors = colors_of({name: initialisation_of(path) for name, path in paths.items()})
+    page = write_page(out, " and ".join(paths) + f" on {data}", models, truth, predictions, colors)
     return f"{page}; its numbers are in classes.csv and diagnosis.json beside it"
+
+
+def initialisation_of(path: Path) -> str:
+    """Of a run; nothing is known of results."""
+    if not RunDir(path).environment.is_file():
+        return ""
+    return PRETRAINED if RunDir(path).read_config().MODEL.WEIGHTS else SCRATCH
 
 
 def results_of(path: Path, data: str) -> Path:

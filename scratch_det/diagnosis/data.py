@@ -17,9 +17,10 @@ from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.image import read_image
 from scratch_det.data.masks import Masks
 from scratch_det.diagnosis.numbers import SIZES
-from scratch_det.diagnosis.page import SIDE, Section, as_jpeg, render
+from scratch_det.diagnosis.page import SIDE, as_jpeg, render
 from scratch_det.engine.pictures import bitmaps, seen_by_model
 from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed
+from scratch_det.visualization.page import Section
 from scratch_det.visualization.predictions import draw_objects
 
 CROWD, IGNORED = " (crowd)", " (ignored)"

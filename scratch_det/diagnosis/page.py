@@ -1,28 +1,24 @@
 """A diagnosis as one HTML page that needs no network, with its numbers as CSV and JSON beside it."""
 
-import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image as Pillow
 
 from scratch_det import tables
 from scratch_det.data.image import read_image
 from scratch_det.diagnosis import figures
-from scratch_det.diagnosis.figures import Models
+from scratch_det.diagnosis.figures import Colors, Models
 from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, SIZES, Diagnosis, Image
 from scratch_det.errors import DataError, counted
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
 from scratch_det.files import write_atomically
-from scratch_det.visualization.curves import STYLE_SHEET
+from scratch_det.visualization.page import Section, data_uri, page_text
 from scratch_det.visualization.predictions import draw_objects
 
 WORST, DOUBTS = 50, 24  # pictures
@@ -30,16 +26,9 @@ SIDE, QUALITY = 420, 80  # of a picture: px, JPEG's
 RIGHT, WRONG, MISSED = "#3cb44b", "#ff5a5a", "#ffd24d"  # green, red, yellow
 
 
-@dataclass(frozen=True)
-class Section:
-    title: str
-    note: str = ""
-    rows: Sequence[Sequence[str]] = ()
-    pictures: Sequence[tuple[str, str]] = ()
-    layout: str = "grid small"  # of the pictures: classes of page.css
-
-
-def write_page(out: Path, title: str, models: Models, truth: Truth, predictions: Sequence[Predictions]) -> Path:
+def write_page(
+    out: Path, title: str, models: Models, truth: Truth, predictions: Sequence[Predictions], colors: Colors
+) -> Path:
     """Write index.html, classes.csv and diagnosis.json into the folder ``out``; returns the page.
 
     predictions: of the models, in their order. The pictures are of the first one.
@@ -49,14 +38,16 @@ def write_page(out: Path, title: str, models: Models, truth: Truth, predictions:
         Section("AP", "Average precision in percent; how many objects of a size there are.", overall_rows(models)),
         Section("Kinds of errors", "What AP50 would gain if all errors of a kind were mended (TIDE), and how many "
                 "there are among all detections, low scores included.", kind_rows(models)),
-        Section("Curves", "Left: mean precision of all classes. Right: the IoU that a detection needs to be right.",
-                pictures=[("precision and recall", figures.precision_and_recall(models)),
-                          ("AP by IoU", figures.ap_by_iou(models)),
-                          ("calibration: on the line a score is a probability", figures.calibration(models))]),
+        Section("Curves", pictures=[
+            (words, data_uri(draw(models, colors).encode(), "svg+xml")) for words, draw in (
+                ("precision at each recall, the mean of all classes", figures.precision_and_recall),
+                ("AP by the IoU that a detection needs to be right", figures.ap_by_iou),
+                ("calibration: on the line a score is a probability", figures.calibration))]),
         Section("Classes", f"Detections: with a score from {SHOWN_SCORE:g}.", classes),
         Section("Confusions", f"Objects by true class (row) and the class of the detection there, score from "
                 f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
-                pictures=[(name, figures.confusions(found)) for name, found in models.items()], layout="box"),
+                pictures=[(name, data_uri(figures.confusions(found, colors[name]).encode(), "svg+xml"))
+                          for name, found in models.items()], layout="grid"),
         Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
                 "red is wrong, yellow is an object that was missed.", pictures=worst(truth, first, predictions[0])),
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
@@ -72,15 +63,8 @@ def write_page(out: Path, title: str, models: Models, truth: Truth, predictions:
 
 def render(out: Path, title: str, headline: str, sections: Sequence[Section]) -> Path:
     """Write index.html into the folder ``out``: the sections that have rows or pictures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    shown = [one for one in sections if one.rows or one.pictures]
-    text = environment.get_template("page.html").render(
-        title=title, style=Markup(STYLE_SHEET.read_text(encoding="utf-8")), headline=headline, sections=shown
-    )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "index.html", text)
+    write_atomically(out / "index.html", page_text(title, [headline], sections))
     return out / "index.html"
 
 
@@ -194,4 +178,4 @@ def _number(value: float) -> str:
 def as_jpeg(picture: Pillow.Image) -> str:
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue(), "jpeg")

@@ -6,9 +6,10 @@ compute it in the function that returns the task's scores. Imports neither torch
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -17,10 +18,13 @@ from scratch_det.tables import markdown
 
 Metrics = dict[str, dict[str, float]]  # task -> score -> value
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, with brown instead of their yellow: it is darker.
-BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN, BLACK = COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914", "black",
-)  # fmt: skip
+# Okabe and Ito's colours, which colour-blind readers tell apart, with brown instead of their yellow, and some more. All
+# can be seen on white and on nearly black; INK, of text and of what stands out, is light on a dark page.
+BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914"
+INK, OLIVE, WINE, GREY = "#222222", "#999933", "#AA4466", "#808080"
+SCRATCH, PRETRAINED = "scratch", "pretrained"
+INITIALISATIONS = {SCRATCH: VERMILION, PRETRAINED: BLUE}  # in every figure and page; nothing else has these two
+COLORS = GREEN, PURPLE, SKY, BROWN, INK, OLIVE, WINE, GREY
 TTA = "_TTA"  # ends the names of tasks that are evaluated with test-time augmentation
 EMA = "_EMA"  # ... with the moving average of the weights
 VARIANTS = {TTA: (", test aug", "*"), EMA: (", EMA", "^"), EMA + TTA: (", EMA, test aug", "P")}  # label, marker
@@ -53,26 +57,33 @@ class Metric:
 
 
 METRICS = {
-    "bbox/AP": Metric("box AP", BLUE, "o"),
+    "bbox/AP": Metric("box AP", GREEN, "o"),
     "bbox/AP50": Metric("box AP50", iou=0.5),
     "bbox/AP75": Metric("box AP75", iou=0.75),
     "bbox/APs": Metric("box APs", area="small"),
     "bbox/APm": Metric("box APm", area="medium"),
     "bbox/APl": Metric("box APl", area="large"),
-    "segm/AP": Metric("mask AP", VERMILION, "s"),
+    "segm/AP": Metric("mask AP", PURPLE, "s"),
     "segm/AP50": Metric("mask AP50", iou=0.5),
     "segm/AP75": Metric("mask AP75", iou=0.75),
     "segm/APs": Metric("mask APs", area="small"),
     "segm/APm": Metric("mask APm", area="medium"),
     "segm/APl": Metric("mask APl", area="large"),
-    "keypoints/AP": Metric("keypoint AP", GREEN, "D"),
+    "keypoints/AP": Metric("keypoint AP", BROWN, "D"),
     "keypoints/AP50": Metric("keypoint AP50", iou=0.5),
     "keypoints/AP75": Metric("keypoint AP75", iou=0.75),
     "keypoints/APm": Metric("keypoint APm", area="medium"),  # COCO annotates no keypoints of small people
     "keypoints/APl": Metric("keypoint APl", area="large"),
-    "classification/top1": Metric("top-1", BLUE, "o"),
-    "classification/top5": Metric("top-5", VERMILION, "s"),
+    "classification/top1": Metric("top-1", GREEN, "o"),
+    "classification/top5": Metric("top-5", PURPLE, "s"),
 }
+
+
+def colors_of(inits: Mapping[str, str]) -> dict[str, str]:
+    """The colour of each line by its label, from their initialisations: its own where no other line has the same."""
+    counts, others = Counter(inits.values()), cycle(COLORS)
+    return {label: INITIALISATIONS[init] if init in INITIALISATIONS and counts[init] == 1 else next(others)
+            for label, init in inits.items()}  # fmt: skip
 
 
 def all_metrics() -> dict[str, Metric]:

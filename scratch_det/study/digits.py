@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scratch_det.study.run import CONFIGS, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run, cascade_runs, schedules
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
+from scratch_det.study.run import CONFIGS, PRETRAIN, SEARCH, Run, cascade_runs, schedules
 
 PER_X = 180
 SEEDS = (2, 3)  # beside the recipes' own, 1, for the headline pair
@@ -38,8 +39,8 @@ def runs() -> list[Run]:
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_bn", "norms", [3], shown="BN, 2 images a process", processes=2,
                flags=("--waive", "bn_has_images")),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_frozenbn", "norms", [3], shown="FrozenBN, res2 frozen",
-               flags=("--waive", "nothing_random_is_frozen")),
-        *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_none", "norms", [3], shown="none"),
+               diverges=True, flags=("--waive", "nothing_random_is_frozen")),
+        *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_none", "norms", [3], shown="none", diverges=True),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_alike", "norms", [3], shown="GN, all weights from N(0, 0.01)",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn", flags=("--init-std", "0.01")),
         *_small_data("third", "figure7 small_data", "search_third", ["third"]),

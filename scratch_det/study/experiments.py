@@ -14,8 +14,9 @@ from fvcore.common.config import CfgNode
 from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup
 from scratch_det.errors import ConfigError, DataError, UserError, did_you_mean
+from scratch_det.evaluation.metrics import SCRATCH
 from scratch_det.study import digits, own, paper
-from scratch_det.study.run import PRETRAIN, SCRATCH, Job, Run, from_here
+from scratch_det.study.run import PRETRAIN, Job, Run, from_here
 from scratch_det.tables import aligned
 
 IMAGENET_IMAGES = 1_281_167  # training images of the 1,000 classes

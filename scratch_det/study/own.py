@@ -34,9 +34,10 @@ from scratch_det.config.choices import PIXELS, RECIPES
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, flatten, load_config, read_source
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule
 from scratch_det.errors import ConfigError, did_you_mean, quoted
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.files import ROOT, find_file
 from scratch_det.reading import read_yaml
-from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN, Run
+from scratch_det.study.run import PRETRAIN, TRAIN, Run
 
 STUDIES = ROOT / "studies"
 # Of all runs, or of a matrix and its pre-trainings: their table and their figure are called so.

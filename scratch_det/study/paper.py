@@ -6,7 +6,8 @@ The paper is *Rethinking ImageNet Pre-training* (arXiv 1811.08883); its numbers 
 from pathlib import Path
 from typing import Any
 
-from scratch_det.study.run import PRETRAIN, SCRATCH, SEARCH, Run, cascade_runs, schedules
+from scratch_det.evaluation.metrics import SCRATCH
+from scratch_det.study.run import PRETRAIN, SEARCH, Run, cascade_runs, schedules
 
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")  # columns of Tables 2 and 3
 # As in Detectron: pixels of the longer side, and the IoU from which boxes vote.

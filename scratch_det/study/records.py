@@ -85,6 +85,11 @@ class Record:
         return bool(self.iteration or self.state == FINISHED)
 
     @property
+    def diverged_as_expected(self) -> bool:
+        """Whether it failed in the way that is its result, with the words of ``engine.loop``."""
+        return self.state == FAILED and self.run.diverges and "the loss is not finite" in self.error
+
+    @property
     def iterations_done(self) -> int:
         """Those that the run itself has trained."""
         return max(self.iteration - self.start, 0)

@@ -15,12 +15,12 @@ from fvcore.common.config import CfgNode
 from scratch_det import backends
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import ITERATIONS_PER_X, Schedule, kx_schedule, length_schedule, shared_prefix
+from scratch_det.evaluation.metrics import SCRATCH
 from scratch_det.files import ROOT
 
 CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
 FEWEST_ITERATIONS = 1000  # above, a length is in iterations; below, in units of 1x
-SCRATCH, PRETRAINED = "scratch", "pretrained"
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "evaluate"
 COMMANDS = {TRAIN: "train", EVALUATE: "eval", PRETRAIN: "pretrain", SEARCH: "search"}  # of scratch-det
 
@@ -51,6 +51,7 @@ class Run:
         grid: of a search: its file, see ``scratch_det.study.search``; points: how many runs that are.
         apply_to: of a search: recipes that get its best values.
         about: what a file of runs says of it, by its fields, see ``own``.
+        diverges: its loss is expected to become infinite, as without normalisation from random initialisation.
         in_proportion: a long run of ``length`` drops after 2/3 and 8/9 too, see ``config.schedule.length_schedule``.
     """
 
@@ -78,6 +79,7 @@ class Run:
     points: int = 1
     apply_to: tuple[str, ...] = ()
     in_proportion: bool = False
+    diverges: bool = False
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property

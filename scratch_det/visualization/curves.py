@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from scratch_det.config.load import read_resolved
 from scratch_det.errors import DataError, UserError, did_you_mean
-from scratch_det.evaluation.metrics import BLACK, BLUE, BROWN, COLORS, GREEN, PURPLE, SKY, VERMILION, all_metrics
+from scratch_det.evaluation.metrics import (
+    BROWN,
+    GREEN,
+    INK,
+    OLIVE,
+    PRETRAINED,
+    PURPLE,
+    SCRATCH,
+    SKY,
+    WINE,
+    all_metrics,
+    colors_of,
+)  # fmt: skip
 from scratch_det.files import write_atomically
 from scratch_det.reading import read_series
 
@@ -26,21 +38,30 @@ Series = Mapping[str, Curve]  # by key of metrics.json
 NO_MATH: Any = {"text.parse_math": False}  # names may hold a $
 STYLE: Any = NO_MATH | {
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 9,
+    "axes.facecolor": "none", "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "text.color": INK, "grid.color": "#88888840", "legend.frameon": False, "legend.fontsize": 9,
+    "font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none",  # text stays text, small and found by a search
+    "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
-NO_METADATA: Any = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
+GROUND = "#fefefe"  # of what has the page's colour
+# In an SVG on a dark page, whose colours page.css has too.
+DARK = f"""@media (prefers-color-scheme: dark) {{
+[style*="fill: {INK}"] {{ fill: #e4e4e4 !important }}
+[style*="stroke: {INK}"] {{ stroke: #e4e4e4 !important }}
+[style*="fill: {GROUND}"] {{ fill: #181818 !important }}
+[style*="stroke: {GROUND}"] {{ stroke: #181818 !important }}
+}}"""
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # where a legend covers no data
 LOSSES = {  # by key: label, colour, line width
-    "total_loss": ("total", BLACK, 2.2),
-    "loss_cls": ("class", BLUE, 1.2),
-    "loss_box_reg": ("box", VERMILION, 1.2),
-    "loss_mask": ("mask", GREEN, 1.2),
+    "total_loss": ("total", INK, 2.2),
+    "loss_cls": ("class", WINE, 1.2),
+    "loss_box_reg": ("box", GREEN, 1.2),
+    "loss_mask": ("mask", PURPLE, 1.2),
     "loss_keypoint": ("keypoints", BROWN, 1.2),
-    "loss_rpn_cls": ("proposal objectness", PURPLE, 1.2),
+    "loss_rpn_cls": ("proposal objectness", OLIVE, 1.2),
     "loss_rpn_loc": ("proposal box", SKY, 1.2),
 }
 DASHES = ("-", "--", ":", "-.")  # of a cascade's stages and of data sets
-STYLE_SHEET = Path(__file__).with_name("page.css")  # of HTML pages
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
@@ -70,6 +91,7 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     if out.suffix != ".png":
         raise UserError(f"--out {out}: the picture is a PNG; name it .png")
     found: dict[str, Series] = {}
+    inits: dict[str, str] = {}
     for word in runs:
         label, _, folder = word.partition("=")
         if not (label and folder) or label in found:
@@ -77,24 +99,25 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
         if missing := [file for file in files if not file.is_file()]:
             raise UserError(f"{word}: there is no {missing[0]}; name the folder of a run that has written metrics")
-        last = read_resolved(config, ["SOLVER.MAX_ITER"]).SOLVER.MAX_ITER
-        found[label] = read_series(metrics_file, last)
+        cfg = read_resolved(config, ["SOLVER.MAX_ITER", "MODEL.WEIGHTS"])
+        found[label] = read_series(metrics_file, cfg.SOLVER.MAX_ITER)
+        inits[label] = PRETRAINED if cfg.MODEL.WEIGHTS else SCRATCH
     known = sorted({key for series in found.values() for key in series})
     if unknown := [key for key in keys if key not in known]:
         hint = did_you_mean(unknown[0], known)
         raise DataError(f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{hint}")
-    return save_figure(comparison(found, keys), out)
+    return save_figure(comparison(found, keys, colors_of(inits)), out)
 
 
 @rc_context(STYLE)
-def comparison(runs: Mapping[str, Series], keys: Sequence[str]) -> Figure:
-    """A panel for each key, with a line for each run that has it."""
+def comparison(runs: Mapping[str, Series], keys: Sequence[str], colors: Mapping[str, str]) -> Figure:
+    """A panel for each key, with a line for each run that has it, in its colour."""
     metrics = all_metrics()
     figure, panels = _panels((9, 3.2 * len(keys)), [1] * len(keys))
     for axes, key in zip(panels, keys, strict=True):
-        for (label, series), color in zip(runs.items(), cycle(COLORS), strict=False):
+        for label, series in runs.items():
             if key in series:
-                _plot_thinned(axes, series[key], fewest=40, color=color, label=label, lw=1.8)
+                _plot_thinned(axes, series[key], fewest=40, color=colors[label], label=label, lw=1.8)
         axes.set_ylabel(metrics[key].axis if key in metrics else key.replace("_", " "))
     _finish(panels)
     return figure
@@ -124,7 +147,7 @@ def draw_rate(axes: Axes, series: Series) -> None:
     x, y = np.transpose(series["lr"])
     drops = np.flatnonzero(np.diff(y) < -0.2 * y[:-1])
     kept = np.unique(np.concatenate([np.linspace(0, len(x) - 1, MOST_POINTS).astype(int), drops, drops + 1]))
-    axes.plot(x[kept], y[kept], color="#444444", lw=1.6, marker="o" if len(x) == 1 else None, ms=5)
+    axes.plot(x[kept], y[kept], color=INK, lw=1.6, marker="o" if len(x) == 1 else None, ms=5)
     axes.set_ylim(0, 1.15 * y.max() or None)
     axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
 
@@ -188,7 +211,7 @@ def draw_grid(
         axes.text(column, row, text, ha="center", va="center", color=color)
     if known.size:
         row, column = np.argwhere(grid == known.max())[0]
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, ec=VERMILION, clip_on=False))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=3, ec=INK, clip_on=False))
     return save_figure(figure, out_png)
 
 
@@ -199,9 +222,19 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG or SVG without date, atomically, so that a reader never sees an incomplete picture."""
     path, content = Path(path), io.BytesIO()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(content, format=path.suffix[1:], metadata=NO_METADATA[path.suffix])
-    write_atomically(path, content.getvalue())
+    if path.suffix == ".png":
+        figure.savefig(content, format="png", metadata={"Software": None})
+    write_atomically(path, content.getvalue() or as_svg(figure))
     return path
+
+
+@rc_context(STYLE)
+def as_svg(figure: Figure) -> str:
+    """The figure without ground, and with other colours of text and lines where the reader's page is dark."""
+    content = io.StringIO()
+    about: Any = {"Date": None, "Creator": None, "Title": figure.get_suptitle() or None}
+    figure.savefig(content, format="svg", facecolor="none", metadata=about)
+    return content.getvalue().replace("</style>", f"{DARK}</style>", 1)
 
 
 def thin(curve: Curve, most: int) -> Curve:

@@ -19,6 +19,7 @@ from scratch_det.config.load import flatten, load_config
 from scratch_det.config.rules import check_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.errors import ConfigError
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study import digits, paper
 from scratch_det.study.experiments import (
     Seen,
@@ -31,7 +32,7 @@ from scratch_det.study.experiments import (
     seen_in_pretraining,
     seen_in_training,
 )
-from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, TRAIN, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TRAIN, Run
 
 PAPER = paper.runs()
 DETECTORS = [run for run in PAPER if run.kind not in (PRETRAIN, SEARCH)]

@@ -10,12 +10,13 @@ from conftest import ROOT, load_command
 
 from scratch_det.command_line import load_project
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study import own
 from scratch_det.study.commands import folder_of, plan_text
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import load
 from scratch_det.study.report import write_report
-from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, TRAIN
+from scratch_det.study.run import PRETRAIN, TRAIN
 from scratch_det.study.study import Study, disagreements, study_in
 
 STUDY = """

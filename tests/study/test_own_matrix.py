@@ -8,10 +8,11 @@ from conftest import ROOT
 from scratch_det.config.load import load_config
 from scratch_det.config.rules import check_config
 from scratch_det.errors import ConfigError, DataError
+from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study import own
 from scratch_det.study.commands import folder_of
 from scratch_det.study.experiments import jobs_of, of_place
-from scratch_det.study.run import PRETRAIN, PRETRAINED, SCRATCH, Run
+from scratch_det.study.run import PRETRAIN, Run
 from scratch_det.study.study import Study
 from scratch_det.weights.locate import url_of
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from conftest import ROOT
 
 from scratch_det.config.load import flatten, load_config
+from scratch_det.evaluation.metrics import SCRATCH
 from scratch_det.study import paper
-from scratch_det.study.run import PRETRAIN, SCRATCH, SEARCH, Run
+from scratch_det.study.run import PRETRAIN, SEARCH, Run
 
 # Initialisation with its frozen layers, and the length with what goes with it.
 NAMED = {"MODEL.WEIGHTS", "MODEL.BACKBONE.FREEZE_AT", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD",

@@ -12,12 +12,12 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PURPLE, SKY, VERMILION
+from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PRETRAINED, PURPLE, SCRATCH, SKY, VERMILION
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, draw, figures_of, mean_of, own_part
-from scratch_det.study.run import EVALUATE, PRETRAINED, SCRATCH, TRAIN, Run
+from scratch_det.study.run import EVALUATE, TRAIN, Run
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 

@@ -14,9 +14,9 @@ studies/:
 <!-- results digits/table1 -->
 <!-- end -->
 
-docs/digits/ has the figures of results/digits/ (docs/NAME/ of results/NAME/, by studies/NAME.yaml), and SOURCE: SHA-256
-of the numbers that they were drawn from, and of each figure. Remove SOURCE to draw them anew from the same numbers,
-such as with another style.
+docs/digits/ has the figures and the page of results/digits/ (docs/NAME/ of results/NAME/, by studies/NAME.yaml), and
+SOURCE: SHA-256 of the numbers that they were drawn from, and of each figure. Remove SOURCE to draw them anew from the
+same numbers, such as with another style.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
-from scratch_det.study.report.page import MADE_WITH, load_environment, read_runs, write_page
+from scratch_det.study.report.page import MADE_WITH, read_runs, study_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown, has_something_to_show, tables_of
 from scratch_det.study.run import COMMANDS, SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
@@ -62,7 +62,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if names - {job.name for job in study.jobs}:
         raise UserError(f"--out {study.out} holds the study {study.experiment}, of which {experiment} is no part")
     known = [one for one in stored.survey(study.jobs, study.out, {}) if one.run.name in names]
-    records = [_without_machine(one, study.out) for one in stored.collect(known, study.out)]
+    records = [with_made(_without_machine(one, study.out), study) for one in stored.collect(known, study.out)]
     if not any(one.run.name in shown and has_something_to_show(one) for one in records):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see scratch-det study status")
     report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
@@ -75,7 +75,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
         write_atomically(path, content)
     drawn = draw(figures_of(experiment, records), report)
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
-    write_page(page, f"{experiment}: report", tables, records, figures, read_runs(records, study.out, page))
+    there = read_runs(records, study.out, page)
+    write_atomically(page, study_page(f"{experiment}: report", tables, records, figures, there))
     # Remove what an earlier report of more runs left; keep files with other names, which are not ours.
     named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
     old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
@@ -135,7 +136,7 @@ def write_results(
     Raises UserError when some were made with other data than others.
     """
     kept = kept_of(records, earlier, folder)
-    records = [earlier[one.run.name] if one.run.name in kept else with_made(one, study) for one in records]
+    records = [earlier[one.run.name] if one.run.name in kept else one for one in records]
     datasets: dict[str, Any] = {}
     made = [one.made for one in records if one.made]
     for name, about in (pair for one in made for pair in one["environment"]["datasets"].items()):
@@ -211,7 +212,8 @@ def with_made(record: Record, study: Study) -> Record:
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
     folder = study.out / job.name
     folders = sorted(folder.glob("trial_*")) if job.run.kind == SEARCH else [folder]
-    found = [load_environment(path) for one in folders if (path := one / "environment.json").exists()]
+    found = [read_json(path, Facts, FIX) for one in folders if (path := one / "environment.json").exists()]
+    found = [one | {key: one.get(key) or {} for key in ("git", "packages", "datasets")} for one in found]
     checkouts = [content["git"] for content in found if content["git"]]
 
     def common(values: Sequence[Any]) -> Any:  # where all agree, else a list of the different ones
@@ -237,11 +239,12 @@ def own_seconds(folder: Path, start: int) -> float:
     A branch's result.json counts its trunk's iterations too; their share of the times in metrics.json is left out.
     """
     seconds = float(read_json(folder / "result.json", Facts, FIX).get("seconds") or 0.0)
+    if not start:
+        return seconds
     times = [(end, time) for end, time in read_series(folder / "metrics.json", sys.maxsize).get("time", ()) if time > 0]
     spent = [(time * (end - begin), end) for (begin, _), (end, time) in pairwise([(0, 0.0), *times])]
-    if not (start and spent):
-        return seconds
-    return seconds * sum(time for time, end in spent if end > start) / sum(time for time, _ in spent)
+    share = sum(time for time, end in spent if end > start) / sum(time for time, _ in spent) if spent else 1
+    return seconds * share
 
 
 def _different(values: Sequence[Any]) -> list[Any]:
@@ -260,9 +263,10 @@ def render(root: Path, check: bool = False) -> list[Path]:
 
     @cache
     def records_of(name: str) -> list[Record]:
-        records = stored.load(root / "results" / name, () if name in WHOLES else of_place(name))
-        require_unedited(root / "results" / name)
-        return records
+        folder = root / "results" / name
+        if (folder / DESCRIPTION).exists():
+            return [*read_results(folder, name).values()]
+        return stored.load(folder, () if name in WHOLES else of_place(name))
 
     contents = {path: path.read_text() for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]}
     rendered = {path: rendered_text(text, path, records_of) for path, text in contents.items()}
@@ -271,16 +275,25 @@ def render(root: Path, check: bool = False) -> list[Path]:
         write_atomically(path, rendered[path])
     for name in (*WHOLES, *(path.stem for path in sorted(own.STUDIES.glob("*.yaml")))):
         results, folder = root / "results" / name, root / "docs" / name
-        source = folder / "SOURCE"
-        if not (results / RUNS).exists() or (source.exists() and source.read_text() == _source(results, folder)):
+        source, page = folder / "SOURCE", folder / "index.html"
+        if not (results / RUNS).exists():
             continue
-        stale.append(source)
-        if not check:
-            figures = figures_of(name, records_of(name))
+        records = records_of(name)
+        if not source.exists() or source.read_text() != _source(results, folder):
+            stale.append(source)
+            if check:
+                continue
+            drawn = figures_of(name, records)
             for old in _figures_in(folder):
                 old.unlink()
-            draw(figures, folder)
+            draw(drawn, folder, ["svg"])
             write_atomically(source, _source(results, folder))
+        figures = {path.stem: path.read_text() for path in _figures_in(folder) if path.suffix == ".svg"}
+        text = study_page(f"{name}: report", tables_of(name, records), records, figures, [])
+        if not page.exists() or page.read_text() != text:
+            stale.append(page)
+            if not check:
+                write_atomically(page, text)
     return stale
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,28 +16,39 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from scratch_det.config.load import load_config
-from scratch_det.evaluation.metrics import BLUE, COLORS, METRICS, SKY, TTA, VERMILION
+from scratch_det.evaluation.metrics import (
+    GREY,
+    INITIALISATIONS,
+    INK,
+    METRICS,
+    PRETRAINED,
+    SCRATCH,
+    SKY,
+    TTA,
+    colors_of,
+)  # fmt: skip
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
-from scratch_det.study.report.tables import BOX, DIGITS, label_of_norm, model_of
-from scratch_det.study.run import PRETRAINED, SCRATCH, TRAIN, Run, from_here
-from scratch_det.visualization.curves import BESIDE, STYLE, plot, save_figure, show_iterations, thin
+from scratch_det.study.report.differences import BOX, model_of, row_of
+from scratch_det.study.report.tables import DIGITS, label_of_norm
+from scratch_det.study.run import TRAIN, Run, from_here
+from scratch_det.visualization.curves import BESIDE, GROUND, STYLE, plot, save_figure, show_iterations, thin
 
 REPORT_STYLE: Any = STYLE | {
     "figure.facecolor": "white", "figure.titlesize": 11, "figure.titleweight": "bold", "axes.titlesize": 9,
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "lines.markersize": 6.5,
-    "lines.markeredgecolor": "white", "savefig.dpi": 200, "svg.hashsalt": "scratch_det",  # else ids are random
+    "lines.markeredgecolor": GROUND, "savefig.dpi": 200,
 }  # fmt: skip
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 Styles = Mapping[str, tuple[str, str, str]]  # label, colour, marker
-INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
+INITS = {SCRATCH: ("random initialisation", INITIALISATIONS[SCRATCH], "o"),
+         PRETRAINED: ("pre-trained", INITIALISATIONS[PRETRAINED], "s")}  # fmt: skip
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs", own.MATRIX: "Initialisations"}
-ROWS = *(color for color in COLORS if color != VERMILION), "#882255", "#44AA99", "#999933", "#666666"  # of a matrix
 # An image: what scratch-det data digits writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
 INSTANCES = {"digits_train": 6_890 / 2_000, "coco_2017_train": COCO_INSTANCES}
@@ -45,7 +56,7 @@ TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
 # What the paper reports: an open mark.
-REPORTED: Any = {"mfc": "white", "mec": "black", "mew": 1.1, "ls": "", "zorder": 4}
+REPORTED: Any = {"mfc": GROUND, "mec": INK, "mew": 1.1, "ls": "", "zorder": 4}
 
 
 @rc_context(REPORT_STYLE)
@@ -68,9 +79,27 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
 
 
 @rc_context(REPORT_STYLE)
-def draw(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+def draw(figures: Mapping[str, Figure], folder: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
-    return [save_figure(one, folder / f"{name}.{kind}") for name, one in figures.items() for kind in ("svg", "png")]
+    return [save_figure(one, folder / f"{name}.{kind}") for name, one in figures.items() for kind in kinds]
+
+
+class Band(NamedTuple):
+    """The curves of a schedule's seeds; of a branch the part after its trunk.
+
+    Attributes:
+        run: the first of them.
+        mean, low, high: of the seeds that count, at the same iterations; empty where one of them is missing.
+        others: all curves, where there is no mean.
+        seeds: how many count.
+    """
+
+    run: Run
+    mean: Curve
+    low: Sequence[float]
+    high: Sequence[float]
+    others: Sequence[Curve]
+    seeds: int
 
 
 # Figures: each from the records of its runs, None where they have nothing to show ------------------------------------
@@ -83,11 +112,11 @@ def _schedules(records: Sequence[Record], norm: str = "GN", metric: str = BOX) -
     figure, axes = _figure(f"{_model(records[0])} with {norm}", 4.2)
     _draw_schedules(axes, records, metric)
     per_x = records[0].run.per_x
-    axes.axvline(TYPICAL * per_x, color="#666666", lw=1, ls=(0, (4, 3)), zorder=0)
+    axes.axvline(TYPICAL * per_x, color=GREY, lw=1, ls=(0, (4, 3)), zorder=0)
     top = axes.secondary_xaxis("top", functions=(lambda x: np.divide(x, per_x), lambda x: np.multiply(x, per_x)))
     lengths = range(1, int(axes.get_xlim()[1] / per_x) + 1)
     top.set_ticks(lengths, [f"typical fine-tuning: {k}x" if k == TYPICAL else f"{k}x" for k in lengths])
-    top.tick_params(length=2, colors="#555555")
+    top.tick_params(length=2, colors=GREY)
     top.spines["top"].set_visible(False)
     return figure
 
@@ -110,6 +139,7 @@ def _seen(records: Sequence[Record]) -> Figure | None:
         axes.yaxis.set_major_formatter(EngFormatter())
         axes.margins(x=0.2, y=0.1)
         axes.set_title(what)
+    row[0].set_ylabel("seen in training")
     _legend_below(figure)
     return figure
 
@@ -146,6 +176,7 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
         axes.set_xlim(-0.6, len(STEPS) - 0.4)
         axes.set_ylim(bottom, bottom + span)
         axes.set_title(f"{model}, {TASKS[task]}")
+        axes.set_ylabel("AP (%)")
     _legend_below(figure)
     return figure
 
@@ -169,9 +200,9 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
 
 def _matrix(records: Sequence[Record]) -> Figure | None:
     """A panel for each column of a matrix, a colour for each row."""
-    rows = dict.fromkeys(row_of(one.run) for one in records if one.run.init != SCRATCH)
-    looks = zip(rows, cycle(ROWS), cycle("sDv^Pp*X"), strict=False)
-    styles = INITS | {row: (row, color, marker) for row, color, marker in looks}
+    colors = colors_of({row_of(one.run): one.run.init for one in records})
+    looks = zip(colors.items(), cycle("osDv^Pp*X"), strict=False)
+    styles = {row: (INITS[row][0] if row in INITS else row, color, marker) for (row, color), marker in looks}
     panels: dict[str, list[Record]] = {}
     for one in records:
         if BOX in one.curves:
@@ -183,11 +214,6 @@ def _matrix(records: Sequence[Record]) -> Figure | None:
         axes.legend().remove()
     _legend_below(figure)
     return figure
-
-
-def row_of(run: Run) -> str:
-    """The row of a matrix that a run is in; else, and of the random one, the initialisation."""
-    return run.shown.split(", ")[0] if own.MATRIX in run.places and run.init != SCRATCH else run.init
 
 
 def _training_loss(records: Sequence[Record]) -> Figure | None:
@@ -208,17 +234,13 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
 
 def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -> Figure | None:
     """Box AP, a line for each label: the mean of its runs, with its last value in the legend."""
-    curves: dict[str, list[Curve]] = {}
-    for one in sorted(records, key=lambda one: one.run.init == SCRATCH):  # so that two lines have the colours of INITS
-        if BOX in one.curves:
-            curves.setdefault(label(one.run), []).append(one.curves[BOX])
-    means = {name: mean for name, seeds in curves.items() if (mean := mean_of(seeds))}
-    if not means:
+    bands = [band for band in bands_of(records, BOX, label) if band.mean]
+    if not bands:
         return None
     figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
-    for (name, curve), color in zip(means.items(), cycle(COLORS), strict=False):
-        plot(axes, curve, color=color, lw=1.6, label=f"{name}: {curve[-1][1]:.1f}")
-        axes.plot(*curve[-1], "o", color=color)
+    colors = colors_of({label(band.run): band.run.init for band in bands})
+    for name, band in ((label(band.run), band) for band in bands):
+        _draw_band(axes, band, colors[name], "o", f"{name}: {band.mean[-1][1]:.1f}")
     _label_axes(axes, METRICS[BOX].axis)
     axes.legend(**BESIDE)
     return figure
@@ -264,42 +286,18 @@ def _panels(
 
 
 def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: Styles | None = None) -> None:
-    """AP by iteration, a colour for each initialisation; of several seeds the mean and a band of all; ends marked.
-
-    What the paper reports is an open mark. The mean is over the seeds that every schedule with a finished one has
-    finished: a branch's mean over other seeds than its trunk's would not begin on the trunk's.
-    """
-    styles = styles or INITS
-    groups: dict[str, dict[str, dict[int | None, Record]]] = {init: {} for init in styles}  # by schedule, by seed
-    for one in records:
-        if metric in one.curves:
-            groups[row_of(one.run)].setdefault(one.run.shown, {})[one.run.seed] = one
-    drawn = {one.run.name for one in records if metric in one.curves}
-    for init, (label, color, marker) in styles.items():
-        schedules = groups[init].values()
-        done = [
-            {seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations}
-            for seeds in schedules
-        ]
-        finished = set.intersection(*filter(None, done)) if any(done) else set()
-        for seeds in schedules:
-            curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
-            chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
-            thick = mean_of([curves[seed] for seed in curves if seed in chosen]) if chosen <= curves.keys() else ()
-            if thick and len(chosen) > 1:
-                values = [dict(curves[seed]) for seed in chosen]
-                low, high = ([pick(one[x] for one in values) for x, _ in thick] for pick in (min, max))
-                axes.fill_between([x for x, _ in thick], low, high, color=color, alpha=0.2, lw=0)
-            if thick:
-                plot(axes, thick, color=color, lw=1.6)
-            else:
-                for curve in curves.values():
-                    plot(axes, curve, color=color, lw=0.6, alpha=0.45)
-            if thick and thick[-1][0] == next(iter(seeds.values())).run.iterations:
-                axes.plot(*thick[-1], marker, color=color, mew=0.8, zorder=3)
-        if schedules:
-            label += f", mean and range of {len(finished)} seeds" * (len(finished) > 1)
-            axes.plot([], [], marker, ls="-", color=color, label=label)
+    """AP by iteration, a colour for each initialisation; ends are marked. What the paper reports is an open mark."""
+    bands = bands_of(records, metric)
+    for init, (label, color, marker) in (styles or INITS).items():
+        shown = [band for band in bands if row_of(band.run) == init]
+        for band in shown:
+            is_done = band.mean and band.mean[-1][0] == band.run.iterations
+            _draw_band(axes, band, color, marker if is_done else "")
+            for curve in band.others:
+                plot(axes, curve, color=color, lw=0.6, alpha=0.45)
+        if shown:
+            several = f", mean and range of {shown[0].seeds} seeds" * (shown[0].seeds > 1)
+            axes.plot([], [], marker, ls="-", color=color, label=label + several)
         reported = [(one.run.iterations, one.run.expected[metric]) for one in records
                     if row_of(one.run) == init and metric in one.run.expected]  # fmt: skip
         if reported:
@@ -309,6 +307,42 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: 
     _label_axes(axes, METRICS[metric].axis)
     axes.set_xlim(0, 1.04 * max(one.run.iterations for one in records))
     axes.legend(loc="lower right")
+
+
+def _draw_band(axes: Axes, band: Band, color: str, marker: str, label: str = "") -> None:
+    """The mean with the range of the seeds, its end marked."""
+    if band.seeds > 1:
+        axes.fill_between([x for x, _ in band.mean], band.low, band.high, color=color, alpha=0.2, lw=0)
+    if band.mean:
+        plot(axes, band.mean, color=color, lw=1.6, label=label)
+        if marker:
+            axes.plot(*band.mean[-1], marker, color=color, mew=0.8, zorder=3)
+
+
+def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str] = row_of) -> list[Band]:
+    """Of each schedule of each label, in the order of ``records``.
+
+    The mean is over the seeds that every schedule with a finished one has finished: a branch's mean over other seeds
+    than its trunk's would not begin on the trunk's.
+    """
+    groups: dict[str, dict[str, dict[int | None, Record]]] = {}  # by label, schedule and seed
+    for one in records:
+        if metric in one.curves:
+            groups.setdefault(label(one.run), {}).setdefault(one.run.shown, {})[one.run.seed] = one
+    drawn, bands = {one.run.name for one in records if metric in one.curves}, []
+    for schedules in (group.values() for group in groups.values()):
+        done = [{seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations}
+                for seeds in schedules]  # fmt: skip
+        finished = set.intersection(*filter(None, done)) if any(done) else set()
+        for seeds in schedules:
+            curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
+            chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
+            shown = [curves[seed] for seed in curves if seed in chosen] if chosen <= curves.keys() else []
+            mean = mean_of(shown) if shown else ()
+            low, high = ([pick(dict(curve)[x] for curve in shown) for x, _ in mean] for pick in (min, max))
+            others = () if mean else tuple(curves.values())
+            bands.append(Band(next(iter(seeds.values())).run, mean, low, high, others, len(finished)))
+    return bands
 
 
 def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:

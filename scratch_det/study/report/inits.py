@@ -1,22 +1,20 @@
 """The table of a matrix of initialisations: each one beside the random one, at equal iterations and at equal cost.
 
-Cost is what Figure 2 counts, pixels seen, pre-training included. Intervals are of 95 %, by Student's t over the seeds.
+Cost is what Figure 2 counts, pixels seen, pre-training included.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import NamedTuple
 
-from scipy.stats import t, ttest_ind
-
-from scratch_det.evaluation.metrics import METRICS
+from scratch_det.evaluation.metrics import METRICS, SCRATCH
 from scratch_det.study.experiments import pixels_seen, with_prefix
 from scratch_det.study.paper import METRICS as PAPER_METRICS
-from scratch_det.study.records import DECIMALS, FINISHED, Record
-from scratch_det.study.run import SCRATCH, Run
+from scratch_det.study.records import Record
+from scratch_det.study.report.differences import BOX, Seeds, difference, interval, scores
+from scratch_det.study.run import Run
 
-BOX, *_ = COMPARED = ("bbox/AP", "segm/AP")
+COMPARED = (BOX, "segm/AP")
 NOTES = (
     "In percent. ±: half of the 95 % interval, by Student's t over n seeds; of a difference over pairs of equal seeds, "
     "where two runs or more share them. - random: the difference to random initialisation after as many iterations.",
@@ -24,14 +22,13 @@ NOTES = (
     "training from random initialisation that sees as many pixels.",
     "The lengths of one initialisation and seed rest on the same first iterations.",
 )
-Seeds = dict[int | None, float]  # a metric by seed
 
 
 class Trained(NamedTuple):
     """All seeds of one initialisation in one column and length."""
 
     run: Run  # the first of them
-    scores: dict[str, Seeds]  # by metric, of the finished ones
+    scores: Mapping[str, Seeds]  # by metric, of the finished ones
     before: float  # pixels that its pre-training has seen, NaN where nobody says
     own: float
 
@@ -55,9 +52,9 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
         seeds.setdefault(one.run.shown, []).append(one)
     groups = []
     for first, *others in seeds.values():
-        scores = {metric: _scores([first, *others], metric) for metric in PAPER_METRICS}
+        found = {metric: scores([first, *others], metric) for metric in PAPER_METRICS}
         source = known.get(first.run.pretraining or "")
-        groups.append(Trained(first.run, scores, *pixels_seen(first.run, source.run if source else None)))
+        groups.append(Trained(first.run, found, *pixels_seen(first.run, source.run if source else None)))
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
@@ -75,35 +72,9 @@ def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tup
     pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
     if equal is one:
         return (one.run.shown, *cells, number, *("" for _ in compared), pixels, "")
-    gaps = [difference(one.scores[metric], equal.scores[metric] if equal else {}) for metric in compared]
+    gaps = [str(difference(one.scores[metric], equal.scores[metric] if equal else {})) for metric in compared]
     nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
     at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
     if nearest:
         at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
     return (one.run.shown, *cells, number, *gaps, pixels, at_cost)
-
-
-def interval(values: Sequence[float]) -> str:
-    """The mean, with half of its 95 % interval where there are several."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    return f"{mean(values):.1f} ± {t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values)):.1f}"
-
-
-def difference(ours: Seeds, theirs: Seeds) -> str:
-    """Of the means, with half of the 95 % interval: of pairs where two seeds are shared, else Welch's."""
-    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if len(pairs) > 1:
-        text = interval(pairs)
-    elif min(len(ours), len(theirs)) > 1:
-        low, high = ttest_ind(*map(list, map(dict.values, (ours, theirs))), equal_var=False).confidence_interval()
-        text = f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
-    else:
-        text = interval([mean(ours.values()) - mean(theirs.values())] if ours and theirs else [])
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _scores(group: Sequence[Record], metric: str) -> Seeds:
-    first = group[0].run.about.get("seeds", [None])[0]  # of the run that has none in its name
-    return {first if one.run.seed is None else one.run.seed: round(one.metrics[metric], DECIMALS) for one in group
-            if one.state == FINISHED and math.isfinite(one.metrics.get(metric, math.nan))}  # fmt: skip

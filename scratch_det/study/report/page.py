@@ -1,44 +1,50 @@
-"""A study as one HTML page that needs no network: tables, curves, figures, predictions, configs, environments.
+"""A study as one HTML page that needs no network: figures beside tables, curves, predictions, runs, environments.
 
-It has no times, host names or paths of this machine: a study that was interrupted and continued gives the same page as
-one that was not.
+It has no host names or paths of this machine, and no times but how long each run took: a study that was interrupted
+and continued gives else the same page as one that was not.
 """
 
-import base64
-import hashlib
 import io
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from PIL import Image
 
 from scratch_det.config.load import flatten
-from scratch_det.engine.run_dir import Facts
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import COLORS, main_metrics
-from scratch_det.evaluation.metrics import METRICS as PLAIN
-from scratch_det.files import write_atomically
-from scratch_det.reading import read_json, read_yaml
-from scratch_det.study.records import FIX, LOSS, Record
-from scratch_det.study.report.figures import INITS, own_part
-from scratch_det.study.report.tables import BOX, Table
-from scratch_det.study.run import PRETRAIN
-from scratch_det.visualization.curves import STYLE_SHEET, thin
+from scratch_det.evaluation.metrics import INK, METRICS, colors_of, main_metrics
+from scratch_det.reading import read_yaml
+from scratch_det.study import own
+from scratch_det.study.records import FAILED, LOSS, Record
+from scratch_det.study.report.differences import headlines, model_of
+from scratch_det.study.report.figures import Band, bands_of
+from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, title_of
+from scratch_det.study.run import PRETRAIN, Run
+from scratch_det.visualization.curves import thin
+from scratch_det.visualization.page import Section, data_uri, of_svg, page_text
 
-METRICS = {name: metric.label for name, metric in main_metrics().items() if name in PLAIN}
-METRICS |= {"classification/top1": "top-1 of pre-training", LOSS: "training loss"}
+MAIN = {name: metric.label for name, metric in main_metrics().items() if name in METRICS}
+MAIN |= {"classification/top1": "top-1 of pre-training"}
+AXES = {name: METRICS[name].axis for name in MAIN} | {LOSS: "training loss"}
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
 PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
+WIDGET = Markup("""<p><label>Show <select id="metric"></select></label> <label>of <select id="group"></select></label>
+by iteration: the mean of the seeds with their range; of a branch the part after its trunk. A click on a name hides it.
+</p>
+<div id="chart"><svg id="plot" role="img" aria-label="curves of the runs"></svg><div id="tip" hidden></div></div>
+<div id="legend"></div>
+<noscript><p>These curves need JavaScript; the figures do not.</p></noscript>
+<script type="application/json" id="data">{}</script>""")
 
 
 @dataclass(frozen=True)
@@ -48,93 +54,162 @@ class RunPage:
     Attributes:
         link: address of the folder, from the page.
         config: values by key, as text.
-        environment: backend, versions and so on by name.
         picture: its predictions as a JPEG's data URI; empty where they are not shown.
     """
 
     name: str
     link: str
     config: Mapping[str, str]
-    environment: Mapping[str, str]
     picture: str
 
 
-def write_page(
-    path: Path, title: str, tables: list[Table], records: Sequence[Record], figures: dict[str, str], runs: list[RunPage]
-) -> Path:
-    """Write the page atomically.
+def study_page(
+    title: str, tables: Sequence[Table], records: Sequence[Record], figures: Mapping[str, str], runs: Sequence[RunPage]
+) -> str:
+    """The page; ``figures``: SVG documents by name, ``runs`` is empty where the run folders are gone."""
+    script = Path(__file__).with_name("curves.js").read_text(encoding="utf-8")
+    failed = [one for one in records if one.state == FAILED]
+    states = Counter("diverged as expected" if one.diverged_as_expected else one.state for one in records)
+    finished = f"{states.pop('finished', 0)} of {len(records)} runs are finished"
+    summary = ", ".join([finished, *(f"{number} {state}" for state, number in states.items())])
+    data = {"metrics": AXES, "groups": curves(records)}
+    sections = [
+        Section("Failed", rows=_reasons([one for one in failed if not one.diverged_as_expected]), table="words"),
+        *_tables(sorted(tables, key=lambda table: table.name == own.PRETRAINING), figures),
+        Section("Diverged as expected", rows=_reasons([one for one in failed if one.diverged_as_expected]),
+                table="words"),
+        Section("Curves", body=WIDGET.format(htmlsafe_json_dumps(data)) if data["groups"] else ""),
+        Section("Predictions", "Truth beside prediction.",
+                pictures=[(one.name, one.picture) for one in runs if one.picture]),
+        Section("Runs", rows=[*run_rows(records, {one.name: one.link for one in runs})], table="words"),
+        Section("Config keys that differ", "Of detectors. The first row has the most frequent value of each key, the "
+                "others what differs from it.", rows=config_rows(records, runs), table="words"),
+        Section("Environment", rows=[*made_with(records)], table="words"),
+    ]  # fmt: skip
+    return page_text(title, [*headlines(records), f"{summary}. AP is in percent."], sections, script)
 
-    ``figures``: SVG documents by name; ``runs`` is empty when the run folders are gone.
-    """
-    here = Path(__file__).parent
-    style, script = (path.read_text(encoding="utf-8") for path in (STYLE_SHEET, here / "page.js"))
-    classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
-    compared = [run for run in runs if run.name not in classifiers] or runs
-    compared = [run for run in compared if run.config]
-    keys = sorted({key for run in compared for key in run.config})
-    values = {key: Counter(run.config.get(key, "") for run in compared) for key in keys}
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
-    text = environment.get_template("page.html").render(
-        title=title,
-        states=Counter(one.state for one in records),
-        tables=tables,
-        runs={run.name: run for run in runs},
-        records=records,
-        figures={name: _data_uri(svg.encode(), "svg+xml") for name, svg in figures.items()},
-        compared=compared,
-        usual={key: count.most_common(1)[0][0] for key, count in values.items() if len(count) > 1},
-        made_with=made_with(runs),
-        data={"metrics": METRICS, "runs": curves(records)},
-        style=Markup(style),
-        script=Markup(script),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+
+def _reasons(failed: Sequence[Record]) -> list[tuple[str, str]]:
+    rows = [(one.run.name, (one.error.strip().splitlines() or [""])[-1]) for one in failed]
+    return [("run", "error"), *rows] if rows else []
+
+
+def _tables(tables: Sequence[Table], figures: Mapping[str, str]) -> Iterator[Section]:
+    """Each table below its figures; figures without a table come last."""
+    names = {table.name for table in tables}
+    homes = {place.removeprefix(DIGITS): home.removeprefix(DIGITS) for place, home in SHOWN_IN.items()}
+    of_table = {name: name if name in names else homes.get(name, "") for name in figures}
+    for table in tables:
+        pictures = [of_svg(svg) for name, svg in figures.items() if of_table[name] == table.name]
+        yield Section(
+            table.title, rows=[table.header, *table.rows], pictures=pictures, notes=table.notes, layout="grid figures"
+        )
+    rest = [of_svg(svg) for name, svg in figures.items() if of_table[name] not in names]
+    yield Section("Other figures", pictures=rest, layout="grid figures")
+
+
+def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Sequence[str]]:
+    """State, results and seconds of each run, which is a link where its folder is there."""
+    shown = [name for name in MAIN if any(name in one.metrics for one in records)]
+    seconds = {one.run.name: one.made["seconds"] for one in records if one.made.get("seconds")}
+    unit, name = (3600, "h") if max(seconds.values(), default=0) > 24 * 3600 else (60, "min")
+    yield (
+        "run",
+        "status",
+        "iterations",
+        *(f"{MAIN[name]} (%)" for name in shown),
+        f"time ({name})",
+        "row or curve",
+        "in",
     )
-    write_atomically(path, text)
-    return path
-
-
-def curves(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The curves for page.js, of a branch the part after its trunk; a family is all schedules and seeds of a model."""
-    family = {one.run.name: re.sub(r", \d+x$", "", one.run.shown) for one in records}
-    groups: dict[str, dict[str, str]] = {}  # by place: the initialisation of each family
     for one in records:
-        groups.setdefault(one.run.places[0], {})[family[one.run.name]] = one.run.init
-    drawn = {metric: {one.run.name for one in records if metric in one.curves} for metric in METRICS}
-    first, found = next((one.run.places[0] for one in records if BOX in one.curves), ""), []
-    for one in records:
-        run, group, name = one.run, one.run.places[0], family[one.run.name]
-        parts = {metric: own_part(one, metric, names) for metric, names in drawn.items() if metric in one.curves}
-        # the colours of the figures where the group compares one family of each initialisation
-        is_pair = len({*groups[group].values()}) == len(groups[group])
-        number = [*groups[group]].index(name) % len(COLORS)
-        found.append({
-            "run": run.name,
-            "group": group,
-            "family": name,
-            "colour": INITS[run.init][1] if is_pair else COLORS[number],
-            "label": (f"{run.k}x" if run.k else "run") + (f" seed {run.seed}" if run.seed else ""),
-            "on": BOX not in parts or (run.seed is None and group == first),
-            "curves": {metric: [(at, round(y, 4)) for at, y in thin(part, POINTS) if math.isfinite(y)]
-                       for metric, part in parts.items()},
-        })  # fmt: skip
-    return [curve for curve in found if curve["curves"]]
+        run, link = one.run, links.get(one.run.name)
+        label = Markup('<a href="{}">{}</a>').format(link, run.name) if link else run.name
+        iterations = f"{one.iteration:,}" + f" (a branch at {one.start:,})" * bool(one.start)
+        scores = (
+            f"{one.metrics[name]:.1f}" if math.isfinite(one.metrics.get(name, math.nan)) else "-" for name in shown
+        )
+        time = f"{seconds[run.name] / unit:.1f}" if run.name in seconds else "-"
+        state = "diverged as expected" if one.diverged_as_expected else one.state
+        yield (label, state, iterations, *scores, time, run.shown, ", ".join(run.places))
 
 
-def made_with(runs: Sequence[RunPage]) -> dict[str, dict[str, list[str]]]:
-    """By entry of the environments, such as "torch": its values, and the runs with each value."""
-    known = [run for run in runs if run.environment]
-    made: dict[str, dict[str, list[str]]] = {key: {} for run in known for key in run.environment}
+def config_rows(records: Sequence[Record], runs: Sequence[RunPage]) -> list[Sequence[str]]:
+    """What differs between the recipes of detectors, or of classifiers where there is nothing else."""
+    classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
+    compared = [run for run in ([run for run in runs if run.name not in classifiers] or runs) if run.config]
+    values = {key: Counter(run.config.get(key, "") for run in compared) for run in compared for key in run.config}
+    usual = {key: count.most_common(1)[0][0] for key, count in sorted(values.items()) if len(count) > 1}
+    rows = [(run.name, *("" if (value := run.config.get(key, "")) == most else value or "(empty)"
+                         for key, most in usual.items())) for run in compared]  # fmt: skip
+    return [("run", *usual), ("most frequent", *usual.values()), *rows] if usual else []
+
+
+def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """The curves for curves.js by table or figure, each with runs that those before it do not have.
+
+    Their points are of an iteration, the mean, and where there are several seeds the lowest and the highest of them.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    known: set[str] = set()
+    begun = [one for one in records if one.curves.keys() & AXES.keys()]
+    places = [(place, _part(one.run)) for one in begun for place in one.run.places if place not in SHOWN_IN]
+    for place, part in dict.fromkeys(places):
+        shown = [one for one in begun if place in one.run.places and _part(one.run) == part]
+        if {one.run.name for one in shown} <= known:
+            continue
+        families = {one.run.shown: re.sub(r", \d+x$", "", one.run.shown).removesuffix(f", {part}") for one in shown}
+        colors = colors_of({families[one.run.shown]: one.run.init for one in shown})
+        lines: dict[str, dict[str, Any]] = {}
+        for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name)):
+            name, family = band.run.shown, families[band.run.shown]
+            line = {"run": name, "family": family, "colour": colors[family].replace(INK, "currentColor"), "curves": {}}
+            lines.setdefault(name, line)["curves"][metric] = _points(band)
+        is_one_of = len({other for where, other in places if where == place}) > 1
+        groups[title_of(place) + f", {part}" * is_one_of] = list(lines.values())
+        known |= {one.run.name for one in shown}
+    return groups
+
+
+def _part(run: Run) -> str:
+    """The column of a matrix, else the model: what one plot is of."""
+    return run.shown.split(", ")[1] if own.MATRIX in run.places else model_of(run.name)
+
+
+def _points(band: Band) -> list[tuple[float, ...]]:
+    mean = band.mean or max(band.others, key=len)
+    columns = [
+        mean,
+        *(
+            [(at, y) for (at, _), y in zip(mean, edge, strict=True)]
+            for edge in (band.low, band.high)
+            if band.seeds > 1 and edge
+        ),
+    ]
+    rows = zip(*(thin(column, POINTS) for column in columns), strict=True)
+    return [(row[0][0], *(round(y, 4) for _, y in row)) for row in rows if all(math.isfinite(y) for _, y in row)]
+
+
+def made_with(records: Sequence[Record]) -> Iterator[Sequence[str]]:
+    """Each entry of the environments, such as "torch", with its values, and the runs with each value."""
+    made: dict[str, dict[str, list[str]]] = {}
+    known = {one.run.name: one.made["environment"] for one in records if one.made}
+    for name, about in known.items():
+        commit = f"{_text(about['commit'])}{' with changes' * bool(about['changed'])}" if about["commit"] else None
+        packages = about["packages"] if isinstance(about["packages"], dict) else {"packages": about["packages"]}
+        entries = {key: about.get(key) for key in MADE_WITH} | packages | {"git commit": commit}
+        for key, value in entries.items():
+            if value not in (None, []):
+                made.setdefault(key, {}).setdefault(_text(value), []).append(name)
+    if made:
+        yield ("what", "value", "runs")
     for key, values in made.items():
-        for run in known:
-            values.setdefault(run.environment.get(key, "-"), []).append(run.name)
-    return made
+        for value, names in values.items():
+            yield (key, value, "all" if len(names) == len(known) else ", ".join(names))
 
 
 def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
-    """The runs with a folder in ``out``, linked from the page at ``path``; a few that are no branch have a picture.
-
-    Raises DataError for a damaged environment.json.
-    """
+    """The runs with a folder in ``out``, linked from the page at ``path``; a few that are no branch have a picture."""
     there = [one for one in records if (out / one.run.name).is_dir()]
     pictures = [one.run.name for one in there if not one.start and one.run.seed is None]
     pictures = [name for name in pictures if (out / name / "predictions.png").exists()]
@@ -145,7 +220,6 @@ def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]
             name=name,
             link=quote(Path(os.path.relpath(out / name, path.parent)).as_posix()) + "/",
             config=_read_config(out / name / "config.yaml", names),
-            environment=_read_environment(out / name / "environment.json"),
             picture=_read_picture(out / name / "predictions.png") if name in few else "",
         )
         for name in (one.run.name for one in there)
@@ -163,24 +237,6 @@ def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
     return {key: folders.sub("", _text(value)) for key, value in flat.items() if key != "OUTPUT_DIR"}
 
 
-def _read_environment(path: Path) -> dict[str, str]:
-    """What may change numbers; without paths, and without the time and machine of the start."""
-    content = load_environment(path)
-    git = content["git"]
-    found = {key: content.get(key) for key in MADE_WITH} | content["packages"]
-    if git:
-        is_changed = git.get("changes") or git.get("diff")  # the latter of older versions' runs
-        found["git commit"] = f"{git.get('commit', 'unknown')[:12]}{' with changes' if is_changed else ''}"
-    return {key: _text(value) for key, value in found.items() if value not in (None, [])}
-
-
-def load_environment(path: Path) -> dict[str, Any]:
-    """An environment.json; what is missing is empty. Raises DataError when a section is damaged."""
-    content = read_json(path, Facts, FIX)
-    content |= {key: content.get(key) or {} for key in ("git", "packages", "datasets")}
-    return content
-
-
 def _read_picture(png: Path) -> str:
     """A smaller JPEG; empty for a broken file."""
     try:
@@ -194,11 +250,7 @@ def _read_picture(png: Path) -> str:
         small.save(jpeg, "JPEG", quality=quality, optimize=True)
         if jpeg.tell() <= PICTURE_BYTES:
             break
-    return _data_uri(jpeg.getvalue(), "jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri(jpeg.getvalue(), "jpeg")
 
 
 def _text(value: Any) -> str:

@@ -4,21 +4,24 @@ import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import mean, stdev, variance
+from statistics import mean, stdev
 
 from scratch_det import tables
-from scratch_det.evaluation.metrics import METRICS, TTA
+from scratch_det.evaluation.metrics import METRICS, PRETRAINED, SCRATCH, TTA
 from scratch_det.study import own
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY, Record
+from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
-from scratch_det.study.run import EVALUATE, PRETRAIN, PRETRAINED, SCRATCH, SEARCH, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 
-DIGITS, WHOLES, BOX, TOP1 = "digits/", ("paper", "digits"), "bbox/AP", "classification/top1"
-# Their runs are part of other tables:
-SHOWN_ELSEWHERE = ("figure1", "figure3", "digits/figure1", "digits/figure7", "digits/figure8")
+DIGITS, WHOLES, TOP1 = "digits/", ("paper", "digits"), "classification/top1"
+# Figures without a table of their own, and the one that their runs are part of:
+SHOWN_IN = {"figure1": "table1", "figure2": "table1", "figure3": "table1", "digits/figure1": "digits/table1",
+            "digits/figure2": "digits/table1", "digits/figure7": "digits/small_data",
+            "digits/figure8": "digits/small_data"}  # fmt: skip
 COLUMNS = [name for name, metric in METRICS.items() if metric.area == "all"]
 TITLES = {
     "table1": "Table 1: box AP",
@@ -37,7 +40,8 @@ TITLES = {
 LONGEST_ERROR = 200  # characters
 BY_MODEL = ("table1", "table2")  # tables with a row for each model and initialisation
 NOTES = {  # below a table with this text in one of its numbers
-    "±": "±: sample deviation over {seeds} seeds; behind a difference of means its standard error.",
+    "±": "±: sample deviation over {seeds} seeds; of a difference half of its 95 % interval, by Student's t over pairs "
+    "of equal seeds.",
     "†": "†: not independent: numbers with this sign rest on the same first iterations, where model, initialisation "
     "and seed are the same.",
     " at ": "In brackets: a run that is not finished, at its last evaluation.",
@@ -73,28 +77,28 @@ class Cell:
     """One metric, in percent, of a run and its repetitions with other seeds.
 
     Attributes:
-        values: those of the finished runs.
+        values: those of the finished runs, by seed.
         expected: what the paper reports.
         status: shown while there are no values: how far the runs are.
         mark: "†" when the values are not independent of others in the table.
     """
 
-    values: Sequence[float]
+    values: Seeds
     expected: float | None
     status: str
     mark: str
 
     def text(self, with_paper: bool = False, with_count: bool = False) -> str:
         """The mean and its deviation; ``with_paper`` paper / ours / difference, ``with_count`` the number of seeds."""
-        ours, values = self.status, self.values
+        ours, values = self.status, [*self.values.values()]
         if values:
             spread = f" ± {stdev(values):.1f}{f' (n = {len(values)})' * with_count}" if len(values) > 1 else ""
             ours = f"{mean(values):.1f}{spread}{self.mark}"
         if not with_paper or (ours == "-" and self.expected is None):
             return ours
         paper = "-" if self.expected is None else f"{self.expected:.1f}"
-        difference = "-" if self.expected is None or not values else _signed(mean(values) - self.expected)
-        return f"{paper} / {ours} / {difference}"
+        gap = math.nan if self.expected is None or not values else mean(values) - self.expected
+        return f"{paper} / {ours} / {Difference(gap)}"
 
 
 def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
@@ -107,12 +111,17 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
     if own.file_of(experiment):
         places = {name: [run for run in runs if name in run.places] for name in {run.places[0]: 0 for run in runs}}
     if experiment in WHOLES:
-        names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_ELSEWHERE)
+        names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_IN)
         begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
         places = {name: [run for run in runs if name in run.places] for name in names if name in begun}
     ready = {run.name: Record(run, READY) for run in runs}
     found = [_table(name, [(ready | known)[run.name] for run in runs], known) for name, runs in places.items()]
     return [table for table in found if table.rows]
+
+
+def title_of(place: str) -> str:
+    kind = place.removeprefix(DIGITS)
+    return TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + ", on digits" * place.startswith(DIGITS)
 
 
 def has_something_to_show(record: Record) -> bool:
@@ -126,26 +135,16 @@ def label_of_norm(run: Run) -> str:
     return "SyncBN" if run.name.endswith("syncbn") else "GN"
 
 
-def model_of(name: str) -> str:
-    """..._R_50_FPN_... -> R50; empty for a name without a model."""
-    found = re.search(r"_([RX])_(\d+)", name)
-    return "".join(found.groups()) if found else ""
-
-
-def _signed(difference: float) -> str:
-    return f"{round(difference, 1) + 0.0:+.1f}"  # never -0.0
-
-
 def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -> Table:
     """The table of a place from the ``records`` of its runs; ``known`` has those that they rest on too, by name."""
-    kind, is_digits = place.removeprefix(DIGITS), place.startswith(DIGITS)
-    title = TITLES.get(kind, re.sub(r"^figure(\d)", r"Figure \1", kind)) + ", on digits" * is_digits
+    kind, is_digits, title = place.removeprefix(DIGITS), place.startswith(DIGITS), title_of(place)
     searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
     remarks = [f"{name} chose {known[name].found}." for name in searches if name in known and known[name].found]
     for one in records:
         if one.state in (FAILED, BLOCKED) or (one.state == FINISHED and one.error):
             error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
-            remarks.append(f"{one.run.name} {one.state}: {error or 'no reason was left'}")
+            state = "diverged, as expected" if one.diverged_as_expected else one.state
+            remarks.append(f"{one.run.name} {state}: {error or 'no reason was left'}")
     if kind == own.MATRIX:
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
@@ -164,7 +163,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     if kind in BY_MODEL and is_digits:  # other data: only the difference between the initialisations compares
         _, paper = _grid(kind, [Record(run, READY) for run in of_place(kind)], {})
         pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
-        papers = [_signed(a.expected - b.expected) for a, b in pairs if a.expected and b.expected]
+        papers = [str(Difference(a.expected - b.expected)) for a, b in pairs if a.expected and b.expected]
         rows.append((f"{rows[-1][0]}, R50 in the paper", *papers))
     text = "".join(cell for row in rows for cell in row[1:])
     seeds = counts.pop() if len(counts) == 1 else "n"
@@ -210,17 +209,19 @@ def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
 
 def _cell(records: Sequence[Record], metric: str, shared: Set[str] = frozenset()) -> Cell:
     """``shared``: the finished runs that rest on the same first iterations as others of the table."""
-    values, expected, unfinished = [], None, ""
+    values: dict[int | None, float] = {}
+    expected, unfinished = None, ""
     for one in records:
         name = metric.replace("/", f"{TTA}/") if one.run.kind == EVALUATE else metric
         expected = one.run.expected.get(name) if expected is None else expected
         if one.state == FINISHED and math.isfinite(value := one.metrics.get(name, math.nan)):
-            values.append(round(value, DECIMALS))
+            values[seed_of(one.run)] = round(value, DECIMALS)
         elif one.state != FINISHED and name in one.curves and not unfinished:
             iteration, value = one.curves[name][-1]
             unfinished = f"({value:.1f} at {iteration:,} of {one.run.iterations:,})"
-    status = "failed" if any(one.state == FAILED for one in records) else unfinished or "-"
-    return Cell(values, expected, status, "†" if any(one.run.name in shared for one in records) else "")
+    failed = [one for one in records if one.state == FAILED]
+    status = ("diverged" if all(one.diverged_as_expected for one in failed) else "failed") if failed else unfinished
+    return Cell(values, expected, status or "-", "†" if any(one.run.name in shared for one in records) else "")
 
 
 def _root(record: Record, known: Mapping[str, Record]) -> str:
@@ -232,14 +233,9 @@ def _root(record: Record, known: Mapping[str, Record]) -> str:
 
 
 def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]:
-    """A row with the difference of two rows' means, and its standard error where both have several seeds."""
-    texts = []
-    for ours, theirs in ((a.values, b.values) for a, b in zip(scratch, pretrained, strict=True)):
-        text = _signed(mean(ours) - mean(theirs)) if ours and theirs else "-"
-        if min(len(ours), len(theirs)) > 1:
-            text += f" ± {math.sqrt(variance(ours) / len(ours) + variance(theirs) / len(theirs)):.1f}"
-        texts.append(text)
-    return (f"{SCRATCH} - {PRETRAINED}", *texts)
+    """A row with the differences of two rows."""
+    gaps = [str(difference(ours.values, theirs.values)) for ours, theirs in zip(scratch, pretrained, strict=True)]
+    return (f"{SCRATCH} - {PRETRAINED}", *gaps)
 
 
 def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str]]:
