@@ -32,6 +32,7 @@ STATES = WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED
     "waiting", "ready", "queued", "running", "interrupted", "failed", "blocked", "finished",
     "unfinished",  # in a report: interrupted or running, which depends on the moment
 )  # fmt: skip
+DIVERGED = "diverged as expected"  # a status, not a state
 LOSS = "total_loss"
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
@@ -85,9 +86,10 @@ class Record:
         return bool(self.iteration or self.state == FINISHED)
 
     @property
-    def diverged_as_expected(self) -> bool:
-        """Whether it failed in the way that is its result, with the words of ``engine.loop``."""
-        return self.state == FAILED and self.run.diverges and "the loss is not finite" in self.error
+    def status(self) -> str:
+        """The state; DIVERGED where that is the result that was expected, with the words of ``engine.loop``."""
+        is_expected = self.state == FAILED and self.run.diverges and "the loss is not finite" in self.error
+        return DIVERGED if is_expected else self.state
 
     @property
     def iterations_done(self) -> int:

@@ -31,7 +31,9 @@ def test_depends_on_the_numbers_alone(out: Path) -> None:
     path = out / R18.format("scratch", 6) / "result.json"
     path.write_text(path.read_text().replace("540.0", "9999.0"))
     report(out)
-    assert files(out) == first
+    again = files(out)
+    assert [name for name, content in first.items() if again.pop(name) != content] == ["index.html"]  # says how long
+    assert again == {}
 
 
 @pytest.mark.usefixtures("no_figures")

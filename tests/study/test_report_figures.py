@@ -12,12 +12,24 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from scratch_det.evaluation.metrics import BLUE, BROWN, GREEN, PRETRAINED, PURPLE, SCRATCH, SKY, VERMILION
+from scratch_det.evaluation.metrics import (
+    BLUE,
+    BROWN,
+    GREEN,
+    INK,
+    OLIVE,
+    PRETRAINED,
+    PURPLE,
+    SCRATCH,
+    SKY,
+    VERMILION,
+)
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, draw, figures_of, mean_of, own_part
 from scratch_det.study.run import EVALUATE, TRAIN, Run
+from scratch_det.visualization.curves import GROUND
 
 TRUNK, BRANCH = "scratch_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
 
@@ -141,7 +153,7 @@ class TestFigures:
     def test_what_the_paper_reports_is_an_open_mark(self) -> None:
         """Table 1's ends in Figure 1; of Figure 5's bars those that it gives a number for."""
         (axes, *_) = figures_of("figure1", made_up("figure1"))["figure1"].axes
-        marks = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+        marks = [line for line in axes.lines if line.get_markerfacecolor() == GROUND and len(line.get_xdata())]
         assert [list(zip(*line.get_data(), strict=True)) for line in marks] == [
             [(540_000, 41.3), (450_000, 40.7), (360_000, 40.6), (270_000, 39.5), (180_000, 36.8)],
             [(540_000, 41.1), (450_000, 40.9), (360_000, 40.9), (270_000, 40.8), (180_000, 40.3)],
@@ -168,6 +180,7 @@ class TestFigures:
         assert [path.name for path in first] == ["figure8.svg", "figure8.png"]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
         assert "date" not in first[0].read_text()
+        assert "@media (prefers-color-scheme: dark)" in first[0].read_text()
         with Image.open(first[1]) as picture:
             assert picture.width == 1400
 
@@ -241,23 +254,23 @@ class TestContent:
         records = [replace(one, curves={"bbox/AP": ((540, float(number)),)}) for number, one in enumerate(records)]
         (figure,) = figures_of("digits/norms", records).values()
         assert legend(figure.axes[0]) == {
-            "GN: 0.0": BLUE,
-            "SyncBN: 1.0": VERMILION,
-            "BN, 2 images a process: 2.0": GREEN,
-            "FrozenBN, res2 frozen: 3.0": PURPLE,
-            "none: 4.0": SKY,
-            "GN, all weights from N(0, 0.01): 5.0": BROWN,
+            "GN: 0.0": GREEN,
+            "SyncBN: 1.0": PURPLE,
+            "BN, 2 images a process: 2.0": SKY,
+            "FrozenBN, res2 frozen: 3.0": BROWN,
+            "none: 4.0": INK,
+            "GN, all weights from N(0, 0.01): 5.0": OLIVE,
         }
         assert figure.get_suptitle() == "In miniature: R18-FPN from scratch, 3x, by normalisation"
 
     def test_own_runs(self) -> None:
-        """The mean of a recipe's seeds, pre-trained in blue whatever the order in the file."""
+        """The mean of a recipe's seeds with their range, in the colours of the initialisations."""
         runs = [
-            Run(name, (own.PLACE,), shown, init, 0, length=40)
-            for name, shown, init in [
-                ("new", "new", SCRATCH),
-                ("new_seed2", "new", SCRATCH),
-                ("old", "old", PRETRAINED),
+            Run(name, (own.PLACE,), shown, init, 0, length=40, seed=seed)
+            for name, shown, init, seed in [
+                ("new", "new", SCRATCH, None),
+                ("new_seed2", "new", SCRATCH, 2),
+                ("old", "old", PRETRAINED, None),
             ]
         ]
         records = [
@@ -267,7 +280,8 @@ class TestContent:
         with rc_context(REPORT_STYLE):
             figure = FIGURES[own.PLACE](records)
         axes = figure.axes[0]
-        assert legend(axes) == {"old: 30.0": BLUE, "new: 21.0": VERMILION}
+        assert legend(axes) == {"new: 21.0": VERMILION, "old: 30.0": BLUE}
+        assert len(axes.collections) == 1
         assert ends(axes) == {(40, 30.0, BLUE), (40, 21.0, VERMILION)}
 
     def test_files(self, tmp_path: Path) -> None:
@@ -285,7 +299,7 @@ class TestContent:
             "random initialisation",
             "pre-trained",
         ):
-            assert f"<!-- {text} -->" in svg.read_text()
+            assert f">{text}</text>" in svg.read_text()
 
 
 class TestCurves:

@@ -9,8 +9,8 @@ import pytest
 from scratch_det.evaluation.metrics import VERMILION
 from scratch_det.study import own
 from scratch_det.study.records import FINISHED, READY, Record
+from scratch_det.study.report.differences import difference, interval
 from scratch_det.study.report.figures import figures_of
-from scratch_det.study.report.inits import difference, interval
 from scratch_det.study.report.tables import Table, tables_of
 from scratch_det.study.run import PRETRAIN
 
@@ -87,11 +87,11 @@ def test_intervals() -> None:
     assert interval([]) == "-"
     assert interval([1.0]) == "1.0"
     assert interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # 4.303 / the root of 3
-    assert difference({None: 1.0, 2: 4.0}, {None: 2.0, 2: 3.0, 3: 9.0}) == "+0.0 ± 12.7"  # of -1 and +1
-    assert difference({None: 1.0}, {}) == "-"
-    assert difference({None: 1.0}, {None: 2.5}) == "-1.5"
+    assert str(difference({None: 1.0, 2: 4.0}, {None: 2.0, 2: 3.0, 3: 9.0})) == "+0.0 ± 12.7"  # of -1 and +1
+    assert str(difference({None: 1.0}, {})) == "-"
+    assert str(difference({None: 1.0}, {None: 2.5})) == "-1.5"
     # Welch's: variances 2 / 2 and 2 / 2, so two degrees of freedom and 4.303 x the root of 2
-    assert difference({1: 1.0, 2: 3.0}, {3: 11.0, 4: 13.0}) == "-10.0 ± 6.1"
+    assert str(difference({1: 1.0, 2: 3.0}, {3: 11.0, 4: 13.0})) == "-10.0 ± 6.1"
 
 
 def test_the_figure(file: str) -> None:

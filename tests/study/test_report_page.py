@@ -21,13 +21,15 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from scratch_det.evaluation.metrics import BLUE, VERMILION
+from scratch_det.evaluation.metrics import BLUE, INITIALISATIONS, VERMILION
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
-from scratch_det.study.report.figures import INITS, draw, figures_of
-from scratch_det.study.report.page import curves, read_runs, write_page
+from scratch_det.study.report import with_made
+from scratch_det.study.report.figures import draw, figures_of
+from scratch_det.study.report.page import curves, read_runs, study_page
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN, TRAIN
+from scratch_det.study.study import Study
 
 PLACE = "digits/figure6"
 FAILED, BRANCH = "pretrained_keypoint_rcnn_R_18_FPN_3x_gn", "scratch_keypoint_rcnn_R_18_FPN_2x_gn"
@@ -60,7 +62,11 @@ def fill(out: Path, times: int = 1) -> None:
         status = {"iteration": last, "host": f"host{times}", "pid": times}
         (folder / "status.json").write_text(json.dumps(status))
         if name != FAILED:
-            result = {"iteration": last, "seconds": times, "metrics": {"bbox": {"AP": 30.0}, "keypoints": {"AP": 20.0}}}
+            result = {
+                "iteration": last,
+                "seconds": 120 * times,
+                "metrics": {"bbox": {"AP": 30.0}, "keypoints": {"AP": 20.0}},
+            }
             (folder / "result.json").write_text(json.dumps(result))
             Image.new("RGB", (1200, 900), "red").save(folder / "predictions.png")
     (out / "pretrain_digits_R_18_gn").mkdir()
@@ -76,7 +82,8 @@ def row(i: int, clock: int) -> dict[str, Any]:
 
 
 def records_in(out: Path) -> list[Record]:
-    return collect(survey(jobs_of(of_place(PLACE)), out, {}), out)
+    records = collect(survey(jobs_of(of_place(PLACE)), out, {}), out)
+    return [with_made(one, Study(PLACE, out, backend="torchvision")) for one in records]
 
 
 def page_of(out: Path) -> Path:
@@ -86,7 +93,15 @@ def page_of(out: Path) -> Path:
     tables = [Table("table", f"Table {EVIL}", ("init", "AP"), rows, (f"note {EVIL}",))]
     drawn = draw(figures_of(PLACE, records), out.parent / "figures")
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
-    return write_page(path, f"Study {EVIL}", tables, records, figures, read_runs(records, out, path))
+    path.write_text(study_page(f"Study {EVIL}", tables, records, figures, read_runs(records, out, path)))
+    return path
+
+
+def table_of(page: str, section: str) -> list[list[str]]:
+    """The cells of a section's table, as text."""
+    found = page.partition(f'<section id="{section}')[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", found)]
+    return [[html.unescape(re.sub("<.*?>", "", cell)) for cell in row] for row in rows]
 
 
 @pytest.fixture
@@ -103,66 +118,67 @@ class TestPage:
         assert text.count("data:image/svg+xml") == 1
         assert text.count("data:image/jpeg") == 1  # a branch has its trunk's
         assert "with changes" not in text
-        assert "<td>0123456789ab</td><td>all</td>" in text
+        assert ["git commit", "0123456789abcdef", "all"] in table_of(text, "environment")
 
     def test_numbers_of_the_curves(self, page: Path) -> None:
-        """What page.js draws: a branch from its trunk's last point on, names, labels and colours."""
+        """What curves.js draws: a branch from its trunk's last point on, names and colours."""
         data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
-        assert data["metrics"]["bbox/AP"] == "box AP"
+        assert data["metrics"]["bbox/AP"] == "box AP (%)"
         assert data["metrics"][LOSS] == "training loss"
-        runs = {run["run"]: run for run in data["runs"]}
-        assert {name: (run["family"], run["label"], run["colour"], run["on"]) for name, run in runs.items()} == {
-            TRUNK: ("scratch", "3x", VERMILION, True),
-            BRANCH: ("scratch", "2x", VERMILION, True),
-            FAILED: ("pretrained", "3x", BLUE, True),
+        (lines,) = data["groups"].values()
+        runs = {line["run"]: line for line in lines}
+        assert {name: (line["family"], line["colour"]) for name, line in runs.items()} == {
+            "scratch, 3x": ("scratch", VERMILION),
+            "scratch, 2x": ("scratch", VERMILION),
+            "pretrained, 3x": ("pretrained", BLUE),
         }
-        assert runs[TRUNK]["curves"]["bbox/AP"][::17] == [[30, 0.0], [540, 28.3333]]
-        assert runs[BRANCH]["curves"]["bbox/AP"] == [
-            [240, 11.6667],
-            [270, 13.3333],
-            [300, 15.0],
-            [330, 16.6667],
-            [360, 18.3333],
-        ]
-        assert runs[FAILED]["curves"][LOSS] == [[30, 2.0], [60, 1.9444], [90, 1.8889], [120, 1.8333]]
+        assert runs["scratch, 3x"]["curves"]["bbox/AP"][::17] == [[30, 0.0], [540, 28.3333]]
+        branch = [[240, 11.6667], [270, 13.3333], [300, 15.0], [330, 16.6667], [360, 18.3333]]
+        assert runs["scratch, 2x"]["curves"]["bbox/AP"] == branch
+        assert runs["pretrained, 3x"]["curves"][LOSS] == [[30, 2.0], [60, 1.9444], [90, 1.8889], [120, 1.8333]]
+
+    def test_seeds_are_a_mean_with_a_range(self) -> None:
+        runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
+        ends = zip(runs, (20.0, 30.0, 40.0), strict=True)
+        records = [Record(run, "finished", 0, 1080, curves={"bbox/AP": ((1080, ap),)}) for run, ap in ends]
+        assert curves(records)["Table 1: box AP, on digits"][0]["curves"]["bbox/AP"] == [(1080, 30.0, 20.0, 40.0)]
 
     def test_tables(self, page: Path) -> None:
         text = page.read_text()
-        numbers = text.partition('<table class="numbers">')[2].partition("</table>")[0]
-        assert re.findall(r"<t[hd]>(.*?)</t[hd]>", numbers) == ["init", "AP", "scratch", "20.0", html.escape(EVIL), "-"]
-        runs = text.partition('<table id="runs">')[2].partition("</table>")[0]
-        cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", runs)]
-        assert cells[:10] == [
-            *(TRUNK, "finished", "540", "scratch, 3x", PLACE),
-            *(BRANCH, "finished", "360 (a branch at 240)", "scratch, 2x", PLACE),
+        assert table_of(text, "table")[:2] == [["init", "AP"], ["scratch", "20.0"]]
+        assert table_of(text, "runs")[:3] == [
+            ["run", "status", "iterations", "box AP (%)", "keypoint AP (%)", "time (min)", "row or curve", "in"],
+            [TRUNK, "finished", "540", "30.0", "20.0", "2.0", "scratch, 3x", PLACE],
+            [BRANCH, "finished", "360 (a branch at 240)", "30.0", "20.0", "2.0", "scratch, 2x", PLACE],
         ]
-        failed = text.partition('<dl id="failed">')[2].partition("</dl>")[0]
-        assert failed == f"<dt>{FAILED}</dt><dd><code>exit code 1: RuntimeError: {html.escape(EVIL)}</code></dd>"
-        environment = text.partition('<table id="environment">')[2]
-        assert "<td>torch</td><td>2.14.1</td><td>all</td>" in environment
+        assert table_of(text, "failed") == [["run", "error"], [FAILED, f"exit code 1: RuntimeError: {EVIL}"]]
+        assert ["torch", "2.14.1", "all"] in table_of(text, "environment")
 
     def test_pictures(self, page: Path) -> None:
         """A smaller copy of the trunk's predictions, and the figure as it was drawn."""
         text = page.read_text()
-        (jpeg,) = re.findall(r'<img src="data:image/jpeg;base64,(.*?)" alt="truth beside prediction">', text)
-        assert f"<figcaption>{TRUNK}</figcaption>" in text
+        (jpeg,) = re.findall(rf'<img src="data:image/jpeg;base64,(.*?)" alt="{TRUNK}"', text)
         with Image.open(io.BytesIO(base64.b64decode(jpeg))) as picture:
             assert picture.size == (1000, 750)
             assert picture.convert("RGB").getpixel((500, 300)) == (254, 0, 0)  # as JPEG has "red"
-        (svg,) = re.findall(r'<img src="data:image/svg\+xml;base64,(.*?)" alt="figure6">', text)
+        (svg,) = re.findall(
+            r'<img src="data:image/svg\+xml;base64,(.*?)" alt="Figure 6 in miniature: R18-FPN with GN"', text
+        )
         assert "Figure 6 in miniature: R18-FPN with GN" in base64.b64decode(svg).decode()
 
     def test_recipes_differ_in(self, page: Path) -> None:
-        table = page.read_text().partition('<table id="differences">')[2].partition("</table>")[0].replace("<wbr>", "")
-        assert re.findall(r"<th>([A-Z_.]+)</th>", table) == ["MODEL.WEIGHTS", "SOLVER.MAX_ITER", "VERSION"]
-        assert f"<td>{TRUNK}/backbone.pth</td>" in table
+        header, usual, *rows = table_of(page.read_text(), "config-keys-that-differ")
+        assert header == ["run", "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "VERSION"]
+        assert usual[:2] == ["most frequent", ""]
+        assert [row[1] for row in rows] == ["", "", f"{TRUNK}/backbone.pth"]
 
     def test_everything_is_escaped(self, page: Path) -> None:
         text = page.read_text()
         assert EVIL not in text
-        # title twice, the table's title, a cell, its note, the failed run's; a version, and a key's value in three runs
-        assert text.count(html.escape(EVIL)) == 6 + 1 + 3
-        assert text.count("<script") == text.count("</script>") == 2
+        # title twice; the table's, also in the contents and its box's label; a cell, a note, the failed run's; a
+        # version, and a key's value in three runs
+        assert text.count(html.escape(EVIL)) == 2 + 3 + 3 + 1 + 3
+        assert text.count("<script") == text.count("</script>") == 3
 
     def test_says_nothing_of_this_machine(self, page: Path) -> None:
         text = page.read_text()
@@ -172,14 +188,17 @@ class TestPage:
 
     def test_the_same_after_an_interruption(self, page: Path, tmp_path: Path) -> None:
         fill(tmp_path / "interrupted" / "out", times=2)
-        assert page_of(tmp_path / "interrupted" / "out").read_bytes() == page.read_bytes()
+        times = re.compile(r"<td>\d\.\d</td><td>(?=scratch, |pretrained, )")
+        again = page_of(tmp_path / "interrupted" / "out").read_text()
+        assert times.sub("", again) == times.sub("", page.read_text()) != page.read_text()
 
     def test_what_a_checkout_had_changed(self, page: Path) -> None:
         path = page.parent / "out" / TRUNK / "environment.json"
         path.write_text(path.read_text().replace('"diff": ""', '"diff": "x"'))
         text = page_of(page.parent / "out").read_text()
-        assert f"<td>0123456789ab with changes</td><td>{TRUNK}</td>" in text
-        assert f"<td>0123456789ab</td><td>{BRANCH}, {FAILED}</td>" in text
+        rows = table_of(text, "environment")
+        assert ["git commit", "0123456789abcdef with changes", TRUNK] in rows
+        assert ["git commit", "0123456789abcdef", f"{BRANCH}, {FAILED}"] in rows
 
     def test_which_runs_are_shown(self, tmp_path: Path) -> None:
         """Curves of the first place without repetitions; six pictures; no config keys of classifiers."""
@@ -196,14 +215,11 @@ class TestPage:
         pictured = [run.name for run in runs if run.picture]
         assert len(pictured) == 6
         assert not any("_seed" in name for name in pictured)
-        drawn = {curve["run"]: curve for curve in curves(records)}
-        first = {one.run.name for one in records if one.run.places[0] == "digits/table1" and one.run.seed is None}
-        assert {name for name, curve in drawn.items() if curve["on"]} == first
-        assert all(curve["curves"]["bbox/AP"] == [(30, 1.0)] for curve in drawn.values())
-        text = write_page(tmp_path / "page.html", "x", [], records, {}, runs).read_text()
-        table = text.partition('<table id="differences">')[2].partition("</table>")[0]
-        assert "<th>X</th>" in table
-        assert "KIND" not in table
+        lines = [line for group in curves(records).values() for line in group]
+        assert {line["run"] for line in lines} > {"scratch, 6x", "third, scratch", "none"}
+        assert {point[:2] for line in lines for point in line["curves"]["bbox/AP"]} == {(30, 1.0)}
+        table = table_of(study_page("x", [], records, {}, runs), "config-keys-that-differ")
+        assert table[0] == ["run", "X"]
 
     def test_broken_files(self, page: Path) -> None:
         """A picture and a recipe can be done without, as ``check_folders`` has looked at what counts."""
@@ -215,22 +231,21 @@ class TestPage:
         """What is kept of a study gives the figures and curves that its folders gave."""
         records = records_in(page.parent / "out")
         save(records, tmp_path / "results")
-        assert load(tmp_path / "results") == [replace(one, seconds=None) for one in records]
+        assert load(tmp_path / "results") == [replace(one, seconds=None, made={}) for one in records]
 
-    def test_the_figures_colours(self) -> None:
-        """One family of each initialisation has the figures' two colours, however many schedules and seeds."""
+    def test_colours_are_those_of_the_initialisations(self) -> None:
+        """However many schedules and seeds there are; where several lines have one initialisation, other colours."""
         records = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
-        by_init = {one.run.name: INITS[one.run.init][1] for one in records if one.run.k}
-        found = {curve["run"]: curve["colour"] for curve in curves(records)}
-        assert {name: found[name] for name in by_init} == by_init
+        drawn = curves(records)["Table 1: box AP, on digits"]
+        assert {line["family"]: line["colour"] for line in drawn} == INITIALISATIONS
         norms = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
-        drawn = curves(norms)
-        families, colours = ({(curve["group"], curve[key]) for curve in drawn} for key in ("family", "colour"))
-        assert len(families) == len(colours) > 1
+        families = {line["family"]: line["colour"] for line in curves(norms)["Normalisation, on digits"]}
+        assert len(families) == len({*families.values()}) == 6
+        assert not {*families.values()} & {*INITIALISATIONS.values()}
 
     def test_without_folders(self, tmp_path: Path) -> None:
         records = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
-        text = write_page(tmp_path / "page.html", "A study", [], records, {}, []).read_text()
+        text = study_page("A study", [], records, {}, [])
         assert "4 of 4 runs are finished" in text
         assert 'href="out' not in text
 
@@ -238,16 +253,24 @@ class TestPage:
 DRIVER = """<script>addEventListener("load", () => {
   const said = {}, plot = document.getElementById("plot"), tip = document.getElementById("tip");
   const paths = () => plot.querySelectorAll("path").length;
-  const button = (name) => document.querySelector(`#legend button[title="${name}"]`);
-  said.options = [...document.getElementById("metric").options].map((option) => option.value);
+  const options = (id) => [...document.getElementById(id).options].map((option) => option.value);
+  said.options = [options("metric"), options("group")];
   said.all = paths();
-  button("BRANCH").click();
-  said.without = [paths(), button("BRANCH").getAttribute("aria-pressed")];
-  document.querySelector("#legend .family").click();
+  const button = document.querySelector("#legend button");
+  button.click();
+  said.without = [paths(), button.getAttribute("aria-pressed")];
+  button.click();
   said.again = paths();
   const dot = plot.querySelector("circle").getBoundingClientRect();
   plot.dispatchEvent(new PointerEvent("pointermove", {clientX: dot.x + 3, clientY: dot.y + 3}));
   said.tip = tip.hidden ? "" : tip.textContent;
+  const table = document.querySelector("#runs table"), head = table.tHead.rows[0].cells[2];
+  said.sorted = ["first", "second", "third", "fourth"].map(() => {
+    const first = [...table.tBodies[0].rows].slice(0, 3).map((row) => row.cells[2].textContent);
+    const found = [head.ariaSort, ...first];
+    head.querySelector("button").click();
+    return found;
+  });
   said.wide = document.documentElement.scrollWidth > innerWidth;
   document.title = JSON.stringify(said);
 });
@@ -295,18 +318,24 @@ def browse(page: Path, proxy: Proxy, width: int = 1400) -> tuple[str, list[str]]
 class TestBrowser:
     @pytest.mark.parametrize("width", [1400, 500])
     def test_curves(self, page: Path, proxy: Proxy, width: int) -> None:
-        """Drawn, toggled and told of; the tables are there, in their own boxes; nothing leaves."""
+        """Drawn, toggled and told of; the tables are there, in their own boxes, and sorted; nothing leaves."""
         text = page.read_text()
-        page.write_text(text.replace("<head>", "<head>" + DRIVER.replace("BRANCH", BRANCH), 1))
+        page.write_text(text.replace("<head>", "<head>" + DRIVER, 1))
         shown, asked = browse(page, proxy, width)
         said = json.loads(html.unescape(re.search("<title>(.*)</title>", shown)[1]))
-        assert said["options"] == ["bbox/AP", "keypoints/AP", LOSS]
+        assert said["options"] == [["bbox/AP", "keypoints/AP", LOSS], ["Figure 6, on digits"]]
         assert said["all"] == 3
-        assert said["without"] == [2, "false"]
+        assert said["without"] == [1, "false"]
         assert said["again"] == 3
-        assert re.fullmatch(rf"{TRUNK}: box AP 28.33 after 540 iterations", said["tip"])
+        assert re.fullmatch(r"scratch, 3x: box AP \(%\) 28.33 after 540 iterations", said["tip"])
+        assert said["sorted"] == [
+            ["none", "540", "360 (a branch at 240)", "120"],
+            ["ascending", "0", "120", "360 (a branch at 240)"],
+            ["descending", "2,000", "540", "360 (a branch at 240)"],
+            ["none", "540", "360 (a branch at 240)", "120"],
+        ]
         assert not said["wide"]
-        assert shown.count("<table") == 4
+        assert shown.count("<table") == 5
         assert "violation:" not in shown.partition("</script>")[2]
         assert asked == []
 
@@ -327,4 +356,4 @@ class TestBrowser:
 
 def test_files_are_packaged() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "study/report/page.*" in setuptools["package-data"]["scratch_det"]
+    assert {"study/report/curves.js", "visualization/page.*"} <= {*setuptools["package-data"]["scratch_det"]}

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scratch_det.errors import ConfigError, DataError, UserError
-from scratch_det.evaluation.metrics import BLACK, BLUE, COLORS, VERMILION
+from scratch_det.evaluation.metrics import COLORS, GREEN, INK, PURPLE, WINE
 from scratch_det.reading import read_series
 from scratch_det.study.records import read_curves
 from scratch_det.visualization import curves
@@ -87,7 +87,7 @@ def test_the_losses_of_a_run(tmp_path):
     assert axes.get_yscale() == "log"
     shown = {line.get_label(): line for line in axes.lines}
     assert list(shown) == ["total", "class", "box", "mask", "proposal objectness", "proposal box"]
-    assert [shown[name].get_color() for name in ("total", "class", "box")] == [BLACK, BLUE, VERMILION]
+    assert [shown[name].get_color() for name in ("total", "class", "box")] == [INK, WINE, GREEN]
     assert shown["total"].get_linewidth() > shown["class"].get_linewidth()
     assert shown["box"].get_xdata().tolist() == [20.0 * i + 20 for i in range(30)]
     assert shown["box"].get_ydata().tolist() == [2 / (i + 3) for i in range(30)]
@@ -99,9 +99,9 @@ def test_the_scores_of_a_run(tmp_path):
     axes = axes_of(draw_scores, tmp_path, rows)
     shown = {line.get_label(): (line.get_color(), line.get_marker(), *line.get_ydata()) for line in axes.lines}
     assert shown == {
-        "box AP, best 40.0": (BLUE, "o", 40, 30),
-        "mask AP, best 40.0": (VERMILION, "s", 40, 30),
-        "box AP, test aug, best 35.0": (BLUE, "*", 35),
+        "box AP, best 40.0": (GREEN, "o", 40, 30),
+        "mask AP, best 40.0": (PURPLE, "s", 40, 30),
+        "box AP, test aug, best 35.0": (GREEN, "*", 35),
     }
     assert words_in(axes) == ["30.0", "30.0", "35.0"]  # of the ends; the highest above its point
     assert [text.get_verticalalignment() for text in axes.texts] == ["top", "top", "bottom"]
@@ -170,7 +170,7 @@ class TestComparison:
         for name in ("short", "long"):
             (tmp_path / name).mkdir()
             write_rows(tmp_path / name / "metrics.json", rows if name == "long" else rows[:10])
-            (tmp_path / name / "config.yaml").write_text("SOLVER:\n  MAX_ITER: 600\n")
+            (tmp_path / name / "config.yaml").write_text("SOLVER: {MAX_ITER: 600}\nMODEL: {WEIGHTS: ''}\n")
         return [f"{name}={tmp_path / name}" for name in ("short", "long")]
 
     def test_a_panel_for_each_metric(self, runs, tmp_path):
@@ -179,7 +179,7 @@ class TestComparison:
         assert picture(out).shape == (1152, 1080, 3)
         folders = dict(word.split("=") for word in runs)
         found = {label: read_series(Path(folder) / "metrics.json", 600) for label, folder in folders.items()}
-        panels = comparison(found, ["total_loss", "bbox/AP", "lr"]).axes
+        panels = comparison(found, ["total_loss", "bbox/AP", "lr"], dict(zip(found, COLORS, strict=False))).axes
         assert [axes.get_ylabel() for axes in panels] == ["total loss", "box AP (%)", "lr"]
         assert all(axes.get_xlim() == (0, 629) for axes in panels)  # up to the longest line, with matplotlib's margin
         lines = [

@@ -24,10 +24,10 @@ from scratch_det.errors import UserError
 from scratch_det.evaluation.metrics import INK, METRICS, colors_of, main_metrics
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
-from scratch_det.study.records import FAILED, LOSS, Record
+from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
 from scratch_det.study.report.differences import headlines, model_of
 from scratch_det.study.report.figures import Band, bands_of
-from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, title_of
+from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import PRETRAIN, Run
 from scratch_det.visualization.curves import thin
 from scratch_det.visualization.page import Section, data_uri, of_svg, page_text
@@ -37,7 +37,7 @@ MAIN |= {"classification/top1": "top-1 of pre-training"}
 AXES = {name: METRICS[name].axis for name in MAIN} | {LOSS: "training loss"}
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
-PICTURES, PICTURE_WIDTH, PICTURE_BYTES = 6, 1000, 150_000
+PICTURES, PICTURE_WIDTH, QUALITY = 6, 1000, 80
 WIDGET = Markup("""<p><label>Show <select id="metric"></select></label> <label>of <select id="group"></select></label>
 by iteration: the mean of the seeds with their range; of a branch the part after its trunk. A click on a name hides it.
 </p>
@@ -68,16 +68,14 @@ def study_page(
 ) -> str:
     """The page; ``figures``: SVG documents by name, ``runs`` is empty where the run folders are gone."""
     script = Path(__file__).with_name("curves.js").read_text(encoding="utf-8")
-    failed = [one for one in records if one.state == FAILED]
-    states = Counter("diverged as expected" if one.diverged_as_expected else one.state for one in records)
-    finished = f"{states.pop('finished', 0)} of {len(records)} runs are finished"
+    states = Counter(one.status for one in records)
+    finished = f"{states.pop(FINISHED, 0)} of {len(records)} runs are finished"
     summary = ", ".join([finished, *(f"{number} {state}" for state, number in states.items())])
     data = {"metrics": AXES, "groups": curves(records)}
     sections = [
-        Section("Failed", rows=_reasons([one for one in failed if not one.diverged_as_expected]), table="words"),
+        Section("Failed", rows=_reasons(records, FAILED), table="words"),
         *_tables(sorted(tables, key=lambda table: table.name == own.PRETRAINING), figures),
-        Section("Diverged as expected", rows=_reasons([one for one in failed if one.diverged_as_expected]),
-                table="words"),
+        Section(DIVERGED.capitalize(), rows=_reasons(records, DIVERGED), table="words"),
         Section("Curves", body=WIDGET.format(htmlsafe_json_dumps(data)) if data["groups"] else ""),
         Section("Predictions", "Truth beside prediction.",
                 pictures=[(one.name, one.picture) for one in runs if one.picture]),
@@ -89,9 +87,9 @@ def study_page(
     return page_text(title, [*headlines(records), f"{summary}. AP is in percent."], sections, script)
 
 
-def _reasons(failed: Sequence[Record]) -> list[tuple[str, str]]:
-    rows = [(one.run.name, (one.error.strip().splitlines() or [""])[-1]) for one in failed]
-    return [("run", "error"), *rows] if rows else []
+def _reasons(records: Sequence[Record], status: str) -> list[tuple[str, str]]:
+    found = [(one.run.name, (one.error.strip().splitlines() or [""])[-1]) for one in records if one.status == status]
+    return [("run", "error"), *found] if found else []
 
 
 def _tables(tables: Sequence[Table], figures: Mapping[str, str]) -> Iterator[Section]:
@@ -130,8 +128,7 @@ def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Se
             f"{one.metrics[name]:.1f}" if math.isfinite(one.metrics.get(name, math.nan)) else "-" for name in shown
         )
         time = f"{seconds[run.name] / unit:.1f}" if run.name in seconds else "-"
-        state = "diverged as expected" if one.diverged_as_expected else one.state
-        yield (label, state, iterations, *scores, time, run.shown, ", ".join(run.places))
+        yield (label, one.status, iterations, *scores, time, run.shown, ", ".join(run.places))
 
 
 def config_rows(records: Sequence[Record], runs: Sequence[RunPage]) -> list[Sequence[str]]:
@@ -158,13 +155,20 @@ def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
         shown = [one for one in begun if place in one.run.places and _part(one.run) == part]
         if {one.run.name for one in shown} <= known:
             continue
-        families = {one.run.shown: re.sub(r", \d+x$", "", one.run.shown).removesuffix(f", {part}") for one in shown}
-        colors = colors_of({families[one.run.shown]: one.run.init for one in shown})
+        names = {one.run.name: label_of_norm(one.run) if "norms" in place else one.run.shown for one in shown}
+        families = {run: re.sub(r", \d+x$", "", name).removesuffix(f", {part}") for run, name in names.items()}
+        colors = colors_of({families[one.run.name]: one.run.init for one in shown})
         lines: dict[str, dict[str, Any]] = {}
-        for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name)):
-            name, family = band.run.shown, families[band.run.shown]
-            line = {"run": name, "family": family, "colour": colors[family].replace(INK, "currentColor"), "curves": {}}
-            lines.setdefault(name, line)["curves"][metric] = _points(band)
+        for metric in AXES:
+            for band in bands_of(shown, metric, lambda run, families=families: families[run.name]):
+                family, name = families[band.run.name], names[band.run.name]
+                line = {
+                    "run": name,
+                    "family": family,
+                    "colour": colors[family].replace(INK, "currentColor"),
+                    "curves": {},
+                }
+                lines.setdefault(name, line)["curves"][metric] = _points(band)
         is_one_of = len({other for where, other in places if where == place}) > 1
         groups[title_of(place) + f", {part}" * is_one_of] = list(lines.values())
         known |= {one.run.name for one in shown}
@@ -205,7 +209,7 @@ def made_with(records: Sequence[Record]) -> Iterator[Sequence[str]]:
         yield ("what", "value", "runs")
     for key, values in made.items():
         for value, names in values.items():
-            yield (key, value, "all" if len(names) == len(known) else ", ".join(names))
+            yield (key, value, "all" if len(values) == 1 else ", ".join(names))
 
 
 def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
@@ -213,14 +217,13 @@ def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]
     there = [one for one in records if (out / one.run.name).is_dir()]
     pictures = [one.run.name for one in there if not one.start and one.run.seed is None]
     pictures = [name for name in pictures if (out / name / "predictions.png").exists()]
-    few = {pictures[round(i * (len(pictures) - 1) / (PICTURES - 1))] for i in range(PICTURES)} if pictures else set()
     names = [one.run.name for one in records]
     return [
         RunPage(
             name=name,
             link=quote(Path(os.path.relpath(out / name, path.parent)).as_posix()) + "/",
             config=_read_config(out / name / "config.yaml", names),
-            picture=_read_picture(out / name / "predictions.png") if name in few else "",
+            picture=_read_picture(out / name / "predictions.png") if name in pictures[:PICTURES] else "",
         )
         for name in (one.run.name for one in there)
     ]
@@ -245,11 +248,8 @@ def _read_picture(png: Path) -> str:
     except (OSError, SyntaxError, Image.DecompressionBombError):  # PIL reports a broken PNG as SyntaxError
         return ""
     small.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
-    for quality in (80, 60, 40, 20):
-        jpeg = io.BytesIO()
-        small.save(jpeg, "JPEG", quality=quality, optimize=True)
-        if jpeg.tell() <= PICTURE_BYTES:
-            break
+    jpeg = io.BytesIO()
+    small.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
     return data_uri(jpeg.getvalue(), "jpeg")
 
 

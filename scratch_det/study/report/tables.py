@@ -11,7 +11,7 @@ from scratch_det.evaluation.metrics import METRICS, PRETRAINED, SCRATCH, TTA
 from scratch_det.study import own
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
-from scratch_det.study.records import BLOCKED, DECIMALS, FAILED, FINISHED, READY, Record
+from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
 from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
@@ -143,8 +143,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     for one in records:
         if one.state in (FAILED, BLOCKED) or (one.state == FINISHED and one.error):
             error = one.error[:LONGEST_ERROR] + " ..." * (len(one.error) > LONGEST_ERROR)
-            state = "diverged, as expected" if one.diverged_as_expected else one.state
-            remarks.append(f"{one.run.name} {state}: {error or 'no reason was left'}")
+            remarks.append(f"{one.run.name} {one.status}: {error or 'no reason was left'}")
     if kind == own.MATRIX:
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
@@ -219,8 +218,8 @@ def _cell(records: Sequence[Record], metric: str, shared: Set[str] = frozenset()
         elif one.state != FINISHED and name in one.curves and not unfinished:
             iteration, value = one.curves[name][-1]
             unfinished = f"({value:.1f} at {iteration:,} of {one.run.iterations:,})"
-    failed = [one for one in records if one.state == FAILED]
-    status = ("diverged" if all(one.diverged_as_expected for one in failed) else "failed") if failed else unfinished
+    states = {one.status for one in records}
+    status = "failed" if FAILED in states else "diverged" if DIVERGED in states else unfinished
     return Cell(values, expected, status or "-", "†" if any(one.run.name in shared for one in records) else "")
 
 
