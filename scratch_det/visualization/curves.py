@@ -44,13 +44,7 @@ STYLE: Any = NO_MATH | {
     "svg.hashsalt": "scratch_det",  # else ids are random
 }  # fmt: skip
 GROUND = "#fefefe"  # of what has the page's colour
-# In an SVG on a dark page, whose colours page.css has too.
-DARK = f"""@media (prefers-color-scheme: dark) {{
-[style*="fill: {INK}"] {{ fill: #e4e4e4 !important }}
-[style*="stroke: {INK}"] {{ stroke: #e4e4e4 !important }}
-[style*="fill: {GROUND}"] {{ fill: #181818 !important }}
-[style*="stroke: {GROUND}"] {{ stroke: #181818 !important }}
-}}"""
+STYLE_SHEET = Path(__file__).with_name("figure.css")  # of an SVG on a dark page
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # where a legend covers no data
 LOSSES = {  # by key: label, colour, line width
     "total_loss": ("total", INK, 2.2),
@@ -234,7 +228,7 @@ def as_svg(figure: Figure) -> str:
     content = io.StringIO()
     about: Any = {"Date": None, "Creator": None, "Title": figure.get_suptitle() or None}
     figure.savefig(content, format="svg", facecolor="none", metadata=about)
-    return content.getvalue().replace("</style>", f"{DARK}</style>", 1)
+    return content.getvalue().replace("</style>", f"{STYLE_SHEET.read_text()}</style>", 1)
 
 
 def thin(curve: Curve, most: int) -> Curve:

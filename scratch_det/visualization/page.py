@@ -43,10 +43,6 @@ class Section:
     def address(self) -> str:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
-    @property
-    def is_shown(self) -> bool:
-        return bool(self.rows or self.pictures or self.body)
-
 
 def page_text(title: str, headlines: Sequence[str], sections: Sequence[Section], script: str = "") -> str:
     """The page with the sections that have something to show; ``script``: JavaScript besides that of the tables."""
@@ -56,7 +52,7 @@ def page_text(title: str, headlines: Sequence[str], sections: Sequence[Section],
         title=title,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         headlines=headlines,
-        sections=[one for one in sections if one.is_shown],
+        sections=[one for one in sections if one.rows or one.pictures or one.body],
         scripts=[Markup(one) for one in scripts],
         digests=[base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts],
     )

@@ -27,7 +27,7 @@ from scratch_det.evaluation.metrics import (
 from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, draw, figures_of, mean_of, own_part
+from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, bands_of, draw, figures_of, own_part
 from scratch_det.study.run import EVALUATE, TRAIN, Run
 from scratch_det.visualization.curves import GROUND
 
@@ -309,5 +309,13 @@ class TestCurves:
         assert own_part(branch, "bbox/AP", {TRUNK}) == curve[1:]
         assert own_part(branch, "bbox/AP", set()) == curve
 
-    def test_mean_of_what_all_have(self) -> None:
-        assert mean_of([((1, 2.0), (2, 4.0), (3, 9.0)), ((1, 4.0), (3, 1.0))]) == ((1, 3.0), (3, 5.0))
+    def test_the_mean_is_of_what_all_seeds_have(self) -> None:
+        runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
+        curves = ((540, 2.0), (900, 4.0), (1080, 9.0)), ((540, 4.0), (1080, 1.0))
+        ends = zip(runs, curves, strict=False)
+        (band,) = bands_of([Record(run, "finished", curves={"bbox/AP": curve}) for run, curve in ends], "bbox/AP")
+        assert (band.mean, band.low, band.high) == (
+            ((540, 3.0), (1080, 5.0)),
+            ((540, 2.0), (1080, 1.0)),
+            ((540, 4.0), (1080, 9.0)),
+        )

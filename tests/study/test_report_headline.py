@@ -10,7 +10,7 @@ from scratch_det.study import own
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FAILED, FINISHED, Record
 from scratch_det.study.report.differences import Difference, headlines
-from scratch_det.study.report.page import study_page
+from scratch_det.study.report.page import Folders, study_page
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.run import Run
 
@@ -99,7 +99,7 @@ def test_an_expected_divergence_is_no_failure() -> None:
     says = "exit code 2: the loss is not finite at iteration 3"
     none, bn = (find(f"scratch_mask_rcnn_R_18_FPN_3x_{norm}") for norm in ("none", "bn"))
     records = [Record(none, FAILED, error=says), Record(bn, FAILED, error=says)]
-    page = study_page("x", [], records, {}, [])
+    page = study_page("x", [], records, {}, Folders())
     assert "1 diverged as expected, 1 failed" in page
     sections = {name: page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
                 for name in ("failed", "diverged-as-expected")}  # fmt: skip

@@ -26,7 +26,7 @@ from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
 from scratch_det.study.report import with_made
 from scratch_det.study.report.figures import draw, figures_of
-from scratch_det.study.report.page import curves, read_runs, study_page
+from scratch_det.study.report.page import Folders, curves, read_folders, study_page
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN, TRAIN
 from scratch_det.study.study import Study
@@ -93,7 +93,7 @@ def page_of(out: Path) -> Path:
     tables = [Table("table", f"Table {EVIL}", ("init", "AP"), rows, (f"note {EVIL}",))]
     drawn = draw(figures_of(PLACE, records), out.parent / "figures")
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
-    path.write_text(study_page(f"Study {EVIL}", tables, records, figures, read_runs(records, out, path)))
+    path.write_text(study_page(f"Study {EVIL}", tables, records, figures, read_folders(records, out, path)))
     return path
 
 
@@ -210,13 +210,13 @@ class TestPage:
                 (tmp_path / "a study" / run.name).mkdir(parents=True)
                 (tmp_path / "a study" / run.name / "config.yaml").write_text(f"KIND: {run.kind}\nX: {run.k}\n")
                 Image.new("RGB", (9, 9)).save(tmp_path / "a study" / run.name / "predictions.png")
-        runs = read_runs(records, tmp_path / "a study", tmp_path / "page.html")
-        assert runs[0].link == f"a%20study/{runs[0].name}/"
-        pictured = [run.name for run in runs if run.picture]
+        runs = read_folders(records, tmp_path / "a study", tmp_path / "page.html")
+        assert runs.links[records[0].run.name] == f"a%20study/{records[0].run.name}/"
+        pictured = [*runs.pictures]
         assert len(pictured) == 6
         assert not any("_seed" in name for name in pictured)
         lines = [line for group in curves(records).values() for line in group]
-        assert {line["run"] for line in lines} > {"scratch, 6x", "third, scratch", "none"}
+        assert {line["run"] for line in lines} > {"scratch, 6x", "third, scratch, 6x", "none, 3x"}
         assert {point[:2] for line in lines for point in line["curves"]["bbox/AP"]} == {(30, 1.0)}
         table = table_of(study_page("x", [], records, {}, runs), "config-keys-that-differ")
         assert table[0] == ["run", "X"]
@@ -245,7 +245,7 @@ class TestPage:
 
     def test_without_folders(self, tmp_path: Path) -> None:
         records = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
-        text = study_page("A study", [], records, {}, [])
+        text = study_page("A study", [], records, {}, Folders())
         assert "4 of 4 runs are finished" in text
         assert 'href="out' not in text
 
@@ -356,4 +356,6 @@ class TestBrowser:
 
 def test_files_are_packaged() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {"study/report/curves.js", "visualization/page.*"} <= {*setuptools["package-data"]["scratch_det"]}
+    assert {"study/report/curves.*", "visualization/*.css", "visualization/page.*"} <= {
+        *setuptools["package-data"]["scratch_det"]
+    }

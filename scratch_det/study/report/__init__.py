@@ -42,7 +42,7 @@ from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
 from scratch_det.study.report.figures import FIGURES, draw, figures_of
-from scratch_det.study.report.page import MADE_WITH, read_runs, study_page
+from scratch_det.study.report.page import MADE_WITH, Folders, read_folders, study_page
 from scratch_det.study.report.tables import DIGITS, FORMATS, WHOLES, as_markdown, has_something_to_show, tables_of
 from scratch_det.study.run import COMMANDS, SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
@@ -75,8 +75,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
         write_atomically(path, content)
     drawn = draw(figures_of(experiment, records), report)
     figures = {path.stem: path.read_text() for path in drawn if path.suffix == ".svg"}
-    there = read_runs(records, study.out, page)
-    write_atomically(page, study_page(f"{experiment}: report", tables, records, figures, there))
+    folders = read_folders(records, study.out, page)
+    write_atomically(page, study_page(f"{experiment}: report", tables, records, figures, folders))
     # Remove what an earlier report of more runs left; keep files with other names, which are not ours.
     named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
     old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
@@ -289,7 +289,7 @@ def render(root: Path, check: bool = False) -> list[Path]:
             draw(drawn, folder, ["svg"])
             write_atomically(source, _source(results, folder))
         figures = {path.stem: path.read_text() for path in _figures_in(folder) if path.suffix == ".svg"}
-        text = study_page(f"{name}: report", tables_of(name, records), records, figures, [])
+        text = study_page(f"{name}: report", tables_of(name, records), records, figures, Folders())
         if not page.exists() or page.read_text() != text:
             stale.append(page)
             if not check:

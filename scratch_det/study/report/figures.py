@@ -85,20 +85,12 @@ def draw(figures: Mapping[str, Figure], folder: Path, kinds: Sequence[str] = ("s
 
 
 class Band(NamedTuple):
-    """The curves of a schedule's seeds; of a branch the part after its trunk.
-
-    Attributes:
-        run: the first of them.
-        mean, low, high: of the seeds that count, at the same iterations; empty where one of them is missing.
-        others: all curves, where there is no mean.
-        seeds: how many count.
-    """
+    """The curves of a schedule's seeds, of so many: their mean, the lowest and the highest. ``run``: the first one."""
 
     run: Run
     mean: Curve
-    low: Sequence[float]
-    high: Sequence[float]
-    others: Sequence[Curve]
+    low: Curve
+    high: Curve
     seeds: int
 
 
@@ -234,7 +226,7 @@ def _training_loss(records: Sequence[Record]) -> Figure | None:
 
 def _lines(records: Sequence[Record], title: str, label: Callable[[Run], str]) -> Figure | None:
     """Box AP, a line for each label: the mean of its runs, with its last value in the legend."""
-    bands = [band for band in bands_of(records, BOX, label) if band.mean]
+    bands = bands_of(records, BOX, label)
     if not bands:
         return None
     figure, axes = _figure(title.format(model=_model(records[0])), 4.2)
@@ -291,10 +283,7 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: 
     for init, (label, color, marker) in (styles or INITS).items():
         shown = [band for band in bands if row_of(band.run) == init]
         for band in shown:
-            is_done = band.mean and band.mean[-1][0] == band.run.iterations
-            _draw_band(axes, band, color, marker if is_done else "")
-            for curve in band.others:
-                plot(axes, curve, color=color, lw=0.6, alpha=0.45)
+            _draw_band(axes, band, color, marker * (band.mean[-1][0] == band.run.iterations))
         if shown:
             several = f", mean and range of {shown[0].seeds} seeds" * (shown[0].seeds > 1)
             axes.plot([], [], marker, ls="-", color=color, label=label + several)
@@ -312,18 +301,18 @@ def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: 
 def _draw_band(axes: Axes, band: Band, color: str, marker: str, label: str = "") -> None:
     """The mean with the range of the seeds, its end marked."""
     if band.seeds > 1:
-        axes.fill_between([x for x, _ in band.mean], band.low, band.high, color=color, alpha=0.2, lw=0)
-    if band.mean:
-        plot(axes, band.mean, color=color, lw=1.6, label=label)
-        if marker:
-            axes.plot(*band.mean[-1], marker, color=color, mew=0.8, zorder=3)
+        (x, low), (_, high) = (zip(*curve, strict=True) for curve in (band.low, band.high))
+        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+    plot(axes, band.mean, color=color, lw=1.6, label=label)
+    if marker:
+        axes.plot(*band.mean[-1], marker, color=color, mew=0.8, zorder=3)
 
 
 def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str] = row_of) -> list[Band]:
     """Of each schedule of each label, in the order of ``records``.
 
-    The mean is over the seeds that every schedule with a finished one has finished: a branch's mean over other seeds
-    than its trunk's would not begin on the trunk's.
+    The mean is over the seeds that every schedule with a finished one has finished, and the iterations that they have:
+    a branch's mean over other seeds than its trunk's would not begin on the trunk's.
     """
     groups: dict[str, dict[str, dict[int | None, Record]]] = {}  # by label, schedule and seed
     for one in records:
@@ -336,12 +325,13 @@ def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str]
         finished = set.intersection(*filter(None, done)) if any(done) else set()
         for seeds in schedules:
             curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
-            chosen = finished or {max(curves, key=lambda seed: len(curves[seed]))}
-            shown = [curves[seed] for seed in curves if seed in chosen] if chosen <= curves.keys() else []
-            mean = mean_of(shown) if shown else ()
-            low, high = ([pick(dict(curve)[x] for curve in shown) for x, _ in mean] for pick in (min, max))
-            others = () if mean else tuple(curves.values())
-            bands.append(Band(next(iter(seeds.values())).run, mean, low, high, others, len(finished)))
+            chosen = finished & curves.keys() or {max(curves, key=lambda seed: len(curves[seed]))}
+            points = [dict(curves[seed]) for seed in curves if seed in chosen]
+            common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
+            mean, low, high = (
+                tuple((x, pick([one[x] for one in points])) for x in common) for pick in (fmean, min, max)
+            )
+            bands.append(Band(next(iter(seeds.values())).run, mean, low, high, len(points)))
     return bands
 
 
@@ -352,13 +342,6 @@ def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
         return curve
     before = [point for point in curve if point[0] <= record.start]
     return (*before[-1:], *curve[len(before) :])
-
-
-def mean_of(curves: Sequence[Curve]) -> Curve:
-    """The mean curve, over the iterations that all ``curves`` have."""
-    points = [dict(curve) for curve in curves]
-    common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
-    return tuple((iteration, fmean(one[iteration] for one in points)) for iteration in common)
 
 
 def _label_axes(axes: Axes, label: str) -> None:

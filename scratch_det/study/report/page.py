@@ -10,9 +10,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2.utils import htmlsafe_json_dumps
@@ -38,36 +38,22 @@ AXES = {name: METRICS[name].axis for name in MAIN} | {LOSS: "training loss"}
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
 PICTURES, PICTURE_WIDTH, QUALITY = 6, 1000, 80
-WIDGET = Markup("""<p><label>Show <select id="metric"></select></label> <label>of <select id="group"></select></label>
-by iteration: the mean of the seeds with their range; of a branch the part after its trunk. A click on a name hides it.
-</p>
-<div id="chart"><svg id="plot" role="img" aria-label="curves of the runs"></svg><div id="tip" hidden></div></div>
-<div id="legend"></div>
-<noscript><p>These curves need JavaScript; the figures do not.</p></noscript>
-<script type="application/json" id="data">{}</script>""")
 
 
-@dataclass(frozen=True)
-class RunPage:
-    """What a run's folder adds to its record.
+class Folders(NamedTuple):
+    """What run folders add to the records, each by the run's name: addresses, from the page, of the folders; values of
+    the config as text, by key; predictions of a few runs, as data URIs."""
 
-    Attributes:
-        link: address of the folder, from the page.
-        config: values by key, as text.
-        picture: its predictions as a JPEG's data URI; empty where they are not shown.
-    """
-
-    name: str
-    link: str
-    config: Mapping[str, str]
-    picture: str
+    links: Mapping[str, str] = {}
+    configs: Mapping[str, Mapping[str, str]] = {}
+    pictures: Mapping[str, str] = {}
 
 
 def study_page(
-    title: str, tables: Sequence[Table], records: Sequence[Record], figures: Mapping[str, str], runs: Sequence[RunPage]
+    title: str, tables: Sequence[Table], records: Sequence[Record], figures: Mapping[str, str], folders: Folders
 ) -> str:
-    """The page; ``figures``: SVG documents by name, ``runs`` is empty where the run folders are gone."""
-    script = Path(__file__).with_name("curves.js").read_text(encoding="utf-8")
+    """The page; ``figures``: SVG documents by name."""
+    script, plot = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("curves.js", "curves.html"))
     states = Counter(one.status for one in records)
     finished = f"{states.pop(FINISHED, 0)} of {len(records)} runs are finished"
     summary = ", ".join([finished, *(f"{number} {state}" for state, number in states.items())])
@@ -76,12 +62,11 @@ def study_page(
         Section("Failed", rows=_reasons(records, FAILED), table="words"),
         *_tables(sorted(tables, key=lambda table: table.name == own.PRETRAINING), figures),
         Section(DIVERGED.capitalize(), rows=_reasons(records, DIVERGED), table="words"),
-        Section("Curves", body=WIDGET.format(htmlsafe_json_dumps(data)) if data["groups"] else ""),
-        Section("Predictions", "Truth beside prediction.",
-                pictures=[(one.name, one.picture) for one in runs if one.picture]),
-        Section("Runs", rows=[*run_rows(records, {one.name: one.link for one in runs})], table="words"),
+        Section("Curves", body=Markup(plot).format(htmlsafe_json_dumps(data)) if data["groups"] else ""),
+        Section("Predictions", "Truth beside prediction.", pictures=[*folders.pictures.items()]),
+        Section("Runs", rows=[*run_rows(records, folders.links)], table="words"),
         Section("Config keys that differ", "Of detectors. The first row has the most frequent value of each key, the "
-                "others what differs from it.", rows=config_rows(records, runs), table="words"),
+                "others what differs from it.", rows=config_rows(records, folders.configs), table="words"),
         Section("Environment", rows=[*made_with(records)], table="words"),
     ]  # fmt: skip
     return page_text(title, [*headlines(records), f"{summary}. AP is in percent."], sections, script)
@@ -96,14 +81,13 @@ def _tables(tables: Sequence[Table], figures: Mapping[str, str]) -> Iterator[Sec
     """Each table below its figures; figures without a table come last."""
     names = {table.name for table in tables}
     homes = {place.removeprefix(DIGITS): home.removeprefix(DIGITS) for place, home in SHOWN_IN.items()}
-    of_table = {name: name if name in names else homes.get(name, "") for name in figures}
-    for table in tables:
-        pictures = [of_svg(svg) for name, svg in figures.items() if of_table[name] == table.name]
-        yield Section(
-            table.title, rows=[table.header, *table.rows], pictures=pictures, notes=table.notes, layout="grid figures"
-        )
-    rest = [of_svg(svg) for name, svg in figures.items() if of_table[name] not in names]
-    yield Section("Other figures", pictures=rest, layout="grid figures")
+    of_table = {name: next((one for one in (name, homes.get(name)) if one in names), "") for name in figures}
+    for title, name, rows, notes in (
+        *((one.title, one.name, [one.header, *one.rows], one.notes) for one in tables),
+        ("Other figures", "", [], ()),
+    ):
+        pictures = [of_svg(svg) for figure, svg in figures.items() if of_table[figure] == name]
+        yield Section(title, rows=rows, pictures=pictures, notes=notes, layout="grid figures")
 
 
 def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Sequence[str]]:
@@ -111,34 +95,25 @@ def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Se
     shown = [name for name in MAIN if any(name in one.metrics for one in records)]
     seconds = {one.run.name: one.made["seconds"] for one in records if one.made.get("seconds")}
     unit, name = (3600, "h") if max(seconds.values(), default=0) > 24 * 3600 else (60, "min")
-    yield (
-        "run",
-        "status",
-        "iterations",
-        *(f"{MAIN[name]} (%)" for name in shown),
-        f"time ({name})",
-        "row or curve",
-        "in",
-    )
+    scores = [f"{MAIN[name]} (%)" for name in shown]
+    yield ("run", "status", "iterations", *scores, f"time ({name})", "row or curve", "in")
     for one in records:
         run, link = one.run, links.get(one.run.name)
         label = Markup('<a href="{}">{}</a>').format(link, run.name) if link else run.name
         iterations = f"{one.iteration:,}" + f" (a branch at {one.start:,})" * bool(one.start)
-        scores = (
-            f"{one.metrics[name]:.1f}" if math.isfinite(one.metrics.get(name, math.nan)) else "-" for name in shown
-        )
+        scores = [f"{one.metrics.get(name, math.nan):.1f}".replace("nan", "-") for name in shown]
         time = f"{seconds[run.name] / unit:.1f}" if run.name in seconds else "-"
         yield (label, one.status, iterations, *scores, time, run.shown, ", ".join(run.places))
 
 
-def config_rows(records: Sequence[Record], runs: Sequence[RunPage]) -> list[Sequence[str]]:
+def config_rows(records: Sequence[Record], configs: Mapping[str, Mapping[str, str]]) -> list[Sequence[str]]:
     """What differs between the recipes of detectors, or of classifiers where there is nothing else."""
-    classifiers = {one.run.name for one in records if one.run.kind == PRETRAIN}
-    compared = [run for run in ([run for run in runs if run.name not in classifiers] or runs) if run.config]
-    values = {key: Counter(run.config.get(key, "") for run in compared) for run in compared for key in run.config}
+    detectors = {one.run.name for one in records if one.run.kind != PRETRAIN}
+    compared = {name: config for name, config in configs.items() if name in detectors} or configs
+    values = {key: Counter(one.get(key, "") for one in compared.values()) for one in compared.values() for key in one}
     usual = {key: count.most_common(1)[0][0] for key, count in sorted(values.items()) if len(count) > 1}
-    rows = [(run.name, *("" if (value := run.config.get(key, "")) == most else value or "(empty)"
-                         for key, most in usual.items())) for run in compared]  # fmt: skip
+    rows = [(name, *("" if config.get(key, "") == most else config.get(key) or "(empty)"
+                     for key, most in usual.items())) for name, config in compared.items()]  # fmt: skip
     return [("run", *usual), ("most frequent", *usual.values()), *rows] if usual else []
 
 
@@ -155,20 +130,13 @@ def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
         shown = [one for one in begun if place in one.run.places and _part(one.run) == part]
         if {one.run.name for one in shown} <= known:
             continue
-        names = {one.run.name: label_of_norm(one.run) if "norms" in place else one.run.shown for one in shown}
-        families = {run: re.sub(r", \d+x$", "", name).removesuffix(f", {part}") for run, name in names.items()}
-        colors = colors_of({families[one.run.name]: one.run.init for one in shown})
+        family_of = partial(_family, place, part)
+        colors = colors_of({family_of(one.run): one.run.init for one in shown})
         lines: dict[str, dict[str, Any]] = {}
-        for metric in AXES:
-            for band in bands_of(shown, metric, lambda run, families=families: families[run.name]):
-                family, name = families[band.run.name], names[band.run.name]
-                line = {
-                    "run": name,
-                    "family": family,
-                    "colour": colors[family].replace(INK, "currentColor"),
-                    "curves": {},
-                }
-                lines.setdefault(name, line)["curves"][metric] = _points(band)
+        for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name, family_of)):
+            family, k = family_of(band.run), f", {band.run.k}x" * bool(band.run.k)
+            line = {"run": family + k, "family": family, "colour": colors[family].replace(INK, "currentColor")}
+            lines.setdefault(family + k, line | {"curves": {}})["curves"][metric] = _points(band)
         is_one_of = len({other for where, other in places if where == place}) > 1
         groups[title_of(place) + f", {part}" * is_one_of] = list(lines.values())
         known |= {one.run.name for one in shown}
@@ -180,18 +148,16 @@ def _part(run: Run) -> str:
     return run.shown.split(", ")[1] if own.MATRIX in run.places else model_of(run.name)
 
 
+def _family(place: str, part: str, run: Run) -> str:
+    """All schedules of an initialisation, or whatever else a plot compares."""
+    name = label_of_norm(run) if "norms" in place else run.shown
+    return re.sub(r", \d+x$", "", name).removesuffix(f", {part}")
+
+
 def _points(band: Band) -> list[tuple[float, ...]]:
-    mean = band.mean or max(band.others, key=len)
-    columns = [
-        mean,
-        *(
-            [(at, y) for (at, _), y in zip(mean, edge, strict=True)]
-            for edge in (band.low, band.high)
-            if band.seeds > 1 and edge
-        ),
-    ]
-    rows = zip(*(thin(column, POINTS) for column in columns), strict=True)
-    return [(row[0][0], *(round(y, 4) for _, y in row)) for row in rows if all(math.isfinite(y) for _, y in row)]
+    curves = [thin(curve, POINTS) for curve in (band.mean, band.low, band.high)[: 3 if band.seeds > 1 else 1]]
+    rows = [(row[0][0], *(round(y, 4) for _, y in row)) for row in zip(*curves, strict=True)]
+    return [row for row in rows if all(map(math.isfinite, row))]
 
 
 def made_with(records: Sequence[Record]) -> Iterator[Sequence[str]]:
@@ -212,21 +178,15 @@ def made_with(records: Sequence[Record]) -> Iterator[Sequence[str]]:
             yield (key, value, "all" if len(values) == 1 else ", ".join(names))
 
 
-def read_runs(records: Sequence[Record], out: Path, path: Path) -> list[RunPage]:
-    """The runs with a folder in ``out``, linked from the page at ``path``; a few that are no branch have a picture."""
-    there = [one for one in records if (out / one.run.name).is_dir()]
-    pictures = [one.run.name for one in there if not one.start and one.run.seed is None]
-    pictures = [name for name in pictures if (out / name / "predictions.png").exists()]
+def read_folders(records: Sequence[Record], out: Path, path: Path) -> Folders:
+    """Of the runs in ``out``, for the page at ``path``; runs that are no branch have pictures."""
     names = [one.run.name for one in records]
-    return [
-        RunPage(
-            name=name,
-            link=quote(Path(os.path.relpath(out / name, path.parent)).as_posix()) + "/",
-            config=_read_config(out / name / "config.yaml", names),
-            picture=_read_picture(out / name / "predictions.png") if name in pictures[:PICTURES] else "",
-        )
-        for name in (one.run.name for one in there)
-    ]
+    there = {name: out / name for name in names if (out / name).is_dir()}
+    links = {name: quote(Path(os.path.relpath(folder, path.parent)).as_posix()) + "/" for name, folder in there.items()}
+    configs = {name: _read_config(folder / "config.yaml", names) for name, folder in there.items()}
+    trunks = [one.run.name for one in records if not one.start and one.run.seed is None and one.run.name in there]
+    pictures = {name: picture for name in trunks if (picture := _read_picture(there[name] / "predictions.png"))}
+    return Folders(links, {name: one for name, one in configs.items() if one}, dict([*pictures.items()][:PICTURES]))
 
 
 def _read_config(path: Path, names: Sequence[str]) -> dict[str, str]:
