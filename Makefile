@@ -35,7 +35,7 @@ lint: $(INSTALLED)-dev  ## format, style and types; the Dockerfile
 	$(RUN) -m mypy
 	$(VENV)/bin/hadolint Dockerfile
 
-docs: $(INSTALLED)  ## bring the tables of docs/miniature.md and the figures of docs/digits/ up to date with results/
+docs: $(INSTALLED)  ## bring the tables of docs/miniature.md, the figures and the page of docs/digits/ up to date
 	$(RUN) tools/render_docs.py --project projects/self_supervised
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Bring the tables in README.md and docs/*.md, and the figures in docs/*/, up to date with results/.
+"""Bring the tables in README.md and docs/*.md, and figures and page in docs/*/, up to date with results/.
 
     python tools/render_docs.py --project projects/self_supervised
     python tools/render_docs.py --project projects/self_supervised --check
 
 A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in scratch-det study.
-docs/NAME/ has the figures of results/NAME/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of each
+docs/NAME/ has figures and page of results/NAME/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of each
 figure. After a change of how they are drawn, remove SOURCE, and start this again.
 Exit code 1: with --check, a file is not up to date; 2: user error, such as no results for a marker.
 """

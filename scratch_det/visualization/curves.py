@@ -226,7 +226,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def as_svg(figure: Figure) -> str:
     """The figure without ground, and with other colours of text and lines where the reader's page is dark."""
     content = io.StringIO()
-    about: Any = {"Date": None, "Creator": None, "Title": figure.get_suptitle() or None}
+    about: Any = {"Date": None, "Creator": None, "Title": figure.get_suptitle()}
     figure.savefig(content, format="svg", facecolor="none", metadata=about)
     return content.getvalue().replace("</style>", f"{STYLE_SHEET.read_text()}</style>", 1)
 

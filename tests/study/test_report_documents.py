@@ -38,8 +38,8 @@ def write(root: Path, text: str) -> None:
 
 def test_rendered_once_and_for_all(root: Path) -> None:
     (root / "docs/x.md").write_text("no marker")
-    stale = [root / "README.md", root / "docs/digits/SOURCE"]
-    assert render(root, check=True) == stale
+    stale = [root / "README.md", root / "docs/digits/SOURCE", root / "docs/digits/index.html"]
+    assert render(root, check=True) == stale[:2]  # the page has the figures, which are to be drawn
     assert "old" in (root / "README.md").read_text()
     assert not (root / "docs/digits").exists()
     assert render(root) == stale
@@ -69,8 +69,8 @@ def test_figures_that_are_gone_or_changed_are_stale(root: Path) -> None:
     curves = {"bbox/AP": ((540, 15.0), (1080, 30.0))}
     save([record(30.0, curves)], root / "results/digits")
     render(root)
-    source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.png"
-    assert f"{hashlib.sha256(figure.read_bytes()).hexdigest()}  figure1.png\n" in source.read_text()
+    source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.svg"
+    assert f"{hashlib.sha256(figure.read_bytes()).hexdigest()}  figure1.svg\n" in source.read_text()
     other = figure.with_name("photo.png")
     other.touch()
     assert render(root, check=True) == []
@@ -80,10 +80,13 @@ def test_figures_that_are_gone_or_changed_are_stale(root: Path) -> None:
     assert render(root, check=True) == [source]
     assert render(root) == [source]
     assert figure.exists()
+    page = source.with_name("index.html")
+    page.write_text(page.read_text().replace("1 of 1 runs", "2 of 2 runs"))
+    assert render(root, check=True) == [page]
     save([record(30.0)], root / "results/digits")
     render(root)
     left = {path.name for path in source.parent.iterdir()}
-    assert left == {"SOURCE", "photo.png", "figure5.svg", "figure5.png"}  # the bar of 30.0 AP
+    assert left == {"SOURCE", "photo.png", "figure5.svg", "index.html"}  # the bar of 30.0 AP
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ class TestPage:
         text = page_of(page.parent / "out").read_text()
         rows = table_of(text, "environment")
         assert ["git commit", "0123456789abcdef with changes", TRUNK] in rows
-        assert ["git commit", "0123456789abcdef", f"{BRANCH}, {FAILED}"] in rows
+        assert ["git commit", "0123456789abcdef", "the others"] in rows
 
     def test_which_runs_are_shown(self, tmp_path: Path) -> None:
         """Curves of the first place without repetitions; six pictures; no config keys of classifiers."""

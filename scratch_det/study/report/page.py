@@ -175,7 +175,8 @@ def made_with(records: Sequence[Record]) -> Iterator[Sequence[str]]:
         yield ("what", "value", "runs")
     for key, values in made.items():
         for value, names in values.items():
-            yield (key, value, "all" if len(values) == 1 else ", ".join(names))
+            rest = "the others" if names == max(values.values(), key=len) else ", ".join(names)
+            yield (key, value, "all" if len(values) == 1 else rest)
 
 
 def read_folders(records: Sequence[Record], out: Path, path: Path) -> Folders:
