@@ -5,8 +5,8 @@
     python tools/render_docs.py --project projects/self_supervised --check
 
 A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in scratch-det study.
-docs/NAME/ has figures and page of results/NAME/, and SOURCE: SHA-256 of the numbers that they were drawn from, and of each
-figure. After a change of how they are drawn, remove SOURCE, and start this again.
+docs/NAME/ has figures and page of results/NAME/, and SOURCE: SHA-256 of the numbers that the figures were drawn from,
+and of each figure. After a change of how they are drawn, remove SOURCE, and start this again.
 Exit code 1: with --check, a file is not up to date; 2: user error, such as no results for a marker.
 """
 

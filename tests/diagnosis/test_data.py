@@ -17,7 +17,7 @@ def captions(coco_factory: Callable[..., Path], tmp_path: Path) -> Callable[...,
 
     def shown(**chosen: object) -> list[str]:
         page = Path(view_data("toy_train", Filter(**chosen), tmp_path / "out"))  # type: ignore[arg-type]
-        return re.findall("<figcaption>(.*?)</figcaption>", page.read_text())
+        return re.findall('<figcaption>(.*?) <a class="close"', page.read_text())
 
     return shown
 
@@ -55,7 +55,7 @@ def test_what_is_not_there(captions: Callable[..., list[str]], tmp_path: Path) -
 
 def test_a_training(points_recipe: Path, tmp_path: Path) -> None:
     page = Path(view_training(points_recipe, ["MODEL.KEYPOINT_ON", "True"], 2, tmp_path / "out")).read_text()
-    found = re.findall("<figcaption>(.*?)</figcaption>", page)
+    found = re.findall('<figcaption>(.*?) <a class="close"', page)
     assert all(re.fullmatch(rf"position {n}, image \d, \d\d x \d\d: 2 objects", one) for n, one in enumerate(found))
     assert len(found) == 2
     assert "3 training images of toy_train, as the model gets them." in page

@@ -329,10 +329,10 @@ class TestBrowser:
         assert said["again"] == 3
         assert re.fullmatch(r"scratch, 3x: box AP \(%\) 28.33 after 540 iterations", said["tip"])
         assert said["sorted"] == [
-            ["none", "540", "360 (a branch at 240)", "120"],
+            ["none", "540", "360 (a branch at 240)", "2,000"],
             ["ascending", "0", "120", "360 (a branch at 240)"],
             ["descending", "2,000", "540", "360 (a branch at 240)"],
-            ["none", "540", "360 (a branch at 240)", "120"],
+            ["none", "540", "360 (a branch at 240)", "2,000"],
         ]
         assert not said["wide"]
         assert shown.count("<table") == 5

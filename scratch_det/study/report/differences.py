@@ -122,21 +122,22 @@ def _detector(run: Run) -> str:
 
 def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
     """On random initialisation beside the ``other``: their difference by length, the longest last."""
-    *_, (last, end) = gaps.items()
-    lengths, behind = list(gaps), [length for length, gap in gaps.items() if gap.side < 0]
-    since = lengths.index(behind[-1]) + 1 if behind else 0
-    level = [length for n, length in enumerate(lengths[since:], since)
-             if all(gaps[later].value >= 0 for later in lengths[n:])]  # fmt: skip
-    shown = dict.fromkeys((lengths[0], *level[:1], last))
-    numbers = ", ".join(f"{gaps[length]} at {length}" for length in shown)
+    first, last = next(iter(gaps)), [*gaps][-1]
+    behind, end = [length for length, gap in gaps.items() if gap.side < 0], gaps[last]
+    reached = last
+    for length in reversed(gaps):  # back to where the mean is no longer ahead
+        if gaps[length].value < 0:
+            break
+        reached = length
+    numbers = ", ".join(f"{gaps[length]} at {length}" for length in dict.fromkeys((first, reached, last)))
     measure = f"In {METRICS[BOX].label}, scratch minus {other} is {numbers}"
     if math.isnan(end.half):
         return f"{measure}. One seed, so no interval: neither is said to be ahead."
     if end.side < 0:
         claim = f"scratch does not catch up with {other} by {last}"
-    elif behind and level:
-        claim = f"scratch catches up with {other} at {level[0]}"
-        claim += f" and is ahead at {last}" * (end.side > 0 and level[0] != last)
+    elif behind and end.value >= 0:
+        claim = f"scratch catches up with {other} at {reached}"
+        claim += f" and is ahead at {last}" * (end.side > 0 and reached != last)
     elif end.side > 0:
         claim = f"scratch is ahead of {other} at {last}"
     else:

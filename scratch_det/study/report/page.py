@@ -78,16 +78,14 @@ def _reasons(records: Sequence[Record], status: str) -> list[tuple[str, str]]:
 
 
 def _tables(tables: Sequence[Table], figures: Mapping[str, str]) -> Iterator[Section]:
-    """Each table below its figures; figures without a table come last."""
-    names = {table.name for table in tables}
+    """Each table below its figures; figures without a table are with the first one."""
     homes = {place.removeprefix(DIGITS): home.removeprefix(DIGITS) for place, home in SHOWN_IN.items()}
-    of_table = {name: next((one for one in (name, homes.get(name)) if one in names), "") for name in figures}
-    for title, name, rows, notes in (
-        *((one.title, one.name, [one.header, *one.rows], one.notes) for one in tables),
-        ("Other figures", "", [], ()),
-    ):
-        pictures = [of_svg(svg) for figure, svg in figures.items() if of_table[figure] == name]
-        yield Section(title, rows=rows, pictures=pictures, notes=notes, layout="grid figures")
+    names = [table.name for table in tables]
+    home_of = {name: next(one for one in (name, homes.get(name), *names) if one in names) for name in figures}
+    for table in tables:
+        pictures = [of_svg(svg) for name, svg in figures.items() if home_of[name] == table.name]
+        rows = [table.header, *table.rows]
+        yield Section(table.title, rows=rows, pictures=pictures, notes=table.notes, layout="grid figures")
 
 
 def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Sequence[str]]:
