@@ -330,7 +330,7 @@ class TestBrowser:
         assert re.fullmatch(r"scratch, 3x: box AP \(%\) 28.33 after 540 iterations", said["tip"])
         assert said["sorted"] == [
             ["none", "540", "360 (a branch at 240)", "2,000"],
-            ["ascending", "0", "120", "360 (a branch at 240)"],
+            ["ascending", "0 (a branch at 240)", "120", "360 (a branch at 240)"],
             ["descending", "2,000", "540", "360 (a branch at 240)"],
             ["none", "540", "360 (a branch at 240)", "2,000"],
         ]

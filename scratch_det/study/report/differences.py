@@ -125,7 +125,7 @@ def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
     first, last = next(iter(gaps)), [*gaps][-1]
     behind, end = [length for length, gap in gaps.items() if gap.side < 0], gaps[last]
     reached = last
-    for length in reversed(gaps):  # back to where the mean is no longer ahead
+    for length in [*gaps][::-1]:  # back to where the mean is no longer ahead
         if gaps[length].value < 0:
             break
         reached = length
