@@ -23,7 +23,8 @@ Metrics = dict[str, dict[str, float]]  # task -> score -> value
 BLUE, VERMILION, GREEN, PURPLE, SKY, BROWN = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8B6914"
 INK, OLIVE, WINE, GREY = "#222222", "#999933", "#AA4466", "#808080"
 SCRATCH, PRETRAINED = "scratch", "pretrained"
-INITIALISATIONS = {SCRATCH: VERMILION, PRETRAINED: BLUE}  # in every figure and page; nothing else has these two
+# Label, colour and marker in every figure and page; nothing else has these two colours.
+INITS = {SCRATCH: ("random initialisation", VERMILION, "o"), PRETRAINED: ("pre-trained", BLUE, "s")}
 COLORS = GREEN, PURPLE, SKY, BROWN, INK, OLIVE, WINE, GREY
 TTA = "_TTA"  # ends the names of tasks that are evaluated with test-time augmentation
 EMA = "_EMA"  # ... with the moving average of the weights
@@ -77,12 +78,21 @@ METRICS = {
     "classification/top1": Metric("top-1", GREEN, "o"),
     "classification/top5": Metric("top-5", PURPLE, "s"),
 }
+LOSSES = {  # by key of metrics.json: label, colour, line width in curves.png
+    "total_loss": ("total", INK, 2.2),
+    "loss_cls": ("class", WINE, 1.2),
+    "loss_box_reg": ("box", GREEN, 1.2),
+    "loss_mask": ("mask", PURPLE, 1.2),
+    "loss_keypoint": ("keypoints", BROWN, 1.2),
+    "loss_rpn_cls": ("proposal objectness", OLIVE, 1.2),
+    "loss_rpn_loc": ("proposal box", SKY, 1.2),
+}
 
 
 def colors_of(inits: Mapping[str, str]) -> dict[str, str]:
     """The colour of each line by its label, from their initialisations: its own where no other line has the same."""
     counts, others = Counter(inits.values()), cycle(COLORS)
-    return {label: INITIALISATIONS[init] if init in INITIALISATIONS and counts[init] == 1 else next(others)
+    return {label: INITS[init][1] if init in INITS and counts[init] == 1 else next(others)
             for label, init in inits.items()}  # fmt: skip
 
 

@@ -16,19 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from scratch_det.config.load import read_resolved
 from scratch_det.errors import DataError, UserError, did_you_mean
-from scratch_det.evaluation.metrics import (
-    BROWN,
-    GREEN,
-    INK,
-    OLIVE,
-    PRETRAINED,
-    PURPLE,
-    SCRATCH,
-    SKY,
-    WINE,
-    all_metrics,
-    colors_of,
-)  # fmt: skip
+from scratch_det.evaluation.metrics import INK, LOSSES, PRETRAINED, SCRATCH, all_metrics, colors_of
 from scratch_det.files import write_atomically
 from scratch_det.reading import read_series
 
@@ -46,15 +34,6 @@ STYLE: Any = NO_MATH | {
 GROUND = "#fefefe"  # of what has the page's colour
 STYLE_SHEET = Path(__file__).with_name("figure.css")  # of an SVG on a dark page
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # where a legend covers no data
-LOSSES = {  # by key: label, colour, line width
-    "total_loss": ("total", INK, 2.2),
-    "loss_cls": ("class", WINE, 1.2),
-    "loss_box_reg": ("box", GREEN, 1.2),
-    "loss_mask": ("mask", PURPLE, 1.2),
-    "loss_keypoint": ("keypoints", BROWN, 1.2),
-    "loss_rpn_cls": ("proposal objectness", OLIVE, 1.2),
-    "loss_rpn_loc": ("proposal box", SKY, 1.2),
-}
 DASHES = ("-", "--", ":", "-.")  # of a cascade's stages and of data sets
 MOST_POINTS = 1500  # per line: more than the picture has columns
 

@@ -21,7 +21,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from scratch_det.evaluation.metrics import BLUE, INITIALISATIONS, VERMILION
+from scratch_det.evaluation.metrics import BLUE, PRETRAINED, SCRATCH, VERMILION
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
 from scratch_det.study.report import with_made
@@ -237,11 +237,11 @@ class TestPage:
         """However many schedules and seeds there are; where several lines have one initialisation, other colours."""
         records = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/table1")]
         drawn = curves(records)["Table 1: box AP, on digits"]
-        assert {line["family"]: line["colour"] for line in drawn} == INITIALISATIONS
+        assert {line["family"]: line["colour"] for line in drawn} == {SCRATCH: VERMILION, PRETRAINED: BLUE}
         norms = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("digits/norms")]
         families = {line["family"]: line["colour"] for line in curves(norms)["Normalisation, on digits"]}
         assert len(families) == len({*families.values()}) == 6
-        assert not {*families.values()} & {*INITIALISATIONS.values()}
+        assert not {*families.values()} & {VERMILION, BLUE}
 
     def test_without_folders(self, tmp_path: Path) -> None:
         records = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]

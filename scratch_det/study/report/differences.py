@@ -6,19 +6,19 @@ Intervals are of 95 %, by Student's t over the seeds. Nothing is said to be ahea
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from statistics import mean, stdev
 from typing import NamedTuple
 
 from scipy.stats import t, ttest_ind
 
-from scratch_det.evaluation.metrics import METRICS, SCRATCH
+from scratch_det.evaluation.metrics import INITS, METRICS, SCRATCH
 from scratch_det.study import own
 from scratch_det.study.records import DECIMALS, FINISHED, Record
 from scratch_det.study.run import TRAIN, Run
 
 BOX = "bbox/AP"
 Seeds = Mapping[int | None, float]  # a metric by seed
-WORDS = {SCRATCH: "scratch", "pretrained": "pre-trained"}
 
 
 class Difference(NamedTuple):
@@ -106,7 +106,9 @@ def headlines(records: Sequence[Record]) -> list[str]:
             pairs = {length: (ours[length], theirs[length]) for length in theirs if length in ours}
             if pairs and all(len({one.run.shown for one in both}) == 1 for pair in pairs.values() for both in pair):
                 gaps = {length: difference(*(scores(both, BOX) for both in pair)) for length, pair in pairs.items()}
-                found.append(f"{detector}{': ' * bool(detector)}{_sentence(WORDS.get(row, row), gaps)}")
+                found.append(
+                    f"{detector}{': ' * bool(detector)}{_sentence(INITS[row][0] if row in INITS else row, gaps)}"
+                )
         if found:
             return found
     return []
@@ -122,13 +124,10 @@ def _detector(run: Run) -> str:
 
 def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
     """On random initialisation beside the ``other``: their difference by length, the longest last."""
-    first, last = next(iter(gaps)), [*gaps][-1]
-    behind, end = [length for length, gap in gaps.items() if gap.side < 0], gaps[last]
-    reached = last
-    for length in [*gaps][::-1]:  # back to where the mean is no longer ahead
-        if gaps[length].value < 0:
-            break
-        reached = length
+    lengths, behind = [*gaps], [length for length, gap in gaps.items() if gap.side < 0]
+    first, last, end = lengths[0], lengths[-1], gaps[lengths[-1]]
+    # From here on the mean is not below:
+    reached = [last, *takewhile(lambda length: gaps[length].value >= 0, lengths[::-1])][-1]
     numbers = ", ".join(f"{gaps[length]} at {length}" for length in dict.fromkeys((first, reached, last)))
     measure = f"In {METRICS[BOX].label}, scratch minus {other} is {numbers}"
     if math.isnan(end.half):

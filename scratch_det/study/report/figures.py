@@ -16,17 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from scratch_det.config.load import load_config
-from scratch_det.evaluation.metrics import (
-    GREY,
-    INITIALISATIONS,
-    INK,
-    METRICS,
-    PRETRAINED,
-    SCRATCH,
-    SKY,
-    TTA,
-    colors_of,
-)  # fmt: skip
+from scratch_det.evaluation.metrics import GREY, INITS, INK, METRICS, PRETRAINED, SCRATCH, SKY, TTA, colors_of
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Curve, Record
@@ -42,8 +32,6 @@ REPORT_STYLE: Any = STYLE | {
 }  # fmt: skip
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 Styles = Mapping[str, tuple[str, str, str]]  # label, colour, marker
-INITS = {SCRATCH: ("random initialisation", INITIALISATIONS[SCRATCH], "o"),
-         PRETRAINED: ("pre-trained", INITIALISATIONS[PRETRAINED], "s")}  # fmt: skip
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images", "hundredth": "a hundredth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
