@@ -150,6 +150,19 @@ class TestRun:
 
 
 class TestWeights:
+    def test_the_average_of_them(self, folders: Callable, pretrain: Pretrain) -> None:
+        folders()
+        folder = pretrain("MODEL_EMA.ENABLED", True)
+        assert set(read(folder, "result.json")["metrics"]) == {"classification", "classification_EMA"}
+        cfg = load_config(DETECTOR).cfg
+        file, found = folder / "checkpoints/model_final.pth", []
+        for part in ("", "#model_ema"):
+            model = backends.load("torchvision").build(cfg)
+            load_weights(model, f"{file}{part}", "torchvision", cfg)
+            found.append(model.state_dict()["backbone.body.conv1.weight"])
+        assert found[0].equal(weights(folder)["conv1.weight"])
+        assert not found[1].equal(found[0])
+
     @pytest.mark.parametrize("library", LIBRARIES)
     def test_a_detector_starts_from_them(self, library: str, folders: Callable, pretrain: Pretrain) -> None:
         folders()
