@@ -148,7 +148,8 @@ class InThread(Writer):
 
     def __init__(self, name: str, make: Callable[[Run], Writer], run: Run):
         self.name, self.run, self.record, self.failed = name, run, run.run_dir.path / f"{name}.json", False
-        sent = read_json(self.record, Sent, ANEW) if self.record.exists() else {}
+        goes_on = run.start_iteration and self.record.exists()  # else it is of a start that came to no checkpoint
+        sent = read_json(self.record, Sent, ANEW) if goes_on else {}
         run.id, self.last = sent.get("id"), sent.get("last", {})
         Image.init()  # imports what both the thread and the workers need
         self.calls: SimpleQueue[Any] = SimpleQueue()
@@ -191,9 +192,6 @@ def start_writers(run: Run) -> list[Writer]:
     """metrics.json and the recipe's WRITERS, on rank 0; no writers elsewhere."""
     if not run.run_dir.writes:
         return []
-    if not run.start_iteration:  # files of a start that came to no checkpoint
-        for name in WRITERS:
-            (run.run_dir.path / f"{name}.json").unlink(missing_ok=True)
     writers: list[Writer] = [JsonLines(run)]
     for name in dict.fromkeys(run.cfg.WRITERS):
         kind, own = resolve_name(WRITERS[name].function), replace(run)
