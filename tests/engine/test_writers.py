@@ -1,8 +1,10 @@
 """Where numbers and pictures go: the trackers' own libraries, without a network, and one that fails."""
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import restored_registries
@@ -79,9 +81,30 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
     ended = read(folder, "wandb.json")
     assert ended["id"] == begun["id"] != ""
     assert ended["last"] == {"total_loss": 5, "segm/APs": 6, "training": 4, "predictions": 6}
-    parts = list((folder / "wandb").glob(f"offline-run-*-{begun['id']}"))
+    parts = sorted((folder / "wandb").glob(f"offline-run-*/run-{begun['id']}.wandb"))
     assert len(parts) == 2  # of one run, for `wandb sync`
+    history = [line for part in parts for line in wandb_history(part)]
+    for name, expected in steps(folder).items():
+        assert [line["iteration"] for line in history if name in line] == expected
     assert len([*folder.glob("wandb/offline*/files/media/images/*.png")]) == 5
+
+
+def wandb_history(path: Path) -> list[dict[str, Any]]:
+    """What a .wandb file logs: records in LevelDB's format of logs, after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts, found = path.read_bytes(), 7, [], []
+    while at + 7 <= len(content):
+        if 2**15 - at % 2**15 < 7:  # no header fits into the rest of the block
+            at += 2**15 - at % 2**15
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts.append(content[at + 7 : at + 7 + size])
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record, parts = Record.FromString(b"".join(parts)), []
+            items = record.history.item
+            found += [{"/".join(one.nested_key) or one.key: json.loads(one.value_json) for one in items}] * bool(items)
+    return found
 
 
 def lines_of(folder: Path) -> dict[int, dict[str, float]]:
