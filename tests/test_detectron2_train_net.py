@@ -114,6 +114,7 @@ def test_test_time_augmentation_and_what_only_detectron2s_trainer_reads(
     [
         (("--eval-only", *AUG, "TEST.AUG.VOTE_THRESH", "0.9"), "VOTE_THRESH is 0.9, but detectron2 has no box voting"),
         ((*AUG, "TEST.AUG.VOTE_THRESH", "0.9"), "VOTE_THRESH is 0.9, but detectron2 has no box voting"),
+        (("WRITERS", "[]"), "WRITERS is [], but detectron2's trainer writes TensorBoard alone"),
         (("MODEL.KEYPOINT_ON", "True", *AUG), "detectron2 does not augment keypoints"),
         (("--num-gpus", "2", "MODEL.DEVICE", "cpu"), "detectron2 trains several processes on GPUs only"),
     ],

@@ -46,6 +46,8 @@ def main() -> None:
                 augmented and cfg.TEST.AUG.VOTE_THRESH,
             f"TEST.AUG.ENABLED with MODEL.KEYPOINT_ON: detectron2 does not augment keypoints; {train_net}":
                 augmented and cfg.MODEL.KEYPOINT_ON,
+            f"WRITERS is {cfg.WRITERS}, but detectron2's trainer writes TensorBoard alone; use scratch-det train":
+                keys["WRITERS"] != cfg.WRITERS,
             f"MODEL.DEVICE is cpu with {processes} processes, but detectron2 trains several processes on GPUs only; "
             "use scratch-det train": cfg.MODEL.DEVICE == "cpu" and processes > 1 and not args.eval_only,
         }  # fmt: skip
