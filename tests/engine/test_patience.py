@@ -39,7 +39,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return {"bbox": {"AP": BY_ITERATION[completed[0] - 1]}}
 
     monkeypatch.setattr(Trainer, "step", noting)
-    monkeypatch.setattr("scratch_det.engine.pictures.draw", lambda *_: None)
+    monkeypatch.setattr("scratch_det.engine.loop.Metrics.show", lambda *_: None)
     monkeypatch.setattr("scratch_det.evaluation.inference.evaluate_predictions", evaluate)
     return completed
 

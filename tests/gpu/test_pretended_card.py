@@ -128,7 +128,7 @@ def test_costs_of_a_run(backend: str, variant: str, run: Callable[..., Path]) ->
         pretended_card(bfloat16="float16" not in variant) as card,
         counted(card, Trainer, "run_iteration") as iterations,
         counted(card, library, "predict") as images,
-        patch("scratch_det.engine.pictures.draw"),
+        patch("scratch_det.engine.loop.Metrics.show"),
     ):
         run(variant, backend)
     costs = [
