@@ -1,6 +1,7 @@
 """The tables and figures of the documents, tools/render_docs.py."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -118,3 +119,9 @@ def test_those_of_this_repository_are_up_to_date() -> None:
         [sys.executable, ROOT / "tools/render_docs.py", "--project", PROJECT, "--check"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_published_page_is_small_and_alone() -> None:
+    page = (ROOT / "docs/digits/index.html").read_text()
+    assert len(page) < 1_000_000
+    assert set(re.findall(r'(?:src|href)="(?!data:|#)', page)) == set()
