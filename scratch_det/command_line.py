@@ -28,6 +28,7 @@ UNUSABLE = {  # what is wrong with a path, and the fix
 }
 EXTRAS = {  # modules of libraries that an installation may lack -> the extra of pyproject.toml that has them
     "sklearn": "demo", "skimage": "demo", "timm": "timm", "lightly": "self_supervised", "shtab": "completion",
+    "onnx_ir": "export", "onnxscript": "export", "onnxruntime": "export",
 }  # fmt: skip
 UNREAD = "standard output was closed before the command had finished; start it again"
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141  # as a shell has it for SIGINT and SIGPIPE

@@ -27,7 +27,15 @@ LAYERS = (
     ("visualization",),
     ("engine",),  # plan, train, resume
     ("detector", "sources"),  # a trained model and its input
-    ("analysis", "benchmark", "conversion", "diagnosis", "predict", "study"),  # what looks at runs, or starts them
+    (
+        "analysis",
+        "benchmark",
+        "conversion",
+        "diagnosis",
+        "export",
+        "predict",
+        "study",
+    ),  # what looks at runs, or starts them
     ("commands",),
     ("__main__",),
 )

@@ -5,6 +5,7 @@ from copy import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -98,10 +99,8 @@ class GeneralizedRCNN(nn.Module):
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         multiple = self.backbone.size_divisibility
-        height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
-        padded = images[0].new_zeros((len(images), 3, height, width))
-        for canvas, image in zip(padded, images, strict=True):
-            canvas[:, : image.shape[1], : image.shape[2]] = image
+        height, width = ((max(side) + multiple - 1) // multiple * multiple for side in zip(*sizes, strict=True))
+        padded = torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in images])
         return ImageList(padded, sizes), self.backbone(padded)
 
     def detect(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:

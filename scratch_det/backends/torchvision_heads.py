@@ -119,7 +119,7 @@ class ROIPooler(nn.Module):
 
     def forward(self, features: Maps, boxes: list[Tensor]) -> Tensor:
         """Pool ``boxes`` (per image [n, 4] x1 y1 x2 y2, pixels of the network's input), in their order."""
-        index = torch.cat([box.new_full((len(box), 1), image) for image, box in enumerate(boxes)])
+        index = torch.cat([box.new_full((box.shape[0], 1), image) for image, box in enumerate(boxes)])
         rois = torch.cat([index, torch.cat(boxes)], dim=1)
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         levels = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + 1e-8))
@@ -130,7 +130,7 @@ class ROIPooler(nn.Module):
             self.pool(features[name].float(), of_level, self.resolution, 1 / stride)
             for (name, stride), of_level in zip(self.strides.items(), rois[order].split(counts), strict=True)
         ])  # fmt: skip
-        pooled = torch.empty_like(by_level)
+        pooled = by_level.new_empty((rois.shape[0], *by_level.shape[1:]))
         pooled[order] = by_level
         return pooled
 
@@ -156,7 +156,7 @@ class Stage(nn.Module):
 
     def refine(self, boxes: list[Tensor], deltas: Tensor, sizes: Sizes) -> list[Tensor]:
         """``boxes`` moved by ``deltas`` and clipped to their images, without gradients."""
-        moved = self.coder.decode_single(deltas.detach(), torch.cat(boxes)).split([len(box) for box in boxes])
+        moved = self.coder.decode_single(deltas.detach(), torch.cat(boxes)).split([box.shape[0] for box in boxes])
         return [clip_boxes_to_image(box, size) for box, size in zip(moved, sizes, strict=True)]
 
     def label(self, boxes: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -291,7 +291,7 @@ class RoIHeads(TorchvisionRoIHeads):
             shapes["masks"] = [of_image[:, 0] for of_image in masks]
         if self.has_keypoint():
             maps = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes))).float()
-            shapes["heat_maps"] = maps.split([len(one) for one in boxes])
+            shapes["heat_maps"] = maps.split([one.shape[0] for one in boxes])
         return [{name: values[image] for name, values in shapes.items()} for image in range(len(found))]
 
 

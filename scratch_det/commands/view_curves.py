@@ -14,7 +14,7 @@ from scratch_det.command_line import ToolParser, exit_on_user_error
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="a run's folder and what to call it")
-    parser.add_argument("--metric", action="append", metavar="KEY", help="total_loss and bbox/AP, unless given")
+    parser.add_argument("--metric", action="append", metavar="KEY", help="by default total_loss and, if any, bbox/AP")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG")
     return parser
 
@@ -24,4 +24,4 @@ def main() -> None:
     with exit_on_user_error():
         from scratch_det.visualization.curves import compare_runs  # after --help: matplotlib takes 0.4 s
 
-        print(compare_runs(args.runs, args.metric or ["total_loss", "bbox/AP"], args.out))
+        print(compare_runs(args.runs, args.metric or (), args.out))

@@ -8,6 +8,7 @@
 DIR gets index.html, which needs no network. Exit code 2: a user error.
 """
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
@@ -18,14 +19,27 @@ def build_parser() -> ToolParser:
     add = parser.add_argument
     add("words", nargs="*", metavar="NAME", help="a data set of the catalog; with --config-file KEY VALUE pairs")
     add("--config-file", type=Path, metavar="FILE", help="show what this recipe trains on")
+    add_filter(parser)
+    return parser
+
+
+def add_filter(parser: ToolParser) -> None:
+    """The flags that choose images, and where the page is written."""
+    add = parser.add_argument
     add("--class", dest="classes", nargs="+", default=[], metavar="CLASS", help="images with an object of these")
     add("--size", choices=["small", "medium", "large"], default="", help="images with an object of this size (COCO's)")
     add("--crowds", action="store_true", help="images with a crowd")
     add("--image", dest="ids", nargs="+", default=[], metavar="ID", help="images with these ids")
-    add("--count", type=int, default=24, metavar="N", help="at most so many, spread over the set (%(default)s)")
+    add("--count", type=count, default=24, metavar="N", help="at most so many (%(default)s)")
     add("--out", type=Path, default=Path("output/view"), metavar="DIR", help="(%(default)s)")
     add_project_flag(parser)
-    return parser
+
+
+def count(text: str) -> int:
+    """The type of a flag: 1 or more."""
+    if (number := int(text)) < 1:
+        raise ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
 
 
 def main() -> None:
@@ -35,8 +49,6 @@ def main() -> None:
         parser.error("give one NAME of a data set, or --config-file FILE")
     if args.config_file and (args.classes or args.size or args.crowds or args.ids):
         parser.error("--class, --size, --crowds and --image choose from a data set NAME, not from --config-file")
-    if args.count < 1:
-        parser.error(f"--count is {args.count}, expected 1 or more")
     with exit_on_user_error():
         from scratch_det.diagnosis.data import Filter, view_data, view_training  # torch: not for --help
 

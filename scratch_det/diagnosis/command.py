@@ -1,18 +1,20 @@
-"""The diagnosis of runs or results on the command line."""
+"""The diagnosis of runs or results on the command line, and their pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
-from scratch_det.diagnosis.numbers import diagnose
-from scratch_det.diagnosis.page import write_page
+from scratch_det.diagnosis.data import Filter, of_json
+from scratch_det.diagnosis.numbers import SHOWN_SCORE, diagnose
+from scratch_det.diagnosis.page import MARKS, marked, render, write_page
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
 from scratch_det.evaluation.inference import RESULTS_FILE
 from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH, colors_of
-from scratch_det.evaluation.predictions import read_predictions
-from scratch_det.evaluation.truth import truth_of
+from scratch_det.evaluation.predictions import Predictions, read_predictions
+from scratch_det.evaluation.truth import Truth, truth_of
+from scratch_det.visualization.page import Section
 
 
 def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path) -> str:
@@ -27,15 +29,7 @@ def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path)
         paths[name if sign else Path(word).resolve().name] = Path(path if sign else word)
     if len(paths) < len(words):
         raise UserError(f"two of {', '.join(words)} have the same name: write NAME=FOLDER")
-    if missing := [path for path in paths.values() if not path.exists()]:
-        raise UserError(f"there is no {missing[0]}; give a run's folder, or a json of results")
-    folder = next(iter(paths.values()))
-    if not data and RunDir(folder).environment.is_file():
-        data = next(iter(RunDir(folder).read_config().DATASETS.TEST), None)
-    if not data:
-        raise UserError(f"{folder} does not say on which data set it was predicted: name it, --data NAME")
-    truth = truth_of(read_coco(lookup(data), need_masks=task == "segm"))
-    predictions = [read_predictions(results_of(path, data)) for path in paths.values()]
+    data, truth, predictions = read_all(list(paths.values()), data, task)
     models = {name: diagnose(truth, one, task) for name, one in zip(paths, predictions, strict=True)}
     colors = colors_of({name: initialisation_of(path) for name, path in paths.items()})
     page = write_page(out, " and ".join(paths) + f" on {data}", models, truth, predictions, colors)
@@ -47,6 +41,37 @@ def initialisation_of(path: Path) -> str:
     if not RunDir(path).environment.is_file():
         return ""
     return PRETRAINED if RunDir(path).read_config().MODEL.WEIGHTS else SCRATCH
+
+
+def view_results(path: Path, data: str | None, task: str, chosen: Filter, out: Path) -> str:
+    """Write a page of images, the worst first, truth beside what a run, or results, are right and wrong in.
+
+    Returns the page. Raises as ``analyze_errors``, and as ``view_data`` for what ``chosen`` leaves without images.
+    """
+    data, truth, (predictions,) = read_all([path], data, task)
+    found, numbers = diagnose(truth, predictions, task), set(chosen.numbers(truth.data).tolist())
+    images = [one for one in found.images if truth.numbers[one.place] in numbers]
+    pictures = []
+    for one in images[: chosen.count]:
+        if picture := marked(truth, found, predictions, one):
+            pictures += [of_json(truth.data, int(truth.numbers[one.place])), picture]
+    marks = f"First the truth, then what was found: {MARKS}"
+    note = f"The worst first, by F1 of detections with a score from {SHOWN_SCORE:g}. {marks}"
+    section = Section(f"{len(pictures) // 2} of {len(images):,} images", note, pictures=pictures, layout="grid")
+    headline = f"{len(truth.images):,} images of {data}, {int(found.counts.sum()):,} objects."
+    return str(render(out, f"{path.resolve().name} on {data}", headline, [section]))
+
+
+def read_all(paths: Sequence[Path], data: str | None, task: str) -> tuple[str, Truth, list[Predictions]]:
+    """The name of the data set, by default that of the first run, its truth, and the predictions of each path."""
+    if missing := [path for path in paths if not path.exists()]:
+        raise UserError(f"there is no {missing[0]}; give a run's folder, or a json of results")
+    if not data and RunDir(paths[0]).environment.is_file():
+        data = next(iter(RunDir(paths[0]).read_config().DATASETS.TEST), None)
+    if not data:
+        raise UserError(f"{paths[0]} does not say on which data set it was predicted: name it, --data NAME")
+    truth = truth_of(read_coco(lookup(data), need_masks=task == "segm"))
+    return data, truth, [read_predictions(results_of(path, data)) for path in paths]
 
 
 def results_of(path: Path, data: str) -> Path:

@@ -14,12 +14,12 @@ from scratch_det.config.rules import check_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.dataset import TrainingSet
-from scratch_det.data.image import read_image
-from scratch_det.data.masks import Masks
+from scratch_det.data.image import decode_masks, read_image
 from scratch_det.diagnosis.numbers import SIZES
 from scratch_det.diagnosis.page import SIDE, as_jpeg, render
-from scratch_det.engine.pictures import bitmaps, seen_by_model
-from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed
+from scratch_det.engine.datasets import coco_conflicts
+from scratch_det.engine.pictures import seen_by_model
+from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed, raise_problems
 from scratch_det.visualization.page import Section
 from scratch_det.visualization.predictions import draw_objects
 
@@ -36,6 +36,28 @@ class Filter:
     ids: Sequence[str] = ()
     count: int = 24
 
+    def numbers(self, data: CocoDataset) -> np.ndarray:
+        """The numbers of the images, ascending. Raises UserError for unknown classes, and where no image is left."""
+        if unknown := [one for one in self.classes if one not in data.classes]:
+            meant = did_you_mean(unknown[0], list(data.classes))
+            raise UserError(f"{data.entry.name} has no class {unknown[0]}{meant}; it has {listed(data.classes)}")
+        if self.classes or self.size or self.crowds:
+            names = ("image", "label", "area", "box", "iscrowd")
+            image, label, area, box, is_crowd = (data.arrays[name][data.arrays["order"]] for name in names)
+            area = np.where(np.isnan(area), box[:, 2] * box[:, 3], area)
+            low, high = SIZES.get(self.size, (0, np.inf))
+            fits = (low <= area) & (area < high) & (is_crowd | (not self.crowds))
+            is_asked = np.isin(np.array(data.classes)[label], self.classes) | (not self.classes)
+            numbers = np.unique(image[fits & is_asked])
+        else:
+            numbers = np.arange(len(data.images))
+        if self.ids:
+            numbers = np.array([n for n in numbers.tolist() if str(data.images.id(n)) in self.ids], int)
+        if not len(numbers):
+            asked = ", ".join(f"{field} {value}" for field, value in vars(self).items() if value and field != "count")
+            raise UserError(f"no image of {data.entry.name} has all of this: {asked}; ask for less")
+        return numbers
+
 
 def view_data(name: str, chosen: Filter, out: Path) -> str:
     """Write the page of a data set of the catalog; returns a line about it.
@@ -44,14 +66,9 @@ def view_data(name: str, chosen: Filter, out: Path) -> str:
     """
     notices: list[str] = []
     data = read_coco(lookup(name), need_masks=False, say=notices.append)
-    if unknown := [one for one in chosen.classes if one not in data.classes]:
-        raise UserError(f"{name} has no class {unknown[0]}{did_you_mean(unknown[0], list(data.classes))}; "
-                        f"it has {listed(data.classes)}")  # fmt: skip
-    if not len(numbers := _chosen(data, chosen)):
-        asked = ", ".join(f"{field} {value}" for field, value in vars(chosen).items() if value and field != "count")
-        raise UserError(f"no image of {name} has all of this: {asked}; ask for less")
+    numbers = chosen.numbers(data)
     spread = np.linspace(0, len(numbers) - 1, min(chosen.count, len(numbers))).astype(int)
-    pictures = [_of_json(data, number) for number in numbers[spread].tolist()]
+    pictures = [of_json(data, number) for number in numbers[spread].tolist()]
     section = Section(f"{len(pictures)} of {len(numbers):,} images", "; ".join(notices), pictures=pictures)
     labels = data.arrays["label"][data.arrays["order"]]
     counts = f"{len(data.images):,} images, {len(labels):,} objects of {counted(len(data.classes), 'classes')}."
@@ -65,11 +82,13 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
 
     Raises ConfigError as ``check_config`` and for a recipe without training data, DataError as ``read_coco`` does.
     """
-    cfg = load_config(config_file, overrides).cfg
+    recipe = load_config(config_file, overrides)
+    cfg = recipe.cfg
     if not cfg.DATASETS.TRAIN:
         raise ConfigError(f"{config_file} trains on nothing: name data, DATASETS.TRAIN \"('NAME',)\"")
     check_config(cfg)
     data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
+    raise_problems(coco_conflicts(recipe, data, []))
     samples = TrainingSet(cfg, data)
     pictures = list(islice(_of_training(cfg, data[0], samples), count))
     name, where = Path(config_file).stem, ", ".join(cfg.DATASETS.TRAIN)
@@ -78,20 +97,7 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
     return str(render(out, name, headline, [Section("Images", note, pictures=pictures)]))
 
 
-def _chosen(data: CocoDataset, chosen: Filter) -> np.ndarray:
-    """The numbers of the images, ascending."""
-    if chosen.ids or not (chosen.classes or chosen.size or chosen.crowds):
-        numbers = range(len(data.images))
-        return np.array([n for n in numbers if not chosen.ids or str(data.images.id(n)) in chosen.ids], int)
-    names = ("image", "label", "area", "box", "iscrowd")
-    image, label, area, box, is_crowd = (data.arrays[name][data.arrays["order"]] for name in names)
-    area = np.where(np.isnan(area), box[:, 2] * box[:, 3], area)
-    low, high = SIZES.get(chosen.size, (0, np.inf))
-    fits = (low <= area) & (area < high) & (is_crowd | (not chosen.crowds))
-    return np.unique(image[fits & (np.isin(np.array(data.classes)[label], chosen.classes) | (not chosen.classes))])
-
-
-def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
+def of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     """The caption and the picture of an image with all of its objects."""
     image, objects = data.images[number], data.objects(number)
     pixels = read_image(data.entry.image_root / image["file_name"], image["width"], image["height"])
@@ -102,7 +108,7 @@ def _of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     boxes[:, 2:] += boxes[:, :2]
     items: dict[str, Any] = {"boxes": boxes, "labels": labels, "names": names}
     if objects and all(one.get("segmentation") for one in objects):
-        items["masks"] = bitmaps(Masks.read([one["segmentation"] for one in objects]), image["height"], image["width"])
+        items["masks"] = decode_masks([one["segmentation"] for one in objects], image["height"], image["width"])
     if objects and len({len(one["keypoints"]) for one in objects}) == 1:
         points = np.array([one["keypoints"] for one in objects], float).reshape(len(objects), -1, 3)
         items["keypoints"] = points + np.array([0.5, 0.5, 0])  # the json has indices of pixels

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from scratch_det import tables
-from scratch_det.data.image import read_image
+from scratch_det.data.image import decode_masks, read_image
 from scratch_det.diagnosis import figures
 from scratch_det.diagnosis.figures import Colors, Models
 from scratch_det.diagnosis.numbers import KINDS, SHOWN_SCORE, SIZES, Diagnosis, Image
@@ -23,7 +23,8 @@ from scratch_det.visualization.predictions import draw_objects
 
 WORST, DOUBTS = 50, 24  # pictures
 SIDE, QUALITY = 420, 80  # of a picture: px, JPEG's
-RIGHT, WRONG, MISSED = "#3cb44b", "#ff5a5a", "#ffd24d"  # green, red, yellow
+RIGHT, WRONG, MISSED = "#3cb44b", "#ff5a5a", "#ffd24d"
+MARKS = "green is right, red is wrong, yellow is an object that was missed."
 
 
 def write_page(
@@ -48,8 +49,8 @@ def write_page(
                 f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
                 pictures=[(name, data_uri(figures.confusions(found, colors[name]).encode(), "svg+xml"))
                           for name, found in models.items()], layout="grid"),
-        Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: green is right, "
-                "red is wrong, yellow is an object that was missed.", pictures=worst(truth, first, predictions[0])),
+        Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: {MARKS}",
+                pictures=worst(truth, first, predictions[0])),
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "
                 "nothing: look at them before you trust either.", pictures=doubtful(truth, first, predictions[0])),
     ]  # fmt: skip
@@ -113,7 +114,7 @@ def class_rows(models: Models) -> list[list[str]]:
 def worst(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[tuple[str, str]]:
     """Pictures of the images with the lowest F1 that have an error."""
     chosen = [one for one in found.images if one.wrong or one.missed][:WORST]
-    return [picture for one in chosen if (picture := _marked(truth, found, predictions, one))]
+    return [picture for one in chosen if (picture := marked(truth, found, predictions, one))]
 
 
 def doubtful(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[tuple[str, str]]:
@@ -122,15 +123,18 @@ def doubtful(truth: Truth, found: Diagnosis, predictions: Predictions) -> list[t
     for doubt in sorted(found.doubts, key=lambda one: -one["dt_score"])[:DOUBTS]:
         alone, says = Image(doubt["image_id"], (), (doubt["dt_id"] - 1,), ()), doubt.get("gt_category")
         words = f"detected {doubt['dt_category']} {doubt['dt_score']:.2f}, the label says {says or 'nothing'}"
-        if picture := _marked(truth, found, predictions, alone, words):
+        if picture := marked(truth, found, predictions, alone, words):
             pictures.append(picture)
     return pictures
 
 
-def _marked(
+def marked(
     truth: Truth, found: Diagnosis, predictions: Predictions, one: Image, words: str = ""
 ) -> tuple[str, str] | None:
-    """The caption and the picture of an image, in grey, with its detections and missed objects; None without file."""
+    """The caption and the picture of an image, in grey, with its detections and missed objects; None without file.
+
+    With masks, where detections and objects have them.
+    """
     image = truth.images[one.place]
     try:
         pixels = read_image(truth.data.entry.image_root / image["file_name"])
@@ -145,6 +149,9 @@ def _marked(
     items = {"boxes": boxes, "labels": np.zeros(len(boxes), int),
              "names": [*(found.classes[missing["label"]] for missing in missed), *names],
              "colors": [MISSED] * len(missed) + [WRONG] * len(one.wrong) + [RIGHT] * len(one.right)}  # fmt: skip
+    masks = [missing.get("segmentation") for missing in missed] + list(shown.get("segmentation", [None] * len(rows)))
+    if masks and all(masks):
+        items["masks"] = decode_masks(masks, *pixels.shape[:2])
     grey = np.repeat((0.5 * pixels.mean(2, keepdims=True) + 50).astype(np.uint8), 3, 2)
     picture = draw_objects((0.3 * pixels + 0.7 * grey).astype(np.uint8), items, found.classes, longer_side=SIDE)
     words = words or f"{len(one.right)} right, {len(one.wrong)} wrong, {len(one.missed)} missed"

@@ -35,6 +35,7 @@ GROUND = "#fefefe"  # of what has the page's colour
 STYLE_SHEET = Path(__file__).with_name("figure.css")  # of an SVG on a dark page
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}  # where a legend covers no data
 DASHES = ("-", "--", ":", "-.")  # of a cascade's stages and of data sets
+SHOWN = ("total_loss", "bbox/AP")
 MOST_POINTS = 1500  # per line: more than the picture has columns
 
 
@@ -59,6 +60,8 @@ def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title:
 def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     """Draw ``keys`` of metrics.json of the runs, each "LABEL=FOLDER", into ``out``, one panel per key.
 
+    Without keys those of SHOWN that a run has: AP once there was an evaluation.
+
     Raises UserError for an argument that names no run or no PNG, DataError when no run has a key.
     """
     if out.suffix != ".png":
@@ -76,6 +79,7 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         found[label] = read_series(metrics_file, cfg.SOLVER.MAX_ITER)
         inits[label] = PRETRAINED if cfg.MODEL.WEIGHTS else SCRATCH
     known = sorted({key for series in found.values() for key in series})
+    keys = keys or [key for key in SHOWN if key in known] or SHOWN
     if unknown := [key for key in keys if key not in known]:
         hint = did_you_mean(unknown[0], known)
         raise DataError(f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{hint}")

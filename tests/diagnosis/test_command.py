@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from coco_truth import results_of
 
-from scratch_det.diagnosis.command import analyze_errors
+from scratch_det.diagnosis.command import analyze_errors, view_results
+from scratch_det.diagnosis.data import Filter
 from scratch_det.errors import UserError
 
 
@@ -64,3 +66,26 @@ def test_what_cannot_be_analysed(results: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no results of toy_val: expected one of .*; evaluate it"):
         analyze_errors([str(tmp_path)], "toy_val", "bbox", out)
     assert not out.exists()
+
+
+class TestViewResults:
+    def captions(self, page: str) -> list[str]:
+        return re.findall("<figcaption>(.*?) <a ", Path(page).read_text())
+
+    def test_the_worst_come_first_truth_beside_results(self, results: Path, tmp_path: Path) -> None:
+        rows = [row for row in json.loads(results.read_text()) if row["image_id"] != 2]
+        results.write_text(json.dumps([row | {"score": 0.9} for row in rows]))
+        found = self.captions(view_results(results, "toy_val", "segm", Filter(count=2), tmp_path / "out"))
+        assert found[:2] == ["2.jpg, id 2, 64 x 96: 2 objects", "2.jpg: 0 right, 0 wrong, 2 missed"]
+        assert len(found) == 4
+        page = view_results(results, "toy_val", "bbox", Filter(ids=["1", "3"]), tmp_path / "out")
+        assert {caption.split(".")[0] for caption in self.captions(page)} == {"1", "3"}
+
+    def test_a_run_and_what_is_asked_in_vain(self, train: Callable[..., Path], tmp_path: Path) -> None:
+        run, out = train(), tmp_path / "out"
+        with pytest.raises(UserError, match=r"toy_val has no class cat; it has class2, class5, class9"):
+            view_results(run, None, "bbox", Filter(classes=["cat"]), out)
+        with pytest.raises(UserError, match=r"no image of toy_val has all of this: classes .*, ids \['99'\]"):
+            view_results(run, None, "bbox", Filter(classes=["class2"], ids=["99"]), out)
+        assert not out.exists()
+        assert "<h1>run on toy_val</h1>" in Path(view_results(run, None, "bbox", Filter(), out)).read_text()

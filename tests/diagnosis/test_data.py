@@ -61,3 +61,9 @@ def test_a_training(points_recipe: Path, tmp_path: Path) -> None:
     assert "3 training images of toy_train, as the model gets them." in page
     with pytest.raises(ConfigError, match=r"trains on nothing"):
         view_training(points_recipe, ["DATASETS.TRAIN", "()"], 2, tmp_path / "out")
+
+
+def test_a_training_on_sets_of_different_classes(toy_recipe: Path, coco_factory: Callable[..., Path]) -> None:
+    coco_factory("other", category_ids=(2, 5))
+    with pytest.raises(ConfigError, match=r"other/annotations.json has 2 categories: 2 class2, 5 class5"):
+        view_training(toy_recipe, ["DATASETS.TRAIN", "('toy_train', 'other')"], 2, toy_recipe.parent / "out")

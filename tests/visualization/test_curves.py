@@ -189,6 +189,11 @@ class TestComparison:
         assert lines == [[(*short, 10), (*long, 30)], [(*long, 1)], [(*short, 10), (*long, 30)]]
         assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["short", "long"]
 
+    def test_without_an_evaluation_the_loss_alone(self, runs, tmp_path):
+        path = tmp_path / "curves.png"
+        heights = [picture(compare_runs(words, (), path)).shape[0] for words in (runs[:1], runs)]
+        assert heights == [384, 768]
+
     @pytest.mark.parametrize(
         ("words", "keys", "out", "said"),
         [
