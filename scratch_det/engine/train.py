@@ -185,8 +185,7 @@ def evaluate_now(
             trainer.checkpoints.save_best(trainer.checkpoint(), score, completed)
         trainer.metrics.write(iteration, named)  # marks this evaluation as complete
     if task.picture and test:
-        run_dir = trainer.run_dir
-        trainer.metrics.show(iteration, "predictions", lambda: resolve_name(task.picture)(cfg, run_dir, test))
+        trainer.metrics.show(iteration, "predictions", lambda: resolve_name(task.picture)(cfg, trainer.run_dir, test))
     return found
 
 

@@ -148,8 +148,8 @@ class InThread(Writer):
 
     def __init__(self, name: str, make: Callable[[Run], Writer], run: Run):
         self.name, self.run, self.record, self.failed = name, run, run.run_dir.path / f"{name}.json", False
-        goes_on = run.start_iteration and self.record.exists()  # else it is of a start that came to no checkpoint
-        sent = read_json(self.record, Sent, ANEW) if goes_on else {}
+        # at iteration 0 a record is of a start that came to no checkpoint
+        sent = read_json(self.record, Sent, ANEW) if run.start_iteration and self.record.exists() else {}
         run.id, self.last = sent.get("id"), sent.get("last", {})
         Image.init()  # imports what both the thread and the workers need
         self.calls: SimpleQueue[Any] = SimpleQueue()

@@ -281,6 +281,7 @@ class TestBadInput:
             (("INPUT.MIN_SIZE_TEST", 16), "expected INPUT.MIN_SIZE_TRAIN 32 or more"),
             (("INPUT.CROP.TYPE", "absolute"), "expected 'relative_range'"),
             (("INPUT.CROP.SIZE", "[0.0, 1.5]"), "expected the smallest fraction of height and width"),
+            (("VIS_PERIOD", "5"), "VIS_PERIOD is 5, which draws boxes; pre-training has none"),
             (("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone"), "only ResNets are pre-trained here"),
             (("MODEL.BACKBONE.NAME", "build_resnt_fpn_backbone"), "did you mean 'build_resnet_fpn_backbone'"),
             (("MODEL.RESNETS.STEM_OUT_CHANNELS", 32), "MODEL.RESNETS.STEM_OUT_CHANNELS is 32; allowed: 64"),
