@@ -241,7 +241,7 @@ def test_onnx_of_each_kind(detector: Callable[..., Detector], kind: str, tmp_pat
 def test_pt2(small_detector: Detector, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     _, differences = export.export(small_detector, path, image_of((90, 50)))
-    assert set(differences.values()) == {0.0}
+    assert max(differences.values()) < 1e-9
     module = torch.export.load(path).module()
     check_at_any_size(
         small_detector, lambda image: {name: one.numpy() for name, one in module(torch.from_numpy(image)).items()}
