@@ -11,10 +11,10 @@ from scratch_det.errors import EXIT_CODE, did_you_mean
 
 def main() -> None:
     words = sys.argv[1:]
-    command = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
-    if command:
-        sys.argv = [f"scratch-det {command}", *words[len(command.split()) :]]
-        return import_module(module_of(command)).main()
+    for count in (2, 1):
+        if (command := " ".join(words[:count])) in COMMANDS:
+            sys.argv = [f"scratch-det {command}", *words[count:]]
+            return import_module(module_of(command)).main()
     group = {name: what for name, what in COMMANDS.items() if words and name.startswith(f"{words[0]} ")}
     listed = "\n".join(f"  {name:<15} {what}" for name, what in (group or COMMANDS).items())
     usage = "scratch-det COMMAND ...   (COMMAND --help says more)"

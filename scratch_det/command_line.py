@@ -197,6 +197,11 @@ def seed(text: str) -> int:
     return number
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag: 1000,2000 as numbers."""
+    return tuple(int(word) for word in text.split(",") if word)
+
+
 GIVEN: list[str] = []  # the folders of --project, as they were given
 LOADED: set[Path] = set()
 

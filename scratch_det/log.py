@@ -10,9 +10,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-
 from scratch_det.files import Lenient
 
 Item = TypeVar("Item")
@@ -71,8 +68,11 @@ class Progress:
 
     def __init__(self, description: str, total: int, start: int = 0, say: Callable[[str], object] | None = say_now):
         self.description, self.total, self.start, self.done, self.say = description, total, start, start, say
-        self.bar: RichProgress | None = None
+        self.bar: Any = None
         if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn  # not for --help
+            from rich.progress import Progress as RichProgress
+
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                        TextColumn("{task.fields[eta]}"), TextColumn("{task.fields[note]}"))  # fmt: skip
             self.bar = RichProgress(*columns)

@@ -4,12 +4,15 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from scratch_det import __main__
 from scratch_det.command_line import exit_on_user_error
@@ -87,9 +90,25 @@ def test_completion_knows_commands_and_flags(capsys: pytest.CaptureFixture, monk
     monkeypatch.setattr(sys, "argv", ["scratch-det", "completion", "bash"])
     __main__.main()
     script = capsys.readouterr().out
-    for words in ("analyze", "errors", "--scale-to-batch", "--max-parallel"):
+    files = ("_predict_pos_0", "_study_run___out", "_benchmark___config_file")
+    ends = [f"_shtab_scratch_det{name}_COMPGEN=_shtab_compgen_files" for name in files]
+    for words in ("analyze", "errors", "--scale-to-batch", "--max-parallel", *ends):
         assert words in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_constraints_have_what_was_tested() -> None:
+    """One version of each library that pyproject.toml names, one that it takes; detectron2 is no release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras.keys() - {"detectron2"} for line in extras[name])]
+    wanted = {canonicalize_name(one.name): one.specifier for one in map(Requirement, lines)}
+    assert wanted.pop("scratch-det") == ""  # of dev: other extras
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    found = dict(line.split("==") for line in pins)
+    assert wanted.keys() == {canonicalize_name(name) for name in found}
+    for name, version in found.items():
+        assert version in wanted[canonicalize_name(name)], name
 
 
 def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture) -> None:
@@ -118,14 +137,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_has_the_recipes(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    files = subprocess.run(
-        ["git", "ls-files", "configs", "studies", "projects"], cwd=ROOT, capture_output=True, text=True
-    )
-    wanted = {f"scratch_det/{name}" for name in files.stdout.splitlines() if "/tests/" not in name}
+    shipped = ("scratch_det", "configs", "studies", "projects", "docs/slurm.sh", "docs/grid_*.yaml", "results/models.csv")
+    files = subprocess.run(["git", "ls-files", *shipped], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    wanted = {f"scratch_det/{name.removeprefix('scratch_det/')}" for name in files if "/tests/" not in name}
+    assert len(wanted) > 200
     assert wanted <= names
-    assert {
-        f"scratch_det/{name}" for name in ("py.typed", "docs/slurm.sh", "docs/grid_35k.yaml", "results/models.csv")
-    } <= names
     assert not {name for name in names if "/tests/" in name}
 
 

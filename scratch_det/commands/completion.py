@@ -6,26 +6,15 @@
 The second needs "fpath+=~/.zfunc" before "compinit" in ~/.zshrc. Exit code 2: shtab is not installed.
 """
 
-from argparse import ArgumentParser
+import re
+from argparse import ArgumentParser, _SubParsersAction
 from importlib import import_module
 from typing import Any
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
 from scratch_det.commands import COMMANDS, module_of
 
-FILES = {
-    "FILE",
-    "DIR",
-    "FOLDER",
-    "JSON",
-    "IMAGE",
-    "SOURCE",
-    "MODEL",
-    "SRC",
-    "DST",
-    "NAME|FILE",
-    "[NAME=]RUN",
-}  # metavars
+FILES = re.compile(r"\b(FILE|DIR|FOLDER|JSON|IMAGE|SOURCE|MODEL|SRC|DST|RUN)\b")  # metavars
 
 
 def build_parser() -> ToolParser:
@@ -44,7 +33,7 @@ def main() -> None:
 
 def all_commands(files: Any) -> ArgumentParser:
     """``scratch-det`` with the parsers of all commands; ``files``: shtab's word for arguments that are files."""
-    parser = ArgumentParser(prog="scratch-det", add_help=True)
+    parser = ArgumentParser(prog="scratch-det")
     groups = {"": parser.add_subparsers()}
     for name, what in COMMANDS.items():
         *group, last = name.split()
@@ -52,7 +41,10 @@ def all_commands(files: Any) -> ArgumentParser:
             groups[group[0]] = groups[""].add_parser(group[0], help=f"{group[0]} ...").add_subparsers()
         command = import_module(module_of(name)).build_parser()
         groups["".join(group)].add_parser(last, help=what, parents=[command], add_help=False)
-        for action in command._actions:
-            if action.metavar in FILES:
-                action.complete = files
+    parsers = [parser]
+    for action in (action for one in parsers for action in one._actions):  # parsers grows while it is walked
+        if isinstance(action, _SubParsersAction):
+            parsers += action.choices.values()
+        elif FILES.search(str(action.metavar)):
+            action.complete = files  # type: ignore[attr-defined]
     return parser

@@ -13,9 +13,9 @@ import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from scratch_det.command_line import ToolParser, exit_on_user_error, seed
-from scratch_det.data.subsets import PAPER_SIZES, make_subsets
-from scratch_det.engine.command import numbers
+from scratch_det.command_line import ToolParser, exit_on_user_error, numbers, seed
+
+PAPER_SIZES = "35000,10000,3500,1000"  # section 5.2 of the paper
 
 
 def label_and_file(text: str) -> tuple[str, Path]:
@@ -28,8 +28,9 @@ def label_and_file(text: str) -> tuple[str, Path]:
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME", help="its name (%(default)s)")
-    sizes = "numbers of images (the paper's: 35000,10000,3500,1000)"
-    parser.add_argument("--sizes", type=numbers, default=PAPER_SIZES, metavar="N,M", help=sizes)
+    parser.add_argument(
+        "--sizes", type=numbers, default=PAPER_SIZES, metavar="N,M", help="numbers of images (%(default)s)"
+    )
     ids = "the images in FILE, a COCO json or a list of ids, as NAME_LABEL (several times: several subsets)"
     parser.add_argument("--ids", action="append", default=[], type=label_and_file, metavar="LABEL=FILE", help=ids)
     parser.add_argument("--seed", type=seed, default=0, help="another seed draws other images (%(default)s)")
@@ -40,4 +41,6 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
+        from scratch_det.data.subsets import make_subsets  # NumPy: not for --help
+
         print(*make_subsets(args.dataset, args.sizes, args.seed, args.allow_lost_classes, dict(args.ids)), sep="\n")

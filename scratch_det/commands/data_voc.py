@@ -14,14 +14,12 @@ if one is not complete, nothing. Exit code 2: a user error.
 """
 
 from scratch_det.command_line import ToolParser, exit_on_user_error
-from scratch_det.data.voc import NAMES, PAPER_NAMES, make_voc
 
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=PAPER_NAMES, metavar="NAME", help=f"a folder, or one of {', '.join(NAMES)}"
-    )
+    names = "a folder, or voc_2007_ or voc_2012_ with trainval, train, val, or for 2007 test"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--classes", default="", metavar="A,B", help="your own; auto: all that the files name")
     parser.add_argument("--force", action="store_true", help="replace json files of other content")
     return parser
@@ -30,4 +28,6 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
-        print(*make_voc(args.names, args.force, args.classes), sep="\n")
+        from scratch_det.data.voc import PAPER_NAMES, make_voc  # NumPy: not for --help
+
+        print(*make_voc(args.names or PAPER_NAMES, args.force, args.classes), sep="\n")

@@ -19,7 +19,6 @@ there is so far.
 
 import sys
 from argparse import BooleanOptionalAction
-from collections.abc import Callable
 from os.path import normpath
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from typing import Any
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_flag, exit_on_user_error
 from scratch_det.distributed.stop import Stopped
-from scratch_det.study.commands import LAUNCHERS, SLURM, folder_of, list_runs, plan, report, run, samples, status
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "experiment": {"type": normpath, "metavar": "EXPERIMENT", "help": "see above; report: also a part of the study's"},
@@ -39,7 +37,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--seconds-per-iter": {"type": float, "metavar": "S", "help": "seconds that an iteration takes on these GPUs"},
     "--json": {"dest": "as_json", "action": "store_true",
                "help": "print the graph: commands, needs, outputs; with --out the study is begun there"},
-    "--launcher": {"choices": [*LAUNCHERS, SLURM], "default": "local", "help": "what starts the runs (%(default)s)"},
+    "--launcher": {"choices": ["local", "torchrun", "slurm"], "default": "local",
+                   "help": "what starts the runs (%(default)s)"},
     "--max-parallel": {"type": int, "metavar": "N", "default": 1, "help": "runs at once, not on SLURM (%(default)s)"},
     "--only": {"nargs": "+", "metavar": "ID", "default": [], "help": "only these runs"},
     "--dry-run": {"action": "store_true", "help": "print the commands, start nothing"},
@@ -47,27 +46,25 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--slurm": {"type": Path, "metavar": "FILE", "help": "a job template, as docs/slurm.sh"},
     "--results": {"type": Path, "metavar": "FOLDER", "help": "write the study as data too, as in results/digits"},
 }  # fmt: skip
-COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # what does it, help, arguments
-    "list": (list_runs, "the runs, with the paper's numbers", "--experiment"),
-    "samples": (samples, "images and pixels that trainings see (Figure 2)", "--config-file"),
-    "plan": (plan, "the cost of an experiment", "experiment --share-prefix --gpus --seconds-per-iter --json --out"),
-    "run": (run, "start or continue an experiment", "experiment --share-prefix --gpus --out --launcher --max-parallel "
-                                                    "--only --dry-run --backend --slurm"),
-    "status": (status, "the state of the runs", "experiment --out"),
-    "report": (report, "write tables, figures and one page into DIR/report", "experiment --out --results"),
+COMMANDS = {  # functions of scratch_det.study.commands: help, arguments
+    "list": ("the runs, with the paper's numbers", "--experiment"),
+    "samples": ("images and pixels that trainings see (Figure 2)", "--config-file"),
+    "plan": ("the cost of an experiment", "experiment --share-prefix --gpus --seconds-per-iter --json --out"),
+    "run": ("start or continue an experiment", "experiment --share-prefix --gpus --out --launcher --max-parallel "
+                                               "--only --dry-run --backend --slurm"),
+    "status": ("the state of the runs", "experiment --out"),
+    "report": ("write tables, figures and one page into DIR/report", "experiment --out --results"),
 }  # fmt: skip
 
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for name, (_, what, arguments) in COMMANDS.items():
+    for name, (what, arguments) in COMMANDS.items():
         add_project_flag(command := commands.add_parser(name, help=what))
         for argument in arguments.split():
-            is_optional: dict[str, Any] = (
-                {"nargs": "?"} if (name, argument) == ("status", "experiment") else {}
-            )  # --out names it too
-            command.add_argument(argument, **ARGUMENTS[argument], **is_optional)
+            is_optional = (name, argument) == ("status", "experiment")  # --out names it too
+            command.add_argument(argument, **ARGUMENTS[argument] | ({"nargs": "?"} if is_optional else {}))
     commands.choices["plan"].set_defaults(gpus=8)
     return parser
 
@@ -75,17 +72,20 @@ def build_parser() -> ToolParser:
 def main() -> None:
     parser = build_parser()
     args = vars(parser.parse_args())
+    from scratch_det.study import commands  # 0.1 s: not for --help
+
     command = args.pop("command")
+    do = commands.list_runs if command == "list" else getattr(commands, command)
     experiment = args.pop("experiment") if command == "status" else args.get("experiment")
     if command in ("run", "status", "report") and not args["out"]:
         if not experiment:
             parser.error("status: give EXPERIMENT or --out DIR")
-        args["out"] = folder_of(experiment)
+        args["out"] = commands.folder_of(experiment)
     TRACEBACK_FOLDERS.extend(filter(None, [args.get("out")]))
     try:
         is_run = command == "run" and not args["dry_run"]
         with exit_on_user_error(reading_only=not is_run, is_run=is_run):
-            code = COMMANDS[command][0](**args)
+            code = do(**args)
         if code:
             sys.exit(code)
     except Stopped as stopped:

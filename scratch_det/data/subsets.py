@@ -15,7 +15,6 @@ from scratch_det.errors import DataError, listed
 from scratch_det.files import gc_paused, write_atomically
 from scratch_det.log import say_now
 
-PAPER_SIZES = (35_000, 10_000, 3_500, 1_000)  # section 5.2 of the paper
 # The paper's 35k images are "equivalent to the older val35k": the 35,504 images of train2017 that come from val2014,
 # whose other 5,000 are val2017. Without the annotations of 2014 a random draw stands in for them.
 COCO, VAL35K, VAL2014 = "coco_2017_train", "35k", "instances_val2014.json"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, redirect_stdout
 from typing import Any
 
 from scratch_det.backends import AUTO, BACKENDS, library
-from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_flag, exit_on_user_error, numbers
 from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
@@ -79,11 +79,6 @@ def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
             parser.error("--device and MODEL.DEVICE: both name the device, leave out one of them")
         flags["overrides"] += ["MODEL.DEVICE", device]
     return Request(**{name: flags.pop(name) for name in Request.__dataclass_fields__ if name in flags}), flags
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """1000,2000 as numbers."""
-    return tuple(int(word) for word in text.split(",") if word)
 
 
 def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:

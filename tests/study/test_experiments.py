@@ -342,7 +342,7 @@ class TestTool:
             print("started", flush=True)
             return 1
 
-        monkeypatch.setitem(tool.COMMANDS, "run", (run, *tool.COMMANDS["run"][1:]))
+        monkeypatch.setattr("scratch_det.study.commands.run", run)
         monkeypatch.setattr("sys.argv", ["study.py", "run", "digits/smoke"])
         with suppress(BrokenPipeError), open(writing, "w") as closed, monkeypatch.context() as patch:
             patch.setattr("sys.stdout", closed)

@@ -10,7 +10,6 @@ import shutil
 import socketserver
 import subprocess
 import threading
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -352,10 +351,3 @@ class TestBrowser:
         shown, asked = browse(page, proxy)
         assert any("canary.invalid" in line for line in asked)
         assert "<title>1</title>" in shown
-
-
-def test_files_are_packaged() -> None:
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {"study/report/curves.*", "visualization/*.css", "visualization/page.*"} <= {
-        *setuptools["package-data"]["scratch_det"]
-    }
