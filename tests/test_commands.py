@@ -137,7 +137,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_has_the_recipes(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    shipped = ("scratch_det", "configs", "studies", "projects", "docs/slurm.sh", "docs/grid_*.yaml", "results/models.csv")
+    shipped = (
+        "scratch_det",
+        "configs",
+        "studies",
+        "projects",
+        "docs/slurm.sh",
+        "docs/grid_*.yaml",
+        "results/models.csv",
+    )
     files = subprocess.run(["git", "ls-files", *shipped], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     wanted = {f"scratch_det/{name.removeprefix('scratch_det/')}" for name in files if "/tests/" not in name}
     assert len(wanted) > 200

@@ -7,13 +7,15 @@
 The same as scratch-det train --eval-only: its flags, KEY VALUE pairs and exit codes.
 """
 
+from argparse import SUPPRESS
+
 from scratch_det.command_line import ToolParser
 from scratch_det.engine.command import run_command, run_parser
 
 
 def build_parser() -> ToolParser:
     parser = run_parser(__doc__)
-    parser.set_defaults(eval_only=True)
+    parser.add_argument("--eval-only", action="store_true", default=True, help=SUPPRESS)  # as in scratch-det train
     return parser
 
 

@@ -131,7 +131,9 @@ class Study:
     def check_folders(self) -> None:
         """Raise one UserError with a line for each run folder that another recipe or another checkpoint made."""
         if problems := [problem for job in self.jobs for problem in disagreements(job, self.out, self.backend)]:
-            raise UserError("\n  ".join([*problems, "move such a folder away, and study.py run trains it again"]))
+            raise UserError(
+                "\n  ".join([*problems, "move such a folder away, and scratch-det study run trains it again"])
+            )
 
     def begin(self) -> "Study":
         """Write study.json, or compare the study with it; returns the study that it describes, with its threads.
@@ -140,13 +142,13 @@ class Study:
         """
         path = self.out / DESCRIPTION
         self.out.mkdir(parents=True, exist_ok=True)
-        # Listed before study.json is looked for: another study.py may begin this study, and its runs, in the meantime.
+        # Listed before study.json is looked for: another process may begin this study, and its runs, in the meantime.
         others = {one.name for one in self.out.iterdir() if one.suffix != ".partial"} - {LOCK, TRACEBACK, "jobs"}
         if others and not path.exists():
             raise UserError(f"--out {self.out} has {min(others)} in it, but no {DESCRIPTION}; if it is lost, {RESTORE}")
         if not path.exists():
             with alone_in(self.out, LOCK):
-                if not path.exists():  # another study.py may have begun one in the meantime
+                if not path.exists():  # another process may have begun one in the meantime
                     write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
         jobs_folder(self.out).mkdir(exist_ok=True)
         return self.as_begun()
@@ -170,14 +172,16 @@ def study_in(out: Path) -> Study:
     """
     path = out / DESCRIPTION
     if not path.exists():
-        raise UserError(f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see study.py run")
+        raise UserError(
+            f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see scratch-det study run"
+        )
     kinds: Any = [(one.name, str if one.type is Path else one.type) for one in fields(Study)]
     content = read_json(path, msgspec.defstruct("Study", kinds, forbid_unknown_fields=True), RESTORE)
     study = Study(**{**content, "out": Path(content["out"])})
     if study.out.resolve() != out.resolve():
         raise UserError(
-            f"--out {out} was begun as {study.out}, the path by which its runs refer to each other; start study.py in "
-            "the folder where it was begun, or move the study back"
+            f"--out {out} was begun as {study.out}, the path by which its runs refer to each other; start the command "
+            "in the folder where it was begun, or move the study back"
         )
     return study
 

@@ -75,7 +75,7 @@ class TestRuns:
         made = {name: train(*THREE, name=name, backend=name) for name in backends.BACKENDS}
         for other, name in (backends.BACKENDS, backends.BACKENDS[::-1]):
             file = made[other] / "checkpoints/model_final.pth"
-            with pytest.raises(UserError, match=rf"is a {other} checkpoint, .*convert_checkpoint.py .* --to {name}"):
+            with pytest.raises(UserError, match=rf"is a {other} checkpoint, .*scratch-det convert .* --to {name}"):
                 train("MODEL.WEIGHTS", file, *NO_TEST, name="new", backend=name)
             (made[other] / "result.json").unlink()
             with pytest.raises(UserError, match=rf"the backend was '{other}'.* give --backend {other}"):

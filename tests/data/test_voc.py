@@ -216,7 +216,7 @@ class TestRejections:
         assert written(voc) == []
 
     def test_a_missing_json_names_the_command(self, voc: Path) -> None:
-        with pytest.raises(DataError, match=r"make it with: python tools/prepare_voc\.py voc_2007_test"):
+        with pytest.raises(DataError, match=r"make it with: scratch-det data voc voc_2007_test"):
             lookup("voc_2007_test")
 
     @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from run_folder import contents
 
+from scratch_det.__main__ import main
 from scratch_det.engine.plan import Request
 
 MOST_LINES = 6
@@ -22,7 +23,6 @@ class TestFlags:
         ("arguments", "overrides", "flags"),
         [
             (["SOLVER.BASE_LR", "0.01", "--resume"], ["SOLVER.BASE_LR", "0.01"], {"resume": True}),
-            (["--eval-only", "MODEL.WEIGHTS", "a.pth"], ["MODEL.WEIGHTS", "a.pth"], {"eval_only": True}),
             (["SEED", "1", "--backend", "torchvision"], ["SEED", "1"], {"backend": "torchvision"}),
             (["SEED", "1", "--resume", "OUTPUT_DIR", "x"], ["SEED", "1", "OUTPUT_DIR", "x"], {"resume": True}),
             (["SEED", "-1", "MODEL.WEIGHTS", ""], ["SEED", "-1", "MODEL.WEIGHTS", ""], {}),
@@ -42,6 +42,14 @@ class TestFlags:
         train_net("--config-file", "a.yaml", *arguments)
         train_net(*arguments, "--config-file", "a.yaml")
         assert requests == [Request("a.yaml", overrides, **flags)] * 2
+
+    @pytest.mark.parametrize("words", [("eval",), ("eval", "--eval-only"), ("train", "--eval-only")])
+    def test_an_evaluation(self, monkeypatch, words):
+        requests = []
+        monkeypatch.setattr("scratch_det.engine.command.start", lambda request, *_: requests.append(request))
+        monkeypatch.setattr("sys.argv", ["scratch-det", *words, "--config-file", "a.yaml", "MODEL.WEIGHTS", "a.pth"])
+        main()
+        assert requests == [Request("a.yaml", ["MODEL.WEIGHTS", "a.pth"], eval_only=True)]
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),

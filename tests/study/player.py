@@ -68,7 +68,7 @@ def play(study: Study, max_parallel: int = 2, names: tuple[str, ...] = ()) -> in
 
 
 def in_a_process(study: Study) -> subprocess.Popen:
-    """``play`` as its own process and process group, as study.py run is at a terminal."""
+    """``play`` as its own process and process group, as scratch-det study run is at a terminal."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
         "from scratch_det.distributed.stop import Stopped; from scratch_det.study.study import study_in\n"

@@ -12,13 +12,18 @@ import pytest
 from conftest import ROOT
 from study.player import BRANCH, PART, TRUNK, play
 
+from scratch_det.commands.study import ARGUMENTS
 from scratch_det.study import digits
-from scratch_det.study.commands import Screen, status, status_text
+from scratch_det.study.commands import LAUNCHERS, SLURM, Screen, status, status_text
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import BLOCKED, RUNNING, WAITING, survey
 from scratch_det.study.study import Study
 
 TORCHVISION = ("--backend", "torchvision")
+
+
+def test_every_launcher_has_a_name() -> None:
+    assert ARGUMENTS["--launcher"]["choices"] == [*LAUNCHERS, SLURM]
 
 
 class TestBadInput:

@@ -309,13 +309,15 @@ class TestCurves:
         assert own_part(branch, "bbox/AP", {TRUNK}) == curve[1:]
         assert own_part(branch, "bbox/AP", set()) == curve
 
-    def test_the_mean_is_of_what_all_seeds_have(self) -> None:
+    @pytest.mark.parametrize(("end", "value"), [(1080, 1.0), (900, 2.0)])
+    def test_the_mean_is_of_what_all_seeds_have(self, end: int, value: float) -> None:
+        """Also where a run has ended early."""
         runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
-        curves = ((540, 2.0), (900, 4.0), (1080, 9.0)), ((540, 4.0), (1080, 1.0))
-        ends = zip(runs, curves, strict=False)
+        whole = ((540, 2.0), (900, 4.0), (1080, 9.0))
+        ends = zip(runs, (whole, ((540, 4.0), (end, value))), strict=False)
         (band,) = bands_of([Record(run, "finished", curves={"bbox/AP": curve}) for run, curve in ends], "bbox/AP")
+        last = dict(whole)[end]
+        assert band.seeds == 2
         assert (band.mean, band.low, band.high) == (
-            ((540, 3.0), (1080, 5.0)),
-            ((540, 2.0), (1080, 1.0)),
-            ((540, 4.0), (1080, 9.0)),
-        )
+            ((540, 3.0), (end, (last + value) / 2)), ((540, 2.0), (end, value)), ((540, 4.0), (end, last)),
+        )  # fmt: skip

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 from PIL import Image
 
 from scratch_det.evaluation.metrics import BLUE, PRETRAINED, SCRATCH, VERMILION

@@ -308,8 +308,7 @@ def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str]
             groups.setdefault(label(one.run), {}).setdefault(one.run.shown, {})[one.run.seed] = one
     drawn, bands = {one.run.name for one in records if metric in one.curves}, []
     for schedules in (group.values() for group in groups.values()):
-        done = [{seed for seed, one in seeds.items() if one.curves[metric][-1][0] == one.run.iterations}
-                for seeds in schedules]  # fmt: skip
+        done = [{seed for seed, one in seeds.items() if one.state == FINISHED} for seeds in schedules]
         finished = set.intersection(*filter(None, done)) if any(done) else set()
         for seeds in schedules:
             curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
