@@ -22,9 +22,9 @@ from PIL import Image
 from scratch_det.evaluation.metrics import BLUE, PRETRAINED, SCRATCH, VERMILION
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.records import LOSS, Record, collect, load, save, survey
-from scratch_det.study.report import with_made
 from scratch_det.study.report.figures import draw, figures_of
 from scratch_det.study.report.page import Folders, curves, read_folders, study_page
+from scratch_det.study.report.results import with_made
 from scratch_det.study.report.tables import Table
 from scratch_det.study.run import PRETRAIN, TRAIN
 from scratch_det.study.study import Study

@@ -10,7 +10,8 @@ import pytest
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, READY, Record, load
-from scratch_det.study.report import describe, kept_of, with_made, write_report
+from scratch_det.study.report import write_report
+from scratch_det.study.report.results import describe, kept_of, with_made
 from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.study import Study, study_in
 

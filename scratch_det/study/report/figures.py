@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,7 +18,8 @@ from scratch_det.config.load import load_config
 from scratch_det.evaluation.metrics import GREY, INITS, INK, METRICS, PRETRAINED, SCRATCH, SKY, TTA, colors_of
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
-from scratch_det.study.records import FINISHED, LOSS, Curve, Record
+from scratch_det.study.records import FINISHED, LOSS, Record
+from scratch_det.study.report.bands import Band, bands_of
 from scratch_det.study.report.differences import BOX, model_of, row_of
 from scratch_det.study.report.tables import DIGITS, label_of_norm
 from scratch_det.study.run import TRAIN, Run, from_here
@@ -70,16 +70,6 @@ def figures_of(experiment: str, records: Sequence[Record]) -> dict[str, Figure]:
 def draw(figures: Mapping[str, Figure], folder: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Write NAME.svg and NAME.png of each figure into ``folder``."""
     return [save_figure(one, folder / f"{name}.{kind}") for name, one in figures.items() for kind in kinds]
-
-
-class Band(NamedTuple):
-    """The curves of a schedule's seeds, of so many: their mean, the lowest and the highest. ``run``: the first one."""
-
-    run: Run
-    mean: Curve
-    low: Curve
-    high: Curve
-    seeds: int
 
 
 # Figures: each from the records of its runs, None where they have nothing to show ------------------------------------
@@ -294,41 +284,6 @@ def _draw_band(axes: Axes, band: Band, color: str, marker: str, label: str = "")
     plot(axes, band.mean, color=color, lw=1.6, label=label)
     if marker:
         axes.plot(*band.mean[-1], marker, color=color, mew=0.8, zorder=3)
-
-
-def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str] = row_of) -> list[Band]:
-    """Of each schedule of each label, in the order of ``records``.
-
-    The mean is over the seeds that every schedule with a finished one has finished, and the iterations that they have:
-    a branch's mean over other seeds than its trunk's would not begin on the trunk's.
-    """
-    groups: dict[str, dict[str, dict[int | None, Record]]] = {}  # by label, schedule and seed
-    for one in records:
-        if metric in one.curves:
-            groups.setdefault(label(one.run), {}).setdefault(one.run.shown, {})[one.run.seed] = one
-    drawn, bands = {one.run.name for one in records if metric in one.curves}, []
-    for schedules in (group.values() for group in groups.values()):
-        done = [{seed for seed, one in seeds.items() if one.state == FINISHED} for seeds in schedules]
-        finished = set.intersection(*filter(None, done)) if any(done) else set()
-        for seeds in schedules:
-            curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
-            chosen = finished & curves.keys() or {max(curves, key=lambda seed: len(curves[seed]))}
-            points = [dict(curves[seed]) for seed in curves if seed in chosen]
-            common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
-            mean, low, high = (
-                tuple((x, pick([one[x] for one in points])) for x in common) for pick in (fmean, min, max)
-            )
-            bands.append(Band(next(iter(seeds.values())).run, mean, low, high, len(points)))
-    return bands
-
-
-def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
-    """The curve after the branch point, from the trunk's last point on; all of it where the trunk is not drawn."""
-    curve = record.curves[metric]
-    if record.run.trunk not in drawn:
-        return curve
-    before = [point for point in curve if point[0] <= record.start]
-    return (*before[-1:], *curve[len(before) :])
 
 
 def _label_axes(axes: Axes, label: str) -> None:

@@ -25,8 +25,9 @@ from scratch_det.evaluation.metrics import INK, METRICS, colors_of, main_metrics
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
 from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
+from scratch_det.study.report.bands import Band, bands_of
 from scratch_det.study.report.differences import headlines, model_of
-from scratch_det.study.report.figures import Band, bands_of
+from scratch_det.study.report.results import MADE_WITH
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import PRETRAIN, Run
 from scratch_det.visualization.curves import thin
@@ -35,7 +36,6 @@ from scratch_det.visualization.page import Section, data_uri, of_svg, page_text
 MAIN = {name: metric.label for name, metric in main_metrics().items() if name in METRICS}
 MAIN |= {"classification/top1": "top-1 of pre-training"}
 AXES = {name: METRICS[name].axis for name in MAIN} | {LOSS: "training loss"}
-MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
 POINTS = 200  # of a curve
 PICTURES, PICTURE_WIDTH, QUALITY = 6, 1000, 80
 
