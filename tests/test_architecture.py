@@ -46,7 +46,7 @@ WITHOUT_TORCH = (
     "config", "command_line", "distributed.launch", "distributed.stop", "data.catalog", "data.coco",
     "data.voc", "backends", "backends.keys", "weights.locate", "engine.run_dir",
     "engine.datasets", "engine.plan", "engine.check", "engine.command", "engine.changes",
-    "study.commands", "study.search", "study.report", "study.report.page",
+    "study.commands", "study.search", "study.report", "study.report.page", "diagnosis.command",
 )  # fmt: skip
 
 

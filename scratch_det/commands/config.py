@@ -17,7 +17,7 @@ def build_parser() -> ToolParser:
     parser = ToolParser(usage="%(prog)s FILE [flags] [KEY VALUE ...]   (--help lists the flags)", description=__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", help="the recipe, or a run's config.yaml")
-    add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
+    add("overrides", nargs="*", default=[], metavar="KEY VALUE", help="keys of the recipe and their new values")
     add_project_flag(parser)
     known = [backends.AUTO, *backends.BACKENDS]
     add("--backend", default=backends.AUTO, choices=known, help="whose keys and defaults (%(default)s)")

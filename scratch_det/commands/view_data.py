@@ -50,7 +50,7 @@ def main() -> None:
     if args.config_file and (args.classes or args.size or args.crowds or args.ids):
         parser.error("--class, --size, --crowds and --image choose from a data set NAME, not from --config-file")
     with exit_on_user_error():
-        from scratch_det.diagnosis.data import Filter, view_data, view_training  # torch: not for --help
+        from scratch_det.diagnosis.data import Filter, view_data, view_training  # matplotlib: not for --help
 
         if args.config_file:
             print(view_training(args.config_file, args.words, args.count, args.out))

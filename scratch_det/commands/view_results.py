@@ -26,7 +26,7 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
-        from scratch_det.diagnosis.command import Filter, view_results  # torch: not for --help
+        from scratch_det.diagnosis.command import Filter, view_results  # matplotlib: not for --help
 
         chosen = Filter(args.classes, args.size, args.crowds, args.ids, args.count)
         print(view_results(args.run, args.data, args.task, chosen, args.out))

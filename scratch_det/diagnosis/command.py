@@ -10,9 +10,8 @@ from scratch_det.diagnosis.numbers import SHOWN_SCORE, diagnose
 from scratch_det.diagnosis.page import MARKS, marked, render, write_page
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
-from scratch_det.evaluation.inference import RESULTS_FILE
 from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH, colors_of
-from scratch_det.evaluation.predictions import Predictions, read_predictions
+from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, read_predictions
 from scratch_det.evaluation.truth import Truth, truth_of
 from scratch_det.visualization.page import Section
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -13,15 +13,16 @@ from scratch_det.config.load import load_config
 from scratch_det.config.rules import check_config
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
-from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.diagnosis.numbers import SIZES
 from scratch_det.diagnosis.page import SIDE, as_jpeg, render
 from scratch_det.engine.datasets import coco_conflicts
-from scratch_det.engine.pictures import seen_by_model
 from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed, raise_problems
 from scratch_det.visualization.page import Section
 from scratch_det.visualization.predictions import draw_objects
+
+if TYPE_CHECKING:
+    from scratch_det.data.dataset import TrainingSet
 
 CROWD, IGNORED = " (crowd)", " (ignored)"
 
@@ -89,6 +90,8 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
     check_config(cfg)
     data = [read_coco(lookup(name), cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON) for name in cfg.DATASETS.TRAIN]
     raise_problems(coco_conflicts(recipe, data, []))
+    from scratch_det.data.dataset import TrainingSet  # torch: the user's errors come before
+
     samples = TrainingSet(cfg, data)
     pictures = list(islice(_of_training(cfg, data[0], samples), count))
     name, where = Path(config_file).stem, ", ".join(cfg.DATASETS.TRAIN)
@@ -115,8 +118,10 @@ def of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     return words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))
 
 
-def _of_training(cfg: CfgNode, data: CocoDataset, samples: TrainingSet) -> Iterator[tuple[str, str]]:
+def _of_training(cfg: CfgNode, data: CocoDataset, samples: "TrainingSet") -> Iterator[tuple[str, str]]:
     """Of one position of the stream after the other."""
+    from scratch_det.engine.pictures import seen_by_model
+
     for position in range(len(samples)):
         sample = samples[position]
         pixels, items = seen_by_model(cfg, sample)

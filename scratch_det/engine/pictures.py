@@ -14,8 +14,7 @@ from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.evaluation.inference import RESULTS_FILE
-from scratch_det.evaluation.predictions import read_predictions
+from scratch_det.evaluation.predictions import RESULTS_FILE, read_predictions
 from scratch_det.visualization.predictions import draw_predictions
 
 IMAGES_SHOWN = 12  # in predictions.png

@@ -31,14 +31,13 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.low_ap import explain_low_ap
 from scratch_det.evaluation.metrics import TTA, detection_tasks, format_table
-from scratch_det.evaluation.predictions import Predictions, detections_of, joined, write_predictions
+from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, detections_of, joined, write_predictions
 from scratch_det.evaluation.truth import truth_of
 from scratch_det.evaluation.voc import evaluate_voc
 from scratch_det.log import clock, logger, track
 from scratch_det.modeling.ops import decode_keypoints, paste_masks
 
 DETECTRON = "Detectron"  # of ANCHOR_GENERATOR.ROUNDING
-RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from scratch_det.errors import DataError
 from scratch_det.files import gc_paused
 
 Predictions = dict[str, np.ndarray]
+RESULTS_FILE = "coco_instances_results.json"  # detectron2's name
 AT_ONCE = 1_000  # results that are objects at a time; as columns they need a third of the memory
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hotcoco import mask as mask_api
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -21,9 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
-from torchvision.ops import box_area
-from torchvision.transforms.v2 import functional as F
-from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
 from scratch_det.errors import DataError
 from scratch_det.visualization.curves import NO_MATH, save_figure
@@ -123,6 +119,11 @@ def draw_tile(
 
     size: height and width of the axes, px.
     """
+    import torch  # here, as errors of the user come before
+    from torchvision.ops import box_area
+    from torchvision.transforms.v2 import functional as F
+    from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
+
     chosen, is_fallback = choose(items, threshold)
     scale = size[1] / image.shape[1]
     boxes = torch.as_tensor(np.asarray(items["boxes"], float).reshape(-1, 4))[chosen] * scale
@@ -168,8 +169,9 @@ def choose(items: Mapping[str, Any], threshold: float = THRESHOLD) -> tuple[np.n
     Truth: the largest. Prediction: scores of ``threshold`` or more, descending, or the best few if there are none.
     """
     if "scores" not in items:
-        areas = box_area(torch.as_tensor(np.reshape(items["boxes"], (-1, 4))))
-        return areas.argsort(descending=True, stable=True)[:MOST_OBJECTS].numpy(), False
+        boxes = np.reshape(items["boxes"], (-1, 4))
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        return np.argsort(-areas, kind="stable")[:MOST_OBJECTS], False
     scores = np.asarray(items["scores"], float).reshape(-1)
     order = np.argsort(-scores, kind="stable")
     above = order[scores[order] >= threshold][:MOST_OBJECTS]

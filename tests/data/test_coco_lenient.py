@@ -16,8 +16,8 @@ from scratch_det.data.dataset import TrainingSet
 from scratch_det.data.rle import run_lengths
 from scratch_det.errors import DataError
 from scratch_det.evaluation.average_precision import evaluate_predictions
-from scratch_det.evaluation.inference import RESULTS_FILE, score_and_write
-from scratch_det.evaluation.predictions import Predictions, joined, read_predictions
+from scratch_det.evaluation.inference import score_and_write
+from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, joined, read_predictions
 from scratch_det.evaluation.truth import truth_of
 
 SQUARE = [[4, 6, 36, 6, 36, 38, 4, 38]]
@@ -171,7 +171,7 @@ class TestIds:
         data = read_toy()
         assert {one["id"] for one in getattr(data, entries)} == set(ids[: len(getattr(data, entries))])
         assert len(all_objects(data)) == 7
-        metrics = score_and_write(config(), data, perfect(data), tmp_path / "inference")
+        metrics = score_and_write(config(), data, perfect(data), tmp_path / "inference", "")
         assert [metrics[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
         path = tmp_path / "inference" / RESULTS_FILE
         assert {one[f"{section}_id"] for one in json.loads(path.read_text())} <= set(ids)
@@ -234,7 +234,7 @@ class TestWithoutAnnotations:
         [(severity, text)] = found()
         assert (severity, text[:24]) == ("notice", "no list 'annotations': i")
         data = read_toy()
-        assert score_and_write(config(), data, predictions, tmp_path / "inference") == {}
+        assert score_and_write(config(), data, predictions, tmp_path / "inference", "") == {}
         assert len(read_predictions(tmp_path / "inference" / RESULTS_FILE)["score"]) == 6
 
     def test_it_is_not_trained_on(self, coco_factory) -> None:

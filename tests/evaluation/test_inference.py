@@ -18,7 +18,8 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.launch import ALONE
 from scratch_det.distributed.stop import StopFlag
 from scratch_det.evaluation import inference
-from scratch_det.evaluation.inference import RESULTS_FILE, predict_dataset, score_and_write
+from scratch_det.evaluation.inference import predict_dataset, score_and_write
+from scratch_det.evaluation.predictions import RESULTS_FILE
 from scratch_det.modeling.ops import paste_masks
 
 
