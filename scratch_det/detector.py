@@ -211,8 +211,8 @@ def load(
 def weights_of(run: Path) -> Path:
     """The final weights of a run, or those of its last checkpoint. Raises UserError where there are none."""
     folder = RunDir(run).checkpoints
-    final, last = folder / FINAL, folder / LAST
-    path = final if final.exists() or not last.is_file() else folder / last.read_text().strip()
+    last = folder / LAST
+    path = folder / (last.read_text().strip() if last.is_file() else FINAL)
     if not path.is_file():
         raise UserError(f"{run} has no weights, {path} is missing; name a run's folder or a weights file")
     return path

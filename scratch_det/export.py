@@ -37,11 +37,13 @@ TOLERANCE = 1e-3  # of the largest difference
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def export_model(source: str, config: Path | None, out: Path, image: Path | None, project: Path | None = None) -> str:
+def export_model(source: str, config: Path | None, out: Path, image: Path | None) -> str:
     """``export`` of what ``detector.load`` loads; returns a line about it."""
     try:
-        detector = load(source, config, "cpu", "torchvision", project)
+        detector = load(source, config, "cpu", "torchvision")
     except ConfigError as error:
+        if "torchvision backend" not in str(error):  # a recipe that cannot be read
+            raise
         hint = "only models of the torchvision backend are exported; detectron2 has its tools/deploy/export_model.py"
         raise ConfigError(f"{error}\n  {hint}") from None
     blobs = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
@@ -95,7 +97,7 @@ def compare(expected: Found, found: Mapping[str, np.ndarray]) -> dict[str, float
         raise UserError(f"the exported model finds {len(found['labels'])} objects, the detector {len(expected)}, or "
                         "others; no file is left; try another image, --image FILE")  # fmt: skip
     is_other = expected.labels[:, None] != found["labels"]
-    apart = np.abs(expected.boxes[:, None] - found["boxes"]).sum(2) + 1e9 * is_other
+    apart = np.nan_to_num(np.abs(expected.boxes[:, None] - found["boxes"]).sum(2)) + 1e9 * is_other
     order = linear_sum_assignment(apart)[1]  # equal scores may come in another order
     side, given = max(expected.image.shape), {name: value[order] for name, value in found.items()}
     differences = {
@@ -109,7 +111,7 @@ def compare(expected: Found, found: Mapping[str, np.ndarray]) -> dict[str, float
         apart = np.abs(given["keypoints"] - expected.keypoints) / [side, side, 1]
         differences["keypoints"] = apart.mean() if apart.size else 0  # a flat map's highest place may be another
     largest = {name: float(np.max(value, initial=0)) for name, value in differences.items()}
-    if max(largest.values()) > TOLERANCE:
+    if not np.max([*largest.values()]) <= TOLERANCE:  # NaN is above it, too
         raise UserError(f"the exported model differs from the detector by {told(largest)}, expected {TOLERANCE:g} or "
                         "less; no file is left")  # fmt: skip
     return largest

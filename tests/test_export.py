@@ -1,5 +1,6 @@
 """Detectors as files: the pieces are what predicting has, the files find what the detector finds, at any size."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -135,6 +136,8 @@ class TestRefusals:
         [
             (lambda one: {"scores": one["scores"] * 1.002}, r"differs from the detector by boxes 0, scores 0.002"),
             (lambda one: {"boxes": one["boxes"] + 1}, r"by boxes 0.01, "),
+            (lambda one: {"boxes": one["boxes"] + math.nan}, r"by boxes nan, "),
+            (lambda one: {"scores": one["scores"] * np.array([1] * 9 + [math.nan])}, r"by boxes 0, scores nan, "),
             (lambda one: {"masks": ~one["masks"]}, r"masks [1-9]"),
             (lambda one: {name: value[1:] for name, value in one.items()}, r"finds 9 objects, the detector 10"),
         ],
@@ -165,7 +168,7 @@ class TestRefusals:
                              "masks 0, keypoints 0")  # fmt: skip
 
         def refuse(*words: object) -> None:
-            raise ConfigError("a key")
+            raise ConfigError("the torchvision backend does not support a key")
 
         monkeypatch.setattr(export, "load", refuse)
         with pytest.raises(ConfigError, match=r"a key\n  only models of the torchvision backend"):

@@ -77,7 +77,7 @@ def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
     if device := flags.pop("device"):
         if "MODEL.DEVICE" in flags["overrides"][::2]:
             parser.error("--device and MODEL.DEVICE: both name the device, leave out one of them")
-        flags["overrides"] += ["MODEL.DEVICE", device]
+        flags["overrides"] = ["MODEL.DEVICE", device, *flags["overrides"]]  # first: the last may lack its value
     return Request(**{name: flags.pop(name) for name in Request.__dataclass_fields__ if name in flags}), flags
 
 

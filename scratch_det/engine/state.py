@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
+from itertools import chain
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
@@ -65,16 +66,14 @@ def size_of(model: nn.Module) -> Size:
 class State:
     """Model, optimizer, loss scaler, number of completed iterations and seconds spent on them.
 
-    ema: with MODEL_EMA.ENABLED a second model, whose weights are the moving average of the model's, else None. Its
-        buffers, such as BN's running statistics, are the model's own, as in d2go.
+    ema: with MODEL_EMA.ENABLED a second model, of moving averages of the model's parameters and buffers, else None.
     SOLVER.AMP.ENABLED means bfloat16 where the device supports it (no loss scaling needed), else float16 with scaling.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, device: torch.device):
         self.model, self.device = model, device
         self.parallel = model  # the module that the loop calls; see ``spread``
-        buffers = {id(buffer): buffer for buffer in model.buffers()}
-        self.ema = deepcopy(model, buffers).requires_grad_(False) if cfg.MODEL_EMA.ENABLED else None
+        self.ema = deepcopy(model).requires_grad_(False) if cfg.MODEL_EMA.ENABLED else None
         self.decay = cfg.MODEL_EMA.DECAY
         self.optimizer = build_optimizer(cfg, model)
         self.amp = cfg.SOLVER.AMP.ENABLED
@@ -109,12 +108,18 @@ class State:
     def average_weights(self) -> None:
         """Take the weights after iteration ``self.iteration`` into the moving average, also after a skipped step.
 
+        BN's running statistics are averaged as in d2go: those of the model do not suit other weights.
+
         In iteration n the share n / (n + 9) of the average stays, DECAY at most: TensorFlow's moving averages have
         (1 + n) / (10 + n). So nothing stays of the random weights, and little of the steps that follow them.
         """
         if self.ema:
             stays = min(self.decay, self.iteration / (self.iteration + 9))
-            get_ema_multi_avg_fn(stays)([*self.ema.parameters()], [*self.model.parameters()], None)
+            average, now = (
+                [one for one in chain(model.parameters(), model.buffers()) if one.is_floating_point()]
+                for model in (self.ema, self.model)
+            )
+            get_ema_multi_avg_fn(stays)(average, now, None)
 
     @contextmanager
     def forward(self, synchronize: bool = True) -> Iterator[None]:

@@ -18,7 +18,7 @@ class MLflow(Writer):
     is_slow = True
 
     def __init__(self, run: Run):
-        if not os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}:
+        if not run.id and not os.environ.keys() & {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"}:
             mlflow.set_experiment(PROJECT)
         tags = {"mlflow.source.git.commit": run.commit} if run.commit else {}
         active = mlflow.start_run(run.id, run_name=str(run.run_dir.path), tags=tags)
