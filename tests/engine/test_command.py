@@ -29,7 +29,7 @@ class TestFlags:
             (["--num-gpus", "0"], [], {}),
             (["--keep-at", "27,47", "--keep-last", "1"], [], {"keep_at": (27, 47), "keep_last": 1}),
             (["--stop-at", "7"], [], {"stop_at": 7}),
-            (["SEED", "1", "--device", "cpu"], ["SEED", "1", "MODEL.DEVICE", "cpu"], {}),
+            (["SEED", "1", "--device", "cpu"], ["MODEL.DEVICE", "cpu", "SEED", "1"], {}),
             (["--epochs", "1.5"], [], {"epochs": 1.5}),
             (["--scale-to-batch", "2", "--accumulate", "4"], [], {"scale_to_batch": 2, "accumulate": 4}),
             (["--branch-from", "a/model_0000026.pth"], [], {"branch_from": "a/model_0000026.pth"}),

@@ -49,7 +49,8 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    with interrupted_after(monkeypatch, 5):
+    with monkeypatch.context() as patch, interrupted_after(monkeypatch, 5):
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")  # forgotten when it goes on
         train(*TRACKED)
     begun = read(tmp_path / "run", "wandb.json")
     assert begun["last"] == {"total_loss": 4, "segm/APs": 2, "training": 4, "predictions": 2}
@@ -62,7 +63,7 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
     }  # fmt: skip
 
     client = mlflow.MlflowClient()
-    number = client.get_experiment_by_name("scratch_det").experiment_id
+    number = client.get_experiment_by_name("mine").experiment_id
     (run,) = client.search_runs([number])
     assert run.info.status == "FINISHED"
     assert run.data.params["SOLVER.MAX_ITER"] == "6"
