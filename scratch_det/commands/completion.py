@@ -1,9 +1,10 @@
 """Print the completion of commands, flags and files for a shell, by shtab.
 
+    mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc
     scratch-det completion bash > ~/.local/share/bash-completion/completions/scratch-det
     scratch-det completion zsh > ~/.zfunc/_scratch-det
 
-The second needs "fpath+=~/.zfunc" before "compinit" in ~/.zshrc. Exit code 2: shtab is not installed.
+zsh needs "fpath+=~/.zfunc" before "compinit" in ~/.zshrc. Exit code 2: shtab is not installed.
 """
 
 import re

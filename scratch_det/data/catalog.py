@@ -143,7 +143,7 @@ def enter(name: str, fields: Mapping[str, Any]) -> None:
 
 def from_root(path: Path) -> str:
     """A path as the catalog has it: from the datasets root where it lies in there."""
-    path, root = path.absolute(), datasets_root().absolute()
+    path, root = (Path(os.path.abspath(one)) for one in (path, datasets_root()))  # without .., links as they are
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 

@@ -20,8 +20,11 @@ from scratch_det.log import close_logging, logger, set_up_logging
 NOT_BEGUN = "nothing was trained in this start, the same command starts again"
 
 
-def run_parser(description: str | None) -> ToolParser:
-    """Flags of everything that starts or checks a run, the first ones detectron2's; see ``Request``."""
+def run_parser(description: str | None, trains: bool = True) -> ToolParser:
+    """Flags of everything that starts or checks a run, the first ones detectron2's; see ``Request``.
+
+    trains: with those that only a training has.
+    """
     parser = ToolParser(
         usage="%(prog)s --config-file FILE [flags] [KEY VALUE ...]   (--help lists the flags)",
         description=description,
@@ -29,15 +32,18 @@ def run_parser(description: str | None) -> ToolParser:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the recipe, a YAML config")
     add_project_flag(parser)
-    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, or start it where there is none")
     add("--backend", default=AUTO, choices=[AUTO, *BACKENDS], help="the library that builds the model (%(default)s)")
     add("--device", metavar="NAME", help="MODEL.DEVICE: cpu, cuda, cuda:1, mps or xpu (the recipe's)")
-    add("--init-std", type=float, metavar="STD", help="initialise every layer from N(0, STD), see docs/vgg.md")
-    waivable = f"train although this rule rejects the config: {', '.join(WAIVABLE)}"
-    add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
+    if trains:
+        add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, or start it where there is none")
+        add("--init-std", type=float, metavar="STD", help="initialise every layer from N(0, STD), see docs/vgg.md")
+        waivable = f"train although this rule rejects the config: {', '.join(WAIVABLE)}"
+        add("--waive", action="append", default=[], choices=WAIVABLE, metavar="RULE", help=waivable)
     add("overrides", nargs="*", metavar="KEY VALUE", help="keys of the recipe and their new values")
 
     add_process_flags(parser, " (torchrun, srun and mpirun need none of these)")
+    if not trains:
+        return parser
 
     add = parser.add_argument_group("another batch or length than the recipe's").add_argument
     scale = "train with N images per step: scales learning rate and schedule"
@@ -73,7 +79,7 @@ def add_process_flags(parser: ArgumentParser, note: str = "") -> None:
 def read_request(parser: ArgumentParser) -> tuple[Request, dict[str, Any]]:
     """The request of the command line, and the values of all other flags by name."""
     flags = vars(parser.parse_intermixed_args())
-    flags["waive"] = tuple(flags["waive"])
+    flags["waive"] = tuple(flags.get("waive", ()))
     if device := flags.pop("device"):
         if "MODEL.DEVICE" in flags["overrides"][::2]:
             parser.error("--device and MODEL.DEVICE: both name the device, leave out one of them")

@@ -58,7 +58,7 @@ def draw_curves(metrics_file: str | Path, last: int, out_png: str | Path, title:
 
 
 def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
-    """Draw ``keys`` of metrics.json of the runs, each "LABEL=FOLDER", into ``out``, one panel per key.
+    """Draw ``keys`` of metrics.json of the runs, each a folder or "LABEL=FOLDER", into ``out``, one panel per key.
 
     Without keys those of SHOWN that a run has: AP once there was an evaluation.
 
@@ -69,9 +69,11 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     found: dict[str, Series] = {}
     inits: dict[str, str] = {}
     for word in runs:
-        label, _, folder = word.partition("=")
-        if not (label and folder) or label in found:
-            raise UserError(f"{word}: expected LABEL=FOLDER, each label once, such as 2x=output/scratch_2x")
+        label, _, folder = word.rpartition("=")
+        if (label := label or Path(folder).name) in found:
+            raise UserError(
+                f"{word}: a run is called {label} already; write LABEL=FOLDER, such as 2x=output/scratch_2x"
+            )
         metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
         if missing := [file for file in files if not file.is_file()]:
             raise UserError(f"{word}: there is no {missing[0]}; name the folder of a run that has written metrics")
@@ -83,6 +85,7 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     if unknown := [key for key in keys if key not in known]:
         hint = did_you_mean(unknown[0], known)
         raise DataError(f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{hint}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     return save_figure(comparison(found, keys, colors_of(inits)), out)
 
 

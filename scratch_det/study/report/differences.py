@@ -128,7 +128,9 @@ def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
     first, last, end = lengths[0], lengths[-1], gaps[lengths[-1]]
     # From here on the mean is not below:
     reached = [last, *takewhile(lambda length: gaps[length].value >= 0, lengths[::-1])][-1]
-    numbers = ", ".join(f"{gaps[length]} at {length}" for length in dict.fromkeys((first, reached, last)))
+    clearest = max(lengths, key=lambda length: abs(gaps[length].value) * abs(gaps[length].side))
+    numbers = ", ".join(f"{gap} at {length}" for length, gap in gaps.items()
+                        if length in (first, reached, last) or (gap.side and length == clearest))  # fmt: skip
     measure = f"In {METRICS[BOX].label}, scratch minus {other} is {numbers}"
     if math.isnan(end.half):
         return f"{measure}. One seed, so no interval: neither is said to be ahead."
