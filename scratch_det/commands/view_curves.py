@@ -4,8 +4,8 @@
     scratch-det view curves he=output/digits_vgg16 alike=output/digits_vgg16_alike --out vgg.png
     scratch-det view curves 2x=output/scratch_2x 6x=output/scratch_6x --metric bbox/AP --out table1.png
 
-A run is called as its folder is, or by the LABEL before it; a metric is a key of metrics.json, one panel each. Exit code
-0: drawn; 2: a user error.
+A run is called as its folder is, or by the LABEL before it; a metric is a key of metrics.json, one panel each. Exit
+code 0: drawn; 2: a user error.
 """
 
 from pathlib import Path

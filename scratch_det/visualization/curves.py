@@ -72,7 +72,7 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
         label, _, folder = word.rpartition("=")
         if (label := label or Path(folder).name) in found:
             raise UserError(
-                f"{word}: a run is called {label} already; write LABEL=FOLDER, such as 2x=output/scratch_2x"
+                f"{word}: {label} is another run's label too; write LABEL=FOLDER, such as 2x=output/scratch_2x"
             )
         metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
         if missing := [file for file in files if not file.is_file()]:

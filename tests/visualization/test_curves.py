@@ -197,7 +197,7 @@ class TestComparison:
     @pytest.mark.parametrize(
         ("words", "keys", "out", "said"),
         [
-            (["short"], ["lr"], "a.png", "short: there is no short/metrics.json"),
+            (["short"], ["lr"], "a.png", "short: short is another run's label too"),
             (["a=absent"], ["lr"], "a.png", "a=absent: there is no absent/metrics.json"),
             ([], ["total_los"], "a.png", " has total_los in its metrics.json; did you mean 'total_loss'?"),
             ([], ["lr"], "a.jpg", "the picture is a PNG"),
