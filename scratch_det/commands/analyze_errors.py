@@ -4,7 +4,7 @@
     scratch-det analyze errors scratch=output/scratch pretrained=output/pretrained --out output/errors
     scratch-det analyze errors results.json --data my_val
 
-RUN is a run's folder (its last evaluation) or a json of COCO results, with NAME= before it to call it so. Two stand
+RUN is a run's folder (its last evaluation) or a json of COCO results, with NAME= before it to call it so. Several stand
 beside each other. DIR gets index.html, classes.csv and diagnosis.json. Exit code 2: a user error.
 """
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from scratch_det.config.load import flatten
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import INK, METRICS, colors_of, main_metrics
+from scratch_det.evaluation.metrics import INK, METRICS, TTA, colors_of, main_metrics
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
 from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
@@ -29,7 +29,7 @@ from scratch_det.study.report.bands import Band, bands_of
 from scratch_det.study.report.differences import headlines, model_of
 from scratch_det.study.report.results import MADE_WITH
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
-from scratch_det.study.run import PRETRAIN, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 from scratch_det.visualization.curves import thin
 from scratch_det.visualization.page import Section, data_uri, of_svg, page_text
 
@@ -84,7 +84,7 @@ def _tables(tables: Sequence[Table], figures: Mapping[str, str]) -> Iterator[Sec
     home_of = {name: next(one for one in (name, homes.get(name), *names) if one in names) for name in figures}
     for table in tables:
         pictures = [of_svg(svg) for name, svg in figures.items() if home_of[name] == table.name]
-        rows = [table.header, *table.rows]
+        rows = [(table.header[0] or "run", *table.header[1:]), *table.rows]
         yield Section(table.title, rows=rows, pictures=pictures, notes=table.notes, layout="grid figures")
 
 
@@ -99,7 +99,8 @@ def run_rows(records: Sequence[Record], links: Mapping[str, str]) -> Iterator[Se
         run, link = one.run, links.get(one.run.name)
         label = Markup('<a href="{}">{}</a>').format(link, run.name) if link else run.name
         iterations = f"{one.iteration:,}" + f" (a branch at {one.start:,})" * bool(one.start)
-        scores = [f"{one.metrics.get(name, math.nan):.1f}".replace("nan", "-") for name in shown]
+        names = [name.replace("/", f"{TTA}/") if run.kind == EVALUATE else name for name in shown]  # as in the tables
+        scores = [f"{one.metrics.get(name, math.nan):.1f}".replace("nan", "-") for name in names]
         time = f"{seconds[run.name] / unit:.1f}" if run.name in seconds else "-"
         yield (label, one.status, iterations, *scores, time, run.shown, ", ".join(run.places))
 
