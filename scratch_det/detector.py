@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from torch import nn
 from scratch_det import backends
 from scratch_det.command_line import load_project
 from scratch_det.config.load import flatten, get_cfg, load_config, with_keys
+from scratch_det.config.ranges import known_values
 from scratch_det.data.dataset import sample_of
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.data.transforms import output_size, resize
 from scratch_det.distributed.devices import pick_device
 from scratch_det.engine.checkpointer import FINAL, LAST
 from scratch_det.engine.run_dir import RunDir
-from scratch_det.errors import UserError
+from scratch_det.errors import UserError, raise_problems
 from scratch_det.evaluation.inference import pasted, predict, predict_augmented
 from scratch_det.evaluation.predictions import detections_of
 from scratch_det.visualization.predictions import THRESHOLD, draw_objects
@@ -38,6 +39,7 @@ from scratch_det.weights.locate import fetch, split_part, url_of
 from scratch_det.weights.origin import Weights, read_weights
 
 Source = str | Path | np.ndarray | Image.Image  # an image: a file, or its pixels
+NO_GPU = "no GPU is visible: predicting on the CPU"
 KEYPOINTS = ("keypoint_predictor.kps_score_lowres", "keypoint_head.score_lowres")  # torchvision's, detectron2's
 
 
@@ -94,8 +96,12 @@ class Found:
     def to_coco(self, image_id: int | str, category_ids: Sequence[int | str] = ()) -> list[dict[str, Any]]:
         """Results as COCO's json has them.
 
-        category_ids: of the classes, in their order; without them 1, 2, and so on.
+        category_ids: of all classes, in their order; without them 1, 2, and so on. Raises UserError for fewer or more.
         """
+        if len(category_ids) not in (0, len(self.classes)):
+            raise UserError(
+                f"to_coco: {len(category_ids)} category_ids, expected one for each of {len(self.classes)} classes"
+            )
         found: dict[str, Any] = {"masks": self.rles} if self.rles is not None else {}
         arrays = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "keypoints")}
         found |= {name: torch.from_numpy(value) for name, value in arrays.items() if value is not None}
@@ -117,16 +123,27 @@ class Detector:
     def __init__(self, cfg: CfgNode, backend: str, model: nn.Module, classes: Sequence[str]):
         self.cfg, self.backend, self.model, self.classes = cfg, backend, model, tuple(classes)
 
-    def predict(self, source: Source | Iterable[Source], **options: Any) -> Any:
-        """``Found`` of an image, or a list of them for several; ``options`` are those of ``predict_each``.
+    def predict(
+        self, source: Source | Iterable[Source], score: float = 0.0, batch_size: int = 1, augment: bool = False
+    ) -> Any:
+        """``Found`` of an image, or a list of them for several; the options are those of ``predict_each``.
 
         source: a file, an array uint8 [H, W, 3] or [H, W] in RGB, an image of Pillow, or several of these.
         """
-        if isinstance(source, str | Path | np.ndarray | Image.Image):
-            return next(self.predict_each([source], **options))
-        if not isinstance(source, Iterable):
-            raise UserError(f"{source!r:.40} is no image; expected a file, an array, an image of Pillow, or several")
-        return list(self.predict_each(source, **options))
+        if isinstance(source, str | bytes | np.ndarray | Image.Image) or not isinstance(source, Iterable):
+            return next(self.predict_each([cast(Source, source)], score, batch_size, augment))
+        return list(self.predict_each(source, score, batch_size, augment))
+
+    def check_options(self, score: float = 0.0, batch_size: int = 1, augment: bool = False) -> None:
+        """Raise UserError for options of ``predict_each`` that no image can be predicted with."""
+        if not 0 <= score <= 1:
+            raise UserError(f"the score is {score:g}, expected 0 to 1")
+        if batch_size < 1:
+            raise UserError(f"the batch size is {batch_size}, expected 1 or more images")
+        if augment and self.cfg.TEST.AUG.FLIP and self.cfg.MODEL.KEYPOINT_ON:
+            raise UserError(
+                "the keypoints that change sides in a flipped view are in the data's json: set TEST.AUG.FLIP False"
+            )
 
     def predict_each(
         self, sources: Iterable[Source], score: float = 0.0, batch_size: int = 1, augment: bool = False
@@ -135,14 +152,9 @@ class Detector:
 
         score: the least; below MODEL.ROI_HEADS.SCORE_THRESH_TEST of the recipe there is none. augment: views of
         TEST.AUG are predicted and merged; not for models with keypoints when views are flipped. Raises DataError for a
-        file that cannot be read, UserError for other arrays.
+        file that cannot be read, UserError for other options, arrays and objects.
         """
-        if batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}, expected 1 or more images")
-        if augment and self.cfg.TEST.AUG.FLIP and self.cfg.MODEL.KEYPOINT_ON:
-            raise UserError(
-                "the keypoints that change sides in a flipped view are in the data's json: set TEST.AUG.FLIP False"
-            )
+        self.check_options(score, batch_size, augment)
         backend = backends.load(self.backend)
         remaining = iter(sources)
         while batch := list(islice(remaining, batch_size)):
@@ -166,9 +178,15 @@ class Detector:
 def _pixels(source: Source) -> np.ndarray:
     """An image as uint8 [H, W, 3] in RGB."""
     if isinstance(source, str | Path):
+        if Path(source).is_dir():
+            raise UserError(
+                f"predict: {source} is a folder; give its images: sorted(Path({str(source)!r}).glob('*.jpg'))"
+            )
         return read_image(Path(source))
     if isinstance(source, Image.Image):
         return np.array(source.convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise UserError(f"predict: {source!r:.40} is no image; expected a file, an array, one of Pillow, or several")
     shape, is_grey = source.shape, source.ndim == 2
     if source.dtype != np.uint8 or not (is_grey or (source.ndim == 3 and shape[2] == 3)) or not source.size:
         raise UserError(f"an image of {source.dtype} {list(shape)}, expected uint8 [H, W, 3] in RGB, or [H, W]")
@@ -200,12 +218,15 @@ def load(
     cfg = recipe_of(path, Path(config) if config else None, weights)
     if cfg is None:
         raise UserError(f"{source} lies in no run's folder: name its recipe, config=FILE")
+    if device:
+        cfg.MODEL.DEVICE = device
+        raise_problems(known_values(cfg, "MODEL.DEVICE"))
     name = backends.choose(backend or weights.library)
     backends.check_keys(name, cfg)
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     classes = weights.classes or cfg.DATASETS.get("CLASS_NAMES") or [f"class {label}" for label in range(count)]
     model = built(f"{path}#{part}" if part else path, name, cfg).eval()
-    return Detector(cfg, name, model.to(pick_device(device or cfg.MODEL.DEVICE)), classes)
+    return Detector(cfg, name, model.to(pick_device(cfg.MODEL.DEVICE, no_gpu=NO_GPU)), classes)
 
 
 def weights_of(run: Path) -> Path:

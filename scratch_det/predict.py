@@ -1,5 +1,6 @@
 """Predicting images and videos with a trained detector: pictures, videos and COCO's results in a folder."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,9 +50,11 @@ def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: 
     """Predict everything that ``words`` name, see ``find_sources``, into ``out``; returns what could not be read.
 
     Images become pictures of their own names, videos .mp4, and the objects of all images ``results.json``. Raises
-    UserError, before anything is written, for words that name nothing and a ``like`` that does not fit.
+    UserError, before anything is written, for words that name nothing and settings that do not fit.
     """
-    images, videos = find_sources(words)
+    model.check_options(settings.score, settings.batch_size, settings.augment)
+    unreadable, faults = list[str](), list[str]()  # videos, images
+    images, videos = find_sources(words, unreadable)
     if out.resolve() in {path.resolve().parent for path in (*images, *(Path(video.source) for video in videos))}:
         raise UserError(f"--out {out} is a folder of what is predicted, whose files would be replaced; name another")
     ids: Mapping[Path, int | str] = own_names(images)
@@ -61,7 +64,7 @@ def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: 
     pictures = own_names(images, ".jpg")
     films = own_names([Path(video.source) for video in videos], ".mp4")
     out.mkdir(parents=True, exist_ok=True)
-    faults, rows = list[str](), list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     begun = time.perf_counter()
     for path, found in predict_files(model, images, settings, faults):
         found.draw(settings.score).save(out / pictures[path], quality=QUALITY)
@@ -77,16 +80,18 @@ def predict_sources(model: Detector, words: Sequence[str], out: Path, settings: 
         try:
             print(predict_video(model, video, out / films[Path(video.source)], settings))
         except DataError as problem:
-            faults.append(str(problem))
-    return faults
+            unreadable.append(str(problem))
+    return faults + unreadable
 
 
 def own_names(paths: Sequence[Path], suffix: str = "") -> dict[Path, str]:
     """Their names, or the whole paths of those that share a name; with ``suffix`` as files of one folder."""
     shared = Counter(path.name for path in paths)
     names = {path: path.name if shared[path.name] == 1 else str(path) for path in paths}
-    return {path: name.replace("/", "_").removesuffix(suffix) + suffix if suffix else name
-            for path, name in names.items()}  # fmt: skip
+    if not suffix:
+        return names
+    flat = {path: re.sub(r"^\.", "_", name.replace("../", "up_")).replace("/", "_") for path, name in names.items()}
+    return {path: name.removesuffix(suffix) + suffix for path, name in flat.items()}
 
 
 def predict_files(

@@ -1,6 +1,7 @@
-"""What is predicted: image files, folders, patterns, videos and cameras, as arrays one after the other."""
+"""What is predicted: image files, folders, patterns, videos, streams and cameras, as arrays one after the other."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,17 @@ import numpy as np
 from scratch_det.data.catalog import SUFFIXES
 from scratch_det.data.image import read_image
 from scratch_det.errors import DataError, UserError, did_you_mean
+from scratch_det.log import logger
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FRAMES_A_SECOND = 25.0  # of a camera that does not say it
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET: what cannot be read is named by us
+cv2.utils.logging.setLogLevel(0)
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file, or a camera by its number. frames: how many, None for a camera. rate: frames a second."""
+    """A video file, a stream's address or a camera's number. frames: None where they do not end. rate: a second."""
 
     source: str
     frames: int | None
@@ -26,7 +30,7 @@ class Video:
 
     @classmethod
     def open(cls, source: str) -> "Video":
-        """Raises DataError for a file that is no video, and for a camera that is not there."""
+        """Raises DataError for a file or stream that is no video, and for a camera that is not there."""
         video = _opened(source)
         count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         return cls(source, count if count > 0 else None, video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND)
@@ -47,19 +51,26 @@ def _opened(source: str) -> cv2.VideoCapture:
     return video
 
 
-def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:
-    """The images and the videos that ``words`` name: files, folders (their images), patterns (**/*.jpg), cameras (0).
+def find_sources(words: Sequence[str], faults: list[str]) -> tuple[list[Path], list[Video]]:
+    """The images and videos that ``words`` name: files, folders' files, patterns (**/*.jpg), streams, cameras (0).
 
-    Each is there once. Raises UserError for a word that names none, DataError as ``Video.open`` does.
+    Each is there once; the messages of video files that cannot be read go to ``faults``. Raises UserError for a word
+    that names none, DataError for cameras and streams as ``Video.open`` does.
     """
     images, videos = [], []
     for word in words:
         path = Path(word)
-        if word.isdecimal() and not path.exists():
+        if "://" in word or (word.isdecimal() and not path.exists()):
+            if path.suffix.lower() in SUFFIXES:
+                raise UserError(f"{word}: images are read from files; fetch it, and give the file")
             videos.append(Video.open(word))
             continue
         if path.is_dir():
             found = sorted(path.iterdir())
+            if below := sum(one.suffix.lower() in SUFFIXES for one in path.glob("*/**/*")):
+                logger.warning(
+                    f"{path}: {below} images in its subfolders are left out; to take them: '{path}/**/*.jpg'"
+                )
         else:
             found = [path] if path.exists() else [Path(one) for one in sorted(glob.glob(word, recursive=True))]
         of_images = [one for one in found if one.suffix.lower() in SUFFIXES]
@@ -67,7 +78,11 @@ def find_sources(words: Sequence[str]) -> tuple[list[Path], list[Video]]:
         if not of_images and not of_videos:
             raise UserError(_none(path, found))
         images += of_images
-        videos += [Video.open(str(one)) for one in of_videos]
+        for one in of_videos:
+            try:
+                videos.append(Video.open(str(one)))
+            except DataError as problem:
+                faults.append(str(problem))
     return list(dict.fromkeys(images)), list(dict.fromkeys(videos))
 
 

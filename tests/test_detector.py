@@ -52,6 +52,13 @@ class TestLoad:
         with pytest.raises(UserError, match=r"lies in no run's folder: name its recipe, config=FILE"):
             scratch_det.load(weights)
         assert scratch_det.load(weights, config=run / "config.yaml", device="cpu").classes[0] == "class2"
+        for device in ("gpu", "0"):
+            with pytest.raises(UserError, match=f"MODEL.DEVICE is '{device}', expected cuda .cuda:0, mps, xpu"):
+                scratch_det.load(weights, config=run / "config.yaml", device=device)
+        with pytest.raises(
+            UserError, match=r"best.pth has no average of the weights: it was trained without MODEL_EMA"
+        ):
+            scratch_det.load(f"{weights}#model_ema", config=run / "config.yaml")
         with pytest.raises(UserError, match=r"has no weights, .*model_0*1.pth is missing|model_final.pth is missing"):
             scratch_det.load(run)
 
@@ -126,6 +133,8 @@ class TestFound:
 
     def test_category_ids(self, found: Found) -> None:
         labels = found.labels.tolist()
+        with pytest.raises(UserError, match=r"to_coco: 2 category_ids, expected one for each of 3 classes"):
+            found.to_coco(5, [1, 2])
         assert [row["category_id"] for row in found.to_coco(7)] == [label + 1 for label in labels]
         assert [row["category_id"] for row in found.to_coco(7, (2, 5, 9))] == [(2, 5, 9)[label] for label in labels]
 
@@ -140,7 +149,17 @@ class TestFound:
 def test_what_is_no_run_and_no_image(small_detector: Detector, image: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .*nope; give a run's folder, a weights file or its address"):
         scratch_det.load(tmp_path / "nope")
-    with pytest.raises(UserError, match=r"3 is no image; expected a file, an array, an image of Pillow, or several"):
-        small_detector.predict(3)
+    others = [
+        (3, "3 is no image; expected a file"),
+        (b"x", r"b'x' is no image"),
+        (tmp_path, r"give its images: sorted"),
+    ]
+    for source, message in others:
+        with pytest.raises(UserError, match=f"^predict: .*{message}"):
+            small_detector.predict(source)
+    with pytest.raises(TypeError, match=r"predict\(\) got an unexpected keyword argument 'conf'"):
+        small_detector.predict(image, conf=0.5)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"the score is -1, expected 0 to 1"):
+        small_detector.predict(image, score=-1)
     found = small_detector.predict([image])
     assert repr(found) == f"[{found[0]}]"

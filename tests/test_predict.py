@@ -11,7 +11,8 @@ from PIL import Image
 
 from scratch_det.detector import Detector
 from scratch_det.errors import DataError, UserError
-from scratch_det.predict import Settings, predict_sources, read_ids
+from scratch_det.log import logger
+from scratch_det.predict import Settings, own_names, predict_sources, read_ids
 from scratch_det.sources import find_sources
 
 
@@ -36,7 +37,7 @@ def write_video(path: Path, frames: int) -> None:
 class TestSources:
     def test_files_folders_and_patterns(self, folder: Path) -> None:
         write_video(folder / "clip.mp4", 3)
-        images, videos = find_sources([str(folder), f"{folder}/**/*.PNG", str(folder / "a.jpg")])
+        images, videos = find_sources([str(folder), f"{folder}/**/*.PNG", str(folder / "a.jpg")], [])
         assert images == [folder / "a.jpg", folder / "below" / "b.PNG"]
         assert [(video.source, video.frames, video.rate) for video in videos] == [(str(folder / "clip.mp4"), 3, 5)]
         assert [frame.shape for frame in videos[0]] == [(64, 96, 3)] * 3
@@ -53,14 +54,33 @@ class TestSources:
     def test_what_names_none(self, folder: Path, word: str, message: str) -> None:
         (folder / "empty").mkdir()
         with pytest.raises(UserError, match=message):
-            find_sources([str(folder / word)])
+            find_sources([str(folder / word)], [])
 
     def test_broken_videos_and_cameras_that_are_not_there(self, tmp_path: Path) -> None:
         (tmp_path / "broken.mp4").write_bytes(b"no video")
-        with pytest.raises(DataError, match=r"broken.mp4: no video that can be decoded"):
-            find_sources([str(tmp_path / "broken.mp4")])
-        with pytest.raises(DataError, match=r"camera 97 is not there"):
-            find_sources(["97"])
+        faults = list[str]()
+        assert find_sources([str(tmp_path / "broken.mp4")], faults) == ([], [])
+        assert "broken.mp4: no video that can be decoded" in faults[0]
+        for word, message in (
+            ("97", r"camera 97 is not there"),
+            ("file:///nowhere.mp4", r"^file:///nowhere.mp4: no v"),
+        ):
+            with pytest.raises(DataError, match=message):
+                find_sources([word], [])
+        with pytest.raises(UserError, match=r"^https://host/a.jpg: images are read from files; fetch it"):
+            find_sources(["https://host/a.jpg"], [])
+
+    def test_images_of_subfolders_are_counted(
+        self, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "disabled", False)
+        find_sources([str(folder)], [])
+        assert f"1 images in its subfolders are left out; to take them: '{folder}/**/*.jpg'" in caplog.text
+
+    def test_names_that_pictures_get(self) -> None:
+        paths = [Path("../in/1.jpg"), Path("in/1.jpg"), Path("../.2.jpg")]
+        assert [*own_names(paths, ".jpg").values()] == ["up_in_1.jpg", "in_1.jpg", "_2.jpg"]
 
 
 class TestPredict:
@@ -112,6 +132,11 @@ class TestPredict:
             with pytest.raises(UserError, match=r"which image of --like .*like.json is .*a.jpg\? others have its name"):
                 ids(*names)
 
+    def test_impossible_settings_write_nothing(self, small_detector: Detector, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"the score is 50, expected 0 to 1"):
+            predict_sources(small_detector, [str(folder)], tmp_path / "out", Settings(50))
+        assert not (tmp_path / "out").exists()
+
     def test_originals_are_not_replaced(self, small_detector: Detector, folder: Path) -> None:
         with pytest.raises(UserError, match=r"whose files would be replaced; name another"):
             predict_sources(small_detector, [str(folder)], folder, Settings(0.5))
@@ -121,7 +146,10 @@ class TestPredict:
         for clip, frames in zip(clips, (3, 1), strict=True):
             clip.parent.mkdir()
             write_video(clip, frames)
-        assert predict_sources(small_detector, [*map(str, clips)] * 2, tmp_path / "out", Settings(0.0)) == []
-        _, (written, other) = find_sources([str(tmp_path / "out")])
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        words = [str(tmp_path / "broken.mp4"), *map(str, clips)] * 2
+        faults = predict_sources(small_detector, words, tmp_path / "out", Settings(0.0))
+        assert "broken.mp4: no video that can be decoded" in faults[0]
+        _, (written, other) = find_sources([str(tmp_path / "out")], [])
         assert len(list(other)) == 1
         assert [frame.shape for frame in written] == [(266, 400, 3)] * 3  # the codec's sides are even

@@ -4,9 +4,10 @@
     scratch-det predict output/quickstart clip.mp4 --score 0.7
     scratch-det predict model.pth --config-file FILE folder --like instances.json --score 0.05
 
-MODEL is a run's folder, a weights file or its address. SOURCE is an image, a folder, a pattern, a video, or a camera's
-number, which Ctrl-C ends. --like: the results have the ids of this COCO json, else file names and 1, 2, ... for the
-classes. Exit code 0: all were predicted; 1: files that cannot be read were left out, and are named; 2: a user error.
+MODEL is a run's folder, a weights file or its address. SOURCE is an image, a folder, a pattern, a video, or the address
+of a stream or the number of a camera, which Ctrl-C ends. --like: the results have the ids of this COCO json, else file
+names and 1, 2, ... for the classes. Exit code 0: all were predicted; 1: files that cannot be read were left out, and
+are named; 2: a user error.
 """
 
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from scratch_det.backends import AUTO, BACKENDS
 from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_error
+from scratch_det.errors import UserError
 
 
 def build_parser() -> ToolParser:
@@ -36,6 +38,11 @@ def build_parser() -> ToolParser:
 def main() -> None:
     args = build_parser().parse_args()
     with exit_on_user_error():
+        from scratch_det.data.catalog import SUFFIXES
+        from scratch_det.sources import VIDEO_SUFFIXES
+
+        if args.model.lower().endswith((*SUFFIXES, *VIDEO_SUFFIXES)):
+            raise UserError(f"{args.model} is an image or a video; MODEL comes first: scratch-det predict MODEL SOURCE")
         from scratch_det.detector import load  # torch: not for --help
         from scratch_det.predict import Settings, predict_sources
 

@@ -275,6 +275,8 @@ def _wrong_type(found: Any, default: Any, where: str) -> str:
         meant = '""' if default == "" else None
     elif expected is bool:
         meant = {"0": "False", "1": "True", "no": "False", "yes": "True"}.get(str(found).lower())
+    elif expected is str and default == "cuda":  # MODEL.DEVICE: a GPU's number
+        meant = f"cuda:{found}"
     elif expected is str and _is_number(found):
         meant = f"""\"'{found}'\""""  # quoted twice: one pair is eaten by the decoding
     elif expected is float and _is_number(found):

@@ -58,7 +58,7 @@ ROWS: tuple[Row, ...] = (  # pattern of keys, test, what is expected; the first 
     # An empty name is the current folder, which nobody wants filled with a run.
     ("OUTPUT_DIR", str.strip, "a folder; set OUTPUT_DIR output/NAME"),
     # torch's names; what a machine has is seen when the run starts
-    (r"MODEL\.DEVICE", re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?").fullmatch, "cuda (cuda:1, mps, xpu) for a GPU, or cpu"),
+    (r"MODEL\.DEVICE", re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?").fullmatch, "cuda (cuda:0, mps, xpu) for a GPU, or cpu"),
     (r"MODEL_EMA\.DECAY", lambda part: 0 <= part < 1, "0 or more and below 1, such as 0.999"),
     (r"MODEL\.PIXEL_MEAN", each(within(-LARGEST), 3, 3), "three numbers, one a channel"),
     (r"MODEL\.PIXEL_STD", each(above(0), 3, 3), "three numbers above 0, one a channel"),

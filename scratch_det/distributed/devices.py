@@ -19,19 +19,19 @@ NO_GPU = (
 SHARE_GPUS = "SCRATCH_DET_SHARE_GPUS"  # processes may have the same GPU: for tests, with gloo, as NCCL refuses it
 
 
-def pick_device(name: str, world: World = ALONE) -> torch.device:
+def pick_device(name: str, world: World = ALONE, no_gpu: str = NO_GPU) -> torch.device:
     """MODEL.DEVICE, which becomes torch's current device.
 
     "cuda" is a visible GPU or, for a single process, the CPU on a machine without any. The processes of a machine take
-    the visible GPUs in turn: a launcher shows a process all of them, or only its own.
+    the visible GPUs in turn: a launcher shows a process all of them, or only its own. no_gpu: the notice of the CPU.
 
     Raises ConfigError for a device that this process does not have.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         if name != "cuda" or world.size > 1:
             asked = f"MODEL.DEVICE is {name}" + f" in {world.size} processes" * (world.size > 1)
-            raise ConfigError(f"{asked}, but no GPU is visible; to train on the CPU give MODEL.DEVICE cpu")
-        logger.warning(NO_GPU)
+            raise ConfigError(f"{asked}, but no GPU is visible; the CPU is MODEL.DEVICE cpu")
+        logger.warning(no_gpu)
         return torch.device("cpu")
     own = f"cuda:{world.local_rank % torch.cuda.device_count()}" if name == "cuda" else name
     try:

@@ -27,7 +27,7 @@ EFFECTS = {  # keys, or sections ending in a dot, that do not affect the weights
     "DATASETS.CLASS_NAMES": "names only",
     "DATALOADER.NUM_WORKERS": "speed only",
     "SOLVER.CHECKPOINT_PERIOD": "checkpoints from now on",
-    "MODEL_EMA.": "the average of weights from now on",
+    "MODEL_EMA.": "only the average of the weights changes, from now on",
     "SOLVER.REFERENCE_WORLD_SIZE": "already counted in",
     "WRITERS": "what is written from now on",
     "VIS_PERIOD": "pictures from now on",

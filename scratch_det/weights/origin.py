@@ -157,6 +157,8 @@ def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str
     if not found:
         there = listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ") or "nothing"
         raise UserError(f"weights file {path} holds no network that is known, but {there}; {EXPECTED}")
+    if part == AVERAGE:
+        raise UserError(f"{path} has no average of the weights: it was trained without MODEL_EMA; leave out #{AVERAGE}")
     raise UserError(
         f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {listed(list(named), MOST_NAMED)}; "
         + (f"'{part}' is a whole part, between dots, of {len(chosen)} names; " if part else "")

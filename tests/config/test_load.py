@@ -127,6 +127,7 @@ class TestLoading:
             (["SOLVER", "0.1"], "SOLVER is a section"),
             (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR is 1 (int), expected float such as 0.001: write 1.0"),
             (["MODEL.MASK_ON", "yes"], "write True"),
+            (["MODEL.DEVICE", "0"], "MODEL.DEVICE is 0 (int), expected str such as 'cuda': write cuda:0"),
             (["SOLVER.BASE_LR=0.1"], "joins key and value: write SOLVER.BASE_LR 0.1"),
         ],
     )

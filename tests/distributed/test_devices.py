@@ -57,7 +57,7 @@ class TestOwnDevice:
         self, gpus: Callable, name: str, processes: int, asked: str
     ) -> None:
         gpus()
-        with pytest.raises(ConfigError, match=f"^{asked}, but no GPU is visible; to train on the CPU give "):
+        with pytest.raises(ConfigError, match=f"^{asked}, but no GPU is visible; the CPU is MODEL.DEVICE cpu"):
             pick_device(name, World(size=processes, local_size=processes))
 
     @pytest.mark.parametrize(

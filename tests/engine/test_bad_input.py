@@ -55,9 +55,9 @@ OVERRIDES = [
     (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, as long as the run of SOLVER.MAX_ITER 2"]),
     (["SOLVER.BASE_LR", -0.1], ["SOLVER.BASE_LR is -0.1, expected above 0"]),
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
-    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cuda (cuda:1, mps, xpu) for a GPU, or cpu"]),
+    (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cuda (cuda:0, mps, xpu) for a GPU, or cpu"]),
     (["MODEL.DEVICE", "coda"], ["MODEL.DEVICE is 'coda', expected cuda"]),
-    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "cuda:1, mps, xpu"]),
+    (["MODEL.DEVICE", "cuda:x"], ["MODEL.DEVICE is 'cuda:x'", "cuda:0, mps, xpu"]),
     (
         ["INPUT.CROP.ENABLED", True],
         ["the torchvision backend does not support", "INPUT.CROP.ENABLED is True; allowed: False"],
