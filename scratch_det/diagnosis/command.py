@@ -6,7 +6,7 @@ from pathlib import Path
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.diagnosis.data import Filter, of_json
-from scratch_det.diagnosis.numbers import SHOWN_SCORE, diagnose
+from scratch_det.diagnosis.numbers import SHOWN_SCORE, Image, diagnose
 from scratch_det.diagnosis.page import MARKS, marked, render, write_page
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
@@ -14,6 +14,8 @@ from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH, colors_of
 from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, read_predictions
 from scratch_det.evaluation.truth import Truth, truth_of
 from scratch_det.visualization.page import Section
+
+TASKS = {"bbox": "boxes", "segm": "masks"}
 
 
 def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path) -> str:
@@ -48,17 +50,39 @@ def view_results(path: Path, data: str | None, task: str, chosen: Filter, out: P
     Returns the page. Raises as ``analyze_errors``, and as ``view_data`` for what ``chosen`` leaves without images.
     """
     data, truth, (predictions,) = read_all([path], data, task)
-    found, numbers = diagnose(truth, predictions, task), set(chosen.numbers(truth.data).tolist())
+    numbers, found = set(chosen.numbers(truth.data).tolist()), diagnose(truth, predictions, task)
     images = [one for one in found.images if truth.numbers[one.place] in numbers]
+    if chosen.classes:
+        images = of_classes(images, truth, predictions, chosen.classes)
     pictures = []
     for one in images[: chosen.count]:
         if picture := marked(truth, found, predictions, one):
-            pictures += [of_json(truth.data, int(truth.numbers[one.place])), picture]
-    marks = f"First the truth, then what was found: {MARKS}"
-    note = f"The worst first, by F1 of detections with a score from {SHOWN_SCORE:g}. {marks}"
+            pictures += [of_json(truth.data, int(truth.numbers[one.place]), [task]), picture]
+    asked = f"Chosen: {chosen}. " if str(chosen) else ""
+    of_these = " of these classes" if chosen.classes else ""
+    note = f"{asked}The worst first, by F1{of_these}. First the truth, then what was found{of_these}: {MARKS}"
     section = Section(f"{len(pictures) // 2} of {len(images):,} images", note, pictures=pictures, layout="grid")
-    headline = f"{len(truth.images):,} images of {data}, {int(found.counts.sum()):,} objects."
+    objects, detections = int(found.counts.sum()), int(found.detections.sum())
+    uncounted = len(truth.data.arrays["order"]) - objects
+    crowds = f" (and crowds or ignored ones, which do not count: {uncounted:,})" if uncounted else ""
+    headline = (
+        f"{len(truth.images):,} images of {data}, {objects:,} objects{crowds}, {detections:,} detections with a score "
+        f"from {SHOWN_SCORE:g}, matched by their {TASKS[task]}."
+    )
     return str(render(out, f"{path.resolve().name} on {data}", headline, [section]))
+
+
+def of_classes(images: Sequence[Image], truth: Truth, predictions: Predictions, classes: Sequence[str]) -> list[Image]:
+    """The images, worst first, with what is right, wrong and missed of these classes alone."""
+    kept = {truth.data.classes.index(name) for name in classes}
+    labels = truth.places(predictions)[1].tolist()
+
+    def of(one: Image) -> Image:
+        objects = truth.data.objects(int(truth.numbers[one.place])) if one.missed else []
+        right, wrong = (tuple(row for row in rows if labels[row] in kept) for rows in (one.right, one.wrong))
+        return Image(one.place, right, wrong, tuple(k for k in one.missed if objects[k]["label"] in kept))
+
+    return sorted(map(of, images), key=lambda one: one.rank)
 
 
 def read_all(paths: Sequence[Path], data: str | None, task: str) -> tuple[str, Truth, list[Predictions]]:
@@ -68,6 +92,8 @@ def read_all(paths: Sequence[Path], data: str | None, task: str) -> tuple[str, T
     if not data and RunDir(paths[0]).environment.is_file():
         data = next(iter(RunDir(paths[0]).read_config().DATASETS.TEST), None)
     if not data:
+        if paths[0].is_dir() and not RunDir(paths[0]).environment.is_file():
+            raise UserError(f"{paths[0]} is no run's folder; give one, or a json of results and its --data NAME")
         raise UserError(f"{paths[0]} does not say on which data set it was predicted: name it, --data NAME")
     truth = truth_of(read_coco(lookup(data), need_masks=task == "segm"))
     return data, truth, [read_predictions(results_of(path, data)) for path in paths]

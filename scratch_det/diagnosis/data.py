@@ -37,8 +37,15 @@ class Filter:
     ids: Sequence[str] = ()
     count: int = 24
 
+    def __str__(self) -> str:
+        """What is asked for, in words."""
+        asked = {"class": ", ".join(self.classes), "size": self.size, "image": ", ".join(self.ids)}
+        return "; ".join(
+            [*(f"{what} {value}" for what, value in asked.items() if value), *["with a crowd"] * self.crowds]
+        )
+
     def numbers(self, data: CocoDataset) -> np.ndarray:
-        """The numbers of the images, ascending. Raises UserError for unknown classes, and where no image is left."""
+        """The numbers of the images, ascending. Raises UserError for unknown classes and ids, and without an image."""
         if unknown := [one for one in self.classes if one not in data.classes]:
             meant = did_you_mean(unknown[0], list(data.classes))
             raise UserError(f"{data.entry.name} has no class {unknown[0]}{meant}; it has {listed(data.classes)}")
@@ -53,10 +60,12 @@ class Filter:
         else:
             numbers = np.arange(len(data.images))
         if self.ids:
-            numbers = np.array([n for n in numbers.tolist() if str(data.images.id(n)) in self.ids], int)
+            known = {str(data.images.id(n)): n for n in range(len(data.images))}
+            if lacking := [one for one in self.ids if one not in known]:
+                raise UserError(f"{data.entry.name} has no image {listed(lacking)}; its ids are {listed(list(known))}")
+            numbers = np.intersect1d(numbers, [known[one] for one in self.ids])
         if not len(numbers):
-            asked = ", ".join(f"{field} {value}" for field, value in vars(self).items() if value and field != "count")
-            raise UserError(f"no image of {data.entry.name} has all of this: {asked}; ask for less")
+            raise UserError(f"no image of {data.entry.name} has all of this: {self}; ask for less")
         return numbers
 
 
@@ -100,8 +109,8 @@ def view_training(config_file: Path, overrides: Sequence[str], count: int, out: 
     return str(render(out, name, headline, [Section("Images", note, pictures=pictures)]))
 
 
-def of_json(data: CocoDataset, number: int) -> tuple[str, str]:
-    """The caption and the picture of an image with all of its objects."""
+def of_json(data: CocoDataset, number: int, shown: Sequence[str] = ("segm", "keypoints")) -> tuple[str, str]:
+    """The caption and the picture of an image with all of its objects: their boxes and what is ``shown`` besides."""
     image, objects = data.images[number], data.objects(number)
     pixels = read_image(data.entry.image_root / image["file_name"], image["width"], image["height"])
     labels = [one["label"] for one in objects]
@@ -110,9 +119,9 @@ def of_json(data: CocoDataset, number: int) -> tuple[str, str]:
     boxes = np.array([one["bbox"] for one in objects], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     items: dict[str, Any] = {"boxes": boxes, "labels": labels, "names": names}
-    if objects and all(one.get("segmentation") for one in objects):
+    if "segm" in shown and objects and all(one.get("segmentation") for one in objects):
         items["masks"] = decode_masks([one["segmentation"] for one in objects], image["height"], image["width"])
-    if objects and len({len(one["keypoints"]) for one in objects}) == 1:
+    if "keypoints" in shown and objects and len({len(one["keypoints"]) for one in objects}) == 1:
         points = np.array([one["keypoints"] for one in objects], float).reshape(len(objects), -1, 3)
         items["keypoints"] = points + np.array([0.5, 0.5, 0])  # the json has indices of pixels
     return words, as_jpeg(draw_objects(pixels, items, data.classes, longer_side=SIDE))

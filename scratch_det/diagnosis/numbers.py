@@ -46,6 +46,11 @@ class Image:
         right, errors = 2 * len(self.right), len(self.wrong) + len(self.missed)
         return right / (right + errors) if right + errors else 1.0
 
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        """The worst image has the lowest: by F1, then by the number of errors."""
+        return self.f1, -len(self.wrong) - len(self.missed), self.place
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -139,7 +144,7 @@ def _evaluated(truth: Truth, predictions: Predictions, task: str) -> tuple[Any, 
 def _images(
     truth: Truth, predictions: Predictions, places: np.ndarray, objects: list[dict[str, Any]], found: dict[str, Any]
 ) -> list[Image]:
-    """All images, worst first: by F1, then by the number of errors."""
+    """All images, worst first."""
     parts: list[tuple[list[int], ...]] = [([], [], []) for _ in truth.images]  # right, wrong, missed
     shown = np.flatnonzero(predictions["score"] >= SHOWN_SCORE).tolist()
     matched = {found["dt_match"].get(row + 1) for row in shown}  # hotcoco counts from 1, as do the ids of objects
@@ -153,4 +158,4 @@ def _images(
             parts[place][2].append(seen[place])
         seen[place] += 1
     images = [Image(place, *map(tuple, lists)) for place, lists in enumerate(parts)]
-    return sorted(images, key=lambda one: (one.f1, -len(one.wrong) - len(one.missed), one.place))
+    return sorted(images, key=lambda one: one.rank)

@@ -133,7 +133,7 @@ def marked(
 ) -> tuple[str, str] | None:
     """The caption and the picture of an image, in grey, with its detections and missed objects; None without file.
 
-    With masks, where detections and objects have them.
+    Boxes alone, or for the task segm masks too.
     """
     image = truth.images[one.place]
     try:
@@ -149,11 +149,11 @@ def marked(
     items = {"boxes": boxes, "labels": np.zeros(len(boxes), int),
              "names": [*(found.classes[missing["label"]] for missing in missed), *names],
              "colors": [MISSED] * len(missed) + [WRONG] * len(one.wrong) + [RIGHT] * len(one.right)}  # fmt: skip
-    masks = [missing.get("segmentation") for missing in missed] + list(shown.get("segmentation", [None] * len(rows)))
-    if masks and all(masks):
+    if found.task == "segm":
+        masks = [*(missing["segmentation"] for missing in missed), *shown["segmentation"]]
         items["masks"] = decode_masks(masks, *pixels.shape[:2])
     grey = np.repeat((0.5 * pixels.mean(2, keepdims=True) + 50).astype(np.uint8), 3, 2)
-    picture = draw_objects((0.3 * pixels + 0.7 * grey).astype(np.uint8), items, found.classes, longer_side=SIDE)
+    picture = draw_objects(grey, items, found.classes, longer_side=SIDE)
     words = words or f"{len(one.right)} right, {len(one.wrong)} wrong, {len(one.missed)} missed"
     return f"{image['file_name']}: {words}", as_jpeg(picture)
 

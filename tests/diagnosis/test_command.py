@@ -6,9 +6,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from coco_truth import results_of
+from PIL import Image
 
 from scratch_det.diagnosis.command import analyze_errors, view_results
 from scratch_det.diagnosis.data import Filter
@@ -59,6 +62,8 @@ def test_what_cannot_be_analysed(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"does not say on which data set it was predicted: name it, --data NAME"):
         analyze_errors([str(results)], None, "bbox", out)
+    with pytest.raises(UserError, match=r" is no run's folder; give one, or a json of results and its --data NAME"):
+        analyze_errors([str(tmp_path)], None, "bbox", out)
     with pytest.raises(UserError, match=r"there is no .*gone.json; give a run's folder, or a json of results"):
         analyze_errors([str(tmp_path / "gone.json")], "toy_val", "bbox", out)
     with pytest.raises(UserError, match=r"have the same name: write NAME=FOLDER"):
@@ -81,11 +86,35 @@ class TestViewResults:
         page = view_results(results, "toy_val", "bbox", Filter(ids=["1", "3"]), tmp_path / "out")
         assert {caption.split(".")[0] for caption in self.captions(page)} == {"1", "3"}
 
+    def test_the_page_says_what_it_shows(self, results: Path, tmp_path: Path) -> None:
+        results.write_text("[]")
+        page = view_results(results, "toy_val", "segm", Filter(["class2"], ids=["1", "2"]), tmp_path / "out")
+        assert "0 detections with a score from 0.5, matched by their masks." in Path(page).read_text()
+        assert "6 objects (and crowds or ignored ones, which do not count: 1)" in Path(page).read_text()
+        assert "Chosen: class class2; image 1, 2. The worst first, by F1 of these classes." in Path(page).read_text()
+        assert self.captions(page)[1::2] == ["2.jpg: 0 right, 0 wrong, 1 missed", "1.jpg: 0 right, 0 wrong, 0 missed"]
+
+    @pytest.mark.parametrize(("task", "has_masks"), [("bbox", False), ("segm", True)])
+    def test_masks_are_drawn_for_segm_alone(
+        self, task: str, has_masks: bool, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[bool] = []
+        for module in ("data", "page"):
+
+            def draw(pixels: np.ndarray, items: dict[str, Any], *_: object, **__: object) -> Image.Image:
+                drawn.append("masks" in items)
+                return Image.fromarray(pixels)
+
+            monkeypatch.setattr(f"scratch_det.diagnosis.{module}.draw_objects", draw)
+        results.write_text(json.dumps([row for row in json.loads(results.read_text()) if row["image_id"] != 2]))
+        view_results(results, "toy_val", task, Filter(ids=["1", "2"]), tmp_path / "out")
+        assert drawn == [has_masks] * 4
+
     def test_a_run_and_what_is_asked_in_vain(self, train: Callable[..., Path], tmp_path: Path) -> None:
         run, out = train(), tmp_path / "out"
         with pytest.raises(UserError, match=r"toy_val has no class cat; it has class2, class5, class9"):
             view_results(run, None, "bbox", Filter(classes=["cat"]), out)
-        with pytest.raises(UserError, match=r"no image of toy_val has all of this: classes .*, ids \['99'\]"):
-            view_results(run, None, "bbox", Filter(classes=["class2"], ids=["99"]), out)
+        with pytest.raises(UserError, match=r"no image of toy_val has all of this: class class2; size large; ask"):
+            view_results(run, None, "bbox", Filter(classes=["class2"], size="large"), out)
         assert not out.exists()
         assert "<h1>run on toy_val</h1>" in Path(view_results(run, None, "bbox", Filter(), out)).read_text()

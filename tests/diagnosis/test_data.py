@@ -47,9 +47,11 @@ def test_what_is_not_there(captions: Callable[..., list[str]], tmp_path: Path) -
     ):
         captions(classes=["clas2"])
     with pytest.raises(
-        UserError, match=r"no image of toy_train has all of this: size large, crowds True; ask for less"
+        UserError, match=r"no image of toy_train has all of this: size large; with a crowd; ask for less"
     ):
         captions(size="large", crowds=True)
+    with pytest.raises(UserError, match=r"toy_train has no image 77, x; its ids are 1, 2, 3, 4, 5, \.\.\."):
+        captions(ids=["4", "77", "x"])
     assert not (tmp_path / "out").exists()
 
 
