@@ -142,17 +142,22 @@ def read_ids(
     """
     if not like.is_file():
         raise UserError(f"--like {like} is missing; give a COCO json that is there")
-    content = read_json(like, Like, "give another COCO json")
+    content: Any = read_json(like, Like | list, "give another COCO json")
+    if isinstance(content, list):
+        raise UserError(
+            f"--like {like} is a list, as results are; give the data's json, with its images and categories"
+        )
     endings: dict[str, list[int | str]] = {}
     for image in content["images"]:
         for ending in _endings(Path(image["file_name"])):
             endings.setdefault(ending, []).append(image["id"])
     ids = {path: next((endings[one] for one in _endings(path) if one in endings), []) for path in images}
     categories = {category["name"]: category["id"] for category in content["categories"]}
-    lacking = [path.name for path, found in ids.items() if not found]
-    lacking += [name for name in classes if name not in categories]
-    if lacking:
-        raise UserError(f"--like {like} has no {listed(lacking)}; expected all images and classes: give their json")
+    images_lacking = [path.name for path, found in ids.items() if not found]
+    classes_lacking = [name for name in classes if name not in categories]
+    for what, lacking in (("file_name", images_lacking), ("category with the name", classes_lacking)):
+        if lacking:
+            raise UserError(f"--like {like} has no {what} {listed(lacking)}; give a json of all images and classes")
     times = Counter(one for found in ids.values() for one in found)
     if shared := [path for path, found in ids.items() if len(found) > 1 or times[found[0]] > 1]:
         raise UserError(f"which image of --like {like} is {shared[0]}? others have its name; give paths as in the json")

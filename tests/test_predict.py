@@ -106,9 +106,14 @@ class TestPredict:
             content["categories"].append({"id": number, "name": name})
         like.write_text(json.dumps(content))
         settings = Settings(0.0, like=like)
-        with pytest.raises(UserError, match=r"like.json has no b.PNG, bee; expected all images and classes"):
+        with pytest.raises(UserError, match=r"like.json has no file_name b.PNG; give a json of all images and"):
             predict_sources(small_detector, [str(folder), str(folder / "below")], out, settings)
+        with pytest.raises(UserError, match=r"like.json has no category with the name bee; give a json of all images"):
+            predict_sources(small_detector, [str(folder / "a.jpg")], out, settings)
         assert not out.exists()
+        like.write_text("[]")
+        with pytest.raises(UserError, match=r"like.json is a list, as results are; give the data's json"):
+            predict_sources(small_detector, [str(folder)], out, settings)
         content["categories"].append({"id": 7, "name": "bee"})
         like.write_text(json.dumps(content))
         assert predict_sources(small_detector, [str(folder)], out, settings) == []

@@ -107,8 +107,10 @@ def results_of(path: Path, data: str) -> Path:
     folders = [path / "inference" / data, *[path / "inference"] * own, path / f"inference_{data}"]
     places = [folder / RESULTS_FILE for folder in (*folders, *path.glob(f"inference_*/{data}"))]
     if not (found := [place for place in places if place.is_file()]):
-        raise UserError(
-            f"{path} holds no results of {data}: expected one of {', '.join(map(str, places))}; evaluate it: "
-            f"scratch-det eval, or give a json of results"
-        )
+        expected = f"{path} holds no results of {data}: expected one of {', '.join(map(str, places))}"
+        if not RunDir(path).environment.is_file():
+            raise UserError(f"{expected}; give a run's folder, or a json of results")
+        weights = f"--config-file {path}/config.yaml MODEL.WEIGHTS {path}/checkpoints/model_final.pth"
+        fix = f"""scratch-det eval {weights} DATASETS.TEST "('{data}',)" OUTPUT_DIR {path}"""
+        raise UserError(f"{expected}; evaluate it: {fix}")
     return found[0]

@@ -48,7 +48,7 @@ def write_page(
         Section("Confusions", f"Objects by true class (row) and the class of the detection there, score from "
                 f"{SHOWN_SCORE:g}; at most {figures.MOST_CLASSES} classes.",
                 pictures=[(name, data_uri(figures.confusions(found, colors[name]).encode(), "svg+xml"))
-                          for name, found in models.items()], layout="grid"),
+                          for name, found in models.items()], layout="own"),
         Section("Worst images", f"By F1 of {next(iter(models))}, score from {SHOWN_SCORE:g}: {MARKS}",
                 pictures=worst(truth, first, predictions[0])),
         Section("Labels that may be wrong", "A detection with a high score where the label says another class, or "

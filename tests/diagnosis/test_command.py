@@ -46,7 +46,8 @@ def test_two_models(results: Path, tmp_path: Path) -> None:
 def test_a_run(train: Callable[..., Path], tmp_path: Path) -> None:
     run = train()
     assert "index.html" in analyze_errors([str(run)], None, "bbox", tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds no results of toy_train: expected one of "):  # those are of toy_val
+    command = r"; evaluate it: scratch-det eval --config-file .* DATASETS.TEST \"\('toy_train',\)\" OUTPUT_DIR .*run$"
+    with pytest.raises(UserError, match=command):  # those are of toy_val
         analyze_errors([str(run)], "toy_train", "bbox", tmp_path / "out")
 
 
@@ -68,7 +69,7 @@ def test_what_cannot_be_analysed(results: Path, tmp_path: Path) -> None:
         analyze_errors([str(tmp_path / "gone.json")], "toy_val", "bbox", out)
     with pytest.raises(UserError, match=r"have the same name: write NAME=FOLDER"):
         analyze_errors([str(results)] * 2, "toy_val", "bbox", out)
-    with pytest.raises(UserError, match=r"holds no results of toy_val: expected one of .*; evaluate it"):
+    with pytest.raises(UserError, match=r"holds no results of toy_val: expected one of .*; give a run's folder"):
         analyze_errors([str(tmp_path)], "toy_val", "bbox", out)
     assert not out.exists()
 
