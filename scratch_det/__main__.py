@@ -5,7 +5,7 @@ from importlib import import_module
 
 from scratch_det import __version__
 from scratch_det.command_line import ToolParser
-from scratch_det.commands import COMMANDS, module_of
+from scratch_det.commands import COMMANDS, FOREIGN, module_of
 from scratch_det.errors import EXIT_CODE, did_you_mean
 
 
@@ -25,7 +25,8 @@ def main() -> None:
         sys.exit(EXIT_CODE)
     parser.parse_known_args(words)  # ends at --help and --version
     asked = " ".join(words[: 2 if group else 1])
-    parser.error(f"{asked!r} is not a command{did_you_mean(asked, list(COMMANDS))}; --help lists them")
+    meant = did_you_mean(FOREIGN.get(asked, asked), list(COMMANDS))
+    parser.error(f"{asked!r} is not a command{meant}; --help lists them")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,14 @@ FOREIGN = {  # flags of other libraries -> what to write here, in tools that tak
     "--data --dataset --data-path": "DATASETS.TRAIN \"('NAME',)\" DATASETS.TEST \"('NAME',)\", see datasets/README.md",
 }  # fmt: skip
 
+ELSEWHERE = {  # ... in tools that have the first word of the answer: a flag, or an argument without one
+    "--conf --conf-thres --confidence-threshold --score-thr --score-thres --threshold --thresh": "--score S",
+    "--source --input --images --image --img": "SOURCE without a flag",
+    "--model --weights --checkpoint --ckpt": "MODEL without a flag",
+    "--output --output-dir --out-dir --save-dir": "--out DIR",
+    "-c --cfg --config": "--config-file FILE",
+}  # fmt: skip
+
 
 class ToolParser(ArgumentParser):
     """Prints the description, a tool's docstring, with its line breaks; rejects abbreviated flags."""
@@ -176,13 +184,14 @@ class ToolParser(ArgumentParser):
         if "--resume: ignored" in message:
             return f"; {RESUME}"
         known, takes_keys = self._option_string_actions, any(one.dest == "overrides" for one in self._actions)
-        hints = {}
+        there, hints = {*known, *(one.metavar for one in self._actions)}, {}
         for word in sys.argv[1:]:
             flag = word.partition("=")[0]
             if flag.startswith("-") and flag not in known and (flag in message or "required" in message):
                 alike = flag.replace("_", "-").lower()
-                answers = (answer for flags, answer in FOREIGN.items() if takes_keys and alike in flags.split())
-                answer = next(answers, None)
+                table = FOREIGN if takes_keys else ELSEWHERE
+                answer = next((answer for flags, answer in table.items() if alike in flags.split()), "")
+                answer = answer if takes_keys or answer.split(" ")[0] in there else ""
                 hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
             elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 is_said = "--config-file" in "".join(hints.values())

@@ -29,6 +29,12 @@ COMMANDS = {  # each is a module of scratch_det.commands: "view data" is view_da
     "completion": "completion of commands and flags for a shell",
 }
 
+FOREIGN = {  # names in other libraries
+    **dict.fromkeys(("detect", "infer", "inference", "demo"), "predict"),
+    **dict.fromkeys(("test", "val", "validate", "evaluate"), "eval"),
+    **dict.fromkeys(("fit", "finetune"), "train"),
+}
+
 
 def module_of(command: str) -> str:
     """The module that has its ``build_parser`` and ``main``."""

@@ -179,9 +179,10 @@ def check_model(section: Section, plan: Plan, world: World) -> None:
     with torch.device("cpu" if has_weights else "meta"):
         model = backends.load(backend).build(cfg)
     size = size_of(model)
+    known = "" if plan.training or plan.test else " (their number is known only with the data)"
     section.add(
         f"{backend}: {size.parameters:,} parameters, {size.trainable:,} trainable, "
-        f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes",
+        f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes{known}",
         **size._asdict(),
     )
     if has_weights:

@@ -12,7 +12,7 @@ from scratch_det.config.rules import WAIVABLE
 from scratch_det.distributed.launch import ALONE, World, launch, read_world, several_to_launch
 from scratch_det.distributed.stop import StopFlag, Stopped
 from scratch_det.engine.changes import report_finished
-from scratch_det.engine.plan import DETECTION, Request, is_finished, make_plan
+from scratch_det.engine.plan import DETECTION, Request, check_launch, is_finished, make_plan
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import Report
 from scratch_det.log import close_logging, logger, set_up_logging
@@ -45,11 +45,13 @@ def run_parser(description: str | None, trains: bool = True) -> ToolParser:
     if not trains:
         return parser
 
-    add = parser.add_argument_group("another batch or length than the recipe's").add_argument
+    group = parser.add_argument_group("another batch or length than the recipe's")
+    add = group.add_argument
     scale = "train with N images per step: scales learning rate and schedule"
     add("--scale-to-batch", type=int, metavar="N", help=scale)
     steps = "gradient accumulation: K micro-batches per step (%(default)s)"
     add("--accumulate", type=int, default=1, metavar="K", help=steps)
+    add = group.add_mutually_exclusive_group().add_argument
     epochs = "N passes over the images that are trained on: sets SOLVER.MAX_ITER and STEPS"
     add("--epochs", type=float, metavar="N", help=epochs)
     trial = "a trial of N iterations, with the schedule in proportion, in OUTPUT_DIR_trial"
@@ -95,6 +97,7 @@ def run_command(parser: ArgumentParser, task: str = DETECTION) -> None:
             world = read_world(os.environ)
             if several_to_launch(world, flags["num_gpus"], flags["num_machines"], flags["machine_rank"]):
                 if flags["num_machines"] > 1 or not is_finished(request, task):
+                    check_launch(request, max(flags["num_gpus"], 1) * flags["num_machines"], task)
                     sys.exit(launch(**flags))
                 world = World(size=flags["num_gpus"], local_size=flags["num_gpus"])  # this process answers for all
             with exit_on_user_error(world.local_rank == 0):

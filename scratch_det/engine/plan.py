@@ -118,6 +118,13 @@ def is_finished(request: Request, task: str) -> bool:
     return finishes and RunDir(choose_backend(request, task)[1].cfg.OUTPUT_DIR).result.exists()
 
 
+def check_launch(request: Request, processes: int, task: str) -> None:
+    """Raise UserError, before any process is started, for what each would find in the recipe alone."""
+    if request.epochs is None:  # with it the data has to be read
+        backend, recipe = choose_backend(request, task)
+        check_recipe(Section(strict=True), request, recipe, backend, processes, task)
+
+
 def choose_backend(request: Request, task: str = DETECTION) -> tuple[str, LoadedConfig]:
     """The backend that builds the model, and the recipe in its keys.
 

@@ -269,7 +269,8 @@ def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, A
     early = {"ended_early": trainer.ended_early} if trainer.ended_early else {}
     run_dir.write_json(run_dir.result.name, {**result, **early, **digests, "metrics": to_json_numbers(metrics)})
     run_dir.set_status("finished", iteration=state.iteration, max_iter=trainer.cfg.SOLVER.MAX_ITER, **early)
-    if len(test) == 1 and (table := format_per_class(metrics)):
+    of_model = {task: scores for task, scores in metrics.items() if EMA not in task}  # a table that fits a screen
+    if len(test) == 1 and (table := format_per_class(of_model)):
         logger.info(f"per class:\n{table}")
     pictures = ", ".join(sorted(path.name for path in run_dir.path.glob("*.png")))
     logger.info(f"trained {state.iteration} iterations in {clock(state.seconds)}; look at {run_dir.path}/: {pictures}")

@@ -30,7 +30,7 @@ from scratch_det.distributed.group import Group
 from scratch_det.distributed.stop import Stopped
 from scratch_det.evaluation.average_precision import evaluate_predictions
 from scratch_det.evaluation.low_ap import explain_low_ap
-from scratch_det.evaluation.metrics import TTA, detection_tasks, format_table
+from scratch_det.evaluation.metrics import EMA, TTA, detection_tasks, format_table
 from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, detections_of, joined, write_predictions
 from scratch_det.evaluation.truth import truth_of
 from scratch_det.evaluation.voc import evaluate_voc
@@ -149,7 +149,7 @@ def score_and_write(
     named = {task + suffix: scores for task, scores in metrics.items()}
     logger.info(f"{data.entry.name}, {len(data.images)} images:\n{format_table(named)}")
     if words := explain_low_ap(truth, predictions, metrics):
-        logger.warning(words)
+        logger.warning("the average of the weights: " * (EMA in suffix) + words)
     return named
 
 

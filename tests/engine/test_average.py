@@ -71,6 +71,10 @@ def test_is_evaluated_beside_the_model(train: Train) -> None:
     results = "coco_instances_results.json"
     assert (folder / "inference_EMA" / results).read_bytes() == (folder / "inference" / results).read_bytes()
     assert (folder / "inference_EMA_TTA" / results).is_file()
+    log = (folder / "log.txt").read_text()
+    assert log.count(" box AP is ") == 2 * log.count(" the average of the weights: box AP is ") > 0
+    assert " bbox_TTA |" in log.partition("per class:")[2]
+    assert "EMA" not in log.partition("per class:")[2]
 
 
 def test_several_test_sets(train: Train, coco_factory: Callable[..., Path]) -> None:

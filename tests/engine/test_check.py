@@ -272,7 +272,8 @@ def test_the_size_is_that_of_the_model(toy_recipe):
     """Found without memory for the weights, and later models get theirs."""
     cfg = load_config(toy_recipe).cfg
     section = Section("model")
-    check_model(section, SimpleNamespace(cfg=cfg, backend="torchvision"), World())
+    check_model(section, SimpleNamespace(cfg=cfg, backend="torchvision", training=[], test=[]), World())
+    assert section.lines[0].endswith("classes (their number is known only with the data)")
     size = SimpleNamespace(**section.values)
     model = backends.load("torchvision").build(cfg)
     assert size.parameters == size.trainable == sum(parameter.numel() for parameter in model.parameters())

@@ -77,6 +77,7 @@ class TestFlags:
                 "--device cpu MODEL.DEVICE cuda",
                 "--device and MODEL.DEVICE: both name the device, leave out one of them",
             ),
+            ("--trial 4 --epochs 1", "argument --epochs: not allowed with argument --trial"),
             ("-1 --cfg_options a=1", "instead of --cfg_options write KEY VALUE pairs without a flag"),
             ("--num_gpus 2", "unrecognized arguments: --num_gpus; did you mean '--num-gpus'?"),
             ("--resume=last.pth", "--resume takes no value: it continues the run in OUTPUT_DIR"),
@@ -91,6 +92,12 @@ class TestFlags:
         assert len(message.splitlines()) <= MOST_LINES
         assert expected in message.splitlines()[-1]
         assert contents(tmp_path) == before
+
+    def test_what_the_recipe_forbids_starts_no_process(self, train_net, toy_recipe, monkeypatch, capsys):
+        monkeypatch.setattr("scratch_det.engine.command.launch", lambda **_: pytest.fail("processes were started"))
+        with pytest.raises(SystemExit, match="2"):
+            train_net("--config-file", toy_recipe, "--num-gpus", "3")
+        assert "3 processes cannot share evenly" in capsys.readouterr().err
 
     def test_a_recipe_is_required(self, train_net, capsys):
         with pytest.raises(SystemExit) as caught:
