@@ -4,6 +4,7 @@ A sample is a dictionary of an image with N objects, in pixels of the (resized) 
     image        uint8 [3, H, W], channels in INPUT.FORMAT order; contiguous once it has been resized
     image_id     the json's id
     position     index in the stream                         (training only)
+    file_name    the json's                                  (training only)
     height, width   the original image's size, pixels
     boxes        float32 [N, 4], x1 y1 x2 y2                 (training only)
     labels       int64 [N]                                   (training only)
@@ -162,7 +163,7 @@ class TrainingSet(SampleSet):
         sample = self.augment(sample, self.cfg, rng)
         if self.cfg.INPUT.RANDOM_FLIP != "none" and rng.random() < 0.5:
             sample = flip(sample, self.cfg.INPUT.RANDOM_FLIP, self.flip_indices)
-        return {"position": position, **keep_inside(sample)}
+        return {"position": position, "file_name": image["file_name"], **keep_inside(sample)}
 
     def image_id(self, position: int) -> int:
         """The json's id of the image at a position of the stream."""

@@ -81,7 +81,8 @@ def overall_rows(models: Models) -> list[list[str]]:
 
 
 def kind_rows(models: Models) -> list[list[str]]:
-    rows = [["error", *(f"{name}: {what}" for name in models for what in ("AP50", "errors"))]]
+    prefixes = [f"{name}: " for name in models] if len(models) > 1 else [""]
+    rows = [["error", *(prefix + what for prefix in prefixes for what in ("AP50", "errors"))]]
     for kind, (name, meaning) in KINDS.items():
         pairs = [found.kinds[kind] for found in models.values()]
         cells = (cell for gain, count in pairs for cell in (f"+{gain:.1f}", f"{count:,}"))

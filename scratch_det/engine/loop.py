@@ -188,7 +188,7 @@ class Trainer:
 
         batch = batch[:MOST_IMAGES]
         found = cast(Backend, self.backend).detect(self.state.model, batch)
-        return draw_training(self.cfg, batch, found, self.run_dir.path / "training.png")
+        return draw_training(self.cfg, batch, found, self.state.iteration, self.run_dir.path / "training.png")
 
     def read_losses(self) -> None:
         """Add the metrics of the last iteration, unless that was done. Raises UserError when a loss is not finite."""

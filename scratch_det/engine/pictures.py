@@ -14,6 +14,7 @@ from scratch_det.data.image import decode_masks, encode_masks, read_image
 from scratch_det.data.masks import Masks
 from scratch_det.data.transforms import Sample
 from scratch_det.engine.run_dir import RunDir
+from scratch_det.errors import counted
 from scratch_det.evaluation.predictions import RESULTS_FILE, read_predictions
 from scratch_det.visualization.predictions import draw_predictions
 
@@ -29,14 +30,16 @@ def draw_found(cfg: CfgNode, run_dir: RunDir, test: list[CocoDataset]) -> Path:
     return draw_predictions(samples, test[0].classes, run_dir.path / "predictions.png")
 
 
-def draw_training(cfg: CfgNode, batch: Sequence[Sample], found: Sequence[Mapping[str, Tensor]], out_png: Path) -> Path:
-    """Draw training samples beside what ``Backend.detect`` has found on them; the path of the PNG."""
+def draw_training(
+    cfg: CfgNode, batch: Sequence[Sample], found: Sequence[Mapping[str, Tensor]], iterations: int, out_png: Path
+) -> Path:
+    """Draw training samples beside what ``Backend.detect`` finds after so many iterations; the path of the PNG."""
     pairs = []
     for sample, boxes in zip(batch, found, strict=True):
         image, truth = seen_by_model(cfg, sample)
         prediction = {name: values.numpy() for name, values in boxes.items()}
-        pairs.append({"image": image, "truth": truth, "prediction": prediction, "title": f"image {sample['image_id']}"})
-    return draw_predictions(pairs, cfg.DATASETS.CLASS_NAMES, out_png)
+        pairs.append({"image": image, "truth": truth, "prediction": prediction, "title": sample["file_name"]})
+    return draw_predictions(pairs, cfg.DATASETS.CLASS_NAMES, out_png, f"after {counted(iterations, 'iterations')}: ")
 
 
 def seen_by_model(cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, dict[str, Any]]:

@@ -41,9 +41,12 @@ PALETTE = (
 
 
 @rc_context(NO_MATH)
-def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path) -> Path:
+def draw_predictions(
+    samples: Sequence[Mapping[str, Any]], classes: Sequence[str], out_png: str | Path, when: str = ""
+) -> Path:
     """Draw truth (left) and prediction (right) of every sample, COLUMNS pairs a row; return the path of the PNG.
 
+    when: words before those below the tiles.
     Where no score reaches THRESHOLD, the best few have thin lines and a note. Raises DataError for no samples.
     """
     if not samples:
@@ -67,7 +70,7 @@ def draw_predictions(samples: Sequence[Mapping[str, Any]], classes: Sequence[str
             draw_tile(axes, sample["image"], sample[side], classes, colors, sizes[number])
             title = f"{side}: {sample['title']}" if side == "truth" and sample.get("title") else side
             axes.set_title(title, loc="left", fontsize=9, color="#444444", pad=4)
-    words = f"predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
+    words = f"{when}predictions with score \u2265 {THRESHOLD:g}; truth and prediction share a colour per class"
     figure.text(GAP / width, FOOTER / 2 / height, words, va="center", fontsize=9, color="#444444")
     return save_figure(figure, out_png)
 

@@ -104,6 +104,7 @@ class TestSamples:
         position = next(p for p in range(3) if dataset[p]["image_id"] == 1)
         sample = dataset[position]
         assert (sample["height"], sample["width"], tuple(sample["image"].shape)) == (64, 96, (3, 64, 96))
+        assert sample["file_name"] == "1.jpg"
         assert sample["boxes"].tolist() == [[4, 6, 36, 38], [48, 16, 80, 48]]
         assert sample["labels"].tolist() == [1, 2]
         for box, mask in zip(sample["boxes"], bitmaps(sample["masks"], 64, 96), strict=True):
