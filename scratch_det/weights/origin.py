@@ -157,7 +157,7 @@ def _chosen(path: Path, content: dict[str, Any], found: list[Network], part: str
     if not found:
         there = listed([f"{key}: {described(value)}" for key, value in content.items()], separator="; ") or "nothing"
         raise UserError(f"weights file {path} holds no network that is known, but {there}; {EXPECTED}")
-    if part == AVERAGE:
+    if part == AVERAGE and not chosen:
         raise UserError(f"{path} has no average of the weights: it was trained without MODEL_EMA; leave out #{AVERAGE}")
     raise UserError(
         f"weights file {path} holds {len(found)} network{'s' * (len(found) > 1)}: {listed(list(named), MOST_NAMED)}; "
