@@ -12,13 +12,12 @@ from scratch_det import backends
 from scratch_det.config.choices import backbone_names
 from scratch_det.data.dataset import load_sample
 from scratch_det.data.transforms import output_size, resize
-from scratch_det.detector import built, recipe_of
+from scratch_det.detector import built, located, recipe_of
 from scratch_det.engine.checkpointer import write_synced
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.evaluation.inference import pasted
 from scratch_det.files import sha256_of
 from scratch_det.weights.convert import convert
-from scratch_det.weights.locate import fetch, split_part
 from scratch_det.weights.origin import Weights, read_weights
 from scratch_det.weights.pixels import Pixels
 
@@ -77,7 +76,7 @@ def convert_file(
     partial: bool = False,
     image: Path | None = None,
 ) -> None:
-    """Write ``source``, a file or an address, to ``destination`` with the weights' names of backend ``to``.
+    """Write ``source``, a run's folder, a file or an address, to ``destination`` with the weights' names of backend ``to``.
 
     config: the recipe, by default the config.yaml of the run that ``source`` lies in. With it the result has to fill a
     model of backend ``to`` where that is installed, and pixel statistics are recorded. partial: leave out weights
@@ -88,8 +87,8 @@ def convert_file(
         raise UserError(f"{destination}: the result is a file of torch.save; name it .pth")
     if destination.exists():
         raise UserError(f"{destination} exists; name another file, or remove it first")
-    path = fetch(source)
-    weights = read_weights(path, part=split_part(source)[1])
+    path, part = located(source)
+    weights = read_weights(path, part=part)
     cfg = recipe_of(path, config, weights)
     tensors, names = convert(weights, to, own_names=bool(cfg and cfg.MODEL.BACKBONE.NAME in backbone_names()))
     print(f"{path}: {weights.kind}; {len(tensors)} of {len(weights.tensors)} tensors have a place:")
@@ -114,7 +113,7 @@ def convert_file(
         write_synced(trial, content | weights.traits())
         print(check_result(trial, to, cfg, weights))
         if image:
-            print(f"{image}: {verify(source, trial, weights, to, cfg, image)}")
+            print(f"{image}: {verify(f'{path}#{part}' if part else str(path), trial, weights, to, cfg, image)}")
         trial.replace(destination)
     finally:
         trial.unlink(missing_ok=True)

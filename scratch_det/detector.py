@@ -34,8 +34,8 @@ from scratch_det.evaluation.inference import pasted, predict, predict_augmented
 from scratch_det.evaluation.predictions import detections_of
 from scratch_det.visualization.predictions import THRESHOLD, draw_objects
 from scratch_det.weights.classes import num_classes
-from scratch_det.weights.load import load_weights
-from scratch_det.weights.locate import fetch, split_part, url_of
+from scratch_det.weights.load import load_weights, require_detector
+from scratch_det.weights.locate import fetch, place_of, split_part, url_of
 from scratch_det.weights.origin import Weights, read_weights
 
 Source = str | Path | np.ndarray | Image.Image  # an image: a file, or its pixels
@@ -210,14 +210,14 @@ def load(
     """
     if project:
         load_project(Path(project))
-    place, part = split_part(str(source))
-    if not url_of(place) and not Path(place).exists():
-        raise UserError(f"there is no {place}; give a run's folder, a weights file or its address")
-    path = weights_of(Path(place)) if Path(place).is_dir() else fetch(place)
+    path, part = located(str(source))
     weights = read_weights(path, part=part)
+    require_detector(weights)
     cfg = recipe_of(path, Path(config) if config else None, weights)
     if cfg is None:
-        raise UserError(f"{source} lies in no run's folder: name its recipe, config=FILE")
+        raise UserError(
+            f"{source} lies in no run's folder: name its recipe, --config-file FILE (in Python config=FILE)"
+        )
     if device:
         cfg.MODEL.DEVICE = device
         raise_problems(known_values(cfg, "MODEL.DEVICE"))
@@ -227,6 +227,14 @@ def load(
     classes = weights.classes or cfg.DATASETS.get("CLASS_NAMES") or [f"class {label}" for label in range(count)]
     model = built(f"{path}#{part}" if part else path, name, cfg).eval()
     return Detector(cfg, name, model.to(pick_device(cfg.MODEL.DEVICE, no_gpu=NO_GPU)), classes)
+
+
+def located(source: str) -> tuple[Path, str]:
+    """The file with the weights of a run's folder, a file or an address, and which of several networks in it."""
+    place, part = split_part(source)
+    if not url_of(place) and not place_of(place).exists():
+        raise UserError(f"there is no {place}; give a run's folder, a weights file or its address")
+    return weights_of(Path(place)) if Path(place).is_dir() else fetch(place), part
 
 
 def weights_of(run: Path) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from unittest.mock import patch
 
@@ -38,7 +39,8 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def export_model(source: str, config: Path | None, out: Path, image: Path | None) -> str:
-    """``export`` of what ``detector.load`` loads; returns a line about it."""
+    """``export`` of what ``detector.load`` loads; returns a line about it. Raises UserError where ``out`` exists."""
+    check_out(out)
     try:
         detector = load(source, config, "cpu", "torchvision")
     except ConfigError as error:
@@ -58,10 +60,9 @@ def export_model(source: str, config: Path | None, out: Path, image: Path | None
 def export(detector: Detector, out: Path, image: np.ndarray) -> tuple[int, dict[str, float]]:
     """Write ``out``, a .onnx or .pt2, and compare it with ``detector.predict(image)``: objects, largest differences.
 
-    Raises UserError, without a file, for another name and another backend, and as ``compare``.
+    Raises UserError, without a file, for another backend, and as ``check_out`` and ``compare``.
     """
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {out}: expected a name that ends with {' or '.join(WRITERS)}")
+    check_out(out)
     if detector.backend != "torchvision":
         raise UserError(f"{detector.backend} built this model; load it with backend='torchvision' to export it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,20 @@ def export(detector: Detector, out: Path, image: np.ndarray) -> tuple[int, dict[
         logging.disable(logging.NOTSET)
         trial.unlink(missing_ok=True)
     return len(expected), differences
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError for another suffix, and where ``out`` exists or cannot be written."""
+    if out.suffix not in WRITERS:
+        raise UserError(f"--out {out}: expected a name that ends with {' or '.join(WRITERS)}")
+    if out.exists():
+        raise UserError(f"--out {out} exists; name another file, or remove it first")
+    folder = next(path for path in out.absolute().parents if path.exists())
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({folder}: {error.strerror}); name another file") from None
 
 
 def compare(expected: Found, found: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 import scratch_det
 from scratch_det.detector import Detector, Found
@@ -49,7 +51,7 @@ class TestLoad:
     def test_weights_with_their_recipe(self, run: Path, tmp_path: Path) -> None:
         weights = tmp_path / "best.pth"
         (run / "checkpoints" / "model_final.pth").rename(weights)
-        with pytest.raises(UserError, match=r"lies in no run's folder: name its recipe, config=FILE"):
+        with pytest.raises(UserError, match=r"name its recipe, --config-file FILE \(in Python config=FILE\)"):
             scratch_det.load(weights)
         assert scratch_det.load(weights, config=run / "config.yaml", device="cpu").classes[0] == "class2"
         for device in ("gpu", "0"):
@@ -61,6 +63,11 @@ class TestLoad:
             scratch_det.load(f"{weights}#model_ema", config=run / "config.yaml")
         with pytest.raises(UserError, match=r"has no weights, .*model_0*1.pth is missing|model_final.pth is missing"):
             scratch_det.load(run)
+
+    def test_a_backbone_is_no_detector(self, run: Path, tmp_path: Path) -> None:
+        torch.save(resnet18().state_dict(), tmp_path / "a.pth")
+        with pytest.raises(UserError, match=r"a.pth holds a .*classifier, which is a backbone, no detector; train"):
+            scratch_det.load(tmp_path / "a.pth", config=run / "config.yaml")
 
     def test_the_package_alone_does_not_import_torch(self) -> None:
         code = "import scratch_det, sys; assert 'torch' not in sys.modules; assert scratch_det.load"

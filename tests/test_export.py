@@ -177,6 +177,16 @@ class TestRefusals:
     def test_other_names_and_backends(self, small_detector: Detector, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"expected a name that ends with .onnx or .pt2"):
             export.export(small_detector, tmp_path / "model.pth", image_of((64, 96)))
+        for name in ("file", "folder.onnx/model.onnx"):
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("a good model")
+        for name, said in (("folder.onnx", "folder.onnx exists; name another file"),
+                           ("folder.onnx/model.onnx", "model.onnx exists; name another file"),
+                           ("file/model.onnx", r"model.onnx cannot be written .*file: Not a directory")):  # fmt: skip
+            with pytest.raises(UserError, match=said):
+                export.export_model("no run", None, tmp_path / name, None)
+        assert path.read_text() == "a good model"
         other = Detector(small_detector.cfg, "detectron2", small_detector.model, small_detector.classes)
         with pytest.raises(UserError, match=r"detectron2 built this model; load it with backend='torchvision'"):
             export.export(other, tmp_path / "model.onnx", image_of((64, 96)))

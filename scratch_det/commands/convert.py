@@ -1,11 +1,11 @@
 """Convert weights between the backends: a detector's checkpoint, or the ImageNet weights of a backbone.
 
-    scratch-det convert output/run/checkpoints/model_final.pth converted.pth --to detectron2
+    scratch-det convert output/run converted.pth --to detectron2
     scratch-det convert model_final.pkl converted.pth --to torchvision --config-file FILE --verify IMAGE
 
-SRC is a file or an address, as in MODEL.WEIGHTS: a checkpoint of either backend, a model of detectron2's zoo, a
-classifier of torchvision or timm, a .pkl of Detectron. Every weight has to find a place. With the recipe at hand (a
-run's config.yaml lies beside its checkpoint) the result is also loaded into a model. Exit code 2: a user error.
+SRC is a run's folder (its final weights), or a file or an address, as in MODEL.WEIGHTS: a checkpoint of either
+backend, a model of detectron2's zoo, a classifier of torchvision or timm, a .pkl of Detectron. Every weight has to find
+a place. With the recipe at hand (a run has it) the result is also loaded into a model. Exit code 2: a user error.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from scratch_det.command_line import ToolParser, add_project_flag, exit_on_user_
 
 def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
-    parser.add_argument("source", metavar="SRC", help="a file or an address")
+    parser.add_argument("source", metavar="SRC", help="a run's folder, a file or an address")
     parser.add_argument("destination", type=Path, metavar="DST", help="the file to write, .pth")
     parser.add_argument("--to", required=True, choices=BACKENDS, help="whose names the weights get")
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="the recipe (config.yaml beside SRC)")

@@ -17,7 +17,7 @@ def build_parser() -> ToolParser:
     parser = ToolParser(description=__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, or weights")
-    add("--out", type=Path, required=True, metavar="FILE", help="its name ends with .onnx or .pt2")
+    add("--out", type=Path, required=True, metavar="FILE", help="a new file; its name ends with .onnx or .pt2")
     add("--image", type=Path, metavar="FILE", help="compare on this image (coloured blobs)")
     add("--config-file", type=Path, metavar="FILE", help="the recipe of weights that lie in no run's folder")
     add_project_flag(parser)

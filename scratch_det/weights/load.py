@@ -111,11 +111,8 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) 
 
     With ``to_evaluate`` also for a classifier.
     """
-    if to_evaluate and not weights.is_detector:
-        raise UserError(
-            f"weights file {weights.path} is a {weights.kind}: there is no detector to evaluate; give a checkpoint of "
-            "a run, or train one that begins with this file"
-        )
+    if to_evaluate:
+        require_detector(weights)
     if weights.is_detector and weights.library != library:
         raise UserError(
             f"weights file {weights.path} is a {weights.library} checkpoint, the backend is {library}; "
@@ -133,6 +130,15 @@ def check_fits(weights: Weights, library: str, cfg: CfgNode, to_evaluate: bool) 
         raise UserError(
             f"{has}, whose bottlenecks have their stride in the {'1x1' if in_1x1 else '3x3'} convolution, but "
             f"MODEL.RESNETS.STRIDE_IN_1X1 is {resnets.STRIDE_IN_1X1}; set it to {in_1x1}"
+        )
+
+
+def require_detector(weights: Weights) -> None:
+    """Raise UserError for a backbone alone: the rest of its detector would be random."""
+    if not weights.is_detector:
+        raise UserError(
+            f"weights file {weights.path} holds a {weights.kind}, which is a backbone, no detector; train one that "
+            f"begins with it: scratch-det train --config-file FILE MODEL.WEIGHTS {quoted(weights.path)}"
         )
 
 

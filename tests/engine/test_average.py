@@ -129,7 +129,7 @@ def test_is_read_where_it_is_named(train: Train, tmp_path: Path) -> None:
     train("MODEL.WEIGHTS", f"{final}#{AVERAGE}", eval_only=True, backend="torchvision")
     assert [path.read_bytes() for path in files] == [model_finds, average_finds]
     assert read(folder, "inference_EMA/result.json")["weights"] == f"{final}#{AVERAGE}"
-    convert_file(f"{final}#{AVERAGE}", tmp_path / "converted.pth", "detectron2")
+    convert_file(f"{folder}#{AVERAGE}", tmp_path / "converted.pth", "detectron2")
     converted = read_checkpoint(tmp_path / "converted.pth")["model"]
     assert converted["proposal_generator.rpn_head.conv.bias"].equal(average(folder)["rpn.head.conv.0.0.bias"])
     goes_on = train(*NO_TEST, "SOLVER.MAX_ITER", 1, "MODEL.WEIGHTS", final, name="goes_on", backend="torchvision")

@@ -155,7 +155,7 @@ class TestLoading:
 
     def test_a_backbone_alone_is_not_evaluated(self, model: nn.Module, toy_recipe: Path, tmp_path: Path) -> None:
         torch.save(resnet18().state_dict(), tmp_path / "a.pth")
-        with pytest.raises(UserError, match="timm classifier: there is no detector to evaluate"):
+        with pytest.raises(UserError, match="timm classifier, which is a backbone, no detector; train one"):
             load_weights(model, tmp_path / "a.pth", "torchvision", load_config(toy_recipe).cfg, to_evaluate=True)
 
     def test_strangers_weights_are_rejected(self, model: nn.Module, load: Callable[..., str]) -> None:
