@@ -76,7 +76,7 @@ def convert_file(
     partial: bool = False,
     image: Path | None = None,
 ) -> None:
-    """Write ``source``, a run's folder, a file or an address, to ``destination`` with the weights' names of backend ``to``.
+    """Write ``source``, a run's folder, a file or an address, to ``destination`` with names of backend ``to``.
 
     config: the recipe, by default the config.yaml of the run that ``source`` lies in. With it the result has to fill a
     model of backend ``to`` where that is installed, and pixel statistics are recorded. partial: leave out weights
