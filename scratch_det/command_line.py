@@ -133,6 +133,10 @@ RESUME = (
     "--resume takes no value: it continues the run in OUTPUT_DIR, or starts it; a run that starts from a file is given "
     "--branch-from FILE (the same training so far) or MODEL.WEIGHTS FILE (weights alone)"
 )
+WEIGHTS = (
+    'weights are given as MODEL.WEIGHTS FILE, or MODEL.WEIGHTS "FILE#model_ema" for their average; --resume takes no '
+    "value, and a training that goes on from a file is given --branch-from FILE"
+)
 FOREIGN = {  # flags of other libraries -> what to write here, in tools that take KEY VALUE pairs
     "--config-file": "FILE",
     "-c --cfg --config --config-path --cfg-file": "--config-file FILE",
@@ -196,7 +200,23 @@ class ToolParser(ArgumentParser):
             elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 is_said = "--config-file" in "".join(hints.values())
                 hints[""] = "" if is_said else f"; write --config-file {quoted(word)}"
+        if "required: --config-file" in message and self.get_default("eval_only") and not hints:
+            return next(filter(None, map(_how_to_evaluate, sys.argv[1:])), "")
         return "".join(hints.values())
+
+
+def _how_to_evaluate(word: str) -> str:
+    """What to write for a run's folder or its weights, RUN#model_ema or FILE#model_ema too; "" for another word."""
+    name, sign, part = word.rpartition("#") if "#" in word else (word, "", "")
+    run, weights = Path(name), Path(name)
+    if run.is_dir():
+        last = run / "checkpoints" / "last_checkpoint"
+        weights = last.with_name(last.read_text().strip() if last.is_file() else "model_final.pth")
+    elif run.is_file():
+        run = run.parent.parent
+    if not (run / "config.yaml").is_file():
+        return ""
+    return f"; write --config-file {quoted(run / 'config.yaml')} MODEL.WEIGHTS {quoted(f'{weights}{sign}{part}')}"
 
 
 def seed(text: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 from fvcore.common.config import CfgNode
 
-from scratch_det.command_line import RESUME, missing_project
+from scratch_det.command_line import RESUME, WEIGHTS, missing_project
 from scratch_det.config import choices
 from scratch_det.errors import ConfigError, did_you_mean, quoted, raise_problems
 from scratch_det.files import ROOT, find_file
@@ -30,7 +30,8 @@ EXAMPLE = "configs/Digits/quickstart.yaml"
 NO_KEYS = (  # what others write where a key is expected, and what to write here
     (r".*\.(ya?ml|py)", f"a recipe is given as --config-file FILE, such as {EXAMPLE}"),
     (r".*EARLY_STOP.*", "a run ends early by TEST.PATIENCE N, a number of evaluations"),
-    (r"auto|.*/.*|.*\.(pth|pt|pkl|ckpt)", RESUME),
+    (r".*#.*|.*\.(pth|pt|pkl|ckpt|safetensors)", WEIGHTS),
+    (r"auto|.*/.*", RESUME),
 )
 PROJECTS = ROOT / "projects"
 OUTSIDE_OUR_SUBSET = ("MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "GLOBAL")  # of detectron2's keys

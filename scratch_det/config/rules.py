@@ -68,7 +68,10 @@ def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
     values = flatten(cfg)
     for key, entries in LISTS.items():
         names = values.get(key, next(iter(entries))) if key.startswith(section) else []
-        for name in [names] if isinstance(names, str) else names:
+        names = [names] if isinstance(names, str) else names
+        if len(set(names)) < len(names):
+            yield f"{key} is {names}, expected each name once"
+        for name in names:
             yield from is_one_of(key, name, entries)
             if name in entries:
                 yield from of_entry(cfg, entries, name, f"{key} {name}")

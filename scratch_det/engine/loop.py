@@ -77,10 +77,10 @@ class Metrics:
         for writer in self.writers:
             writer.image(iteration, name, picture)
 
-    def close(self, failed: bool = False) -> None:
-        """Flush and close all writers."""
+    def close(self, end: str) -> None:
+        """Flush and close all writers; see ``Writer.close``."""
         for writer in self.writers:
-            writer.close(failed)
+            writer.close(end)
 
 
 @dataclass

@@ -25,9 +25,8 @@ DETECTION, CLASSIFICATION = "detection", "classification"  # the tasks; see ``en
 LIBRARY = "torchvision"  # pre-training builds its ResNets; both backends read its weight names
 TRAINING_FLAGS = ("branch_from", "switch_from", "keep_at", "stop_at", "trial", "epochs", "scale_to_batch",
                   "accumulate", "init_std", "waive")  # fmt: skip
-RUN_FILES = (
-    "config.yaml environment.json status.json metrics.json log.txt tensorboard/ checkpoints/ inference/ result.json"
-)
+RUN_FILES = "config.yaml environment.json status.json metrics.json log.txt checkpoints/ inference/ result.json *.png"
+OF_WRITERS = {"tensorboard": "tensorboard/", "wandb": "wandb/ wandb.json", "mlflow": "mlflow.json"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def make_plan(request: Request, world: World = ALONE, task: str = DETECTION, rep
             for line in batch:
                 section.add(line)
     with report.section("output") as section:
-        section.add(f"{cfg.OUTPUT_DIR}/: {RUN_FILES}", output_dir=cfg.OUTPUT_DIR)
+        files = " ".join([RUN_FILES, *(OF_WRITERS.get(name, "") for name in cfg.WRITERS)])
+        section.add(f"{cfg.OUTPUT_DIR}/: {files}", output_dir=cfg.OUTPUT_DIR)
         section.attempt(run_dir.check, request.resume or request.eval_only)
         section.attempt(raise_problems, flag_problems(request, cfg, run_dir))
         note_start(section, request, cfg, run_dir, task)

@@ -243,10 +243,10 @@ class RunDir:
         if self.writes:
             write_atomically(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def record_failure(self, iteration: int, error: BaseException | str) -> None:
+    def record_failure(self, iteration: int, error: BaseException | str) -> str:
         """Record why the run ended early in status.json and log.txt, unless the disk is full.
 
-        A string is the reason why another process failed.
+        A string is the reason why another process failed. Returns the state, "stopped" or "failed".
         """
         state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
         reason = detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
@@ -258,6 +258,7 @@ class RunDir:
                 self.set_status(state, iteration=iteration, error=reason)
                 with open(self.path / "log.txt", "a") as log:
                     log.write(detail.rstrip() + "\n")
+        return state
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record what the run is doing: training, evaluating, paused, finished, failed or stopped."""

@@ -33,5 +33,5 @@ class MLflow(Writer):
     def image(self, iteration: int, name: str, picture: bytes) -> None:
         mlflow.log_image(Image.open(BytesIO(picture)), key=name, step=iteration, synchronous=True)
 
-    def close(self, failed: bool) -> None:
-        mlflow.end_run("FAILED" if failed else "FINISHED")
+    def close(self, end: str) -> None:
+        mlflow.end_run({"finished": "FINISHED", "failed": "FAILED"}.get(end, "KILLED"))  # paused, too: it may go on

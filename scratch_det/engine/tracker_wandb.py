@@ -36,5 +36,5 @@ class WandB(Writer):
     def image(self, iteration: int, name: str, picture: bytes) -> None:
         self.run.log({STEP: iteration, name: wandb.Image(Image.open(BytesIO(picture)))})
 
-    def close(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+    def close(self, end: str) -> None:
+        self.run.finish(exit_code=int(end in ("failed", "stopped")))

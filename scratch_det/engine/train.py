@@ -238,15 +238,15 @@ def open_folder(
 def recording_failure(trainer: Trainer) -> Iterator[None]:
     """Record the reason in the run folder when this or another process of the run fails."""
     run_dir, state, group = trainer.run_dir, trainer.state, trainer.group
-    failed = True
+    end = "failed"
     if group.watch:
         group.watch.record = lambda reason: run_dir.record_failure(state.iteration, reason)
     try:
         yield
-        failed = False
+        end = "finished" if run_dir.result.exists() else "paused"
     except BaseException as error:
         group.wait_for_cause(error)  # record the first failure, not the ones it caused
-        run_dir.record_failure(state.iteration, error)
+        end = run_dir.record_failure(state.iteration, error)
         if isinstance(error, OSError):
             place = error.filename = error.filename or str(run_dir.path)  # a stream's error has no name
             cause = f"disk full at {place} ({error.strerror}); free space" if error.errno in DISK_FULL else ""
@@ -256,7 +256,7 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
                 raise UserError(f"{cause} and continue with --resume") from None
         raise
     finally:
-        trainer.metrics.close(failed)
+        trainer.metrics.close(end)
 
 
 def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:

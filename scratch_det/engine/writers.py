@@ -63,8 +63,8 @@ class Writer:
     def image(self, iteration: int, name: str, picture: bytes) -> None:
         """A PNG of an iteration; by default left out."""
 
-    def close(self, failed: bool) -> None:
-        """The end of this process's part of the run; ``failed``: by an error, or because it was asked to stop."""
+    def close(self, end: str) -> None:
+        """The end of this process's part of the run: "finished", "paused", "stopped" (it was asked to) or "failed"."""
 
 
 class JsonLines(Writer):
@@ -81,7 +81,7 @@ class JsonLines(Writer):
         self.file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
         self.file.flush()
 
-    def close(self, failed: bool) -> None:
+    def close(self, end: str) -> None:
         self.file.close()
 
 
@@ -103,7 +103,7 @@ class TensorBoard(Writer):
             iteration, [{"tag": name, "image": {"width": width, "height": height, "encoded_image_string": picture}}]
         )
 
-    def close(self, failed: bool) -> None:
+    def close(self, end: str) -> None:
         if self.file:
             self.file.close()
 
@@ -147,7 +147,7 @@ class InThread(Writer):
     """
 
     def __init__(self, name: str, make: Callable[[Run], Writer], run: Run):
-        self.name, self.run, self.record, self.failed = name, run, run.run_dir.path / f"{name}.json", False
+        self.name, self.run, self.record, self.end = name, run, run.run_dir.path / f"{name}.json", ""
         # at iteration 0 a record is of a start that came to no checkpoint
         sent = read_json(self.record, Sent, ANEW) if run.start_iteration and self.record.exists() else {}
         run.id, self.last = sent.get("id"), sent.get("last", {})
@@ -163,8 +163,8 @@ class InThread(Writer):
     def image(self, iteration: int, name: str, picture: bytes) -> None:
         self._put(name, iteration, "image", name, picture)
 
-    def close(self, failed: bool) -> None:
-        self.failed = failed
+    def close(self, end: str) -> None:
+        self.end = end
         self.calls.put(None)
         self.thread.join(SECONDS_TO_SEND)
         if self.thread.is_alive():
@@ -182,7 +182,7 @@ class InThread(Writer):
                     getattr(writer, method)(iteration, *arguments)
                     self.last[kind] = iteration
                     self.run.run_dir.write_json(self.record.name, {"id": self.run.id, "last": self.last})
-            writer.close(self.failed)
+            writer.close(self.end)
         except Exception as error:
             reason = shortened(f"{type(error).__name__}: {error}".splitlines()[0])
             logger.warning(f"{self.name} has failed ({reason}); the run goes on without it, metrics.json has all of it")
@@ -193,7 +193,7 @@ def start_writers(run: Run) -> list[Writer]:
     if not run.run_dir.writes:
         return []
     writers: list[Writer] = [JsonLines(run)]
-    for name in dict.fromkeys(run.cfg.WRITERS):
+    for name in run.cfg.WRITERS:
         kind, own = resolve_name(WRITERS[name].function), replace(run)
         writers.append(InThread(name, kind, own) if kind.is_slow else kind(own))
     return writers

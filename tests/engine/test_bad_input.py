@@ -34,7 +34,11 @@ OVERRIDES = [
     (["SOLVER.BASE_LR=0.1"], ["write SOLVER.BASE_LR 0.1"]),
     # what is no key
     (["--resume", "auto"], ["'auto' is no key; --resume takes no value: it continues the run in OUTPUT_DIR"]),
-    (["--resume", "output/a/model_final.pth"], ["model_final.pth' is no key; --resume takes no value", "WEIGHTS FILE"]),
+    (["--resume", "output/a/model_final.pth"], ["model_final.pth' is no key; weights are given as MODEL.WEIGHTS FILE"]),
+    (
+        ["output/a#model_ema"],
+        ["""model_ema' is no key; weights are given as MODEL.WEIGHTS FILE, or MODEL.WEIGHTS "FILE"""],
+    ),
     (["other.yaml", "SEED", 1], ["'other.yaml' is no key; a recipe is given as --config-file FILE"]),
     (["SOLVER.STEPS=(1, 2)"], ['write SOLVER.STEPS "(1, 2)"']),
     # types

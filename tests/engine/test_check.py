@@ -15,6 +15,7 @@ from conftest import ROOT, load_command
 
 from scratch_det import backends
 from scratch_det.benchmark.data import NAME, write_coco
+from scratch_det.config import choices
 from scratch_det.config.load import load_config
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.packed import FOLDER
@@ -145,6 +146,13 @@ class TestReport:
         assert "toy_val: 4 read now, 0 unchanged" in done.out
         assert f"{tmp_path / 'run'}/: config.yaml" in done.out
         assert done.out.splitlines()[-1] == "ready to train: nothing to fix"
+
+    def test_the_files_of_writers(self, run, monkeypatch):
+        monkeypatch.setattr(choices, "find_spec", lambda _: True)
+        said = {name: run("WRITERS", name).out for name in ("[]", "['wandb', 'mlflow']")}
+        assert [one in text for text in said.values() for one in ("tensorboard/", "wandb/", "mlflow.json")] == [
+            False, False, False, False, True, True
+        ]  # fmt: skip
 
     def test_json_alone_on_standard_output(self, run):
         content = json.loads(run("--json", "--images").out)

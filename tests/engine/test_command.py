@@ -13,6 +13,7 @@ from run_folder import contents
 
 from scratch_det.__main__ import main
 from scratch_det.engine.plan import Request
+from scratch_det.errors import quoted
 
 MOST_LINES = 6
 TRAIN_NET = ROOT / "tools" / "train_net.py"
@@ -118,6 +119,19 @@ class TestFlags:
         with pytest.raises(SystemExit, match="2"):
             train_net(*arguments)
         assert capsys.readouterr().err.splitlines()[-1].endswith(answer)
+
+    @pytest.mark.parametrize("part", ["", "#model_ema"])
+    def test_what_is_to_be_evaluated_without_its_flag(self, capsys, monkeypatch, tmp_path, part):
+        weights = tmp_path / "checkpoints" / "model_final.pth"
+        weights.parent.mkdir()
+        for path in (weights, tmp_path / "config.yaml"):
+            path.touch()
+        for word in (f"{tmp_path}{part}", f"{weights}{part}"):
+            monkeypatch.setattr("sys.argv", ["scratch-det", "eval", word, "SEED", "1"])
+            with pytest.raises(SystemExit, match="2"):
+                main()
+            expected = f"; write --config-file {tmp_path}/config.yaml MODEL.WEIGHTS {quoted(f'{weights}{part}')}"
+            assert capsys.readouterr().err.splitlines()[-1].endswith(expected)
 
     def test_a_stop_during_the_checks_is_obeyed_at_once(self, train_net, capsys, monkeypatch):
         """A json of COCO's size takes 10 s, and nothing is lost."""

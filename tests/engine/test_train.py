@@ -230,7 +230,7 @@ def test_tensorboard_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     metrics = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 0)), 100, [])
     for iteration in (19, 39, 59):
         metrics.write(iteration, {"total_loss": iteration / 2})
-    metrics.close()
+    metrics.close("failed")
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("total_loss")
     assert [(one.step, one.value) for one in found] == [(19, 9.5), (59, 29.5)]
     assert [line["iteration"] for line in lines(tmp_path)] == [19, 39, 59]

@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import restored_registries
@@ -34,6 +34,15 @@ class Hanging(Writer):
         threading.Event().wait()
 
 
+class Ended(Writer):
+    ends: ClassVar[list[str]] = []
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self, end: str) -> None:
+        self.ends.append(end)
+
+
 def steps(folder: Path) -> dict[str, list[int]]:
     """What TensorBoard has of some curves and pictures."""
     found = EventAccumulator(str(folder / "tensorboard"), {"images": 0}).Reload()
@@ -53,6 +62,7 @@ def test_a_resumed_run_goes_on_in_its_trackers(train: Train, tmp_path: Path, mon
         patch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")  # forgotten when it goes on
         train(*TRACKED)
     begun = read(tmp_path / "run", "wandb.json")
+    assert mlflow.MlflowClient().get_run(read(tmp_path / "run", "mlflow.json")["id"]).info.status == "KILLED"
     assert begun["last"] == {"total_loss": 4, "segm/APs": 2, "training": 4, "predictions": 2}
     folder = train(*TRACKED, resume=True)
     assert "3 of 6 iterations are done" in (folder / "log.txt").read_text()
@@ -130,10 +140,22 @@ def test_a_tracker_that_does_not_work(writer: str, said: str, train: Train, monk
     assert not (folder / "tensorboard").exists()
 
 
+def test_how_a_run_ends(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = (*NO_TEST, "SOLVER.MAX_ITER", 4, "WRITERS", ["Ended"])
+    with restored_registries():
+        choices.WRITERS["Ended"] = choices.Choice(f"{__name__}:Ended")
+        train(*keys, stop_at=2)
+        with interrupted_after(monkeypatch, 1):
+            train(*keys, resume=True)
+        train(*keys, resume=True)
+    assert Ended.ends == ["paused", "stopped", "finished"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ("['wandb']", "WRITERS is ['wandb'], but wandb is not installed: pip install 'scratch_det[wandb]'"),
+        ("['wandb', 'wandb']", "WRITERS is ['wandb', 'wandb'], expected each name once"),
         ("['wandbs']", "WRITERS is 'wandbs', expected 'tensorboard' or 'wandb' or 'mlflow'; did you mean 'wandb'?"),
         ("wandb", """WRITERS is 'wandb' (str), expected list such as ['tensorboard']: write "['wandb']\""""),
     ],
