@@ -150,7 +150,7 @@ class TestConversion:
         [
             (("SRC", "DST", "--to", "torchvision"), "is a torchvision detector already"),
             (("SRC", "SRC", "--to", "detectron2"), "exists; name another file"),
-            (("/nowhere.pth", "DST", "--to", "detectron2"), "weights file /nowhere.pth is missing"),
+            (("/nowhere.pth", "DST", "--to", "detectron2"), "there is no /nowhere.pth"),
             (("COPY", "DST", "--to", "detectron2", "--verify", "IMAGE"), "give its recipe, --config-file FILE"),
         ],
     )

@@ -172,7 +172,7 @@ class TestRefusals:
 
         monkeypatch.setattr(export, "load", refuse)
         with pytest.raises(ConfigError, match=r"a key\n  only models of the torchvision backend"):
-            export.export_model("run", None, tmp_path / "model.onnx", None)
+            export.export_model("run", None, tmp_path / "other.onnx", None)
 
     def test_other_names_and_backends(self, small_detector: Detector, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"expected a name that ends with .onnx or .pt2"):

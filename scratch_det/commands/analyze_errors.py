@@ -4,8 +4,9 @@
     scratch-det analyze errors scratch=output/scratch pretrained=output/pretrained --out output/errors
     scratch-det analyze errors results.json --data my_val
 
-RUN is a run's folder (its last evaluation) or a json of COCO results, with NAME= before it to call it so. Several stand
-beside each other. DIR gets index.html, classes.csv and diagnosis.json. Exit code 2: a user error.
+RUN is a run's folder (its last evaluation; "RUN#model_ema": of the averaged weights), the OUTPUT_DIR of scratch-det
+eval, or a json of COCO results, with NAME= before it to call it so. Several stand beside each other. DIR gets
+index.html, classes.csv and diagnosis.json. Exit code 2: a user error.
 """
 
 from pathlib import Path

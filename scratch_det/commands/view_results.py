@@ -4,8 +4,9 @@
     scratch-det view results output/quickstart --class 3 5 --count 60
     scratch-det view results results.json --data my_val --task segm
 
-RUN is a run's folder (its last evaluation) or a json of COCO results. Detections are marked as right or wrong, objects
-as missed, on the image in grey. DIR gets index.html, which needs no network. Exit code 2: a user error.
+RUN is a run's folder (its last evaluation; "RUN#model_ema": of the averaged weights), the OUTPUT_DIR of scratch-det
+eval, or a json of COCO results. Detections are marked as right or wrong, objects as missed, on the image in grey. DIR
+gets index.html, which needs no network. Exit code 2: a user error.
 """
 
 from pathlib import Path

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import read_coco
 from scratch_det.diagnosis.data import Filter, of_json
@@ -10,10 +12,19 @@ from scratch_det.diagnosis.numbers import SHOWN_SCORE, Image, diagnose
 from scratch_det.diagnosis.page import MARKS, marked, render, write_page
 from scratch_det.engine.run_dir import RunDir
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH, colors_of
+from scratch_det.evaluation.metrics import EMA, PRETRAINED, SCRATCH, colors_of
 from scratch_det.evaluation.predictions import RESULTS_FILE, Predictions, read_predictions
 from scratch_det.evaluation.truth import Truth, truth_of
+from scratch_det.reading import read_json
 from scratch_det.visualization.page import Section
+from scratch_det.weights.locate import split_part
+
+
+class Evaluation(msgspec.Struct):
+    """What is read of the result.json of scratch-det eval."""
+
+    datasets: list[str] = []
+
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
 
@@ -39,9 +50,9 @@ def analyze_errors(words: Sequence[str], data: str | None, task: str, out: Path)
 
 def initialisation_of(path: Path) -> str:
     """Of a run; nothing is known of results."""
-    if not RunDir(path).environment.is_file():
+    if not (run := RunDir(split_part(str(path))[0])).environment.is_file():
         return ""
-    return PRETRAINED if RunDir(path).read_config().MODEL.WEIGHTS else SCRATCH
+    return PRETRAINED if run.read_config().MODEL.WEIGHTS else SCRATCH
 
 
 def view_results(path: Path, data: str | None, task: str, chosen: Filter, out: Path) -> str:
@@ -87,25 +98,39 @@ def of_classes(images: Sequence[Image], truth: Truth, predictions: Predictions, 
 
 def read_all(paths: Sequence[Path], data: str | None, task: str) -> tuple[str, Truth, list[Predictions]]:
     """The name of the data set, by default that of the first run, its truth, and the predictions of each path."""
-    if missing := [path for path in paths if not path.exists()]:
+    places = [(Path(place), part) for place, part in (split_part(str(path)) for path in paths)]
+    if missing := [place for place, _ in places if not place.exists()]:
         raise UserError(f"there is no {missing[0]}; give a run's folder, or a json of results")
-    if not data and RunDir(paths[0]).environment.is_file():
-        data = next(iter(RunDir(paths[0]).read_config().DATASETS.TEST), None)
+    first = places[0][0]
+    data = data or evaluated_on(first)
     if not data:
-        if paths[0].is_dir() and not RunDir(paths[0]).environment.is_file():
-            raise UserError(f"{paths[0]} is no run's folder; give one, or a json of results and its --data NAME")
-        raise UserError(f"{paths[0]} does not say on which data set it was predicted: name it, --data NAME")
+        if first.is_dir() and not RunDir(first).environment.is_file():
+            raise UserError(f"{first} is no run's folder; give one, or a json of results and its --data NAME")
+        raise UserError(f"{first} does not say on which data set it was predicted: name it, --data NAME")
     truth = truth_of(read_coco(lookup(data), need_masks=task == "segm"))
-    return data, truth, [read_predictions(results_of(path, data)) for path in paths]
+    return data, truth, [read_predictions(results_of(place, data, bool(part))) for place, part in places]
 
 
-def results_of(path: Path, data: str) -> Path:
-    """The COCO results of a run on a data set, or ``path`` itself. Raises UserError where there are none."""
+def evaluated_on(path: Path) -> str | None:
+    """The first data set that a run, or what scratch-det eval wrote into a folder of its own, was evaluated on."""
+    if RunDir(path).environment.is_file():
+        return next(iter(RunDir(path).read_config().DATASETS.TEST), None)
+    results = sorted(path.glob("inference*/result.json"))
+    return next((name for result in results for name in read_json(result, Evaluation).get("datasets", [])), None)
+
+
+def results_of(path: Path, data: str, averaged: bool) -> Path:
+    """The COCO results of a run on a data set, or ``path`` itself. Raises UserError where there are none.
+
+    averaged: those of the averaged weights, which a folder with an evaluation alone may have as its only ones.
+    """
     if path.is_file():
         return path
-    own = not (run := RunDir(path)).environment.is_file() or data in run.read_config().DATASETS.TEST
-    folders = [path / "inference" / data, *[path / "inference"] * own, path / f"inference_{data}"]
-    places = [folder / RESULTS_FILE for folder in (*folders, *path.glob(f"inference_*/{data}"))]
+    is_run, end = (run := RunDir(path)).environment.is_file(), EMA * averaged
+    own = not is_run or data in run.read_config().DATASETS.TEST
+    folders = [path / f"inference{end}" / data, *[path / f"inference{end}"] * own, path / f"inference_{data}{end}"]
+    folders += [*path.glob(f"inference_*{end}/{data}"), *[path / f"inference{EMA}"] * (not is_run)]
+    places = [folder / RESULTS_FILE for folder in folders]
     if not (found := [place for place in places if place.is_file()]):
         expected = f"{path} holds no results of {data}: expected one of {', '.join(map(str, places))}"
         if not RunDir(path).environment.is_file():

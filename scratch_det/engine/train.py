@@ -154,7 +154,7 @@ def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
         metrics = evaluate_all(DETECT, cfg, backend, {"": model}, plan.test, run_dir.path / name, group)
         if group.is_main:
             result = {"backend": plan.backend, "weights": weights, "weights_sha256": sha256_of(fetch(weights)),
-                      "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
+                      "datasets": list(test), "classes": list(cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
             run_dir.write_json(f"{name}/result.json", {**result, "metrics": to_json_numbers(metrics)})
             logger.info(f"wrote {run_dir.path / name}/result.json")
 

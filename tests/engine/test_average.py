@@ -10,6 +10,8 @@ from run_folder import NO_TEST, interrupted_after, is_same, lines, read, weights
 
 from scratch_det import load
 from scratch_det.conversion import convert_file
+from scratch_det.diagnosis.command import evaluated_on, results_of, view_results
+from scratch_det.diagnosis.data import Filter
 from scratch_det.engine.checkpointer import read_checkpoint
 from scratch_det.errors import ConfigError
 from scratch_det.weights.origin import AVERAGE
@@ -127,6 +129,13 @@ def test_is_read_where_it_is_named(train: Train, tmp_path: Path) -> None:
     assert model_finds != average_finds
     files[1].unlink()
     train("MODEL.WEIGHTS", f"{final}#{AVERAGE}", eval_only=True, backend="torchvision")
+    alone = train("MODEL.WEIGHTS", f"{final}#{AVERAGE}", name="alone", eval_only=True, backend="torchvision")
+    assert [evaluated_on(path) for path in (folder, alone)] == ["toy_val", "toy_val"]
+    assert [results_of(folder, "toy_val", averaged) for averaged in (False, True)] == files
+    its_own = alone / "inference_EMA" / files[0].name
+    assert [results_of(alone, "toy_val", averaged) for averaged in (False, True)] == [its_own] * 2
+    page = Path(view_results(Path(f"{folder}#{AVERAGE}"), None, "bbox", Filter(), tmp_path / "page"))
+    assert f"#{AVERAGE} on toy_val" in page.read_text()
     assert [path.read_bytes() for path in files] == [model_finds, average_finds]
     assert read(folder, "inference_EMA/result.json")["weights"] == f"{final}#{AVERAGE}"
     convert_file(f"{folder}#{AVERAGE}", tmp_path / "converted.pth", "detectron2")
