@@ -74,7 +74,7 @@ def two_trainers(cfg: CfgNode, backend_name: str) -> Iterator[list[Trainer]]:
             yield trainers
         finally:
             for trainer in trainers:
-                trainer.metrics.close()
+                trainer.metrics.close("finished")
 
 
 def loop_against_bare(plan: Plan, rounds: Rounds) -> list[list[Cost]]:

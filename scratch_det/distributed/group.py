@@ -43,7 +43,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True, name="watch")
         self.rank, self.stop, self.parent = rank, stop, os.getppid()
         self.store: dist.Store | None = None
-        self.record: Callable[[str], None] = lambda reason: None
+        self.record: Callable[[str], object] = lambda reason: None
         self.ended = threading.Event()
 
     def run(self) -> None:
