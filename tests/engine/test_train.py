@@ -114,7 +114,7 @@ class TestRun:
     def test_losses_are_medians_of_the_window(self, tmp_path: Path) -> None:
         writer = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 0)), max_iter=25, window=[])
         written = [writer.add(i, {"total_loss": float(i), "lr": i / 10, "time": 2.0}) for i in range(25)]
-        writer.close()
+        writer.close("finished")
         assert [i for i, line in enumerate(written) if line] == [19, 24]
         assert lines(tmp_path) == [
             {"iteration": 19, "total_loss": 9.5, "lr": 1.9, "time": 2.0, "eta_seconds": 10.0},
@@ -128,7 +128,7 @@ class TestRun:
         scalars = {"total_loss": 1.0, "lr": 0.1, "time": 1.0, "data_time": 0.0}
         writer = loop.Metrics(start_writers(Run(RunDir(tmp_path), get_cfg(), 1)), max_iter=2, window=[scalars])
         medians = writer.add(1, scalars)
-        writer.close()
+        writer.close("finished")
         assert medians
         assert json.loads((tmp_path / "metrics.json").read_text()).get("max_mem") == (3072 if most else None)
         assert loop.log_line(1, 2, medians).endswith("max_mem: 3072M" if most else "data 0.000 s")
