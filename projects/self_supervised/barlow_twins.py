@@ -85,12 +85,12 @@ class FolderSet(classification.FolderSet):
 
 @torch.no_grad()
 def evaluate(
-    _backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _out: Path, group: Group
+    _backend: Any, model: nn.Module, cfg: CfgNode, data: ImageFolder, _out: Path, group: Group, suffix: str = ""
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` that a linear classifier of the backbone's features has right.
 
-    The classifier is fitted to DATASETS.TRAIN by least squares: the only use of labels. Raises Stopped when the run was
-    asked to stop.
+    The classifier is fitted to DATASETS.TRAIN by least squares: the only use of labels. ``suffix`` ends the task's name.
+    Raises Stopped when the run was asked to stop.
     """
     group.broadcast_buffers(model)
     channels, classes = model.fc.layers[0].in_features, len(data.classes)
@@ -116,8 +116,8 @@ def evaluate(
     weights = torch.linalg.solve(squares + torch.diag(RIDGE * squares.diag() + squares.trace() * 1e-9), products)
     right = each(predict, data, "classifying")
     number, total = group.mean(torch.tensor([sum(right), len(right)], dtype=torch.float64)).tolist()
-    logger.info(f"{data.entry.name}, {len(data.images):,} images: top-1 {100 * number / total:.1f} %, linear")
-    return {"classification": {"top1": 100 * number / total}} if group.is_main else {}
+    logger.info(f"{data.entry.name}, {len(data.images):,} images: top-1 {100 * number / total:.1f} %, linear{suffix}")
+    return {f"classification{suffix}": {"top1": 100 * number / total}} if group.is_main else {}
 
 
 def features_of(model: nn.Module, batch: list[Sample]) -> tuple[Tensor, Tensor]:
