@@ -89,8 +89,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Percent of the images of ``data`` that a linear classifier of the backbone's features has right.
 
-    The classifier is fitted to DATASETS.TRAIN by least squares: the only use of labels. ``suffix`` ends the task's name.
-    Raises Stopped when the run was asked to stop.
+    The classifier is fitted to DATASETS.TRAIN by least squares: the only use of labels. ``suffix`` ends the task's
+    name. Raises Stopped when the run was asked to stop.
     """
     group.broadcast_buffers(model)
     channels, classes = model.fc.layers[0].in_features, len(data.classes)
