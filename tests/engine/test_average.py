@@ -101,6 +101,7 @@ def test_the_best_is_the_models(train: Train, monkeypatch: pytest.MonkeyPatch) -
     assert read(folder, "result.json")["metrics"] == {"bbox": {"AP": 20.0}, "bbox_EMA": {"AP": 90.0}}
 
 
+@pytest.mark.slow
 def test_branches_and_a_run_that_begins_it_later(train: Train) -> None:
     whole = train(*FOUR, *NO_TEST, name="whole", keep_last=0)
     branch = {"branch_from": str(whole / "model_0000001.pth")}

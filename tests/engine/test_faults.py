@@ -183,7 +183,8 @@ class TestStopping:
         assert f"stopped by {signal.Signals(number).name}; the same command with --resume continues" in message
         assert_stopped(tmp_path / "run", read(tmp_path / "run", "status.json")["iteration"])
 
-    @pytest.mark.parametrize("launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("launcher", [(), TORCHRUN])
     def test_two_processes_and_resume(
         self, launcher: tuple[Any, ...], shell: Shell, broken: Callable, tmp_path: Path
     ) -> None:
@@ -208,7 +209,8 @@ class TestStopping:
         assert read(folder, RESULTS) == read(whole, RESULTS)
         assert read(folder, "environment.json")["processes"] == 2
 
-    @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("processes", [1, 2])
     def test_a_second_signal_ends_a_blocked_process(
         self, processes: int, shell: Shell, broken: Callable, tmp_path: Path
     ) -> None:

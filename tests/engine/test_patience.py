@@ -79,7 +79,7 @@ def test_the_last_evaluation_is_one_with_test_time_augmentation(train: Train) ->
     assert lines(folder)[-1]["iteration"] == 3  # after four iterations, as the evaluation before
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_is_uninterrupted(steps: int, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(*KEYS, name="whole")
     with interrupted_after(monkeypatch, steps):
@@ -89,6 +89,7 @@ def test_resumed_is_uninterrupted(steps: int, train: Train, monkeypatch: pytest.
     assert is_same(parts, whole)
 
 
+@pytest.mark.slow
 def test_died_between_the_decision_and_the_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is of the moment: it trains no iteration more."""
     whole = train(*KEYS, name="whole")
