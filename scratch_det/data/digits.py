@@ -1,8 +1,9 @@
 """The digits demo: a small detection data set and a pre-training set for it, made offline in about a minute.
 
 Handwritten digits drawn over photographs, by ``digits_scene``, with boxes, polygons and keypoints in COCO's format.
-Digits and photographs come inside the wheels of scikit-learn and scikit-image, and val shares none of them with train.
-Only photographs whose free licence those two projects state are used. The same seed gives the same bytes (under the
+Digits and photographs come inside the wheels of scikit-learn and scikit-image. Train, val and the pre-training set
+share none of them; search, to choose hyper-parameters on, shows those of the pre-training set. Only photographs whose
+free licence those two projects state are used. The same seed gives the same bytes (under the
 same versions of OpenCV, NumPy, scikit-learn and scikit-image).
 
 A folder is complete or absent: it is built in a temporary folder beside it, then renamed. It is replaced only if this
@@ -27,9 +28,9 @@ from scratch_det.data.digits_scene import LICENSES, NUM_CLASSES, PHOTOGRAPHS, SE
 from scratch_det.errors import DataError, UserError
 from scratch_det.log import track
 
-VERSION = "1.0"
+VERSION = "2.0"
 GENERATOR, MANIFEST = "scratch_det digits", "manifest.json"
-GENERATED = ("annotations/instances_train.json", "annotations/instances_val.json", "preview.png", "**/*.jpg")
+GENERATED = (*(f"annotations/instances_{split}.json" for split in drawing.SCENES), "preview.png", "**/*.jpg")
 JPEG_QUALITY = 92
 
 POINTS = {"keypoints": ["top", "bottom", "left", "right"], "skeleton": [[1, 2], [3, 4]]}
@@ -49,8 +50,13 @@ def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False)
         if value < least:
             raise UserError(f"{option} {value} is too small: at least {least}")
     out = out.resolve()
-    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val}
-    singles = scenes | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
+    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val, "search": val}
+    singles = {
+        "version": VERSION,
+        "seed": seed,
+        "train": max(NUM_CLASSES, 5 * train // 2),
+        "val": max(NUM_CLASSES, 4 * val),
+    }
     folders = {out: (scenes, _write_scenes), out.with_name(f"{out.name}_pretrain"): (singles, _write_singles)}
     missing = {folder: needs_building(folder, parameters, force) for folder, (parameters, _) in folders.items()}
     for folder in (folder for folder in folders if missing[folder]):
@@ -104,10 +110,10 @@ def _digest(folder: Path) -> str:
 
 
 def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
-    """Fill ``folder`` with train/, val/, annotations/ and preview.png."""
+    """Fill ``folder`` with train/, val/, search/, annotations/ and preview.png."""
     seed = parameters["seed"]
     (folder / "annotations").mkdir()
-    for split in ("train", "val"):
+    for split in drawing.SCENES:
         (folder / split).mkdir()
         images, annotations, count = [], [], parameters[split]
         for index in track(range(count), f"{split} scenes", count):
@@ -128,15 +134,15 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole json; ``info`` lists the photographs and scans of both splits, so that anyone can compare them."""
+    """The whole json; ``info`` lists the photographs and scans of all splits, so that anyone can compare them."""
     return {
         "info": {
             "description": f"scratch_det digits demo, {split}: handwritten digits drawn over photographs",
             "version": VERSION,
             "seed": seed,
             "split": split,
-            "photographs": {side: drawing.photograph_names(side) for side in ("train", "val")},
-            "scans": {side: sorted(chain(*drawing.load_material().splits[side])) for side in ("train", "val")},
+            "photographs": {side: drawing.photograph_names(side) for side in drawing.SCENES},
+            "scans": {side: sorted(chain(*drawing.load_material().splits[side])) for side in drawing.SCENES},
             "attribution": {name: f"{p.author}, {p.license}" for name, p in PHOTOGRAPHS.items()},
         },
         "licenses": [{"id": i, "name": name, "url": url} for i, (name, url) in enumerate(LICENSES.items(), start=1)],
@@ -147,7 +153,7 @@ def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: 
 
 
 def _write_singles(folder: Path, parameters: dict[str, Any]) -> None:
-    """Fill ``folder`` with train/<digit>/ and val/<digit>/, drawn from the train scans and photographs only."""
+    """Fill ``folder`` with train/<digit>/ and val/<digit>/, drawn from its own scans and photographs."""
     for split in ("train", "val"):
         count = parameters[split]
         for label in range(NUM_CLASSES):

@@ -18,9 +18,11 @@ from numpy.random import Generator
 from scratch_det.errors import DataError
 
 NUM_CLASSES = 10
-STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3}  # each split's number in the random seeds
-TRAIN_SHARE = 3 / 4  # of each class's scans, in scikit-learn's order; the rest is val's
-PRETRAIN_VAL_SHARE = 1 / 6  # of each class's train scans: only in the validation part of the pre-training set
+STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3, "search": 4}  # numbers in the random seeds
+SCENES = ("train", "val", "search")  # the splits of the detection set; the others are single digits
+# Of each class's scans, in scikit-learn's order. Nothing that pre-training or a search saw is in train or val.
+SHARES = {"train": 0.3, "val": 0.2, "pretrain_train": 0.4, "pretrain_val": 0.1}
+SHOWN_BY = {"search": "pretrain_val"}  # whose scans it shows
 
 LANDSCAPE, PORTRAIT, SINGLE = (128, 160), (160, 128), (64, 64)
 MAX_DIGITS = 6
@@ -38,7 +40,7 @@ TOLERANCE = 0.75  # px: largest distance of a simplified polygon from the edge o
 
 
 class Photograph(NamedTuple):
-    """A package's file, the split that shows it (the pretrain splits show train's), its licence and author."""
+    """A package's file, the split that shows it (search shows pretrain's), its licence and author."""
 
     file: str
     split: str
@@ -53,12 +55,12 @@ LICENSES = {
 }
 PHOTOGRAPHS = {
     "china": Photograph("sklearn/datasets/images/china.jpg", "train", "CC BY 2.0", "danielbuechele"),
-    "astronaut": Photograph("skimage/data/astronaut.png", "train", "public domain", "NASA"),
+    "astronaut": Photograph("skimage/data/astronaut.png", "pretrain", "public domain", "NASA"),
     "coffee": Photograph("skimage/data/coffee.png", "train", "CC0 1.0", "Rachel Michetti"),
-    "hubble_deep_field": Photograph("skimage/data/hubble_deep_field.jpg", "train", "public domain", "NASA"),
+    "hubble_deep_field": Photograph("skimage/data/hubble_deep_field.jpg", "pretrain", "public domain", "NASA"),
     "camera": Photograph("skimage/data/camera.png", "train", "CC0 1.0", "Lav Varshney"),
-    "brick": Photograph("skimage/data/brick.png", "train", "CC0 1.0", "CC0Textures"),
-    "grass": Photograph("skimage/data/grass.png", "train", "CC0 1.0", "linolafett"),
+    "brick": Photograph("skimage/data/brick.png", "pretrain", "CC0 1.0", "CC0Textures"),
+    "grass": Photograph("skimage/data/grass.png", "pretrain", "CC0 1.0", "linolafett"),
     "gravel": Photograph("skimage/data/gravel.png", "train", "CC0 1.0", "CC0Textures"),
     "flower": Photograph("sklearn/datasets/images/flower.jpg", "val", "CC BY 2.0", "vultilion"),
     "chelsea": Photograph("skimage/data/chelsea.png", "val", "CC0 1.0", "Stefan van der Walt"),
@@ -69,8 +71,8 @@ PHOTOGRAPHS = {
 class Material(NamedTuple):
     """What scenes are drawn from.
 
-    scans: float32 [1797, 8, 8], ink 0..1. splits: split -> for each class, 0 to 9, the ascending indices of its scans;
-    train and val are disjoint, the pretrain splits divide train's. photographs: RGB images by name.
+    scans: float32 [1797, 8, 8], ink 0..1. splits: split -> for each class, 0 to 9, the ascending indices of its scans,
+    disjoint but for search, which has pretrain_val's. photographs: RGB images by name.
     """
 
     scans: np.ndarray
@@ -98,21 +100,19 @@ def load_material() -> Material:
     except (ImportError, OSError) as error:
         reinstall = "pip install --force-reinstall scikit-learn 'scikit-image<0.27'"
         raise DataError(f"the digits demo cannot read its scans and photographs ({error}): {reinstall}") from None
-    splits: dict[str, list[list[int]]] = {split: [] for split in STREAMS}
+    splits: dict[str, list[list[int]]] = {split: [] for split in SHARES}
     for label in range(NUM_CLASSES):
-        indices = np.flatnonzero(bunch.target == label).tolist()
-        cut = round(TRAIN_SHARE * len(indices))
-        pretrain_cut = round((1 - PRETRAIN_VAL_SHARE) * cut)
-        splits["train"].append(indices[:cut])
-        splits["val"].append(indices[cut:])
-        splits["pretrain_train"].append(indices[:pretrain_cut])
-        splits["pretrain_val"].append(indices[pretrain_cut:cut])
+        indices = np.flatnonzero(bunch.target == label)
+        ends = np.rint(np.cumsum([*SHARES.values()]) * len(indices)).astype(int)
+        for split, part in zip(SHARES, np.split(indices, ends[:-1]), strict=True):
+            splits[split].append(part.tolist())
+    splits |= {split: splits[other] for split, other in SHOWN_BY.items()}
     return Material((bunch.images / 16).astype(np.float32), splits, photographs)
 
 
 def photograph_names(split: str) -> list[str]:
     """Names of the photographs that ``split``, a key of STREAMS, shows."""
-    side = "val" if split == "val" else "train"
+    side = split if split in ("train", "val") else "pretrain"
     return [name for name, photograph in PHOTOGRAPHS.items() if photograph.split == side]
 
 
@@ -139,9 +139,9 @@ class Scene:
 def compose(seed: int, split: str, index: int) -> Scene:
     """Image ``index`` of ``split``: a function of these three, whatever the number of images that are made.
 
-    A scene of train or val has up to MAX_DIGITS digits, an image to pre-train on one of class ``index % 10``.
+    A scene has up to MAX_DIGITS digits, an image to pre-train on one of class ``index % 10``.
     """
-    rng, is_scene = np.random.default_rng([seed, STREAMS[split], index]), split in ("train", "val")
+    rng, is_scene = np.random.default_rng([seed, STREAMS[split], index]), split in SCENES
     size = (PORTRAIT if index % 3 == 2 else LANDSCAPE) if is_scene else SINGLE
     scene = _draw_background(split, rng, size)
     for _ in range(rng.integers(1, MAX_DIGITS + 1) if is_scene else 1):

@@ -19,6 +19,8 @@ from scratch_det.data.digits import build, make_digits
 from scratch_det.data.digits_scene import (
     MAX_DIGITS,
     MIN_VISIBLE,
+    PHOTOGRAPHS,
+    SCENES,
     annotation_entries,
     compose,
     extreme_pixels,
@@ -109,22 +111,22 @@ def test_another_seed_differs_and_a_longer_set_starts_the_same(digits, tmp_path)
     assert read(tmp_path / "short", "train")["images"] == read(digits, "train")["images"][:2]
 
 
-def test_val_shares_nothing_with_train(digits):
-    train, val = read(digits, "train"), read(digits, "val")
-    assert train["info"]["scans"] == val["info"]["scans"]
-    for data, side in ((train, "train"), (val, "val")):
+def test_splits_share_nothing(digits):
+    """Neither digits nor photographs; only search shows those of the pre-training set."""
+    found = {split: read(digits, split) for split in SCENES}
+    assert all(data["info"]["scans"] == found["train"]["info"]["scans"] for data in found.values())
+    for side, data in found.items():
         assert {image["photograph"] for image in data["images"]} <= set(data["info"]["photographs"][side])
         assert {annotation["scan"] for annotation in data["annotations"]} <= set(data["info"]["scans"][side])
-    for kind in ("scans", "photographs"):
-        assert not set(train["info"][kind]["train"]) & set(train["info"][kind]["val"])
-    assert len(train["info"]["scans"]["train"]) + len(train["info"]["scans"]["val"]) == 1797
+    scans = {split: {*chain(*indices)} for split, indices in load_material().splits.items()}
+    assert scans.pop("search") == scans["pretrain_val"]
+    assert sum(map(len, scans.values())) == len(set.union(*scans.values())) == 1797
+    photographs = [photograph_names(split) for split in ("train", "val", "pretrain_train")]
+    assert sorted(chain(*photographs)) == sorted(PHOTOGRAPHS)
+    assert photograph_names("search") == photograph_names("pretrain_val") == photographs[-1]
 
 
-def test_pretraining_uses_train_material_only(digits):
-    scans = {split: list(chain(*indices)) for split, indices in load_material().splits.items()}
-    assert set(scans["pretrain_train"]) | set(scans["pretrain_val"]) == set(scans["train"])
-    assert not set(scans["pretrain_train"]) & set(scans["pretrain_val"])
-    assert photograph_names("pretrain_train") == photograph_names("pretrain_val") == photograph_names("train")
+def test_single_digits(digits):
     folder = digits.with_name("digits_pretrain")
     for split, count in (("train", 20), ("val", 16)):
         images = list((folder / split).glob("*/*.jpg"))
@@ -229,13 +231,14 @@ def test_force_replaces_a_set_of_an_older_version(tmp_path):
     out.mkdir()
     (out / "manifest.json").write_text('{"generator": "scratch_det digits", "parameters": {"version": "0.1"}}')
     (out / "SHA256SUMS").write_text("")
-    with pytest.raises(UserError, match=r"version 0\.1, not 1\.0.*--force"):
+    with pytest.raises(UserError, match=r"version 0\.1, not 2\.0.*--force"):
         make_digits(out, 3, 1, 1)
     assert all(make_digits(out, 3, 1, 1, force=True).values())
     assert sorted(path.name for path in out.iterdir()) == [
         "annotations",
         "manifest.json",
         "preview.png",
+        "search",
         "train",
         "val",
     ]
