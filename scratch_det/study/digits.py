@@ -9,13 +9,29 @@ from dataclasses import replace
 from typing import Any
 
 from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
-from scratch_det.study.run import CONFIGS, PRETRAIN, SEARCH, Run, cascade_runs, schedules
+from scratch_det.study.run import CONFIGS, PRETRAIN, SEARCH, Claim, Run, cascade_runs, schedules
 
 PER_X = 180
 SEEDS = (2, 3)  # beside the recipes' own, 1, for the headline pair
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
             "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip
+
+
+def _gap(k: int, metric: str, factor: int = 1) -> tuple[tuple[int, str, str], ...]:
+    """Scratch minus pre-trained after kx."""
+    return (factor, f"{TABLE1[0].format(k=k)}", metric), (-factor, f"{TABLE1[1].format(k=k)}", metric)
+
+
+TABLE1 = ("scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn")
+CLAIMS = [  # the table "claims" of docs/miniature.md
+    *(Claim(f"scratch - pre-trained, {k}x, box AP", _gap(k, "bbox/AP")) for k in range(2, 7)),
+    Claim("scratch - pre-trained, 6x, box AP50", _gap(6, "bbox/AP50")),
+    Claim("scratch - pre-trained, 6x, box AP75", _gap(6, "bbox/AP75")),
+    Claim("the same, AP75 - AP50", (*_gap(6, "bbox/AP75"), *_gap(6, "bbox/AP50", -1))),
+    *(Claim(f"{name.partition('_')[0]}, 6x - 5x, box AP",
+            ((1, name.format(k=6), "bbox/AP"), (-1, name.format(k=5), "bbox/AP"))) for name in TABLE1),
+]  # fmt: skip
 
 
 def runs() -> list[Run]:
@@ -26,7 +42,7 @@ def runs() -> list[Run]:
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn", "table1 figure1", all_k, {3: "norms control", **baseline}),
         *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_gn", "table1 figure1", all_k, baseline),
     ]
-    return [
+    found = [
         *_runs("pretrain_digits_R_18_gn", "pretraining", [0], shown="classification, GN", recipe="digits_R_18_gn",
                init=SCRATCH, length=2000, folder="Pretraining", kind=PRETRAIN),
         *_runs("pretrain_digits_R_18_bn", "pretraining", [0], shown="classification, BN", recipe="digits_R_18_bn",
@@ -62,6 +78,8 @@ def runs() -> list[Run]:
                recipe="pretrained_mask_rcnn_R_18_FPN_6x_gn", changes=("MODEL.BACKBONE.FREEZE_AT", "0")),
     ]
     # fmt: on
+    claimed = {name for claim in CLAIMS for _, name, _ in claim.terms}
+    return [replace(run, places=(*run.places, "digits/claims")) if run.repeats in claimed else run for run in found]
 
 
 def smoke() -> list[Run]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
@@ -83,6 +83,11 @@ class Run:
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def repeats(self) -> str:
+        """The name of the run that this one is, but for its seed."""
+        return self.recipe if self.seed is not None else self.name
+
+    @property
     def config(self) -> Path:
         """The recipe, from the repository's root or as an absolute path."""
         return CONFIGS / self.folder / f"{self.recipe or self.name}.yaml"
@@ -104,6 +109,18 @@ class Run:
         if self.is_switch:
             return self.iterations - SWITCH_BEFORE_END * self.per_x
         return shared_prefix(self.schedule, trunk.schedule)
+
+
+class Claim(NamedTuple):
+    """Something that a study says in numbers: a sum of metrics, in percent, over runs of the same seed.
+
+    Attributes:
+        text: what it is.
+        terms: factor, the run's name without its seed, and the metric, of each summand.
+    """
+
+    text: str
+    terms: tuple[tuple[int, str, str], ...]
 
 
 def schedules(

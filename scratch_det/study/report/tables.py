@@ -9,9 +9,11 @@ from statistics import mean, stdev
 from scratch_det import tables
 from scratch_det.evaluation.metrics import METRICS, PRETRAINED, SCRATCH, TTA
 from scratch_det.study import own
+from scratch_det.study.digits import CLAIMS
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
+from scratch_det.study.report import claims
 from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
@@ -35,6 +37,7 @@ TITLES = {
     "small_data": "Small data",
     own.PLACE: "All runs",
     own.MATRIX: "Initialisations",
+    "claims": "What the text says",
     "control": "A branch beside the same run trained on its own",
 }
 LONGEST_ERROR = 200  # characters
@@ -147,6 +150,8 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     if kind == own.MATRIX:
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
+    if kind == "claims":
+        return Table(kind, title, claims.HEADER, tuple(claims.rows(CLAIMS, records)), tuple(remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
