@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the commands, start nothing"},
     "--backend": {"choices": [AUTO, *BACKENDS], "default": AUTO, "help": "what builds the models (%(default)s)"},
     "--slurm": {"type": Path, "metavar": "FILE", "help": "a job template, as docs/slurm.sh"},
-    "--results": {"type": Path, "metavar": "FOLDER", "help": "write the study as data too, as in results/digits"},
+    "--results": {"type": Path, "metavar": "FOLDER", "help": "the study as data, as in results/digits"},
 }  # fmt: skip
 COMMANDS = {  # functions of scratch_det.study.commands: help, arguments
     "list": ("the runs, with the paper's numbers", "--experiment"),
@@ -54,6 +54,7 @@ COMMANDS = {  # functions of scratch_det.study.commands: help, arguments
                                                "--only --dry-run --backend --slurm"),
     "status": ("the state of the runs", "experiment --out"),
     "report": ("write tables, figures and one page into DIR/report", "experiment --out --results"),
+    "table": ("print the tables of a study that is kept as data", "experiment --results"),
 }  # fmt: skip
 
 

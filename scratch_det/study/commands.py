@@ -259,6 +259,12 @@ def report(experiment: str, out: Path, results: Path | None) -> None:
         print(path)
 
 
+def table(experiment: str, results: Path | None) -> None:
+    from scratch_det.study.report import tables_from  # matplotlib
+
+    print(tables_from(results, experiment), end="")
+
+
 def summary(records: Sequence[Record], study: Study) -> str:
     """The number of runs in each state, and the iterations."""
     states = [record.state for record in records]

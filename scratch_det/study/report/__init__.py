@@ -139,14 +139,30 @@ def rendered_text(text: str, path: Path, records_of: Callable[[str], list[Record
             raise UserError(f"{where}: no <!-- end --> follows")
         try:
             experiment = begin["experiment"].strip()
-            is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
-            whole = experiment if own.file_of(experiment) else "digits" if is_digits else "paper"
-            tables = tables_of(experiment, records_of(whole))
+            tables = tables_of(experiment, records_of(whole_of(experiment)))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         parts += [text[done : begin.end()], "\n\n", "\n".join(map(as_markdown, tables)), "\n"]
         done = end.start()
     return "".join([*parts, text[done:]])
+
+
+def whole_of(experiment: str) -> str:
+    """The experiment whose results have those of ``experiment``: "paper", "digits", or the file of runs itself."""
+    is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
+    return experiment if own.file_of(experiment) else "digits" if is_digits else "paper"
+
+
+def tables_from(results: Path | None, experiment: str) -> str:
+    """The tables of ``experiment`` as Markdown, from a results folder; results/NAME of this repository by default.
+
+    Raises UserError where it has no results.
+    """
+    whole = whole_of(experiment)
+    folder = results or ROOT / "results" / Path(whole).stem
+    if not (records := read_results(folder, whole)):
+        raise UserError(f"{folder} has no results of {whole}; name their folder, --results FOLDER")
+    return "\n".join(map(as_markdown, tables_of(experiment, [*records.values()])))
 
 
 def _source(results: Path, folder: Path) -> str:
