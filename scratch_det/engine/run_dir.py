@@ -57,6 +57,7 @@ class Facts(msgspec.Struct):
     eta: Seconds | None = None
     metrics: dict[str, dict[str, Score]] = {}
     weights_sha256: str | None = None
+    epochs: Seconds | None = None
     ended_early: str = ""
     best: dict[str, Any] = {}
     git: dict[str, str] | None = None

@@ -133,7 +133,7 @@ def train_and_evaluate(plan: Plan, world: World, stop: StopFlag) -> None:
             final = evaluate(state.iteration - 1 if trainer.ended_early else max_iter, is_final=True)
             if group.is_main:
                 task.conclude(cfg, run_dir, state)
-                finish(trainer, plan.backend, test, final)
+                finish(trainer, plan.backend, test, final, len(dataset))
 
 
 def evaluate_only(plan: Plan, world: World, stop: StopFlag) -> None:
@@ -259,10 +259,11 @@ def recording_failure(trainer: Trainer) -> Iterator[None]:
         trainer.metrics.close(end)
 
 
-def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any]) -> None:
+def finish(trainer: Trainer, backend: str, test: list[Any], metrics: dict[str, Any], images: int) -> None:
     """Write result.json, which marks the run as complete, and log a summary; on rank 0."""
     state, run_dir = trainer.state, trainer.run_dir
     result = {"backend": backend, "iteration": state.iteration, "seconds": round(state.seconds, 1),
+              "epochs": round(state.iteration * trainer.cfg.SOLVER.IMS_PER_BATCH / images, 2),
               "classes": list(trainer.cfg.DATASETS.CLASS_NAMES)}  # fmt: skip
     digests = {"metrics_json_sha256": sha256_of(run_dir.metrics),
                "weights_sha256": weights_sha256(run_dir.checkpoints / FINAL)}  # fmt: skip

@@ -34,6 +34,7 @@ STATES = WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED
 )  # fmt: skip
 DIVERGED = "diverged as expected"  # a status, not a state
 LOSS = "total_loss"
+EPOCHS = "epochs"  # among the metrics of a finished run: how often it saw each of its images
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for
@@ -59,7 +60,7 @@ class Record:
         state: one of the constants above.
         start: completed iterations of the checkpoint that it branched off; 0 for a run of its own.
         iteration: completed iterations of the whole run, those before a branch included.
-        metrics: of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", "classification/top1", ...
+        metrics: EPOCHS; of its last evaluation, in percent: "bbox/AP", "segm/AP50", "bbox_TTA/AP", ...
         curves: (completed iterations, value) of the same and of LOSS, those before ``start`` included.
         error: why it failed; of a waiting or blocked one what it waits for; of a finished one why it ended early.
         weights_sha256: digest of the final weights of a finished training, see ``weights.read``.
@@ -134,9 +135,11 @@ def _look(job: Job, out: Path, state: str, needed: Sequence[Record]) -> Record:
     known = Record(run, READY, job.start, metrics=newest_metrics(folder, result))
     if result:  # whatever status.json says
         iteration = run.iterations if run.kind == SEARCH else result.get("iteration")
+        epochs = {EPOCHS: result["epochs"]} if result.get("epochs") else {}
         digest = (result.get("weights_sha256") or "") if run.kind in (TRAIN, PRETRAIN) else ""
         found = ", ".join(f"{key} {value}" for key, value in result.get("best", {}).items())
         return replace(known, state=FINISHED, iteration=int(iteration or 0), seconds=result.get("seconds"),
+                       metrics={**known.metrics, **epochs},
                        weights_sha256=digest, found=found, error=result.get("ended_early", ""))  # fmt: skip
     fix = "remove this file, and scratch-det study run continues the run"
     parts = sorted(folder.glob("trial_*")) if run.kind == SEARCH else [folder]

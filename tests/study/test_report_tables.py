@@ -162,7 +162,7 @@ class TestOtherPlaces:
 
     def test_a_whole_has_the_places_of_which_something_is_known(self) -> None:
         found = tables_of("digits", [outcome(R18.format("scratch", 2), 20), outcome("search_third", state=WAITING)])
-        assert [one.name for one in found] == ["table1"]
+        assert [one.name for one in found] == ["table1", "claims"]
         assert tables_of("paper", []) == []
 
 
