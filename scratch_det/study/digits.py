@@ -1,7 +1,8 @@
 """The paper in miniature: its experiments on the digits data, small enough for a CPU.
 
-1x is 180 iterations of 4 images, where the paper's is 90,000 of 16; everything that the paper gives in units of 1x is
-the same multiple of it here. Pre-training is classification of single digits, see configs/Pretraining.
+1x is 360 iterations of 4 images, where the paper's is 90,000 of 16; everything that the paper gives in units of 1x is
+the same multiple of it here. Pre-training is classification of single digits, see configs/Pretraining. The plan, why
+these sizes and which seeds, is in docs/miniature.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,11 @@ from typing import Any
 from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study.run import CONFIGS, PRETRAIN, SEARCH, Claim, Run, cascade_runs, schedules
 
-PER_X = 180
-SEEDS = (2, 3)  # beside the recipes' own, 1, for the headline pair
+PER_X = 360
+SEEDS = (2, 3, 4, 5)  # beside the recipes' own, 1, for the headline pair
+FEWER_SEEDS = (2, 3)  # of the frozen layers and of small data
+ONE_SEED = tuple(f"digits/{place}" for place in ("figure5", "table3", "norms", "control", "figure8"))
+FROZEN = (6, 2)  # the lengths with stem and res2 as pre-trained
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
             "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip
@@ -44,11 +48,11 @@ def runs() -> list[Run]:
     ]
     found = [
         *_runs("pretrain_digits_R_18_gn", "pretraining", [0], shown="classification, GN", recipe="digits_R_18_gn",
-               init=SCRATCH, length=2000, folder="Pretraining", kind=PRETRAIN),
+               init=SCRATCH, length=4000, folder="Pretraining", kind=PRETRAIN),
         *_runs("pretrain_digits_R_18_bn", "pretraining", [0], shown="classification, BN", recipe="digits_R_18_bn",
-               init=SCRATCH, length=2000, folder="Pretraining", kind=PRETRAIN),
+               init=SCRATCH, length=4000, folder="Pretraining", kind=PRETRAIN),
         *table1,
-        *(_with_seed(run, seed) for seed in SEEDS for run in table1),
+        *_repeated(table1, SEEDS),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_syncbn", "figure4", all_k, {3: "norms"}, processes=2),
         *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_syncbn", "figure4", all_k, norm="bn", processes=2),
         # Norms that the rules reject, and all weights from one normal distribution.
@@ -59,9 +63,8 @@ def runs() -> list[Run]:
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_none", "norms", [3], shown="none", diverges=True),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_alike", "norms", [3], shown="GN, all weights from N(0, 0.01)",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn", flags=("--init-std", "0.01")),
-        *_small_data("third", "figure7 small_data", "search_third", ["third"]),
-        *_small_data("tenth", "figure7 small_data", "search_tenth", ["tenth", "hundredth"]),
-        *_small_data("hundredth", "figure8 small_data", "search_tenth", []),
+        *_small_data("third", "figure7 small_data"),
+        *_small_data("tenth", "figure7 figure8 small_data"),
         *_runs("scratch_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         *_runs("pretrained_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         # Train aug, cascade and test aug, each on top of the ones before.
@@ -73,9 +76,11 @@ def runs() -> list[Run]:
         # A branch of Table 1, trained from its beginning: other numbers would show an error in prefix sharing.
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_unshared", "control", [3], shown="scratch, 3x, on its own",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"),
-        # The effect of freezing stem and res2, as the paper's pre-trained recipes do.
-        *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_gn_unfrozen", "freezing", [6], shown="{init}, 6x, nothing frozen",
-               recipe="pretrained_mask_rcnn_R_18_FPN_6x_gn", changes=("MODEL.BACKBONE.FREEZE_AT", "0")),
+        # Stem and res2 as pre-trained, as in the paper's recipes.
+        *_repeated([replace(run, name=f"{run.name}_frozen", recipe=run.name, trunk=run.trunk and f"{run.trunk}_frozen",
+                            shown=f"{run.shown}, stem and res2 frozen", changes=("MODEL.BACKBONE.FREEZE_AT", "2"),
+                            places=("digits/freezing",))
+                    for run in table1 if run.init == PRETRAINED and run.k in FROZEN], FEWER_SEEDS),
     ]
     # fmt: on
     claimed = {name for claim in CLAIMS for _, name, _ in claim.terms}
@@ -104,27 +109,29 @@ def _runs(
     return [replace(run, places=tuple(f"digits/{place}" for place in run.places)) for run in runs]
 
 
-def _with_seed(run: Run, seed: int) -> Run:
-    """One of Table 1 with another seed, in its headline places."""
-    places = tuple(place for place in run.places if place in ("digits/table1", "digits/table2", "digits/figure1"))
-    trunk = run.trunk and f"{run.trunk}_seed{seed}"
-    return replace(run, name=f"{run.name}_seed{seed}", recipe=run.name, seed=seed, places=places, trunk=trunk)
+def _repeated(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[Run]:
+    """The runs, and again with other seeds, which are in their places but for those that show a single seed."""
+    yield from runs
+    for seed in seeds:
+        for run in runs:
+            places = tuple(place for place in run.places if place not in ONE_SEED)
+            yield replace(run, name=f"{run.name}_seed{seed}", recipe=run.recipe or run.name, seed=seed, places=places,
+                          trunk=run.trunk and f"{run.trunk}_seed{seed}")  # fmt: skip
 
 
-def _small_data(size: str, places: str, found_by: str, serves: Sequence[str]) -> Iterator[Run]:
-    """A part of the 2,000 images: both initialisations, with what a search with the pre-trained model finds.
-
-    ``serves``: the sizes for which the search of this size is; as in the paper, the smallest has none of its own.
-    """
-    tuned, scratch = "pretrained_mask_rcnn_R_18_FPN_3x_gn_", "scratch_mask_rcnn_R_18_FPN_6x_gn_"
-    if serves:
-        targets = tuple(f"{CONFIGS}/Digits/{name}{other}.yaml" for other in serves for name in (tuned, scratch))
-        no_evaluations = ("TEST.EVAL_PERIOD", "0")  # but the one at the end
-        yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, recipe=tuned + size,
-                         kind=SEARCH, grid=GRID, points=GRID_POINTS, apply_to=targets,
-                         changes=no_evaluations)  # fmt: skip
+def _small_data(size: str, places: str) -> Iterator[Run]:
+    """A part of the images: both initialisations, with what a search with the pre-trained model finds."""
+    recipes = {"pretrained_mask_rcnn_R_18_FPN_{k}x_gn_": 3, "scratch_mask_rcnn_R_18_FPN_{k}x_gn_": 6}
+    searched, *targets = (f"{name.format(k=k)}{size}" for name, k in recipes.items())
+    search = {"recipe": searched, "grid": GRID, "points": GRID_POINTS, "kind": SEARCH,
+              "apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in (searched, *targets)),
+              # Evaluated at the end only, on scenes that neither training nor any table has.
+              "changes": ("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "('digits_search',)")}  # fmt: skip
+    yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, **search)
     if size == "third":
-        shown = f"{size}, {{init}}, hyper-parameters of all"
-        yield from _runs(f"{tuned}{size}_old", places, [3], shown=shown, recipe=tuned + size)
-    for name, k in ((tuned, 3), (scratch, 6)):
-        yield from _runs(name + size, places, [k], shown=f"{size}, {{init}}", found_by=found_by)
+        yield from _runs(f"{searched}_old", places, [3], shown=f"{size}, {{init}}, {{k}}x, hyper-parameters of all",
+                         recipe=searched)  # fmt: skip
+    for name, k in recipes.items():
+        runs = _runs(name + size, places, [6, 3], shown=f"{size}, {{init}}, {{k}}x", found_by=f"search_{size}",
+                     recipe_of={9 - k: k})  # fmt: skip
+        yield from _repeated(runs, FEWER_SEEDS)

@@ -85,7 +85,7 @@ class Run:
     @property
     def repeats(self) -> str:
         """The name of the run that this one is, but for its seed."""
-        return self.recipe if self.seed is not None else self.name
+        return self.name.removesuffix(f"_seed{self.seed}")
 
     @property
     def config(self) -> Path:
