@@ -122,15 +122,15 @@ def _repeated(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[Run]:
 def _small_data(size: str, places: str) -> Iterator[Run]:
     """A part of the images: both initialisations, with what a search with the pre-trained model finds."""
     recipes = {"pretrained_mask_rcnn_R_18_FPN_{k}x_gn_": 3, "scratch_mask_rcnn_R_18_FPN_{k}x_gn_": 6}
-    searched, *targets = (f"{name.format(k=k)}{size}" for name, k in recipes.items())
-    search = {"recipe": searched, "grid": GRID, "points": GRID_POINTS, "kind": SEARCH,
-              "apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in (searched, *targets)),
+    names = [f"{name.format(k=k)}{size}" for name, k in recipes.items()]
+    search = {"recipe": names[0], "grid": GRID, "points": GRID_POINTS, "kind": SEARCH,
+              "apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in names),
               # Evaluated at the end only, on scenes that neither training nor any table has.
               "changes": ("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "('digits_search',)")}  # fmt: skip
     yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, **search)
     if size == "third":
-        yield from _runs(f"{searched}_old", places, [3], shown=f"{size}, {{init}}, {{k}}x, hyper-parameters of all",
-                         recipe=searched)  # fmt: skip
+        yield from _runs(f"{names[0]}_old", places, [3], shown=f"{size}, {{init}}, {{k}}x, hyper-parameters of all",
+                         recipe=names[0])  # fmt: skip
     for name, k in recipes.items():
         runs = _runs(name + size, places, [6, 3], shown=f"{size}, {{init}}, {{k}}x", found_by=f"search_{size}",
                      recipe_of={9 - k: k})  # fmt: skip
