@@ -22,7 +22,9 @@ def build_parser() -> ToolParser:
     parser.add_argument("--out", type=Path, default=out, help="folder; <out>_pretrain is made too (%(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="another seed gives other scenes (%(default)s)")
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="train scenes (%(default)s)")
-    parser.add_argument("--val", type=int, default=250, metavar="N", help="validation scenes (%(default)s)")
+    parser.add_argument(
+        "--val", type=int, default=250, metavar="N", help="val scenes, and as many in search (%(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="replace both folders if a digits set is already there")
     return parser
 

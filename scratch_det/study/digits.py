@@ -17,25 +17,36 @@ SEEDS = (2, 3, 4, 5)  # beside the recipes' own, 1, for the headline pair
 FEWER_SEEDS = (2, 3)  # of the frozen layers and of small data
 ONE_SEED = tuple(f"digits/{place}" for place in ("figure5", "table3", "norms", "control", "figure8"))
 FROZEN = (6, 2)  # the lengths with stem and res2 as pre-trained
+SIZES = ("third", "tenth")  # of the 480 images
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
             "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip
 
-
-def _gap(k: int, metric: str, factor: int = 1) -> tuple[tuple[int, str, str], ...]:
-    """Scratch minus pre-trained after kx."""
-    return (factor, f"{TABLE1[0].format(k=k)}", metric), (-factor, f"{TABLE1[1].format(k=k)}", metric)
+SCRATCH_GN, TUNED_GN = "scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn"
 
 
-TABLE1 = ("scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn")
-CLAIMS = [  # the table "claims" of docs/miniature.md
-    *(Claim(f"scratch - pre-trained, {k}x, box AP", _gap(k, "bbox/AP")) for k in range(2, 7)),
-    Claim("scratch - pre-trained, 6x, box AP50", _gap(6, "bbox/AP50")),
-    Claim("scratch - pre-trained, 6x, box AP75", _gap(6, "bbox/AP75")),
-    Claim("the same, AP75 - AP50", (*_gap(6, "bbox/AP75"), *_gap(6, "bbox/AP50", -1))),
-    *(Claim(f"{name.partition('_')[0]}, 6x - 5x, box AP",
-            ((1, name.format(k=6), "bbox/AP"), (-1, name.format(k=5), "bbox/AP"))) for name in TABLE1),
-]  # fmt: skip
+def _claim(text: str) -> Claim:
+    """A sum of RUN or RUN:METRIC; scratch_6x_tenth is short for scratch_mask_rcnn_R_18_FPN_6x_gn_tenth."""
+    words, terms = f"+ {text}".split(), []
+    for sign, word in zip(words[::2], words[1::2], strict=True):
+        run, _, metric = word.partition(":")
+        init, k, *rest = run.split("_")
+        name = "_".join([init, "mask_rcnn_R_18_FPN", k, "gn", *rest])
+        terms.append((1 if sign == "+" else -1, name, metric or "bbox/AP"))
+    return Claim(text, tuple(terms))
+
+
+CLAIMS = [_claim(text) for text in (  # the table "claims" of docs/miniature.md
+    *(f"scratch_{k}x - pretrained_{k}x" for k in range(2, 7)),
+    "scratch_6x - pretrained_6x - scratch_2x + pretrained_2x",
+    *(f"scratch_6x:{metric} - pretrained_6x:{metric}" for metric in ("bbox/AP50", "bbox/AP75", "segm/AP")),
+    "scratch_6x:bbox/AP75 - pretrained_6x:bbox/AP75 - scratch_6x:bbox/AP50 + pretrained_6x:bbox/AP50",
+    *(f"{init}_6x - {init}_{k}x" for init in (SCRATCH, PRETRAINED) for k in (4, 5)),
+    *(f"pretrained_{k}x_frozen - pretrained_{k}x" for k in FROZEN),
+    *(f"scratch_{k}x_{size} - pretrained_{k}x_{size}" for size in SIZES for k in (3, 6)),
+    *(f"scratch_6x_{size} - pretrained_3x_{size}" for size in SIZES),
+    *(f"{init}_6x_{size} - {init}_3x_{size}" for size in SIZES for init in (SCRATCH, PRETRAINED)),
+)]  # fmt: skip
 
 
 def runs() -> list[Run]:
@@ -43,15 +54,14 @@ def runs() -> list[Run]:
     baseline, all_k = {6: "table2 figure5 table3 small_data freezing"}, range(6, 1, -1)
     # fmt: off
     table1 = [
-        *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn", "table1 figure1", all_k, {3: "norms control", **baseline}),
-        *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_gn", "table1 figure1", all_k, baseline),
+        *_runs(SCRATCH_GN, "table1 figure1", all_k, {3: "norms control", **baseline}),
+        *_runs(TUNED_GN, "table1 figure1", all_k, baseline),
     ]
     found = [
         *_runs("pretrain_digits_R_18_gn", "pretraining", [0], shown="classification, GN", recipe="digits_R_18_gn",
                init=SCRATCH, length=4000, folder="Pretraining", kind=PRETRAIN),
         *_runs("pretrain_digits_R_18_bn", "pretraining", [0], shown="classification, BN", recipe="digits_R_18_bn",
                init=SCRATCH, length=4000, folder="Pretraining", kind=PRETRAIN),
-        *table1,
         *_repeated(table1, SEEDS),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_syncbn", "figure4", all_k, {3: "norms"}, processes=2),
         *_runs("pretrained_mask_rcnn_R_18_FPN_{k}x_syncbn", "figure4", all_k, norm="bn", processes=2),
@@ -121,8 +131,8 @@ def _repeated(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[Run]:
 
 def _small_data(size: str, places: str) -> Iterator[Run]:
     """A part of the images: both initialisations, with what a search with the pre-trained model finds."""
-    recipes = {"pretrained_mask_rcnn_R_18_FPN_{k}x_gn_": 3, "scratch_mask_rcnn_R_18_FPN_{k}x_gn_": 6}
-    names = [f"{name.format(k=k)}{size}" for name, k in recipes.items()]
+    recipes = {f"{TUNED_GN}_{size}": 3, f"{SCRATCH_GN}_{size}": 6}
+    names = [name.format(k=k) for name, k in recipes.items()]
     search = {"recipe": names[0], "grid": GRID, "points": GRID_POINTS, "kind": SEARCH,
               "apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in names),
               # Evaluated at the end only, on scenes that neither training nor any table has.
@@ -132,6 +142,6 @@ def _small_data(size: str, places: str) -> Iterator[Run]:
         yield from _runs(f"{names[0]}_old", places, [3], shown=f"{size}, {{init}}, {{k}}x, hyper-parameters of all",
                          recipe=names[0])  # fmt: skip
     for name, k in recipes.items():
-        runs = _runs(name + size, places, [6, 3], shown=f"{size}, {{init}}, {{k}}x", found_by=f"search_{size}",
+        runs = _runs(name, places, [6, 3], shown=f"{size}, {{init}}, {{k}}x", found_by=f"search_{size}",
                      recipe_of={9 - k: k})  # fmt: skip
         yield from _repeated(runs, FEWER_SEEDS)
