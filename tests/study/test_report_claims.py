@@ -30,11 +30,14 @@ CLAIM = Claim("one - other", ((1, "one", "bbox/AP"), (-1, "other", "bbox/AP")))
         ((11, 22, 33), (10, 20, 30), ("+2.0", "-0.5 to +4.5", "3", "no")),
         ((12, 22.1, 32.2), (10, 20, 30), ("+2.1", "+1.9 to +2.3", "3", "yes")),
         ((11, 22), (10,), ("+1.0", "-", "1", "")),  # one seed of both
-        ((11,), (), ("-", "-", "0", "")),
     ],
 )
 def test_estimate_and_interval(ours: tuple[float, ...], theirs: tuple[float, ...], row: tuple[str, ...]) -> None:
     assert rows([CLAIM], [*records(ONE, *ours), *records(OTHER, *theirs)]) == [("one - other", *row)]
+
+
+def test_nothing_is_said_before_the_runs() -> None:
+    assert rows([CLAIM], records(ONE, 11)) == []
 
 
 def test_a_run_that_is_not_finished_does_not_count() -> None:

@@ -23,15 +23,16 @@ def values_of(claim: Claim, records: Mapping[str, Sequence[Record]]) -> dict[int
 
 
 def rows(claims: Sequence[Claim], records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """One of each claim: estimate, interval, number of seeds, whether the interval is on one side of 0."""
+    """Estimate, interval, number of seeds, whether the interval is on one side of 0; of claims with a finished seed."""
     groups: dict[str, list[Record]] = {}
     for one in records:
         groups.setdefault(one.run.repeats, []).append(one)
     found = []
     for claim in claims:
-        values = [*values_of(claim, groups).values()]
-        middle, half = (mean(values) if values else math.nan), half_of(values) if len(values) > 1 else math.nan
+        if not (values := [*values_of(claim, groups).values()]):
+            continue
+        middle, half = mean(values), half_of(values) if len(values) > 1 else math.nan
         bounds = "-" if math.isnan(half) else f"{middle - half:+.1f} to {middle + half:+.1f}"
         is_apart = "" if math.isnan(half) else "yes" if abs(middle) > half else "no"
-        found.append((claim.text, f"{middle:+.1f}" if values else "-", bounds, str(len(values)), is_apart))
+        found.append((claim.text, f"{middle:+.1f}", bounds, str(len(values)), is_apart))
     return found

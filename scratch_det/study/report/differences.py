@@ -14,7 +14,7 @@ from scipy.stats import t, ttest_ind
 
 from scratch_det.evaluation.metrics import INITS, METRICS, SCRATCH
 from scratch_det.study import own
-from scratch_det.study.records import DECIMALS, FINISHED, Record
+from scratch_det.study.records import DECIMALS, EPOCHS, FINISHED, Record
 from scratch_det.study.run import TRAIN, Run
 
 BOX = "bbox/AP"
@@ -71,6 +71,12 @@ def scores(records: Sequence[Record], metric: str) -> dict[int | None, float]:
     """Of the finished ones."""
     return {seed_of(one.run): round(one.metrics[metric], DECIMALS) for one in records
             if one.state == FINISHED and math.isfinite(one.metrics.get(metric, math.nan))}  # fmt: skip
+
+
+def passes(records: Sequence[Record]) -> str:
+    """How often the finished trainings saw their images; empty where nobody says."""
+    found = {one.metrics[EPOCHS] for one in records if one.run.kind == TRAIN and EPOCHS in one.metrics}
+    return " or ".join(f"{number:.3g}" for number in sorted(found))
 
 
 def seed_of(run: Run) -> int | None:

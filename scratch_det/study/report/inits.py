@@ -11,7 +11,7 @@ from scratch_det.evaluation.metrics import METRICS, SCRATCH
 from scratch_det.study.experiments import pixels_seen, with_prefix
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import Record
-from scratch_det.study.report.differences import BOX, Seeds, difference, interval, scores
+from scratch_det.study.report.differences import BOX, Seeds, difference, interval, passes, scores
 from scratch_det.study.run import Run
 
 COMPARED = (BOX, "segm/AP")
@@ -29,6 +29,7 @@ class Trained(NamedTuple):
 
     run: Run  # the first of them
     scores: Mapping[str, Seeds]  # by metric, of the finished ones
+    passes: str  # over the images of the column
     before: float  # pixels that its pre-training has seen, NaN where nobody says
     own: float
 
@@ -54,12 +55,14 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     for first, *others in seeds.values():
         found = {metric: scores([first, *others], metric) for metric in PAPER_METRICS}
         source = known.get(first.run.pretraining or "")
-        groups.append(Trained(first.run, found, *pixels_seen(first.run, source.run if source else None)))
+        groups.append(
+            Trained(first.run, found, passes([first, *others]), *pixels_seen(first.run, source.run if source else None))
+        )
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
     gaps = [f"{METRICS[metric].label} - random" for metric in COMPARED if metric in metrics]
-    header = ["", *(METRICS[metric].label for metric in metrics), "n", *gaps, "pixels", "random at that cost"]
+    header = ["", *(METRICS[metric].label for metric in metrics), "passes", "n", *gaps, "pixels", "random at that cost"]
     return header, [_row(one, groups, metrics) for one in groups]
 
 
@@ -68,13 +71,13 @@ def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tup
     equal = next((other for other in column if other.place == one.place), None)
     cells = [interval([*one.scores[metric].values()]) for metric in metrics]
     compared = [metric for metric in COMPARED if metric in metrics]
-    number = str(max(map(len, one.scores.values())))
+    numbers = one.passes, str(max(map(len, one.scores.values())))
     pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
     if equal is one:
-        return (one.run.shown, *cells, number, *("" for _ in compared), pixels, "")
+        return (one.run.shown, *cells, *numbers, *("" for _ in compared), pixels, "")
     gaps = [str(difference(one.scores[metric], equal.scores[metric] if equal else {})) for metric in compared]
     nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
     at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
     if nearest:
         at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
-    return (one.run.shown, *cells, number, *gaps, pixels, at_cost)
+    return (one.run.shown, *cells, *numbers, *gaps, pixels, at_cost)

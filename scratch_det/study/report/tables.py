@@ -12,12 +12,12 @@ from scratch_det.study import own
 from scratch_det.study.digits import CLAIMS
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
-from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, EPOCHS, FAILED, FINISHED, READY, Record
+from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
 from scratch_det.study.report import claims
-from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, seed_of
+from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, passes, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TRAIN, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, TOP1 = "digits/", ("paper", "digits"), "classification/top1"
 # Figures without a table of their own, and the one that their runs are part of:
@@ -169,11 +169,11 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
         papers = [str(Difference(a.expected - b.expected)) for a, b in pairs if a.expected and b.expected]
         rows.append((f"{rows[-1][0]}, R50 in the paper", *papers))
-    passes = _passes(kind, shown)
+    seen = _passes(kind, shown)
     if kind == "table1":
-        header = [f"{name}, {passes[name]} passes" if name in passes else name for name in header]
-    elif passes:
-        header, rows = [*header, "passes"], [(*row, passes.get(row[0], "")) for row in rows]
+        header = [f"{name}, {seen[name]} passes" if name in seen else name for name in header]
+    elif seen:
+        header, rows = [*header, "passes"], [(*row, seen.get(row[0], "")) for row in rows]
     text = "".join(cell for row in rows for cell in row[1:])
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
@@ -206,12 +206,10 @@ def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> 
 
 def _passes(kind: str, records: Sequence[Record]) -> dict[str, str]:
     """How often the finished runs of each row, of each column in Table 1, saw their images; none where nobody says."""
-    found: dict[str, set[float]] = {}
+    found: dict[str, list[Record]] = {}
     for one in records:
-        if one.run.kind == TRAIN and EPOCHS in one.metrics:
-            label = f"{one.run.k}x" if kind == "table1" else _label(kind, one.run, records)
-            found.setdefault(label, set()).add(one.metrics[EPOCHS])
-    return {label: " or ".join(f"{number:.3g}" for number in sorted(numbers)) for label, numbers in found.items()}
+        found.setdefault(f"{one.run.k}x" if kind == "table1" else _label(kind, one.run, records), []).append(one)
+    return {label: text for label, group in found.items() if (text := passes(group))}
 
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
