@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from study.player import SUBSET
 from study.stub_slurm import SUBMITTED, script
 
 from scratch_det.study import local
+from scratch_det.study.digits import PER_X
 from scratch_det.study.slurm import PROGRAMS
 from scratch_det.study.study import Study
 
@@ -20,6 +22,7 @@ def digits(datasets_root: Path) -> Path:
         (datasets_root / "digits" / part).mkdir(parents=True)
         (datasets_root / f"digits/annotations/instances_{part}.json").parent.mkdir(exist_ok=True)
         (datasets_root / f"digits/annotations/instances_{part}.json").touch()
+    (datasets_root / "catalog.yaml").write_text(SUBSET)
     return datasets_root / "digits"
 
 
@@ -49,11 +52,11 @@ def out(tmp_path: Path) -> Path:
     """A study of digits/table1 with a finished trunk and a branch; the branch's seconds count the trunk's."""
     out = tmp_path / "study"
     Study("digits/table1", out, backend="torchvision", threads=1).begin()
-    trunk, branch = (out / f"scratch_mask_rcnn_R_18_FPN_{k}x_gn" for k in (6, 5))
-    for folder, length, seconds in ((trunk, 1080, 540.0), (branch, 900, 600.0)):
+    for k, seconds in ((6, 540.0), (5, 600.0)):
+        folder, length = out / f"scratch_mask_rcnn_R_18_FPN_{k}x_gn", k * PER_X
         folder.mkdir()
         lines = [
-            {"iteration": at - 1, "time": 0.5 if at <= 780 else 1.0, "total_loss": 1.0}
+            {"iteration": at - 1, "time": 0.5 if at <= 1560 else 1.0, "total_loss": 1.0}
             for at in range(20, length + 1, 20)
         ]
         (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -32,11 +32,11 @@ RUN, SEARCH = "scratch_mask_rcnn_R_18_FPN_6x_gn", "search_tenth"
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    curves = {"bbox/AP": ((540, 10.0), (1080, 30.0))}
+    curves = {"bbox/AP": ((1080, 10.0), (2160, 30.0))}
     formula = "=HYPERLINK(1)"  # of a log's last words; a spreadsheet is to show it
     outcomes = [
-        Record(find(RUN), "finished", 0, 1080, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
-        Record(find(SEARCH), "finished", 0, 2160, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]",
+        Record(find(RUN), "finished", 0, 2160, {"bbox/AP": 30.0}, curves, weights_sha256="ab12"),
+        Record(find(SEARCH), "finished", 0, 4320, found="SOLVER.BASE_LR 0.04, INPUT.MIN_SIZE_TRAIN [64, 96]",
                error=formula),
     ]  # fmt: skip
     save(outcomes, tmp_path)
@@ -49,13 +49,13 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("file", "old", "new", "message"),
         [
-            ("curves.csv", "1080,30.0000", "1080,3O", "curves.csv:3: Expected `float`, got `str` - at `$.value`"),
-            ("curves.csv", "1080,30.0000", "1.5,30", "curves.csv:3: Expected `int`, got `str` - at `$.iterations`"),
-            ("curves.csv", "1080,30.0000", "1080", "curves.csv:3: Expected `float`, got `null` - at `$.value`"),
+            ("curves.csv", "2160,30.0000", "2160,3O", "curves.csv:3: Expected `float`, got `str` - at `$.value`"),
+            ("curves.csv", "2160,30.0000", "1.5,30", "curves.csv:3: Expected `int`, got `str` - at `$.iterations`"),
+            ("curves.csv", "2160,30.0000", "2160", "curves.csv:3: Expected `float`, got `null` - at `$.value`"),
             ("curves.csv", ",value", ",worth", "curves.csv:1: there is no column value"),
             ("runs.csv", RUN, f"{RUN}x", f"runs.csv: there is no experiment {RUN}x; did you mean"),
-            ("runs.csv", "finished,0,1080", "finished,,1080", "runs.csv:2: Expected `int`, got `str` - at `$.start`"),
-            ("runs.csv", "finished,0,1080", "done,0,1080", "runs.csv:2: Invalid enum value 'done' - at `$.state`"),
+            ("runs.csv", "finished,0,2160", "finished,,2160", "runs.csv:2: Expected `int`, got `str` - at `$.start`"),
+            ("runs.csv", "finished,0,2160", "done,0,2160", "runs.csv:2: Invalid enum value 'done' - at `$.state`"),
             ("runs.csv", "30.0000", "30%", "runs.csv:2: Expected `float`, got `str` - at `$.bbox/AP`"),
             ("runs.csv", SEARCH, RUN, f"runs.csv: run {RUN} is listed twice"),
             ("runs.csv", "ab12,", "ab12,,", "runs.csv:2: expected 8 cells, as in line 1"),
@@ -91,15 +91,15 @@ class TestRunFolders:
         folder = tmp_path / RUN
         folder.mkdir()
         assert self.collected(tmp_path, RUN).weights_sha256 == ""
-        (folder / "result.json").write_text(json.dumps({"iteration": 1080, "weights_sha256": "ab12"}))
+        (folder / "result.json").write_text(json.dumps({"iteration": 2160, "weights_sha256": "ab12"}))
         assert self.collected(tmp_path, RUN).weights_sha256 == "ab12"
 
     def test_a_run_that_ended_early_is_finished(self, tmp_path: Path) -> None:
         (tmp_path / RUN).mkdir()
         words = "ended early: no higher bbox/AP in 3 evaluations"
-        (tmp_path / RUN / "result.json").write_text(json.dumps({"iteration": 270, "ended_early": words}))
+        (tmp_path / RUN / "result.json").write_text(json.dumps({"iteration": 480, "ended_early": words}))
         found = self.collected(tmp_path, RUN)
-        assert (found.state, found.iteration, found.error) == ("finished", 270, words)
+        assert (found.state, found.iteration, found.error) == ("finished", 480, words)
         assert iterations_left([found]) == 0
 
 

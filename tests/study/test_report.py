@@ -137,7 +137,7 @@ def test_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tm
 def test_failures_name_no_folders(out: Path) -> None:
     (out / f"jobs/{R18.format('scratch', 4)}.exit").write_text("2\n")
     (out / f"jobs/{R18.format('scratch', 4)}.log").write_text(f"--- started now\nerror: {out}/x is broken\n")
-    checkpoint = out / R18.format("scratch", 6) / "checkpoints" / "model_0000599.pth"
+    checkpoint = out / R18.format("scratch", 6) / "checkpoints" / "model_0001199.pth"
     checkpoint.parent.mkdir()
     checkpoint.touch()
     report(out)

@@ -67,7 +67,7 @@ def test_edited_results_are_rejected(root: Path) -> None:
 
 
 def test_figures_that_are_gone_or_changed_are_stale(root: Path) -> None:
-    curves = {"bbox/AP": ((540, 15.0), (1080, 30.0))}
+    curves = {"bbox/AP": ((1080, 15.0), (2160, 30.0))}
     save([record(30.0, curves)], root / "results/digits")
     render(root)
     source, figure = root / "docs/digits/SOURCE", root / "docs/digits/figure1.svg"

@@ -25,6 +25,7 @@ from scratch_det.evaluation.metrics import (
     VERMILION,
 )
 from scratch_det.study import own
+from scratch_det.study.digits import PER_X
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
 from scratch_det.study.report.bands import bands_of, own_part
@@ -102,7 +103,7 @@ class TestFigures:
         some = [one for one in made_up("digits/figure1") if one.run.init == "scratch"][1:]
         (axes, *_) = figures_of("digits/figure1", some)["figure1"].axes
         assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-            "random initialisation, mean and range of 2 seeds"
+            "random initialisation, mean and range of 4 seeds"
         ]
 
     def test_without_a_data_set(self, datasets_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ class TestFigures:
         (axes, *_) = figures_of("digits/figure1", records)["figure1"].axes
         thick = [line for line in axes.lines if line.get_linewidth() == 1.6]
         assert [len(line.get_xdata()) for line in thick] == [10]
-        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean and range of 2 seeds"
+        assert axes.get_legend().get_texts()[0].get_text() == "random initialisation, mean and range of 4 seeds"
         assert not [line for line in axes.lines if line.get_linewidth() == 0.6]
 
     def test_seeds_are_a_band_around_their_mean(self) -> None:
@@ -148,7 +149,7 @@ class TestFigures:
         (axes, *_) = figures_of("digits/figure1", records)["figure1"].axes
         (band,) = axes.collections
         (outline,) = band.get_paths()
-        assert sorted({y for x, y in outline.vertices if x == 1080}) == [20.0, 40.0]
+        assert sorted({y for x, y in outline.vertices if x == 6 * PER_X}) == [20.0, 40.0]
         assert to_hex(band.get_facecolor()[0]) == LOWER_VERMILION
 
     def test_what_the_paper_reports_is_an_open_mark(self) -> None:
@@ -195,7 +196,7 @@ class TestContent:
         assert figure.get_suptitle() == "Figure 6 in miniature: R18-FPN with GN"
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "keypoint AP (%)")
         assert legend(axes) == {"random initialisation": VERMILION, "pre-trained": BLUE}
-        assert ends(axes) == {(x, 40.0, color) for x in (360, 540) for color in (VERMILION, BLUE)}
+        assert ends(axes) == {(x, 40.0, color) for x in (2 * PER_X, 3 * PER_X) for color in (VERMILION, BLUE)}
         (top,) = axes.child_axes
         assert texts(top.get_xticklabels()) == ["1x", "typical fine-tuning: 2x", "3x"]
 
@@ -231,28 +232,30 @@ class TestContent:
         assert texts(figure.legends[0].get_texts()) == ["random initialisation", "pre-trained"]
 
     def test_small_data(self) -> None:
-        (figure,) = figures_of("digits/figure7", made_up("digits/figure7")).values()
+        figure = figures_of("digits/figure7", made_up("digits/figure7"))["figure7"]
         third, tenth = "a third of the images", "a tenth of the images"
         titles = [axes.get_title() for axes in figure.axes]
         assert titles == [f"{third}\nhyper-parameters of all", third, tenth]
-        both = {(540, 40.0, BLUE), (1080, 40.0, VERMILION)}
-        assert [ends(axes) for axes in figure.axes] == [{(540, 40.0, BLUE)}, both, both]
+        both = {(k * PER_X, 40.0, color) for k in (3, 6) for color in (VERMILION, BLUE)}
+        assert [ends(axes) for axes in figure.axes] == [{(3 * PER_X, 40.0, BLUE)}, both, both]
         assert {axes.get_ylim() for axes in figure.axes} == {(0, 1.08 * 40)}
         assert [axes.get_ylabel() for axes in figure.axes] == ["box AP (%)", "", ""]
 
     def test_training_loss(self) -> None:
         (figure,) = figures_of("digits/figure8", made_up("digits/figure8")).values()
         (axes,) = figure.axes
-        assert figure.get_suptitle() == "Figure 8 in miniature: R18-FPN, training loss with a hundredth of the images"
+        assert figure.get_suptitle() == "Figure 8 in miniature: R18-FPN, training loss with a tenth of the images"
         assert axes.get_ylabel() == "training loss"
         assert legend(axes) == {"random initialisation": VERMILION, "pre-trained": BLUE}
         last = [(line.get_color(), line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines]
-        assert last == 2 * [(VERMILION, 1080, 1.0)] + 2 * [(BLUE, 540, 1.0)]  # as logged, and smoothed
+        assert last == 2 * [(VERMILION, 6 * PER_X, 1.0)] + 2 * [(BLUE, 3 * PER_X, 1.0)]  # as logged, and smoothed
 
     def test_norms(self) -> None:
         """A line for each, with its last value in the legend."""
         records = made_up("digits/norms")
-        records = [replace(one, curves={"bbox/AP": ((540, float(number)),)}) for number, one in enumerate(records)]
+        records = [
+            replace(one, curves={"bbox/AP": ((3 * PER_X, float(number)),)}) for number, one in enumerate(records)
+        ]
         (figure,) = figures_of("digits/norms", records).values()
         assert legend(figure.axes[0]) == {
             "GN: 0.0": GREEN,
@@ -305,20 +308,20 @@ class TestContent:
 
 class TestCurves:
     def test_a_branch_begins_at_its_trunk(self) -> None:
-        curve = ((60, 1.0), (240, 2.0), (300, 3.0), (360, 4.0))
-        branch = Record(find(BRANCH), "finished", 240, 360, curves={"bbox/AP": curve})
+        curve = ((120, 1.0), (480, 2.0), (600, 3.0), (720, 4.0))
+        branch = Record(find(BRANCH), "finished", 480, 720, curves={"bbox/AP": curve})
         assert own_part(branch, "bbox/AP", {TRUNK}) == curve[1:]
         assert own_part(branch, "bbox/AP", set()) == curve
 
-    @pytest.mark.parametrize(("end", "value"), [(1080, 1.0), (900, 2.0)])
+    @pytest.mark.parametrize(("end", "value"), [(2160, 1.0), (1800, 2.0)])
     def test_the_mean_is_of_what_all_seeds_have(self, end: int, value: float) -> None:
         """Also where a run has ended early."""
         runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
-        whole = ((540, 2.0), (900, 4.0), (1080, 9.0))
-        ends = zip(runs, (whole, ((540, 4.0), (end, value))), strict=False)
+        whole = ((1080, 2.0), (1800, 4.0), (2160, 9.0))
+        ends = zip(runs, (whole, ((1080, 4.0), (end, value))), strict=False)
         (band,) = bands_of([Record(run, "finished", curves={"bbox/AP": curve}) for run, curve in ends], "bbox/AP")
         last = dict(whole)[end]
         assert band.seeds == 2
         assert (band.mean, band.low, band.high) == (
-            ((540, 3.0), (end, (last + value) / 2)), ((540, 2.0), (end, value)), ((540, 4.0), (end, last)),
+            ((1080, 3.0), (end, (last + value) / 2)), ((1080, 2.0), (end, value)), ((1080, 4.0), (end, last)),
         )  # fmt: skip

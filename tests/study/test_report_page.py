@@ -42,10 +42,10 @@ def fill(out: Path, times: int = 1) -> None:
     environment = {"command": "x --out /home/me", "datasets_root": "/home/me", "python": "3.11.7", "threads": 1,
                    "packages": {"torch": "2.14.1", "numpy": EVIL}, "git": {"commit": "0123456789abcdef", "diff": ""},
                    "earlier_starts": [{"python": "3.0"}] * (times - 1)}  # fmt: skip
-    for name, last in ((TRUNK, 540), (BRANCH, 360), (FAILED, 120)):
+    for name, last in ((TRUNK, 1080), (BRANCH, 720), (FAILED, 240)):
         folder = out / name
         folder.mkdir(parents=True)
-        rows = [row(i, clock) for clock in range(times) for i in range(clock * 90, last, 30)]
+        rows = [row(i, clock) for clock in range(times) for i in range(clock * 180, last, 60)]
         (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
         (folder / "environment.json").write_text(json.dumps(environment))
         content = {
@@ -68,7 +68,7 @@ def fill(out: Path, times: int = 1) -> None:
             (folder / "result.json").write_text(json.dumps(result))
             Image.new("RGB", (1200, 900), "red").save(folder / "predictions.png")
     (out / "pretrain_digits_R_18_gn").mkdir()
-    (out / "pretrain_digits_R_18_gn" / "result.json").write_text('{"iteration": 2000}')
+    (out / "pretrain_digits_R_18_gn" / "result.json").write_text('{"iteration": 4000}')
     (out / "pretrain_digits_R_18_gn" / "backbone.pth").touch()
     (out / "jobs").mkdir()
     (out / "jobs" / f"{FAILED}.exit").write_text("1\n")
@@ -76,7 +76,7 @@ def fill(out: Path, times: int = 1) -> None:
 
 
 def row(i: int, clock: int) -> dict[str, Any]:
-    return {"iteration": i + 29, "total_loss": 2 - i / 540, "bbox/AP": i / 18, "keypoints/AP": i / 27, "time": clock}
+    return {"iteration": i + 59, "total_loss": 2 - i / 1080, "bbox/AP": i / 36, "keypoints/AP": i / 54, "time": clock}
 
 
 def records_in(out: Path) -> list[Record]:
@@ -130,24 +130,24 @@ class TestPage:
             "scratch, 2x": ("scratch", VERMILION),
             "pretrained, 3x": ("pretrained", BLUE),
         }
-        assert runs["scratch, 3x"]["curves"]["bbox/AP"][::17] == [[30, 0.0], [540, 28.3333]]
-        branch = [[240, 11.6667], [270, 13.3333], [300, 15.0], [330, 16.6667], [360, 18.3333]]
+        assert runs["scratch, 3x"]["curves"]["bbox/AP"][::17] == [[60, 0.0], [1080, 28.3333]]
+        branch = [[480, 11.6667], [540, 13.3333], [600, 15.0], [660, 16.6667], [720, 18.3333]]
         assert runs["scratch, 2x"]["curves"]["bbox/AP"] == branch
-        assert runs["pretrained, 3x"]["curves"][LOSS] == [[30, 2.0], [60, 1.9444], [90, 1.8889], [120, 1.8333]]
+        assert runs["pretrained, 3x"]["curves"][LOSS] == [[60, 2.0], [120, 1.9444], [180, 1.8889], [240, 1.8333]]
 
     def test_seeds_are_a_mean_with_a_range(self) -> None:
         runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
-        ends = zip(runs, (20.0, 30.0, 40.0), strict=True)
-        records = [Record(run, "finished", 0, 1080, curves={"bbox/AP": ((1080, ap),)}) for run, ap in ends]
-        assert curves(records)["Table 1: box AP, on digits"][0]["curves"]["bbox/AP"] == [(1080, 30.0, 20.0, 40.0)]
+        ends = zip(runs, (20.0, 20.0, 30.0, 40.0, 40.0), strict=True)
+        records = [Record(run, "finished", 0, 2160, curves={"bbox/AP": ((2160, ap),)}) for run, ap in ends]
+        assert curves(records)["Table 1: box AP, on digits"][0]["curves"]["bbox/AP"] == [(2160, 30.0, 20.0, 40.0)]
 
     def test_tables(self, page: Path) -> None:
         text = page.read_text()
         assert table_of(text, "table")[:2] == [["init", "AP"], ["scratch", "20.0"]]
         assert table_of(text, "runs")[:3] == [
             ["run", "status", "iterations", "box AP (%)", "keypoint AP (%)", "time (min)", "row or curve", "in"],
-            [TRUNK, "finished", "540", "30.0", "20.0", "2.0", "scratch, 3x", PLACE],
-            [BRANCH, "finished", "360 (a branch at 240)", "30.0", "20.0", "2.0", "scratch, 2x", PLACE],
+            [TRUNK, "finished", "1,080", "30.0", "20.0", "2.0", "scratch, 3x", PLACE],
+            [BRANCH, "finished", "720 (a branch at 480)", "30.0", "20.0", "2.0", "scratch, 2x", PLACE],
         ]
         assert table_of(text, "failed") == [["run", "error"], [FAILED, f"exit code 1: RuntimeError: {EVIL}"]]
         assert ["torch", "2.14.1", "all"] in table_of(text, "environment")
@@ -325,12 +325,12 @@ class TestBrowser:
         assert said["all"] == 3
         assert said["without"] == [1, "false"]
         assert said["again"] == 3
-        assert re.fullmatch(r"scratch, 3x: box AP \(%\) 28.33 after 540 iterations", said["tip"])
+        assert re.fullmatch(r"scratch, 3x: box AP \(%\) 28.33 after 1,080 iterations", said["tip"])
         assert said["sorted"] == [
-            ["none", "540", "360 (a branch at 240)", "2,000"],
-            ["ascending", "0 (a branch at 240)", "120", "360 (a branch at 240)"],
-            ["descending", "2,000", "540", "360 (a branch at 240)"],
-            ["none", "540", "360 (a branch at 240)", "2,000"],
+            ["none", "1,080", "720 (a branch at 480)", "4,000"],
+            ["ascending", "0 (a branch at 480)", "240", "720 (a branch at 480)"],
+            ["descending", "4,000", "1,080", "720 (a branch at 480)"],
+            ["none", "1,080", "720 (a branch at 480)", "4,000"],
         ]
         assert not said["wide"]
         assert shown.count("<table") == 5

@@ -33,13 +33,13 @@ def test_files(out: Path, tmp_path: Path) -> None:
     assert b"30.0\xe2\x80\xa0" in files(out)["table1.md"]
     about = json.loads((tmp_path / "results/study.json").read_text())
     trunk, branch = (R18.format("scratch", k) for k in (6, 5))
-    assert (about["iterations"], about["iterations_saved_by_sharing"]) == (1080 + 120, 780)
+    assert (about["iterations"], about["iterations_saved_by_sharing"]) == (2160 + 240, 1560)
     seconds = {name: made["seconds"] for name, made in about["runs"].items()}
-    assert seconds == {trunk: 540.0, branch: 141.2}  # 600 * 120 / 510
+    assert seconds == {trunk: 540.0, branch: 141.2}  # 600 * 240 / 1020
     assert about["run_hours"] == 0.19
     assert about["runs"][branch]["command"] == (
         f"scratch-det train --config-file configs/Digits/{branch}.yaml "
-        f"--backend torchvision --branch-from DIR/{trunk}/checkpoints/model_0000779.pth "
+        f"--backend torchvision --branch-from DIR/{trunk}/checkpoints/model_0001559.pth "
         f"--resume OUTPUT_DIR DIR/{branch}"
     )
     (environment,) = about["environments"]
@@ -54,12 +54,12 @@ def test_a_switch_saves_nothing() -> None:
     branch, switch = (
         Record(find(name), FINISHED, start, length)
         for name, start, length in [
-            (R18.format("scratch", 5), 780, 900),
-            ("scratch_cascade_mask_rcnn_R_18_FPN_9x_gn_train_aug", 1080, 1620),
+            (R18.format("scratch", 5), 1560, 1800),
+            ("scratch_cascade_mask_rcnn_R_18_FPN_9x_gn_train_aug", 2160, 3240),
         ]
     )
     about = describe([branch, switch])
-    assert (about["iterations"], about["iterations_saved_by_sharing"]) == (120 + 540, 780)
+    assert (about["iterations"], about["iterations_saved_by_sharing"]) == (240 + 1080, 1560)
 
 
 def test_results_of_another_experiment_are_kept(out: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def elsewhere(out: Path, tmp_path: Path) -> Path:
     shutil.copytree(out, again)
     again.joinpath("study.json").write_text((out / "study.json").read_text().replace(str(out), str(again)))
     result = again / R18.format("scratch", 6) / "result.json"
-    result.write_text(json.dumps({"iteration": 1080, "metrics": {"bbox": {"AP": 31.0}}}))
+    result.write_text(json.dumps({"iteration": 2160, "metrics": {"bbox": {"AP": 31.0}}}))
     return again
 
 
@@ -89,7 +89,7 @@ def test_made_in_parts(out: Path, elsewhere: Path, tmp_path: Path) -> None:
     assert (both[trunk].metrics, both[branch].metrics) == ({"bbox/AP": 31.0}, {"bbox/AP": 30.0})
     about = json.loads((results / "study.json").read_text())
     assert list(about["runs"]) == [trunk, branch]
-    assert about["iterations"] == 1080 + 120
+    assert about["iterations"] == 2160 + 240
     shutil.rmtree(out / branch)
     (out / trunk).mkdir()
     (out / trunk / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.0}\n')
@@ -111,7 +111,7 @@ def test_a_branch_goes_with_its_trunk(
 
 def test_an_evaluation_goes_with_what_it_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     name = "pretrained_cascade_mask_rcnn_R_18_FPN_6x_gn_train_aug"
-    trained, evaluated = Record(find(name), FINISHED, 0, 1080), Record(find(f"{name}_test_aug"), FINISHED)
+    trained, evaluated = Record(find(name), FINISHED, 0, 2160), Record(find(f"{name}_test_aug"), FINISHED)
     now = [replace(trained, weights_sha256="b" * 64), replace(evaluated, state=READY)]
     earlier = {one.run.name: one for one in (replace(trained, weights_sha256="a" * 64), evaluated)}
     assert kept_of(now, earlier, tmp_path) == set()
@@ -121,7 +121,7 @@ def test_an_evaluation_goes_with_what_it_evaluates(tmp_path: Path, capsys: pytes
 
 def test_the_command_of_a_study_without_shared_prefixes(tmp_path: Path) -> None:
     study = Study("digits/table1", tmp_path / "x", share_prefix=False, backend="torchvision", gpus=2).begin()
-    about = with_made(Record(find(R18.format("scratch", 5)), FINISHED, 0, 900), study).made
+    about = with_made(Record(find(R18.format("scratch", 5)), FINISHED, 0, 1800), study).made
     words = "digits/table1 --out DIR --backend torchvision --gpus 2 --no-share-prefix"
     assert about["environment"]["study"] == f"scratch-det study run {words}"
     assert "--num-gpus 2" in about["command"]

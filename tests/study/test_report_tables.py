@@ -147,7 +147,8 @@ class TestOtherPlaces:
         assert {"GN", "SyncBN", "none"} <= set(labels)
 
     def test_every_place_has_one(self) -> None:
-        for place in sorted({place for run in [*of_place("paper"), *of_place("digits")] for place in run.places}):
+        places = {place for run in [*of_place("paper"), *of_place("digits")] for place in run.places}
+        for place in sorted(places - {"digits/claims"}):  # which has rows of finished runs alone
             (found,) = tables_of(place, [])
             assert {len(cells) for cells in found.rows} == {len(found.header)}, place
 
@@ -162,7 +163,7 @@ class TestOtherPlaces:
 
     def test_a_whole_has_the_places_of_which_something_is_known(self) -> None:
         found = tables_of("digits", [outcome(R18.format("scratch", 2), 20), outcome("search_third", state=WAITING)])
-        assert [one.name for one in found] == ["table1", "claims"]
+        assert [one.name for one in found] == ["table1"]
         assert tables_of("paper", []) == []
 
 
@@ -171,7 +172,7 @@ class TestSharing:
         return outcome(R18.format("scratch", 6), 30), outcome(R18.format("scratch", 5), 29, start=start)
 
     def test_trunk_and_branch_are_marked(self) -> None:
-        found = table("digits/table1", *self.trunk_and_branch(780), outcome(R18.format("pretrained", 6), 31))
+        found = table("digits/table1", *self.trunk_and_branch(1560), outcome(R18.format("pretrained", 6), 31))
         cells = row(found, "R18, scratch")
         assert (cells["6x"], cells["5x"]) == ("30.0†", "29.0†")
         assert row(found, "R18, pretrained")["6x"] == "31.0"
@@ -182,12 +183,12 @@ class TestSharing:
         assert "†" not in as_markdown(found)
 
     def test_a_trunk_alone_in_its_table_is_not(self) -> None:
-        assert "†" not in as_markdown(table("digits/table2", *self.trunk_and_branch(780)))
+        assert "†" not in as_markdown(table("digits/table2", *self.trunk_and_branch(1560)))
 
     def test_test_aug_rests_on_what_it_evaluates(self) -> None:
         plain, cascade = (f"scratch_{kind}mask_rcnn_R_18_FPN_9x_gn_train_aug" for kind in ("", "cascade_"))
         found = table(
-            "digits/table3", outcome(plain, 30), outcome(f"{cascade}_test_aug", 33), outcome(cascade, 32, start=1080)
+            "digits/table3", outcome(plain, 30), outcome(f"{cascade}_test_aug", 33), outcome(cascade, 32, start=2160)
         )
         cells = [cells[1] for cells in found.rows if "train aug" in cells[0]]
         assert cells == ["30.0†", "32.0†", "33.0†"]
@@ -197,7 +198,7 @@ class TestUnfinished:
     def test_how_far_it_is(self) -> None:
         curves = {"bbox/AP": ((60, 1.0), (120, 4.26))}
         found = table("digits/table1", outcome(R18.format("scratch", 6), 4.26, RUNNING, curves=curves))
-        assert row(found, "R18, scratch")["6x"] == "(4.3 at 120 of 1,080)"
+        assert row(found, "R18, scratch")["6x"] == "(4.3 at 120 of 2,160)"
         assert row(found, "scratch - pretrained")["6x"] == "-"
 
     def test_failed(self) -> None:
@@ -212,7 +213,7 @@ class TestUnfinished:
             outcome(name + end, None, RUNNING, curves={"bbox/AP": curve})
             for end, curve in (("", points), ("_seed2", points[:1]))
         ]
-        assert row(table("digits/table1", *runs), "R18, scratch")["6x"] == "(2.0 at 120 of 1,080)"
+        assert row(table("digits/table1", *runs), "R18, scratch")["6x"] == "(2.0 at 120 of 2,160)"
 
     def test_blocked(self) -> None:
         name = R18.format("scratch", 5)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from run_folder import is_same, read
-from study.player import BRANCH, PART, TRUNK, states
+from study.player import BRANCH, PART, SUBSET, TRUNK, states
 from study.slurm_cluster import cluster, field, said, skip_without_slurm, start_now, wait_for
 from study.stub_slurm import SUBMITTED, queue, script, submitted
 
@@ -262,6 +262,7 @@ class Runs:
         self.folder, self.processes = folder, processes
         make = [sys.executable, str(ROOT / "tools/prepare_digits.py"), "--out", str(folder / "datasets/digits")]
         subprocess.run([*make, "--train", "60", "--val", "6"], check=True, capture_output=True)
+        (folder / "datasets/catalog.yaml").write_text(SUBSET)
         self.environment = {
             **os.environ,
             "DETECTRON2_DATASETS": str(folder / "datasets"),

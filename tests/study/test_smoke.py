@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from run_folder import is_same
+from study.player import SUBSET
 
 from scratch_det.data.digits import make_digits
 from scratch_det.files import try_lock
@@ -23,6 +24,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of processes that find a small digits data set."""
     root = tmp_path_factory.mktemp("datasets")
     make_digits(root / "digits", seed=0, train=24, val=4)
+    (root / "catalog.yaml").write_text(SUBSET)
     threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(ROOT), **threads}
 
