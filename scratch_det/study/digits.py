@@ -55,7 +55,7 @@ def runs() -> list[Run]:
     # fmt: off
     table1 = [
         *_runs(SCRATCH_GN, "table1 figure1", all_k, {3: "norms control", **baseline}),
-        *_runs(TUNED_GN, "table1 figure1", all_k, baseline),
+        *_runs(TUNED_GN, "table1 figure1", all_k, {2: "freezing", **baseline}),
     ]
     found = [
         *_runs("pretrain_digits_R_18_gn", "pretraining", [0], shown="classification, GN", recipe="digits_R_18_gn",
@@ -73,8 +73,7 @@ def runs() -> list[Run]:
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_none", "norms", [3], shown="none", diverges=True),
         *_runs("scratch_mask_rcnn_R_18_FPN_{k}x_gn_alike", "norms", [3], shown="GN, all weights from N(0, 0.01)",
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn", flags=("--init-std", "0.01")),
-        *_small_data("third", "figure7 small_data"),
-        *_small_data("tenth", "figure7 figure8 small_data"),
+        *(run for size in SIZES for run in _small_data(size)),
         *_runs("scratch_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         *_runs("pretrained_keypoint_rcnn_R_18_FPN_{k}x_gn", "figure6", [3, 2]),
         # Train aug, cascade and test aug, each on top of the ones before.
@@ -88,8 +87,8 @@ def runs() -> list[Run]:
                recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"),
         # Stem and res2 as pre-trained, as in the paper's recipes.
         *_repeated([replace(run, name=f"{run.name}_frozen", recipe=run.name, trunk=run.trunk and f"{run.trunk}_frozen",
-                            shown=f"{run.shown}, stem and res2 frozen", changes=("MODEL.BACKBONE.FREEZE_AT", "2"),
-                            places=("digits/freezing",))
+                            shown=run.shown.replace(",", ", stem and res2 frozen,"), places=("digits/freezing",),
+                            changes=("MODEL.BACKBONE.FREEZE_AT", "2"))
                     for run in table1 if run.init == PRETRAINED and run.k in FROZEN], FEWER_SEEDS),
     ]
     # fmt: on
@@ -129,19 +128,19 @@ def _repeated(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[Run]:
                           trunk=run.trunk and f"{run.trunk}_seed{seed}")  # fmt: skip
 
 
-def _small_data(size: str, places: str) -> Iterator[Run]:
+def _small_data(size: str) -> Iterator[Run]:
     """A part of the images: both initialisations, with what a search with the pre-trained model finds."""
-    recipes = {f"{TUNED_GN}_{size}": 3, f"{SCRATCH_GN}_{size}": 6}
-    names = [name.format(k=k) for name, k in recipes.items()]
-    search = {"recipe": names[0], "grid": GRID, "points": GRID_POINTS, "kind": SEARCH,
-              "apply_to": tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in names),
-              # Evaluated at the end only, on scenes that neither training nor any table has.
-              "changes": ("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "('digits_search',)")}  # fmt: skip
-    yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, **search)
+    recipes, places = {f"{TUNED_GN}_{size}": 3, f"{SCRATCH_GN}_{size}": 6}, "figure7 small_data"
+    tuned, scratch = (name.format(k=k) for name, k in recipes.items())
+    targets = tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in (tuned, scratch))
+    # Evaluated at the end only, on scenes that neither training nor any table has.
+    changes = ("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "('digits_search',)")
+    yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, recipe=tuned, kind=SEARCH,
+                     grid=GRID, points=GRID_POINTS, apply_to=targets, changes=changes)  # fmt: skip
     if size == "third":
-        yield from _runs(f"{names[0]}_old", places, [3], shown=f"{size}, {{init}}, {{k}}x, hyper-parameters of all",
-                         recipe=names[0])  # fmt: skip
+        yield from _runs(f"{tuned}_old", places, [3], shown=f"{size}, {{init}}, hyper-parameters of all, {{k}}x",
+                         recipe=tuned)  # fmt: skip
     for name, k in recipes.items():
-        runs = _runs(name, places, [6, 3], shown=f"{size}, {{init}}, {{k}}x", found_by=f"search_{size}",
-                     recipe_of={9 - k: k})  # fmt: skip
+        runs = _runs(name, places, [6, 3], {k: "figure8" * (size == "tenth")}, shown=f"{size}, {{init}}, {{k}}x",
+                     found_by=f"search_{size}", recipe_of={9 - k: k})  # fmt: skip
         yield from _repeated(runs, FEWER_SEEDS)

@@ -10,6 +10,7 @@ import pytest
 from scratch_det.study.experiments import find, of_place
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, LOSS, RUNNING, WAITING, Record
 from scratch_det.study.report.tables import FORMATS, Table, as_latex, as_markdown, tables_of
+from scratch_det.study.run import TRAIN
 from scratch_det.tables import from_csv
 
 R18 = "{}_mask_rcnn_R_18_FPN_{}x_gn"
@@ -127,6 +128,11 @@ class TestTables2And3:
 
 
 class TestOtherPlaces:
+    @pytest.mark.parametrize("place", ["digits/freezing", "digits/small_data"])
+    def test_seeds_share_a_row(self, place: str) -> None:
+        trained = {run.repeats for run in of_place(place) if run.kind == TRAIN}
+        assert len(table(place).rows) == len(trained)
+
     def test_columns_are_what_the_runs_have(self) -> None:
         (found,) = tables_of("vgg", [])
         assert found.header == ("", "box AP")

@@ -27,7 +27,7 @@ def rows(claims: Sequence[Claim], records: Sequence[Record]) -> list[tuple[str, 
     groups: dict[str, list[Record]] = {}
     for one in records:
         groups.setdefault(one.run.repeats, []).append(one)
-    found = []
+    found = list[tuple[str, ...]]()
     for claim in claims:
         if not (values := [*values_of(claim, groups).values()]):
             continue

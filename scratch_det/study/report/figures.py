@@ -165,6 +165,9 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
     drawn = [one for shown in panels.values() for one in shown]
     values = [y for one in drawn for _, y in one.curves[BOX]] + [one.run.expected.get(BOX, 0) for one in drawn]
     row[-1].set_ylim(0, 1.08 * max(1, *values))
+    for axes in row:
+        axes.legend().remove()
+    _legend_below(figure)
     return figure
 
 

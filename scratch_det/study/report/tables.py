@@ -13,7 +13,8 @@ from scratch_det.study.digits import CLAIMS
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
-from scratch_det.study.report import claims
+from scratch_det.study.report.claims import HEADER as HEADER_OF_CLAIMS
+from scratch_det.study.report.claims import rows as rows_of_claims
 from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, passes, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
@@ -151,7 +152,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "claims":
-        return Table(kind, title, claims.HEADER, tuple(claims.rows(CLAIMS, records)), tuple(remarks))
+        return Table(kind, title, HEADER_OF_CLAIMS, tuple(rows_of_claims(CLAIMS, records)), tuple(remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
@@ -218,8 +219,7 @@ def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
         return f"{model_of(run.name) or run.name}, {run.init}"
     if kind == "norms":
         return label_of_norm(run)
-    names = {one.run.name: one.run.recipe if one.run.seed is not None and one.run.recipe else one.run.name
-             for one in records if one.run.shown == run.shown}  # fmt: skip
+    names = {one.run.name: one.run.repeats for one in records if one.run.shown == run.shown}
     is_one = kind == own.PLACE or len(set(names.values())) == 1
     return run.shown if is_one else f"{run.shown} ({names[run.name]})"
 
