@@ -181,7 +181,7 @@ def test_commands_of_a_wheel_in_another_folder(wheel: Path, tmp_path: Path) -> N
     assert (work / "output/quickstart_trial/result.json").exists()
     assert "parameters" in run("analyze", "model", "--project", "projects/lsj", *recipe)
     assert "216" in run("study", "plan", "inits", "--seconds-per-iter", "0.3")
-    ids = "480=datasets/digits/annotations/instances_train.json"
+    ids = "120=datasets/digits/annotations/instances_train.json"
     run("data", "subsets", "--dataset", "digits_train", "--sizes", "", "--ids", ids)
     jobs = run("study", "run", "digits/smoke", "--out", "smoke", "--backend", "torchvision", "--dry-run").splitlines()
     words = shlex.split(jobs[0])

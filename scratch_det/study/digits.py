@@ -17,7 +17,7 @@ SEEDS = (2, 3, 4, 5)  # beside the recipes' own, 1, for the headline pair
 FEWER_SEEDS = (2, 3)  # of the frozen layers and of small data
 ONE_SEED = tuple(f"digits/{place}" for place in ("figure5", "table3", "norms", "control", "figure8"))
 FROZEN = (6, 2)  # the lengths with stem and res2 as pre-trained
-SIZES = ("third", "tenth")  # of the 480 images
+SIZES = ("third", "tenth")  # of the 120 images
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
             "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip

@@ -18,7 +18,7 @@ from scratch_det.study.study import LOCK, Study
 
 TRUNK, BRANCH = "smoke_3x", "smoke_2x"
 PART = f"{TRUNK}@12"  # of the trunk, to the checkpoint that the branch starts from
-SUBSET = "digits_train_480: {json: digits/annotations/instances_train.json, images: digits/train}"  # for a catalog
+SUBSET = "digits_train_120: {json: digits/annotations/instances_train.json, images: digits/train}"  # for a catalog
 MINUTES = 300  # after which something hangs
 PLAYER = """
 import json, os, signal, sys, time

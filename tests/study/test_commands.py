@@ -63,7 +63,7 @@ class TestBadInput:
         (digits / "train").rmdir()
         code, said = study_tool("run", "digits/smoke", "--out", tmp_path / "x", *TORCHVISION)
         assert code == 2
-        assert f"{TRUNK}: data set 'digits_train_480' is not complete under" in said
+        assert f"{TRUNK}: data set 'digits_train_120' is not complete under" in said
         assert "make it with: scratch-det data digits" in said
         assert not (tmp_path / "x").exists()
 

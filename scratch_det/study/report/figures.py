@@ -39,7 +39,7 @@ TASKS = {"bbox": "box AP", "segm": "mask AP"}
 HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs", own.MATRIX: "Initialisations"}
 # An image: what scratch-det data digits writes into digits' annotations/instances_train.json with its default seed;
 # not counted here, so that the figure does not depend on whether the data set is on this machine.
-INSTANCES = {"digits_train": 6_893 / 2_000, "digits_train_480": 1_677 / 480, "coco_2017_train": COCO_INSTANCES}
+INSTANCES = {"digits_train": 6_893 / 2_000, "digits_train_120": 444 / 120, "coco_2017_train": COCO_INSTANCES}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
