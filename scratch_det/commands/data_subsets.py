@@ -1,7 +1,7 @@
 """Subsets of a data set in COCO's format, as the small-data recipes need: random ones, each inside the next larger one.
 
     scratch-det data subsets
-    scratch-det data subsets --dataset digits_train --sizes 700,200,20 --seed 1
+    scratch-det data subsets --dataset digits_train --sizes 120,40,12
     scratch-det data subsets --sizes "" --ids mine=ids.txt
 
 35k are the paper's images, those of val2014, where instances_val2014.json lies beside instances_train2017.json; else

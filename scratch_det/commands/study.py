@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the commands, start nothing"},
     "--backend": {"choices": [AUTO, *BACKENDS], "default": AUTO, "help": "what builds the models (%(default)s)"},
     "--slurm": {"type": Path, "metavar": "FILE", "help": "a job template, as docs/slurm.sh"},
-    "--results": {"type": Path, "metavar": "FOLDER", "help": "the study as data, as in results/digits"},
+    "--results": {"type": Path, "metavar": "FOLDER", "help": "the study as data: written by report, read by table"},
 }  # fmt: skip
 COMMANDS = {  # functions of scratch_det.study.commands: help, arguments
     "list": ("the runs, with the paper's numbers", "--experiment"),

@@ -23,7 +23,8 @@ BUILT_IN = Path(__file__).with_name("catalog.yaml")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"  # detectron2's own variable, so that one tree serves both
 DOWNLOAD = "download it as datasets/README.md shows"
 MAKERS = {  # how a name begins -> how to get such a data set
-    "digits_train_": "make it with: scratch-det data subsets --dataset digits_train --sizes 120,40,12",
+    "digits_train_": "make it with: scratch-det data digits, then "
+    "scratch-det data subsets --dataset digits_train --sizes 120,40,12",
     "digits_": "make it with: scratch-det data digits",
     "coco_2017_train_": "make it with: scratch-det data subsets",
     "voc_": "make it with: scratch-det data voc {name}",

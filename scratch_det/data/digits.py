@@ -3,8 +3,8 @@
 Handwritten digits drawn over photographs, by ``digits_scene``, with boxes, polygons and keypoints in COCO's format.
 Digits and photographs come inside the wheels of scikit-learn and scikit-image. Train, val and the pre-training set
 share none of them; search, to choose hyper-parameters on, shows those of the pre-training set. Only photographs whose
-free licence those two projects state are used. The same seed gives the same bytes (under the
-same versions of OpenCV, NumPy, scikit-learn and scikit-image).
+free licence those two projects state are used. The same seed gives the same bytes (under the same versions of OpenCV,
+NumPy, scikit-learn and scikit-image).
 
 A folder is complete or absent: it is built in a temporary folder beside it, then renamed. It is replaced only if this
 module made it. manifest.json has the parameters and one digest of all generated files. The user may put other files
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from scratch_det.data import digits_scene as drawing
-from scratch_det.data.digits_scene import LICENSES, NUM_CLASSES, PHOTOGRAPHS, SEEN, STREAMS, Scene
+from scratch_det.data.digits_scene import LICENSES, NUM_CLASSES, PHOTOGRAPHS, SEEN, SPLITS, Scene
 from scratch_det.errors import DataError, UserError
 from scratch_det.log import track
 
@@ -50,13 +50,9 @@ def make_digits(out: Path, seed: int, train: int, val: int, force: bool = False)
         if value < least:
             raise UserError(f"{option} {value} is too small: at least {least}")
     out = out.resolve()
-    scenes = {"version": VERSION, "seed": seed, "train": train, "val": val, "search": val}
-    singles = {
-        "version": VERSION,
-        "seed": seed,
-        "train": max(NUM_CLASSES, 5 * train // 2),
-        "val": max(NUM_CLASSES, 4 * val),
-    }
+    common = {"version": VERSION, "seed": seed}
+    scenes = common | {"train": train, "val": val, "search": val}
+    singles = common | {"train": max(NUM_CLASSES, 5 * train // 2), "val": max(NUM_CLASSES, 4 * val)}
     folders = {out: (scenes, _write_scenes), out.with_name(f"{out.name}_pretrain"): (singles, _write_singles)}
     missing = {folder: needs_building(folder, parameters, force) for folder, (parameters, _) in folders.items()}
     for folder in (folder for folder in folders if missing[folder]):
@@ -117,7 +113,7 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
         (folder / split).mkdir()
         images, annotations, count = [], [], parameters[split]
         for index in track(range(count), f"{split} scenes", count):
-            scene, number = drawing.compose(seed, split, index), 1_000_000 * STREAMS[split] + index + 1
+            scene, number = drawing.compose(seed, split, index), 1_000_000 * SPLITS[split].stream + index + 1
             license_id = 1 + list(LICENSES).index(PHOTOGRAPHS[scene.photograph].license)
             height, width = scene.image.shape[:2]
             images.append({
@@ -134,7 +130,7 @@ def _write_scenes(folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole json; ``info`` lists the photographs and scans of all splits, so that anyone can compare them."""
+    """The whole json; ``info`` lists the photographs and scans of train, val and search, so that anyone can compare."""
     return {
         "info": {
             "description": f"scratch_det digits demo, {split}: handwritten digits drawn over photographs",
@@ -142,7 +138,9 @@ def coco_json(split: str, seed: int, images: list[dict[str, Any]], annotations: 
             "seed": seed,
             "split": split,
             "photographs": {side: drawing.photograph_names(side) for side in drawing.SCENES},
-            "scans": {side: sorted(chain(*drawing.load_material().splits[side])) for side in drawing.SCENES},
+            "scans": {
+                side: sorted(chain(*drawing.load_material().shares[SPLITS[side].scans])) for side in drawing.SCENES
+            },
             "attribution": {name: f"{p.author}, {p.license}" for name, p in PHOTOGRAPHS.items()},
         },
         "licenses": [{"id": i, "name": name, "url": url} for i, (name, url) in enumerate(LICENSES.items(), start=1)],

@@ -18,11 +18,9 @@ from numpy.random import Generator
 from scratch_det.errors import DataError
 
 NUM_CLASSES = 10
-STREAMS = {"train": 0, "val": 1, "pretrain_train": 2, "pretrain_val": 3, "search": 4}  # numbers in the random seeds
-SCENES = ("train", "val", "search")  # the splits of the detection set; the others are single digits
-# Of each class's scans, in scikit-learn's order. Nothing that pre-training or a search saw is in train or val.
+# Of each class's scans, in scikit-learn's order; no scan is in two of them.
 SHARES = {"train": 0.3, "val": 0.2, "pretrain_train": 0.4, "pretrain_val": 0.1}
-SHOWN_BY = {"search": "pretrain_val"}  # whose scans it shows
+SCENES = ("train", "val", "search")  # the splits of the detection set; the others are single digits
 
 LANDSCAPE, PORTRAIT, SINGLE = (128, 160), (160, 128), (64, 64)
 MAX_DIGITS = 6
@@ -39,11 +37,28 @@ HIDDEN, SEEN = 1, 2  # COCO's v of a labelled keypoint: behind a later digit, or
 TOLERANCE = 0.75  # px: largest distance of a simplified polygon from the edge of its mask
 
 
+class Split(NamedTuple):
+    """Its number in the random seeds; the scans, a key of SHARES, and the group of photographs that it shows."""
+
+    stream: int
+    scans: str
+    photographs: str
+
+
+SPLITS = {
+    "train": Split(0, "train", "train"),
+    "val": Split(1, "val", "val"),
+    "pretrain_train": Split(2, "pretrain_train", "pretrain"),
+    "pretrain_val": Split(3, "pretrain_val", "pretrain"),
+    "search": Split(4, "pretrain_val", "pretrain"),
+}
+
+
 class Photograph(NamedTuple):
-    """A package's file, the split that shows it (search shows pretrain's), its licence and author."""
+    """A package's file, its group of photographs, its licence and author."""
 
     file: str
-    split: str
+    group: str
     license: str
     author: str
 
@@ -71,12 +86,12 @@ PHOTOGRAPHS = {
 class Material(NamedTuple):
     """What scenes are drawn from.
 
-    scans: float32 [1797, 8, 8], ink 0..1. splits: split -> for each class, 0 to 9, the ascending indices of its scans,
-    disjoint but for search, which has pretrain_val's. photographs: RGB images by name.
+    scans: float32 [1797, 8, 8], ink 0..1. shares: key of SHARES -> for each class, 0 to 9, the ascending indices of its
+    scans. photographs: RGB images by name.
     """
 
     scans: np.ndarray
-    splits: dict[str, list[list[int]]]
+    shares: dict[str, list[list[int]]]
     photographs: dict[str, np.ndarray]
 
 
@@ -100,20 +115,18 @@ def load_material() -> Material:
     except (ImportError, OSError) as error:
         reinstall = "pip install --force-reinstall scikit-learn 'scikit-image<0.27'"
         raise DataError(f"the digits demo cannot read its scans and photographs ({error}): {reinstall}") from None
-    splits: dict[str, list[list[int]]] = {split: [] for split in SHARES}
+    shares: dict[str, list[list[int]]] = {share: [] for share in SHARES}
     for label in range(NUM_CLASSES):
         indices = np.flatnonzero(bunch.target == label)
         ends = np.rint(np.cumsum([*SHARES.values()]) * len(indices)).astype(int)
-        for split, part in zip(SHARES, np.split(indices, ends[:-1]), strict=True):
-            splits[split].append(part.tolist())
-    splits |= {split: splits[other] for split, other in SHOWN_BY.items()}
-    return Material((bunch.images / 16).astype(np.float32), splits, photographs)
+        for share, part in zip(SHARES, np.split(indices, ends[:-1]), strict=True):
+            shares[share].append(part.tolist())
+    return Material((bunch.images / 16).astype(np.float32), shares, photographs)
 
 
 def photograph_names(split: str) -> list[str]:
-    """Names of the photographs that ``split``, a key of STREAMS, shows."""
-    side = split if split in ("train", "val") else "pretrain"
-    return [name for name, photograph in PHOTOGRAPHS.items() if photograph.split == side]
+    """Names of the photographs that ``split`` shows."""
+    return [name for name, photograph in PHOTOGRAPHS.items() if photograph.group == SPLITS[split].photographs]
 
 
 @dataclass
@@ -141,7 +154,7 @@ def compose(seed: int, split: str, index: int) -> Scene:
 
     A scene has up to MAX_DIGITS digits, an image to pre-train on one of class ``index % 10``.
     """
-    rng, is_scene = np.random.default_rng([seed, STREAMS[split], index]), split in SCENES
+    rng, is_scene = np.random.default_rng([seed, SPLITS[split].stream, index]), split in SCENES
     size = (PORTRAIT if index % 3 == 2 else LANDSCAPE) if is_scene else SINGLE
     scene = _draw_background(split, rng, size)
     for _ in range(rng.integers(1, MAX_DIGITS + 1) if is_scene else 1):
@@ -173,7 +186,7 @@ def _draw_corner(rng: Generator, outer: np.ndarray, inner: tuple[int, ...]) -> t
 def _draw_digit(scene: Scene, split: str, rng: Generator, label: int, heights: tuple[int, int]) -> None:
     """Draw a digit where every earlier one stays recognisable, or none when no such place is found."""
     material = load_material()
-    scan = int(rng.choice(material.splits[split][label]))
+    scan = int(rng.choice(material.shares[SPLITS[split].scans][label]))
     glyph = _draw_glyph(material.scans[scan], rng, heights, scene.image.shape[:2])
     for _ in range(PLACE_TRIES):
         y, x = _draw_corner(rng, scene.image, glyph.shape)

@@ -8,8 +8,8 @@ inference/         predictions of the last evaluation as COCO results; inference
                    inference_EMA/ and inference_EMA_TTA/ those of the averaged weights (MODEL_EMA)
 status.json        what the run is doing
 parent.json        for a branch: the checkpoint that it started from
-result.json        written last: backend, iteration, seconds, metrics, SHA-256 of metrics.json and of the final weights;
-                   "ended_early", why, when TEST.PATIENCE ended the run
+result.json        written last: backend, iteration, epochs, seconds, metrics, SHA-256 of metrics.json and of the final
+                   weights; "ended_early", why, when TEST.PATIENCE ended the run
 log.txt, tensorboard/, curves.png, predictions.png; with VIS_PERIOD training.png
 wandb.json, wandb/, mlflow.json   with these trackers: the run there, and what it has got
 backbone.pth       only after pre-training (classification): the backbone's weights
@@ -57,7 +57,7 @@ class Facts(msgspec.Struct):
     eta: Seconds | None = None
     metrics: dict[str, dict[str, Score]] = {}
     weights_sha256: str | None = None
-    epochs: Seconds | None = None
+    epochs: float | None = None
     ended_early: str = ""
     best: dict[str, Any] = {}
     git: dict[str, str] | None = None

@@ -17,7 +17,7 @@ SEEDS = (2, 3, 4, 5)  # beside the recipes' own, 1, for the headline pair
 FEWER_SEEDS = (2, 3)  # of the frozen layers and of small data
 ONE_SEED = tuple(f"digits/{place}" for place in ("figure5", "table3", "norms", "control", "figure8"))
 FROZEN = (6, 2)  # the lengths with stem and res2 as pre-trained
-SIZES = ("third", "tenth")  # of the 120 images
+SIZES, SHORT, LONG = ("third", "tenth"), 1, 3  # of the 120 images; the lengths with them
 GRID, GRID_POINTS = "docs/grid_digits.yaml", 4
 TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120, 144)", "TEST.AUG.MAX_SIZE", "240",
             "TEST.AUG.FLIP", "False")  # half to 1.5 times the plain size; a mirrored digit is another one  # fmt: skip
@@ -25,9 +25,9 @@ TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120,
 SCRATCH_GN, TUNED_GN = "scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn"
 
 
-def _claim(text: str) -> Claim:
-    """A sum of RUN or RUN:METRIC; scratch_6x_tenth is short for scratch_mask_rcnn_R_18_FPN_6x_gn_tenth."""
-    words, terms = f"+ {text}".split(), []
+def _claim(text: str, formula: str) -> Claim:
+    """``formula``: a sum of RUN or RUN:METRIC; scratch_6x_tenth is short for scratch_mask_rcnn_R_18_FPN_6x_gn_tenth."""
+    words, terms = f"+ {formula}".split(), []
     for sign, word in zip(words[::2], words[1::2], strict=True):
         run, _, metric = word.partition(":")
         init, k, *rest = run.split("_")
@@ -36,16 +36,22 @@ def _claim(text: str) -> Claim:
     return Claim(text, tuple(terms))
 
 
-CLAIMS = [_claim(text) for text in (  # the table "claims" of docs/miniature.md
-    *(f"scratch_{k}x - pretrained_{k}x" for k in range(2, 7)),
-    "scratch_6x - pretrained_6x - scratch_2x + pretrained_2x",
-    *(f"scratch_6x:{metric} - pretrained_6x:{metric}" for metric in ("bbox/AP50", "bbox/AP75", "segm/AP")),
-    "scratch_6x:bbox/AP75 - pretrained_6x:bbox/AP75 - scratch_6x:bbox/AP50 + pretrained_6x:bbox/AP50",
-    *(f"{init}_6x - {init}_{k}x" for init in (SCRATCH, PRETRAINED) for k in (4, 5)),
-    *(f"pretrained_{k}x_frozen - pretrained_{k}x" for k in FROZEN),
-    *(f"scratch_{k}x_{size} - pretrained_{k}x_{size}" for size in SIZES for k in (3, 6)),
-    *(f"scratch_6x_{size} - pretrained_3x_{size}" for size in SIZES),
-    *(f"{init}_6x_{size} - {init}_3x_{size}" for size in SIZES for init in (SCRATCH, PRETRAINED)),
+CLAIMS = [_claim(*both) for both in (  # the table "claims", by the plan's questions in docs/miniature.md
+    *((f"1: scratch - pretrained, {k}x", f"scratch_{k}x - pretrained_{k}x") for k in range(2, 7)),
+    ("1: the difference at 6x less the one at 2x", "scratch_6x - pretrained_6x - scratch_2x + pretrained_2x"),
+    *((f"2: scratch - pretrained, 6x, {name}", f"scratch_6x:{metric} - pretrained_6x:{metric}")
+      for name, metric in (("box AP50", "bbox/AP50"), ("box AP75", "bbox/AP75"), ("mask AP", "segm/AP"))),
+    ("2: the difference of AP75 less the one of AP50",
+     "scratch_6x:bbox/AP75 - pretrained_6x:bbox/AP75 - scratch_6x:bbox/AP50 + pretrained_6x:bbox/AP50"),
+    *((f"3: {init}, 6x - {k}x", f"{init}_6x - {init}_{k}x") for init in (SCRATCH, PRETRAINED) for k in (4, 5)),
+    *((f"4: pretrained, frozen - not frozen, {k}x", f"pretrained_{k}x_frozen - pretrained_{k}x") for k in FROZEN),
+    *((f"4: scratch - pretrained, frozen, {k}x", f"scratch_{k}x - pretrained_{k}x_frozen") for k in FROZEN),
+    *((f"5: {size}, scratch - pretrained, {k}x", f"scratch_{k}x_{size} - pretrained_{k}x_{size}")
+      for size in SIZES for k in (SHORT, LONG)),
+    *((f"5: {size}, scratch, {LONG}x - pretrained, {SHORT}x", f"scratch_{LONG}x_{size} - pretrained_{SHORT}x_{size}")
+      for size in SIZES),
+    *((f"5: {size}, {init}, {LONG}x - {SHORT}x", f"{init}_{LONG}x_{size} - {init}_{SHORT}x_{size}")
+      for size in SIZES for init in (SCRATCH, PRETRAINED)),
 )]  # fmt: skip
 
 
@@ -130,17 +136,17 @@ def _repeated(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[Run]:
 
 def _small_data(size: str) -> Iterator[Run]:
     """A part of the images: both initialisations, with what a search with the pre-trained model finds."""
-    recipes, places = {f"{TUNED_GN}_{size}": 3, f"{SCRATCH_GN}_{size}": 6}, "figure7 small_data"
+    recipes, places = {f"{TUNED_GN}_{size}": SHORT, f"{SCRATCH_GN}_{size}": LONG}, "figure7 small_data"
     tuned, scratch = (name.format(k=k) for name, k in recipes.items())
     targets = tuple(f"{CONFIGS}/Digits/{name}.yaml" for name in (tuned, scratch))
     # Evaluated at the end only, on scenes that neither training nor any table has.
     changes = ("TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "('digits_search',)")
-    yield from _runs(f"search_{size}", places, [3], shown=f"{size}, search", init=PRETRAINED, recipe=tuned, kind=SEARCH,
-                     grid=GRID, points=GRID_POINTS, apply_to=targets, changes=changes)  # fmt: skip
+    yield from _runs(f"search_{size}", places, [SHORT], shown=f"{size}, search", init=PRETRAINED, recipe=tuned,
+                     kind=SEARCH, grid=GRID, points=GRID_POINTS, apply_to=targets, changes=changes)  # fmt: skip
     if size == "third":
-        yield from _runs(f"{tuned}_old", places, [3], shown=f"{size}, {{init}}, hyper-parameters of all, {{k}}x",
+        yield from _runs(f"{tuned}_old", places, [SHORT], shown=f"{size}, {{init}}, hyper-parameters of all, {{k}}x",
                          recipe=tuned)  # fmt: skip
     for name, k in recipes.items():
-        runs = _runs(name, places, [6, 3], {k: "figure8" * (size == "tenth")}, shown=f"{size}, {{init}}, {{k}}x",
-                     found_by=f"search_{size}", recipe_of={9 - k: k})  # fmt: skip
+        runs = _runs(name, places, [LONG, SHORT], {k: "figure8" * (size == "tenth")}, shown=f"{size}, {{init}}, {{k}}x",
+                     found_by=f"search_{size}", recipe_of={SHORT + LONG - k: k})  # fmt: skip
         yield from _repeated(runs, FEWER_SEEDS)

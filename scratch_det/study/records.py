@@ -34,7 +34,7 @@ STATES = WAITING, READY, QUEUED, RUNNING, INTERRUPTED, FAILED, BLOCKED, FINISHED
 )  # fmt: skip
 DIVERGED = "diverged as expected"  # a status, not a state
 LOSS = "total_loss"
-EPOCHS = "epochs"  # among the metrics of a finished run: how often it saw each of its images
+EPOCHS = "epochs"  # among the metrics of a finished run: how often it saw an image, in the mean
 SCORES = {name.partition("/")[2] for name in METRICS}  # of the names task/score; no scores by class
 DECIMALS = 4  # in results/ and from run folders alike, so that both give the same tables and figures
 TAIL = 2**20  # bytes at the end of a file in which the newest evaluation or the last words are looked for

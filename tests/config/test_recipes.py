@@ -18,6 +18,7 @@ from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.config.schedule import Schedule, kx_schedule
 from scratch_det.engine.plan import CLASSIFICATION, DETECTION, Request, check_recipe
 from scratch_det.errors import Section
+from scratch_det.study.digits import PER_X
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -104,13 +105,13 @@ def test_every_header_names_its_own_command() -> None:
 
 
 def test_kx_recipes_are_the_papers_and_drops_are_evaluated_and_saved() -> None:
-    """The miniature's too, with 360 iterations in 1x."""
+    """The miniature's too, with its own 1x."""
     checked = 0
     for path in LEAVES:
         if not KX.search(path.stem):
             continue
         cfg = load_config(path).cfg
-        schedule = kx_schedule(kx_of(path), 360 if path.parent.name == "Digits" else 90_000)
+        schedule = kx_schedule(kx_of(path), PER_X if path.parent.name == "Digits" else 90_000)
         assert Schedule(cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == schedule, path
         saved = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) if path.parent.name != "Digits" else cfg.SOLVER.STEPS[:1]
         for iteration in saved:

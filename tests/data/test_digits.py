@@ -118,8 +118,7 @@ def test_splits_share_nothing(digits):
     for side, data in found.items():
         assert {image["photograph"] for image in data["images"]} <= set(data["info"]["photographs"][side])
         assert {annotation["scan"] for annotation in data["annotations"]} <= set(data["info"]["scans"][side])
-    scans = {split: {*chain(*indices)} for split, indices in load_material().splits.items()}
-    assert scans.pop("search") == scans["pretrain_val"]
+    scans = {split: {*chain(*indices)} for split, indices in load_material().shares.items()}
     assert sum(map(len, scans.values())) == len(set.union(*scans.values())) == 1797
     photographs = [photograph_names(split) for split in ("train", "val", "pretrain_train")]
     assert sorted(chain(*photographs)) == sorted(PHOTOGRAPHS)

@@ -73,10 +73,10 @@ def scores(records: Sequence[Record], metric: str) -> dict[int | None, float]:
             if one.state == FINISHED and math.isfinite(one.metrics.get(metric, math.nan))}  # fmt: skip
 
 
-def passes(records: Sequence[Record]) -> str:
-    """How often the finished trainings saw their images; empty where nobody says."""
+def epochs(records: Sequence[Record]) -> str:
+    """How often the finished trainings saw an image, in the mean; empty where nobody says."""
     found = {one.metrics[EPOCHS] for one in records if one.run.kind == TRAIN and EPOCHS in one.metrics}
-    return " or ".join(f"{number:.3g}" for number in sorted(found))
+    return " or ".join(f"{number:,.0f}" if number >= 10 else f"{number:.2g}" for number in sorted(found))
 
 
 def seed_of(run: Run) -> int | None:

@@ -37,9 +37,9 @@ SIZES = {"third": "a third of the images", "tenth": "a tenth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 HEADINGS = {"norms": "In miniature", "smoke": "In miniature", own.PLACE: "All runs", own.MATRIX: "Initialisations"}
-# An image: what scratch-det data digits writes into digits' annotations/instances_train.json with its default seed;
-# not counted here, so that the figure does not depend on whether the data set is on this machine.
-INSTANCES = {"digits_train": 6_893 / 2_000, "digits_train_120": 444 / 120, "coco_2017_train": COCO_INSTANCES}
+# An image, as scratch-det data digits and data subsets write them with their default seeds; not counted here, so that
+# the figure does not depend on whether the data set is on this machine.
+INSTANCES = {"digits_train_120": 444 / 120, "coco_2017_train": COCO_INSTANCES}
 TYPICAL = 2  # of the kx schedule: the usual length of fine-tuning
 LONGER = 3  # times that, trained from scratch: the comparison of Figure 2
 LOSS_POINTS = 40  # of a smoothed loss
@@ -161,13 +161,10 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
-    figure, row = _panels(f"{_model(records[0])} with fewer images", 3.3, panels)
+    figure, row = _panels(f"{_model(records[0])} with fewer images, mean and range of the seeds", 3.8, panels)
     drawn = [one for shown in panels.values() for one in shown]
     values = [y for one in drawn for _, y in one.curves[BOX]] + [one.run.expected.get(BOX, 0) for one in drawn]
     row[-1].set_ylim(0, 1.08 * max(1, *values))
-    for axes in row:
-        axes.legend().remove()
-    _legend_below(figure)
     return figure
 
 
@@ -182,11 +179,7 @@ def _matrix(records: Sequence[Record]) -> Figure | None:
             panels.setdefault(one.run.shown.split(", ")[1], []).append(one)
     if not panels:
         return None
-    figure, row = _panels("mean and range of the seeds", 4.2, panels, styles)
-    for axes in row:
-        axes.legend().remove()
-    _legend_below(figure)
-    return figure
+    return _panels("mean and range of the seeds", 4.2, panels, styles)[0]
 
 
 def _training_loss(records: Sequence[Record]) -> Figure | None:
@@ -249,12 +242,14 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **option
 def _panels(
     title: str, height: float, panels: Mapping[str, Sequence[Record]], styles: Styles | None = None
 ) -> tuple[Figure, Sequence[Axes]]:
-    """Box AP of all schedules, a panel for each title."""
+    """Box AP of all schedules, a panel for each title, and one legend."""
     figure, (row,) = _figure(title, height, 1, len(panels), squeeze=False, sharey=True)
     for axes, (name, shown) in zip(row, panels.items(), strict=True):
         _draw_schedules(axes, shown, BOX, styles)
+        axes.legend().remove()
         axes.set_title(name)
         axes.label_outer()
+    _legend_below(figure)
     return figure, row
 
 

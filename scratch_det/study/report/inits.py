@@ -11,7 +11,7 @@ from scratch_det.evaluation.metrics import METRICS, SCRATCH
 from scratch_det.study.experiments import pixels_seen, with_prefix
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import Record
-from scratch_det.study.report.differences import BOX, Seeds, difference, interval, passes, scores
+from scratch_det.study.report.differences import BOX, Seeds, difference, epochs, interval, scores
 from scratch_det.study.run import Run
 
 COMPARED = (BOX, "segm/AP")
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 
     run: Run  # the first of them
     scores: Mapping[str, Seeds]  # by metric, of the finished ones
-    passes: str  # over the images of the column
+    epochs: str  # over the images of the column
     before: float  # pixels that its pre-training has seen, NaN where nobody says
     own: float
 
@@ -56,22 +56,31 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
         found = {metric: scores([first, *others], metric) for metric in PAPER_METRICS}
         source = known.get(first.run.pretraining or "")
         groups.append(
-            Trained(first.run, found, passes([first, *others]), *pixels_seen(first.run, source.run if source else None))
+            Trained(first.run, found, epochs([first, *others]), *pixels_seen(first.run, source.run if source else None))
         )
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
+    counted = any(one.epochs for one in groups)
     gaps = [f"{METRICS[metric].label} - random" for metric in COMPARED if metric in metrics]
-    header = ["", *(METRICS[metric].label for metric in metrics), "passes", "n", *gaps, "pixels", "random at that cost"]
-    return header, [_row(one, groups, metrics) for one in groups]
+    header = [
+        "",
+        *(METRICS[metric].label for metric in metrics),
+        *(["epochs"] if counted else []),
+        "n",
+        *gaps,
+        "pixels",
+        "random at that cost",
+    ]
+    return header, [_row(one, groups, metrics, counted) for one in groups]
 
 
-def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tuple[str, ...]:
+def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str], counted: bool) -> tuple[str, ...]:
     column = [other for other in groups if other.run.init == SCRATCH and other.place[0] == one.place[0]]
     equal = next((other for other in column if other.place == one.place), None)
     cells = [interval([*one.scores[metric].values()]) for metric in metrics]
     compared = [metric for metric in COMPARED if metric in metrics]
-    numbers = one.passes, str(max(map(len, one.scores.values())))
+    numbers = *([one.epochs] if counted else []), str(max(map(len, one.scores.values())))
     pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
     if equal is one:
         return (one.run.shown, *cells, *numbers, *("" for _ in compared), pixels, "")

@@ -14,8 +14,9 @@ from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
 from scratch_det.study.report.claims import HEADER as HEADER_OF_CLAIMS
+from scratch_det.study.report.claims import NOTE as NOTE_OF_CLAIMS
 from scratch_det.study.report.claims import rows as rows_of_claims
-from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, model_of, passes, seed_of
+from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, epochs, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
@@ -152,7 +153,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "claims":
-        return Table(kind, title, HEADER_OF_CLAIMS, tuple(rows_of_claims(CLAIMS, records)), tuple(remarks))
+        return Table(kind, title, HEADER_OF_CLAIMS, tuple(rows_of_claims(CLAIMS, records)), (NOTE_OF_CLAIMS, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
@@ -170,11 +171,11 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
         papers = [str(Difference(a.expected - b.expected)) for a, b in pairs if a.expected and b.expected]
         rows.append((f"{rows[-1][0]}, R50 in the paper", *papers))
-    seen = _passes(kind, shown)
+    seen = _epochs(kind, shown)
     if kind == "table1":
-        header = [f"{name}, {seen[name]} passes" if name in seen else name for name in header]
+        header = [f"{name}, {seen[name]} epochs" if name in seen else name for name in header]
     elif seen:
-        header, rows = [*header, "passes"], [(*row, seen.get(row[0], "")) for row in rows]
+        header, rows = [*header, "epochs"], [(*row, seen.get(row[0], "")) for row in rows]
     text = "".join(cell for row in rows for cell in row[1:])
     seeds = counts.pop() if len(counts) == 1 else "n"
     notes = ["paper / ours / difference, in percent." if with_paper else "In percent."]
@@ -205,12 +206,12 @@ def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> 
     return ["", *(label for label, _, _ in columns)], cells
 
 
-def _passes(kind: str, records: Sequence[Record]) -> dict[str, str]:
-    """How often the finished runs of each row, of each column in Table 1, saw their images; none where nobody says."""
+def _epochs(kind: str, records: Sequence[Record]) -> dict[str, str]:
+    """Of the finished runs of each row, of each column in Table 1; none where nobody says."""
     found: dict[str, list[Record]] = {}
     for one in records:
         found.setdefault(f"{one.run.k}x" if kind == "table1" else _label(kind, one.run, records), []).append(one)
-    return {label: text for label, group in found.items() if (text := passes(group))}
+    return {label: text for label, group in found.items() if (text := epochs(group))}
 
 
 def _label(kind: str, run: Run, records: Sequence[Record]) -> str:
