@@ -26,7 +26,7 @@ SCRATCH_GN, TUNED_GN = "scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rc
 
 
 def _claim(text: str, formula: str) -> Claim:
-    """``formula``: a sum of RUN or RUN:METRIC; scratch_6x_tenth is short for scratch_mask_rcnn_R_18_FPN_6x_gn_tenth."""
+    """``formula``: a sum of RUN or RUN:METRIC; scratch_3x_tenth is short for scratch_mask_rcnn_R_18_FPN_3x_gn_tenth."""
     words, terms = f"+ {formula}".split(), []
     for sign, word in zip(words[::2], words[1::2], strict=True):
         run, _, metric = word.partition(":")

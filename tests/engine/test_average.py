@@ -60,6 +60,7 @@ def test_resumed_is_uninterrupted(train: Train, monkeypatch: pytest.MonkeyPatch)
         train(*keys, name="parts", accumulate=2)
     assert is_same(train(*keys, name="parts", accumulate=2, resume=True), whole)
     assert same(average(whole.parent / "parts"), average(whole))
+    assert read(whole, "result.json")["epochs"] == 2.67  # 4 times 2 of the 3 images that have objects
 
 
 def test_is_evaluated_beside_the_model(train: Train) -> None:

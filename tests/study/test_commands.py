@@ -219,7 +219,7 @@ def test_graph(study_tool: Callable, tmp_path: Path) -> None:
 
 def test_graph_of_a_search(study_tool: Callable) -> None:
     """Pre-training, the points, the choice, and a run with what it found."""
-    name = "scratch_mask_rcnn_R_18_FPN_6x_gn_third"
+    name = "scratch_mask_rcnn_R_18_FPN_3x_gn_third"
     code, said = study_tool("plan", name, "--json", "--gpus", 1)
     assert code == 0
     steps = {step["name"]: step for step in json.loads(said)}

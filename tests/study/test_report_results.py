@@ -10,7 +10,7 @@ import pytest
 from scratch_det.errors import DataError, UserError
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FINISHED, READY, Record, load
-from scratch_det.study.report import write_report
+from scratch_det.study.report import tables_from, write_report
 from scratch_det.study.report.results import describe, kept_of, with_made
 from scratch_det.study.report.tables import as_markdown, tables_of
 from scratch_det.study.study import Study, study_in
@@ -60,6 +60,14 @@ def test_a_switch_saves_nothing() -> None:
     )
     about = describe([branch, switch])
     assert (about["iterations"], about["iterations_saved_by_sharing"]) == (240 + 1080, 1560)
+
+
+def test_tables_of_kept_results(out: Path, tmp_path: Path) -> None:
+    report(out, tmp_path / "results")
+    (expected,) = tables_of("digits/table1", load(tmp_path / "results"))
+    assert tables_from(tmp_path / "results", "digits/table1") == as_markdown(expected)
+    with pytest.raises(UserError, match=r"elsewhere has no results of digits; name their folder, --results FOLDER"):
+        tables_from(tmp_path / "elsewhere", "digits/table1")
 
 
 def test_results_of_another_experiment_are_kept(out: Path, tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ class TestTables2And3:
 
 
 class TestOtherPlaces:
+    def test_epochs_of_a_row(self) -> None:
+        runs = [outcome(R18.format(init, 6), metrics={"bbox/AP": 30.0, "epochs": epochs})
+                for init, epochs in (("scratch", 1080.0), ("pretrained", 72.5))]  # fmt: skip
+        found = table("digits/table2", *runs)
+        assert [row(found, f"R18, {init}")["epochs"] for init in ("scratch", "pretrained")] == ["1,080", "72"]
+        assert "6x, 72 epochs" in table("digits/table1", runs[1]).header
+
     @pytest.mark.parametrize("place", ["digits/freezing", "digits/small_data"])
     def test_seeds_share_a_row(self, place: str) -> None:
         trained = {run.repeats for run in of_place(place) if run.kind == TRAIN}
