@@ -25,6 +25,7 @@ from pathlib import Path
 
 from scratch_det.errors import UserError
 from scratch_det.files import ROOT, sha256_of, write_atomically
+from scratch_det.reading import read_json
 from scratch_det.study import own
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import jobs_of, of_place
@@ -160,8 +161,9 @@ def tables_from(results: Path | None, experiment: str) -> str:
     """
     whole = whole_of(experiment)
     folder = results or ROOT / "results" / Path(whole).stem
-    if not (records := read_results(folder, whole)):
+    if not (about := folder / DESCRIPTION).exists():
         raise UserError(f"{folder} has no results of {whole}; name their folder, --results FOLDER")
+    records = read_results(folder, str(read_json(about, fix=stored.RESTORE).get("experiment")))
     return "\n".join(map(as_markdown, tables_of(experiment, [*records.values()])))
 
 
