@@ -153,7 +153,7 @@ class TestFigures:
         assert to_hex(band.get_facecolor()[0]) == LOWER_VERMILION
 
     def test_what_the_paper_reports_is_an_open_mark(self) -> None:
-        """Table 1's ends in Figure 1; of Figure 5's bars those that it gives a number for."""
+        """Table 1's ends in Figure 1; of Figure 5's points those that it gives a number for."""
         (axes, *_) = figures_of("figure1", made_up("figure1"))["figure1"].axes
         marks = [line for line in axes.lines if line.get_markerfacecolor() == GROUND and len(line.get_xdata())]
         assert [list(zip(*line.get_data(), strict=True)) for line in marks] == [
@@ -163,10 +163,11 @@ class TestFigures:
         assert list(legend(axes)) == ["random initialisation", "pre-trained", "the paper"]
         found = figures_of("figure5", made_up("figure5"))["figure5"].axes[2]
         assert found.get_title() == "R101-FPN, box AP"
-        marks = {tuple(point) for line in found.lines for point in np.round(line.get_xydata(), 1).tolist()}
-        assert marks == {(-0.2, 42.7), (0.2, 42.2), (0.8, 45.0), (1.8, 47.4)}
+        marks = {tuple(point) for line in found.lines if line.get_markerfacecolor() == GROUND
+                 for point in np.round(line.get_xydata(), 2).tolist()}  # fmt: skip
+        assert marks == {(-0.15, 42.7), (0.15, 42.2), (0.85, 45.0), (1.85, 47.4)}
 
-    def test_an_unfinished_run_is_no_bar(self) -> None:
+    def test_an_unfinished_run_is_no_point(self) -> None:
         unfinished = [replace(one, state="interrupted") for one in made_up("digits/figure5")]
         assert figures_of("digits/figure5", unfinished) == {}
 
@@ -218,14 +219,14 @@ class TestContent:
         assert texts(legend_below.get_texts()) == ["pre-training", "fine-tuning", "random initialisation"]
 
     def test_enhanced(self) -> None:
-        """Test aug is measured with it; each step has a bar for both initialisations, and its number in it."""
+        """Test aug is measured with it; each step has a point for both initialisations, and its number at it."""
         (figure,) = figures_of("digits/figure5", made_up("digits/figure5")).values()
         assert [axes.get_title() for axes in figure.axes] == ["R18-FPN, box AP", "R18-FPN, mask AP"]
         for axes, augmented in zip(figure.axes, (42.0, 37.0), strict=True):
             heights = [40.0, 40.0, 40.0, augmented]
-            for shift, color in ((-0.2, LOWER_VERMILION), (0.2, LOWER_BLUE)):
-                found = [bar for bar in bars(axes) if bar[3] == color]
-                assert found == [(x + shift, 0, height, color) for x, height in enumerate(heights)]
+            for line, shift, color in zip(axes.lines, (-0.15, 0.15), (VERMILION, BLUE), strict=True):
+                assert line.get_color() == color
+                assert line.get_xydata().tolist() == [[x + shift, height] for x, height in enumerate(heights)]
             assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]
             assert texts(axes.get_xticklabels()) == ["baseline", "+ train aug", "+ cascade", "+ test aug"]
             assert axes.get_ylim() == (min(heights) - 2, min(heights) + 5)  # one scale: 4 more than the mask APs span
@@ -236,8 +237,8 @@ class TestContent:
         third, tenth = "a third of the images", "a tenth of the images"
         titles = [axes.get_title() for axes in figure.axes]
         assert titles == [f"{third}\nhyper-parameters of all", third, tenth]
-        both = {(k * PER_X, 40.0, color) for k in (3, 6) for color in (VERMILION, BLUE)}
-        assert [ends(axes) for axes in figure.axes] == [{(3 * PER_X, 40.0, BLUE)}, both, both]
+        both = {(k * PER_X, 40.0, color) for k in (1, 3) for color in (VERMILION, BLUE)}
+        assert [ends(axes) for axes in figure.axes] == [{(PER_X, 40.0, BLUE)}, both, both]
         assert {axes.get_ylim() for axes in figure.axes} == {(0, 1.08 * 40)}
         assert [axes.get_ylabel() for axes in figure.axes] == ["box AP (%)", "", ""]
 
@@ -248,7 +249,7 @@ class TestContent:
         assert axes.get_ylabel() == "training loss"
         assert legend(axes) == {"random initialisation": VERMILION, "pre-trained": BLUE}
         last = [(line.get_color(), line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines]
-        assert last == 2 * [(VERMILION, 6 * PER_X, 1.0)] + 2 * [(BLUE, 3 * PER_X, 1.0)]  # as logged, and smoothed
+        assert last == 2 * [(VERMILION, 3 * PER_X, 1.0)] + 2 * [(BLUE, PER_X, 1.0)]  # as logged, and smoothed
 
     def test_norms(self) -> None:
         """A line for each, with its last value in the legend."""

@@ -130,23 +130,25 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
     height = 0.5 + 2.7 * len(panels) / len(TASKS)
     figure, rows = _figure("enhanced baselines", height, len(panels) // len(TASKS), len(TASKS), squeeze=False)
     found = {panel: [y for key, y in (*ours.items(), *paper.items()) if key[:2] == panel] for panel in panels}
-    # Bars do not begin at 0, as the paper's differences are 0.2 to 0.7 AP; all panels have one scale.
+    # Points, as the paper's differences of 0.2 to 0.7 AP would be lost in bars from 0; all panels have one scale.
     span = 4 + max(max(values) - min(values) for values in found.values() if values)
     for axes, (model, task) in zip(rows.flat, panels, strict=True):
         bottom = math.floor(min(found[model, task], default=0)) - 2
-        for shift, (init, (label, color, _)) in zip((-0.2, 0.2), INITS.items(), strict=True):
-            bars, marks = ({x + shift: values[key] for x, step in enumerate(STEPS)
-                            if (key := (model, task, step, init)) in values} for values in (ours, paper))  # fmt: skip
-            axes.bar(list(bars), list(bars.values()), 0.38, color=color, label=label)
-            for x, height in bars.items():
-                axes.text(x, bottom + 0.02 * span, f"{height:.1f}", fontsize=7.5, ha="center", color="white")
+        for shift, (init, (label, color, marker)) in zip((-0.15, 0.15), INITS.items(), strict=True):
+            points, marks = ([(x + shift, values[key]) for x, step in enumerate(STEPS)
+                              if (key := (model, task, step, init)) in values] for values in (ours, paper))  # fmt: skip
+            if points:
+                plot(axes, points, color=color, marker=marker, ls="", label=label)
+            for x, y in points:
+                axes.annotate(f"{y:.1f}", (x, y), (0, 6), textcoords="offset points", fontsize=7.5, ha="center")
             if marks:
-                plot(axes, list(marks.items()), marker="D", label="the paper", **REPORTED)
+                plot(axes, marks, marker="D", label="the paper", **REPORTED)
         axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
         axes.set_xlim(-0.6, len(STEPS) - 0.4)
         axes.set_ylim(bottom, bottom + span)
         axes.set_title(f"{model}, {TASKS[task]}")
         axes.set_ylabel("AP (%)")
+        axes.grid(axis="y")
     _legend_below(figure)
     return figure
 
