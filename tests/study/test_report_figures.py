@@ -165,7 +165,7 @@ class TestFigures:
         assert found.get_title() == "R101-FPN, box AP"
         marks = {tuple(point) for line in found.lines if line.get_markerfacecolor() == GROUND
                  for point in np.round(line.get_xydata(), 2).tolist()}  # fmt: skip
-        assert marks == {(-0.15, 42.7), (0.15, 42.2), (0.85, 45.0), (1.85, 47.4)}
+        assert marks == {(-0.1, 42.7), (0.1, 42.2), (0.9, 45.0), (1.9, 47.4)}
 
     def test_an_unfinished_run_is_no_point(self) -> None:
         unfinished = [replace(one, state="interrupted") for one in made_up("digits/figure5")]
@@ -224,7 +224,7 @@ class TestContent:
         assert [axes.get_title() for axes in figure.axes] == ["R18-FPN, box AP", "R18-FPN, mask AP"]
         for axes, augmented in zip(figure.axes, (42.0, 37.0), strict=True):
             heights = [40.0, 40.0, 40.0, augmented]
-            for line, shift, color in zip(axes.lines, (-0.15, 0.15), (VERMILION, BLUE), strict=True):
+            for line, shift, color in zip(axes.lines, (-0.1, 0.1), (VERMILION, BLUE), strict=True):
                 assert line.get_color() == color
                 assert line.get_xydata().tolist() == [[x + shift, height] for x, height in enumerate(heights)]
             assert texts(axes.texts) == 2 * [f"{height:.1f}" for height in heights]

@@ -134,13 +134,14 @@ def _enhanced(records: Sequence[Record]) -> Figure | None:
     span = 4 + max(max(values) - min(values) for values in found.values() if values)
     for axes, (model, task) in zip(rows.flat, panels, strict=True):
         bottom = math.floor(min(found[model, task], default=0)) - 2
-        for shift, (init, (label, color, marker)) in zip((-0.15, 0.15), INITS.items(), strict=True):
+        for shift, (init, (label, color, marker)) in zip((-0.1, 0.1), INITS.items(), strict=True):
             points, marks = ([(x + shift, values[key]) for x, step in enumerate(STEPS)
                               if (key := (model, task, step, init)) in values] for values in (ours, paper))  # fmt: skip
             if points:
                 plot(axes, points, color=color, marker=marker, ls="", label=label)
             for x, y in points:
-                axes.annotate(f"{y:.1f}", (x, y), (0, 6), textcoords="offset points", fontsize=7.5, ha="center")
+                axes.annotate(f"{y:.1f}", (x, y), (20 * shift, 6), textcoords="offset points", fontsize=7.5,
+                              ha="right" if shift < 0 else "left")  # fmt: skip
             if marks:
                 plot(axes, marks, marker="D", label="the paper", **REPORTED)
         axes.set_xticks(range(len(STEPS)), list(STEPS.values()))
@@ -163,7 +164,7 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
             panels.setdefault("\n".join([SIZES.get(size, f"{size} images"), *others]), []).append(one)
     if not panels:
         return None
-    figure, row = _panels(f"{_model(records[0])} with fewer images, mean and range of the seeds", 3.8, panels)
+    figure, row = _panels(f"{_model(records[0])}, mean and range of the seeds", 3.8, panels)
     drawn = [one for shown in panels.values() for one in shown]
     values = [y for one in drawn for _, y in one.curves[BOX]] + [one.run.expected.get(BOX, 0) for one in drawn]
     row[-1].set_ylim(0, 1.08 * max(1, *values))
