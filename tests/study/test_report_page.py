@@ -214,7 +214,7 @@ class TestPage:
         assert len(pictured) == 6
         assert not any("_seed" in name for name in pictured)
         lines = [line for group in curves(records).values() for line in group]
-        assert {line["run"] for line in lines} > {"scratch, 6x", "third, scratch, 6x", "none, 3x"}
+        assert {line["run"] for line in lines} > {"scratch, 6x", "third, scratch, 3x", "none, 3x"}
         assert {point[:2] for line in lines for point in line["curves"]["bbox/AP"]} == {(30, 1.0)}
         table = table_of(study_page("x", [], records, {}, runs), "config-keys-that-differ")
         assert table[0] == ["run", "X"]
