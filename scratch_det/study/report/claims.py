@@ -9,7 +9,7 @@ from scratch_det.study.records import Record
 from scratch_det.study.report.differences import difference, scores
 from scratch_det.study.run import Claim
 
-HEADER = ("box AP unless it says otherwise, in percent", "", "n", "its interval excludes 0")
+HEADER = ("box AP unless it says otherwise, in percent", "estimate", "n", "its interval excludes 0")
 NOTE = "±: half of the 95 % interval, by Student's t over n pairs of equal seeds."
 
 
