@@ -135,10 +135,12 @@ class Local:
         waiting = [step for step in steps if not step.is_done]  # in the given order: a trunk before its branches
         with self.stop.listening():
             while True:
-                to_come = {step.name for step in waiting} | {process.step.name for process in self.processes}
+                busy = {process.step.name for process in self.processes}  # with a file, too: it may still evaluate
+                to_come = {step.name for step in waiting} | busy
                 for step in [] if self.stop.requested else list(waiting):
                     needs = [by_name[name] for name in step.needs if name in by_name]
-                    is_ready = all(need.is_done or (step.also_after_failures and need.name not in to_come)
+                    is_ready = all((need.is_done and need.name not in busy)
+                                   or (step.also_after_failures and need.name not in to_come)
                                    for need in needs) and all(path.exists() for path in step.inputs)  # fmt: skip
                     if not is_ready:
                         continue

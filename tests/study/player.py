@@ -42,6 +42,8 @@ if (out / f"{name}.fail").exists():
     sys.exit("error: the disk is on fire")
 if checkpoint:
     Path(checkpoint).touch()
+    while (out / f"{name}.evaluates").exists():
+        time.sleep(0.02)
     write("status.json", state="paused", iteration=1)
 else:
     write("result.json", iteration=iterations, seconds=2.0, metrics={"bbox": {"AP": 12.5, "AP50": None}})
@@ -49,7 +51,7 @@ else:
 
 
 class Players(Local):
-    """Runs are the script above; DIR/NAME.wait keeps a step from going on, DIR/NAME.fail makes it fail."""
+    """Runs are the script above. DIR/NAME.wait keeps a step from going on, .evaluates from ending; .fail makes it fail."""
 
     @staticmethod
     def command(step: Step) -> list[str]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,6 +63,19 @@ class TestRunning:
         until(lambda: states(study)[TRUNK] == RUNNING)  # its second step may begin after the branch
         (study.out / f"{TRUNK}.wait").unlink()
         assert process.wait(MINUTES) == 0
+
+    def test_the_next_part_waits_for_the_end_of_the_one_before(self, study: Study) -> None:
+        """Not only for its checkpoint: it would find the folder locked."""
+        (evaluates := study.out / f"{PART}.evaluates").touch()
+        process = in_a_process(study)
+        until(lambda: (study.out / TRUNK / "checkpoints/model_0000011.pth").exists())
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)  # fifty looks
+        assert starts(study) == [PART]
+        evaluates.unlink()
+        assert process.wait(MINUTES) == 0
+        assert starts(study)[0] == PART
+        assert len(starts(study)) == 3
 
     def test_finished_runs_are_left_alone(self, study: Study) -> None:
         assert play(study) == play(study) == 0
