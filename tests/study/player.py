@@ -51,7 +51,7 @@ else:
 
 
 class Players(Local):
-    """Runs are the script above. DIR/NAME.wait keeps a step from going on, .evaluates from ending; .fail makes it fail."""
+    """Runs are the script above. DIR/NAME.wait keeps a step from going on, .evaluates from ending."""
 
     @staticmethod
     def command(step: Step) -> list[str]:
