@@ -18,7 +18,7 @@ What a column says comes before what a row says. ``lengths``: in 1x of ``per_x``
 shorter ones branch off the longest. ``weights``: the file, found from this file's folder, or address of MODEL.WEIGHTS;
 ``pixels``: MODEL.WEIGHTS_PIXELS; ``source``, an address or a command, and ``licence``: for readers, and for who lacks
 the file. Of what a pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281,167 by default, and an image's
-``views``, {SIDE: NUMBER}.
+``views``, {SIDE: NUMBER}. ``columns`` of a row: those that it is trained in, all by default.
 """
 
 import re
@@ -60,8 +60,10 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "images": (lambda value: _are_numbers([value], 1), "the number of images of an epoch"),
     "views": (lambda value: isinstance(value, dict) and all(side.isdecimal() and _are_numbers([number], 1)
                                                             for side, number in value.items()), "{SIDE: NUMBER}"),
+    COLUMNS: (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+              "a list of columns, such as [all]"),
 }  # fmt: skip
-OF_COLUMNS = [*FIELDS][:6]  # up to changes; what a run starts from is a row's
+OF_COLUMNS, OF_RUNS = [*FIELDS][:6], [*FIELDS][:-1]  # what a column's runs start from is a row's
 SET_BY = (("OUTPUT_DIR", "its name"), ("SEED", "seeds"), ("MODEL.WEIGHTS", "pretraining"), ("MODEL.WEIGHTS", "weights"),
           ("MODEL.WEIGHTS_PIXELS", "pixels"), ("SOLVER.MAX_ITER", "lengths"), ("SOLVER.STEPS", "lengths"))  # fmt: skip
 Fields = Mapping[str, Any]  # of a run or a column, by their names
@@ -90,14 +92,18 @@ def runs(path: Path) -> list[Run]:
     rows = {name for name, one in sections.items() if columns and not (isinstance(one, dict) and "recipe" in one)}
     sections |= {name: sections[name] or {} for name in rows}  # of a random one nothing has to be said
     for name in sections:
-        _check(name, sections, where, needs_recipe=name not in rows)
+        _check(name, sections, where, [*FIELDS] if name in rows else OF_RUNS, needs_recipe=name not in rows)
     for name in columns:
         _check(name, columns, lambda name: where(f"{COLUMNS}.{name}"), OF_COLUMNS)
     if columns and not rows:
         raise ConfigError(f"{path}: there are {COLUMNS} and no row, a run without a recipe: write random: {{}}")
     sources, found = {fields.get("pretraining") for fields in sections.values()}, list[Run]()
     for name, fields in sections.items():
-        for column, shared in columns.items() if name in rows else ():
+        for column in fields.get(COLUMNS, columns) if name in rows else ():
+            if column not in columns:
+                here = where(f"{name}.{COLUMNS}")
+                raise ConfigError(f"{here}: {name}.columns has {column}, expected some of {', '.join(columns)}")
+            shared = columns[column]
             changes = flatten(fields.get("changes", {})) | flatten(shared.get("changes", {}))
             run = Run(f"{name}_{column}", (MATRIX,), f"{name}, {column}", SCRATCH, k=0)
             found += _repeated(path.parent, {**fields, **shared, "changes": changes}, run, where(f"{COLUMNS}.{column}"))
@@ -157,8 +163,7 @@ def _lengths(run: Run, lengths: list[int], per_x: int) -> Iterator[Run]:
 
 
 def _check(
-    name: str, sections: Mapping[str, Fields], where: Where, known: Sequence[str] = tuple(FIELDS),
-    needs_recipe: bool = True,
+    name: str, sections: Mapping[str, Fields], where: Where, known: Sequence[str], needs_recipe: bool = True,
 ) -> None:  # fmt: skip
     """Raise ConfigError for the first error in a section, of a run or a column, which has fields of ``known``."""
     fields, here = sections[name], where(name)
