@@ -49,6 +49,11 @@ def test_each_row_in_each_column(file: Path) -> None:
     assert {run.places for run in runs.values()} == {(own.MATRIX,), (own.PRETRAINING,)}
 
 
+def test_a_row_in_some_columns(file: Path) -> None:
+    file.write_text(MATRIX.replace("ours: {", "ours: {columns: [few], "))
+    assert [name for name in by_name(file) if name.startswith("ours")] == ["ours_few"]
+
+
 def test_lengths_share_a_trunk(file: Path) -> None:
     jobs = {job.name: job for job in jobs_of(own.runs(file))}
     assert (jobs["moco_all_1x"].start, jobs["moco_all_1x"].iterations) == (6, 3)
@@ -97,8 +102,10 @@ WRONG = {
         "random: {changes: {SOLVER.MAX_ITER: 9}}",
         r"random_all changes SOLVER.MAX_ITER, which lengths sets",
     ),
+    "ours: {": ("ours: {columns: [al], ", r"matrix\.yaml:7: ours.columns has al, expected some of all, few"),
+    "crops: {": ("crops: {columns: [all], ", r"crops has no columns; it may have recipe"),
     "  few:": ("  all_1x: {recipe: scratch.yaml}\n  few:", r"moco_all_1x and moco_all_1x would be one folder"),
-    "crops: {": ("random_FEW: {recipe: scratch.yaml}\ncrops: {", r"random_few and random_FEW would be one folder"),
+    "\ncrops: {": ("\nrandom_FEW: {recipe: scratch.yaml}\ncrops: {", r"random_few and random_FEW would be one folder"),
     "{pretraining: crops,": ("{pretraining: random,", r"ours starts from random, expected a run of this file that"),
     "crops: {recipe": (
         "crops: {lengths: [2], recipe",
