@@ -63,10 +63,12 @@ def test_the_table(file: str) -> None:
     assert [*found][:5] == ["random, all, 1x", "known, all, 1x", "unknown, all, 1x", "ours, all, 1x", "random, all, 2x"]
     half = 12.706 / 2  # t of one degree, times the deviation 0.7071 over the root of 2
     assert found["random, all, 1x"] == {"box AP": f"10.5 ± {half:.1f}", "n": "2",
-                                        "box AP - random": "", "pixels": "3.6 k",
-                                        "random at that cost": ""}  # fmt: skip
+                                        "box AP - random": "", "box AP - random, longest": "-20.0 ± 0.0",
+                                        "pixels": "3.6 k", "random at that cost": ""}  # fmt: skip
+    assert found["random, all, 4x"]["box AP - random, longest"] == ""
     one = found["known, all, 1x"]
     assert (one["box AP - random"], one["pixels"]) == ("+15.0 ± 0.0", "43.2 k + 3.6 k")
+    assert one["box AP - random, longest"] == "-5.0 ± 0.0"
     assert one["random at that cost"] == "longer than any"
     assert found["ours, all, 1x"]["pixels"] == "3.6 k + 3.6 k"
     assert found["ours, all, 1x"]["random at that cost"] == "2x: -5.0 ± 0.0"

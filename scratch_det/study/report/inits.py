@@ -5,6 +5,7 @@ Cost is what Figure 2 counts, pixels seen, pre-training included.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from scratch_det.evaluation.metrics import METRICS, SCRATCH
@@ -17,7 +18,8 @@ from scratch_det.study.run import Run
 COMPARED = (BOX, "segm/AP")
 NOTES = (
     "In percent. ±: half of the 95 % interval, by Student's t over n seeds; of a difference over pairs of equal seeds, "
-    "where two runs or more share them. - random: the difference to random initialisation after as many iterations.",
+    "where two runs or more share them. - random: the difference to random initialisation after as many iterations; "
+    "- random, longest: to its longest training.",
     "Pixels: those that pre-training and training see. Random at that cost: the difference of box AP to the shortest "
     "training from random initialisation that sees as many pixels.",
     "The lengths of one initialisation and seed rest on the same first iterations.",
@@ -44,7 +46,7 @@ class Trained(NamedTuple):
 
 
 def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Header and rows: by column and length, in each the initialisations in the order of the file.
+    """Header and rows: by column and length, in each the initialisations in the order of the file; no empty column.
 
     The first random one of a column is what the others are compared with.
     """
@@ -61,32 +63,28 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))
-    counted = any(one.epochs for one in groups)
     gaps = [f"{METRICS[metric].label} - random" for metric in COMPARED if metric in metrics]
-    header = [
-        "",
-        *(METRICS[metric].label for metric in metrics),
-        *(["epochs"] if counted else []),
-        "n",
-        *gaps,
-        "pixels",
-        "random at that cost",
-    ]
-    return header, [_row(one, groups, metrics, counted) for one in groups]
+    gaps.append(f"{METRICS[BOX].label} - random, longest")
+    labels = (METRICS[metric].label for metric in metrics)
+    header = ["", *labels, "epochs", "n", *gaps, "pixels", "random at that cost"]
+    rows = [_row(one, groups, metrics) for one in groups]
+    used = [number == 0 or any(cells) for number, cells in enumerate(zip(*rows, strict=True))]
+    return [*compress(header, used)], [tuple(compress(row, used)) for row in rows]
 
 
-def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str], counted: bool) -> tuple[str, ...]:
+def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tuple[str, ...]:
     column = [other for other in groups if other.run.init == SCRATCH and other.place[0] == one.place[0]]
     equal = next((other for other in column if other.place == one.place), None)
     cells = [interval([*one.scores[metric].values()]) for metric in metrics]
-    compared = [metric for metric in COMPARED if metric in metrics]
-    numbers = *([one.epochs] if counted else []), str(max(map(len, one.scores.values())))
     pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
-    if equal is one:
-        return (one.run.shown, *cells, *numbers, *("" for _ in compared), pixels, "")
-    gaps = [str(difference(one.scores[metric], equal.scores[metric] if equal else {})) for metric in compared]
-    nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
-    at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
-    if nearest:
-        at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
-    return (one.run.shown, *cells, *numbers, *gaps, pixels, at_cost)
+    gaps, at_cost = ["" for metric in COMPARED if metric in metrics], ""
+    if equal is not one:
+        theirs = equal.scores if equal else dict.fromkeys(metrics, {})
+        gaps = [str(difference(one.scores[metric], theirs[metric])) for metric in COMPARED if metric in metrics]
+        nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
+        at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
+        if nearest:
+            at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
+    is_longest = not column or column[-1].place == one.place
+    gaps.append("" if is_longest else str(difference(one.scores[BOX], column[-1].scores[BOX])))
+    return (one.run.shown, *cells, one.epochs, str(max(map(len, one.scores.values()))), *gaps, pixels, at_cost)

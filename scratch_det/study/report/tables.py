@@ -13,9 +13,7 @@ from scratch_det.study.digits import CLAIMS
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
-from scratch_det.study.report.claims import HEADER as HEADER_OF_CLAIMS
-from scratch_det.study.report.claims import NOTE as NOTE_OF_CLAIMS
-from scratch_det.study.report.claims import rows as rows_of_claims
+from scratch_det.study.report import claims
 from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, epochs, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
@@ -153,7 +151,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "claims":
-        return Table(kind, title, HEADER_OF_CLAIMS, tuple(rows_of_claims(CLAIMS, records)), (NOTE_OF_CLAIMS, *remarks))
+        return Table(kind, title, claims.HEADER, tuple(claims.rows(CLAIMS, records)), (claims.NOTE, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
