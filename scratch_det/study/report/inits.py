@@ -79,7 +79,7 @@ def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tup
     pixels = " + ".join(map(with_prefix, filter(None, (one.before, one.own))))
     gaps, at_cost = ["" for metric in COMPARED if metric in metrics], ""
     if equal is not one:
-        theirs = equal.scores if equal else dict.fromkeys(metrics, {})
+        theirs = equal.scores if equal else {metric: {} for metric in metrics}
         gaps = [str(difference(one.scores[metric], theirs[metric])) for metric in COMPARED if metric in metrics]
         nearest = min((other for other in column if other.cost >= one.cost), key=lambda other: other.cost, default=None)
         at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
