@@ -35,8 +35,8 @@ lint: $(INSTALLED)-dev  ## format, style and types; the Dockerfile
 	$(RUN) -m mypy
 	$(VENV)/bin/hadolint Dockerfile
 
-docs: $(INSTALLED)  ## bring the tables of docs/miniature.md, the figures and the page of docs/digits/ up to date
-	$(RUN) tools/render_docs.py --project projects/self_supervised
+docs: $(INSTALLED)-dev  ## bring the tables in docs/*.md, the figures and pages in docs/*/ up to date with results/
+	$(RUN) tools/render_docs.py --project projects/self_supervised --project projects/timm_backbones
 
 # An environment that is already there is reused; pip leaves alone in it what is recent enough.
 $(VENV)/bin/python:

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Bring the tables in README.md and docs/*.md, and figures and page in docs/*/, up to date with results/.
 
-    python tools/render_docs.py --project projects/self_supervised
-    python tools/render_docs.py --project projects/self_supervised --check
+    python tools/render_docs.py --project projects/self_supervised --project projects/timm_backbones [--check]
 
 A table goes between a line `<!-- results EXPERIMENT -->` and a line `<!-- end -->`; EXPERIMENT as in scratch-det study.
 docs/NAME/ has figures and page of results/NAME/, and SOURCE: SHA-256 of the numbers that the figures were drawn from,

@@ -25,6 +25,7 @@ from scratch_det.engine.plan import Request
 from scratch_det.engine.state import build_optimizer
 from scratch_det.errors import ConfigError, UserError
 from scratch_det.modeling.backbones import build_bottom_up
+from scratch_det.study.experiments import of_place
 from scratch_det.weights.load import load_weights
 from scratch_det.weights.pixels import Pixels
 
@@ -255,6 +256,18 @@ UNREAD = {
         "LAYER_DECAY is 0.9, which MODEL.BACKBONE.NAME build_resnet_fpn_backbone ignores",
     ),
 }
+
+
+def test_the_study_of_blood_cells() -> None:
+    """Both initialisations in three sizes of data; frozen norms with all images only, and only with weights."""
+    runs = {run.name: run for run in of_place("bccd") if run.seed is None}
+    rows = {name.rsplit("_", 2)[0] for name in runs if "_tenth_" in name}
+    assert rows == {"random", "imagenet"}
+    assert {name for name in runs if "frozen" in name} == {f"imagenet_frozen_bn_all_{k}x" for k in (1, 3, 6)}
+    for run in runs.values():
+        cfg = load_config(run.config, run.changes).cfg
+        check_config(cfg)
+        assert run.per_x == run.iterations / run.k == cfg.SOLVER.MAX_ITER / run.k
 
 
 @pytest.mark.parametrize("case", UNREAD)
