@@ -28,8 +28,8 @@ from scratch_det.study import own
 from scratch_det.study.digits import PER_X
 from scratch_det.study.experiments import find, jobs_of, of_place
 from scratch_det.study.records import LOSS, Record
-from scratch_det.study.report.bands import bands_of, own_part
 from scratch_det.study.report.figures import FIGURES, REPORT_STYLE, draw, figures_of
+from scratch_det.study.report.seeds import bands_of, own_part
 from scratch_det.study.run import EVALUATE, TRAIN, Run
 from scratch_det.visualization.curves import GROUND
 

@@ -9,8 +9,8 @@ from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study import own
 from scratch_det.study.experiments import find
 from scratch_det.study.records import FAILED, FINISHED, Record
-from scratch_det.study.report.differences import Difference, headlines
 from scratch_det.study.report.page import Folders, study_page
+from scratch_det.study.report.seeds import Difference, headlines
 from scratch_det.study.report.tables import tables_of
 from scratch_det.study.run import Run
 

@@ -9,8 +9,8 @@ import pytest
 from scratch_det.evaluation.metrics import VERMILION
 from scratch_det.study import own
 from scratch_det.study.records import FINISHED, READY, Record
-from scratch_det.study.report.differences import difference, interval
 from scratch_det.study.report.figures import figures_of
+from scratch_det.study.report.seeds import difference, interval
 from scratch_det.study.report.tables import Table, tables_of
 from scratch_det.study.run import PRETRAIN
 

@@ -19,8 +19,7 @@ from scratch_det.evaluation.metrics import GREY, INITS, INK, METRICS, PRETRAINED
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Record
-from scratch_det.study.report.bands import Band, bands_of
-from scratch_det.study.report.differences import BOX, model_of, row_of
+from scratch_det.study.report.seeds import BOX, Band, bands_of, grouped, model_of, row_of
 from scratch_det.study.report.tables import DIGITS, label_of_norm
 from scratch_det.study.run import TRAIN, Run, from_here
 from scratch_det.visualization.curves import BESIDE, GROUND, STYLE, plot, save_figure, show_iterations, thin
@@ -176,10 +175,7 @@ def _matrix(records: Sequence[Record]) -> Figure | None:
     colors = colors_of({row_of(one.run): one.run.init for one in records})
     looks = zip(colors.items(), cycle("osDv^Pp*X"), strict=False)
     styles = {row: (INITS[row][0] if row in INITS else row, color, marker) for (row, color), marker in looks}
-    panels: dict[str, list[Record]] = {}
-    for one in records:
-        if BOX in one.curves:
-            panels.setdefault(one.run.shown.split(", ")[1], []).append(one)
+    panels = grouped((one for one in records if BOX in one.curves), lambda one: one.run.shown.split(", ")[1])
     if not panels:
         return None
     return _panels("mean and range of the seeds", 4.2, panels, styles)[0]

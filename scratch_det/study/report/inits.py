@@ -12,7 +12,7 @@ from scratch_det.evaluation.metrics import METRICS, SCRATCH
 from scratch_det.study.experiments import pixels_seen, with_prefix
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import Record
-from scratch_det.study.report.differences import BOX, Seeds, difference, epochs, interval, scores
+from scratch_det.study.report.seeds import BOX, Seeds, difference, epochs, grouped, interval, scores
 from scratch_det.study.run import Run
 
 COMPARED = (BOX, "segm/AP")
@@ -50,16 +50,11 @@ def matrix(records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list
 
     The first random one of a column is what the others are compared with.
     """
-    seeds: dict[str, list[Record]] = {}
-    for one in records:
-        seeds.setdefault(one.run.shown, []).append(one)
     groups = []
-    for first, *others in seeds.values():
-        found = {metric: scores([first, *others], metric) for metric in PAPER_METRICS}
-        source = known.get(first.run.pretraining or "")
-        groups.append(
-            Trained(first.run, found, epochs([first, *others]), *pixels_seen(first.run, source.run if source else None))
-        )
+    for seeds in grouped(records, lambda one: one.run.shown).values():
+        run, source = seeds[0].run, known.get(seeds[0].run.pretraining or "")
+        found = {metric: scores(seeds, metric) for metric in PAPER_METRICS}
+        groups.append(Trained(run, found, epochs(seeds), *pixels_seen(run, source.run if source else None)))
     metrics = [metric for metric in PAPER_METRICS if any(one.scores[metric] for one in groups)] or [BOX]
     columns = [one.place[0] for one in groups]
     groups.sort(key=lambda one: (columns.index(one.place[0]), one.run.iterations))

@@ -25,9 +25,8 @@ from scratch_det.evaluation.metrics import INK, METRICS, TTA, colors_of, main_me
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
 from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
-from scratch_det.study.report.bands import Band, bands_of
-from scratch_det.study.report.differences import headlines, model_of
 from scratch_det.study.report.results import MADE_WITH
+from scratch_det.study.report.seeds import Band, bands_of, headlines, model_of
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 from scratch_det.visualization.curves import thin

@@ -13,10 +13,19 @@ from scratch_det.study.digits import CLAIMS
 from scratch_det.study.experiments import of_place
 from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
-from scratch_det.study.report import claims
-from scratch_det.study.report.differences import BOX, Difference, Seeds, difference, epochs, model_of, seed_of
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
+from scratch_det.study.report.seeds import (
+    BOX,
+    Difference,
+    Seeds,
+    claimed,
+    difference,
+    epochs,
+    grouped,
+    model_of,
+    scores,
+)
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, TOP1 = "digits/", ("paper", "digits"), "classification/top1"
@@ -151,7 +160,8 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "claims":
-        return Table(kind, title, claims.HEADER, tuple(claims.rows(CLAIMS, records)), (claims.NOTE, *remarks))
+        head, said, note = claimed(CLAIMS, records)
+        return Table(kind, title, head, said, (note, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
@@ -163,7 +173,8 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     rows = [(label, *(cell.text(with_paper, len(counts) > 1) for cell in row)) for label, row in grid.items()]
     inits = {one.run.init: _label(kind, one.run, shown) for one in shown if one.run.kind != PRETRAIN}
     if kind in (*BY_MODEL, own.PLACE) and len(grid) == len(inits) == 2:
-        rows.append(_gap(grid[inits[SCRATCH]], grid[inits[PRETRAINED]]))
+        both = zip(grid[inits[SCRATCH]], grid[inits[PRETRAINED]], strict=True)
+        rows.append((f"{SCRATCH} - {PRETRAINED}", *(str(difference(a.values, b.values)) for a, b in both)))
     if kind in BY_MODEL and is_digits:  # other data: only the difference between the initialisations compares
         _, paper = _grid(kind, [Record(run, READY) for run in of_place(kind)], {})
         pairs = zip(paper[f"R50, {SCRATCH}"], paper[f"R50, {PRETRAINED}"], strict=True)
@@ -183,9 +194,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
 
 def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> tuple[list[str], dict[str, list[Cell]]]:
     """Header and rows by label; columns are schedules in Table 1, metrics elsewhere."""
-    rows: dict[str, list[Record]] = {}
-    for one in records:
-        rows.setdefault(_label(kind, one.run, records), []).append(one)
+    rows = grouped(records, lambda one: _label(kind, one.run, records))
     roots = {one.run.name: _root(one, known) for one in records if one.state == FINISHED}
     shared = {name for name, root in roots.items() if [*roots.values()].count(root) > 1}
     if kind == "table1":
@@ -206,9 +215,7 @@ def _grid(kind: str, records: Sequence[Record], known: Mapping[str, Record]) -> 
 
 def _epochs(kind: str, records: Sequence[Record]) -> dict[str, str]:
     """Of the finished runs of each row, of each column in Table 1; none where nobody says."""
-    found: dict[str, list[Record]] = {}
-    for one in records:
-        found.setdefault(f"{one.run.k}x" if kind == "table1" else _label(kind, one.run, records), []).append(one)
+    found = grouped(records, lambda one: f"{one.run.k}x" if kind == "table1" else _label(kind, one.run, records))
     return {label: text for label, group in found.items() if (text := epochs(group))}
 
 
@@ -230,9 +237,8 @@ def _cell(records: Sequence[Record], metric: str, shared: Set[str] = frozenset()
     for one in records:
         name = metric.replace("/", f"{TTA}/") if one.run.kind == EVALUATE else metric
         expected = one.run.expected.get(name) if expected is None else expected
-        if one.state == FINISHED and math.isfinite(value := one.metrics.get(name, math.nan)):
-            values[seed_of(one.run)] = round(value, DECIMALS)
-        elif one.state != FINISHED and name in one.curves and not unfinished:
+        values |= scores([one], name)
+        if one.state != FINISHED and name in one.curves and not unfinished:
             iteration, value = one.curves[name][-1]
             unfinished = f"({value:.1f} at {iteration:,} of {one.run.iterations:,})"
     states = {one.status for one in records}
@@ -246,12 +252,6 @@ def _root(record: Record, known: Mapping[str, Record]) -> str:
     if run.evaluates:
         return _root(known[run.evaluates], known) if run.evaluates in known else run.evaluates
     return str(run.trunk) if record.start else run.name
-
-
-def _gap(scratch: Sequence[Cell], pretrained: Sequence[Cell]) -> tuple[str, ...]:
-    """A row with the differences of two rows."""
-    gaps = [str(difference(ours.values, theirs.values)) for ours, theirs in zip(scratch, pretrained, strict=True)]
-    return (f"{SCRATCH} - {PRETRAINED}", *gaps)
 
 
 def _control(records: Sequence[Record]) -> tuple[list[tuple[str, ...]], list[str]]:

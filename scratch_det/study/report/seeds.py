@@ -1,24 +1,26 @@
-"""Differences between runs over their seeds, and the sentence on them that a study's page begins with.
+"""What the seeds of a study say: differences between runs, claims, the sentence on a page, and bands of curves.
 
 Intervals are of 95 %, by Student's t over the seeds. Nothing is said to be ahead or behind whose interval includes 0.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
-from statistics import mean, stdev
+from statistics import fmean, mean, stdev
 from typing import NamedTuple
 
 from scipy.stats import t, ttest_ind
 
 from scratch_det.evaluation.metrics import INITS, METRICS, SCRATCH
 from scratch_det.study import own
-from scratch_det.study.records import DECIMALS, EPOCHS, FINISHED, Record
-from scratch_det.study.run import TRAIN, Run
+from scratch_det.study.records import DECIMALS, EPOCHS, FINISHED, Curve, Record
+from scratch_det.study.run import TRAIN, Claim, Run
 
 BOX = "bbox/AP"
 Seeds = Mapping[int | None, float]  # a metric by seed
+CLAIMS_HEADER = ("box AP unless it says otherwise, in percent", "estimate", "n", "its interval excludes 0")
+CLAIMS_NOTE = "±: half of the 95 % interval, by Student's t over n pairs of equal seeds."
 
 
 class Difference(NamedTuple):
@@ -95,6 +97,33 @@ def row_of(run: Run) -> str:
     return run.shown.split(", ")[0] if own.MATRIX in run.places and run.init != SCRATCH else run.init
 
 
+def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    """By ``key``, both in the order of ``records``."""
+    groups: dict[str, list[Record]] = {}
+    for one in records:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
+def claimed(
+    claims: Sequence[Claim], records: Sequence[Record]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
+    """Header, rows and note: of each claim with a finished seed its estimate, interval, number of seeds, and verdict.
+
+    A claim is a sum over runs of one seed, such as a difference between two of them, in which what the seed does to
+    both is lost; taken over the seeds whose runs are all finished.
+    """
+    groups, rows = grouped(records, lambda one: one.run.repeats), list[tuple[str, ...]]()
+    for claim in claims:
+        terms = [(factor, scores(groups.get(name, ()), metric)) for factor, name, metric in claim.terms]
+        seeds = sorted(set.intersection(*({*found} for _, found in terms)), key=str)
+        if values := {seed: sum(factor * found[seed] for factor, found in terms) for seed in seeds}:
+            gap = difference(values, dict.fromkeys(values, 0.0))
+            verdict = ("yes" if gap.side else "no") if len(values) > 1 else ""
+            rows.append((claim.text, str(gap), str(len(values)), verdict))
+    return CLAIMS_HEADER, tuple(rows), CLAIMS_NOTE
+
+
 def headlines(records: Sequence[Record]) -> list[str]:
     """A sentence for each pair of initialisations of a detector, random and another one, trained equally long.
 
@@ -112,9 +141,8 @@ def headlines(records: Sequence[Record]) -> list[str]:
             pairs = {length: (ours[length], theirs[length]) for length in theirs if length in ours}
             if pairs and all(len({one.run.shown for one in both}) == 1 for pair in pairs.values() for both in pair):
                 gaps = {length: difference(*(scores(both, BOX) for both in pair)) for length, pair in pairs.items()}
-                found.append(
-                    f"{detector}{': ' * bool(detector)}{_sentence(INITS[row][0] if row in INITS else row, gaps)}"
-                )
+                other = INITS[row][0] if row in INITS else row
+                found.append(f"{detector}{': ' * bool(detector)}{_sentence(other, gaps)}")
         if found:
             return found
     return []
@@ -151,3 +179,51 @@ def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
         claim = f"scratch and {other} cannot be told apart at {last}"
     seeds = f"{end.pairs} pairs of equal seeds" if end.pairs else "seeds that are not the same"
     return f"{claim}. {measure} (95 % intervals, {seeds})."
+
+
+# Curves ----------------------------------------------------------------------------------------------------------
+
+
+class Band(NamedTuple):
+    """The curves of a schedule's seeds, of so many: their mean, the lowest and the highest. ``run``: the first one."""
+
+    run: Run
+    mean: Curve
+    low: Curve
+    high: Curve
+    seeds: int
+
+
+def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str] = row_of) -> list[Band]:
+    """Of each schedule of each label, in the order of ``records``.
+
+    The mean is over the seeds that every schedule with a finished one has finished, and the iterations that they have:
+    a branch's mean over other seeds than its trunk's would not begin on the trunk's.
+    """
+    groups: dict[str, dict[str, dict[int | None, Record]]] = {}  # by label, schedule and seed
+    for one in records:
+        if metric in one.curves:
+            groups.setdefault(label(one.run), {}).setdefault(one.run.shown, {})[one.run.seed] = one
+    drawn, bands = {one.run.name for one in records if metric in one.curves}, []
+    for schedules in (group.values() for group in groups.values()):
+        done = [{seed for seed, one in seeds.items() if one.state == FINISHED} for seeds in schedules]
+        finished = set.intersection(*filter(None, done)) if any(done) else set()
+        for seeds in schedules:
+            curves = {seed: own_part(one, metric, drawn) for seed, one in seeds.items()}
+            chosen = finished & curves.keys() or {max(curves, key=lambda seed: len(curves[seed]))}
+            points = [dict(curves[seed]) for seed in curves if seed in chosen]
+            common = [iteration for iteration in points[0] if all(iteration in one for one in points)]
+            mean, low, high = (
+                tuple((x, pick([one[x] for one in points])) for x in common) for pick in (fmean, min, max)
+            )
+            bands.append(Band(next(iter(seeds.values())).run, mean, low, high, len(points)))
+    return bands
+
+
+def own_part(record: Record, metric: str, drawn: set[str]) -> Curve:
+    """The curve after the branch point, from the trunk's last point on; all of it where the trunk is not drawn."""
+    curve = record.curves[metric]
+    if record.run.trunk not in drawn:
+        return curve
+    before = [point for point in curve if point[0] <= record.start]
+    return (*before[-1:], *curve[len(before) :])
