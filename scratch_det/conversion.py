@@ -11,7 +11,7 @@ from hotcoco import mask as mask_api
 from scratch_det import backends
 from scratch_det.config.choices import backbone_names
 from scratch_det.data.dataset import load_sample
-from scratch_det.data.transforms import output_size, resize
+from scratch_det.data.transforms import to_test_size
 from scratch_det.detector import built, located, recipe_of
 from scratch_det.engine.checkpointer import write_synced
 from scratch_det.errors import ConfigError, UserError
@@ -147,8 +147,7 @@ def verify(source: str, file: Path, weights: Weights, to: str, cfg: CfgNode | No
         raise UserError("--verify compares detections, but these weights are only a backbone; leave it out")
     if not cfg:
         raise UserError("--verify builds the model: give its recipe, --config-file FILE")
-    sample, keys = load_sample(image, cfg), cfg.INPUT
-    sample = resize(sample, output_size(sample["height"], sample["width"], keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST))
+    sample = to_test_size(load_sample(image, cfg), cfg)
     sides = ((source, weights.library), (file, to))
     found = [backends.load(name).predict(built(path, name, cfg), [sample])[0] for path, name in sides]
     before, after = (pasted(sample, one) for one in found)

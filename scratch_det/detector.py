@@ -25,7 +25,7 @@ from scratch_det.config.load import flatten, get_cfg, load_config, with_keys
 from scratch_det.config.ranges import known_values
 from scratch_det.data.dataset import sample_of
 from scratch_det.data.image import decode_masks, read_image
-from scratch_det.data.transforms import output_size, resize
+from scratch_det.data.transforms import to_test_size
 from scratch_det.distributed.devices import pick_device
 from scratch_det.engine.checkpointer import FINAL, LAST
 from scratch_det.engine.run_dir import RunDir
@@ -164,10 +164,8 @@ class Detector:
             if augment:
                 predicted = [predict_augmented(backend, self.model, self.cfg, sample) for sample in samples]
             else:
-                keys = self.cfg.INPUT
-                test_sizes = keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST
-                sizes = [output_size(sample["height"], sample["width"], *test_sizes) for sample in samples]
-                predicted = predict(backend, self.model, self.cfg, list(map(resize, samples, sizes)))
+                resized = [to_test_size(sample, self.cfg) for sample in samples]
+                predicted = predict(backend, self.model, self.cfg, resized)
             for source, image, sample, one in zip(batch, images, samples, predicted, strict=True):
                 arrays = {name: one[name].numpy() for name in ("boxes", "scores", "labels", "keypoints") if name in one}
                 name = str(source) if isinstance(source, str | Path) else ""

@@ -5,7 +5,7 @@ import gc
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,17 +78,13 @@ def try_lock(path: Path) -> IO[str] | None:
     without locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115 - the lock goes with the file
-    try:
+    with ExitStack() as stack, suppress(BlockingIOError):
+        file = stack.enter_context(open(path, "a+"))
         _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except UserError:
-        file.close()
-        raise
-    file.truncate(0)
-    return file
+        file.truncate(0)
+        stack.pop_all()  # the lock goes with the file
+        return file
+    return None
 
 
 @contextmanager

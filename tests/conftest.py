@@ -29,7 +29,7 @@ from pycocotools import mask as mask_api
 from scratch_det import backends
 from scratch_det.backends import is_installed
 from scratch_det.command_line import GIVEN, LOADED
-from scratch_det.config.choices import LISTS, PROJECT_KEYS
+from scratch_det.config.choices import BACKBONES, LISTS, PROJECT_KEYS
 from scratch_det.config.load import load_config
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import Request
@@ -103,7 +103,7 @@ def restored_registries() -> Iterator[None]:
     """On leaving, take back what projects have added: keys, choices, and that they are loaded."""
     loaded, given = set(LOADED), list(GIVEN)
     with ExitStack() as stack:
-        for registry in (PROJECT_KEYS, *LISTS):
+        for registry in (PROJECT_KEYS, BACKBONES, *LISTS.values()):
             stack.enter_context(patch.dict(registry))
         yield
     LOADED.intersection_update(loaded)

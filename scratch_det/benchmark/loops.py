@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.benchmark.measure import Cost, Rounds, now, since, take_turns, timed
-from scratch_det.config.choices import OPTIMIZERS, RESIZE, SGD, augmentation_name, optimizer_of
+from scratch_det.config.choices import RESIZE, SGD
 from scratch_det.data.dataset import Sample, TrainingSet
 from scratch_det.data.loading import training_batches
 from scratch_det.distributed.group import Group
@@ -124,7 +124,7 @@ def loop_against_plain_script(plan: Plan, rounds: Rounds, script: Path | None) -
     cfg, dataset = plan.cfg, TrainingSet(plan.cfg, plan.training)
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = 10**9  # only iterations
     cfg.TEST.EVAL_PERIOD, cfg.MODEL.WEIGHTS = 0, ""
-    if augmentation_name(cfg) != RESIZE or optimizer_of(cfg) != OPTIMIZERS[SGD]:
+    if cfg.INPUT.get("AUGMENTATION", RESIZE) != RESIZE or cfg.SOLVER.get("OPTIMIZER", SGD) != SGD:
         raise UserError("detectron2's script has no INPUT.AUGMENTATION or SOLVER.OPTIMIZER: keep the defaults of both")
     backends.load(plan.backend)  # explains a detectron2 that does not work
     from scratch_det.benchmark.peers import find_script, train_plainly

@@ -125,8 +125,7 @@ BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
 # MODEL.PRETRAINING -> a module that has what ``scratch_det.engine.classification`` has and scratch-det pretrain needs:
 # build, losses, FolderSet, evaluate. A project that adds one adds the key too, which detectors do not read.
-CLASSIFY = "classification"
-PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}
+PRETRAININGS = {"classification": Choice("scratch_det.engine.classification")}
 
 
 def installed(package: str) -> Callable[[CfgNode], Iterator[str]]:
@@ -149,22 +148,20 @@ WRITERS = {
 # DATALOADER.SAMPLER_TRAIN, by detectron2's names: every image once in a pass, or those with rare classes more often.
 SAMPLERS = EACH_ONCE, REPEATS = "TrainingSampler", "RepeatFactorTrainingSampler"
 
-LISTS = BACKBONES, OPTIMIZERS, LR_SCHEDULES, AUGMENTATIONS, PRETRAININGS, WRITERS
+LISTS = {  # the key -> its entries
+    "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULES,
+    "SOLVER.OPTIMIZER": OPTIMIZERS,
+    "INPUT.AUGMENTATION": AUGMENTATIONS,
+    "MODEL.PRETRAINING": PRETRAININGS,
+    "WRITERS": WRITERS,
+}
 
 
-def augmentation_name(cfg: CfgNode) -> str:
-    """INPUT.AUGMENTATION, or what holds where there is no such key."""
-    return cfg.INPUT.get("AUGMENTATION", RESIZE)
-
-
-def optimizer_of(cfg: CfgNode) -> Choice:
-    """The optimizer of a recipe that passed ``check_config``."""
-    return OPTIMIZERS[cfg.SOLVER.get("OPTIMIZER", SGD)]
-
-
-def pretraining_of(cfg: CfgNode) -> Choice:
-    """What a recipe that passed ``check_config`` trains a backbone on."""
-    return PRETRAININGS[cfg.MODEL.get("PRETRAINING", CLASSIFY)]
+def choice_of(cfg: CfgNode, key: str) -> Choice:
+    """The entry that a recipe which passed ``check_config`` names, or the first one where there is no such key."""
+    section, name = key.split(".")
+    entries = LISTS[key]
+    return entries[cfg[section].get(name, next(iter(entries)))]
 
 
 def backbone_names() -> dict[str, str]:

@@ -140,7 +140,7 @@ def load_config(
 def _choices_without_keys() -> Iterator[str]:
     """Every key that a Choice lists has a default: rules compare it with that."""
     known = flatten(get_cfg())
-    for entries in choices.LISTS:
+    for entries in (choices.BACKBONES, *choices.LISTS.values()):
         for name, choice in entries.items():
             if unknown := [key for key in choice.keys if key not in known]:
                 yield (

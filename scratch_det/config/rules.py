@@ -30,13 +30,6 @@ NOT_HONOURED = ("TEST.EXPECTED_RESULTS", "SOLVER.RESCALE_INTERVAL")  # read only
 
 Rule = Callable[[CfgNode], Iterator[str]]
 NO_CHOICE = choices.Choice("")  # a name that its list does not have
-LISTS = {
-    "SOLVER.LR_SCHEDULER_NAME": choices.LR_SCHEDULES,
-    "SOLVER.OPTIMIZER": choices.OPTIMIZERS,
-    "INPUT.AUGMENTATION": choices.AUGMENTATIONS,
-    "MODEL.PRETRAINING": choices.PRETRAININGS,
-    "WRITERS": choices.WRITERS,
-}
 
 
 def check_config(cfg: CfgNode, num_processes: int = 1, accumulate: int = 1, waived: Collection[str] = ()) -> list[str]:
@@ -66,7 +59,7 @@ def check_schedule(cfg: CfgNode) -> None:
 def known_choices(cfg: CfgNode, section: str = "") -> Iterator[str]:
     """Names are entries of their list, and ``of_entry`` holds; a key may have one name or several."""
     values = flatten(cfg)
-    for key, entries in LISTS.items():
+    for key, entries in choices.LISTS.items():
         names = values.get(key, next(iter(entries))) if key.startswith(section) else []
         names = [names] if isinstance(names, str) else names
         if len(set(names)) < len(names):

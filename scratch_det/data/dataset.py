@@ -26,12 +26,12 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scratch_det.config.choices import AUGMENTATIONS, REPEATS, augmentation_name
+from scratch_det.config.choices import REPEATS, choice_of
 from scratch_det.data.checks import told
 from scratch_det.data.coco import CocoDataset, nothing_to_train_on
 from scratch_det.data.image import find_dark_images, read_image
 from scratch_det.data.masks import Masks
-from scratch_det.data.transforms import Sample, flip, keep_inside, output_size, resize
+from scratch_det.data.transforms import Sample, flip, keep_inside, to_test_size
 from scratch_det.errors import DataError
 
 ORDER, AUGMENTATION = 0, 1  # part of the seed, so that the two generators are independent
@@ -123,7 +123,7 @@ class TrainingSet(SampleSet):
     """Training samples addressed by stream position: INPUT.AUGMENTATION, then RANDOM_FLIP with probability 1/2."""
 
     def __init__(self, cfg: CfgNode, datasets: list[CocoDataset]):
-        self.cfg, self.augment = cfg, resolve_name(AUGMENTATIONS[augmentation_name(cfg)].function)
+        self.cfg, self.augment = cfg, resolve_name(choice_of(cfg, "INPUT.AUGMENTATION").function)
         self.flip_indices, self.num_keypoints = datasets[0].flip_indices, len(datasets[0].keypoints)
         self.datasets = list(datasets)
         chosen = [data.training_images(cfg) for data in datasets]
@@ -201,8 +201,7 @@ class EvaluationSet(SampleSet):
     def __getitem__(self, index: int) -> Sample:
         image = self.items[index]
         sample = load_sample(self.image_root / image["file_name"], self.cfg, image)
-        size = output_size(image["height"], image["width"], self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
-        return resize(sample, size) if self.resized else sample
+        return to_test_size(sample, self.cfg) if self.resized else sample
 
 
 def load_sample(path: Path, cfg: CfgNode, entry: dict[str, Any] | None = None) -> Sample:

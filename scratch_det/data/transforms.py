@@ -39,6 +39,12 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
     return int(size[0] * cap + 0.5), int(size[1] * cap + 0.5)
 
 
+def to_test_size(sample: Sample, cfg: CfgNode) -> Sample:
+    """Scale an image and its objects to MIN_SIZE_TEST, at most MAX_SIZE_TEST."""
+    keys, (height, width) = cfg.INPUT, sample["image"].shape[-2:]
+    return resize(sample, output_size(height, width, keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST))
+
+
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """Scale image (bilinear, antialiased), boxes, masks and keypoints to a height and width."""
     height, width = sample["image"].shape[-2:]

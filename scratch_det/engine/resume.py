@@ -13,15 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from scratch_det.config.schedule import learning_rate
-from scratch_det.engine.changes import (
-    NEEDED,
-    SCHEDULE,
-    config_changes,
-    environment_changes,
-    first_other_rate,
-    reject_changes,
-    report_finished,
-)
+from scratch_det.engine import changes
 from scratch_det.engine.checkpointer import REGULAR, Checkpointer, completed_iterations
 from scratch_det.engine.plan import Plan, Request
 from scratch_det.engine.run_dir import ANEW, Parent, RunDir
@@ -57,15 +49,14 @@ def find_start(plan: Plan, checkpoints: Checkpointer, environment: dict[str, Any
     """
     cfg, run_dir = plan.cfg, plan.run_dir
     if plan.is_finished:
-        report_finished(cfg, run_dir)
+        changes.report_finished(cfg, run_dir)
         return True, None, cfg.SEED
     origin = find_origin(run_dir, checkpoints, plan.request)
     if cfg.SEED < 0:
         source = origin.run if origin else run_dir
         is_known = (origin or run_dir.holds_run()) and source.config.exists()
-        cfg.SEED = (
-            source.read_config(NEEDED).SEED if is_known else int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-        )
+        drawn = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        cfg.SEED = source.read_config(changes.NEEDED).SEED if is_known else drawn
     return origin is not None and check_origin(plan, checkpoints, origin, environment), origin, cfg.SEED
 
 
@@ -129,18 +120,18 @@ def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environm
             f"{name} is {limit}, but {checkpoint} has {completed} completed iterations, so nothing would be trained; "
             "give a larger number, or an earlier checkpoint (--keep-at keeps it) and another folder: OUTPUT_DIR PATH"
         )
-    earlier = origin.run.read_config(NEEDED)
-    changes = environment_changes(origin.run.read_environment(), environment)
-    changes += config_changes(earlier, cfg, completed, origin.is_switch)
+    earlier = origin.run.read_config(changes.NEEDED)
+    found = changes.environment_changes(origin.run.read_environment(), environment)
+    found += changes.config_changes(earlier, cfg, completed, origin.is_switch)
     hint = ""
     if origin.is_branch:
-        changes = [change for change in changes if change.what != "OUTPUT_DIR"]
-        rejected = {change.what for change in changes if change.rejected}
+        found = [change for change in found if change.what != "OUTPUT_DIR"]
+        rejected = {change.what for change in found if change.rejected}
         if "MODEL.ROI_HEADS.NAME" in rejected:
             hint = "; a cascade goes on from a plain run with --switch-from"
-        elif rejected <= set(SCHEDULE) and (first := first_other_rate(earlier, cfg, completed)):
+        elif rejected <= set(changes.SCHEDULE) and (first := changes.first_other_rate(earlier, cfg, completed)):
             hint = f"; or branch off after {first} iterations or fewer"
-    reject_changes(changes, str(checkpoint), completed, hint)
+    changes.reject_changes(found, str(checkpoint), completed, hint)
     if name == "--stop-at" and completed >= limit:
         if checkpoints.holds(limit):
             checkpoints.keep(limit)
@@ -150,7 +141,7 @@ def check_origin(plan: Plan, checkpoints: Checkpointer, origin: Origin, environm
         f"{'branching off' if origin.is_branch else 'resuming from'} {checkpoint}: {completed:,} of {max_iter:,} "
         f"iterations are done, the learning rate continues at {learning_rate(cfg, min(completed, max_iter - 1)):g}"
     )
-    for change in changes:
+    for change in found:
         logger.warning(f"  {change}")
     for number in request.keep_at:
         if not origin.is_branch and number <= completed and not checkpoints.holds(number):

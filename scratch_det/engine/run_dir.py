@@ -32,7 +32,7 @@ from typing import IO, Annotated, Any, Literal
 import msgspec
 from fvcore.common.config import CfgNode
 
-from scratch_det.config.choices import optimizer_of
+from scratch_det.config.choices import choice_of
 from scratch_det.config.load import read_resolved
 from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
@@ -99,7 +99,7 @@ def checkpoint_bytes(cfg: CfgNode, weights: int, trainable: int) -> int:
     ``weights`` includes buffers, and counts twice with MODEL_EMA. All are float32, also with SOLVER.AMP. The rest of
     the file takes less than 1 MB.
     """
-    return FLOAT32 * (weights * (1 + cfg.MODEL_EMA.ENABLED) + optimizer_of(cfg).moments * trainable)
+    return FLOAT32 * (weights * (1 + cfg.MODEL_EMA.ENABLED) + choice_of(cfg, "SOLVER.OPTIMIZER").moments * trainable)
 
 
 def most_checkpoints(max_iter: int, period: int, keep_last: int, keep_at: Collection[int] = ()) -> int:

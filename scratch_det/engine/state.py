@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scratch_det.config.choices import optimizer_of
+from scratch_det.config.choices import choice_of
 from scratch_det.config.schedule import learning_rate
 from scratch_det.distributed.group import Group
 from scratch_det.engine.run_dir import Count, Seconds
@@ -210,7 +210,7 @@ def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, in
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer of the trainable parameters; ``lr_factor`` of a group multiplies the learning rate."""
-    return resolve_name(optimizer_of(cfg).function)(cfg, model)
+    return resolve_name(choice_of(cfg, "SOLVER.OPTIMIZER").function)(cfg, model)
 
 
 def build_sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:

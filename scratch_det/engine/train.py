@@ -21,7 +21,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from scratch_det import backends
-from scratch_det.config.choices import pretraining_of
+from scratch_det.config.choices import choice_of
 from scratch_det.config.load import flatten
 from scratch_det.config.schedule import learning_rate_line
 from scratch_det.data.catalog import datasets_root
@@ -301,7 +301,7 @@ def task_of(plan: Plan) -> Task:
     """Detection, or the pre-training that the recipe names."""
     if plan.task == DETECTION:
         return DETECT
-    method = resolve_name(pretraining_of(plan.cfg).function)
+    method = resolve_name(choice_of(plan.cfg, "MODEL.PRETRAINING").function)
     return Task(main_score("classification"), lambda _: method, method.FolderSet, method.evaluate, leave_backbone)
 
 
