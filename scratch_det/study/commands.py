@@ -168,9 +168,8 @@ def run_here(study: Study, jobs: Sequence[Job], launcher: type[Local], max_paral
     with alone_in(out, LOCK) as lock:
         on_cluster = jobs_on_cluster(study) or {}
         if left_out := sorted({step.run for step in steps if not step.is_done} & set(on_cluster)):
-            say_now(
-                f"left out, as SLURM has them queued or running: {', '.join(left_out)}; see scratch-det study status"
-            )
+            names = ", ".join(left_out)
+            say_now(f"left out, as SLURM has them queued or running: {names}; see scratch-det study status")
             steps = [step for step in steps if step.run not in left_out]
 
         def records(running: Collection[str] = ()) -> list[Record]:

@@ -102,15 +102,13 @@ def runs() -> list[Run]:
     return [replace(run, places=(*run.places, "digits/claims")) if run.repeats in claimed else run for run in found]
 
 
-def smoke() -> list[Run]:
+def smoke() -> Iterator[Run]:
     """Two schedules that are too short to learn anything: shows in a minute or two that everything works."""
-    runs = []
     for run in _runs("smoke_{k}x", "smoke", [3, 2], init=SCRATCH, per_x=9, recipe="scratch_mask_rcnn_R_18_FPN_3x_gn"):
         end = run.iterations
         changes = ("SOLVER.MAX_ITER", str(end), "SOLVER.STEPS", str((end - 6, end - 2)), "SOLVER.WARMUP_ITERS", "3",
                    "SOLVER.CHECKPOINT_PERIOD", "5", "TEST.EVAL_PERIOD", "9")  # fmt: skip
-        runs.append(replace(run, changes=changes))
-    return runs
+        yield replace(run, changes=changes)
 
 
 def _runs(

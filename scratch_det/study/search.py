@@ -243,7 +243,6 @@ def search_grid(search: Search) -> int:
     """
     steps = search.steps()
     require_gpus(steps, "give a smaller --num-gpus")
-    search.out.mkdir(parents=True, exist_ok=True)
     running: set[str] = set()
 
     def look(now: set[str]) -> None:

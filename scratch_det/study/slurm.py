@@ -146,5 +146,4 @@ def squeue() -> list[QueuedJob]:
 
 
 def last_line(text: str, otherwise: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else otherwise
+    return (text.strip().splitlines() or [otherwise])[-1]

@@ -20,7 +20,7 @@ from scratch_det.reading import read_json
 from scratch_det.study.experiments import jobs_of, of_place
 from scratch_det.study.local import alone_in
 from scratch_det.study.records import FIX, other_recipe
-from scratch_det.study.run import COMMANDS, EVALUATE, PRETRAIN, SEARCH, Job, Step, checkpoint, from_here, jobs_folder
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Job, Step, checkpoint, from_here, jobs_folder
 from scratch_det.study.search import Search
 from scratch_det.weights.locate import place_of, url_of
 
@@ -64,14 +64,14 @@ class Study:
         """The commands of ``jobs``, of all by default, each after those that it needs."""
         found: list[Step] = []
         for job in self.jobs if jobs is None else jobs:
-            run, inputs, command = job.run, tuple(job.inputs(self.out)), COMMANDS[job.run.kind]
+            run, inputs = job.run, tuple(job.inputs(self.out))
             # Of a trunk, a branch needs the step that ends at its checkpoint.
             needs = tuple(f"{name}@{job.start}" if job.start and name == run.trunk else name for name in job.needs)
             if run.kind == SEARCH:
                 points = [replace(step, name=f"{run.name}/{step.name}", run=run.name, needs=needs, inputs=inputs,
                                   threads=self.threads)
                           for step in self.search(job).steps()]  # fmt: skip
-                words = (command, "--choose", *job.arguments(self.out, self.backend))
+                words = (run.kind, "--choose", *job.arguments(self.out, self.backend))
                 # The best of the finished points is worth knowing; its result.json needs all of them.
                 choice = Step(run.name, run.name, words, tuple(step.name for step in points),
                               outputs=(job.result(self.out),), processes=0, also_after_failures=True)  # fmt: skip
@@ -80,7 +80,7 @@ class Study:
             on_gpu = job.recipe(self.out, self.backend).MODEL.DEVICE != "cpu"
             for stop_at in (*job.keep_at, 0):
                 name = f"{run.name}@{stop_at}" if stop_at else run.name
-                words = (command, *job.arguments(self.out, self.backend, stop_at=stop_at))
+                words = (run.kind, *job.arguments(self.out, self.backend, stop_at=stop_at))
                 outputs = (*([checkpoint(self.out, run.name, stop_at)] if stop_at else []), job.result(self.out))
                 found.append(Step(name, run.name, words, needs, inputs, outputs, run.processes or self.gpus, on_gpu,
                                   self.threads))  # fmt: skip
@@ -131,9 +131,8 @@ class Study:
     def check_folders(self) -> None:
         """Raise one UserError with a line for each run folder that another recipe or another checkpoint made."""
         if problems := [problem for job in self.jobs for problem in disagreements(job, self.out, self.backend)]:
-            raise UserError(
-                "\n  ".join([*problems, "move such a folder away, and scratch-det study run trains it again"])
-            )
+            fix = "move such a folder away, and scratch-det study run trains it again"
+            raise UserError("\n  ".join([*problems, fix]))
 
     def begin(self) -> "Study":
         """Write study.json, or compare the study with it; returns the study that it describes, with its threads.
@@ -158,9 +157,8 @@ class Study:
         study = study_in(self.out)
         pairs = {key: (getattr(study, key), getattr(self, key)) for key in SAME}
         if other := "; ".join(f"{key} was {was}, now {now}" for key, (was, now) in pairs.items() if was != now):
-            raise UserError(
-                f"--out {self.out} holds another study: {other}; repeat its command, or name another folder"
-            )
+            fix = "repeat its command, or name another folder"
+            raise UserError(f"--out {self.out} holds another study: {other}; {fix}")
         return study
 
 
@@ -172,9 +170,8 @@ def study_in(out: Path) -> Study:
     """
     path = out / DESCRIPTION
     if not path.exists():
-        raise UserError(
-            f"--out {out}: there is no {DESCRIPTION}, so no study was started there; see scratch-det study run"
-        )
+        found = f"there is no {DESCRIPTION}, so no study was started there"
+        raise UserError(f"--out {out}: {found}; see scratch-det study run")
     kinds: Any = [(one.name, str if one.type is Path else one.type) for one in fields(Study)]
     content = read_json(path, msgspec.defstruct("Study", kinds, forbid_unknown_fields=True), RESTORE)
     study = Study(**{**content, "out": Path(content["out"])})

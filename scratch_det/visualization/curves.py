@@ -71,9 +71,8 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     for word in runs:
         label, _, folder = word.rpartition("=")
         if (label := label or Path(folder).name) in found:
-            raise UserError(
-                f"{word}: {label} is another run's label too; write LABEL=FOLDER, such as 2x=output/scratch_2x"
-            )
+            fix = "write LABEL=FOLDER, such as 2x=output/scratch_2x"
+            raise UserError(f"{word}: {label} is another run's label too; {fix}")
         metrics_file, config = files = [Path(folder) / name for name in ("metrics.json", "config.yaml")]
         if missing := [file for file in files if not file.is_file()]:
             raise UserError(f"{word}: there is no {missing[0]}; name the folder of a run that has written metrics")
@@ -85,7 +84,6 @@ def compare_runs(runs: Sequence[str], keys: Sequence[str], out: Path) -> Path:
     if unknown := [key for key in keys if key not in known]:
         hint = did_you_mean(unknown[0], known)
         raise DataError(f"none of {', '.join(runs)} has {unknown[0]} in its metrics.json{hint}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     return save_figure(comparison(found, keys, colors_of(inits)), out)
 
 

@@ -55,8 +55,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     if not any(one.run.name in shown and has_something_to_show(one) for one in records):
         raise UserError(f"no run of {experiment} in {study.out} has anything to show yet; see scratch-det study status")
     report = study.out / "report" / ("" if experiment == study.experiment else experiment.replace("/", "-"))
-    for folder in filter(None, (report, results)):
-        folder.mkdir(parents=True, exist_ok=True)
+    report.mkdir(parents=True, exist_ok=True)
     data = write_results(records, earlier, study, experiment, results) if results else ()
     tables, page = tables_of(experiment, records), report / "index.html"
     files = {report / f"{table.name}.{suffix}": text(table) for table in tables for suffix, text in FORMATS.items()}

@@ -22,7 +22,7 @@ from scratch_det.reading import read_json, read_series
 from scratch_det.study import records as stored
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import CURVES, FINISHED, FIX, RESTORE, RUNS, Record
-from scratch_det.study.run import COMMANDS, SEARCH
+from scratch_det.study.run import SEARCH
 from scratch_det.study.study import DESCRIPTION, LOCK, Study
 
 MADE_WITH = ("backend", "library", "python", "platform", "threads", "processes", "accumulate", "gpus")
@@ -55,7 +55,8 @@ def read_results(folder: Path, experiment: str) -> dict[str, Record]:
         raise DataError(f"{path} does not say how each run was made; {RESTORE}") from None
     if missing := [name for name, one in records.items() if one.is_begun and not one.made]:
         raise DataError(f"{path} does not say how {min(missing)} was made; {RESTORE}")
-    require_unedited(folder)
+    if content.get("sha256") != _digests(folder):
+        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
     return records
 
 
@@ -72,9 +73,7 @@ def write_results(
     made = [one.made for one in records if one.made]
     for name, about in (pair for one in made for pair in one["environment"]["datasets"].items()):
         known = datasets.setdefault(name, about)
-        keys = known.keys() & about.keys() - {
-            "used_images_sha256"
-        }  # earlier versions noted less; a recipe chooses them
+        keys = known.keys() & about.keys() - {"used_images_sha256"}  # earlier versions noted less; a recipe's choice
         if any(known[key] != about[key] for key in keys):
             problem = f"some runs were made with another {name} than others: {datasets[name]}, {about}"
             raise UserError(f"--results {folder}: {problem}; name another folder")
@@ -104,13 +103,6 @@ def kept_of(records: Sequence[Record], earlier: Mapping[str, Record], folder: Pa
     return kept
 
 
-def require_unedited(folder: Path) -> None:
-    """Raise DataError when runs.csv or curves.csv is not the one that the study.json beside it describes."""
-    path = folder / DESCRIPTION
-    if path.exists() and read_json(path, fix=RESTORE).get("sha256") != _digests(folder):
-        raise DataError(f"{folder}: {RUNS} and {CURVES} are not those that {DESCRIPTION} describes; {RESTORE}")
-
-
 def _digests(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in (RUNS, CURVES)}
 
@@ -137,7 +129,7 @@ def with_made(record: Record, study: Study) -> Record:
     if not record.is_begun:
         return record
     job = next(job for job in study.jobs if job.name == record.run.name)
-    command = ["scratch-det", COMMANDS[job.run.kind], *job.arguments(Path("DIR"), study.backend, study.gpus)]
+    command = ["scratch-det", job.run.kind, *job.arguments(Path("DIR"), study.backend, study.gpus)]
     whole = ["scratch-det", "study", "run", study.experiment, "--out", "DIR", "--backend", study.backend]
     whole += ["--gpus", str(study.gpus), *([] if study.share_prefix else ["--no-share-prefix"]), *project_flags()]
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
