@@ -125,7 +125,8 @@ BACKBONES = {"vgg16": Choice("scratch_det.modeling.backbones:VGG16")}
 
 # MODEL.PRETRAINING -> a module that has what ``scratch_det.engine.classification`` has and scratch-det pretrain needs:
 # build, losses, FolderSet, evaluate. A project that adds one adds the key too, which detectors do not read.
-PRETRAININGS = {"classification": Choice("scratch_det.engine.classification")}
+CLASSIFY = "classification"
+PRETRAININGS = {CLASSIFY: Choice("scratch_det.engine.classification")}
 
 
 def installed(package: str) -> Callable[[CfgNode], Iterator[str]]:
