@@ -78,6 +78,15 @@ def test_the_table(file: str) -> None:
     assert "Student's t" in table.notes[0]
 
 
+def test_another_random_row_is_compared_with_the_first(file: str) -> None:
+    Path(file).write_text(MATRIX.replace("crops: {", "other: {changes: {SOLVER.BASE_LR: 0.004}}\ncrops: {"))
+    found = rows(tables_of(file, records(file, BOX | {"other_all_1x": 12.0, "other_all_4x": 31.0}))[0])
+    one = found["other, all, 1x"]
+    assert (one["box AP - random"], one["box AP - random, longest"]) == ("+2.0 ± 0.0", "-18.0 ± 0.0")
+    assert found["random, all, 1x"]["box AP - random, longest"] == "-20.0 ± 0.0"
+    assert found["other, all, 4x"]["box AP - random"] == "+1.0 ± 0.0"
+
+
 def test_pairs_have_the_seed_in_common(file: str) -> None:
     """The first of a row's seeds is not in the run's name. Here 2 and 3 are shared: 20 - 11 and 21 - 11."""
     rows_ = "random: {seeds: [1, 2, 3]}\nknown: {weights: a.pth, seeds: [2, 3, 4]}\n"

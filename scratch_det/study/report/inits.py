@@ -80,6 +80,6 @@ def _row(one: Trained, groups: Sequence[Trained], metrics: Sequence[str]) -> tup
         at_cost = "longer than any" if column and not math.isnan(one.cost) else "not known"
         if nearest:
             at_cost = f"{nearest.place[-1]}: {difference(one.scores[BOX], nearest.scores[BOX])}"
-    is_longest = not column or column[-1].place == one.place
-    gaps.append("" if is_longest else str(difference(one.scores[BOX], column[-1].scores[BOX])))
+    longest = max(column, key=lambda other: other.run.iterations, default=one)  # the first such one, as above
+    gaps.append("" if longest.place == one.place else str(difference(one.scores[BOX], longest.scores[BOX])))
     return (one.run.shown, *cells, one.epochs, str(max(map(len, one.scores.values()))), *gaps, pixels, at_cost)
