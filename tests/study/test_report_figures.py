@@ -320,7 +320,8 @@ class TestCurves:
         runs = [run for run in of_place("digits/figure1") if run.shown == "scratch, 6x"]
         whole = ((1080, 2.0), (1800, 4.0), (2160, 9.0))
         ends = zip(runs, (whole, ((1080, 4.0), (end, value))), strict=False)
-        (band,) = bands_of([Record(run, "finished", curves={"bbox/AP": curve}) for run, curve in ends], "bbox/AP")
+        records = [Record(run, "finished", curves={"bbox/AP": curve}) for run, curve in ends]
+        (band,) = bands_of(records, "bbox/AP", lambda run: run.init)
         last = dict(whole)[end]
         assert band.seeds == 2
         assert (band.mean, band.low, band.high) == (

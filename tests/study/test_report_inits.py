@@ -10,6 +10,7 @@ from scratch_det.evaluation.metrics import VERMILION
 from scratch_det.study import own
 from scratch_det.study.records import FINISHED, READY, Record
 from scratch_det.study.report.figures import figures_of
+from scratch_det.study.report.page import curves
 from scratch_det.study.report.seeds import difference, interval
 from scratch_det.study.report.tables import Table, tables_of
 from scratch_det.study.run import PRETRAIN
@@ -80,11 +81,17 @@ def test_the_table(file: str) -> None:
 
 def test_another_random_row_is_compared_with_the_first(file: str) -> None:
     Path(file).write_text(MATRIX.replace("crops: {", "other: {changes: {SOLVER.BASE_LR: 0.004}}\ncrops: {"))
-    found = rows(tables_of(file, records(file, BOX | {"other_all_1x": 12.0, "other_all_4x": 31.0}))[0])
+    box = BOX | {"other_all_1x": 12.0, "other_all_4x": 31.0}
+    found = rows(tables_of(file, records(file, box))[0])
     one = found["other, all, 1x"]
     assert (one["box AP - random"], one["box AP - random, longest"]) == ("+2.0 ± 0.0", "-18.0 ± 0.0")
     assert found["random, all, 1x"]["box AP - random, longest"] == "-20.0 ± 0.0"
     assert found["other, all, 4x"]["box AP - random"] == "+1.0 ± 0.0"
+    labels = [text.get_text() for text in figures_of(file, records(file, box))["inits"].legends[0].get_texts()]
+    assert labels[-1] == "other"
+    colours = {line["family"]: line["colour"] for line in curves(records(file, box))["Initialisations"]}
+    assert colours["random"] == VERMILION
+    assert len({*colours.values()}) == len(colours) == 5
 
 
 def test_pairs_have_the_seed_in_common(file: str) -> None:

@@ -19,7 +19,7 @@ from scratch_det.evaluation.metrics import GREY, INITS, INK, METRICS, PRETRAINED
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Record
-from scratch_det.study.report.seeds import BOX, Band, bands_of, grouped, model_of, row_of
+from scratch_det.study.report.seeds import BOX, Band, bands_of, grouped, model_of, rows_of
 from scratch_det.study.report.tables import DIGITS, label_of_norm
 from scratch_det.study.run import TRAIN, Run, from_here
 from scratch_det.visualization.curves import BESIDE, GROUND, STYLE, plot, save_figure, show_iterations, thin
@@ -172,7 +172,9 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
 
 def _matrix(records: Sequence[Record]) -> Figure | None:
     """A panel for each column of a matrix, a colour for each row."""
-    colors = colors_of({row_of(one.run): one.run.init for one in records})
+    row_of = rows_of(records)
+    rows = {row_of(one.run): one.run.init for one in records}
+    colors = colors_of({row: row if init == SCRATCH else init for row, init in rows.items()})  # SCRATCH: the first such
     looks = zip(colors.items(), cycle("osDv^Pp*X"), strict=False)
     styles = {row: (INITS[row][0] if row in INITS else row, color, marker) for (row, color), marker in looks}
     panels = grouped((one for one in records if BOX in one.curves), lambda one: one.run.shown.split(", ")[1])
@@ -254,7 +256,8 @@ def _panels(
 
 def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: Styles | None = None) -> None:
     """AP by iteration, a colour for each initialisation; ends are marked. What the paper reports is an open mark."""
-    bands = bands_of(records, metric)
+    row_of = rows_of(records)
+    bands = bands_of(records, metric, row_of)
     for init, (label, color, marker) in (styles or INITS).items():
         shown = [band for band in bands if row_of(band.run) == init]
         for band in shown:

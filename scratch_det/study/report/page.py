@@ -21,12 +21,12 @@ from PIL import Image
 
 from scratch_det.config.load import flatten
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import INK, METRICS, TTA, colors_of, main_metrics
+from scratch_det.evaluation.metrics import INK, METRICS, SCRATCH, TTA, colors_of, main_metrics
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
 from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
 from scratch_det.study.report.results import MADE_WITH
-from scratch_det.study.report.seeds import Band, bands_of, headlines, model_of
+from scratch_det.study.report.seeds import Band, bands_of, headlines, model_of, rows_of
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 from scratch_det.visualization.curves import thin
@@ -123,13 +123,16 @@ def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     known: set[str] = set()
     begun = [one for one in records if one.curves.keys() & AXES.keys()]
+    row_of = rows_of(begun)
     places = [(place, _part(one.run)) for one in begun for place in one.run.places if place not in SHOWN_IN]
     for place, part in dict.fromkeys(places):
         shown = [one for one in begun if place in one.run.places and _part(one.run) == part]
         if {one.run.name for one in shown} <= known:
             continue
         family_of = partial(_family, place, part)
-        colors = colors_of({family_of(one.run): one.run.init for one in shown})
+        inits = {_family(place, _part(run), run): row_of(run) if run.init == SCRATCH else run.init
+                 for run in (one.run for one in begun) if place in run.places}  # fmt: skip
+        colors = colors_of(inits)
         lines: dict[str, dict[str, Any]] = {}
         for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name, family_of)):
             family, k = family_of(band.run), f", {band.run.k}x" * bool(band.run.k)

@@ -92,9 +92,11 @@ def model_of(name: str) -> str:
     return "".join(found.groups()) if found else ""
 
 
-def row_of(run: Run) -> str:
-    """The row of a matrix that a run is in; else, and of the random one, the initialisation."""
-    return run.shown.split(", ")[0] if own.MATRIX in run.places and run.init != SCRATCH else run.init
+def rows_of(records: Iterable[Record]) -> Callable[[Run], str]:
+    """The row of a matrix that a run is in; else, and of the first random one of ``records``, the initialisation."""
+    rows = {one.run.name: one.run.shown.split(", ")[0] for one in records if own.MATRIX in one.run.places}
+    first = next((rows[one.run.name] for one in records if one.run.name in rows and one.run.init == SCRATCH), None)
+    return lambda run: run.init if rows.get(run.name, first) == first else rows[run.name]
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
@@ -129,6 +131,7 @@ def headlines(records: Sequence[Record]) -> list[str]:
 
     They are of the first table or figure that has such pairs; none where there is none.
     """
+    row_of = rows_of(records)
     for place in dict.fromkeys(place for one in records for place in one.run.places):
         trained: dict[tuple[str, str], dict[str, list[Record]]] = {}  # by detector and row, by length
         for one in sorted(records, key=lambda one: one.run.iterations):
@@ -152,7 +155,7 @@ def _detector(run: Run) -> str:
     """What a run's name and label say of it besides initialisation and length."""
     if own.PLACE in run.places:  # of which nothing else is known
         return ""
-    parts = [part for part in run.shown.split(", ") if part not in (run.init, row_of(run), "random", f"{run.k}x")]
+    parts = [part for part in run.shown.split(", ")[own.MATRIX in run.places :] if part not in (run.init, f"{run.k}x")]
     return ", ".join(dict.fromkeys(filter(None, (model_of(run.name), *parts))))
 
 
@@ -194,7 +197,7 @@ class Band(NamedTuple):
     seeds: int
 
 
-def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str] = row_of) -> list[Band]:
+def bands_of(records: Sequence[Record], metric: str, label: Callable[[Run], str]) -> list[Band]:
     """Of each schedule of each label, in the order of ``records``.
 
     The mean is over the seeds that every schedule with a finished one has finished, and the iterations that they have:
