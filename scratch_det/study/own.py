@@ -60,8 +60,8 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the val
     "images": (lambda value: _are_numbers([value], 1), "the number of images of an epoch"),
     "views": (lambda value: isinstance(value, dict) and all(side.isdecimal() and _are_numbers([number], 1)
                                                             for side, number in value.items()), "{SIDE: NUMBER}"),
-    COLUMNS: (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-              "a list of columns, such as [all]"),
+    COLUMNS: (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)
+              and 0 < len(value) == len(set(value)), "a list of different columns, such as [all]"),
 }  # fmt: skip
 OF_COLUMNS, OF_RUNS = [*FIELDS][:6], [*FIELDS][:-1]  # what a column's runs start from is a row's
 SET_BY = (("OUTPUT_DIR", "its name"), ("SEED", "seeds"), ("MODEL.WEIGHTS", "pretraining"), ("MODEL.WEIGHTS", "weights"),

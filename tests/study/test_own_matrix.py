@@ -102,6 +102,10 @@ WRONG = {
         "random: {changes: {SOLVER.MAX_ITER: 9}}",
         r"random_all changes SOLVER.MAX_ITER, which lengths sets",
     ),
+    "ours: {pretraining": (
+        "ours: {columns: [], pretraining",
+        r"ours.columns is \[\], expected a list of different columns",
+    ),
     "ours: {": ("ours: {columns: [al], ", r"matrix\.yaml:7: ours.columns has al, expected some of all, few"),
     "crops: {": ("crops: {columns: [all], ", r"crops has no columns; it may have recipe"),
     "  few:": ("  all_1x: {recipe: scratch.yaml}\n  few:", r"moco_all_1x and moco_all_1x would be one folder"),

@@ -11,7 +11,7 @@ from scratch_det.study import own
 from scratch_det.study.records import FINISHED, READY, Record
 from scratch_det.study.report.figures import figures_of
 from scratch_det.study.report.page import curves
-from scratch_det.study.report.seeds import difference, interval
+from scratch_det.study.report.seeds import difference, headlines, interval
 from scratch_det.study.report.tables import Table, tables_of
 from scratch_det.study.run import PRETRAIN
 
@@ -91,7 +91,17 @@ def test_another_random_row_is_compared_with_the_first(file: str) -> None:
     assert labels[-1] == "other"
     colours = {line["family"]: line["colour"] for line in curves(records(file, box))["Initialisations"]}
     assert colours["random"] == VERMILION
+    assert not any("other" in sentence for sentence in headlines(records(file, box)))  # it is random too
     assert len({*colours.values()}) == len(colours) == 5
+
+
+def test_a_column_without_the_first_random_row(file: str) -> None:
+    """The other random row is drawn as itself, not as random initialisation."""
+    both = "random: {columns: [all]}\nother: {changes: {SOLVER.BASE_LR: 0.004}}\n"
+    Path(file).write_text(f"columns: {{all: {{recipe: scratch.yaml}}, few: {{recipe: scratch.yaml}}}}\n{both}")
+    figure = figures_of(file, records(file, {"random_all": 10.0, "other_all": 12.0, "other_few": 8.0}))["inits"]
+    assert VERMILION in {line.get_color() for line in figure.axes[0].lines}
+    assert VERMILION not in {line.get_color() for line in figure.axes[1].lines}
 
 
 def test_pairs_have_the_seed_in_common(file: str) -> None:

@@ -241,6 +241,12 @@ class TestPage:
         assert len(families) == len({*families.values()}) == 6
         assert not {*families.values()} & {VERMILION, BLUE}
 
+    def test_lines_of_a_plot_have_different_colours(self) -> None:
+        records = [Record(run, "finished", 0, 9, curves={LOSS: ((9, 1.0),)}) for run in of_place("paper")]
+        for title, lines in curves(records).items():
+            families = {line["family"]: line["colour"] for line in lines}
+            assert len(families) == len({*families.values()}), title
+
     def test_without_folders(self, tmp_path: Path) -> None:
         records = [Record(run, "finished", 0, 0) for run in of_place(PLACE)]
         text = study_page("A study", [], records, {}, Folders())

@@ -259,10 +259,10 @@ UNREAD = {
 
 
 def test_the_study_of_blood_cells() -> None:
-    """Both initialisations in three sizes of data; frozen norms with all images only, and only with weights."""
+    """Both initialisations with three numbers of images; frozen norms with all images only, and only with weights."""
     runs = {run.name: run for run in of_place("bccd") if run.seed is None}
     rows = {name.rsplit("_", 2)[0] for name in runs if "_tenth_" in name}
-    assert rows == {"random", "imagenet"}
+    assert rows == {"random", "imagenet", "random_own_rate"}
     assert {name for name in runs if "frozen" in name} == {f"imagenet_frozen_bn_all_{k}x" for k in (1, 3, 6)}
     for run in runs.values():
         cfg = load_config(run.config, run.changes).cfg

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ REPORT_STYLE: Any = STYLE | {
 }  # fmt: skip
 WIDTH = 7.0  # inches, 700 px at the SVG's scale in a README
 Styles = Mapping[str, tuple[str, str, str]]  # label, colour, marker
+Label = Callable[[Run], str]
+INIT: Label = attrgetter("init")
 SEEN = {"pre-training": SKY, "fine-tuning": INITS[PRETRAINED][1], "random initialisation": INITS[SCRATCH][1]}
 SIZES = {"third": "a third of the images", "tenth": "a tenth of the images"}
 STEPS = {"": "baseline", "train_aug": "+ train aug", "cascade": "+ cascade", "test_aug": "+ test aug"}
@@ -180,7 +183,7 @@ def _matrix(records: Sequence[Record]) -> Figure | None:
     panels = grouped((one for one in records if BOX in one.curves), lambda one: one.run.shown.split(", ")[1])
     if not panels:
         return None
-    return _panels("mean and range of the seeds", 4.2, panels, styles)[0]
+    return _panels("mean and range of the seeds", 4.2, panels, styles, row_of)[0]
 
 
 def _training_loss(records: Sequence[Record]) -> Figure | None:
@@ -241,12 +244,12 @@ def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **option
 
 
 def _panels(
-    title: str, height: float, panels: Mapping[str, Sequence[Record]], styles: Styles | None = None
+    title: str, height: float, panels: Mapping[str, Sequence[Record]], styles: Styles = INITS, label: Label = INIT
 ) -> tuple[Figure, Sequence[Axes]]:
     """Box AP of all schedules, a panel for each title, and one legend."""
     figure, (row,) = _figure(title, height, 1, len(panels), squeeze=False, sharey=True)
     for axes, (name, shown) in zip(row, panels.items(), strict=True):
-        _draw_schedules(axes, shown, BOX, styles)
+        _draw_schedules(axes, shown, BOX, styles, label)
         axes.legend().remove()
         axes.set_title(name)
         axes.label_outer()
@@ -254,19 +257,20 @@ def _panels(
     return figure, row
 
 
-def _draw_schedules(axes: Axes, records: Sequence[Record], metric: str, styles: Styles | None = None) -> None:
-    """AP by iteration, a colour for each initialisation; ends are marked. What the paper reports is an open mark."""
-    row_of = rows_of(records)
-    bands = bands_of(records, metric, row_of)
-    for init, (label, color, marker) in (styles or INITS).items():
-        shown = [band for band in bands if row_of(band.run) == init]
+def _draw_schedules(
+    axes: Axes, records: Sequence[Record], metric: str, styles: Styles = INITS, label: Label = INIT
+) -> None:
+    """AP by iteration, a colour for each ``label``, by default the initialisation; what the paper reports is open."""
+    bands = bands_of(records, metric, label)
+    for row, (name, color, marker) in styles.items():
+        shown = [band for band in bands if label(band.run) == row]
         for band in shown:
             _draw_band(axes, band, color, marker * (band.mean[-1][0] == band.run.iterations))
         if shown:
             several = f", mean and range of {shown[0].seeds} seeds" * (shown[0].seeds > 1)
-            axes.plot([], [], marker, ls="-", color=color, label=label + several)
+            axes.plot([], [], marker, ls="-", color=color, label=name + several)
         reported = [(one.run.iterations, one.run.expected[metric]) for one in records
-                    if row_of(one.run) == init and metric in one.run.expected]  # fmt: skip
+                    if label(one.run) == row and metric in one.run.expected]  # fmt: skip
         if reported:
             plot(axes, reported, marker=marker, **REPORTED)
     if any(metric in one.run.expected for one in records):

@@ -130,8 +130,9 @@ def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
         if {one.run.name for one in shown} <= known:
             continue
         family_of = partial(_family, place, part)
-        inits = {_family(place, _part(run), run): row_of(run) if run.init == SCRATCH else run.init
-                 for run in (one.run for one in begun) if place in run.places}  # fmt: skip
+        # The columns of a matrix have the same rows, and so the same colours.
+        whole = [one.run for one in (begun if place == own.MATRIX else shown) if place in one.run.places]
+        inits = {_family(place, _part(run), run): row_of(run) if run.init == SCRATCH else run.init for run in whole}
         colors = colors_of(inits)
         lines: dict[str, dict[str, Any]] = {}
         for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name, family_of)):

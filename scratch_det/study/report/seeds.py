@@ -140,7 +140,8 @@ def headlines(records: Sequence[Record]) -> list[str]:
                 trained.setdefault((_detector(one.run), row_of(one.run)), {}).setdefault(length, []).append(one)
         found = []
         for (detector, row), theirs in trained.items():
-            ours = trained.get((detector, SCRATCH), {}) if row != SCRATCH else {}
+            is_random = any(one.run.init == SCRATCH for group in theirs.values() for one in group)
+            ours = {} if is_random else trained.get((detector, SCRATCH), {})
             pairs = {length: (ours[length], theirs[length]) for length in theirs if length in ours}
             if pairs and all(len({one.run.shown for one in both}) == 1 for pair in pairs.values() for both in pair):
                 gaps = {length: difference(*(scores(both, BOX) for both in pair)) for length, pair in pairs.items()}
