@@ -11,6 +11,7 @@ SHIPPED = (
     "projects",
     "studies",
     "docs/grid_35k.yaml",
+    "docs/grid_bccd.yaml",
     "docs/grid_digits.yaml",
     "docs/slurm.sh",
     "results/models.csv",
