@@ -7,7 +7,7 @@ import pytest
 from scratch_det.study.digits import CLAIMS, runs
 from scratch_det.study.experiments import of_place
 from scratch_det.study.records import FINISHED, INTERRUPTED, Record
-from scratch_det.study.report.seeds import claimed
+from scratch_det.study.report.seeds import stated
 from scratch_det.study.run import Claim, Run
 
 ONE = Run("one", ("p",), "one", "scratch", k=2)
@@ -33,17 +33,17 @@ CLAIM = Claim("one - other", ((1, "one", "bbox/AP"), (-1, "other", "bbox/AP")))
     ],
 )
 def test_estimate_and_interval(ours: tuple[float, ...], theirs: tuple[float, ...], row: tuple[str, ...]) -> None:
-    assert claimed([CLAIM], [*records(ONE, *ours), *records(OTHER, *theirs)])[1] == (("one - other", *row),)
+    assert stated([CLAIM], [*records(ONE, *ours), *records(OTHER, *theirs)])[1] == (("one - other", *row),)
 
 
 def test_nothing_is_said_before_the_runs() -> None:
-    assert claimed([CLAIM], records(ONE, 11))[1] == ()
+    assert stated([CLAIM], records(ONE, 11))[1] == ()
 
 
 def test_a_run_that_is_not_finished_does_not_count() -> None:
     first, second = records(ONE, 1, 2)
     unfinished = replace(second, state=INTERRUPTED)
-    assert claimed([CLAIM], [first, unfinished, *records(OTHER, 0, 0)])[1][0][2] == "1"
+    assert stated([CLAIM], [first, unfinished, *records(OTHER, 0, 0)])[1][0][2] == "1"
 
 
 def test_claims_are_about_runs_of_the_miniature() -> None:

@@ -20,7 +20,7 @@ from scratch_det.evaluation.metrics import GREY, INITS, INK, METRICS, PRETRAINED
 from scratch_det.study import own
 from scratch_det.study.experiments import COCO_INSTANCES, Seen, experiments, of_place, seen_before, seen_in_schedule
 from scratch_det.study.records import FINISHED, LOSS, Record
-from scratch_det.study.report.seeds import BOX, Band, bands_of, grouped, model_of, rows_of
+from scratch_det.study.report.seeds import BOX, Band, bands_of, grouped, line_colors, model_of, rows_of
 from scratch_det.study.report.tables import DIGITS, label_of_norm
 from scratch_det.study.run import TRAIN, Run, from_here
 from scratch_det.visualization.curves import BESIDE, GROUND, STYLE, plot, save_figure, show_iterations, thin
@@ -176,9 +176,7 @@ def _small_data(records: Sequence[Record]) -> Figure | None:
 def _matrix(records: Sequence[Record]) -> Figure | None:
     """A panel for each column of a matrix, a colour for each row."""
     row_of = rows_of(records)
-    rows = {row_of(one.run): one.run.init for one in records}
-    colors = colors_of({row: row if init == SCRATCH else init for row, init in rows.items()})  # SCRATCH: the first such
-    looks = zip(colors.items(), cycle("osDv^Pp*X"), strict=False)
+    looks = zip(line_colors(records, row_of).items(), cycle("osDv^Pp*X"), strict=False)
     styles = {row: (INITS[row][0] if row in INITS else row, color, marker) for (row, color), marker in looks}
     panels = grouped((one for one in records if BOX in one.curves), lambda one: one.run.shown.split(", ")[1])
     if not panels:

@@ -21,12 +21,12 @@ from PIL import Image
 
 from scratch_det.config.load import flatten
 from scratch_det.errors import UserError
-from scratch_det.evaluation.metrics import INK, METRICS, SCRATCH, TTA, colors_of, main_metrics
+from scratch_det.evaluation.metrics import INK, METRICS, TTA, main_metrics
 from scratch_det.reading import read_yaml
 from scratch_det.study import own
 from scratch_det.study.records import DIVERGED, FAILED, FINISHED, LOSS, Record
 from scratch_det.study.report.results import MADE_WITH
-from scratch_det.study.report.seeds import Band, bands_of, headlines, model_of, rows_of
+from scratch_det.study.report.seeds import Band, bands_of, headlines, line_colors, model_of
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 from scratch_det.visualization.curves import thin
@@ -123,17 +123,15 @@ def curves(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     known: set[str] = set()
     begun = [one for one in records if one.curves.keys() & AXES.keys()]
-    row_of = rows_of(begun)
     places = [(place, _part(one.run)) for one in begun for place in one.run.places if place not in SHOWN_IN]
     for place, part in dict.fromkeys(places):
         shown = [one for one in begun if place in one.run.places and _part(one.run) == part]
         if {one.run.name for one in shown} <= known:
             continue
-        family_of = partial(_family, place, part)
+        family_of = partial(_family, place)
         # The columns of a matrix have the same rows, and so the same colours.
-        whole = [one.run for one in (begun if place == own.MATRIX else shown) if place in one.run.places]
-        inits = {_family(place, _part(run), run): row_of(run) if run.init == SCRATCH else run.init for run in whole}
-        colors = colors_of(inits)
+        whole = [one for one in (begun if place == own.MATRIX else shown) if place in one.run.places]
+        colors = line_colors(whole, family_of)
         lines: dict[str, dict[str, Any]] = {}
         for metric, band in ((name, band) for name in AXES for band in bands_of(shown, name, family_of)):
             family, k = family_of(band.run), f", {band.run.k}x" * bool(band.run.k)
@@ -150,10 +148,10 @@ def _part(run: Run) -> str:
     return run.shown.split(", ")[1] if own.MATRIX in run.places else model_of(run.name)
 
 
-def _family(place: str, part: str, run: Run) -> str:
+def _family(place: str, run: Run) -> str:
     """All schedules of an initialisation, or whatever else a plot compares."""
     name = label_of_norm(run) if "norms" in place else run.shown
-    return re.sub(r", \d+x$", "", name).removesuffix(f", {part}")
+    return re.sub(r", \d+x$", "", name).removesuffix(f", {_part(run)}")
 
 
 def _points(band: Band) -> list[tuple[float, ...]]:

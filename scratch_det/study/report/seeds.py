@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scipy.stats import t, ttest_ind
 
-from scratch_det.evaluation.metrics import INITS, METRICS, SCRATCH
+from scratch_det.evaluation.metrics import INITS, METRICS, SCRATCH, colors_of
 from scratch_det.study import own
 from scratch_det.study.records import DECIMALS, EPOCHS, FINISHED, Curve, Record
 from scratch_det.study.run import TRAIN, Claim, Run
@@ -99,6 +99,13 @@ def rows_of(records: Iterable[Record]) -> Callable[[Run], str]:
     return lambda run: run.init if rows.get(run.name, first) == first else rows[run.name]
 
 
+def line_colors(records: Sequence[Record], label: Callable[[Run], str]) -> dict[str, str]:
+    """The colour of each line by its label; only the first random row of a matrix has random initialisation's."""
+    row_of = rows_of(records)
+    return colors_of({label(run): row_of(run) if run.init == SCRATCH else run.init
+                      for run in (one.run for one in records)})  # fmt: skip
+
+
 def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
     """By ``key``, both in the order of ``records``."""
     groups: dict[str, list[Record]] = {}
@@ -107,7 +114,7 @@ def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str
     return groups
 
 
-def claimed(
+def stated(
     claims: Sequence[Claim], records: Sequence[Record]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
     """Header, rows and note: of each claim with a finished seed its estimate, interval, number of seeds, and verdict.

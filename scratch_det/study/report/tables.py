@@ -15,17 +15,7 @@ from scratch_det.study.paper import METRICS as PAPER_METRICS
 from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINISHED, READY, Record
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
-from scratch_det.study.report.seeds import (
-    BOX,
-    Difference,
-    Seeds,
-    claimed,
-    difference,
-    epochs,
-    grouped,
-    model_of,
-    scores,
-)
+from scratch_det.study.report.seeds import BOX, Difference, Seeds, difference, epochs, grouped, model_of, scores, stated
 from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
 
 DIGITS, WHOLES, TOP1 = "digits/", ("paper", "digits"), "classification/top1"
@@ -160,7 +150,7 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == "claims":
-        head, said, note = claimed(CLAIMS, records)
+        head, said, note = stated(CLAIMS, records)
         return Table(kind, title, head, said, (note, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
