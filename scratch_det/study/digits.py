@@ -5,6 +5,7 @@ the same multiple of it here. Pre-training is classification of single digits, s
 these sizes and which seeds, is in docs/miniature.md.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,18 +26,9 @@ TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120,
 SCRATCH_GN, TUNED_GN = "scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn"
 
 
-def _claim(text: str, formula: str) -> Claim:
-    """``formula``: a sum of RUN or RUN:METRIC; scratch_3x_tenth is short for scratch_mask_rcnn_R_18_FPN_3x_gn_tenth."""
-    words, terms = f"+ {formula}".split(), []
-    for sign, word in zip(words[::2], words[1::2], strict=True):
-        run, _, metric = word.partition(":")
-        init, k, *rest = run.split("_")
-        name = "_".join([init, "mask_rcnn_R_18_FPN", k, "gn", *rest])
-        terms.append((1 if sign == "+" else -1, name, metric or "bbox/AP"))
-    return Claim(text, tuple(terms))
-
-
-CLAIMS = [_claim(*both) for both in (  # the table "claims", by the plan's questions in docs/miniature.md
+# The table "claims", by the plan's questions in docs/miniature.md: scratch_3x_tenth is short for
+# scratch_mask_rcnn_R_18_FPN_3x_gn_tenth.
+CLAIMS = [Claim.parse(text, re.sub(r"_(\dx)", r"_mask_rcnn_R_18_FPN_\1_gn", formula)) for text, formula in (
     *((f"1: scratch - pretrained, {k}x", f"scratch_{k}x - pretrained_{k}x") for k in range(2, 7)),
     ("1: the difference at 6x less the one at 2x", "scratch_6x - pretrained_6x - scratch_2x + pretrained_2x"),
     *((f"2: scratch - pretrained, 6x, {name}", f"scratch_6x:{metric} - pretrained_6x:{metric}")

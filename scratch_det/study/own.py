@@ -19,6 +19,12 @@ shorter ones branch off the longest. ``weights``: the file, found from this file
 ``pixels``: MODEL.WEIGHTS_PIXELS; ``source``, an address or a command, and ``licence``: for readers, and for who lacks
 the file. Of what a pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281,167 by default, and an image's
 ``views``, {SIDE: NUMBER}. ``columns`` of a row: those that it is trained in, all by default.
+
+``claims``, of runs or of a matrix: what is to be said in numbers, as a sum over runs of the same seed, each with its
+interval; of another metric than box AP as RUN:METRIC.
+
+claims:
+  10k images with moco - all without, 6x: moco_10k - random_coco_6x
 """
 
 import re
@@ -34,16 +40,16 @@ from scratch_det.config.choices import PIXELS, RECIPES
 from scratch_det.config.load import BASE_KEY, COMMAND_LINE, flatten, load_config, read_source
 from scratch_det.config.schedule import ITERATIONS_PER_X, kx_schedule
 from scratch_det.errors import ConfigError, did_you_mean, quoted
-from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
+from scratch_det.evaluation.metrics import METRICS, PRETRAINED, SCRATCH
 from scratch_det.files import ROOT, find_file
 from scratch_det.reading import read_yaml
-from scratch_det.study.run import PRETRAIN, TRAIN, Run
+from scratch_det.study.run import PRETRAIN, TRAIN, Claim, Run
 
 STUDIES = ROOT / "studies"
 # Of all runs, or of a matrix and its pre-trainings: their table and their figure are called so.
 PLACE, MATRIX, PRETRAINING = "runs", "inits", "pretraining"
 NAME = re.compile(r"(?!(jobs|report)$|.*_seed\d+$)[A-Za-z0-9][A-Za-z0-9_-]*")  # of a folder beside a study's others
-COLUMNS = "columns"
+COLUMNS, CLAIMS = "columns", "claims"
 FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # a test of the value, and the expected value in words
     "recipe": (lambda value: str(value).endswith(".yaml"), "a file, NAME.yaml"),
     "seeds": (lambda value: _are_numbers(value, 0), "a list of different numbers, such as [1, 2, 3]"),
@@ -78,11 +84,16 @@ def file_of(experiment: str) -> Path | None:
 
 def runs(path: Path) -> list[Run]:
     """The runs of a file, in its order. Raises ConfigError, with file and line, for an invalid one."""
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[list[Run], list[Claim]]:
+    """``runs``, and the claims about them."""
     entries = read_source(path, "scratch-det study")
     if bases := [entry for entry in entries if entry.key == BASE_KEY]:
         raise ConfigError(f"{bases[0].where}: a file of runs has no {BASE_KEY}: list all runs in it")
     sections = read_yaml(path)
-    columns = sections.pop(COLUMNS, {})
+    columns, formulas = sections.pop(COLUMNS, {}), sections.pop(CLAIMS, {})
     if not isinstance(columns, dict):
         raise ConfigError(f"{path}: {COLUMNS} is {columns!r}: write {COLUMNS}: {{NAME: {{recipe: FILE.yaml}}}}")
 
@@ -115,6 +126,29 @@ def runs(path: Path) -> list[Run]:
     if twins := [pair for pair in pairwise(names) if len({name.lower() for name in pair}) == 1]:
         both = " and ".join(twins[0])
         raise ConfigError(f"{path}: {both} would be one folder on some disks: rename a run, a row or a column")
+    claims = _claims(formulas, {run.repeats for run in found}, where)
+    claimed = {name for claim in claims for _, name, _ in claim.terms}
+    return [replace(run, places=(*run.places, CLAIMS)) if run.repeats in claimed else run for run in found], claims
+
+
+def _claims(formulas: Any, names: set[str], where: Where) -> list[Claim]:
+    """Checked: a sum of runs of those ``names``, and of metrics."""
+    if not isinstance(formulas, dict):
+        raise ConfigError(f"{where(CLAIMS)}: {CLAIMS} is {formulas!r}: write {CLAIMS}: {{TEXT: RUN - RUN}}")
+    found = []
+    for text, formula in formulas.items():
+        here = f"{where(f'{CLAIMS}.{text}')}: the claim {text!r} is"
+        try:
+            found.append(Claim.parse(text, formula))
+        except (AttributeError, KeyError, ValueError):
+            expected = "expected a sum such as a_6x - b_6x or a_6x:bbox/AP50 - b_6x:bbox/AP50"
+            raise ConfigError(f"{here} {formula!r}, {expected}") from None
+        for _, name, metric in found[-1].terms:
+            for word, known, kind in ((name, names, "a run"), (metric, METRICS, "a metric")):
+                if word not in known:
+                    raise ConfigError(
+                        f"{here} about {word}, which is not {kind} of the study{did_you_mean(word, [*known])}"
+                    )
     return found
 
 

@@ -121,6 +121,18 @@ class Claim(NamedTuple):
     text: str
     terms: tuple[tuple[int, str, str], ...]
 
+    @classmethod
+    def parse(cls, text: str, formula: str) -> "Claim":
+        """``formula``: RUN, or RUN:METRIC for another one than box AP, with + and - between: "a_6x - b_6x".
+
+        Raises AttributeError, KeyError or ValueError for anything else.
+        """
+        words, terms = ["+", *formula.split()], []
+        for sign, word in zip(words[::2], words[1::2], strict=True):
+            name, _, metric = word.partition(":")
+            terms.append(({"+": 1, "-": -1}[sign], name, metric or "bbox/AP"))
+        return cls(text, tuple(terms))
+
 
 def schedules(
     name: str,

@@ -12,7 +12,7 @@ from scratch_det.evaluation.metrics import PRETRAINED, SCRATCH
 from scratch_det.study import own
 from scratch_det.study.commands import folder_of
 from scratch_det.study.experiments import jobs_of, of_place
-from scratch_det.study.run import PRETRAIN, Run
+from scratch_det.study.run import PRETRAIN, Claim, Run
 from scratch_det.study.study import Study
 from scratch_det.weights.locate import url_of
 
@@ -47,6 +47,14 @@ def test_each_row_in_each_column(file: Path) -> None:
         "random": SCRATCH, "moco": PRETRAINED, "ours": PRETRAINED}  # fmt: skip
     assert runs["crops"].kind == PRETRAIN
     assert {run.places for run in runs.values()} == {(own.MATRIX,), (own.PRETRAINING,)}
+
+
+def test_claims_are_of_both_rows_and_columns(file: Path) -> None:
+    file.write_text(f"{MATRIX}claims:\n  few - all, 1x: moco_few:bbox/AP50 - random_all_1x\n")
+    runs, claims = own.read(file)
+    assert claims == [Claim("few - all, 1x", ((1, "moco_few", "bbox/AP50"), (-1, "random_all_1x", "bbox/AP")))]
+    assert [run.name for run in runs if own.CLAIMS in run.places] == [
+        "random_all_1x", "random_all_1x_seed2", "moco_few"]  # fmt: skip
 
 
 def test_a_row_in_some_columns(file: Path) -> None:
@@ -111,6 +119,23 @@ WRONG = {
     "  few:": ("  all_1x: {recipe: scratch.yaml}\n  few:", r"moco_all_1x and moco_all_1x would be one folder"),
     "\ncrops: {": ("\nrandom_FEW: {recipe: scratch.yaml}\ncrops: {", r"random_few and random_FEW would be one folder"),
     "{pretraining: crops,": ("{pretraining: random,", r"ours starts from random, expected a run of this file that"),
+    "\nrandom: {}": (
+        "\nclaims: [3]\nrandom: {}",
+        r"matrix\.yaml:5: claims is \[3\]: write claims: \{TEXT: RUN - RUN\}",
+    ),
+    "\nmoco: {": (
+        "\nclaims: {few: moco_few - randm_few}\nmoco: {",
+        r"yaml:6: the claim 'few' is about randm_few, which is not a run of the study; did you mean 'random_few'",
+    ),
+    "moco: {weights": (
+        "claims: {few: moco_few:AP}\nmoco: {weights",
+        r"claim 'few' is about AP, which is not a metric of the study",
+    ),
+    "\nours: {": ("\nclaims: {few: moco_few *}\nours: {", r"the claim 'few' is 'moco_few \*', expected a sum such as"),
+    "few: {recipe: scratch.yaml, seeds: [1]}\n": (
+        "few: {recipe: scratch.yaml, seeds: [1]}\nclaims: {few, 1x: moco_few}\n",
+        r"the claim 'few' is None, expected a sum",
+    ),
     "crops: {recipe": (
         "crops: {lengths: [2], recipe",
         r"starts from crops, expected a run .*, a recipe without lengths",

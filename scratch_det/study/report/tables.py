@@ -16,7 +16,7 @@ from scratch_det.study.records import BLOCKED, DECIMALS, DIVERGED, FAILED, FINIS
 from scratch_det.study.report.inits import NOTES as NOTES_OF_MATRIX
 from scratch_det.study.report.inits import matrix
 from scratch_det.study.report.seeds import BOX, Difference, Seeds, difference, epochs, grouped, model_of, scores, stated
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Run
+from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, Claim, Run
 
 DIGITS, WHOLES, TOP1 = "digits/", ("paper", "digits"), "classification/top1"
 # Figures without a table of their own, and the one that their runs are part of:
@@ -36,7 +36,7 @@ TITLES = {
     "small_data": "Small data",
     own.PLACE: "All runs",
     own.MATRIX: "Initialisations",
-    "claims": "What the text says",
+    own.CLAIMS: "What the text says",
     "control": "A branch beside the same run trained on its own",
 }
 LONGEST_ERROR = 200  # characters
@@ -108,16 +108,16 @@ def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
 
     Raises UserError when there is no such experiment.
     """
-    known, runs = {one.run.name: one for one in records}, of_place(experiment)
-    places = {experiment: runs}
-    if own.file_of(experiment):
-        places = {name: [run for run in runs if name in run.places] for name in {run.places[0]: 0 for run in runs}}
-    if experiment in WHOLES:
+    known, runs, claims = {one.run.name: one for one in records}, of_place(experiment), CLAIMS
+    places, path = {experiment: runs}, own.file_of(experiment)
+    if path:
+        runs, claims = own.read(path)
+    if path or experiment in WHOLES:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_IN)
         begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
-        places = {name: [run for run in runs if name in run.places] for name in names if name in begun}
+        places = {name: [run for run in runs if name in run.places] for name in names if path or name in begun}
     ready = {run.name: Record(run, READY) for run in runs}
-    found = [_table(name, [(ready | known)[run.name] for run in runs], known) for name, runs in places.items()]
+    found = [_table(name, [(ready | known)[run.name] for run in runs], known, claims) for name, runs in places.items()]
     return [table for table in found if table.rows]
 
 
@@ -137,7 +137,7 @@ def label_of_norm(run: Run) -> str:
     return "SyncBN" if run.name.endswith("syncbn") else "GN"
 
 
-def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -> Table:
+def _table(place: str, records: Sequence[Record], known: Mapping[str, Record], claims: Sequence[Claim]) -> Table:
     """The table of a place from the ``records`` of its runs; ``known`` has those that they rest on too, by name."""
     kind, is_digits, title = place.removeprefix(DIGITS), place.startswith(DIGITS), title_of(place)
     searches = dict.fromkeys(one.run.name if one.run.kind == SEARCH else str(one.run.found_by) for one in records)
@@ -149,8 +149,8 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record]) -
     if kind == own.MATRIX:
         header, rows = matrix(records, known)
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
-    if kind == "claims":
-        head, said, note = stated(CLAIMS, records)
+    if kind == own.CLAIMS:
+        head, said, note = stated(claims, records)
         return Table(kind, title, head, said, (note, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
