@@ -25,7 +25,6 @@ from scratch_det.errors import UserError
 from scratch_det.files import find_file, write_atomically
 
 CONFIGS = Path("configs")
-LARGE, SMALL = "mask_rcnn_X_152_8x32d_FPN_gn", "mask_rcnn_R_101_FPN_gn"
 COUNTED = """\
 FLOPs are multiply-adds of convolutions, linear layers and attention, activations the numbers that these put out. Box
 heads work on RPN.POST_NMS_TOPK_TEST proposals, in every stage of a cascade, other heads on TEST.DETECTIONS_PER_IMAGE
@@ -241,10 +240,10 @@ def write_table(path: Path, backend: str) -> None:
     ):
         cfg = load_config(recipe).cfg
         recipes.setdefault(model_name(cfg), []).append((bool(cfg.MODEL.WEIGHTS), recipe))
-    found, rows = {}, []
+    rows = []
     for name, same in sorted(recipes.items()):
         cfg = backends.model_config(min(same)[1], (), backend)
-        found[name] = analysis = analyze(backends.load(backend), cfg)
+        analysis = analyze(backends.load(backend), cfg)
         row = {
             "model": name,
             "recipes": str(len(same)),
@@ -261,12 +260,5 @@ def write_table(path: Path, backend: str) -> None:
     cells = [columns, *([row.get(column, "-") for column in columns] for row in rows)]
     command = f"scratch-det analyze model --table {path} --backend {backend}"
     texts = ["# The models of the recipes", f"Written by `{command}`.", LEGEND, table(cells, markdown=True)]
-    if {LARGE, SMALL} <= found.keys():
-        large, small = found[LARGE], found[SMALL]
-        below = large.parts["bottom-up"].flops / small.parts["bottom-up"].flops
-        texts.append(
-            f"The bottom-up network of X-152-8x32d has {below:.2f} times the FLOPs of R-101's, the whole model "
-            f"{large.total.flops / small.total.flops:.2f} times;\nthe paper says about 4 times."
-        )
     write_atomically(path, "\n\n".join(texts) + "\n")
     write_atomically(path.with_suffix(".csv"), tables.as_csv([cell.replace(",", "") for cell in row] for row in cells))

@@ -197,6 +197,8 @@ class ToolParser(ArgumentParser):
                 answer = next((answer for flags, answer in table.items() if alike in flags.split()), "")
                 answer = answer if takes_keys or answer.split(" ")[0] in there else ""
                 hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
+                if not answer and "required" in message and flag.startswith("--"):
+                    hints[flag] = f"; there is no {flag}"
             elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 is_said = "--config-file" in "".join(hints.values())
                 hints[""] = "" if is_said else f"; write --config-file {quoted(word)}"
@@ -228,7 +230,10 @@ def seed(text: str) -> int:
 
 def numbers(text: str) -> tuple[int, ...]:
     """The type of a flag: 1000,2000 as numbers."""
-    return tuple(int(word) for word in text.split(",") if word)
+    try:
+        return tuple(int(word) for word in text.split(",") if word)
+    except ValueError:
+        raise ArgumentTypeError(f"{text}, expected whole numbers, such as 1000,2000") from None
 
 
 GIVEN: list[str] = []  # the folders of --project, as they were given

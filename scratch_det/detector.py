@@ -102,9 +102,10 @@ class Found:
             raise UserError(
                 f"to_coco: {len(category_ids)} category_ids, expected one for each of {len(self.classes)} classes"
             )
-        found: dict[str, Any] = {"masks": self.rles} if self.rles is not None else {}
-        arrays = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "keypoints")}
-        found |= {name: torch.from_numpy(value) for name, value in arrays.items() if value is not None}
+        arrays = {"masks": self.rles} | {
+            name: getattr(self, name) for name in ("boxes", "scores", "labels", "keypoints")
+        }
+        found = {name: value for name, value in arrays.items() if value is not None}
         columns = detections_of(image_id, found, category_ids or range(1, len(self.classes) + 1))
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from scratch_det.backends import Batch
 from scratch_det.backends.torchvision_heads import RPN, RoIHeads
 from scratch_det.config.choices import has_fpn
+from scratch_det.data.transforms import PER_OBJECT
 from scratch_det.modeling.backbones import build_bottom_up
 from scratch_det.modeling.init import Fill, he_fill, initialize, normal_fill, xavier_fill
 from scratch_det.modeling.norm import norm_layer
@@ -33,7 +34,6 @@ FILLS: dict[str, Fill] = {  # initial weights by the prefix of the name, in a ca
     "roi_heads.keypoint_head": he_fill,
     "roi_heads.keypoint_predictor": he_fill,
 }
-TRUTH = ("boxes", "labels", "masks", "keypoints")  # of a sample
 PYRAMID_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "pool": 64}  # detectron2 calls the last one p6
 
 
@@ -83,7 +83,7 @@ class GeneralizedRCNN(nn.Module):
         images, features = self.extract_features(batch)
         device = images.tensors.device
         targets = [
-            {key: sample[key].to(device, non_blocking=True) for key in TRUTH if key in sample} | {"size": size}
+            {key: sample[key].to(device, non_blocking=True) for key in PER_OBJECT if key in sample} | {"size": size}
             for sample, size in zip(batch, images.image_sizes, strict=True)
         ]
         proposals, of_rpn = self.rpn(images, features, targets)

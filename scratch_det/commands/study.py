@@ -28,7 +28,8 @@ from scratch_det.command_line import TRACEBACK_FOLDERS, ToolParser, add_project_
 from scratch_det.distributed.stop import Stopped
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "experiment": {"type": normpath, "metavar": "EXPERIMENT", "help": "see above; report: also a part of the study's"},
+    "experiment": {"type": normpath, "metavar": "EXPERIMENT",
+                   "help": "such as table1 or FILE.yaml, see scratch-det study --help; report takes a part of it too"},
     "--experiment": {"type": normpath, "metavar": "EXPERIMENT", "default": "paper", "help": "(%(default)s)"},
     "--config-file": {"action": "append", "metavar": "FILE", "help": "a recipe (Figure 2's two)"},
     "--out": {"type": Path, "metavar": "DIR", "help": "the study's folder (output/studies/EXPERIMENT)"},

@@ -173,8 +173,8 @@ def keys_agree(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.CHANNELS_LAST is True, but {keys[0]} is GN, whose kernels copy such maps twice; set it to False"
     if solver.WARMUP_ITERS >= solver.MAX_ITER >= 1:
         yield (
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, as long as the run of SOLVER.MAX_ITER {solver.MAX_ITER}; "
-            f"set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10} or train longer"
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but the run has SOLVER.MAX_ITER {solver.MAX_ITER}; train "
+            f"longer, set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}, or take --trial N, which scales the schedule"
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"

@@ -236,10 +236,11 @@ def set_epochs(recipe: LoadedConfig, epochs: float, images: int) -> str:
 def shorten(cfg: CfgNode, iterations: int) -> None:
     """Change ``cfg`` to a trial of so many iterations, see ``set_length``, with one evaluation, at the end.
 
-    Raises ConfigError for less than one iteration.
+    Raises ConfigError for less than one iteration, and for more than the recipe has.
     """
-    if iterations < 1:
-        raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, expected 1 or more iterations")
+    if not 1 <= iterations <= cfg.SOLVER.MAX_ITER:
+        fix = f"expected 1 to {cfg.SOLVER.MAX_ITER}, the recipe's; --epochs N or SOLVER.MAX_ITER N trains longer"
+        raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, {fix}")
     set_length(cfg, iterations)
     cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE, cfg.SOLVER.CHECKPOINT_PERIOD = 0, 0, iterations
 

@@ -15,10 +15,10 @@ from scratch_det.data.catalog import lookup
 from scratch_det.data.coco import CocoDataset, read_coco
 from scratch_det.data.image import decode_masks, read_image
 from scratch_det.diagnosis.numbers import SIZES
-from scratch_det.diagnosis.page import SIDE, as_jpeg, render
+from scratch_det.diagnosis.page import SIDE, render
 from scratch_det.engine.datasets import coco_conflicts
 from scratch_det.errors import ConfigError, UserError, counted, did_you_mean, listed, raise_problems
-from scratch_det.visualization.page import Section
+from scratch_det.visualization.page import Section, as_jpeg
 from scratch_det.visualization.predictions import draw_objects
 
 if TYPE_CHECKING:

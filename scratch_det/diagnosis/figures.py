@@ -1,6 +1,7 @@
 """The figures of a diagnosis, as SVG: precision and recall, AP by IoU, confusions, calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -17,45 +18,42 @@ SIZE = (5.2, 3.6)  # inches
 MOST_CLASSES = 25  # in the matrix of confusions: those with the most objects
 Models = Mapping[str, Diagnosis]  # by what they are called
 Colors = Mapping[str, str]  # of each of them
+Line = tuple[str, str, str, Any, Any]  # label, colour, style, x and y
 
 
-@rc_context(STYLE)
 def precision_and_recall(models: Models, colors: Colors) -> str:
     """The mean precision of the classes at each recall, at IoU 0.5 (solid) and 0.75 (dashed)."""
-    figure = Figure(figsize=SIZE)
-    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
-    axes.grid(True)
+    curves = []
     for name, found in models.items():
         for iou, line in ((0.5, "-"), (0.75, "--")):
             values = np.nanmean(found.precision[at_iou(iou)][0], axis=1)
-            axes.plot(np.linspace(0, 1, len(values)), values, line, color=colors[name], label=f"{name}, IoU {iou:g}")
-    axes.legend()
-    return as_svg(figure)
+            curves.append((f"{name}, IoU {iou:g}", colors[name], line, np.linspace(0, 1, len(values)), values))
+    return _lines(curves, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
 
 
-@rc_context(STYLE)
 def ap_by_iou(models: Models, colors: Colors) -> str:
     """Mean AP at each IoU: where boxes are exact, the curve falls late."""
-    figure = Figure(figsize=SIZE)
-    axes = figure.add_subplot(xlabel="IoU with the object from which a detection is right", ylabel="AP (%)")
-    axes.grid(True)
+    curves = [(name, colors[name], "o-", IOU_THRESHOLDS, found.at_thresholds()) for name, found in models.items()]
+    return _lines(curves, xlabel="IoU with the object from which a detection is right", ylabel="AP (%)", ylim=(0, None))
+
+
+def calibration(models: Models, colors: Colors) -> str:
+    """Of detections with about a score, the share that is right; on the diagonal a score is a probability."""
+    curves: list[Line] = [("", GREY, "-", [0, 1], [0, 1])]
     for name, found in models.items():
-        axes.plot(IOU_THRESHOLDS, found.at_thresholds(), "o-", color=colors[name], label=name)
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return as_svg(figure)
+        shown = found.calibration[found.calibration[:, 3] > 0]
+        curves.append((name, colors[name], "o-", shown[:, 1], shown[:, 2]))
+    return _lines(curves, xlabel="score", ylabel="share of right detections", xlim=(0, 1), ylim=(0, 1))
 
 
 @rc_context(STYLE)
-def calibration(models: Models, colors: Colors) -> str:
-    """Of detections with about a score, the share that is right; on the diagonal a score is a probability."""
+def _lines(curves: Sequence[Line], **labels: Any) -> str:
     figure = Figure(figsize=SIZE)
-    axes = figure.add_subplot(xlabel="score", ylabel="share of right detections", xlim=(0, 1), ylim=(0, 1))
+    axes = figure.add_subplot()
     axes.grid(True)
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-    for name, found in models.items():
-        shown = found.calibration[found.calibration[:, 3] > 0]
-        axes.plot(shown[:, 1], shown[:, 2], "o-", color=colors[name], label=name)
+    for name, color, style, x, y in curves:
+        axes.plot(x, y, style, color=color, label=name, linewidth=None if name else 1)
+    axes.set(**labels)  # after the lines: ylim (0, None) keeps the upper limit that they set
     axes.legend()
     return as_svg(figure)
 

@@ -1,13 +1,11 @@
 """A diagnosis as one HTML page that needs no network, with its numbers as CSV and JSON beside it."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as Pillow
 
 from scratch_det import tables
 from scratch_det.data.image import decode_masks, read_image
@@ -18,11 +16,11 @@ from scratch_det.errors import DataError, counted
 from scratch_det.evaluation.predictions import Predictions
 from scratch_det.evaluation.truth import Truth
 from scratch_det.files import write_atomically
-from scratch_det.visualization.page import Section, data_uri, page_text
+from scratch_det.visualization.page import Section, as_jpeg, data_uri, page_text
 from scratch_det.visualization.predictions import draw_objects
 
 WORST, DOUBTS = 50, 24  # pictures
-SIDE, QUALITY = 420, 80  # of a picture: px, JPEG's
+SIDE = 420  # px of a picture
 RIGHT, WRONG, MISSED = "#3cb44b", "#ff5a5a", "#ffd24d"
 MARKS = "green is right, red is wrong, yellow is an object that was missed."
 
@@ -181,9 +179,3 @@ def as_json(found: Diagnosis, truth: Truth) -> dict[str, Any]:
 
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.1f}"
-
-
-def as_jpeg(picture: Pillow.Image) -> str:
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=QUALITY)
-    return data_uri(content.getvalue(), "jpeg")

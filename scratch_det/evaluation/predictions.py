@@ -47,17 +47,17 @@ FIELDS = REQUIRED | {"bbox": tuple[float, float, float, float], "segmentation": 
 
 def detections_of(image_id: Id, found: dict[str, Any], category_ids: Sequence[Id]) -> Predictions:
     """The predictions of one image, ``found`` as from ``backend.predict``; label k stands for ``category_ids[k]``."""
-    corners = found["boxes"].numpy()
+    corners = np.asarray(found["boxes"])
     rows = {
         "image_id": _ids([image_id] * len(corners)),
-        "category_id": _ids(category_ids)[found["labels"].numpy()],
-        "score": found["scores"].numpy().astype(float),
+        "category_id": _ids(category_ids)[np.asarray(found["labels"])],
+        "score": np.asarray(found["scores"], float),
         "bbox": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(float),
     }
     if "masks" in found:
         rows["segmentation"] = np.array(found["masks"], dtype=object)
     if "keypoints" in found:  # COCO's are indices of pixels, ours are continuous: the centre of pixel 0 is 0.5
-        points = found["keypoints"].numpy() - np.array([0.5, 0.5, 0], dtype=np.float32)
+        points = np.asarray(found["keypoints"]) - np.array([0.5, 0.5, 0], dtype=np.float32)
         rows["keypoints"] = points.reshape(len(points), 3 * points.shape[1]).astype(float)
     return rows
 

@@ -20,7 +20,7 @@ from scratch_det.study import own
 from scratch_det.study.experiments import find, jobs_of, of_place, samples_table
 from scratch_det.study.local import Local, Torchrun, alone_in, gpus_here, holder_of, require_gpus
 from scratch_det.study.records import BLOCKED, FAILED, FINISHED, INTERRUPTED, READY, RUNNING, Record, survey
-from scratch_det.study.run import EVALUATE, PRETRAIN, SEARCH, TRAIN, Job, jobs_folder
+from scratch_det.study.run import EVALUATE, EXIT_SOME_FAILED, PRETRAIN, SEARCH, TRAIN, Job, jobs_folder
 from scratch_det.study.slurm import Slurm, squeue
 from scratch_det.study.study import DESCRIPTION, LOCK, Study, study_in
 from scratch_det.tables import aligned
@@ -29,7 +29,6 @@ STUDIES = Path("output/studies")
 FIGURE2 = ("pretrained_mask_rcnn_R_50_FPN_2x_gn", "scratch_mask_rcnn_R_50_FPN_6x_gn")
 SLURM = "slurm"
 LAUNCHERS = {"local": Local, "torchrun": Torchrun}  # and SLURM
-EXIT_SOME_FAILED = 1
 # Places for which the paper shows curves, and no numbers.
 ONLY_CURVES = {"figure1", "figure3", "figure4", "figure6", "figure7", "figure8"}
 MODELS = ROOT / "results" / "models.csv"
@@ -85,8 +84,10 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
 
     The checkpoints' size is about right: models are measured in results/models.csv, with 80 classes.
     """
-    if gpus < 1 or (seconds_per_iter is not None and not 0 < seconds_per_iter < 1e6):
-        raise UserError(f"--gpus {gpus} --seconds-per-iter {seconds_per_iter}: expected numbers above 0")
+    if gpus < 1:
+        raise UserError(f"--gpus {gpus}: expected 1 or more")
+    if seconds_per_iter is not None and not 0 < seconds_per_iter < 1e6:
+        raise UserError(f"--seconds-per-iter {seconds_per_iter}: expected a number above 0")
     runs = of_place(experiment)
     jobs = jobs_of(runs, share_prefix)
     iterations, apart = (sum(job.iterations for job in each) for each in (jobs, jobs_of(runs, share_prefix=False)))
@@ -112,9 +113,11 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
         hours = iterations * seconds_per_iter / 3600
         shown, digits = f"{gpus} GPU{'s' * (gpus > 1)}", 0 if hours >= 10 else 1
         cost = f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
-    missing = f"; {unmeasured} of the runs not counted, as {MODELS.name} has no such model" if unmeasured else ""
-    totals = [f"{len(jobs)} runs: {counts}", f"iterations: {iterations:,}{saving}", cost,
-              f"disk: about {disk / 1e9:,.1f} GB of checkpoints{missing}"]  # fmt: skip
+    space = f"about {disk / 1e9:,.1f} GB of checkpoints"
+    if unmeasured:
+        space = f"{space}, and those of " * (unmeasured < len(jobs)) + f"not known for {unmeasured} runs: "
+        space += f"results/{MODELS.name} has no such model; scratch-det check tells it for a recipe"
+    totals = [f"{len(jobs)} runs: {counts}", f"iterations: {iterations:,}{saving}", cost, f"disk: {space}"]
     return "\n".join([*aligned(rows), "", *totals])
 
 

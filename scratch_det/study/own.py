@@ -31,6 +31,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,19 @@ def read(path: Path) -> tuple[list[Run], list[Claim]]:
             kind = PRETRAIN if name in sources else TRAIN
             place = PRETRAINING if rows and kind == PRETRAIN else PLACE
             found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind), where(name))
+    _check_names(path, found)
+    claims = _claims(formulas, {run.repeats for run in found}, where)
+    claimed = {name for claim in claims for _, name, _ in claim.terms}
+    return [replace(run, places=(*run.places, CLAIMS)) if run.repeats in claimed else run for run in found], claims
+
+
+def _check_names(path: Path, found: Sequence[Run]) -> None:
+    if not found:
+        raise ConfigError(f"{path} names no run: write NAME: {{recipe: FILE.yaml}}")
     names = sorted((run.name for run in found), key=str.lower)
     if twins := [pair for pair in pairwise(names) if len({name.lower() for name in pair}) == 1]:
         both = " and ".join(twins[0])
         raise ConfigError(f"{path}: {both} would be one folder on some disks: rename a run, a row or a column")
-    claims = _claims(formulas, {run.repeats for run in found}, where)
-    claimed = {name for claim in claims for _, name, _ in claim.terms}
-    return [replace(run, places=(*run.places, CLAIMS)) if run.repeats in claimed else run for run in found], claims
 
 
 def _claims(formulas: Any, names: set[str], where: Where) -> list[Claim]:
@@ -164,7 +171,7 @@ def _repeated(folder: Path, fields: Fields, run: Run, where: str) -> Iterator[Ru
     if "pixels" in fields:
         keys["MODEL.WEIGHTS_PIXELS"] = fields["pixels"]
     changes = tuple(str(word) for pair in keys.items() for word in pair)
-    project = (folder / fields["project"]).absolute() if "project" in fields else None
+    project = Path(normpath((folder / fields["project"]).absolute())) if "project" in fields else None
     if project and project.resolve() not in LOADED:  # a file, and a study's folder that names it, may be somebody's
         raise ConfigError(f"{where}: {name} needs a project: if you trust it, give --project {quoted(project)}")
     try:

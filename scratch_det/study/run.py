@@ -22,6 +22,7 @@ CONFIGS = Path("configs")
 SWITCH_BEFORE_END = 3  # of the kx schedule: the paper's last 270k iterations (section 5.1)
 FEWEST_ITERATIONS = 1000  # above, a length is in iterations; below, in units of 1x
 TRAIN, PRETRAIN, SEARCH, EVALUATE = "train", "pretrain", "search", "eval"  # commands of scratch-det
+EXIT_SOME_FAILED = 1
 
 
 @dataclass(frozen=True)

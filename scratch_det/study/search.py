@@ -16,17 +16,16 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
 from scratch_det import backends
 from scratch_det.command_line import project_flags
-from scratch_det.config.load import BASE_KEY, Entry, flatten, plain, read_source
+from scratch_det.config.load import BASE_KEY, Entry, flatten, plain, read_source, with_keys
 from scratch_det.config.rules import check_config
 from scratch_det.engine.plan import DETECTION, Request, check_recipe, choose_backend
 from scratch_det.engine.run_dir import Facts, RunDir
@@ -37,12 +36,11 @@ from scratch_det.log import Progress, clock, say_now
 from scratch_det.reading import read_json
 from scratch_det.study.local import Local, alone_in, require_gpus
 from scratch_det.study.records import FIX, failure_of, other_recipe
-from scratch_det.study.run import Step, jobs_folder
+from scratch_det.study.run import EXIT_SOME_FAILED, Step, jobs_folder
 from scratch_det.tables import markdown
 
 BEST = "best.yaml"
 SEED = 0  # where the recipe has none: then the points differ only in the keys of the grid
-EXIT_SOME_FAILED = 1
 Axes = dict[str, dict[str, dict[str, str]]]  # axis -> label -> keys and values as scratch-det train takes them
 
 
@@ -306,11 +304,8 @@ def _recipes(search: Search, best: Point, failed: int) -> dict[str, str]:
         f"# The grid of {len(search.points)} points, {failed} of which failed:\n{axes}"
     )
     cfg = flatten(search.recipe(best))
-    nested: dict[str, Any] = {}
-    for key in best.values:
-        *sections, name = key.split(".")
-        reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = plain(cfg[key])
-    files = {BEST: origin + yaml.safe_dump(nested, default_flow_style=None, sort_keys=False)}
+    chosen = with_keys(CfgNode(), {key: plain(cfg[key]) for key in best.values})
+    files = {BEST: origin + chosen.dump(default_flow_style=None, sort_keys=False)}
     for recipe in search.apply_to:
         name, bases = Path(recipe).name, [os.path.relpath(recipe, search.out), BEST]
         words = [*project_flags(), "--config-file", str(search.out / name), "OUTPUT_DIR", f"output/{Path(name).stem}"]

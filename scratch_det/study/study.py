@@ -171,7 +171,7 @@ def study_in(out: Path) -> Study:
     path = out / DESCRIPTION
     if not path.exists():
         found = f"there is no {DESCRIPTION}, so no study was started there"
-        raise UserError(f"--out {out}: {found}; see scratch-det study run")
+        raise UserError(f"--out {out}: {found}; see scratch-det study run (study table prints results without it)")
     kinds: Any = [(one.name, str if one.type is Path else one.type) for one in fields(Study)]
     content = read_json(path, msgspec.defstruct("Study", kinds, forbid_unknown_fields=True), RESTORE)
     study = Study(**{**content, "out": Path(content["out"])})

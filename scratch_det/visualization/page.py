@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 HERE = Path(__file__).parent
+QUALITY = 80  # of a JPEG
 Picture = tuple[str, str]  # words, and the picture as a data URI
 
 
@@ -66,3 +69,10 @@ def of_svg(svg: str) -> Picture:
 
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def as_jpeg(picture: Image.Image) -> str:
+    """As a data URI."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=QUALITY, optimize=True)
+    return data_uri(content.getvalue(), "jpeg")

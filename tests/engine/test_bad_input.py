@@ -56,7 +56,7 @@ OVERRIDES = [
     (["MODEL.BACKBONE.FREEZE_AT", 2], ["FREEZE_AT is 2 while MODEL.WEIGHTS is", "set MODEL.BACKBONE.FREEZE_AT 0"]),
     (["MODEL.FPN.NORM", "BN"], ["MODEL.FPN.NORM is BN with 2 images per process", "set MODEL.FPN.NORM GN, or SyncBN"]),
     (["SOLVER.STEPS", "(1, 2)"], ["SOLVER.STEPS has 2, but training ends at SOLVER.MAX_ITER 2", 'SOLVER.STEPS "(1,)"']),
-    (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, as long as the run of SOLVER.MAX_ITER 2"]),
+    (["SOLVER.WARMUP_ITERS", 2], ["SOLVER.WARMUP_ITERS is 2, but the run has SOLVER.MAX_ITER 2"]),
     (["SOLVER.BASE_LR", -0.1], ["SOLVER.BASE_LR is -0.1, expected above 0"]),
     (["DATALOADER.NUM_WORKERS", -1], ["DATALOADER.NUM_WORKERS is -1, expected 0 or more"]),
     (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE is 'gpu', expected cuda (cuda:0, mps, xpu) for a GPU, or cpu"]),

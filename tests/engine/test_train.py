@@ -286,7 +286,7 @@ class TestEvalOnly:
 
     @pytest.mark.parametrize(("resume", "why"), [(False, "--resume"), (True, "there is no checkpoint in ")])
     def test_random_weights(self, train: Train, tmp_path: Path, resume: bool, why: str) -> None:
-        with pytest.raises(ConfigError, match=rf'--eval-only: MODEL.WEIGHTS is "", .*{why}.* MODEL.WEIGHTS FILE'):
+        with pytest.raises(ConfigError, match=rf'MODEL.WEIGHTS is "", .*{why}.* MODEL.WEIGHTS FILE'):
             train(eval_only=True, resume=resume)
         assert not (tmp_path / "run").exists()
 

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scratch_det.backends import torchvision as backend
 from scratch_det.data.dataset import EvaluationSet
+from scratch_det.data.transforms import PER_OBJECT
 from scratch_det.distributed.devices import SHARE_GPUS
 from scratch_det.engine.plan import Plan
 from scratch_det.modeling import norm
@@ -94,9 +95,7 @@ def test_group_of_one_process(plan: Callable[..., Plan], record_property: Callab
             made = plan(recipe)
             state, batch = state_of(made), first_batch(made)
             state.parallel = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
-            without = [
-                {key: value[:0] if key in backend.TRUTH else value for key, value in one.items()} for one in batch
-            ]
+            without = [{key: value[:0] if key in PER_OBJECT else value for key, value in one.items()} for one in batch]
             losses = [step(state, samples) for samples in (batch, without, batch)]
             record_property(Path(recipe).stem, " ".join(f"{loss:.3f}" for loss in losses))
             assert all(map(math.isfinite, losses))

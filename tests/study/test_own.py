@@ -208,7 +208,7 @@ class TestStudy:
     def test_plan(self, folder: Path) -> None:
         said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
         assert "iterations: 120, every run on its own" in said
-        assert "0.0 GB of checkpoints; 3 of the runs not counted, as models.csv has no such model" in said
+        assert "disk: not known for 3 runs: results/models.csv has no such model" in said
         base = ROOT / "configs/_base_/model/mask_rcnn_R_50_FPN_gn.yaml"
         (folder / "scratch.yaml").write_text(f"_BASE_: {base}\nSOLVER:\n  MAX_ITER: 40\n")
         said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)

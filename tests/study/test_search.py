@@ -21,8 +21,8 @@ from scratch_det.distributed.stop import Stopped
 from scratch_det.errors import UserError
 from scratch_det.study import local
 from scratch_det.study import search as module
-from scratch_det.study.run import Step
-from scratch_det.study.search import EXIT_SOME_FAILED, Search, points_of, read_grid
+from scratch_det.study.run import EXIT_SOME_FAILED, Step
+from scratch_det.study.search import Search, points_of, read_grid
 from scratch_det.study.study import Study
 
 LOW_DATA = ROOT / "configs/COCO-LowData"

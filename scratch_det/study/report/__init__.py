@@ -149,8 +149,11 @@ def rendered_text(text: str, path: Path, records_of: Callable[[str], list[Record
 
 def whole_of(experiment: str) -> str:
     """The experiment whose results have those of ``experiment``: "paper", "digits", or the file of runs itself."""
-    is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
-    return experiment if own.file_of(experiment) else "digits" if is_digits else "paper"
+    if own.file_of(experiment):
+        return experiment
+    return (
+        "digits" if any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places) else "paper"
+    )
 
 
 def tables_from(results: Path | None, experiment: str) -> str:
@@ -162,7 +165,10 @@ def tables_from(results: Path | None, experiment: str) -> str:
     folder = results or ROOT / "results" / Path(whole).stem
     if not (about := folder / DESCRIPTION).exists():
         raise UserError(f"{folder} has no results of {whole}; name their folder, --results FOLDER")
-    records = read_results(folder, str(read_json(about, fix=stored.RESTORE).get("experiment")))
+    kept = str(read_json(about, fix=stored.RESTORE).get("experiment"))
+    if Path(whole_of(kept)).stem != Path(whole).stem:
+        raise UserError(f"{folder} has the results of {kept}, not of {experiment}; name another --results FOLDER")
+    records = read_results(folder, kept)
     return "\n".join(map(as_markdown, tables_of(experiment, [*records.values()])))
 
 

@@ -4,7 +4,6 @@ It has no host names or paths of this machine, and no times but how long each ru
 and continued gives else the same page as one that was not.
 """
 
-import io
 import math
 import os
 import re
@@ -30,13 +29,13 @@ from scratch_det.study.report.seeds import Band, bands_of, headlines, line_color
 from scratch_det.study.report.tables import DIGITS, SHOWN_IN, Table, label_of_norm, title_of
 from scratch_det.study.run import EVALUATE, PRETRAIN, Run
 from scratch_det.visualization.curves import thin
-from scratch_det.visualization.page import Section, data_uri, of_svg, page_text
+from scratch_det.visualization.page import Section, as_jpeg, of_svg, page_text
 
 MAIN = {name: metric.label for name, metric in main_metrics().items() if name in METRICS}
 MAIN |= {"classification/top1": "top-1 of pre-training"}
 AXES = {name: METRICS[name].axis for name in MAIN} | {LOSS: "training loss"}
 POINTS = 200  # of a curve
-PICTURES, PICTURE_WIDTH, QUALITY = 6, 1000, 80
+PICTURES, PICTURE_WIDTH = 6, 1000
 
 
 class Folders(NamedTuple):
@@ -209,9 +208,7 @@ def _read_picture(png: Path) -> str:
     except (OSError, SyntaxError, Image.DecompressionBombError):  # PIL reports a broken PNG as SyntaxError
         return ""
     small.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH))
-    jpeg = io.BytesIO()
-    small.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
-    return data_uri(jpeg.getvalue(), "jpeg")
+    return as_jpeg(small)
 
 
 def _text(value: Any) -> str:

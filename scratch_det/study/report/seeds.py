@@ -153,7 +153,9 @@ def headlines(records: Sequence[Record]) -> list[str]:
             if pairs and all(len({one.run.shown for one in both}) == 1 for pair in pairs.values() for both in pair):
                 gaps = {length: difference(*(scores(both, BOX) for both in pair)) for length, pair in pairs.items()}
                 other = INITS[row][0] if row in INITS else row
-                found.append(f"{detector}{': ' * bool(detector)}{_sentence(other, gaps)}")
+                (run, *_) = (one.run for one in next(iter(ours.values())))
+                first = run.shown.split(", ")[0] if own.MATRIX in run.places else SCRATCH
+                found.append(f"{detector}{': ' * bool(detector)}{_sentence(first, other, gaps)}")
         if found:
             return found
     return []
@@ -167,8 +169,8 @@ def _detector(run: Run) -> str:
     return ", ".join(dict.fromkeys(filter(None, (model_of(run.name), *parts))))
 
 
-def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
-    """On random initialisation beside the ``other``: their difference by length, the longest last."""
+def _sentence(name: str, other: str, gaps: Mapping[str, Difference]) -> str:
+    """On random initialisation, ``name``, beside the ``other``: their difference by length, the longest last."""
     lengths, behind = [*gaps], [length for length, gap in gaps.items() if gap.side < 0]
     first, last, end = lengths[0], lengths[-1], gaps[lengths[-1]]
     # From here on the mean is not below:
@@ -176,18 +178,18 @@ def _sentence(other: str, gaps: Mapping[str, Difference]) -> str:
     clearest = max(lengths, key=lambda length: abs(gaps[length].value) * abs(gaps[length].side))
     numbers = ", ".join(f"{gap} at {length}" for length, gap in gaps.items()
                         if length in (first, reached, last) or (gap.side and length == clearest))  # fmt: skip
-    measure = f"In {METRICS[BOX].label}, scratch minus {other} is {numbers}"
+    measure = f"In {METRICS[BOX].label}, {name} minus {other} is {numbers}"
     if math.isnan(end.half):
         return f"{measure}. One seed, so no interval: neither is said to be ahead."
     if end.side < 0:
-        claim = f"scratch does not catch up with {other} by {last}"
+        claim = f"{name} does not catch up with {other} by {last}"
     elif behind and end.value >= 0:
-        claim = f"scratch catches up with {other} at {reached}"
+        claim = f"{name} catches up with {other} at {reached}"
         claim += f" and is ahead at {last}" * (end.side > 0 and reached != last)
     elif end.side > 0:
-        claim = f"scratch is ahead of {other} at {last}"
+        claim = f"{name} is ahead of {other} at {last}"
     else:
-        claim = f"scratch and {other} cannot be told apart at {last}"
+        claim = f"{name} and {other} cannot be told apart at {last}"
     seeds = f"{end.pairs} pairs of equal seeds" if end.pairs else "seeds that are not the same"
     return f"{claim}. {measure} (95 % intervals, {seeds})."
 
