@@ -196,9 +196,10 @@ class ToolParser(ArgumentParser):
                 table = FOREIGN if takes_keys else ELSEWHERE
                 answer = next((answer for flags, answer in table.items() if alike in flags.split()), "")
                 answer = answer if takes_keys or answer.split(" ")[0] in there else ""
-                hints[flag] = f"\n  instead of {flag} write {answer}" if answer else did_you_mean(alike, list(known))
-                if not answer and "required" in message and flag.startswith("--"):
-                    hints[flag] = f"; there is no {flag}"
+                hint = did_you_mean(alike, list(known))
+                if "required" in message:  # which does not name the flag
+                    hint = f"; there is no {flag}{hint}" if flag.startswith("--") else ""
+                hints[flag] = f"\n  instead of {flag} write {answer}" if answer else hint
             elif "required: --config-file" in message and word.endswith((".yaml", ".yml", ".py")):
                 is_said = "--config-file" in "".join(hints.values())
                 hints[""] = "" if is_said else f"; write --config-file {quoted(word)}"

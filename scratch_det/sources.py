@@ -94,7 +94,8 @@ def _none(path: Path, found: Sequence[Path]) -> str:
             f"{path} is a folder without images: {len(found)} other files; {expected}, or a pattern: '{path}/**/*.jpg'"
         )
     if found:
-        return f"{path}: {found[0]} is neither an image nor a video; {expected}"
+        where = f"{path}: {len(found)} files, such as " if found != [path] else ""
+        return f"{where}{found[0]} is neither an image nor a video; {expected}"
     beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     return f"there is no {path}{did_you_mean(path.name, beside)}; {expected}, a folder, a pattern or a camera's number"
 

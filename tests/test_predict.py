@@ -47,7 +47,7 @@ class TestSources:
         [
             ("a.jpeg", r"there is no .*a.jpeg; did you mean 'a.jpg'\?; expected images"),
             ("*.tiff", r"there is no .*\*.tiff; expected images"),
-            ("notes.txt", r"notes.txt is neither an image nor a video; expected images"),
+            ("notes.txt", r"^[^:]*notes.txt is neither an image nor a video; expected images"),
             ("empty", r"empty is a folder without images: 0 other files; .* or a pattern: '.*empty/\*\*/\*.jpg'"),
         ],
     )

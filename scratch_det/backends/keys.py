@@ -83,7 +83,7 @@ def check_keys(backend: str, cfg: CfgNode) -> None:
         if keys[key] not in values:
             fix = did_you_mean(str(keys[key]), [str(value) for value in values])
             fix += "; --project FOLDER adds a project's backbones" if key == "MODEL.BACKBONE.NAME" else ""
-            fix += ", a recipe with crops is one of scratch-det pretrain" if key == "INPUT.CROP.ENABLED" else ""
+            fix += "; a recipe with crops is for scratch-det pretrain" if key == "INPUT.CROP.ENABLED" else ""
             lines.append(f"{key} is {keys[key]!r}; allowed: {' or '.join(map(repr, values))}{fix}")
     if backend == "torchvision":
         lines += _torchvision_problems(cfg)

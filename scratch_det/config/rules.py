@@ -174,7 +174,7 @@ def keys_agree(cfg: CfgNode) -> Iterator[str]:
     if solver.WARMUP_ITERS >= solver.MAX_ITER >= 1:
         yield (
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but the run has SOLVER.MAX_ITER {solver.MAX_ITER}; train "
-            f"longer, set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}, or take --trial N, which scales the schedule"
+            f"longer, set SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}, or with scratch-det train give --trial N"
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0; set SOLVER.MOMENTUM 0.9 or SOLVER.NESTEROV False"

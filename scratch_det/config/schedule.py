@@ -236,11 +236,15 @@ def set_epochs(recipe: LoadedConfig, epochs: float, images: int) -> str:
 def shorten(cfg: CfgNode, iterations: int) -> None:
     """Change ``cfg`` to a trial of so many iterations, see ``set_length``, with one evaluation, at the end.
 
-    Raises ConfigError for less than one iteration, and for more than the recipe has.
+    Raises ConfigError for less than one iteration, and for more than the run has.
     """
-    if not 1 <= iterations <= cfg.SOLVER.MAX_ITER:
-        fix = f"expected 1 to {cfg.SOLVER.MAX_ITER}, the recipe's; --epochs N or SOLVER.MAX_ITER N trains longer"
-        raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, {fix}")
+    if iterations < 1:
+        raise ConfigError(f"{COMMAND_LINE}: --trial is {iterations}, expected 1 or more iterations")
+    if iterations > cfg.SOLVER.MAX_ITER:
+        fix = "a trial is no longer than the run; --epochs N or SOLVER.MAX_ITER N trains longer"
+        raise ConfigError(
+            f"{COMMAND_LINE}: --trial is {iterations}, above SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: {fix}"
+        )
     set_length(cfg, iterations)
     cfg.TEST.EVAL_PERIOD, cfg.TEST.PATIENCE, cfg.SOLVER.CHECKPOINT_PERIOD = 0, 0, iterations
 

@@ -171,10 +171,11 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
     fields, catalog = entries[name]
     if not isinstance(fields, dict) or not needed.keys() <= fields.keys() <= {*needed, *optional}:
         images = "classified images" if "folder" in needed else "images with objects"
-        other = "pretrain" if "json" in needed else "train"
+        asked, other, command = ("folder", "json", "train") if "folder" in needed else ("json", "folder", "pretrain")
+        hint = f"; one with {other} is for scratch-det {command}" if asked not in fields and other in fields else ""
         raise DataError(
             f"{catalog}: entry '{name}' is {fields!r}; expected {images}, {expected}, "
-            f"known fields: {', '.join(sorted([*needed, *optional]))}; the other kind is for scratch-det {other}"
+            f"known fields: {', '.join(sorted([*needed, *optional]))}{hint}"
         )
     paths = {key: root / str(fields[key]) for key in needed}
     is_there = {key: path.is_file() if key == "json" else path.is_dir() for key, path in paths.items()}

@@ -46,7 +46,7 @@ FIELDS = REQUIRED | {"bbox": tuple[float, float, float, float], "segmentation": 
 
 
 def detections_of(image_id: Id, found: dict[str, Any], category_ids: Sequence[Id]) -> Predictions:
-    """The predictions of one image, ``found`` as from ``backend.predict``; label k stands for ``category_ids[k]``."""
+    """The predictions of one image, ``found`` as from ``backend.predict``, or arrays; label k: ``category_ids[k]``."""
     corners = np.asarray(found["boxes"])
     rows = {
         "image_id": _ids([image_id] * len(corners)),

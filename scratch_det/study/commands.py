@@ -12,7 +12,7 @@ from scratch_det.config.choices import model_name
 from scratch_det.config.load import load_config
 from scratch_det.distributed.launch import usable_cores
 from scratch_det.engine.run_dir import checkpoint_bytes
-from scratch_det.errors import UserError
+from scratch_det.errors import UserError, counted
 from scratch_det.evaluation.metrics import main_metrics
 from scratch_det.files import ROOT
 from scratch_det.log import Progress, clock, say_now
@@ -115,8 +115,10 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
         cost = f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
     space = f"about {disk / 1e9:,.1f} GB of checkpoints"
     if unmeasured:
-        space = f"{space}, and those of " * (unmeasured < len(jobs)) + f"not known for {unmeasured} runs: "
-        space += f"results/{MODELS.name} has no such model; scratch-det check tells it for a recipe"
+        space = (
+            f"{space} for the others, " * (unmeasured < len(jobs)) + f"not known for {counted(unmeasured, 'runs')}, "
+        )
+        space += f"whose model results/{MODELS.name} does not have; scratch-det check tells it for a recipe"
     totals = [f"{len(jobs)} runs: {counts}", f"iterations: {iterations:,}{saving}", cost, f"disk: {space}"]
     return "\n".join([*aligned(rows), "", *totals])
 

@@ -21,7 +21,7 @@ the file. Of what a pre-training saw: ``epochs`` of ``images``, ImageNet's 1,281
 ``views``, {SIDE: NUMBER}. ``columns`` of a row: those that it is trained in, all by default.
 
 ``claims``, of runs or of a matrix: what is to be said in numbers, as a sum over runs of the same seed, each with its
-interval; of another metric than box AP as RUN:METRIC.
+interval; of another metric than box AP as RUN:METRIC. A run's name is without its seed, + and - stand between spaces.
 
 claims:
   10k images with moco - all without, 6x: moco_10k - random_coco_6x
@@ -124,9 +124,7 @@ def read(path: Path) -> tuple[list[Run], list[Claim]]:
             place = PRETRAINING if rows and kind == PRETRAIN else PLACE
             found += _repeated(path.parent, fields, Run(name, (place,), name, SCRATCH, k=0, kind=kind), where(name))
     _check_names(path, found)
-    claims = _claims(formulas, {run.repeats for run in found}, where)
-    claimed = {name for claim in claims for _, name, _ in claim.terms}
-    return [replace(run, places=(*run.places, CLAIMS)) if run.repeats in claimed else run for run in found], claims
+    return found, _claims(formulas, {run.repeats for run in found}, where)
 
 
 def _check_names(path: Path, found: Sequence[Run]) -> None:
@@ -151,11 +149,9 @@ def _claims(formulas: Any, names: set[str], where: Where) -> list[Claim]:
             expected = "expected a sum such as a_6x - b_6x or a_6x:bbox/AP50 - b_6x:bbox/AP50"
             raise ConfigError(f"{here} {formula!r}, {expected}") from None
         for _, name, metric in found[-1].terms:
-            for word, known, kind in ((name, names, "a run"), (metric, METRICS, "a metric")):
+            for word, known, kind in ((name, names, "run, without its seed"), (metric, METRICS, "metric")):
                 if word not in known:
-                    raise ConfigError(
-                        f"{here} about {word}, which is not {kind} of the study{did_you_mean(word, [*known])}"
-                    )
+                    raise ConfigError(f"{here} about {word}, expected a {kind}{did_you_mean(word, [*known])}")
     return found
 
 

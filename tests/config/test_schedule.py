@@ -439,5 +439,11 @@ class TestTrial:
         assert (recipe.cfg.SOLVER.MAX_ITER, recipe.cfg.SOLVER.STEPS) == (40, (31, 37))
 
     def test_no_iteration(self) -> None:
-        with pytest.raises(ConfigError, match=r"--trial is 0, expected 1 to "):
+        with pytest.raises(ConfigError, match=r"--trial is 0, expected 1 or more iterations"):
             shorten(load_config(SCRATCH_3X).cfg, 0)
+
+    def test_no_longer_than_the_run(self) -> None:
+        cfg = load_config(SCRATCH_3X).cfg
+        with pytest.raises(ConfigError, match=rf"--trial is {cfg.SOLVER.MAX_ITER + 1}, above SOLVER.MAX_ITER"):
+            shorten(cfg, cfg.SOLVER.MAX_ITER + 1)
+        shorten(cfg, cfg.SOLVER.MAX_ITER)

@@ -61,7 +61,7 @@ class TestFlags:
             ("SOLVER.BASE_LR 0.01 -x", "unrecognized arguments: -x"),
             ("--backend nonsense", "--backend: invalid choice: 'nonsense' (choose from"),
             ("--num-gpus two", "--num-gpus: invalid int value: 'two'"),
-            ("--keep-at 1,x", "--keep-at: invalid numbers value: '1,x'"),
+            ("--keep-at 1,x", "--keep-at: 1,x, expected whole numbers, such as 1000,2000"),
             ("--config-file", "--config-file: expected one argument"),
             # what other libraries call it
             ("--local_rank=0", "instead of --local_rank write nothing: what torchrun"),

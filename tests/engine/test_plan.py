@@ -66,7 +66,8 @@ def test_later_sections_are_looked_at_in_spite_of_errors(toy_recipe: Path, datas
 def test_a_detectors_recipe_is_none_for_pre_training(toy_recipe: Path) -> None:
     raised, collected = errors(Request(str(toy_recipe), ["MODEL.WEIGHTS", "a.pth"]), CLASSIFICATION)
     assert raised.startswith("MODEL.WEIGHTS is a.pth, but pre-training starts at random")
-    assert any("expected classified images, {folder: PATH}" in message for message in collected)
+    expected = "expected classified images, {folder: PATH}"
+    assert any(expected in one and one.endswith("; one with json is for scratch-det train") for one in collected)
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -208,12 +208,15 @@ class TestStudy:
     def test_plan(self, folder: Path) -> None:
         said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
         assert "iterations: 120, every run on its own" in said
-        assert "disk: not known for 3 runs: results/models.csv has no such model" in said
+        assert "disk: not known for 3 runs, whose model results/models.csv does not have" in said
         base = ROOT / "configs/_base_/model/mask_rcnn_R_50_FPN_gn.yaml"
         (folder / "scratch.yaml").write_text(f"_BASE_: {base}\nSOLVER:\n  MAX_ITER: 40\n")
         said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
         assert "GB of checkpoints" in said
-        assert "not counted" not in said
+        assert "not known" not in said
+        (folder / "../elsewhere/pretrained.yaml").write_text("SOLVER:\n  MAX_ITER: 40\n")
+        said = plan_text("my/study.yaml", share_prefix=True, gpus=1, seconds_per_iter=None)
+        assert "GB of checkpoints for the others, not known for 1 run, whose model" in said
 
 
 class TestReport:

@@ -37,7 +37,7 @@ def test_estimate_and_interval(ours: tuple[float, ...], theirs: tuple[float, ...
 
 
 def test_nothing_is_said_before_the_runs() -> None:
-    assert stated([CLAIM], records(ONE, 11))[1] == ()
+    assert stated([CLAIM], records(ONE, 11))[1] == (("one - other", "-", "0", ""),)
 
 
 def test_a_run_that_is_not_finished_does_not_count() -> None:

@@ -79,6 +79,19 @@ def test_the_table(file: str) -> None:
     assert "Student's t" in table.notes[0]
 
 
+def test_claims(file: str) -> None:
+    """A row each, also of what has not run; they are no pairs for the headline, which names the random row."""
+    text = "claims:\n  weights - longer: known_all_1x - random_all_4x\n  not run: known_all_4x\n"
+    Path(file).write_text(f"{MATRIX}{text}")
+    found = records(file)
+    table = next(table for table in tables_of(file, found) if table.name == own.CLAIMS)
+    assert table.rows == (("weights - longer", "-5.0 ± 0.0", "2", "yes"), ("not run", "-", "0", ""))
+    assert len(headlines(found)) == 3
+    assert headlines(found)[0].endswith(
+        "In box AP, random minus known is -15.0 ± 0.0 at 1x (95 % intervals, 2 pairs of equal seeds)."
+    )
+
+
 def test_another_random_row_is_compared_with_the_first(file: str) -> None:
     Path(file).write_text(MATRIX.replace("crops: {", "other: {changes: {SOLVER.BASE_LR: 0.004}}\ncrops: {"))
     box = BOX | {"other_all_1x": 12.0, "other_all_4x": 31.0}

@@ -68,6 +68,8 @@ def test_tables_of_kept_results(out: Path, tmp_path: Path) -> None:
     assert tables_from(tmp_path / "results", "digits/table1") == as_markdown(expected)
     with pytest.raises(UserError, match=r"elsewhere has no results of digits; name their folder, --results FOLDER"):
         tables_from(tmp_path / "elsewhere", "digits/table1")
+    with pytest.raises(UserError, match=r"results has the results of digits/\w+, not of table1; name another"):
+        tables_from(tmp_path / "results", "table1")
 
 
 def test_results_of_another_experiment_are_kept(out: Path, tmp_path: Path) -> None:

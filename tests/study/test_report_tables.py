@@ -161,7 +161,7 @@ class TestOtherPlaces:
 
     def test_every_place_has_one(self) -> None:
         places = {place for run in [*of_place("paper"), *of_place("digits")] for place in run.places}
-        for place in sorted(places - {"digits/claims"}):  # which has rows of finished runs alone
+        for place in sorted(places - {"digits/claims"}):  # which says nothing before runs have finished
             (found,) = tables_of(place, [])
             assert {len(cells) for cells in found.rows} == {len(found.header)}, place
 

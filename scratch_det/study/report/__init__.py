@@ -66,7 +66,7 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     folders = read_folders(records, study.out, page)
     write_atomically(page, study_page(f"{experiment}: report", tables, records, figures, folders))
     # Remove what an earlier report of more runs left; keep files with other names, which are not ours.
-    named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
+    named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places, own.CLAIMS)}
     old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
     for path in {*old, *_figures_in(report)} - {*files, *drawn}:
         path.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str
 def stated(
     claims: Sequence[Claim], records: Sequence[Record]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
-    """Header, rows and note: of each claim with a finished seed its estimate, interval, number of seeds, and verdict.
+    """Header, rows and note: of each claim its estimate, interval, number of seeds, and verdict.
 
     A claim is a sum over runs of one seed, such as a difference between two of them, in which what the seed does to
     both is lost; taken over the seeds whose runs are all finished.
@@ -126,10 +126,10 @@ def stated(
     for claim in claims:
         terms = [(factor, scores(groups.get(name, ()), metric)) for factor, name, metric in claim.terms]
         seeds = sorted(set.intersection(*({*found} for _, found in terms)), key=str)
-        if values := {seed: sum(factor * found[seed] for factor, found in terms) for seed in seeds}:
-            gap = difference(values, dict.fromkeys(values, 0.0))
-            verdict = ("yes" if gap.side else "no") if len(values) > 1 else ""
-            rows.append((claim.text, str(gap), str(len(values)), verdict))
+        values = {seed: sum(factor * found[seed] for factor, found in terms) for seed in seeds}
+        gap = difference(values, dict.fromkeys(values, 0.0))
+        verdict = ("yes" if gap.side else "no") if len(values) > 1 else ""
+        rows.append((claim.text, str(gap), str(len(values)), verdict))
     return CLAIMS_HEADER, tuple(rows), CLAIMS_NOTE
 
 

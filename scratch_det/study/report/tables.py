@@ -104,18 +104,18 @@ class Cell:
 
 
 def tables_of(experiment: str, records: Sequence[Record]) -> list[Table]:
-    """The table of a place or run; for "paper" and "digits" those of all places with something to show.
+    """The table of a place or run; for "paper" and "digits" those of all places with something to show; of a file all.
 
     Raises UserError when there is no such experiment.
     """
-    known, runs, claims = {one.run.name: one for one in records}, of_place(experiment), CLAIMS
-    places, path = {experiment: runs}, own.file_of(experiment)
-    if path:
-        runs, claims = own.read(path)
+    known, path = {one.run.name: one for one in records}, own.file_of(experiment)
+    runs, claims = own.read(path) if path else (of_place(experiment), CLAIMS)
+    places = {experiment: runs}
     if path or experiment in WHOLES:
         names = dict.fromkeys(place for run in runs for place in run.places if place not in SHOWN_IN)
         begun = {place for one in records if has_something_to_show(one) for place in one.run.places}
         places = {name: [run for run in runs if name in run.places] for name in names if path or name in begun}
+        places |= {own.CLAIMS: runs} if path and claims else {}
     ready = {run.name: Record(run, READY) for run in runs}
     found = [_table(name, [(ready | known)[run.name] for run in runs], known, claims) for name, runs in places.items()]
     return [table for table in found if table.rows]
@@ -151,7 +151,8 @@ def _table(place: str, records: Sequence[Record], known: Mapping[str, Record], c
         return Table(kind, TITLES[kind], tuple(header), tuple(rows), (*NOTES_OF_MATRIX, *remarks))
     if kind == own.CLAIMS:
         head, said, note = stated(claims, records)
-        return Table(kind, title, head, said, (note, *remarks))
+        has_begun = any(count != "0" for _, _, count, _ in said)
+        return Table(kind, title, head, said if has_begun else (), (note, *remarks))
     if kind == "control":
         compared, verdict = _control(records)
         return Table(kind, title, ("", "branch", "on its own", ""), tuple(compared), (*verdict, *remarks))
