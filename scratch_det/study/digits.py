@@ -40,6 +40,8 @@ CLAIMS = [Claim.parse(text, re.sub(r"_(\dx)", r"_mask_rcnn_R_18_FPN_\1_gn", form
     *((f"4: scratch - pretrained, frozen, {k}x", f"scratch_{k}x - pretrained_{k}x_frozen") for k in FROZEN),
     *((f"5: {size}, scratch - pretrained, {k}x", f"scratch_{k}x_{size} - pretrained_{k}x_{size}")
       for size in SIZES for k in (SHORT, LONG)),
+    *((f"5: {size}, scratch - pretrained, {LONG}x, mask AP",
+       f"scratch_{LONG}x_{size}:segm/AP - pretrained_{LONG}x_{size}:segm/AP") for size in SIZES),
     *((f"5: {size}, scratch, {LONG}x - pretrained, {SHORT}x", f"scratch_{LONG}x_{size} - pretrained_{SHORT}x_{size}")
       for size in SIZES),
     *((f"5: {size}, {init}, {LONG}x - {SHORT}x", f"{init}_{LONG}x_{size} - {init}_{SHORT}x_{size}")
