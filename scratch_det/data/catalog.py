@@ -170,9 +170,11 @@ def _find(name: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> 
         )
     fields, catalog = entries[name]
     if not isinstance(fields, dict) or not needed.keys() <= fields.keys() <= {*needed, *optional}:
-        images = "classified images" if "folder" in needed else "images with objects"
-        asked, other, command = ("folder", "json", "train") if "folder" in needed else ("json", "folder", "pretrain")
-        hint = f"; one with {other} is for scratch-det {command}" if asked not in fields and other in fields else ""
+        images, asked, other, command = "images with objects", "json", "folder", "pretrain"
+        if "folder" in needed:
+            images, asked, other, command = "classified images", "folder", "json", "train"
+        is_other = isinstance(fields, dict) and other in fields and asked not in fields
+        hint = f"; one with {other} is for scratch-det {command}" if is_other else ""
         raise DataError(
             f"{catalog}: entry '{name}' is {fields!r}; expected {images}, {expected}, "
             f"known fields: {', '.join(sorted([*needed, *optional]))}{hint}"

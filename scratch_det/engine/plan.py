@@ -196,8 +196,9 @@ def evaluation_problems(request: Request, cfg: CfgNode) -> Iterator[str]:
     """With --eval-only: training flags, no test data, no weights."""
     checkpoints = RunDir(cfg.OUTPUT_DIR).checkpoints
     if not cfg.MODEL.WEIGHTS and not (request.resume and any(checkpoints.glob("*.pth"))):
-        own = f"there is no checkpoint in {checkpoints}: " * request.resume
-        yield f'MODEL.WEIGHTS is "", so there is nothing to evaluate; {own}give MODEL.WEIGHTS FILE'
+        own = "give --resume to scratch-det train --eval-only, or"  # scratch-det eval does not have it
+        own = f"there is no checkpoint in {checkpoints}: give" if request.resume else own
+        yield f'MODEL.WEIGHTS is "", so there is nothing to evaluate; {own} MODEL.WEIGHTS FILE'
     given = [name for name in TRAINING_FLAGS if getattr(request, name) != getattr(Request, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)

@@ -115,10 +115,9 @@ def plan_text(experiment: str, share_prefix: bool, gpus: int, seconds_per_iter: 
         cost = f"time: {hours:,.{digits}f} h on {shown} one run after the other, {hours * gpus:,.{digits}f} GPU hours"
     space = f"about {disk / 1e9:,.1f} GB of checkpoints"
     if unmeasured:
-        space = (
-            f"{space} for the others, " * (unmeasured < len(jobs)) + f"not known for {counted(unmeasured, 'runs')}, "
-        )
-        space += f"whose model results/{MODELS.name} does not have; scratch-det check tells it for a recipe"
+        missing = f"not known for {counted(unmeasured, 'runs')}, whose model results/{MODELS.name} does not have"
+        space = f"{space} for the others, {missing}" if unmeasured < len(jobs) else missing
+        space += "; scratch-det check tells it for a recipe"
     totals = [f"{len(jobs)} runs: {counts}", f"iterations: {iterations:,}{saving}", cost, f"disk: {space}"]
     return "\n".join([*aligned(rows), "", *totals])
 

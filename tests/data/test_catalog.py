@@ -92,13 +92,16 @@ class TestCatalog:
                 "entry 'own' is {'json': 'a.json'}; expected images with objects, {json: PATH, images: FOLDER}",
             ),
             ("own: a.json", "entry 'own' is 'a.json'"),
+            ("own:", "entry 'own' is None; expected images with objects"),
+            ("own: 3", "entry 'own' is 3; expected images with objects"),
+            ("own: {folder: a}", "; one with folder is for scratch-det pretrain"),
             (
                 "own: {json: a.json, images: b, mask: c}",
                 "known fields: ap, drop_empty_boxes, drop_objects_without_mask, images, json",
             ),
             ("- own\n", "expected 'name: {json: PATH, images: FOLDER}' entries"),
         ],
-        ids=["no images", "a string", "unknown field", "a list"],
+        ids=["no images", "a string", "nothing", "a number", "classified images", "unknown field", "a list"],
     )
     def test_malformed_entry(self, datasets_root, text, expected):
         self.write(datasets_root, text)

@@ -284,9 +284,9 @@ class TestEvalOnly:
         assert results.read_bytes() == expected
         assert read(folder, "inference_toy_train/result.json")["classes"] == ["class2", "class5", "class9"]
 
-    @pytest.mark.parametrize(("resume", "why"), [(False, "evaluate"), (True, "there is no checkpoint in ")])
+    @pytest.mark.parametrize(("resume", "why"), [(False, "--resume"), (True, "there is no checkpoint in ")])
     def test_random_weights(self, train: Train, tmp_path: Path, resume: bool, why: str) -> None:
-        with pytest.raises(ConfigError, match=rf'MODEL.WEIGHTS is "", .*{why}.*give MODEL.WEIGHTS FILE'):
+        with pytest.raises(ConfigError, match=rf'MODEL.WEIGHTS is "", .*{why}.* MODEL.WEIGHTS FILE'):
             train(eval_only=True, resume=resume)
         assert not (tmp_path / "run").exists()
 

@@ -66,8 +66,8 @@ def write_report(study: Study, experiment: str, results: Path | None = None) -> 
     folders = read_folders(records, study.out, page)
     write_atomically(page, study_page(f"{experiment}: report", tables, records, figures, folders))
     # Remove what an earlier report of more runs left; keep files with other names, which are not ours.
-    named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places, own.CLAIMS)}
-    old = {report / f"{name}.{suffix}" for name in named for suffix in FORMATS}
+    named = {name.removeprefix(DIGITS) for job in study.jobs for name in (job.name, *job.run.places)}
+    old = {report / f"{name}.{suffix}" for name in {*named, own.CLAIMS} for suffix in FORMATS}
     for path in {*old, *_figures_in(report)} - {*files, *drawn}:
         path.unlink(missing_ok=True)
     return [page, *files, *drawn, *data]
@@ -151,9 +151,8 @@ def whole_of(experiment: str) -> str:
     """The experiment whose results have those of ``experiment``: "paper", "digits", or the file of runs itself."""
     if own.file_of(experiment):
         return experiment
-    return (
-        "digits" if any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places) else "paper"
-    )
+    is_digits = any(place.startswith(DIGITS) for run in of_place(experiment) for place in run.places)
+    return "digits" if is_digits else "paper"
 
 
 def tables_from(results: Path | None, experiment: str) -> str:

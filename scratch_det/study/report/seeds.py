@@ -153,7 +153,7 @@ def headlines(records: Sequence[Record]) -> list[str]:
             if pairs and all(len({one.run.shown for one in both}) == 1 for pair in pairs.values() for both in pair):
                 gaps = {length: difference(*(scores(both, BOX) for both in pair)) for length, pair in pairs.items()}
                 other = INITS[row][0] if row in INITS else row
-                (run, *_) = (one.run for one in next(iter(ours.values())))
+                run = next(iter(ours.values()))[0].run
                 first = run.shown.split(", ")[0] if own.MATRIX in run.places else SCRATCH
                 found.append(f"{detector}{': ' * bool(detector)}{_sentence(first, other, gaps)}")
         if found:
