@@ -17,8 +17,12 @@ ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
 
 
 def find_file(path: str | Path) -> Path:
-    """``path``, or where it does not exist the file that comes with the package: configs/Digits/quickstart.yaml."""
-    return Path(path) if Path(path).exists() or not (ROOT / path).exists() else ROOT / path
+    """``path``, or where it does not exist the file that comes with the package: configs/Digits/quickstart.yaml.
+
+    An absolute path below the current folder counts as the relative one: those of a study's recipes are absolute.
+    """
+    packaged = ROOT / str(Path(path).absolute()).removeprefix(f"{Path.cwd()}/")
+    return Path(path) if Path(path).exists() or not packaged.exists() else packaged
 
 
 class Lenient:

@@ -1,9 +1,22 @@
-"""Files that several processes write."""
+"""Files that come with the package, and files that several processes write."""
 
 import os
 from pathlib import Path
 
-from scratch_det.files import write_atomically
+import pytest
+
+from scratch_det.files import ROOT, find_file, write_atomically
+
+
+def test_files_of_the_package_are_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/Digits/quickstart.yaml"
+    assert find_file(name) == find_file(tmp_path / name) == ROOT / name
+    elsewhere = tmp_path.parent / name  # is not below the current folder
+    assert find_file(elsewhere) == elsewhere
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    assert find_file(tmp_path / name) == tmp_path / name
 
 
 def test_several_write_one_file_at_once(tmp_path: Path) -> None:
