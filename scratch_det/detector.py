@@ -24,7 +24,7 @@ from scratch_det.command_line import load_project
 from scratch_det.config.load import flatten, get_cfg, load_config, with_keys
 from scratch_det.config.ranges import known_values
 from scratch_det.data.dataset import sample_of
-from scratch_det.data.image import decode_masks, read_image
+from scratch_det.data.image import decode_masks, read_image, upright_rgb
 from scratch_det.data.transforms import to_test_size
 from scratch_det.distributed.devices import pick_device
 from scratch_det.engine.checkpointer import FINAL, LAST
@@ -183,7 +183,7 @@ def _pixels(source: Source) -> np.ndarray:
             )
         return read_image(Path(source))
     if isinstance(source, Image.Image):
-        return np.array(source.convert("RGB"))
+        return np.array(upright_rgb(source, "predict: the image"))
     if not isinstance(source, np.ndarray):
         raise UserError(f"predict: {source!r:.40} is no image; expected a file, an array, one of Pillow, or several")
     shape, is_grey = source.shape, source.ndim == 2

@@ -90,6 +90,15 @@ class TestPredict:
         with pytest.raises(UserError, match=r"the batch size is 0, expected 1 or more images"):
             model.predict(image, batch_size=0)
 
+    def test_an_image_of_pillow_is_read_as_its_file(self, model: Detector, image: np.ndarray, tmp_path: Path) -> None:
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.fromarray(image[..., 0].astype(np.uint16) << 8).save(tmp_path / "grey.png")
+        Image.fromarray(image).save(tmp_path / "turned.png", exif=turned)
+        for path in (tmp_path / "grey.png", tmp_path / "turned.png"):
+            with Image.open(path) as opened:
+                assert np.array_equal(model.predict(opened).image, model.predict(path).image)
+
     def test_batches_change_only_the_last_bits(self, model: Detector, image: np.ndarray) -> None:
         one, other = (model.predict([image, image[::-1], image], batch_size=size) for size in (1, 2))
         for single, in_batch in zip(one, other, strict=True):

@@ -4,9 +4,8 @@ The networks of BACKBONES are registered as detectron2's backbones, by the same 
 """
 
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import copy
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_model, detector_postprocess
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
@@ -124,8 +124,7 @@ def build(cfg: CfgNode) -> nn.Module:
     if keys.ROUNDING:
         strides = rpn.anchor_generator.strides
         rpn.anchor_generator = LevelAnchors(keys.SIZES, keys.ASPECT_RATIOS, strides, keys.OFFSET, keys.ROUNDING)
-    # inside the model, since DistributedDataParallel has to see the end of every forward pass
-    model.forward = partial(_losses_or_nan, model, model.forward)
+    rpn.predict_proposals = partial(_predict_proposals, rpn)
     return model
 
 
@@ -139,25 +138,25 @@ def stock_cfg(cfg: CfgNode, device: str) -> CfgNode:
 
 
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """See ``Backend``. When detectron2's RPN raises since its values have overflowed, every loss is NaN instead."""
+    """See ``Backend``."""
     with EventStorage():  # detectron2 writes its own statistics there
         return model.train()([_with_truth(sample) for sample in batch])
 
 
-def _losses_or_nan(model: nn.Module, forward: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
-    """``forward(batch)``; NaN losses of the same names, in the same order, where it raises for an overflow.
+@torch.no_grad()
+def _predict_proposals(
+    rpn: nn.Module, anchors: list[Boxes], logits: list[Tensor], deltas: list[Tensor], sizes: list[tuple[int, int]]
+) -> list[Instances]:
+    """detectron2's proposals, but those that overflowed are left out, where detectron2 raises in training.
 
-    The other ranks wait for this rank's gradients and losses; then the loop stops all.
+    This rank goes on to the end of the iteration, where the others wait for its gradients and, with SyncBN, for its
+    statistics; the RPN's losses are not finite, and the loop stops all.
     """
-    try:
-        return forward(batch)
-    except FloatingPointError:
-        predictors = model.roi_heads.box_predictor
-        stages = [f"_stage{k}" for k in range(len(predictors))] if isinstance(predictors, nn.ModuleList) else [""]
-        names = [f"{name}{stage}" for stage in stages for name in ("loss_cls", "loss_box_reg")]
-        names += [f"loss_{head}" for head in ("mask", "keypoint") if batch[0]["instances"].has(f"gt_{head}s")]
-        nothing = sum(parameter.sum() for parameter in model.parameters()) * math.nan
-        return dict.fromkeys([*names, "loss_rpn_cls", "loss_rpn_loc"], nothing)
+    topk = rpn.pre_nms_topk[rpn.training], rpn.post_nms_topk[rpn.training]
+    boxes = rpn._decode_proposals(anchors, deltas)
+    return find_top_rpn_proposals(
+        boxes, logits, sizes, rpn.nms_thresh, *topk, min_box_size=rpn.min_box_size, training=False
+    )
 
 
 @torch.no_grad()

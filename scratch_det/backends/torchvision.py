@@ -83,7 +83,8 @@ class GeneralizedRCNN(nn.Module):
         images, features = self.extract_features(batch)
         device = images.tensors.device
         targets = [
-            {key: sample[key].to(device, non_blocking=True) for key in PER_OBJECT if key in sample} | {"size": size}
+            {key: sample[key].to(device, non_blocking=device.type == "cuda") for key in PER_OBJECT if key in sample}
+            | {"size": size}
             for sample, size in zip(batch, images.image_sizes, strict=True)
         ]
         proposals, of_rpn = self.rpn(images, features, targets)
@@ -95,7 +96,8 @@ class GeneralizedRCNN(nn.Module):
 
         They are padded with zeros, right and below, to one size that the backbone's strides divide.
         """
-        images = [sample["image"].to(self.pixel_mean.device, non_blocking=True) for sample in batch]
+        device = self.pixel_mean.device  # the loader pins memory for CUDA alone
+        images = [sample["image"].to(device, non_blocking=device.type == "cuda") for sample in batch]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
         multiple = self.backbone.size_divisibility

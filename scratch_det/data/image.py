@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hotcoco import mask as mask_api
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image
 
 from scratch_det.data.checks import MEND, Problem, notice
 from scratch_det.data.coco import CocoDataset
@@ -22,7 +22,12 @@ from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 from scratch_det.reading import regular
 
-UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # what Pillow raises
+UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # where Pillow opens a file
+TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
+    1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
+    5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
+}  # fmt: skip
+MOVES = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE)  # those of TURNS
 FORMATS_OF_16_BIT = ("PNG", "PPM")  # whose grey images Pillow may open as 32 bits, in mode I
 LOOKED_AT, MOST_OF_12_BITS = 8, 4095  # images; a value
 CHUNK = 32  # images that a process takes at a time
@@ -38,15 +43,16 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     """
     try:
         with Image.open(regular(path)) as opened:
-            stored = opened.size
-            ImageOps.exif_transpose(opened, in_place=True)
-            upright = _rgb(path, opened)
+            stored, upright = opened.size, upright_rgb(opened, str(path))
             data = bytearray(upright.tobytes("raw", order))  # writable
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
-    except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); fetch the file again or leave the image out") from None
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can make a decoder fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: cannot be decoded ({reason}); fetch the file again or leave the image out") from None
     if (width or height) and image.shape[:2] != (height, width):
         fix = "correct width and height in the json, or replace the file"
         if stored == (width, height):
@@ -58,21 +64,30 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
     return image
 
 
-def _has_16_bits(opened: ImageFile.ImageFile) -> bool:
+def _has_16_bits(opened: Image.Image) -> bool:
     return opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in FORMATS_OF_16_BIT)
 
 
-def _rgb(path: Path, opened: ImageFile.ImageFile) -> Image.Image:
-    """In RGB of 8 bits. Raises DataError as ``read_image``."""
+def turn_of(opened: Image.Image) -> tuple[bool, bool, bool]:
+    """The entry of TURNS for its EXIF tag."""
+    return TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
+
+
+def upright_rgb(opened: Image.Image, name: str) -> Image.Image:
+    """Turned as its EXIF tag says, in RGB of 8 bits. Raises DataError, about ``name``, as ``read_image`` does."""
     if _has_16_bits(opened):
         values = np.asarray(opened)
         if 0 < values.max() < 256:
-            raise DataError(f"{path}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if opened.mode in ("I", "F"):
+            raise DataError(f"{name}: 16 bits a pixel, but none above 255 of 65535, so all is black; save it with 8")
+        image = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    elif opened.mode in ("I", "F"):
         what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
-        raise DataError(f"{path}: {what}; save it with 8 or 16 bits")
-    return opened if opened.mode == "RGB" else opened.convert("RGB")
+        raise DataError(f"{name}: {what}; save it with 8 or 16 bits")
+    else:
+        image = opened.convert("RGB")  # also reads a PNG to its end, where its tag may be
+    for is_needed, move in zip(turn_of(opened), MOVES, strict=True):  # exif_transpose fails where any tag is odd
+        image = image.transpose(move) if is_needed else image
+    return image
 
 
 def find_dark_images(data: CocoDataset) -> list[Problem]:
@@ -84,7 +99,7 @@ def find_dark_images(data: CocoDataset) -> list[Problem]:
                   "if they are of 12 bits, multiply them by 16, or save them with 8", "{id} ({file_name})")  # fmt: skip
     for image in data.images[:LOOKED_AT]:
         path = data.entry.image_root / image["file_name"]
-        with suppress(*UNREADABLE, DataError), Image.open(regular(path)) as opened:
+        with suppress(Exception), Image.open(regular(path)) as opened:  # a scan tells what is wrong with it
             if not _has_16_bits(opened) or np.asarray(opened).max() > MOST_OF_12_BITS:
                 return []
             dark.add(image)
@@ -161,6 +176,4 @@ def _fault_of(job: tuple[Path, int, int]) -> str | None:
         read_image(*job)
     except DataError as problem:
         return str(problem)
-    except Exception as problem:  # a damaged file can make a decoder fail in any way
-        return f"{job[0]}: cannot be decoded ({type(problem).__name__}: {problem})"
     return None

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from hotcoco import mask as mask_api
-from PIL import ExifTags, Image
+from PIL import Image
 
 from scratch_det.data.checks import FIELDS, PIXELS, UNKNOWN_SIZE, VALUES, Record, are_numbers, is_set, mask_fault
 from scratch_det.data.file_names import other_spellings
-from scratch_det.data.image import UNREADABLE, decode_masks, encode_masks
+from scratch_det.data.image import UNREADABLE, decode_masks, encode_masks, turn_of
 
 Content = dict[str, Any]
 Sizes = dict[Any, Any]  # id of an image -> width, height
@@ -26,10 +26,6 @@ NUMBERS = [
     *((section, "id") for section in REFERENCES), ("images", "width"), ("images", "height"),
     ("annotations", "image_id"), ("annotations", "category_id"),
 ]  # fmt: skip
-TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
-    1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
-    5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
-}  # fmt: skip
 
 
 class Wishes(NamedTuple):
@@ -143,7 +139,7 @@ def _settle_sizes(content: Content, wishes: Wishes) -> int:
             if (is_known and not wishes.exif) or not path.is_file():
                 continue
             with Image.open(path) as opened:
-                size, turn = opened.size, TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
+                size, turn = opened.size, turn_of(opened)
             if is_known and size != before:
                 continue
             for one in objects[image.get("id")] if any(turn) else ():

@@ -36,7 +36,7 @@ def output_size(height: int, width: int, short_side: int, max_size: int) -> tupl
     scale = short_side / min(height, width)
     size = (short_side, scale * width) if height < width else (scale * height, short_side)
     cap = min(1.0, max_size / max(size))  # as in detectron2, not one combined factor, which rounds x.5 differently
-    return int(size[0] * cap + 0.5), int(size[1] * cap + 0.5)
+    return max(1, int(size[0] * cap + 0.5)), max(1, int(size[1] * cap + 0.5))  # of 1 x 3000 px no side becomes 0
 
 
 def to_test_size(sample: Sample, cfg: CfgNode) -> Sample:

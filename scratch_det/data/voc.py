@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from scratch_det.data.catalog import CHECK, ROOT_VARIABLE, SUFFIXES, datasets_root, enter, from_root, lookup
 from scratch_det.data.checks import Problem, explain
 from scratch_det.data.coco import read_coco
-from scratch_det.data.image import UNREADABLE
+from scratch_det.data.image import UNREADABLE, turn_of
 from scratch_det.errors import DataError, did_you_mean, listed
 from scratch_det.files import write_atomically
 from scratch_det.log import say_now, track
@@ -172,7 +172,7 @@ def _read_image(source: Source, name: str, classes: Sequence[str], is_own: bool)
             raise _Fault(f"images without a file in {source.images.name}")
         with Image.open(path) as opened:
             stored = opened.size
-            is_turned = is_own and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            is_turned = is_own and turn_of(opened)[2]
     except (ElementTree.ParseError, LookupError) as broken:
         raise _Fault("broken XML files", f"{xml}:{getattr(broken, 'position', (1,))[0]}: {broken}") from None
     except UNREADABLE as unreadable:  # no image, a damaged one, or no leave

@@ -64,7 +64,7 @@ class Classifier(nn.Module):
 
     def features(self, batch: list[dict[str, Any]]) -> Tensor:
         """What the backbone has of each image, its mean over all places [N, channels]."""
-        x = torch.stack([sample["image"] for sample in batch]).to(self.pixel_mean.device, non_blocking=True)
+        x = torch.stack([sample["image"] for sample in batch]).to(self.pixel_mean.device)
         x = (x - self.pixel_mean) / self.pixel_std
         for name in self.stages:
             x = self.get_submodule(name)(x)
@@ -94,10 +94,10 @@ def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def ranks(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
-    """How many classes score higher than the right one, int64 [N]. Puts the model into evaluation mode."""
+    """How many other classes score no lower than the right one, int64 [N]. Puts the model into evaluation mode."""
     scores = model.eval()(batch).cpu()
     right = scores.gather(1, torch.tensor([[sample["label"]] for sample in batch]))
-    return (scores > right).sum(1)
+    return (~(scores < right)).sum(1) - 1
 
 
 class FolderSet(SampleSet):

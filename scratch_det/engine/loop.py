@@ -229,8 +229,9 @@ class Trainer:
 
         own = torch.stack([torch.stack(list(losses.values())) for losses in found]).mean(0)  # over micro-batches
         both = torch.stack([own, group.mean(own.clone())])  # over processes as well
-        copy = both.to("cpu", non_blocking=True)
-        done = torch.cuda.current_stream().record_event() if state.device.type == "cuda" else None
+        is_cuda = state.device.type == "cuda"  # of other devices nothing is waited for: their copy comes at once
+        copy = both.to("cpu", non_blocking=is_cuda)
+        done = torch.cuda.current_stream().record_event() if is_cuda else None
 
         def read() -> dict[str, float]:
             if done:

@@ -174,6 +174,9 @@ class State:
                     if found.shape != parameter.shape:  # a fused optimizer would read past its end
                         raise ValueError(f"{what} is {tuple(found.shape)}, expected {tuple(parameter.shape)}")
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+            for parameter, moments in self.optimizer.state.items():  # fused optimizers read them in the weight's layout
+                found = {name: moments[name] for name in MOMENTS if moments.get(name) is not None}
+                moments |= {name: torch.empty_like(parameter).copy_(moment) for name, moment in found.items()}
         if state["scaler"]:  # empty without loss scaling: bfloat16 or float32
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]
@@ -185,7 +188,7 @@ def on_cpu(value: Any) -> Any:
         copies = copy(value)  # the model's has attributes, too
         copies.update({name: on_cpu(one) for name, one in value.items()})
         return copies
-    return value.to("cpu", non_blocking=True) if isinstance(value, Tensor) else value
+    return value.to("cpu", non_blocking=value.is_cuda) if isinstance(value, Tensor) else value
 
 
 def build_state(cfg: CfgNode, backend: TrainingBackend, device: torch.device, init_std: float | None = None) -> State:

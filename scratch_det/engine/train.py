@@ -164,7 +164,7 @@ def evaluate_now(
 ) -> dict[str, Any]:
     """Evaluate the current weights, write the metrics, and save the weights if they are the best so far.
 
-    If the run is asked to stop meanwhile, it writes a checkpoint and raises Stopped.
+    If the run is asked to stop meanwhile, or the evaluation fails, it writes a checkpoint before the error goes on.
     """
     cfg, completed = trainer.cfg, trainer.state.iteration
     if not is_final:
@@ -174,7 +174,7 @@ def evaluate_now(
     out = trainer.run_dir.path / "inference"
     try:
         found = evaluate_all(task, cfg, trainer.backend, trainer.state.evaluated(), test, out, trainer.group)
-    except Stopped:
+    except (Stopped, Exception):
         trainer.save()
         raise
     if found:

@@ -2,16 +2,17 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import MASK_KINDS, rectangle_mask
-from PIL import Image
+from PIL import Image, ImageOps
 from toy_data import read_toy, rejection
 
-from scratch_det.data.image import decode_masks, encode_masks, find_dark_images, read_image, scan_images
+from scratch_det.data.image import TURNS, decode_masks, encode_masks, find_dark_images, read_image, scan_images
 from scratch_det.files import cache_folder
 
 EXIF_ORIENTATION = 0x0112
@@ -112,6 +113,20 @@ class TestImages:
         assert "image is 40 x 60 px, the json says 61 x 40; correct width and height" in rejection(
             read_image, path, 61, 40
         )
+
+    @pytest.mark.parametrize("turn", TURNS)
+    def test_a_tag_of_a_wrong_type_does_not_matter(self, tmp_path, turn):
+        """The camera's make is a number, which Pillow's exif_transpose cannot write again."""
+        entries = struct.pack("<HHII", 0x010F, 5, 1, 38), struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0)
+        tags = struct.pack("<H", 2) + b"".join(entries) + struct.pack("<I", 0) + struct.pack("<II", 72, 1)
+        path, sound = tmp_path / "odd.jpg", Image.Exif()
+        sound[0x0112] = turn
+        pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 31, 3), np.uint8))
+        pixels.save(path, exif=b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags)
+        pixels.save(tmp_path / "sound.jpg", exif=sound)
+        with Image.open(tmp_path / "sound.jpg") as opened:
+            expected = np.asarray(ImageOps.exif_transpose(opened))
+        assert np.array_equal(read_image(path), expected)
 
     def test_size_mismatch(self, tmp_path):
         path = self.save(tmp_path / "a.jpg")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from scratch_det.data.image import decode_masks, encode_masks
-from scratch_det.data.repair import TURNS, Wishes, repair
+from scratch_det.data.image import TURNS, decode_masks, encode_masks
+from scratch_det.data.repair import Wishes, repair
 
 SQUARE = [4, 6, 36, 6, 36, 38, 4, 38]
 POINTS = [[4, 6], [36, 6], [36, 38], [4, 38]]

@@ -44,6 +44,10 @@ class TestTransforms:
             expected = detectron2_output_size(height, width, short_side, max_size)
             assert output_size(height, width, short_side, max_size) == expected, (height, width)
 
+    def test_a_thin_image_keeps_a_pixel(self):
+        assert output_size(1, 3000, 800, 1333) == (1, 1333)
+        assert output_size(9000, 2, 800, 1333) == (1333, 1)
+
     @pytest.mark.parametrize("short_side", [25, 40, 63, 100])
     @pytest.mark.parametrize("direction", ["none", "horizontal", "vertical"])
     def test_boxes_and_masks_move_with_the_image(self, short_side, direction):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from scratch_det.config.load import load_config
 from scratch_det.data.catalog import lookup_folder, read_image_folder
 from scratch_det.data.dataset import load_sample
 from scratch_det.engine import classification, loop
-from scratch_det.engine.classification import FolderSet, draw_crop
+from scratch_det.engine.classification import FolderSet, draw_crop, ranks
 from scratch_det.engine.command import start
 from scratch_det.engine.plan import CLASSIFICATION, Request
 from scratch_det.errors import UserError
@@ -203,6 +204,12 @@ class TestWeights:
         assert block.conv2.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
         assert (block.bn1.weight.unique().tolist(), block.bn2.weight.unique().tolist()) == ([1], [0])
         assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("scores", "expected"), [([3, 1, 2], 0), ([1, 3, 2], 2), ([1, 1, 1], 2), ([math.nan] * 3, 2)])
+def test_a_rank_counts_ties_and_nan_as_wrong(scores: list[float], expected: int) -> None:
+    model = SimpleNamespace(eval=lambda: lambda batch: torch.tensor([scores] * len(batch)))
+    assert ranks(model, [{"label": 0}, {"label": 0}]).tolist() == [expected] * 2
 
 
 class TestImages:

@@ -121,13 +121,17 @@ class TestResume:
         assert [line["iteration"] for line in lines(parts)] == [3, 7, 9]
         assert is_same(parts, whole)
 
-    def test_an_evaluation_that_was_cut_off_is_made_up(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
+    @pytest.mark.parametrize("period", [2, 3])  # with and without a checkpoint that is due before
+    def test_an_evaluation_that_failed_is_made_up(
+        self, period: int, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", period)
         whole = train(*keys, name="whole")
         with monkeypatch.context() as patch:
             patch.setattr(inference, "evaluate_predictions", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train(*keys, name="parts")
+        assert (whole.parent / f"parts/checkpoints/model_{period - 1:07}.pth").is_file()
         assert is_same(train(*keys, name="parts", resume=True), whole)
 
     def test_a_damaged_last_checkpoint(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,29 @@ from scratch_det.errors import ConfigError
 R50 = ROOT / "configs/COCO-InstanceSegmentation/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 
 
+def test_momentum_follows_its_weight_into_another_layout(small_model: list[str]) -> None:
+    """A run may be resumed with another MODEL.CHANNELS_LAST; the fused optimizer reads memory as it lies."""
+    recipe, ends = ROOT / "configs/Digits/quickstart.yaml", []
+    plain = [*small_model, "MODEL.ROI_HEADS.NUM_CLASSES", "10", "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN",
+             "MODEL.ROI_BOX_HEAD.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN"]  # fmt: skip
+
+    def step(state: State, seed: int) -> None:
+        torch.manual_seed(seed)
+        for parameter in state.model.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
+        state.optimizer.step()
+
+    for kind in ("False", "True"):
+        first, second = (build_state(load_config(recipe, [*plain, "MODEL.CHANNELS_LAST", name]).cfg, backend,
+                                     torch.device("cpu")) for name in ("False", kind))  # fmt: skip
+        step(first, 1)
+        second.load_state_dict(first.state_dict())
+        step(second, 2)
+        ends.append([parameter.detach() for parameter in second.model.parameters()])
+    assert any(not one.is_contiguous() for one in ends[1])
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
 class TestOptimizer:
     def groups(self, *overrides: str) -> dict[tuple[float, float], tuple[int, int]]:
         """(factor on the rate, decay) -> (tensors, numbers) for the paper's R50 model."""
@@ -122,7 +145,7 @@ class TestOnGPU:
         found = state.state_dict()
         *copies, last = copied
         assert last == ("wait",)
-        assert all(how == {"non_blocking": True} and to == "cpu" for _, to, how in copies)
+        assert all(how == {"non_blocking": one.is_cuda} and to == "cpu" for one, to, how in copies)
         tensors = [
             *state.model.state_dict().values(),
             *(one["momentum_buffer"] for one in state.optimizer.state.values()),

@@ -115,6 +115,11 @@ class TestAddress:
         for number, name in enumerate((SHA256[:8], SHA256, "20260131")):
             assert fetch(f"https://example.org/{number}/resnet50-{name}.pth").is_file()
 
+    def test_a_name_without_a_digest(self, answer: Callable) -> None:
+        """The dash before it in the cache is not the name's."""
+        answer(WEIGHTS)
+        assert fetch("https://example.org/4fa0c1de9b.pth").read_bytes() == WEIGHTS
+
     def test_a_server_that_is_too_slow(self, answer: Callable, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter((0.0, 10.0, 100.0))
         monkeypatch.setattr(locate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
