@@ -21,8 +21,11 @@ def find_file(path: str | Path) -> Path:
 
     An absolute path below the current folder counts as the relative one: those of a study's recipes are absolute.
     """
-    packaged = ROOT / str(Path(path).absolute()).removeprefix(f"{Path.cwd()}/")
-    return Path(path) if Path(path).exists() or not packaged.exists() else packaged
+    if Path(path).exists():
+        return Path(path)
+    full, here = Path(path).absolute(), Path.cwd()
+    packaged = ROOT / (full.relative_to(here) if full.is_relative_to(here) else full)
+    return packaged if packaged.exists() else Path(path)
 
 
 class Lenient:

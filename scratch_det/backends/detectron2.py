@@ -124,7 +124,9 @@ def build(cfg: CfgNode) -> nn.Module:
     if keys.ROUNDING:
         strides = rpn.anchor_generator.strides
         rpn.anchor_generator = LevelAnchors(keys.SIZES, keys.ASPECT_RATIOS, strides, keys.OFFSET, keys.ROUNDING)
-    rpn.predict_proposals = partial(_predict_proposals, rpn)
+    rpn.predict_proposals, heads = partial(_predict_proposals, rpn), model.roi_heads
+    if hasattr(heads, "_create_proposals_from_boxes"):  # a cascade's
+        heads._create_proposals_from_boxes = partial(_finite_proposals, heads)
     return model
 
 
@@ -150,13 +152,18 @@ def _predict_proposals(
     """detectron2's proposals, but those that overflowed are left out, where detectron2 raises in training.
 
     This rank goes on to the end of the iteration, where the others wait for its gradients and, with SyncBN, for its
-    statistics; the RPN's losses are not finite, and the loop stops all.
+    statistics. Where anchors overflow that the RPN's losses sample, these are not finite, and the loop stops all.
     """
     topk = rpn.pre_nms_topk[rpn.training], rpn.post_nms_topk[rpn.training]
     boxes = rpn._decode_proposals(anchors, deltas)
     return find_top_rpn_proposals(
         boxes, logits, sizes, rpn.nms_thresh, *topk, min_box_size=rpn.min_box_size, training=False
     )
+
+
+def _finite_proposals(heads: nn.Module, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Instances]:
+    """The boxes of a cascade's next stage; detectron2 fails where one is NaN, before the loop can tell all ranks."""
+    return type(heads)._create_proposals_from_boxes(heads, [one.nan_to_num() for one in boxes], sizes)
 
 
 @torch.no_grad()

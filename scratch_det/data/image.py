@@ -22,7 +22,13 @@ from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 from scratch_det.reading import regular
 
-UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError  # where Pillow opens a file
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # what Pillow raises when it opens a file or reads its tags
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
     5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
@@ -48,7 +54,7 @@ def read_image(path: Path, width: int | None = None, height: int | None = None, 
             image = np.frombuffer(data, np.uint8).reshape(upright.height, upright.width, 3)
     except FileNotFoundError:
         raise DataError(f"{path}: image file is missing") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make a decoder fail in any way
         reason = f"{type(error).__name__}: {error}"
@@ -69,7 +75,9 @@ def _has_16_bits(opened: Image.Image) -> bool:
 
 
 def turn_of(opened: Image.Image) -> tuple[bool, bool, bool]:
-    """The entry of TURNS for its EXIF tag."""
+    """The entry of TURNS for its EXIF tag; of a TIFF, which Pillow opens in its upright size, none."""
+    if opened.format == "TIFF":
+        opened.load()  # takes the tag away
     return TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1), TURNS[1])
 
 
@@ -84,7 +92,8 @@ def upright_rgb(opened: Image.Image, name: str) -> Image.Image:
         what = f"floats or 32 bits a pixel (mode {opened.mode}): which values are black and white is not known"
         raise DataError(f"{name}: {what}; save it with 8 or 16 bits")
     else:
-        image = opened.convert("RGB")  # also reads a PNG to its end, where its tag may be
+        opened.load()
+        image = opened if opened.mode == "RGB" else opened.convert("RGB")
     for is_needed, move in zip(turn_of(opened), MOVES, strict=True):  # exif_transpose fails where any tag is odd
         image = image.transpose(move) if is_needed else image
     return image

@@ -180,8 +180,8 @@ def evaluate(
     dataset, size = FolderSet(cfg, [data], is_training=False), cfg.SOLVER.IMS_PER_BATCH // group.size
     described = f"classifying {data.entry.name}"
     group.broadcast_buffers(model)  # the running statistics of plain BN differ between ranks
-    higher = predict_share(lambda batch: backend.ranks(model, batch).tolist(), dataset, group, described, size)
-    counts = [sum(rank < 1 for rank in higher), sum(rank < FEW_CLASSES for rank in higher), len(higher)]
+    found = predict_share(lambda batch: backend.ranks(model, batch).tolist(), dataset, group, described, size)
+    counts = [sum(rank < 1 for rank in found), sum(rank < FEW_CLASSES for rank in found), len(found)]
     top1, top5, images = group.mean(torch.tensor(counts, dtype=torch.float64)).tolist()
     metrics = {"top1": 100 * top1 / images}
     if len(data.classes) > FEW_CLASSES:

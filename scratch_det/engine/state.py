@@ -173,10 +173,8 @@ class State:
                     require_numbers({what: found}, "the optimizer")
                     if found.shape != parameter.shape:  # a fused optimizer would read past its end
                         raise ValueError(f"{what} is {tuple(found.shape)}, expected {tuple(parameter.shape)}")
+                    moments[moment] = torch.empty_like(parameter).copy_(found)  # such a one reads the weight's layout
             self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
-            for parameter, moments in self.optimizer.state.items():  # fused optimizers read them in the weight's layout
-                found = {name: moments[name] for name in MOMENTS if moments.get(name) is not None}
-                moments |= {name: torch.empty_like(parameter).copy_(moment) for name, moment in found.items()}
         if state["scaler"]:  # empty without loss scaling: bfloat16 or float32
             self.scaler.load_state_dict(state["scaler"])
         self.iteration, self.seconds = state["iteration"] + 1, state["seconds"]

@@ -26,9 +26,15 @@ TEST_AUG = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 72, 96, 120,
 SCRATCH_GN, TUNED_GN = "scratch_mask_rcnn_R_18_FPN_{k}x_gn", "pretrained_mask_rcnn_R_18_FPN_{k}x_gn"
 
 
-# The table "claims", by the plan's questions in docs/miniature.md: scratch_3x_tenth is short for
-# scratch_mask_rcnn_R_18_FPN_3x_gn_tenth.
-CLAIMS = [Claim.parse(text, re.sub(r"_(\dx)", r"_mask_rcnn_R_18_FPN_\1_gn", formula)) for text, formula in (
+def _claim(text: str, formula: str) -> Claim:
+    """scratch_3x_tenth is short for scratch_mask_rcnn_R_18_FPN_3x_gn_tenth."""
+    name = r"(_keypoint|_cascade_mask)?_(\dx)(_syncbn|_bn)?"
+    full = re.sub(name, lambda m: f"{m[1] or '_mask'}_rcnn_R_18_FPN_{m[2]}{m[3] or '_gn'}", formula)
+    return Claim.parse(text, full)
+
+
+# The table "claims" of docs/miniature.md, by the plan's questions, then by figure.
+CLAIMS = [_claim(*claim) for claim in (
     *((f"1: scratch - pretrained, {k}x", f"scratch_{k}x - pretrained_{k}x") for k in range(2, 7)),
     ("1: the difference at 6x less the one at 2x", "scratch_6x - pretrained_6x - scratch_2x + pretrained_2x"),
     *((f"2: scratch - pretrained, 6x, {name}", f"scratch_6x:{metric} - pretrained_6x:{metric}")
@@ -46,6 +52,22 @@ CLAIMS = [Claim.parse(text, re.sub(r"_(\dx)", r"_mask_rcnn_R_18_FPN_\1_gn", form
       for size in SIZES),
     *((f"5: {size}, {init}, {LONG}x - {SHORT}x", f"{init}_{LONG}x_{size} - {init}_{SHORT}x_{size}")
       for size in SIZES for init in (SCRATCH, PRETRAINED)),
+    *((f"Figure 4: SyncBN, scratch - pretrained, {k}x", f"scratch_{k}x_syncbn - pretrained_{k}x_syncbn")
+      for k in (2, 6)),
+    *((f"Figure 4: {init}, SyncBN - GN, 6x", f"{init}_6x_syncbn - {init}_6x") for init in (SCRATCH, PRETRAINED)),
+    ("norms: 3x, BN on 2 images - SyncBN on 4", "scratch_3x_bn - scratch_3x_syncbn"),
+    ("norms: 3x, all weights from N(0, 0.01) - He", "scratch_3x_alike - scratch_3x"),
+    *((f"Figure 6: scratch - pretrained, {k}x, {name}",
+       f"scratch_keypoint_{k}x:{metric} - pretrained_keypoint_{k}x:{metric}")
+      for name, metric in (("box AP", "bbox/AP"), ("keypoint AP", "keypoints/AP")) for k in (2, 3)),
+    *((f"Figure 5: {init}, {text}", f"{init}{ours} - {init}{theirs}")
+      for init, k in ((SCRATCH, 9), (PRETRAINED, 6)) for text, ours, theirs in (
+          (f"train aug, {k}x - plain, 6x", f"_{k}x_train_aug", "_6x"),
+          ("cascade - train aug", f"_cascade_mask_{k}x_train_aug", f"_{k}x_train_aug"),
+          ("test aug - cascade", f"_cascade_mask_{k}x_train_aug_test_aug:bbox_TTA/AP",
+           f"_cascade_mask_{k}x_train_aug"))),
+    ("Figure 5: cascade, scratch, 9x - pretrained, 6x",
+     "scratch_cascade_mask_9x_train_aug - pretrained_cascade_mask_6x_train_aug"),
 )]  # fmt: skip
 
 

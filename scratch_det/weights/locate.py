@@ -103,9 +103,8 @@ def _download(url: str, file: Path) -> None:
                     raise OSError(f"only {out.tell()} bytes came in {seconds:.0f} seconds")
         if size and out.tell() != size:
             raise OSError(f"{out.tell()} of {size} bytes came")
-    if (named := DIGEST.search(url.partition("?")[0].rpartition("/")[2])) and not (
-        digest := sha256_of(file)
-    ).startswith(named[1]):
+    named = DIGEST.search(Path(url.split("?")[0]).name)  # not of ``file``, whose name begins with one of the address
+    if named and not (digest := sha256_of(file)).startswith(named[1]):
         raise ValueError(f"its SHA-256 is {digest}, by its name it begins with {named[1]}")
     read_checkpoint(file)
 

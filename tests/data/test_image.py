@@ -12,7 +12,7 @@ from conftest import MASK_KINDS, rectangle_mask
 from PIL import Image, ImageOps
 from toy_data import read_toy, rejection
 
-from scratch_det.data.image import TURNS, decode_masks, encode_masks, find_dark_images, read_image, scan_images
+from scratch_det.data.image import TURNS, decode_masks, encode_masks, find_dark_images, read_image, scan_images, turn_of
 from scratch_det.files import cache_folder
 
 EXIF_ORIENTATION = 0x0112
@@ -127,6 +127,16 @@ class TestImages:
         with Image.open(tmp_path / "sound.jpg") as opened:
             expected = np.asarray(ImageOps.exif_transpose(opened))
         assert np.array_equal(read_image(path), expected)
+
+    def test_a_tiff_is_not_turned_twice(self, tmp_path):
+        """Pillow opens it in its upright size, and takes the tag away when it reads the pixels."""
+        pixels, tag = np.random.default_rng(0).integers(0, 255, (24, 31, 3), np.uint8), Image.Exif()
+        tag[EXIF_ORIENTATION] = 6
+        Image.fromarray(pixels).save(tmp_path / "1.tiff", exif=tag)
+        with Image.open(tmp_path / "1.tiff") as opened:
+            assert opened.size == (24, 31)
+            assert turn_of(opened) == TURNS[1]
+        assert np.array_equal(read_image(tmp_path / "1.tiff"), np.rot90(pixels, -1))
 
     def test_size_mismatch(self, tmp_path):
         path = self.save(tmp_path / "a.jpg")
