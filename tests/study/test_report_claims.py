@@ -47,10 +47,10 @@ def test_a_run_that_is_not_finished_does_not_count() -> None:
 
 
 def test_claims_are_about_runs_of_the_miniature() -> None:
-    """Each of them repeated with other seeds, in the place that the table is of."""
+    """In the place that the table is of; those of the plan's questions repeated with other seeds."""
     placed = {run.name for run in of_place("digits/claims")}
     for claim in CLAIMS:
         for _, name, _ in claim.terms:
             assert name in placed
-            assert sum(run.repeats == name for run in runs()) >= 3, name
+            assert sum(run.repeats == name for run in runs()) >= (3 if claim.text[0].isdecimal() else 1), name
     assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)
