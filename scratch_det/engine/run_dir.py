@@ -62,7 +62,7 @@ class Facts(msgspec.Struct):
     best: dict[str, Any] = {}
     git: dict[str, str] | None = None
     packages: dict[str, str | None] | None = None
-    datasets: dict[str, dict[str, Any]] | None = None
+    datasets: dict[str, dict[str, Any]] | list[str] | None = None  # names, in the result.json of scratch-det eval
 
 
 class Parent(msgspec.Struct):

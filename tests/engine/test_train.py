@@ -21,10 +21,11 @@ from scratch_det import backends
 from scratch_det.config.load import flatten, get_cfg, load_config
 from scratch_det.engine import loop
 from scratch_det.engine.checkpointer import read_checkpoint
-from scratch_det.engine.run_dir import RunDir
+from scratch_det.engine.run_dir import Facts, RunDir
 from scratch_det.engine.train import git_state
 from scratch_det.engine.writers import Run, start_writers
 from scratch_det.errors import ConfigError, UserError
+from scratch_det.reading import read_json
 from scratch_det.weights.read import weights_sha256
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
@@ -268,6 +269,8 @@ class TestEvalOnly:
         keys = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01, "MODEL.WEIGHTS", folder / "checkpoints/model_final.pth")
         again = train(*keys, name="again", eval_only=True)
         assert read(again, "inference/result.json")["metrics"] == read(folder, "result.json")["metrics"]
+        as_study = read_json(again / "inference/result.json", Facts)  # an evaluation may be a run of one
+        assert as_study.metrics["bbox"]["AP"] == read(folder, "result.json")["metrics"]["bbox"]["AP"]
         results = "inference/coco_instances_results.json"
         assert read(again, results)
         assert (again / results).read_bytes() == (folder / results).read_bytes()
