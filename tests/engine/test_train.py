@@ -270,7 +270,7 @@ class TestEvalOnly:
         again = train(*keys, name="again", eval_only=True)
         assert read(again, "inference/result.json")["metrics"] == read(folder, "result.json")["metrics"]
         as_study = read_json(again / "inference/result.json", Facts)  # an evaluation may be a run of one
-        assert as_study.metrics["bbox"]["AP"] == read(folder, "result.json")["metrics"]["bbox"]["AP"]
+        assert as_study["metrics"]["bbox"]["AP"] == read(folder, "result.json")["metrics"]["bbox"]["AP"]
         results = "inference/coco_instances_results.json"
         assert read(again, results)
         assert (again / results).read_bytes() == (folder / results).read_bytes()
