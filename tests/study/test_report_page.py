@@ -146,8 +146,17 @@ class TestPage:
         assert table_of(text, "table")[:2] == [["init", "AP"], ["scratch", "20.0"]]
         assert table_of(text, "runs")[:3] == [
             ["run", "status", "iterations", "box AP (%)", "keypoint AP (%)", "time (min)", "row or curve", "in"],
-            [TRUNK, "finished", "1,080", "30.0", "20.0", "2.0", "scratch, 3x", PLACE],
-            [BRANCH, "finished", "720 (a branch at 480)", "30.0", "20.0", "2.0", "scratch, 2x", PLACE],
+            [TRUNK, "finished", "1,080", "30.0", "20.0", "2.0", "scratch, 3x", f"{PLACE}, digits/claims"],
+            [
+                BRANCH,
+                "finished",
+                "720 (a branch at 480)",
+                "30.0",
+                "20.0",
+                "2.0",
+                "scratch, 2x",
+                f"{PLACE}, digits/claims",
+            ],
         ]
         assert table_of(text, "failed") == [["run", "error"], [FAILED, f"exit code 1: RuntimeError: {EVIL}"]]
         assert ["torch", "2.14.1", "all"] in table_of(text, "environment")
