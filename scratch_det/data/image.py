@@ -22,13 +22,8 @@ from scratch_det.files import cache_folder, write_atomically
 from scratch_det.log import track
 from scratch_det.reading import regular
 
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
-)  # what Pillow raises when it opens a file or reads its tags
+# What Pillow raises when it opens a file or reads its tags:
+UNREADABLE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
 TURNS = {  # EXIF orientation -> how the stored image becomes upright: mirrored in x, then in y, then x and y swapped
     1: (False, False, False), 2: (True, False, False), 3: (True, True, False), 4: (False, True, False),
     5: (False, False, True), 6: (False, True, True), 7: (True, True, True), 8: (True, False, True),
